@@ -1,0 +1,13 @@
+# Highway, linked statically: an installed one, else the pinned release, else the copy inside NumPy's source archive.
+set(LOWBIT_HIGHWAY_SOURCE "" CACHE PATH "Highway source tree to build instead of looking for one")
+find_package(hwy 1.2 CONFIG QUIET)
+if(TARGET hwy::hwy)
+  add_library(hwy ALIAS hwy::hwy)
+elseif(LOWBIT_HIGHWAY_SOURCE)
+  set(HWY_ENABLE_TESTS OFF CACHE INTERNAL "")
+  set(HWY_ENABLE_EXAMPLES OFF CACHE INTERNAL "")
+  set(HWY_ENABLE_CONTRIB OFF CACHE INTERNAL "")
+  set(HWY_ENABLE_INSTALL OFF CACHE INTERNAL "")
+  set(HWY_FORCE_STATIC_LIBS ON CACHE INTERNAL "")
+  add_subdirectory("${LOWBIT_HIGHWAY_SOURCE}" "${CMAKE_BINARY_DIR}/highway" EXCLUDE_FROM_ALL)
+endif()

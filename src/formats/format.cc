@@ -1,0 +1,54 @@
+#include "src/formats/format.h"
+
+#include <algorithm>
+#include <cctype>
+
+#include "src/error.h"
+
+namespace lowbit {
+namespace {
+
+// Filled by static constructors in other files, so it must exist before the first of them runs.
+std::vector<const Format*>& Registry() {
+  static std::vector<const Format*> registry;
+  return registry;
+}
+
+std::string Upper(std::string text) {
+  for (char& c : text) c = static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
+  return text;
+}
+
+}  // namespace
+
+RegisterFormat::RegisterFormat(const Format& format) {
+  std::vector<const Format*>& all = Registry();
+  for (const Format* other : all) {
+    if (other->ggml_type == format.ggml_type || Upper(other->name) == Upper(format.name)) {
+      throw Error(Str("two formats share a name or id: ", other->name, " and ", format.name));
+    }
+  }
+  const auto at = std::lower_bound(all.begin(), all.end(), &format,
+                                   [](const Format* a, const Format* b) { return a->ggml_type < b->ggml_type; });
+  all.insert(at, &format);
+}
+
+const std::vector<const Format*>& Formats() { return Registry(); }
+
+const Format* FindFormat(uint32_t ggml_type) {
+  for (const Format* format : Formats()) {
+    if (format->ggml_type == ggml_type) return format;
+  }
+  return nullptr;
+}
+
+const Format& GetFormat(const std::string& name) {
+  std::string known;
+  for (const Format* format : Formats()) {
+    if (Upper(name) == format->name) return *format;
+    known += (known.empty() ? "" : ", ") + std::string(format->name);
+  }
+  throw InputError(Str("unknown format '", name, "'; known: ", known));
+}
+
+}  // namespace lowbit
