@@ -1,12 +1,101 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
+#include <optional>
+#include <string>
+
 #include "src/bindings/bindings.h"
+#include "src/error.h"
 #include "src/formats/format.h"
+#include "src/ops/quantize.h"
 
 namespace py = pybind11;
 
 namespace lowbit {
+namespace {
+
+std::string Describe(const py::array& array) {
+  std::string shape;
+  for (py::ssize_t i = 0; i < array.ndim(); ++i) shape += (i == 0 ? "" : ", ") + std::to_string(array.shape(i));
+  return Str(py::str(array.dtype()).cast<std::string>(), " array of shape (", shape, array.ndim() == 1 ? ",)" : ")");
+}
+
+void CheckTwoDimensional(const char* name, const py::array& array) {
+  if (array.ndim() != 2) throw InputError(Str(name, ": expected two dimensions, got ", Describe(array)));
+}
+
+WeightView::Type TypeOf(const py::array& array) {
+  const py::dtype dtype = array.dtype();
+  if (dtype.attr("isnative").cast<bool>()) {
+    // By name: NumPy knows bfloat16 only as a type that someone else defines.
+    const std::string name = dtype.attr("name").cast<std::string>();
+    if (name == "float32") return WeightView::Type::kF32;
+    if (name == "float16") return WeightView::Type::kF16;
+    if (name == "bfloat16") return WeightView::Type::kBF16;
+  }
+  throw InputError(Str("weights: expected float32, float16 or bfloat16, got ", Describe(array)));
+}
+
+// An array the core writes: of type T, rows x columns, one after the other.
+template <class T>
+T* Output(const char* name, py::array& out, py::ssize_t rows, py::ssize_t columns) {
+  if (!py::isinstance<py::array_t<T>>(out) || out.ndim() != 2 || out.shape(0) != rows || out.shape(1) != columns) {
+    throw InputError(Str(name, ": expected ", py::str(py::dtype::of<T>()).cast<std::string>(), " array of shape (", rows,
+                         ", ", columns, "), got ", Describe(out)));
+  }
+  if ((out.flags() & py::array::c_style) == 0) throw InputError(Str(name, ": expected a C-contiguous array"));
+  return static_cast<T*>(out.mutable_data());  // throws if it is read-only
+}
+
+size_t Threads(py::ssize_t threads) {
+  constexpr py::ssize_t kMost = 1024;
+  if (threads < 1 || threads > kMost) throw InputError(Str("threads: expected 1 to ", kMost, ", got ", threads));
+  return static_cast<size_t>(threads);
+}
+
+void QuantizeArray(const py::array& weights, const std::string& format_name, const std::optional<py::array>& importance,
+                   py::array out, bool allow_nonfinite, py::ssize_t threads) {
+  const Format& format = GetFormat(format_name);
+  CheckTwoDimensional("weights", weights);
+  const WeightView view = {static_cast<const uint8_t*>(weights.data()), TypeOf(weights),
+                           weights.strides(0),                          weights.strides(1),
+                           static_cast<size_t>(weights.shape(0)),       static_cast<size_t>(weights.shape(1))};
+  const float* columns = nullptr;
+  if (importance) {
+    if (!py::isinstance<py::array_t<float>>(*importance) || importance->ndim() != 1 ||
+        importance->shape(0) != weights.shape(1) || (importance->flags() & py::array::c_style) == 0) {
+      throw InputError(Str("importance: expected contiguous float32 array of shape (", weights.shape(1), ",), got ",
+                           Describe(*importance)));
+    }
+    columns = static_cast<const float*>(importance->data());
+  }
+  uint8_t* bytes = Output<uint8_t>("out", out, weights.shape(0), static_cast<py::ssize_t>(format.RowBytes(view.K)));
+  const size_t num_threads = Threads(threads);
+  py::gil_scoped_release release;
+  QuantizeRows(view, format, columns, allow_nonfinite, num_threads, bytes);
+}
+
+void DequantizeArray(const py::array& data, const std::string& format_name, py::array out, py::ssize_t threads) {
+  const Format& format = GetFormat(format_name);
+  CheckTwoDimensional("data", data);
+  if (!py::isinstance<py::array_t<uint8_t>>(data) || (data.shape(1) > 1 && data.strides(1) != 1)) {
+    throw InputError(Str("data: expected uint8 array with contiguous rows, got ", Describe(data)));
+  }
+  if (data.shape(1) % format.block_bytes != 0) {
+    throw InputError(Str("data: rows have ", data.shape(1), " bytes, expected a multiple of ", format.block_bytes, " for ",
+                         format.name));
+  }
+  const size_t K = static_cast<size_t>(data.shape(1)) / format.block_bytes * format.block_size;
+  const size_t num_rows = static_cast<size_t>(data.shape(0));
+  float* floats = Output<float>("out", out, data.shape(0), static_cast<py::ssize_t>(K));
+  const uint8_t* rows = static_cast<const uint8_t*>(data.data());
+  const py::ssize_t stride = data.strides(0);
+  const size_t num_threads = Threads(threads);
+  py::gil_scoped_release release;
+  DequantizeRows(rows, stride, format, num_rows, K, num_threads, floats);
+}
+
+}  // namespace
 
 void BindFormats(py::module_& m) {
   py::class_<Format>(m, "Format")
@@ -15,8 +104,15 @@ void BindFormats(py::module_& m) {
       .def_readonly("block_size", &Format::block_size)
       .def_readonly("block_bytes", &Format::block_bytes)
       .def_readonly("needs_imatrix", &Format::needs_imatrix)
-      .def_property_readonly("bits_per_weight", &Format::BitsPerWeight);
+      .def_property_readonly("bits_per_weight", &Format::BitsPerWeight)
+      .def("__repr__", [](const Format& f) {
+        return Str("Format(", f.name, ", ", f.block_bytes, " bytes for ", f.block_size, " weights)");
+      });
   m.def("formats", &Formats, py::return_value_policy::reference);
+  m.def("get_format", &GetFormat, py::return_value_policy::reference, py::arg("name"));
+  m.def("quantize_rows", &QuantizeArray, py::arg("weights"), py::arg("format"), py::arg("importance").none(true),
+        py::arg("out"), py::arg("allow_nonfinite"), py::arg("threads"));
+  m.def("dequantize_rows", &DequantizeArray, py::arg("data"), py::arg("format"), py::arg("out"), py::arg("threads"));
 }
 
 }  // namespace lowbit

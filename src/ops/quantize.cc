@@ -1,0 +1,259 @@
+#include "src/ops/quantize.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "src/ops/quantize.cc"
+#include "hwy/foreach_target.h"  // must come before highway.h
+#include "hwy/highway.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace lowbit {
+namespace HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+// n neighbouring weights as floats.
+template <class T>
+HWY_INLINE void ConvertRow(const uint8_t* from, size_t n, float* HWY_RESTRICT to) {
+  const hn::ScalableTag<float> df;
+  const hn::Rebind<T, decltype(df)> dt;
+  const hn::Repartition<uint8_t, decltype(dt)> du8;
+  const size_t N = hn::Lanes(df);
+  size_t i = 0;
+  // Loaded as bytes: the address need not be a multiple of the type's size.
+  for (; i + N <= n; i += N) {
+    hn::StoreU(hn::PromoteTo(df, hn::BitCast(dt, hn::LoadU(du8, from + i * sizeof(T)))), df, to + i);
+  }
+  if (i == n) return;
+  const auto rest = hn::BitCast(dt, hn::LoadN(du8, from + i * sizeof(T), (n - i) * sizeof(T)));
+  hn::StoreN(hn::PromoteTo(df, rest), df, to + i, n - i);
+}
+
+HWY_INLINE void ConvertContiguous(const WeightView& w, const uint8_t* from, float* to) {
+  switch (w.type) {
+    case WeightView::Type::kF32:
+      hwy::CopyBytes(from, to, w.K * sizeof(float));
+      return;
+    case WeightView::Type::kF16:
+      return ConvertRow<hwy::float16_t>(from, w.K, to);
+    case WeightView::Type::kBF16:
+      return ConvertRow<hwy::bfloat16_t>(from, w.K, to);
+  }
+}
+
+HWY_INLINE float LoadOne(WeightView::Type type, const uint8_t* from) {
+  if (type == WeightView::Type::kF32) {
+    float value;
+    hwy::CopyBytes<4>(from, &value);
+    return value;
+  }
+  if (type == WeightView::Type::kF16) {
+    hwy::float16_t value;
+    hwy::CopyBytes<2>(from, &value);
+    return hwy::F32FromF16(value);
+  }
+  hwy::bfloat16_t value;
+  hwy::CopyBytes<2>(from, &value);
+  return hwy::F32FromBF16(value);
+}
+
+// The weights of num_rows rows from first_row on, as contiguous floats.
+void Gather(const WeightView& w, size_t first_row, size_t num_rows, float* HWY_RESTRICT to) {
+  const uint8_t* from = w.data + static_cast<ptrdiff_t>(first_row) * w.row_stride;
+  const ptrdiff_t size = w.type == WeightView::Type::kF32 ? 4 : 2;
+  if (w.col_stride == size) {
+    for (size_t r = 0; r < num_rows; ++r) {
+      ConvertContiguous(w, from + static_cast<ptrdiff_t>(r) * w.row_stride, to + r * w.K);
+    }
+    return;
+  }
+  // A column at a time, so that a transposed matrix is read along its lines. The floats stay in the cache meanwhile.
+  for (size_t k = 0; k < w.K; ++k) {
+    const uint8_t* column = from + static_cast<ptrdiff_t>(k) * w.col_stride;
+    for (size_t r = 0; r < num_rows; ++r) {
+      to[r * w.K + k] = LoadOne(w.type, column + static_cast<ptrdiff_t>(r) * w.row_stride);
+    }
+  }
+}
+
+// The index of the first NaN or infinity, or n.
+size_t FindNonfinite(const float* x, size_t n) {
+  const hn::ScalableTag<float> df;
+  const size_t N = hn::Lanes(df);
+  size_t i = 0;
+  for (; i + N <= n; i += N) {
+    const intptr_t at = hn::FindFirstTrue(df, hn::Not(hn::IsFinite(hn::LoadU(df, x + i))));
+    if (at >= 0) return i + static_cast<size_t>(at);
+  }
+  for (; i < n; ++i) {
+    if (!hwy::ScalarIsFinite(x[i])) return i;
+  }
+  return n;
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace lowbit
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "src/error.h"
+#include "src/threads.h"
+
+namespace lowbit {
+namespace {
+
+HWY_EXPORT(Gather);
+HWY_EXPORT(FindNonfinite);
+
+constexpr size_t kChunkFloats = 64 * 1024;
+
+size_t ChunkRows(size_t K) { return std::max<size_t>(1, kChunkFloats / std::max<size_t>(1, K)); }
+
+// As many buffers as threads have wanted at one time.
+class Buffers {
+ public:
+  explicit Buffers(size_t num_floats) : num_floats_(num_floats) {}
+
+  std::unique_ptr<float[]> Take() {
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      if (!free_.empty()) {
+        std::unique_ptr<float[]> buffer = std::move(free_.back());
+        free_.pop_back();
+        return buffer;
+      }
+    }
+    return std::unique_ptr<float[]>(new float[num_floats_]);
+  }
+
+  void Give(std::unique_ptr<float[]> buffer) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    free_.push_back(std::move(buffer));
+  }
+
+ private:
+  const size_t num_floats_;
+  std::mutex mutex_;
+  std::vector<std::unique_ptr<float[]>> free_;
+};
+
+// The first weight, in the order of rows and columns, that is not finite. Tasks start in that order, so whatever lies
+// before one that was found is looked at too, and the first does not depend on the threads.
+class FirstNonfinite {
+ public:
+  void Found(size_t row, size_t column, float value) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (found_ && row >= row_) return;
+    found_ = true;
+    row_ = row;
+    column_ = column;
+    value_ = value;
+  }
+
+  bool Before(size_t row) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    return found_ && row_ < row;
+  }
+
+  void Throw() const {
+    if (!found_) return;
+    throw InputError(Str("weight at row ", row_, ", column ", column_, " is ",
+                         std::isnan(value_) ? "NaN" : value_ < 0 ? "-infinity" : "infinity",
+                         "; expected finite weights (allow_nonfinite=True takes them)"));
+  }
+
+ private:
+  std::mutex mutex_;
+  bool found_ = false;
+  size_t row_ = 0, column_ = 0;
+  float value_ = 0;
+};
+
+void CheckArguments(const Format& format, const float* importance, size_t K) {
+  if (K % format.block_size != 0) {
+    throw InputError(
+        Str(format.name, ": rows have ", K, " weights, expected a multiple of the block size ", format.block_size));
+  }
+  if (importance == nullptr) {
+    if (format.needs_imatrix) throw InputError(Str(format.name, " cannot be encoded without an importance matrix"));
+    return;
+  }
+  for (size_t k = 0; k < K; ++k) {
+    if (!(importance[k] >= 0.0f) || std::isinf(importance[k])) {
+      throw InputError(
+          Str("importance of column ", k, " is ", importance[k], "; expected a finite value that is not negative"));
+    }
+  }
+}
+
+// NaN becomes 0, an infinity the largest float of its sign.
+void MakeFinite(float* x, size_t n) {
+  const auto find = HWY_DYNAMIC_POINTER(FindNonfinite);
+  for (size_t i = find(x, n); i < n; i += 1 + find(x + i + 1, n - i - 1)) {
+    x[i] = std::isnan(x[i]) ? 0.0f : std::copysign(std::numeric_limits<float>::max(), x[i]);
+  }
+}
+
+}  // namespace
+
+void QuantizeRows(const WeightView& weights, const Format& format, const float* importance, bool allow_nonfinite,
+                  size_t num_threads, uint8_t* out) {
+  const size_t K = weights.K;
+  CheckArguments(format, importance, K);
+  if (K == 0 || weights.num_rows == 0) return;
+  const size_t chunk_rows = std::min(ChunkRows(K), weights.num_rows);
+  const size_t row_bytes = format.RowBytes(K);
+  const bool is_float = format.dot_int8 == nullptr;
+  const bool make_finite = allow_nonfinite && !is_float;
+  const bool in_place = weights.type == WeightView::Type::kF32 && weights.col_stride == sizeof(float) &&
+                        (weights.num_rows == 1 || weights.row_stride == static_cast<ptrdiff_t>(K * sizeof(float))) &&
+                        reinterpret_cast<uintptr_t>(weights.data) % alignof(float) == 0 && !make_finite;
+  Buffers buffers(chunk_rows * K);
+  FirstNonfinite nonfinite;
+  const auto task = [&](size_t chunk) {
+    const size_t row = chunk * chunk_rows;
+    if (nonfinite.Before(row)) return;
+    const size_t num = std::min(chunk_rows, weights.num_rows - row);
+    std::unique_ptr<float[]> buffer;
+    const float* x = reinterpret_cast<const float*>(weights.data) + row * K;
+    if (!in_place) {
+      buffer = buffers.Take();
+      HWY_DYNAMIC_DISPATCH(Gather)(weights, row, num, buffer.get());
+      if (make_finite) MakeFinite(buffer.get(), num * K);
+      x = buffer.get();
+    }
+    const size_t bad = allow_nonfinite ? num * K : HWY_DYNAMIC_DISPATCH(FindNonfinite)(x, num * K);
+    if (bad < num * K) {
+      nonfinite.Found(row + bad / K, bad % K, x[bad]);
+    } else {
+      format.encode(x, importance, num, K, out + row * row_bytes);
+    }
+    if (buffer) buffers.Give(std::move(buffer));
+  };
+  ParallelFor((weights.num_rows + chunk_rows - 1) / chunk_rows, num_threads, task);
+  nonfinite.Throw();
+}
+
+void DequantizeRows(const uint8_t* rows, ptrdiff_t row_stride, const Format& format, size_t num_rows, size_t K,
+                    size_t num_threads, float* out) {
+  if (K % format.block_size != 0) {
+    throw InputError(
+        Str(format.name, ": rows have ", K, " weights, expected a multiple of the block size ", format.block_size));
+  }
+  const size_t chunk_rows = ChunkRows(K);
+  const auto task = [&](size_t chunk) {
+    const size_t end = std::min(num_rows, (chunk + 1) * chunk_rows);
+    for (size_t r = chunk * chunk_rows; r < end; ++r) {
+      format.decode(rows + static_cast<ptrdiff_t>(r) * row_stride, K / format.block_size, out + r * K);
+    }
+  };
+  ParallelFor((num_rows + chunk_rows - 1) / chunk_rows, num_threads, task);
+}
+
+}  // namespace lowbit
+#endif  // HWY_ONCE
