@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import ml_dtypes
@@ -118,11 +119,11 @@ def quantize(
     """Encodes `w` (..., K), float32, float16 or bfloat16 with any strides, byte for byte as ggml does.
 
     `imatrix`: the importance of each column, float (K,), finite and not negative. `threads` never changes the result.
-    With `allow_nonfinite`, F32, F16 and BF16 keep NaN and infinities; block formats take NaN for 0 and an infinity for the
-    largest float32 of its sign, whose block then decodes to infinities or NaN, as it does for any weight too large.
+    With `allow_nonfinite`, F32, F16 and BF16 keep NaN and infinities; block formats take NaN for 0 and an infinity for
+    the largest float32 of its sign, whose block then decodes to infinities or NaN, as for any weight that is too large.
 
-    Raises InputError for another dtype, for K that the format's block size does not divide, for a bad importance, and for
-    NaN or an infinity in `w`, with the row and column of the first.
+    Raises InputError for another dtype, for K that the format's block size does not divide, for a bad importance, and
+    for NaN or an infinity in `w`, with the row and column of the first.
     """
     descriptor = _core.get_format(format)
     weights = np.asarray(w)
@@ -200,7 +201,7 @@ def _decode_narrow(data: npt.NDArray[np.uint8], format: str, out: npt.NDArray[An
 def _is_matrix(array: npt.NDArray[Any]) -> bool:
     """Whether all rows are evenly spaced, so that the array is a matrix of rows without a copy."""
     axes = [(n, stride) for n, stride in zip(array.shape[:-1], array.strides[:-1], strict=True) if n != 1]
-    return array.size == 0 or all(a[1] == b[0] * b[1] for a, b in zip(axes, axes[1:], strict=False))
+    return array.size == 0 or all(a[1] == b[0] * b[1] for a, b in pairwise(axes))
 
 
 def _rows(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

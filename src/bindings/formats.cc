@@ -40,8 +40,8 @@ WeightView::Type TypeOf(const py::array& array) {
 template <class T>
 T* Output(const char* name, py::array& out, py::ssize_t rows, py::ssize_t columns) {
   if (!py::isinstance<py::array_t<T>>(out) || out.ndim() != 2 || out.shape(0) != rows || out.shape(1) != columns) {
-    throw InputError(Str(name, ": expected ", py::str(py::dtype::of<T>()).cast<std::string>(), " array of shape (", rows,
-                         ", ", columns, "), got ", Describe(out)));
+    throw InputError(Str(name, ": expected ", py::str(py::dtype::of<T>()).cast<std::string>(), " array of shape (",
+                         rows, ", ", columns, "), got ", Describe(out)));
   }
   if ((out.flags() & py::array::c_style) == 0) throw InputError(Str(name, ": expected a C-contiguous array"));
   return static_cast<T*>(out.mutable_data());  // throws if it is read-only
@@ -57,9 +57,12 @@ void QuantizeArray(const py::array& weights, const std::string& format_name, con
                    py::array out, bool allow_nonfinite, py::ssize_t threads) {
   const Format& format = GetFormat(format_name);
   CheckTwoDimensional("weights", weights);
-  const WeightView view = {static_cast<const uint8_t*>(weights.data()), TypeOf(weights),
-                           weights.strides(0),                          weights.strides(1),
-                           static_cast<size_t>(weights.shape(0)),       static_cast<size_t>(weights.shape(1))};
+  const WeightView view = {static_cast<const uint8_t*>(weights.data()),
+                           TypeOf(weights),
+                           weights.strides(0),
+                           weights.strides(1),
+                           static_cast<size_t>(weights.shape(0)),
+                           static_cast<size_t>(weights.shape(1))};
   const float* columns = nullptr;
   if (importance) {
     if (!py::isinstance<py::array_t<float>>(*importance) || importance->ndim() != 1 ||
@@ -82,8 +85,8 @@ void DequantizeArray(const py::array& data, const std::string& format_name, py::
     throw InputError(Str("data: expected uint8 array with contiguous rows, got ", Describe(data)));
   }
   if (data.shape(1) % format.block_bytes != 0) {
-    throw InputError(Str("data: rows have ", data.shape(1), " bytes, expected a multiple of ", format.block_bytes, " for ",
-                         format.name));
+    throw InputError(Str("data: rows have ", data.shape(1), " bytes, expected a multiple of ", format.block_bytes,
+                         " for ", format.name));
   }
   const size_t K = static_cast<size_t>(data.shape(1)) / format.block_bytes * format.block_size;
   const size_t num_rows = static_cast<size_t>(data.shape(0));

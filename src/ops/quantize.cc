@@ -163,7 +163,9 @@ class FirstNonfinite {
   void Throw() const {
     if (!found_) return;
     throw InputError(Str("weight at row ", row_, ", column ", column_, " is ",
-                         std::isnan(value_) ? "NaN" : value_ < 0 ? "-infinity" : "infinity",
+                         std::isnan(value_) ? "NaN"
+                         : value_ < 0       ? "-infinity"
+                                            : "infinity",
                          "; expected finite weights (allow_nonfinite=True takes them)"));
   }
 

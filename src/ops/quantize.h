@@ -21,16 +21,16 @@ struct WeightView {
 };
 
 // Encodes num_rows rows of K weights into `out`, format.RowBytes(K) each. The bytes do not depend on num_threads.
-// `importance` is null or holds K values, finite and not negative; with a negative one ggml takes the square root of the
-// product and such, so what it writes means nothing, and it is refused here.
+// `importance` is null or holds K values, finite and not negative; with a negative one ggml takes the square root of
+// the product and such, so what it writes means nothing, and it is refused here.
 //
 // Throws InputError if block_size does not divide K, for missing or bad importances, and for a weight that is NaN or
-// infinite, with the row and column of the first. With `allow_nonfinite`, float formats store such weights as they are; block
-// formats take NaN for 0 and an infinity for the largest float of its sign, whose block then has an infinite scale, as it
-// has for any weight too large for the format.
+// infinite, with the row and column of the first. With `allow_nonfinite`, float formats store such weights as they are;
+// block formats take NaN for 0 and an infinity for the largest float of its sign, whose block then has an infinite
+// scale, as it has for any weight too large for the format.
 //
-// Memory: rows of f32 that lie together are read in place; else each thread converts chunks of whole rows, as many as fit
-// 256 KiB and at least one.
+// Memory: rows of f32 that lie together are read in place; else each thread converts chunks of whole rows, as many as
+// fit 256 KiB and at least one.
 void QuantizeRows(const WeightView& weights, const Format& format, const float* importance, bool allow_nonfinite,
                   size_t num_threads, uint8_t* out);
 
