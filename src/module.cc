@@ -35,5 +35,6 @@ PYBIND11_MODULE(_core, m) {
   lowbit::BindErrors(m);
   lowbit::BindSimd(m);
   lowbit::BindFormats(m);
+  lowbit::BindMetrics(m);
   if (const char* target = std::getenv("LOWBIT_SIMD")) lowbit::SimdForce(target);
 }

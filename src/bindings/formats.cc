@@ -47,12 +47,6 @@ T* Output(const char* name, py::array& out, py::ssize_t rows, py::ssize_t column
   return static_cast<T*>(out.mutable_data());  // throws if it is read-only
 }
 
-size_t Threads(py::ssize_t threads) {
-  constexpr py::ssize_t kMost = 1024;
-  if (threads < 1 || threads > kMost) throw InputError(Str("threads: expected 1 to ", kMost, ", got ", threads));
-  return static_cast<size_t>(threads);
-}
-
 void QuantizeArray(const py::array& weights, const std::string& format_name, const std::optional<py::array>& importance,
                    py::array out, bool allow_nonfinite, py::ssize_t threads) {
   const Format& format = GetFormat(format_name);
@@ -99,6 +93,12 @@ void DequantizeArray(const py::array& data, const std::string& format_name, py::
 }
 
 }  // namespace
+
+size_t Threads(py::ssize_t threads) {
+  constexpr py::ssize_t kMost = 1024;
+  if (threads < 1 || threads > kMost) throw InputError(Str("threads: expected 1 to ", kMost, ", got ", threads));
+  return static_cast<size_t>(threads);
+}
 
 void BindFormats(py::module_& m) {
   py::class_<Format>(m, "Format")

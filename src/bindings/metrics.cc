@@ -1,0 +1,65 @@
+#include "src/ops/metrics.h"
+
+#include <pybind11/numpy.h>
+
+#include "src/bindings/bindings.h"
+#include "src/error.h"
+
+namespace py = pybind11;
+
+namespace lowbit {
+namespace {
+
+using Logits = py::array_t<float, py::array::c_style>;
+using Targets = py::array_t<int64_t, py::array::c_style>;
+
+void CheckLogits(const char* name, const Logits& logits) {
+  if (logits.ndim() != 2) throw InputError(Str(name, ": expected two dimensions, got ", logits.ndim()));
+}
+
+py::array_t<double> LogProbabilitiesArray(const Logits& logits, const Targets& targets, py::ssize_t threads) {
+  CheckLogits("logits", logits);
+  if (targets.ndim() != 1 || targets.shape(0) != logits.shape(0)) {
+    throw InputError(Str("targets: expected one for each of ", logits.shape(0), " rows of logits, got ", targets.size(),
+                         " in ", targets.ndim(), " dimensions"));
+  }
+  const size_t num_threads = Threads(threads);
+  const size_t num_tokens = static_cast<size_t>(logits.shape(0));
+  const size_t vocab = static_cast<size_t>(logits.shape(1));
+  py::array_t<double> out(logits.shape(0));
+  double* values = out.mutable_data();
+  {
+    py::gil_scoped_release release;
+    LogProbabilities(logits.data(), targets.data(), num_tokens, vocab, num_threads, values);
+  }
+  return out;
+}
+
+py::tuple KlDivergenceArrays(const Logits& reference, const Logits& logits, py::ssize_t threads) {
+  CheckLogits("reference", reference);
+  CheckLogits("logits", logits);
+  if (reference.shape(0) != logits.shape(0) || reference.shape(1) != logits.shape(1)) {
+    throw InputError(Str("logits: expected the reference's shape (", reference.shape(0), ", ", reference.shape(1),
+                         "), got (", logits.shape(0), ", ", logits.shape(1), ")"));
+  }
+  const size_t num_threads = Threads(threads);
+  py::array_t<double> divergence(logits.shape(0));
+  py::array_t<bool> same_top(logits.shape(0));
+  double* values = divergence.mutable_data();
+  uint8_t* same = reinterpret_cast<uint8_t*>(same_top.mutable_data());
+  {
+    py::gil_scoped_release release;
+    KlDivergence(reference.data(), logits.data(), static_cast<size_t>(logits.shape(0)),
+                 static_cast<size_t>(logits.shape(1)), num_threads, values, same);
+  }
+  return py::make_tuple(divergence, same_top);
+}
+
+}  // namespace
+
+void BindMetrics(py::module_& m) {
+  m.def("log_probabilities", &LogProbabilitiesArray, py::arg("logits"), py::arg("targets"), py::arg("threads"));
+  m.def("kl_divergence", &KlDivergenceArrays, py::arg("reference"), py::arg("logits"), py::arg("threads"));
+}
+
+}  // namespace lowbit
