@@ -25,13 +25,38 @@ HWY_INLINE V RoundHalfAway(D d, V x) {
   return hn::Add(whole, hn::CopySign(away, x));
 }
 
+// Half-precision numbers as floats. Where the target has no instruction for it, Highway takes the exponent of
+// infinities and NaN for one more power of two; no other half is that large.
+template <class DF, class V = hn::Vec<DF>>
+HWY_INLINE V PromoteHalves(DF df, hn::Vec<hn::Rebind<hwy::float16_t, DF>> halves) {
+  const V x = hn::PromoteTo(df, halves);
+  return hn::IfThenElse(hn::Ge(hn::Abs(x), hn::Set(df, 65536.0f)), hn::Or(x, hn::Inf(df)), x);
+}
+
+// A block's scale or offset in half precision, as ggml stores it: to nearest even, NaN as a quiet NaN of the same sign.
+HWY_INLINE void StoreHalf(float value, uint8_t* to) {
+  const hn::CappedTag<float, 1> df;
+  const hn::Rebind<hwy::float16_t, decltype(df)> dh;
+  hwy::float16_t half = hn::GetLane(hn::DemoteTo(dh, hn::Set(df, value)));
+  if (HWY_UNLIKELY(hwy::ScalarIsNaN(value))) {
+    half = hwy::BitCastScalar<hwy::float16_t>(static_cast<uint16_t>(hwy::ScalarSignBit(value) ? 0xFE00 : 0x7E00));
+  }
+  hwy::CopyBytes<2>(&half, to);
+}
+
+HWY_INLINE float LoadHalf(const uint8_t* from) {
+  hwy::float16_t half;
+  hwy::CopyBytes<2>(from, &half);
+  return hwy::F32FromF16(half);
+}
+
 // n half-precision numbers, `stride` bytes apart, as floats.
 HWY_INLINE void LoadHalves(const uint8_t* from, size_t stride, size_t n, float* out) {
   const hn::CappedTag<float, 8> df;
   const hn::Rebind<hwy::float16_t, decltype(df)> dh;
   HWY_ALIGN hwy::float16_t halves[8] = {};
   for (size_t i = 0; i < n; ++i) hwy::CopyBytes<2>(from + i * stride, &halves[i]);
-  for (size_t i = 0; i < n; i += hn::Lanes(df)) hn::Store(hn::PromoteTo(df, hn::Load(dh, halves + i)), df, out + i);
+  for (size_t i = 0; i < n; i += hn::Lanes(df)) hn::Store(PromoteHalves(df, hn::Load(dh, halves + i)), df, out + i);
 }
 
 // -------------------------------------------------------------------------------------------------------------------
@@ -45,9 +70,9 @@ HWY_INLINE void LoadHalves(const uint8_t* from, size_t stride, size_t n, float* 
 //     static void Unpack(const uint8_t* blocks, size_t num_blocks, Unpacked& u);
 //   };
 //
-// Unpack gets at most 256 weights and leaves weight i as u.scale[i / g] * code[i] - u.offset[i / g] with g = min(kGroup,
-// 32). DotInt8 below does the rest. Cost a weight: an eighth of a dozen or so 32-byte instructions; the codes go through
-// 256 bytes of stack, which the store buffer hides.
+// Unpack gets at most 256 weights and leaves weight i as u.scale[i / g] * code[i] - u.offset[i / g] with g =
+// min(kGroup, 32). DotInt8 below does the rest. Cost a weight: an eighth of a dozen or so 32-byte instructions; the
+// codes go through 256 bytes of stack, which the store buffer hides.
 
 struct Unpacked {
   HWY_ALIGN uint8_t code[256];
@@ -55,7 +80,8 @@ struct Unpacked {
   HWY_ALIGN float offset[16];
 };
 
-// Adds the products of four neighbouring codes and activations to each lane of `sum`. |code| <= 128, |activation| <= 127.
+// Adds the products of four neighbouring codes and activations to each lane of `sum`. |code| <= 128, |activation| <=
+// 127.
 template <bool kSigned, class DI32, class DU8, class VU8, class VI8>
 HWY_INLINE hn::Vec<DI32> MulAddQuads(DI32 di32, DU8 du8, VU8 codes, VI8 activations, hn::Vec<DI32> sum) {
   if constexpr (kSigned) {

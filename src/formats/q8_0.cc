@@ -35,11 +35,12 @@ HWY_INLINE void EncodeBlock(const float* x, uint8_t* out) {
   for (size_t i = 0; i < kBlock; i += N) max = hn::Max(max, hn::Abs(hn::LoadU(df, x + i)));
   const float d = hn::ReduceMax(df, max) / 127.0f;
   const float id = d != 0.0f ? 1.0f / d : 0.0f;
-  const hwy::float16_t half = hwy::F16FromF32(d);
-  hwy::CopyBytes<2>(&half, out);
+  StoreHalf(d, out);
   const auto scale = hn::Set(df, id);
   for (size_t i = 0; i < kBlock; i += N) {
-    const auto q = RoundHalfAway(df, hn::Mul(hn::LoadU(df, x + i), scale));
+    auto q = RoundHalfAway(df, hn::Mul(hn::LoadU(df, x + i), scale));
+    // Where d is so small that 1 / d overflows: infinity and NaN convert to a number whose low byte is 0.
+    q = hn::IfThenElseZero(hn::Lt(hn::Abs(q), hn::Set(df, 128.0f)), q);
     hn::StoreU(hn::DemoteTo(di8, hn::ConvertTo(di32, q)), di8, reinterpret_cast<int8_t*>(out + 2 + i));
   }
 }
@@ -53,9 +54,7 @@ void Decode(const uint8_t* blocks, size_t num_blocks, float* out) {
   const hn::Rebind<int32_t, decltype(df)> di32;
   const hn::Rebind<int8_t, decltype(df)> di8;
   for (size_t b = 0; b < num_blocks; ++b, blocks += kBlockBytes, out += kBlock) {
-    hwy::float16_t half;
-    hwy::CopyBytes<2>(blocks, &half);
-    const auto d = hn::Set(df, hwy::F32FromF16(half));
+    const auto d = hn::Set(df, LoadHalf(blocks));
     for (size_t i = 0; i < kBlock; i += hn::Lanes(df)) {
       const auto q = hn::LoadU(di8, reinterpret_cast<const int8_t*>(blocks + 2 + i));
       hn::StoreU(hn::Mul(hn::ConvertTo(df, hn::PromoteTo(di32, q)), d), df, out + i);

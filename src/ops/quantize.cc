@@ -1,9 +1,12 @@
 #include "src/ops/quantize.h"
 
+#include <type_traits>
+
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "src/ops/quantize.cc"
 #include "hwy/foreach_target.h"  // must come before highway.h
 #include "hwy/highway.h"
+#include "src/formats/format-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace lowbit {
@@ -13,6 +16,12 @@ namespace hn = hwy::HWY_NAMESPACE;
 // n neighbouring weights as floats.
 template <class T>
 HWY_INLINE void ConvertRow(const uint8_t* from, size_t n, float* HWY_RESTRICT to) {
+  const auto promote = [](auto d, auto x) HWY_ATTR {
+    if constexpr (std::is_same_v<T, hwy::float16_t>)
+      return PromoteHalves(d, x);
+    else
+      return hn::PromoteTo(d, x);
+  };
   const hn::ScalableTag<float> df;
   const hn::Rebind<T, decltype(df)> dt;
   const hn::Repartition<uint8_t, decltype(dt)> du8;
@@ -20,11 +29,11 @@ HWY_INLINE void ConvertRow(const uint8_t* from, size_t n, float* HWY_RESTRICT to
   size_t i = 0;
   // Loaded as bytes: the address need not be a multiple of the type's size.
   for (; i + N <= n; i += N) {
-    hn::StoreU(hn::PromoteTo(df, hn::BitCast(dt, hn::LoadU(du8, from + i * sizeof(T)))), df, to + i);
+    hn::StoreU(promote(df, hn::BitCast(dt, hn::LoadU(du8, from + i * sizeof(T)))), df, to + i);
   }
   if (i == n) return;
   const auto rest = hn::BitCast(dt, hn::LoadN(du8, from + i * sizeof(T), (n - i) * sizeof(T)));
-  hn::StoreN(hn::PromoteTo(df, rest), df, to + i, n - i);
+  hn::StoreN(promote(df, rest), df, to + i, n - i);
 }
 
 HWY_INLINE void ConvertContiguous(const WeightView& w, const uint8_t* from, float* to) {
