@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-import lowbit
 import numpy as np
 import pytest
+
+import lowbit
 
 HERE = Path(__file__).parent
 ROWS = list(csv.DictReader((HERE / "formats.csv").read_text().splitlines()))

@@ -4,6 +4,8 @@ from lowbit import simd
 from lowbit._core import ContextFullError, Error, FileError, FormatError, InputError, UnsupportedError
 from lowbit.qtensor import QTensor, dequantize, formats, quantize
 
+__version__ = "0.1.0"
+
 __all__ = [
     "ContextFullError",
     "Error",
@@ -12,6 +14,7 @@ __all__ = [
     "InputError",
     "QTensor",
     "UnsupportedError",
+    "__version__",
     "dequantize",
     "formats",
     "quantize",

@@ -1,0 +1,70 @@
+"""The command `lowbit`.
+
+Results go to stdout, everything else to stderr. The exit status is 0, 1 (the work failed; one line says why) or 2
+(wrong usage); 130 after Ctrl-C, 143 after a request to terminate.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+from typing import NoReturn
+
+import typer
+from typer.main import get_command
+
+from lowbit._core import Error
+from lowbit.cli import demo, files, measure, writing  # noqa: F401  (each adds its commands to the application)
+from lowbit.cli.app import app, settings
+
+# typer brings its own click, or uses the installed one, depending on its version; both have this class.
+_UsageError = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Runs the command with `arguments` (those of the process by default) and ends the process."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs the command with `arguments` and returns its exit status."""
+    previous = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        status = get_command(app).main(list(arguments), prog_name="lowbit", standalone_mode=False)
+        sys.stdout.flush()
+        return status if isinstance(status, int) else 0
+    except (KeyboardInterrupt, typer.Abort):
+        print(file=sys.stderr)
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        # The reader of a pipe has gone. Python would flush stdout once more at exit, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if isinstance(error, _UsageError):
+            error.show()  # type: ignore[attr-defined]
+            return 2
+        if settings.debug:
+            raise
+        print(f"lowbit: {_reason(error)}", file=sys.stderr)
+        return 1
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    """Makes a request to terminate an exception, so that unfinished files are removed."""
+    raise SystemExit(128 + number)
+
+
+def _reason(error: Exception) -> str:
+    """One line that says what went wrong, and for a bug in lowbit how to see where."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, (Error, OSError)):
+        return text
+    if isinstance(error, MemoryError):
+        return "not enough memory"
+    return f"unexpected {type(error).__name__}: {text} (LOWBIT_DEBUG=1 shows where)"

@@ -1,0 +1,75 @@
+"""The application that the commands add themselves to, and the options they share.
+
+The rest of the package is imported inside the functions that use it, so that `lowbit --help` loads nothing of it.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Threads = Annotated[
+    int | None,
+    typer.Option("--threads", "-t", min=1, max=1024, help="Threads. [default: LOWBIT_THREADS, else one a processor]"),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")]
+Compute = Annotated[
+    str, typer.Option("--compute", help="Arithmetic of matrix products: auto, int8, bf16, or f32, which is exact.")
+]
+ModelPath = Annotated[str, typer.Argument(metavar="MODEL", help="GGUF file, checkpoint folder or hub id.")]
+ExistingFile = Annotated[Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="Text in UTF-8.")]
+
+
+@dataclass
+class Settings:
+    """What the options before the command set."""
+
+    debug: bool = os.environ.get("LOWBIT_DEBUG", "") not in ("", "0")
+
+
+settings = Settings()
+
+app = typer.Typer(
+    name="lowbit",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+)
+
+
+def examples(*lines: str) -> str:
+    """The end of a command's help: examples, one a line."""
+    return "\n".join(["\b", "Examples:", *(f"  {line}" for line in lines)])
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from lowbit import __version__, simd
+
+        print(f"lowbit {__version__} ({simd.current()})")
+        raise typer.Exit
+
+
+@app.callback(
+    epilog=examples(
+        "lowbit demo",
+        "lowbit convert ./SmolLM2-135M smol.gguf --format Q4_K_M",
+        'lowbit run smol.gguf "Once upon a time"',
+    )
+)
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and the SIMD target.", callback=_version, is_eager=True)
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error, as LOWBIT_DEBUG=1 does.")
+    ] = False,
+) -> None:
+    """Quantizes checkpoints to GGUF, measures what was lost, and runs them on the CPU."""
+    settings.debug = settings.debug or debug

@@ -1,0 +1,129 @@
+"""What the commands print with: results to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+# Tables that go into a file or a pipe are as wide as they need to be.
+_PIPE_WIDTH = 100_000
+
+
+@cache
+def stdout() -> Console:
+    """The console of results."""
+    from rich.console import Console
+
+    width = None if sys.stdout.isatty() else _PIPE_WIDTH
+    return Console(width=width, highlight=False, soft_wrap=False)
+
+
+@cache
+def stderr() -> Console:
+    """The console of everything that is not a result."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)
+
+
+def note(text: str) -> None:
+    """One line on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def print_json(value: Any) -> None:
+    """`value` as JSON; dataclasses become objects, numbers that JSON lacks (NaN, infinity) null."""
+    print(json.dumps(_plain(value), indent=2, ensure_ascii=False))
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:
+    """A table; columns whose name begins with `>` are aligned to the right."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    # The title comes from paths and files, too.
+    heading = None if title is None else Text(printable(title), style="bold")
+    table = Table(box=box.SIMPLE_HEAD, title=heading, title_justify="left", pad_edge=False)
+    for column in columns:
+        right = column.startswith(">")
+        table.add_column(column.removeprefix(">"), justify="right" if right else "left", overflow="fold")
+    for row in rows:
+        # Text, not markup: names come from files.
+        table.add_row(*(Text(printable(cell)) for cell in row))
+    stdout().print(table)
+
+
+def printable(text: str) -> str:
+    """`text` with control characters escaped: what a file says must not drive the terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def size(num_bytes: int) -> str:
+    """Bytes for people: "7.35 MB", thousands as in file managers and on disks' labels."""
+    value, unit = float(num_bytes), "B"
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if value < 999.5 or unit == "TB":
+            break
+        value /= 1000
+    return f"{num_bytes} B" if unit == "B" else f"{value:.3g} {unit}"
+
+
+def count(number: int) -> str:
+    """A number of weights for people: "3.67 M"."""
+    value, unit = float(number), ""
+    for unit in ("", "K", "M", "G", "T"):
+        if value < 999.5 or unit == "T":
+            break
+        value /= 1000
+    return str(number) if unit == "" else f"{value:.3g} {unit}"
+
+
+@contextmanager
+def bar(title: str, *, unit: str = "") -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on stderr if that is a terminal; yields `advance(done, total)`. `unit` "B" counts bytes."""
+    if not stderr().is_terminal:
+        yield lambda done, total: None
+        return
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    counter: ProgressColumn = DownloadColumn() if unit == "B" else MofNCompleteColumn()
+    with Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        counter,
+        TimeRemainingColumn(),
+        console=stderr(),
+        transient=True,
+    ) as progress:
+        task = progress.add_task(title, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)

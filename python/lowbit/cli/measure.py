@@ -1,0 +1,105 @@
+"""Commands that measure: bench, perplexity."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from lowbit.cli.app import Compute, ExistingFile, Json, ModelPath, Threads, app, examples
+from lowbit.cli.console import bar, print_json, print_table
+
+
+@app.command(epilog=examples("lowbit bench model.gguf", "lowbit bench model.gguf -p 2048 -n 64 --threads 2 --json"))
+def bench(
+    model: ModelPath,
+    prompt_tokens: Annotated[int, typer.Option("-p", "--prompt-tokens", min=1, help="Tokens of the prompt.")] = 512,
+    new_tokens: Annotated[int, typer.Option("-n", "--new-tokens", min=1, help="Tokens made after it.")] = 128,
+    repeat: Annotated[int, typer.Option("-r", "--repeat", min=1, help="Runs; the median counts.")] = 3,
+    threads: Threads = None,
+    compute: Compute = "auto",
+    json: Json = False,
+) -> None:
+    """Times prefill and decode.
+
+    Prefill is reading a prompt, decode is making tokens one by one after it.
+    """
+    from lowbit.bench import bench as measure
+
+    with bar("Measuring") as advance:
+        result = measure(model, prompt_tokens, new_tokens, repeat, threads=threads, compute=compute, progress=advance)
+    if json:
+        print_json(result)
+        return
+    rows = [
+        [f"prefill of {prompt_tokens}", f"{result.prefill_tokens_per_s:.1f}", f"{result.prefill_spread:.1%}"],
+        [f"decode of {new_tokens}", f"{result.decode_tokens_per_s:.1f}", f"{result.decode_spread:.1%}"],
+    ]
+    title = f"{result.model}, {result.threads} threads, {result.simd}, compute {result.compute}"
+    print_table(["what", ">tokens/s", ">spread"], rows, title)
+
+
+@app.command(
+    epilog=examples(
+        "lowbit perplexity model.gguf wiki.test.raw",
+        "lowbit perplexity model-Q4_K_M.gguf text.txt --reference model-bf16.gguf --json",
+    )
+)
+def perplexity(
+    model: ModelPath,
+    text: ExistingFile,
+    ctx: Annotated[int, typer.Option("--ctx", "-c", min=3, help="Tokens in a window.")] = 512,
+    windows: Annotated[int | None, typer.Option("--windows", min=1, help="At most so many.")] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option("--reference", metavar="MODEL", help="Also say how far MODEL's predictions are: KL divergence."),
+    ] = None,
+    threads: Threads = None,
+    compute: Compute = "auto",
+    json: Json = False,
+) -> None:
+    """Perplexity on a text, and divergence from another model.
+
+    Counted as llama-perplexity does: the first half of each window is context, the rest counts.
+    """
+    import lowbit
+    from lowbit import evaluate
+
+    try:
+        content = text.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise lowbit.FormatError(f"{text}: not UTF-8 at offset {error.start}") from None
+    paths = {"model": model} if reference is None else {"reference": reference, "model": model}
+    models = {name: lowbit.load(path, compute=compute, threads=threads) for name, path in paths.items()}
+    with bar("Reading") as advance:
+        figures = evaluate.compare(models, content, ctx, max_windows=windows, threads=threads, progress=advance)
+    result, divergence = figures["model"].perplexity, figures["model"].divergence
+    if json:
+        print_json(
+            {
+                "model": model,
+                "perplexity": result.value,
+                "standard_error": result.standard_error,
+                "tokens": result.tokens,
+                "windows": result.windows,
+                "context": result.context,
+                **({} if divergence is None else {"reference": reference, "divergence": divergence}),
+            }
+        )
+        return
+    rows = [["perplexity", _measured(result.value, result.standard_error)]]
+    if divergence is not None:
+        base = figures["reference"].perplexity
+        rows += [
+            ["perplexity of the reference", _measured(base.value, base.standard_error)],
+            ["KL divergence, mean", _measured(divergence.mean, divergence.standard_error)],
+            ["KL divergence, median", f"{divergence.median:.5f}"],
+            ["KL divergence, 99 % below", f"{divergence.percentile_99:.5f}"],
+            ["KL divergence, largest", f"{divergence.maximum:.5f}"],
+            ["same likeliest token", f"{divergence.same_top:.2%}"],
+        ]
+    print_table(["figure", ">value"], rows, f"{result.tokens} tokens in {result.windows} windows of {ctx}")
+
+
+def _measured(value: float, error: float) -> str:
+    return f"{value:.5f} ± {error:.5f}"
