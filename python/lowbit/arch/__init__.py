@@ -1,0 +1,124 @@
+"""Architectures: one file each, found by looking into this folder.
+
+`open_checkpoint` makes of a Hugging Face folder the metadata and the tensors that its GGUF file holds, in memory and
+lazily: `lowbit.convert` writes them to a file, `lowbit.load` runs them as they are.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib
+import os
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lowbit._core import FormatError, UnsupportedError
+from lowbit.arch._base import Architecture
+from lowbit.checkpoint import Checkpoint, resolve
+from lowbit.config import Config
+from lowbit.model_card import general_metadata
+from lowbit.spec import ModelSpec
+from lowbit.tensor_source import TensorSource, num_elements
+from lowbit.vocab import tokenizer_metadata
+
+#: general.quantization_version of the block layouts.
+QUANTIZATION_VERSION = 2
+#: general.file_type of files that keep their weights as floats.
+FLOAT_FILE_TYPES = {np.dtype(np.float32): 0, np.dtype(np.float16): 1}
+BFLOAT16_FILE_TYPE = 32
+
+
+@functools.cache
+def architectures() -> dict[str, Architecture]:
+    """Every architecture by its GGUF name."""
+    found = {}
+    for module in pkgutil.iter_modules(__path__):
+        if not module.name.startswith("_"):
+            arch = importlib.import_module(f"{__name__}.{module.name}").ARCHITECTURE
+            found[arch.name] = arch
+    return found
+
+
+def by_gguf_name(name: str) -> Architecture:
+    """The architecture of general.architecture, or UnsupportedError that lists the known ones."""
+    known = architectures()
+    if name not in known:
+        raise UnsupportedError(f"architecture {name[:80]!r} is unknown{_hint(name, list(known))}")
+    return known[name]
+
+
+def by_hf_name(name: str) -> Architecture:
+    """The architecture of a class in config.json, or UnsupportedError that lists the known ones."""
+    known = {hf_name: arch for arch in architectures().values() for hf_name in arch.hf_names}
+    if name not in known:
+        raise UnsupportedError(f"architecture {name[:80]!r} is unknown{_hint(name, list(known))}")
+    return known[name]
+
+
+def _hint(name: str, known: list[str]) -> str:
+    nearest = difflib.get_close_matches(name, known, 1)
+    return f"; known: {', '.join(known)}" + (f"; nearest: {nearest[0]}" if nearest else "")
+
+
+def spec(metadata: Mapping[str, Any]) -> ModelSpec:
+    """The network that a GGUF file's metadata describes."""
+    name = metadata.get("general.architecture")
+    if not isinstance(name, str):
+        raise FormatError("metadata has no general.architecture")
+    return by_gguf_name(name).spec(metadata)
+
+
+@dataclass
+class OpenedCheckpoint:
+    """A Hugging Face folder as its GGUF file will be.
+
+    metadata: keys in file order, values as lowbit.gguf.Writer takes them, tokenizer included.
+    tensors: in file order, each already as GGUF has its values (float types only).
+    notes: what GGUF does not keep, one sentence each.
+    """
+
+    metadata: dict[str, Any]
+    tensors: list[TensorSource]
+    notes: list[str]
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The network."""
+        return spec(self.metadata)
+
+
+def open_checkpoint(source: str | os.PathLike[str]) -> OpenedCheckpoint:
+    """Opens a Hugging Face folder or hub id. Reads headers and the tokenizer, no weights."""
+    folder, hub_id = resolve(source)
+    checkpoint = Checkpoint(folder)
+    config = Config(checkpoint.config, str(folder / "config.json"))
+    names = config.values.get("architectures")
+    if not isinstance(names, list) or not names or not isinstance(names[0], str):
+        raise FormatError(f"{config.where}: 'architectures' is {str(names)[:40]!r}, expected a list of names")
+    arch = by_hf_name(names[0])
+    notes = arch.check(config)
+    tensors = arch.tensors(checkpoint, config)
+    num_params = sum(num_elements(tensor.shape) for tensor in tensors)
+    vocab_size = config.integer("vocab_size")
+    metadata = {
+        "general.architecture": arch.name,
+        "general.type": "model",
+        **general_metadata(folder, checkpoint.config, num_params, hub_id, notes),
+        **arch.metadata(config),
+        "general.file_type": float_file_type(tensors),
+        **arch.late_metadata(config),
+        "general.quantization_version": QUANTIZATION_VERSION,
+        **tokenizer_metadata(folder, checkpoint.config, arch.name, vocab_size),
+    }
+    return OpenedCheckpoint(metadata, tensors, notes)
+
+
+def float_file_type(tensors: list[TensorSource]) -> int:
+    """general.file_type of the matrices as they are stored."""
+    matrices = [tensor.dtype for tensor in tensors if len(tensor.shape) > 1]
+    return FLOAT_FILE_TYPES.get(matrices[0], BFLOAT16_FILE_TYPE) if matrices else 0

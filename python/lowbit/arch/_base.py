@@ -1,0 +1,309 @@
+"""What every architecture shares: the dense decoder's tensors, shapes, metadata and spec.
+
+An architecture's file says what its Hugging Face classes are called and what differs. Tensors keep the order in which
+they lie in the checkpoint (file, then name), extra ones first, as the reference converter writes them.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+
+from lowbit._core import FormatError, UnsupportedError
+from lowbit.checkpoint import Checkpoint
+from lowbit.config import Config
+from lowbit.spec import ModelSpec
+from lowbit.tensor_source import AsFloat32, Renamed, TensorSource
+
+#: Buffers that old checkpoints hold and nobody reads.
+IGNORED_SUFFIXES = (".attention.masked_bias", ".attention.bias", ".rotary_emb.inv_freq")
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One tensor of an architecture: its GGUF name, Hugging Face name and shape as names of sizes."""
+
+    gguf: str
+    hf: str
+    shape: tuple[str, ...]
+    required: bool = True
+
+
+#: The dense decoder with gated feed-forward: llama and most of what came after it.
+DENSE_GLOBAL = (
+    Tensor("token_embd.weight", "model.embed_tokens.weight", ("vocab", "hidden")),
+    Tensor("output_norm.weight", "model.norm.weight", ("hidden",)),
+    Tensor("output.weight", "lm_head.weight", ("vocab", "hidden"), required=False),
+)
+DENSE_LAYER = (
+    Tensor("attn_norm.weight", "input_layernorm.weight", ("hidden",)),
+    Tensor("attn_q.weight", "self_attn.q_proj.weight", ("heads", "hidden")),
+    Tensor("attn_k.weight", "self_attn.k_proj.weight", ("kv_heads", "hidden")),
+    Tensor("attn_v.weight", "self_attn.v_proj.weight", ("kv_heads", "hidden")),
+    Tensor("attn_output.weight", "self_attn.o_proj.weight", ("hidden", "heads")),
+    Tensor("attn_q.bias", "self_attn.q_proj.bias", ("heads",), required=False),
+    Tensor("attn_k.bias", "self_attn.k_proj.bias", ("kv_heads",), required=False),
+    Tensor("attn_v.bias", "self_attn.v_proj.bias", ("kv_heads",), required=False),
+    Tensor("attn_output.bias", "self_attn.o_proj.bias", ("hidden",), required=False),
+    Tensor("ffn_norm.weight", "post_attention_layernorm.weight", ("hidden",)),
+    Tensor("ffn_gate.weight", "mlp.gate_proj.weight", ("ffn", "hidden")),
+    Tensor("ffn_up.weight", "mlp.up_proj.weight", ("ffn", "hidden")),
+    Tensor("ffn_down.weight", "mlp.down_proj.weight", ("hidden", "ffn")),
+    Tensor("ffn_gate.bias", "mlp.gate_proj.bias", ("ffn",), required=False),
+    Tensor("ffn_up.bias", "mlp.up_proj.bias", ("ffn",), required=False),
+    Tensor("ffn_down.bias", "mlp.down_proj.bias", ("hidden",), required=False),
+)
+
+
+@dataclass
+class Sizes:
+    """The sizes in config.json, defaults filled in as transformers does."""
+
+    layers: int
+    context: int
+    hidden: int
+    ffn: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab: int
+    norm_eps: float
+    named: dict[str, int] = field(init=False)  #: the sizes that Tensor.shape names
+
+    def __post_init__(self) -> None:
+        self.named = {
+            "vocab": self.vocab,
+            "hidden": self.hidden,
+            "ffn": self.ffn,
+            "heads": self.num_heads * self.head_dim,
+            "kv_heads": self.num_kv_heads * self.head_dim,
+            "head_dim": self.head_dim,
+        }
+
+
+class Architecture:
+    """One GGUF architecture. Subclasses set the class attributes and override what differs."""
+
+    name: ClassVar[str]  #: in GGUF: general.architecture and the prefix of its keys
+    hf_names: ClassVar[tuple[str, ...]]  #: "architectures" in config.json
+    rope_interleaved: ClassVar[bool]
+    global_tensors: ClassVar[tuple[Tensor, ...]] = DENSE_GLOBAL
+    layer_tensors: ClassVar[tuple[Tensor, ...]] = DENSE_LAYER
+
+    def default_head_dim(self, hidden: int, num_heads: int) -> int:
+        """Size of a head when config.json does not say."""
+        return hidden // num_heads
+
+    def sizes(self, config: Config) -> Sizes:
+        """Reads and checks the sizes."""
+        hidden = config.integer("hidden_size")
+        num_heads = config.integer("num_attention_heads")
+        num_kv_heads = config.integer("num_key_value_heads", num_heads)
+        if num_heads % num_kv_heads:
+            raise FormatError(
+                f"{config.where}: num_attention_heads {num_heads} is no multiple of num_key_value_heads {num_kv_heads}"
+            )
+        head_dim = config.integer("head_dim", self.default_head_dim(hidden, num_heads))
+        if head_dim % 2:
+            raise FormatError(f"{config.where}: head_dim is {head_dim}, expected an even number")
+        return Sizes(
+            layers=config.integer("num_hidden_layers"),
+            context=config.integer("max_position_embeddings"),
+            hidden=hidden,
+            ffn=config.integer("intermediate_size"),
+            num_heads=num_heads,
+            num_kv_heads=num_kv_heads,
+            head_dim=head_dim,
+            vocab=config.integer("vocab_size"),
+            norm_eps=config.number("rms_norm_eps"),
+        )
+
+    def check(self, config: Config) -> list[str]:
+        """Refuses what the architecture's graph does not express; returns notes on what GGUF does not keep."""
+        if (activation := config.text("hidden_act", "silu")) != "silu":
+            raise UnsupportedError(f"{config.where}: hidden_act {activation!r}, the {self.name} architecture has silu")
+        if quantization := config.values.get("quantization_config"):
+            method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
+            raise UnsupportedError(f"{config.where}: the checkpoint is quantized ({method}): dequantize it first")
+        window = config.values.get("sliding_window")
+        if window is not None and config.boolean("use_sliding_window", True):
+            return [f"sliding_window {window} is not kept: the {self.name} architecture attends to the whole context"]
+        return []
+
+    def metadata(self, config: Config) -> dict[str, Any]:
+        """The keys under the architecture's name, in the reference's order."""
+        sizes = self.sizes(config)
+        result: dict[str, Any] = {
+            "block_count": sizes.layers,
+            "context_length": sizes.context,
+            "embedding_length": sizes.hidden,
+            "feed_forward_length": sizes.ffn,
+            "attention.head_count": sizes.num_heads,
+            "attention.head_count_kv": sizes.num_kv_heads,
+            **rope_metadata(config, sizes),
+            "attention.layer_norm_rms_epsilon": sizes.norm_eps,
+            "attention.key_length": sizes.head_dim,
+            "attention.value_length": sizes.head_dim,
+        }
+        return {f"{self.name}.{key}": value for key, value in result.items()}
+
+    def late_metadata(self, config: Config) -> dict[str, Any]:
+        """Keys that the reference writes after general.file_type."""
+        return {}
+
+    def extra_tensors(self, config: Config) -> Iterable[TensorSource]:
+        """Tensors that are computed from config.json. They come first in the file."""
+        return ()
+
+    def fix_up(self, tensor: TensorSource, config: Config) -> TensorSource:
+        """A tensor under its GGUF name as its values are in GGUF. Called before norms and biases become float32."""
+        return tensor
+
+    def tensors(self, checkpoint: Checkpoint, config: Config) -> list[TensorSource]:
+        """Every tensor of the file, checked against config.json, in file order."""
+        sizes = self.sizes(config)
+        if sizes.layers > len(checkpoint.tensors):
+            raise FormatError(f"{config.where}: {sizes.layers} layers, but only {len(checkpoint.tensors)} tensors")
+        table = self._table(sizes.layers)
+        tied = config.boolean("tie_word_embeddings", False)
+        names = {_hf_name(name): name for name in checkpoint.tensors if not name.endswith(IGNORED_SUFFIXES)}
+        if tied and "model.embed_tokens.weight" not in names and "lm_head.weight" in names:
+            names["model.embed_tokens.weight"] = names.pop("lm_head.weight")
+        found: dict[str, TensorSource] = {}
+        for name, stored_name in sorted(names.items(), key=lambda item: _position(checkpoint, item[1])):
+            if name not in table:
+                raise FormatError(f"tensor {stored_name!r} is not one of the {self.name} architecture's")
+            entry, gguf_name = table[name]
+            stored = checkpoint.tensors[stored_name]
+            shape = tuple(sizes.named[size] for size in entry.shape)
+            if stored.shape != shape:
+                raise FormatError(
+                    f"{stored.file.path.name}: tensor {stored_name!r} has shape {list(stored.shape)}, "
+                    f"config.json asks for {list(shape)}"
+                )
+            source = self.fix_up(Renamed(gguf_name, stored), config)
+            found[gguf_name] = AsFloat32(gguf_name, source) if stays_float32(source) else source
+        required = {gguf for entry, gguf in table.values() if entry.required} | (set() if tied else {"output.weight"})
+        if missing := sorted(required - found.keys()):
+            hf_names = {gguf: name for name, (_, gguf) in table.items()}
+            listed = ", ".join(hf_names[name] for name in missing[:4])
+            raise FormatError(f"{checkpoint.folder}: missing {len(missing)} tensors: {listed}")
+        return [*self.extra_tensors(config), *found.values()]
+
+    def _table(self, num_layers: int) -> dict[str, tuple[Tensor, str]]:
+        """Hugging Face name -> (entry, GGUF name), for every layer."""
+        table = {tensor.hf: (tensor, tensor.gguf) for tensor in self.global_tensors}
+        for i in range(num_layers):
+            for tensor in self.layer_tensors:
+                table[f"model.layers.{i}.{tensor.hf}"] = (tensor, f"blk.{i}.{tensor.gguf}")
+        return table
+
+    def spec(self, metadata: Mapping[str, Any]) -> ModelSpec:
+        """The network of a GGUF file. Defaults are GGUF's: head_count_kv is head_count, key_length is
+        embedding_length / head_count, rope.dimension_count is key_length, rope.freq_base is 10000, and the
+        vocabulary is as long as tokenizer.ggml.tokens."""
+        get = _Keys(metadata, self.name)
+        hidden, num_heads = get.integer("embedding_length"), get.integer("attention.head_count")
+        head_dim = get.integer("attention.key_length", hidden // num_heads)
+        if get.integer("attention.value_length", head_dim) != head_dim:
+            raise UnsupportedError(f"{self.name}.attention.value_length differs from key_length {head_dim}")
+        scaling = metadata.get(f"{self.name}.rope.scaling.type", "none")
+        if scaling != "none" and metadata.get(f"{self.name}.rope.scaling.factor", 1.0) != 1.0:
+            raise UnsupportedError(
+                f"{self.name}.rope.scaling.type {scaling!r}: scaled rotary embeddings do not run yet"
+            )
+        if get.integer("expert_count", 0, minimum=0):
+            raise UnsupportedError(f"{self.name}.expert_count: mixtures of experts do not run yet")
+        return ModelSpec(
+            architecture=self.name,
+            vocab_size=get.integer("vocab_size", len(metadata.get("tokenizer.ggml.tokens", ()))),
+            context_length=get.integer("context_length"),
+            hidden_size=hidden,
+            intermediate_size=get.integer("feed_forward_length"),
+            num_layers=get.integer("block_count"),
+            num_heads=num_heads,
+            num_kv_heads=get.integer("attention.head_count_kv", num_heads),
+            head_dim=head_dim,
+            norm_eps=get.number("attention.layer_norm_rms_epsilon"),
+            rope_theta=get.number("rope.freq_base", 10000.0),
+            rope_dim=get.integer("rope.dimension_count", head_dim),
+            rope_interleaved=self.rope_interleaved,
+        )
+
+
+class _Keys:
+    """Typed reads of an architecture's GGUF keys."""
+
+    def __init__(self, metadata: Mapping[str, Any], arch: str) -> None:
+        self.metadata = metadata
+        self.arch = arch
+
+    def _get(self, key: str, default: Any) -> Any:
+        value = self.metadata.get(f"{self.arch}.{key}", default)
+        if value is None:
+            raise FormatError(f"metadata has no {self.arch}.{key}")
+        return value
+
+    def integer(self, key: str, default: int | None = None, minimum: int = 1) -> int:
+        value = self._get(key, default)
+        if isinstance(value, (list, np.ndarray)):
+            raise UnsupportedError(f"{self.arch}.{key} differs between layers")
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not minimum <= value < 1 << 31:
+            raise FormatError(f"{self.arch}.{key} is {str(value)[:40]!r}, expected an integer of at least {minimum}")
+        return int(value)
+
+    def number(self, key: str, default: float | None = None) -> float:
+        value = self._get(key, default)
+        if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not 0 < value < math.inf:
+            raise FormatError(f"{self.arch}.{key} is {str(value)[:40]!r}, expected a positive number")
+        return float(value)
+
+
+def rope_metadata(config: Config, sizes: Sizes) -> dict[str, Any]:
+    """Keys of the rotary embedding: its scaling, if GGUF says it in keys, and its base."""
+    rope = config.rope()
+    kind = rope.values["rope_type"]
+    result: dict[str, Any] = {}
+    if kind in ("linear", "yarn"):
+        result["rope.scaling.type"] = kind
+        result["rope.scaling.factor"] = rope.number("factor")
+    elif kind not in ("default", "llama3"):
+        raise UnsupportedError(f"{rope.where}: rope_type {kind!r}, expected default, linear, yarn or llama3")
+    if kind == "yarn":
+        original = config.values.get("original_max_position_embeddings") or sizes.context
+        result["rope.scaling.original_context_length"] = rope.integer("original_max_position_embeddings", original)
+        for key, gguf_key in (
+            ("extrapolation_factor", "yarn_ext_factor"),
+            ("attention_factor", "yarn_attn_factor"),
+            ("beta_fast", "yarn_beta_fast"),
+            ("beta_slow", "yarn_beta_slow"),
+        ):
+            if rope.values.get(key) is not None:
+                result[f"rope.scaling.{gguf_key}"] = rope.number(key)
+    result["rope.freq_base"] = rope.number("rope_theta")
+    return result
+
+
+def stays_float32(tensor: TensorSource) -> bool:
+    """Norms, biases and everything with one axis are float32 in GGUF."""
+    return len(tensor.shape) <= 1 or tensor.name.endswith("_norm.weight")
+
+
+def _hf_name(name: str) -> str:
+    """A stored name with the prefix that base models leave out."""
+    return name if name.startswith(("model.", "lm_head.")) else f"model.{name}"
+
+
+def _position(checkpoint: Checkpoint, name: str) -> tuple[str, str]:
+    return checkpoint.tensors[name].file.path.name, name
+
+
+def layer_of(name: str) -> int:
+    """The layer in a GGUF tensor's name, -1 for tensors outside the layers."""
+    match = re.match(r"blk\.(\d+)\.", name)
+    return int(match[1]) if match else -1

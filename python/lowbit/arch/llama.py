@@ -1,0 +1,78 @@
+"""llama: Llama 1 to 3, Mistral, TinyLlama, SmolLM2 and the many that kept the class."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from lowbit.arch._base import Architecture
+from lowbit.config import Config
+from lowbit.tensor_source import ArraySource, InterleavedHeads, TensorSource
+
+
+class Llama(Architecture):
+    """GGUF rotates neighbours (2i, 2i+1) where Hugging Face rotates halves, so query and key rows are reordered."""
+
+    name = "llama"
+    hf_names = ("LlamaForCausalLM", "LLaMAForCausalLM", "MistralForCausalLM")
+    rope_interleaved = True
+
+    def late_metadata(self, config: Config) -> dict[str, Any]:
+        """Vocabulary size and rotated dimensions."""
+        sizes = self.sizes(config)
+        return {"llama.vocab_size": sizes.vocab, "llama.rope.dimension_count": sizes.head_dim}
+
+    def fix_up(self, tensor: TensorSource, config: Config) -> TensorSource:
+        """Reorders the rows of queries and keys."""
+        sizes = self.sizes(config)
+        if tensor.name.endswith((".attn_q.weight", ".attn_q.bias")):
+            return InterleavedHeads(tensor.name, tensor, sizes.num_heads)
+        if tensor.name.endswith((".attn_k.weight", ".attn_k.bias")):
+            return InterleavedHeads(tensor.name, tensor, sizes.num_kv_heads)
+        return tensor
+
+    def extra_tensors(self, config: Config) -> Iterable[TensorSource]:
+        """rope_freqs.weight when the rotary embedding is scaled as in Llama 3."""
+        rope = config.rope()
+        if rope.values["rope_type"] == "llama3":
+            original = config.values.get("original_max_position_embeddings") or 8192
+            yield ArraySource(
+                "rope_freqs.weight",
+                llama3_factors(
+                    self.sizes(config).head_dim,
+                    rope.number("rope_theta"),
+                    rope.number("factor", 8.0),
+                    rope.number("low_freq_factor", 1.0),
+                    rope.number("high_freq_factor", 4.0),
+                    rope.number("original_max_position_embeddings", original),
+                ),
+            )
+
+
+def llama3_factors(
+    dim: int, theta: float, factor: float, low_freq_factor: float, high_freq_factor: float, original_context: float
+) -> np.ndarray:
+    """What Llama 3 divides each frequency by, (dim // 2,) float32.
+
+    Every step rounds to float32, as the reference's does. theta ** x is rounded correctly here; the reference's is
+    within one unit in the last place of that, and equal for the released models (theta 500000, dim 64 and 128).
+    """
+    one, old = np.float32(1.0), np.float32(original_context)
+    exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
+    frequencies = one / np.power(np.float64(theta), exponents.astype(np.float64)).astype(np.float32)
+    wavelengths = one / frequencies * np.float32(2 * math.pi)  # torch divides a number by multiplying its inverse
+    smooth = one / wavelengths * old - np.float32(low_freq_factor)
+    with np.errstate(divide="ignore", invalid="ignore"):  # where the two factors are equal nothing lies between
+        smooth = smooth / np.float32(high_freq_factor - low_freq_factor)
+        between = one / ((one - smooth) / np.float32(factor) + smooth)
+    result: np.ndarray = np.where(
+        wavelengths > np.float32(original_context / low_freq_factor), np.float32(factor), between
+    )
+    result[wavelengths < np.float32(original_context / high_freq_factor)] = one
+    return result
+
+
+ARCHITECTURE = Llama()

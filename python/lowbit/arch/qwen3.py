@@ -1,0 +1,25 @@
+"""qwen3: the dense models of Qwen 3, with normalized queries and keys."""
+
+from __future__ import annotations
+
+from lowbit.arch._base import DENSE_LAYER, Architecture, Tensor
+
+
+class Qwen3(Architecture):
+    """Rotates halves, as Hugging Face does, so no tensor changes."""
+
+    name = "qwen3"
+    hf_names = ("Qwen3ForCausalLM",)
+    rope_interleaved = False
+    layer_tensors = (
+        *DENSE_LAYER,
+        Tensor("attn_q_norm.weight", "self_attn.q_norm.weight", ("head_dim",)),
+        Tensor("attn_k_norm.weight", "self_attn.k_norm.weight", ("head_dim",)),
+    )
+
+    def default_head_dim(self, hidden: int, num_heads: int) -> int:
+        """Qwen 3 heads are 128 wide whatever the hidden size."""
+        return 128
+
+
+ARCHITECTURE = Qwen3()

@@ -1,0 +1,279 @@
+"""Hugging Face checkpoints: a folder with config.json and safetensors files becomes lazy named tensors.
+
+Files are hostile until checked: header sizes are capped, offsets must tile the file exactly, names in the index may
+not leave the folder, and every error names the file and the tensor. Nothing is mapped: rows are read with pread, so
+that a conversion's resident memory is the rows it holds.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import threading
+import weakref
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from lowbit._core import FileError, FormatError, UnsupportedError
+
+MAX_HEADER_BYTES = 100 << 20  # the cap of the safetensors library
+MAX_JSON_BYTES = 512 << 20  # tokenizer.json of the largest vocabularies is below 40 MB
+MAX_DIMS = 8
+MAX_SHARDS = 100_000
+
+#: Bytes an element of every type the safetensors format has.
+ITEM_BYTES = {
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "F8_E8M0": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
+    "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8, "C64": 8,
+}  # fmt: skip
+#: The types that are weights.
+FLOAT_DTYPES: dict[str, np.dtype] = {
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+
+
+class _File:
+    """A file that several threads read at offsets. Closed when nothing refers to it any more."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
+            weakref.finalize(self, os.close, self._descriptor)
+            self.size = os.fstat(self._descriptor).st_size
+        except OSError as error:
+            raise FileError(f"{path}: {error.strerror}") from None
+        self._lock = threading.Lock()
+
+    def read_into(self, offset: int, out: memoryview) -> None:
+        """Fills `out` (bytes) from the offset, or raises FileError."""
+        done = 0
+        while done < len(out):
+            got = self._read_some(offset + done, out[done:])
+            if got == 0:
+                raise FileError(f"{self.path}: the file became shorter while it was read, at offset {offset + done}")
+            done += got
+
+    def read(self, offset: int, size: int) -> bytes:
+        """`size` bytes from the offset."""
+        out = bytearray(size)
+        self.read_into(offset, memoryview(out))
+        return bytes(out)
+
+    def _read_some(self, offset: int, out: memoryview) -> int:
+        try:
+            if hasattr(os, "preadv"):
+                return os.preadv(self._descriptor, [out[: 1 << 30]], offset)
+            with self._lock:  # Windows has no pread
+                os.lseek(self._descriptor, offset, os.SEEK_SET)
+                data = os.read(self._descriptor, min(len(out), 1 << 24))
+                out[: len(data)] = data
+                return len(data)
+        except OSError as error:
+            raise FileError(f"{self.path}: {error.strerror} at offset {offset}") from None
+
+
+class StoredTensor:
+    """A tensor in a safetensors file; a TensorSource."""
+
+    def __init__(self, file: _File, name: str, dtype_name: str, shape: tuple[int, ...], offset: int) -> None:
+        self.file = file
+        self.name = name
+        self.dtype_name = dtype_name
+        self.shape = shape
+        self.offset = offset
+
+    @property
+    def dtype(self) -> np.dtype:
+        """float32, float16 or bfloat16; UnsupportedError for anything else."""
+        if self.dtype_name not in FLOAT_DTYPES:
+            raise UnsupportedError(
+                f"{self.file.path.name}: tensor {self.name!r} has type {self.dtype_name}, expected one of "
+                f"{', '.join(FLOAT_DTYPES)}; quantized checkpoints must be dequantized first"
+            )
+        return FLOAT_DTYPES[self.dtype_name]
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """Rows start..stop of the first axis, freshly read."""
+        out = np.empty((stop - start, *self.shape[1:]), self.dtype)
+        row_bytes = math.prod(self.shape[1:]) * out.itemsize
+        if out.size:
+            self.file.read_into(self.offset + start * row_bytes, out.reshape(-1).view(np.uint8).data)
+        return out
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        seen: set[str] = set()
+        name = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise FormatError(f"duplicate name {name!r}")
+    return result
+
+
+def parse_json(data: bytes, where: str) -> dict[str, Any]:
+    """A JSON object without duplicate names, or a FormatError that starts with `where`."""
+    try:
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=_no_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{where}: not valid JSON ({' '.join(str(error).split())[:120]})") from None
+    except FormatError as error:
+        raise FormatError(f"{where}: {error}") from None
+    if not isinstance(value, dict):
+        raise FormatError(f"{where}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file."""
+    file = _File(path)
+    if file.size > MAX_JSON_BYTES:
+        raise FormatError(f"{path}: {file.size} bytes, expected at most {MAX_JSON_BYTES}")
+    return parse_json(file.read(0, file.size), str(path))
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 63
+
+
+def _entry(file: _File, data_start: int, name: str, entry: Any) -> tuple[int, int, StoredTensor]:
+    """Checks one tensor of a header: (begin, end, tensor)."""
+    where = f"{file.path.name}: tensor {name!r}"
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        raise FormatError(f"{where}: expected dtype, shape and data_offsets")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
+        raise FormatError(f"{where}: unknown type {str(dtype)[:40]!r}")
+    if not isinstance(shape, list) or len(shape) > MAX_DIMS or not all(map(_is_size, shape)):
+        raise FormatError(f"{where}: shape {str(shape)[:80]}, expected at most {MAX_DIMS} sizes")
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_size, offsets)):
+        raise FormatError(f"{where}: data_offsets {str(offsets)[:80]}, expected [begin, end]")
+    begin, end = offsets
+    expected = math.prod(shape) * ITEM_BYTES[dtype]
+    if end - begin != expected:
+        raise FormatError(f"{where}: offsets {begin}..{end} hold {end - begin} bytes, {dtype} {shape} needs {expected}")
+    return begin, end, StoredTensor(file, name, dtype, tuple(shape), data_start + begin)
+
+
+def read_safetensors(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of one safetensors file, ordered by name. Reads the header only."""
+    file = _File(path)
+    if file.size < 8:
+        raise FormatError(f"{path}: {file.size} bytes, too short for a safetensors file")
+    header_bytes = int.from_bytes(file.read(0, 8), "little")
+    if header_bytes > min(MAX_HEADER_BYTES, file.size - 8):
+        raise FormatError(
+            f"{path}: header of {header_bytes} bytes, expected at most {min(MAX_HEADER_BYTES, file.size - 8)}"
+        )
+    header = parse_json(file.read(8, header_bytes), f"{path}: header")
+    header.pop("__metadata__", None)
+    data_start = 8 + header_bytes
+    entries = sorted((_entry(file, data_start, name, value) for name, value in header.items()), key=lambda e: e[:2])
+    at = 0
+    for begin, end, tensor in entries:
+        if begin != at:
+            problem = "overlaps the tensor before it" if begin < at else "leaves a hole before it"
+            raise FormatError(f"{path.name}: tensor {tensor.name!r} at offset {begin} {problem}, expected {at}")
+        at = end
+    if data_start + at != file.size:
+        raise FormatError(f"{path}: tensors end at byte {data_start + at}, the file at {file.size}")
+    return {tensor.name: tensor for tensor in sorted((e[2] for e in entries), key=lambda t: t.name)}
+
+
+def _index_shards(folder: Path, index: Path) -> tuple[list[str], set[str]]:
+    """File names, sorted, and tensor names of model.safetensors.index.json."""
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise FormatError(f"{index}: no weight_map")
+    for name, shard in weight_map.items():
+        # Only plain names: an index may not point out of its folder. (A link inside it is the owner's own doing.)
+        if not isinstance(shard, str) or not re.fullmatch(r"[\w.-]+\.safetensors", shard, re.ASCII):
+            raise FormatError(
+                f"{index.name}: tensor {name!r} is in file {str(shard)[:80]!r}, expected a plain file name"
+            )
+    return sorted(set(weight_map.values())), set(weight_map)
+
+
+def _unindexed_shards(folder: Path) -> list[str]:
+    """The files model*.safetensors of a folder without an index, all there if they are numbered."""
+    names = sorted(path.name for path in folder.glob("model*.safetensors"))
+    for name in names:
+        if match := re.fullmatch(r"(.*)-\d{5}-of-(\d{5})\.safetensors", name, re.ASCII):
+            return [f"{match[1]}-{i:05d}-of-{match[2]}.safetensors" for i in range(1, int(match[2]) + 1)]
+    return names
+
+
+def _refuse(folder: Path) -> None:
+    """Raises with a way out when there are no safetensors files."""
+    if any(folder.glob("pytorch_model*.bin")) or any(folder.glob("*.pth")):
+        raise UnsupportedError(
+            f"{folder}: a pickle checkpoint (.bin) can run code when it is loaded, so lowbit reads safetensors only; "
+            "convert it where you trust it: AutoModelForCausalLM.from_pretrained(d).save_pretrained(d)"
+        )
+    raise FileError(f"{folder}: no model.safetensors and no model.safetensors.index.json")
+
+
+class Checkpoint:
+    """A folder with config.json and safetensors files.
+
+    Attributes: folder, config (the JSON object), tensors (name -> StoredTensor in the order of file and name).
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise FileError(f"{self.folder}: no such folder")
+        if not (self.folder / "config.json").is_file():
+            raise FileError(f"{self.folder}: no config.json: not a Hugging Face checkpoint")
+        self.config = read_json(self.folder / "config.json")
+        index = self.folder / "model.safetensors.index.json"
+        expected: set[str] | None = None
+        if index.is_file():
+            shards, expected = _index_shards(self.folder, index)
+        else:
+            shards = _unindexed_shards(self.folder)
+        if not shards:
+            _refuse(self.folder)
+        if len(shards) > MAX_SHARDS:
+            raise FormatError(f"{self.folder}: {len(shards)} files, expected at most {MAX_SHARDS}")
+        if missing := [name for name in shards if not (self.folder / name).is_file()]:
+            raise FileError(f"{self.folder}: missing {len(missing)} of {len(shards)} files: {_listed(missing)}")
+        self.tensors: dict[str, StoredTensor] = {}
+        for shard in shards:
+            for name, tensor in read_safetensors(self.folder / shard).items():
+                if name in self.tensors:
+                    raise FormatError(f"{shard}: tensor {name!r} is also in {self.tensors[name].file.path.name}")
+                self.tensors[name] = tensor
+        if expected is not None and expected != self.tensors.keys():
+            for problem, names in (("lacks", expected - self.tensors.keys()), ("has", self.tensors.keys() - expected)):
+                if names:
+                    raise FormatError(
+                        f"{index}: the files' content {problem} {_listed(sorted(names))}, unlike the index"
+                    )
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def resolve(source: str | os.PathLike[str]) -> tuple[Path, str | None]:
+    """A folder, or a hub id ("org/name") which is downloaded. Returns the folder and the hub id, if it was one."""
+    path = Path(source)
+    if path.exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(source), re.ASCII):
+        return path, None
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    patterns = ["*.json", "*.safetensors", "tokenizer.model", "*.jinja", "README.md"]
+    try:
+        return Path(snapshot_download(str(source), allow_patterns=patterns)), str(source)
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise FileError(f"{source}: no such folder, and not downloaded from the hub: {reason}") from None

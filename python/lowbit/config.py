@@ -1,0 +1,73 @@
+"""Typed reads of config.json: required unless a default is spelled out, every error names the file and the key."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from lowbit._core import FormatError, UnsupportedError
+
+#: Sizes in config.json are checked against this before anything is computed from them.
+MAX_SIZE = 1 << 31
+
+_REQUIRED = object()
+
+
+class Config:
+    """A JSON object of settings. A value of null counts as missing, as transformers treats it."""
+
+    def __init__(self, values: dict[str, Any], where: str) -> None:
+        self.values = values
+        self.where = where
+
+    def _get(self, key: str, default: Any) -> Any:
+        value = self.values.get(key)
+        if value is None:
+            if default is _REQUIRED:
+                raise FormatError(f"{self.where}: no {key!r}")
+            return default
+        return value
+
+    def integer(self, key: str, default: Any = _REQUIRED) -> int:
+        """A positive integer below 2^31."""
+        value = self._get(key, default)
+        if type(value) is not int or not 0 < value < MAX_SIZE:
+            raise FormatError(f"{self.where}: {key!r} is {str(value)[:40]!r}, expected a positive integer")
+        return value
+
+    def number(self, key: str, default: Any = _REQUIRED) -> float:
+        """A positive finite number."""
+        value = self._get(key, default)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+            raise FormatError(f"{self.where}: {key!r} is {str(value)[:40]!r}, expected a positive number")
+        return float(value)
+
+    def boolean(self, key: str, default: bool) -> bool:
+        """True or false."""
+        value = self._get(key, default)
+        if not isinstance(value, bool):
+            raise FormatError(f"{self.where}: {key!r} is {str(value)[:40]!r}, expected true or false")
+        return value
+
+    def text(self, key: str, default: Any = _REQUIRED) -> str:
+        """A string."""
+        value = self._get(key, default)
+        if not isinstance(value, str):
+            raise FormatError(f"{self.where}: {key!r} is {str(value)[:40]!r}, expected a string")
+        return value
+
+    def rope(self) -> Config:
+        """The rotary embedding's settings, with rope_theta and rope_type, from either form.
+
+        transformers 5 has rope_parameters; 4 has rope_theta beside an optional rope_scaling, whose type may be
+        called "type". rope_theta is 10000 where neither says anything, as in the first llama checkpoints.
+        """
+        found = self.values.get("rope_parameters") or self.values.get("rope_scaling") or {}
+        if not isinstance(found, dict):
+            raise FormatError(f"{self.where}: rope_parameters is {str(found)[:40]!r}, expected an object")
+        if any(isinstance(value, dict) for value in found.values()):
+            raise UnsupportedError(f"{self.where}: rope_parameters differ between layers: {', '.join(found)[:80]}")
+        rope = Config(dict(found), f"{self.where}: rope_parameters")
+        rope.values["rope_theta"] = rope.number("rope_theta", self.number("rope_theta", 10000.0))
+        rope.values["rope_type"] = rope.text("rope_type", rope.text("type", "default")).lower()
+        return rope

@@ -1,0 +1,97 @@
+"""Reads tokenizer.model: the pieces of a SentencePiece model, without the sentencepiece or protobuf packages.
+
+Only three fields matter here: ModelProto.pieces (1), and in each piece its text (1), score (2) and type (3). Everything
+else is skipped by its wire type. Input is hostile: every length is checked against what is left.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lowbit._core import FileError, FormatError
+
+MAX_FILE_BYTES = 256 << 20
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+
+
+class Piece(NamedTuple):
+    """One entry of the vocabulary."""
+
+    text: str
+    score: float
+    type: int
+
+
+def _varint(data: memoryview, at: int, where: str) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        if at >= len(data) or shift > 63:
+            raise FormatError(f"{where}: broken number at offset {at}")
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+        shift += 7
+
+
+def _fields(data: memoryview, where: str) -> Iterator[tuple[int, int, Any]]:
+    """(field number, wire type, value) of a message: an int, or the bytes as a memoryview."""
+    at = 0
+    while at < len(data):
+        tag, at = _varint(data, at, where)
+        number, wire = tag >> 3, tag & 7
+        if wire == _VARINT:
+            value, at = _varint(data, at, where)
+            yield number, wire, value
+            continue
+        if wire == _BYTES:
+            size, at = _varint(data, at, where)
+        elif wire in (_FIXED64, _FIXED32):
+            size = 8 if wire == _FIXED64 else 4
+        else:
+            raise FormatError(f"{where}: unknown wire type {wire} at offset {at}")
+        if size > len(data) - at:
+            raise FormatError(f"{where}: {size} bytes at offset {at}, {len(data) - at} are left")
+        yield number, wire, data[at : at + size]
+        at += size
+
+
+def _piece(data: memoryview, where: str) -> Piece:
+    text, score, kind = "", 0.0, NORMAL
+    for number, wire, value in _fields(data, where):
+        if number == 1 and wire == _BYTES:
+            try:
+                text = bytes(value).decode("utf-8")
+            except UnicodeDecodeError:
+                raise FormatError(f"{where}: not UTF-8") from None
+        elif number == 2 and wire == _FIXED32:
+            score = struct.unpack("<f", value)[0]
+        elif number == 3 and wire == _VARINT:
+            kind = value
+    if not NORMAL <= kind <= BYTE:
+        raise FormatError(f"{where}: unknown type {kind}")
+    return Piece(text, score, kind)
+
+
+def read_pieces(path: Path) -> list[Piece]:
+    """The vocabulary of a tokenizer.model, in the order of ids."""
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise FormatError(f"{path}: {path.stat().st_size} bytes, expected at most {MAX_FILE_BYTES}")
+        data = memoryview(path.read_bytes())
+    except OSError as error:
+        raise FileError(f"{path}: {error.strerror}") from None
+    pieces: list[Piece] = []
+    for number, wire, value in _fields(data, str(path)):
+        if number == 1 and wire == _BYTES:
+            pieces.append(_piece(value, f"{path}: piece {len(pieces)}"))
+    if not pieces:
+        raise FormatError(f"{path}: no pieces: not a SentencePiece model")
+    return pieces

@@ -1,0 +1,223 @@
+"""Special tokens, merges and the chat template of a Hugging Face folder, as the reference converter reads them.
+
+Which tokens frame a text follows from the post_processor in tokenizer.json; which text plays which role from
+tokenizer_config.json, then config.json; the ids of texts from tokenizer.json's added_tokens.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from lowbit._core import FormatError
+from lowbit.checkpoint import read_json
+
+ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+#: Names of the id keys where they are not the role's own. "seperator" is GGUF's spelling.
+ID_NAMES = {"unk": "unknown", "sep": "seperator", "pad": "padding"}
+#: Roles whose adding GGUF has a key for.
+ADDED_ROLES = ("bos", "eos", "sep")
+MAX_TEMPLATE_BYTES = 4 << 20
+
+
+class _Roles:
+    """Which text plays which role, and which are added to a text, while the post_processor is read."""
+
+    def __init__(self, tokenizer_config: dict[str, Any]) -> None:
+        self.config = dict(tokenizer_config)
+        self.roles: tuple[str, ...] = ROLES
+        self.added: dict[str, bool] = {}
+        for missing, instead in (("bos", "cls"), ("eos", "sep")):
+            if self.config and not self.text(missing) and self.text(instead):
+                self.config[f"{missing}_token"] = self.text(instead)
+        # The texts as the post_processor sees them: without a tokenizer_config.json it defines them itself.
+        self.bos, self.eos = self.text("bos"), self.text("eos")
+        self.cls, self.sep = self.text("cls"), self.text("sep")
+
+    def text(self, role: str) -> Any:
+        """The role's entry in tokenizer_config.json: a string or an object."""
+        return self.config.get(f"{role}_token")
+
+    def process(self, processor: dict[str, Any]) -> None:
+        """One step of the post_processor."""
+        kind = processor.get("type")
+        if kind == "ByteLevel":
+            self.added.setdefault("bos", False)
+            self.added.setdefault("eos", False)
+        elif kind == "RobertaProcessing":
+            self.added |= {"bos": True, "eos": True, "sep": True}
+            for role, default in (("cls", self.bos), ("sep", self.eos)):
+                if not getattr(self, role) and self.config:
+                    pair = processor.get(role) or [default]
+                    setattr(self, role, pair[0])
+                    self.config[f"{role}_token"] = pair[0]
+        elif kind == "TemplateProcessing":
+            single, pair = processor.get("single") or [], processor.get("pair") or []
+            first = _special(single[0]) if len(single) > 1 else None
+            last = _special(single[-1]) if len(single) > 1 else None
+            if first:
+                self._starts_with(first)
+            if last:
+                self._ends_with(last)
+            self._separated(pair, first, last)
+
+    def _starts_with(self, first: str) -> None:
+        if not self.config:
+            self.bos = first
+        elif first not in (self.bos, self.cls):
+            if not self.bos:
+                self.config["bos_token"] = self.bos = first
+            if not self.cls:
+                self.config["cls_token"] = self.cls = first
+        self.added["bos"] = first in (self.bos, self.cls)
+
+    def _ends_with(self, last: str) -> None:
+        if not self.config:
+            self.eos = last
+        elif last != self.eos:
+            # The template's last token ends texts; the named one then ends turns or messages.
+            for role in ("eot", "eom"):
+                if role not in self.roles:
+                    self.roles = (*self.roles, role)
+                    self.config[f"{role}_token"] = self.eos
+                    break
+            self.config["eos_token"] = self.eos = last
+        self.added["eos"] = True
+
+    def _separated(self, pair: list[Any], first: str | None, last: str | None) -> None:
+        """Whether texts A and B are kept apart by a separator: "A [sep] [eos] B" inside what frames one text."""
+        if not pair:
+            return
+        start = 1 if first and _special(pair[0]) == first else 0
+        stop = len(pair) - 1 if last and _special(pair[-1]) == last else len(pair)
+        pair = pair[start:stop]
+        if not pair or _sequence(pair[0]) != "A" or _sequence(pair[-1]) != "B" or len(pair) < 3:
+            return
+        middle = pair[1:-1]
+        texts = (self.sep, self.eos)
+        added = (_special(middle[0]) in texts and not last) or (len(middle) == 2 and _special(middle[1]) in texts)
+        self.added["sep"] = added
+        if added and not self.sep and self.config:
+            self.config["sep_token"] = self.eos
+
+
+def _special(step: Any) -> str | None:
+    """The special token of a template's step."""
+    token = step.get("SpecialToken") if isinstance(step, dict) else None
+    return token.get("id") if isinstance(token, dict) else None
+
+
+def _sequence(step: Any) -> str | None:
+    """The text ("A" or "B") of a template's step."""
+    sequence = step.get("Sequence") if isinstance(step, dict) else None
+    return sequence.get("id") if isinstance(sequence, dict) else None
+
+
+def _merges(tokenizer: dict[str, Any], folder: Path) -> list[str]:
+    """Merges as "left right". The pair form may hold spaces, which the byte-level alphabet writes otherwise."""
+    merges = tokenizer["model"].get("merges") or []
+    try:
+        return [
+            merge if isinstance(merge, str) else "{} {}".format(*(part.replace(" ", "\u0120") for part in merge))
+            for merge in merges
+        ]
+    except (AttributeError, IndexError, TypeError):
+        raise FormatError(f"{folder / 'tokenizer.json'}: a merge is neither a string nor a pair of strings") from None
+
+
+def _template_file(path: Path) -> str:
+    if path.stat().st_size > MAX_TEMPLATE_BYTES:
+        raise FormatError(f"{path}: {path.stat().st_size} bytes, expected at most {MAX_TEMPLATE_BYTES}")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise FormatError(f"{path}: not UTF-8 at offset {error.start}") from None
+
+
+def _chat_template(folder: Path, tokenizer_config: dict[str, Any]) -> Any:
+    """The template: one string, or a list of {"name", "template"}."""
+    if (template := tokenizer_config.get("chat_template")) is not None:
+        return template
+    jinja = folder / "chat_template.jinja"
+    if jinja.is_file():
+        default = _template_file(jinja)
+        others = sorted((folder / "additional_chat_templates").glob("*.jinja"))
+        if not others:
+            return default
+        return [
+            {"name": "default", "template": default},
+            *({"name": path.stem, "template": _template_file(path)} for path in others),
+        ]
+    path = folder / "chat_template.json"
+    return read_json(path).get("chat_template") if path.is_file() else None
+
+
+def _template_keys(template: Any) -> dict[str, Any]:
+    """tokenizer.chat_template, and further templates under their names."""
+    if isinstance(template, str):
+        return {"tokenizer.chat_template": template}
+    result: dict[str, Any] = {}
+    default = None
+    names = []
+    for entry in template if isinstance(template, list) else []:
+        if not isinstance(entry, dict) or not isinstance(entry.get("template"), str):
+            continue
+        name = re.sub(r"[^a-zA-Z0-9]", "_", str(entry.get("name", "")))
+        if name == "default":
+            default = entry["template"]
+        elif name:
+            names.append(name)
+            result[f"tokenizer.chat_template.{name}"] = entry["template"]
+    if names:
+        result["tokenizer.chat_templates"] = names
+    if default is not None:
+        result["tokenizer.chat_template"] = default
+    return result
+
+
+def special_tokens(
+    folder: Path,
+    config: dict[str, Any],
+    tokenizer: dict[str, Any],
+    tokenizer_config: dict[str, Any],
+    with_merges: bool,
+    num_tokens: int | None,
+) -> dict[str, Any]:
+    """Merges, ids of special tokens, which of them are added, and the chat template.
+
+    config, tokenizer, tokenizer_config: config.json, tokenizer.json and tokenizer_config.json, {} where there is none.
+    num_tokens: ids from here on are left out; None keeps all.
+    """
+    roles = _Roles(tokenizer_config)
+    processor = tokenizer.get("post_processor")
+    if isinstance(processor, dict):
+        steps = processor.get("processors", [processor])
+        for step in steps if isinstance(steps, list) else []:
+            if isinstance(step, dict):
+                roles.process(step)
+    added_tokens = [token for token in tokenizer.get("added_tokens") or [] if isinstance(token, dict)]
+    ids: dict[str, int] = {}
+
+    def assign(role: str, token_id: Any) -> None:
+        if type(token_id) is int and token_id >= 0 and (num_tokens is None or token_id < num_tokens):
+            ids.setdefault(role, token_id)
+
+    template: dict[str, Any] = {}
+    if roles.config:
+        template = _template_keys(_chat_template(folder, tokenizer_config))
+        for role in roles.roles:
+            if isinstance(flag := roles.config.get(f"add_{role}_token"), bool):
+                roles.added.setdefault(role, flag)
+            entry = roles.text(role)
+            text = entry.get("content") if isinstance(entry, dict) else entry
+            if isinstance(text, str):
+                assign(role, next((token.get("id") for token in added_tokens if token.get("content") == text), None))
+    for role in roles.roles:
+        assign(role, config.get(f"{role}_token_id"))
+    result: dict[str, Any] = {}
+    if with_merges and (merges := _merges(tokenizer, folder)):
+        result["tokenizer.ggml.merges"] = merges
+    result |= {f"tokenizer.ggml.{ID_NAMES.get(role, role)}_token_id": token_id for role, token_id in ids.items()}
+    result |= {f"tokenizer.ggml.add_{role}_token": added for role, added in roles.added.items() if role in ADDED_ROLES}
+    return result | template

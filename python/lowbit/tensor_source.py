@@ -1,0 +1,116 @@
+"""TensorSource: a tensor that is read in rows when it is needed, so that a conversion never holds a whole one."""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+import numpy as np
+
+
+class TensorSource(Protocol):
+    """A named tensor whose rows (index of the first axis) can be read piece by piece."""
+
+    @property
+    def name(self) -> str:
+        """Name of the tensor."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape in NumPy order: the last axis is contiguous."""
+
+    @property
+    def dtype(self) -> np.dtype:
+        """float32, float16 or ml_dtypes.bfloat16."""
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """Rows start..stop of the first axis, shape (stop - start, *shape[1:]), C-contiguous."""
+
+
+class ArraySource:
+    """A tensor that is already in memory."""
+
+    def __init__(self, name: str, array: np.ndarray) -> None:
+        self.name = name
+        self.array = array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape in NumPy order."""
+        return self.array.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        """float32, float16 or bfloat16."""
+        return self.array.dtype
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """Rows start..stop of the first axis (a view)."""
+        return self.array[start:stop]
+
+
+class Renamed:
+    """Another source under another name."""
+
+    def __init__(self, name: str, source: TensorSource) -> None:
+        self.name = name
+        self.source = source
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape in NumPy order."""
+        return self.source.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        """float32, float16 or bfloat16."""
+        return self.source.dtype
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """Rows start..stop of the first axis."""
+        return self.source.rows(start, stop)
+
+
+class AsFloat32(Renamed):
+    """Another source as float32: norms and biases, which GGUF keeps exact."""
+
+    @property
+    def dtype(self) -> np.dtype:
+        """float32, float16 or bfloat16."""
+        return np.dtype(np.float32)
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """Rows start..stop of the first axis, float32."""
+        return self.source.rows(start, stop).astype(np.float32)
+
+
+class InterleavedHeads(Renamed):
+    """Query or key rows put from rotation by halves (Hugging Face) into rotation by neighbours (GGUF llama).
+
+    Within each head of d rows, row 2j + p comes from row p * d/2 + j. Rows are read in whole heads.
+    """
+
+    def __init__(self, name: str, source: TensorSource, num_heads: int) -> None:
+        super().__init__(name, source)
+        self.head_rows = source.shape[0] // num_heads
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """Rows start..stop of the first axis."""
+        first = start // self.head_rows
+        last = -(-stop // self.head_rows)
+        heads = self.source.rows(first * self.head_rows, last * self.head_rows)
+        tail = heads.shape[1:]
+        paired: np.ndarray = (
+            heads.reshape(last - first, 2, self.head_rows // 2, *tail).swapaxes(1, 2).reshape(heads.shape)
+        )
+        return paired[start - first * self.head_rows : stop - first * self.head_rows]
+
+
+def read(source: TensorSource) -> np.ndarray:
+    """The whole tensor as an array of its shape."""
+    return source.rows(0, source.shape[0])
+
+
+def num_elements(shape: tuple[int, ...]) -> int:
+    """Number of elements of a tensor of that shape."""
+    return math.prod(shape)

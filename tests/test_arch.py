@@ -1,0 +1,244 @@
+"""Every architecture's reading of a checkpoint: tensors, metadata, the forms that config.json takes, and refusals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_checkpoint import make_checkpoint, write_json
+
+import lowbit
+from lowbit.arch import architectures, by_gguf_name, by_hf_name, open_checkpoint, spec
+from lowbit.arch.llama import llama3_factors
+from lowbit.checkpoint import Checkpoint
+from lowbit.tensor_source import read
+
+ARCHS = sorted(architectures())
+
+
+def edit(folder: Path, **changes: Any) -> Path:
+    """Changes config.json; None removes a key."""
+    path = folder / "config.json"
+    config = {**json.loads(path.read_text()), **changes}
+    write_json(path, {key: value for key, value in config.items() if value is not None})
+    return folder
+
+
+def rename(folder: Path, old: str, new: str | None) -> Path:
+    """Renames a tensor in model.safetensors, or every tensor with a prefix; None leaves it out."""
+    from tiny_checkpoint import write_safetensors
+
+    tensors = {name: read(tensor) for name, tensor in Checkpoint(folder).tensors.items()}
+    kept = {
+        (new + name[len(old) :] if new is not None and name.startswith(old) else name): w for name, w in tensors.items()
+    }
+    if new is None:
+        del kept[old]
+    write_safetensors(folder / "model.safetensors", kept)
+    return folder
+
+
+def test_every_architecture_is_found() -> None:
+    assert {"llama", "qwen3"} <= set(ARCHS)
+    for name, arch in architectures().items():
+        assert by_gguf_name(name) is arch
+        assert all(by_hf_name(hf_name) is arch for hf_name in arch.hf_names)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_tensors_and_spec(tmp_path: Path, arch: str) -> None:
+    opened = open_checkpoint(make_checkpoint(tmp_path / "a", arch))
+    assert all(tensor.dtype == np.float32 for tensor in opened.tensors if len(tensor.shape) == 1)
+    assert all(tensor.dtype != np.float32 for tensor in opened.tensors if len(tensor.shape) == 2)
+    assert len({tensor.name for tensor in opened.tensors}) == len(opened.tensors)
+    for tensor in opened.tensors:
+        assert read(tensor).shape == tensor.shape
+        assert read(tensor).dtype == tensor.dtype
+    found = opened.spec
+    assert found.architecture == arch
+    assert (found.num_layers, found.hidden_size, found.intermediate_size, found.vocab_size) == (2, 256, 512, 288)
+    assert (found.num_heads, found.num_kv_heads, found.head_dim, found.rope_dim) == (4, 2, 64, 64)
+    assert found.context_length == 256
+    assert found.norm_eps == pytest.approx(1e-5)
+    assert found.rope_theta == 10000.0
+    assert found.rope_interleaved == (arch == "llama")
+    assert len(opened.metadata["tokenizer.ggml.tokens"]) == 288
+    assert opened.notes == []
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_both_forms_of_config_mean_the_same(tmp_path: Path, arch: str) -> None:
+    new = open_checkpoint(make_checkpoint(tmp_path / "x" / "a", arch))
+    old = open_checkpoint(make_checkpoint(tmp_path / "y" / "a", arch, old_config=True))
+    assert list(new.metadata) == list(old.metadata)
+    for key, value in new.metadata.items():
+        np.testing.assert_array_equal(value, old.metadata[key])
+    for a, b in zip(new.tensors, old.tensors, strict=True):
+        np.testing.assert_array_equal(read(a), read(b))
+
+
+def test_rope_type_under_its_older_name(tmp_path: Path) -> None:
+    scaling = {"type": "linear", "factor": 2.0}
+    folder = edit(make_checkpoint(tmp_path / "a", "llama", old_config=True), rope_scaling=scaling)
+    metadata = open_checkpoint(folder).metadata
+    assert metadata["llama.rope.scaling.type"] == "linear"
+    assert metadata["llama.rope.scaling.factor"] == 2.0
+    with pytest.raises(lowbit.UnsupportedError, match=r"rope\.scaling\.type 'linear'"):
+        spec(metadata)
+
+
+def test_yarn(tmp_path: Path) -> None:
+    rope = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e6, "original_max_position_embeddings": 64}
+    metadata = open_checkpoint(edit(make_checkpoint(tmp_path / "a"), rope_parameters=rope)).metadata
+    assert metadata["qwen3.rope.scaling.original_context_length"] == 64
+    assert metadata["qwen3.rope.freq_base"] == 1e6
+
+
+def test_defaults_of_config(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "a", "llama", kv_heads=4, old_config=True)
+    edit(folder, num_key_value_heads=None, head_dim=None, rope_theta=None, tie_word_embeddings=None, hidden_act=None)
+    found = open_checkpoint(folder).spec
+    assert (found.num_kv_heads, found.head_dim, found.rope_theta) == (4, 64, 10000.0)
+    qwen = edit(make_checkpoint(tmp_path / "b", head_dim=128, heads=2), head_dim=None)
+    assert open_checkpoint(qwen).spec.head_dim == 128
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["architectures", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size",
+     "max_position_embeddings", "rms_norm_eps"],
+)  # fmt: skip
+def test_required_keys(tmp_path: Path, key: str) -> None:
+    with pytest.raises(lowbit.FormatError, match=rf"config\.json: .*'{key}'"):
+        open_checkpoint(edit(make_checkpoint(tmp_path / "a"), **{key: None}))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("hidden_size", -1), ("hidden_size", 1 << 40), ("hidden_size", "256"), ("hidden_size", True), ("head_dim", 63),
+     ("num_attention_heads", 3), ("rms_norm_eps", "small"), ("rms_norm_eps", 0), ("tie_word_embeddings", 1),
+     ("num_hidden_layers", 1 << 30), ("num_hidden_layers", 3), ("intermediate_size", 513), ("vocab_size", 287),
+     ("rope_parameters", [1]), ("architectures", "LlamaForCausalLM"), ("hidden_act", 3)],
+)  # fmt: skip
+def test_wrong_values(tmp_path: Path, key: str, value: Any) -> None:
+    with pytest.raises(lowbit.FormatError):
+        open_checkpoint(edit(make_checkpoint(tmp_path / "a"), **{key: value}))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("architectures", ["Qwen4ForCausalLM"], "known: .*nearest: Qwen3ForCausalLM"),
+        ("architectures", ["MambaForCausalLM"], "known: "),
+        ("hidden_act", "gelu", "hidden_act 'gelu'"),
+        ("quantization_config", {"quant_method": "gptq"}, "gptq"),
+        ("rope_parameters", {"rope_type": "longrope", "rope_theta": 1.0}, "'longrope'"),
+        ("rope_parameters", {"full_attention": {"rope_theta": 1.0}}, "differ between layers"),
+    ],
+)
+def test_unsupported(tmp_path: Path, key: str, value: Any, message: str) -> None:
+    with pytest.raises(lowbit.UnsupportedError, match=message):
+        open_checkpoint(edit(make_checkpoint(tmp_path / "a"), **{key: value}))
+
+
+def test_sliding_window_is_noted(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "a", "llama")
+    assert "sliding_window 64" in open_checkpoint(edit(folder, sliding_window=64)).notes[0]
+    assert open_checkpoint(edit(folder, use_sliding_window=False)).notes == []
+
+
+def test_tied_weights_under_either_name(tmp_path: Path) -> None:
+    usual = {t.name: read(t) for t in open_checkpoint(make_checkpoint(tmp_path / "a")).tensors}
+    assert "output.weight" not in usual
+    folder = rename(make_checkpoint(tmp_path / "b"), "model.embed_tokens.weight", "lm_head.weight")
+    other = {t.name: read(t) for t in open_checkpoint(folder).tensors}
+    assert usual.keys() == other.keys()
+    np.testing.assert_array_equal(usual["token_embd.weight"], other["token_embd.weight"])
+
+
+def test_untied_models_need_both(tmp_path: Path) -> None:
+    folder = rename(make_checkpoint(tmp_path / "a", tied=False), "lm_head.weight", None)
+    with pytest.raises(lowbit.FormatError, match=r"missing 1 tensors: lm_head\.weight"):
+        open_checkpoint(folder)
+
+
+def test_names_without_the_prefix(tmp_path: Path) -> None:
+    folder = rename(make_checkpoint(tmp_path / "a"), "model.", "")
+    assert len(open_checkpoint(folder).tensors) == 24
+
+
+def test_missing_and_foreign_tensors(tmp_path: Path) -> None:
+    name = "model.layers.1.mlp.up_proj.weight"
+    folder = rename(make_checkpoint(tmp_path / "a"), name, None)
+    with pytest.raises(lowbit.FormatError, match=name):
+        open_checkpoint(folder)
+    folder = rename(make_checkpoint(tmp_path / "b"), name, "model.layers.1.mlp.odd.weight")
+    with pytest.raises(lowbit.FormatError, match=r"'model\.layers\.1\.mlp\.odd\.weight' is not one of the qwen3"):
+        open_checkpoint(folder)
+
+
+def test_old_buffers_are_left_out(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "a", layers=3)
+    before = len(open_checkpoint(folder).tensors)
+    rename(folder, "model.layers.2.self_attn.q_norm.weight", "model.layers.2.self_attn.rotary_emb.inv_freq")
+    with pytest.raises(lowbit.FormatError, match=r"missing 1 tensors: model\.layers\.2\.self_attn\.q_norm\.weight"):
+        open_checkpoint(folder)
+    assert before == 35
+
+
+def test_scaled_frequencies() -> None:
+    factors = llama3_factors(128, 500000.0, 8.0, 1.0, 4.0, 8192.0)
+    assert factors.dtype == np.float32
+    assert factors[0] == 1.0
+    assert factors[-1] == 8.0
+    assert np.all(np.diff(factors) >= 0)
+    between = factors[(factors > 1) & (factors < 8)]
+    assert len(between) == 6
+    np.testing.assert_array_equal(llama3_factors(8, 1e4, 4.0, 1.0, 1.0, 10.0), np.float32([1, 4, 4, 4]))
+
+
+LLAMA = {
+    "general.architecture": "llama",
+    "llama.block_count": 2,
+    "llama.context_length": 64,
+    "llama.embedding_length": 32,
+    "llama.feed_forward_length": 64,
+    "llama.attention.head_count": 4,
+    "llama.attention.layer_norm_rms_epsilon": 1e-5,
+    "tokenizer.ggml.tokens": ["a", "b"],
+}
+
+
+def test_spec_defaults_of_other_peoples_files() -> None:
+    found = spec(LLAMA)
+    assert (found.vocab_size, found.num_kv_heads, found.head_dim, found.rope_dim) == (2, 4, 8, 8)
+    assert found.rope_theta == 10000.0
+    assert spec({**LLAMA, "llama.rope.scaling.type": "none"}) == found
+    assert spec({**LLAMA, "llama.vocab_size": np.uint32(7)}).vocab_size == 7
+
+
+@pytest.mark.parametrize("key", [key for key in LLAMA if key != "tokenizer.ggml.tokens"])
+def test_spec_needs(key: str) -> None:
+    with pytest.raises(lowbit.FormatError, match=key):
+        spec({k: v for k, v in LLAMA.items() if k != key})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "error"),
+    [
+        ("general.architecture", "lama", lowbit.UnsupportedError),
+        ("llama.expert_count", 8, lowbit.UnsupportedError),
+        ("llama.attention.value_length", 16, lowbit.UnsupportedError),
+        ("llama.attention.head_count_kv", np.array([1, 2]), lowbit.UnsupportedError),
+        ("llama.block_count", "2", lowbit.FormatError),
+        ("llama.block_count", 0, lowbit.FormatError),
+        ("llama.context_length", 1 << 40, lowbit.FormatError),
+        ("llama.attention.layer_norm_rms_epsilon", float("nan"), lowbit.FormatError),
+    ],
+)
+def test_spec_refuses(key: str, value: Any, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        spec({**LLAMA, key: value})

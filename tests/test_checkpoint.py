@@ -1,0 +1,200 @@
+"""Safetensors folders: what is read, and one crafted file for every error."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_checkpoint import make_checkpoint, write_json, write_safetensors
+
+import lowbit
+from lowbit.checkpoint import Checkpoint, read_json, read_safetensors, resolve
+from lowbit.tensor_source import InterleavedHeads, Renamed, read
+
+
+def raw(path: Path, header: Any, data: bytes = b"", size: int | None = None) -> Path:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text) if size is None else size) + text + data)
+    return path
+
+
+def entry(dtype: Any = "F32", shape: Any = (1,), offsets: Any = (0, 4)) -> dict[str, Any]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+
+
+@pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
+@pytest.mark.parametrize("shards", [1, 3])
+def test_reads_rows(tmp_path: Path, dtype: str, shards: int) -> None:
+    checkpoint = Checkpoint(make_checkpoint(tmp_path / "a", dtype=dtype, shards=shards))
+    same = Checkpoint(make_checkpoint(tmp_path / "b", dtype=dtype))
+    assert checkpoint.tensors.keys() == same.tensors.keys()
+    for name, tensor in checkpoint.tensors.items():
+        whole = read(same.tensors[name])
+        assert whole.dtype == tensor.dtype
+        middle = len(whole) // 2
+        parts = [tensor.rows(0, middle), tensor.rows(middle, middle), tensor.rows(middle, len(whole))]
+        np.testing.assert_array_equal(np.concatenate(parts).view(np.uint8), whole.view(np.uint8))
+
+
+def test_numbered_files_without_an_index(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "a", shards=2)
+    (folder / "model.safetensors.index.json").unlink()
+    assert len(Checkpoint(folder).tensors) == 24
+    (folder / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(lowbit.FileError, match=r"missing 1 of 2 files: model-00002-of-00002\.safetensors"):
+        Checkpoint(folder)
+
+
+def test_missing_shard_is_named(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "a", shards=3)
+    (folder / "model-00002-of-00003.safetensors").unlink()
+    with pytest.raises(lowbit.FileError, match=r"model-00002-of-00003\.safetensors"):
+        Checkpoint(folder)
+
+
+@pytest.mark.parametrize("shard", ["../x.safetensors", "/etc/passwd", "a/b.safetensors", "x.bin", "..", 3, None, ""])
+def test_index_may_not_leave_the_folder(tmp_path: Path, shard: Any) -> None:
+    folder = make_checkpoint(tmp_path / "a", shards=2)
+    write_json(folder / "model.safetensors.index.json", {"weight_map": {"w": shard}})
+    with pytest.raises(lowbit.FormatError, match="expected a plain file name"):
+        Checkpoint(folder)
+
+
+@pytest.mark.parametrize(("change", "problem"), [("drop", "has model.norm.weight"), ("add", "lacks extra")])
+def test_index_and_files_disagree(tmp_path: Path, change: str, problem: str) -> None:
+    folder = make_checkpoint(tmp_path / "a", shards=2)
+    path = folder / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    if change == "drop":
+        del index["weight_map"]["model.norm.weight"]
+    else:
+        index["weight_map"]["extra"] = "model-00001-of-00002.safetensors"
+    write_json(path, index)
+    with pytest.raises(lowbit.FormatError, match=problem):
+        Checkpoint(folder)
+
+
+def test_the_same_tensor_twice(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "a", shards=2)
+    (folder / "model.safetensors.index.json").unlink()
+    tensor = {"model.embed_tokens.weight": np.zeros(1, np.float32)}
+    write_safetensors(folder / "model-00002-of-00002.safetensors", tensor)
+    with pytest.raises(lowbit.FormatError, match="also in model-00001-of-00002"):
+        Checkpoint(folder)
+
+
+BROKEN: dict[str, tuple[Any, bytes, int | None, str]] = {
+    "size beyond the file": ({}, b"", 1 << 40, "header of 1099511627776 bytes"),
+    "size near 2^64": ({}, b"", (1 << 64) - 1, "header of 18446744073709551615 bytes"),
+    "not JSON": (b"{", b"", None, "not valid JSON"),
+    "not UTF-8": (b"\xff\xfe", b"", None, "not valid JSON"),
+    "deeply nested": (b"[" * 100000, b"", None, "not valid JSON"),
+    "a huge number": (b'{"a": ' + b"9" * 5000 + b"}", b"", None, "not valid JSON"),
+    "not an object": ([], b"", None, "expected a JSON object, found list"),
+    "a name twice": (b'{"a": 1, "a": 2}', b"", None, "duplicate name 'a'"),
+    "no object": ({"a": 1}, b"", None, "expected dtype, shape and data_offsets"),
+    "no offsets": ({"a": {"dtype": "F32", "shape": [1]}}, b"", None, "expected dtype, shape and data_offsets"),
+    "unknown type": ({"a": entry("F7")}, b"1234", None, "unknown type 'F7'"),
+    "type no string": ({"a": entry(["F32"])}, b"1234", None, "unknown type"),
+    "negative size": ({"a": entry(shape=[-1])}, b"1234", None, r"shape \[-1\]"),
+    "fractional size": ({"a": entry(shape=[1.0])}, b"1234", None, "shape"),
+    "boolean size": ({"a": entry(shape=[True])}, b"1234", None, "shape"),
+    "many dimensions": ({"a": entry(shape=[1] * 9)}, b"1234", None, "at most 8 sizes"),
+    "sizes overflow": ({"a": entry(shape=[1 << 62] * 3)}, b"1234", None, "hold 4 bytes"),
+    "offsets reversed": ({"a": entry(offsets=[4, 0])}, b"1234", None, "hold -4 bytes"),
+    "three offsets": ({"a": entry(offsets=[0, 4, 8])}, b"1234", None, "data_offsets"),
+    "negative offset": ({"a": entry(offsets=[-4, 0])}, b"1234", None, "data_offsets"),
+    "wrong byte count": ({"a": entry(shape=[2])}, b"1234", None, "needs 8"),
+    "hole": ({"a": entry(offsets=[4, 8])}, b"12345678", None, "leaves a hole"),
+    "overlap": ({"a": entry(), "b": entry(shape=[2], offsets=[0, 8])}, b"12345678", None, "overlaps"),
+    "beyond the end": ({"a": entry()}, b"123", None, "tensors end at byte"),
+    "bytes left over": ({"a": entry()}, b"12345", None, "tensors end at byte"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_broken_file(tmp_path: Path, case: str) -> None:
+    header, data, size, message = BROKEN[case]
+    with pytest.raises(lowbit.FormatError, match=message) as caught:
+        read_safetensors(raw(tmp_path / "model.safetensors", header, data, size))
+    assert "\n" not in str(caught.value)
+    assert "model.safetensors" in str(caught.value)
+
+
+def test_truncated_anywhere(tmp_path: Path) -> None:
+    whole = tmp_path / "whole.safetensors"
+    write_safetensors(whole, {"a": np.arange(4, dtype=np.float32), "b": np.zeros((2, 2), np.float16)})
+    data = whole.read_bytes()
+    for size in range(len(data)):
+        (tmp_path / "part.safetensors").write_bytes(data[:size])
+        with pytest.raises(lowbit.FormatError):
+            read_safetensors(tmp_path / "part.safetensors")
+
+
+@given(st.binary(max_size=200))
+def test_random_bytes_never_escape_the_error_types(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
+    path = tmp_path_factory.mktemp("fuzz") / "model.safetensors"
+    path.write_bytes(data)
+    with pytest.raises(lowbit.Error):
+        read_safetensors(path)
+
+
+def test_file_that_shrinks_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    write_safetensors(path, {"a": np.zeros(1024, np.float32)})
+    tensor = read_safetensors(path)["a"]
+    with open(path, "r+b") as file:
+        file.truncate(1000)
+    with pytest.raises(lowbit.FileError, match="became shorter"):
+        read(tensor)
+
+
+def test_integer_weights_are_refused_when_used(tmp_path: Path) -> None:
+    tensors = read_safetensors(raw(tmp_path / "model.safetensors", {"a": entry("I64", [1], [0, 8])}, b"12345678"))
+    with pytest.raises(lowbit.UnsupportedError, match="'a' has type I64"):
+        read(tensors["a"])
+
+
+def test_pickle_checkpoints_are_refused_with_a_way_out(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "a")
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(lowbit.UnsupportedError, match="save_pretrained"):
+        Checkpoint(folder)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_missing_file(tmp_path: Path, name: str) -> None:
+    folder = make_checkpoint(tmp_path / "a")
+    (folder / name).unlink()
+    with pytest.raises(lowbit.FileError, match=name):
+        Checkpoint(folder)
+
+
+def test_missing_folder(tmp_path: Path) -> None:
+    folder, hub_id = resolve(tmp_path / "none")
+    assert hub_id is None
+    with pytest.raises(lowbit.FileError, match="no such folder"):
+        Checkpoint(folder)
+    with pytest.raises(lowbit.FileError, match="No such file"):
+        read_json(folder / "config.json")
+
+
+def test_interleaved_heads_rows_equal_the_whole(tmp_path: Path) -> None:
+    array = np.arange(6 * 8 * 3, dtype=np.float32).reshape(48, 3)
+    path = tmp_path / "model.safetensors"
+    write_safetensors(path, {"q": array})
+    source = InterleavedHeads("q", Renamed("q", read_safetensors(path)["q"]), 6)
+    whole = read(source)
+    for head in range(6):
+        for j in range(4):
+            for p in range(2):
+                np.testing.assert_array_equal(whole[8 * head + 2 * j + p], array[8 * head + 4 * p + j])
+    for start in range(0, 48, 5):
+        for stop in range(start, 49, 7):
+            np.testing.assert_array_equal(source.rows(start, stop), whole[start:stop])

@@ -1,0 +1,258 @@
+"""Hugging Face checkpoints of a few hundred thousand random weights, written without torch.
+
+The weights come from NumPy's RandomState, whose streams never change, so that stored results stay valid.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from lowbit.pretokenizer import LLAMA3, QWEN2
+from lowbit.vocab import _byte_decoder
+
+DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+WORDS = ["th", "the", "Ġt", "Ġthe", "an", "and", "Ġa", "Ġand", "in", "ing", "er", "Ġs", "re", "on", "Ġw", "ou"]
+TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+
+
+def write_safetensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    names = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
+    at = 0
+    for name, array in tensors.items():
+        header[name] = {
+            "dtype": names[array.dtype],
+            "shape": list(array.shape),
+            "data_offsets": [at, at + array.nbytes],
+        }
+        at += array.nbytes
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for array in tensors.values():
+            file.write(array.tobytes())
+
+
+def write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1), encoding="utf-8")
+
+
+def byte_level_tokenizer(pattern: str, special: list[str], bos: str | None) -> dict[str, Any]:
+    """A tokenizer.json with the byte alphabet, a few words and special tokens after them."""
+    alphabet = sorted(_byte_decoder(), key=lambda c: _byte_decoder()[c])
+    vocab = {text: i for i, text in enumerate([*alphabet, *WORDS])}
+    merges = []
+    for word in WORDS:
+        cut = next(i for i in range(1, len(word)) if word[:i] in vocab and word[i:] in vocab)
+        merges.append([word[:cut], word[cut:]])
+    added = [
+        {
+            "id": len(vocab) + i,
+            "content": text,
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "special": text != "<tool>",
+        }
+        for i, text in enumerate(special)
+    ]
+    processor: dict[str, Any] = {
+        "type": "ByteLevel",
+        "add_prefix_space": True,
+        "trim_offsets": False,
+        "use_regex": True,
+    }
+    if bos:
+        token, a, b = (
+            ({"SpecialToken": {"id": bos, "type_id": 0}},),
+            {"id": "A", "type_id": 0},
+            {"id": "B", "type_id": 1},
+        )
+        template = {
+            "type": "TemplateProcessing",
+            "single": [*token, {"Sequence": a}],
+            "pair": [*token, {"Sequence": a}, {"SpecialToken": {"id": bos, "type_id": 1}}, {"Sequence": b}],
+            "special_tokens": {bos: {"id": bos, "ids": [len(vocab) + special.index(bos)], "tokens": [bos]}},
+        }
+        processor = {"type": "Sequence", "processors": [processor, template]}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": added,
+        "normalizer": None,
+        "pre_tokenizer": {
+            "type": "Sequence",
+            "pretokenizers": [
+                {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False},
+                {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
+            ],
+        },
+        "post_processor": processor,
+        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": pattern == LLAMA3,
+            "vocab": vocab,
+            "merges": merges,
+        },
+    }
+
+
+def _field(number: int, wire: int, payload: bytes) -> bytes:
+    return bytes([number << 3 | wire]) + payload
+
+
+def sentencepiece_model(pieces: list[tuple[str, float, int]]) -> bytes:
+    """The bytes of a tokenizer.model: (text, score, type) of each piece, lengths below 128."""
+    out = b""
+    for text, score, kind in pieces:
+        data = text.encode()
+        piece = (
+            _field(1, 2, bytes([len(data)]) + data)
+            + _field(2, 5, struct.pack("<f", score))
+            + _field(3, 0, bytes([kind]))
+        )
+        out += _field(1, 2, bytes([len(piece)]) + piece)
+    return out + _field(2, 2, b"\x02" + _field(3, 0, b"\x02"))  # trainer_spec.model_type = BPE
+
+
+def sentencepiece_pieces() -> list[tuple[str, float, int]]:
+    pieces = [("<unk>", 0.0, 2), ("<s>", 0.0, 3), ("</s>", 0.0, 3)]
+    pieces += [(f"<0x{byte:02X}>", 0.0, 6) for byte in range(256)]
+    words = ["\u2581", "t", "h", "e", "a", "n", "d", "th", "the", "\u2581t", "\u2581the", "an", "and", "\u2581and"]
+    return pieces + [(word, -float(i), 1) for i, word in enumerate(words)]
+
+
+def write_tokenizer(folder: Path, kind: str) -> None:
+    """kind: "qwen2", "llama-bpe" (starts with a special token), "smaug-bpe" (does not) or "spm"."""
+    if kind == "spm":
+        (folder / "tokenizer.model").write_bytes(sentencepiece_model(sentencepiece_pieces()))
+        write_json(folder / "added_tokens.json", {"<|assistant|>": 273})
+        added = {i: {"content": text, "special": True} for i, text in enumerate(["<unk>", "<s>", "</s>"])}
+        config = {"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": True, "add_prefix_space": True}
+        config |= {"tokenizer_class": "LlamaTokenizer", "added_tokens_decoder": added}
+    elif kind == "qwen2":
+        special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<tool>"]
+        write_json(folder / "tokenizer.json", byte_level_tokenizer(QWEN2, special, None))
+        config = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "tokenizer_class": "Qwen2Tokenizer"}
+    else:
+        special = ["<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"]
+        bos = special[0] if kind == "llama-bpe" else None
+        write_json(folder / "tokenizer.json", byte_level_tokenizer(LLAMA3, special, bos))
+        config = {"eos_token": "<|end_of_text|>", "tokenizer_class": "PreTrainedTokenizerFast"}
+        config |= {"bos_token": bos} if bos else {}
+    write_json(folder / "tokenizer_config.json", {**config, "chat_template": TEMPLATE, "model_max_length": 128})
+
+
+def make_checkpoint(
+    folder: Path,
+    arch: str = "qwen3",
+    *,
+    seed: int = 0,
+    dtype: str = "BF16",
+    layers: int = 2,
+    hidden: int = 256,
+    ffn: int = 512,
+    heads: int = 4,
+    kv_heads: int = 2,
+    head_dim: int = 64,
+    vocab: int = 288,
+    tied: bool | None = None,
+    shards: int = 1,
+    tokenizer: str | None = None,
+    old_config: bool = False,
+    scale: float = 0.05,
+) -> Path:
+    """Writes a checkpoint and returns its folder. arch: "qwen3" or "llama" (scaled rotary embedding)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tied = arch == "qwen3" if tied is None else tied
+    config: dict[str, Any] = {
+        "architectures": ["Qwen3ForCausalLM" if arch == "qwen3" else "LlamaForCausalLM"],
+        "model_type": arch,
+        "hidden_size": hidden,
+        "intermediate_size": ffn,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "head_dim": head_dim,
+        "vocab_size": vocab,
+        "max_position_embeddings": 256,
+        "rms_norm_eps": 1e-5,
+        "hidden_act": "silu",
+        "tie_word_embeddings": tied,
+        "bos_token_id": 1,
+    }
+    scaling = LLAMA3_ROPE if arch == "llama" else None
+    if old_config:
+        config |= {"rope_theta": 10000.0, "rope_scaling": scaling, "torch_dtype": "bfloat16"}
+    else:
+        config["rope_parameters"] = {"rope_theta": 10000.0, **(scaling or {"rope_type": "default"})}
+    write_json(folder / "config.json", config)
+    write_tokenizer(folder, tokenizer or ("qwen2" if arch == "qwen3" else "llama-bpe"))
+    random = np.random.RandomState(seed)
+
+    def matrix(rows: int, columns: int) -> np.ndarray:
+        return (scale * random.standard_normal((rows, columns))).astype(DTYPES[dtype])
+
+    def norm(size: int) -> np.ndarray:
+        return (1 + 0.1 * random.standard_normal(size)).astype(DTYPES[dtype])
+
+    tensors = {"model.embed_tokens.weight": matrix(vocab, hidden), "model.norm.weight": norm(hidden)}
+    if not tied:
+        tensors["lm_head.weight"] = matrix(vocab, hidden)
+    for i in range(layers):
+        prefix = f"model.layers.{i}."
+        tensors |= {
+            prefix + "input_layernorm.weight": norm(hidden),
+            prefix + "post_attention_layernorm.weight": norm(hidden),
+            prefix + "self_attn.q_proj.weight": matrix(heads * head_dim, hidden),
+            prefix + "self_attn.k_proj.weight": matrix(kv_heads * head_dim, hidden),
+            prefix + "self_attn.v_proj.weight": matrix(kv_heads * head_dim, hidden),
+            prefix + "self_attn.o_proj.weight": matrix(hidden, heads * head_dim),
+            prefix + "mlp.gate_proj.weight": matrix(ffn, hidden),
+            prefix + "mlp.up_proj.weight": matrix(ffn, hidden),
+            prefix + "mlp.down_proj.weight": matrix(hidden, ffn),
+        }
+        if arch == "qwen3":
+            tensors |= {
+                prefix + "self_attn.q_norm.weight": norm(head_dim),
+                prefix + "self_attn.k_norm.weight": norm(head_dim),
+            }
+    write_shards(folder, tensors, shards)
+    return folder
+
+
+def write_shards(folder: Path, tensors: dict[str, np.ndarray], shards: int) -> None:
+    if shards == 1:
+        write_safetensors(folder / "model.safetensors", tensors)
+        return
+    names = list(tensors)
+    weight_map = {}
+    for i in range(shards):
+        file = f"model-{i + 1:05d}-of-{shards:05d}.safetensors"
+        part = names[i * len(names) // shards : (i + 1) * len(names) // shards]
+        write_safetensors(folder / file, {name: tensors[name] for name in part})
+        weight_map |= dict.fromkeys(part, file)
+    write_json(folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": weight_map})
