@@ -1,0 +1,173 @@
+// What the super-block formats Q2_K to Q6_K share: batches of super-blocks for the searches of search-inl.h, the second
+// rounding of the codes, 6-bit scales, and decoding.
+//
+// Encoding takes as many super-blocks of 256 weights as a vector has lanes and transposes them, so that lane =
+// super-block from start to end: group j of every super-block is fitted at once, then the scales of all super-blocks,
+// then the codes. Lanes beyond the last super-block repeat it. A format gives an encoder:
+//
+//   struct Encoder {
+//     static constexpr size_t kBlockBytes;
+//     // Fits: x[i * N + lane], columns null or each lane's importances. Leaves codes in words (as search-inl.h does)
+//     and
+//     // writes all but the codes to the first num of the blocks at out.
+//     static void Fit(SearchTag df, const float* x, const float* const* columns, size_t num, uint32_t* words, uint8_t*
+//     out); static void Pack(const uint8_t* codes, uint8_t* block);  // the 256 codes of a block static void
+//     Reference(const float* x, const float* importance, uint8_t* block);  // one super-block
+//   };
+#if defined(LOWBIT_FORMATS_KQUANT_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef LOWBIT_FORMATS_KQUANT_INL_H_
+#undef LOWBIT_FORMATS_KQUANT_INL_H_
+#else
+#define LOWBIT_FORMATS_KQUANT_INL_H_
+#endif
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "hwy/highway.h"
+#include "src/formats/format-inl.h"
+#include "src/formats/search-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace lowbit {
+namespace HWY_NAMESPACE {
+
+constexpr size_t kSuper = 256;
+
+// num weights (a multiple of 4) from each of the Lanes(SearchTag) rows, as out[i * N + row]: in tiles of 4 x 4.
+HWY_INLINE void Transpose(const float* const* rows, size_t first, size_t num, float* HWY_RESTRICT out) {
+  const hn::FixedTag<float, 4> d;
+  const size_t N = hn::Lanes(SearchTag());
+  for (size_t r = 0; r < N; r += 4) {
+    for (size_t i = 0; i < num; i += 4) {
+      const auto a = hn::LoadU(d, rows[r] + first + i), b = hn::LoadU(d, rows[r + 1] + first + i);
+      const auto c = hn::LoadU(d, rows[r + 2] + first + i), e = hn::LoadU(d, rows[r + 3] + first + i);
+      const auto ac = hn::InterleaveLower(d, a, c), be = hn::InterleaveLower(d, b, e);
+      const auto ac2 = hn::InterleaveUpper(d, a, c), be2 = hn::InterleaveUpper(d, b, e);
+      float* to = out + i * N + r;
+      hn::StoreU(hn::InterleaveLower(d, ac, be), d, to);
+      hn::StoreU(hn::InterleaveUpper(d, ac, be), d, to + N);
+      hn::StoreU(hn::InterleaveLower(d, ac2, be2), d, to + 2 * N);
+      hn::StoreU(hn::InterleaveUpper(d, ac2, be2), d, to + 3 * N);
+    }
+  }
+}
+
+// Format::encode.
+template <class Encoder>
+void EncodeSuperBlocks(const float* weights, const float* importance, size_t num_rows, size_t K, uint8_t* out) {
+  const SearchTag df;
+  const size_t N = hn::Lanes(df);
+  const size_t per_row = K / kSuper, total = num_rows * per_row;
+  HWY_ALIGN float x[kSuper * kMaxGroups];
+  HWY_ALIGN uint32_t words[kSuper / 4 * kMaxGroups];
+  for (size_t first = 0; first < total; first += N, out += N * Encoder::kBlockBytes) {
+    const size_t num = HWY_MIN(N, total - first);
+    const float* rows[kMaxGroups];
+    const float* columns[kMaxGroups];
+    for (size_t lane = 0; lane < N; ++lane) {
+      const size_t block = first + HWY_MIN(lane, num - 1);
+      rows[lane] = weights + block * kSuper;
+      columns[lane] = importance ? importance + block % per_row * kSuper : nullptr;
+    }
+    Transpose(rows, 0, kSuper, x);
+    Encoder::Fit(df, x, importance ? columns : nullptr, num, words, out);
+    for (size_t lane = 0; lane < num; ++lane) {
+      uint32_t codes[kSuper / 4];
+      for (size_t m = 0; m < kSuper / 4; ++m) codes[m] = words[m * N + lane];
+      Encoder::Pack(reinterpret_cast<const uint8_t*>(codes), out + lane * Encoder::kBlockBytes);
+    }
+  }
+}
+
+// Sum of squares of the weights i in [0, kNum), in order.
+template <size_t kNum, class DF, class V = hn::Vec<DF>>
+HWY_INLINE V SumOfSquares(DF df, const float* x) {
+  V sum = hn::Zero(df);
+  for (size_t i = 0; i < kNum * hn::Lanes(df); i += hn::Lanes(df)) {
+    const V xi = hn::Load(df, x + i);
+    sum = hn::Add(sum, hn::Mul(xi, xi));
+  }
+  return sum;
+}
+
+template <size_t kNum, class DF, class V = hn::Vec<DF>>
+HWY_INLINE V SumInOrder(DF df, const float* x) {
+  V sum = hn::Zero(df);
+  for (size_t i = 0; i < kNum * hn::Lanes(df); i += hn::Lanes(df)) sum = hn::Add(sum, hn::Load(df, x + i));
+  return sum;
+}
+
+// w = importance * sqrt(variance + x^2) for the kNum weights of a group that starts at column `first`.
+template <size_t kNum, class DF, class V = hn::Vec<DF>>
+HWY_INLINE void WeighByImportance(DF df, const float* HWY_RESTRICT x, const float* const* columns, size_t first,
+                                  V variance, float* HWY_RESTRICT w) {
+  Transpose(columns, first, kNum, w);
+  for (size_t i = 0; i < kNum * hn::Lanes(df); i += hn::Lanes(df)) {
+    const V xi = hn::Load(df, x + i);
+    hn::Store(hn::Mul(hn::Load(df, w + i), hn::Sqrt(hn::Add(variance, hn::Mul(xi, xi)))), df, w + i);
+  }
+}
+
+// The final codes of a group, for the scale and offset as a reader will see them: nearest((x + offset) / scale). Where
+// the scale is 0, the codes of the search stay.
+template <size_t kNum, class DF, class V = hn::Vec<DF>>
+HWY_INLINE void RoundAgain(DF df, const float* HWY_RESTRICT x, V scale, V offset, int low, int high,
+                           uint32_t* HWY_RESTRICT words) {
+  const hn::RebindToSigned<DF> di;
+  const hn::RebindToUnsigned<DF> du;
+  const size_t N = hn::Lanes(df);
+  const auto bias = hn::Set(di, low);
+  const auto keep = hn::RebindMask(du, hn::Eq(scale, hn::Zero(df)));
+  const bool any_kept = !hn::AllFalse(du, keep);
+  for (size_t i = 0; i < kNum; i += 4) {
+    const float* from = x + i * N;
+    const auto c0 = NearestCode(df, hn::Div(hn::Add(hn::Load(df, from), offset), scale), low, high);
+    const auto c1 = NearestCode(df, hn::Div(hn::Add(hn::Load(df, from + N), offset), scale), low, high);
+    const auto c2 = NearestCode(df, hn::Div(hn::Add(hn::Load(df, from + 2 * N), offset), scale), low, high);
+    const auto c3 = NearestCode(df, hn::Div(hn::Add(hn::Load(df, from + 3 * N), offset), scale), low, high);
+    uint32_t* word = words + i / 4 * N;
+    const auto old = hn::Load(du, word);
+    StoreCodes(di, hn::Sub(c0, bias), hn::Sub(c1, bias), hn::Sub(c2, bias), hn::Sub(c3, bias), word);
+    if (any_kept) hn::Store(hn::IfThenElse(keep, old, hn::Load(du, word)), du, word);
+  }
+}
+
+// One half-precision number for each of the first num blocks, at `at`; `seen` gets them as a reader will see them.
+template <class DF, class V = hn::Vec<DF>>
+HWY_INLINE V StoreHalves(DF df, V v, size_t num, size_t block_bytes, uint8_t* at) {
+  HWY_ALIGN float values[kMaxGroups];
+  hn::Store(v, df, values);
+  for (size_t lane = 0; lane < num; ++lane) {
+    values[lane] = reference::StoreHalf(values[lane], at + lane * block_bytes);
+  }
+  return hn::Load(df, values);
+}
+
+// Format::decode from Codec::Unpack: scale * code - offset, in the reference's order of operations.
+template <class Codec>
+void DecodeSuperBlocks(const uint8_t* blocks, size_t num_blocks, float* HWY_RESTRICT out) {
+  constexpr size_t kGroup = HWY_MIN(Codec::kGroup, size_t{32});
+  using Code = hwy::If<Codec::kSigned, int8_t, uint8_t>;
+  const hn::CappedTag<float, 16> df;
+  const hn::Rebind<int32_t, decltype(df)> di32;
+  const hn::Rebind<Code, decltype(df)> dc;
+  const size_t N = hn::Lanes(df);
+  Unpacked u;
+  for (size_t b = 0; b < num_blocks; ++b, blocks += Codec::kBlockBytes, out += kSuper) {
+    Codec::Unpack(blocks, 1, u);
+    for (size_t i = 0; i < kSuper; i += N) {
+      const auto code = hn::Load(dc, reinterpret_cast<const Code*>(u.code) + i);
+      auto value = hn::Mul(hn::Set(df, u.scale[i / kGroup]), hn::ConvertTo(df, hn::PromoteTo(di32, code)));
+      if constexpr (Codec::kHasOffset) value = hn::Sub(value, hn::Set(df, u.offset[i / kGroup]));
+      hn::StoreU(value, df, out + i);
+    }
+  }
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace lowbit
+HWY_AFTER_NAMESPACE();
+
+#endif  // LOWBIT_FORMATS_KQUANT_INL_H_

@@ -1,0 +1,88 @@
+// Q4_K: 256 weights in 144 bytes, 4.5 bits a weight. Eight groups of 32.
+//
+//   byte 0-1     d           float16
+//   byte 2-3     dmin        float16
+//   byte 4-15    scales      eight scales and eight minima of 6 bits (affine_k-inl.h)
+//   byte 16-143  codes[128]  byte 32 * p + k: weight 64 * p + k in bits 0-3, weight 64 * p + 32 + k in bits 4-7
+//
+//   w[i] = d * scale[i / 32] * code[i] - dmin * minimum[i / 32]
+//
+// Source: ggml-common.h (block_q4_K), quantize_row_q4_K_ref, quantize_row_q4_K_impl, dequantize_row_q4_K.
+
+#include "src/formats/format.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "src/formats/q4_k.cc"
+#include "hwy/foreach_target.h"  // must come before highway.h
+#include "hwy/highway.h"
+#include "src/formats/affine_k-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace lowbit {
+namespace HWY_NAMESPACE {
+namespace q4_k {
+
+constexpr size_t kCodesAt = 16;
+constexpr affine_k::Parameters kParameters = {/*top=*/15, {-1.0f, 0.1f, 20}, /*clamp_scale=*/false};
+
+struct Encoder {
+  static constexpr size_t kBlockBytes = 144;
+
+  static HWY_INLINE void Pack(const uint8_t* codes, uint8_t* block) {
+    const hn::CappedTag<uint8_t, 32> d;
+    for (size_t p = 0; p < 4; ++p) {
+      for (size_t k = 0; k < 32; k += hn::Lanes(d)) {
+        const auto low = hn::LoadU(d, codes + 64 * p + k), high = hn::LoadU(d, codes + 64 * p + 32 + k);
+        hn::StoreU(hn::Or(low, hn::ShiftLeft<4>(high)), d, block + kCodesAt + 32 * p + k);
+      }
+    }
+  }
+
+  static void Reference(const float* x, const float* importance, uint8_t* block) {
+    uint8_t codes[kSuper];
+    affine_k::ReferenceFit(kParameters, x, importance, codes, block);
+    Pack(codes, block);
+  }
+
+  static HWY_INLINE void Fit(SearchTag df, const float* x, const float* const* columns, size_t num, uint32_t* words,
+                             uint8_t* out) {
+    affine_k::Fit(df, kParameters, x, columns, num, kBlockBytes, words, out);
+  }
+};
+
+void Encode(const float* weights, const float* importance, size_t num_rows, size_t K, uint8_t* out) {
+  EncodeSuperBlocks<Encoder>(weights, importance, num_rows, K, out);
+}
+
+struct Codec {
+  static constexpr size_t kBlock = kSuper, kBlockBytes = Encoder::kBlockBytes, kGroup = 32;
+  static constexpr bool kSigned = false, kHasOffset = true;
+
+  static HWY_INLINE void Unpack(const uint8_t* block, size_t /*num_blocks*/, Unpacked& u) {
+    const hn::CappedTag<uint8_t, 32> d;
+    affine_k::UnpackHeader(block, u.scale, u.offset);
+    const auto low = hn::Set(d, 15);
+    for (size_t p = 0; p < 4; ++p) {
+      for (size_t k = 0; k < 32; k += hn::Lanes(d)) {
+        const auto both = hn::LoadU(d, block + kCodesAt + 32 * p + k);
+        hn::Store(hn::And(both, low), d, u.code + 64 * p + k);
+        hn::Store(hn::ShiftRight<4>(both), d, u.code + 64 * p + 32 + k);
+      }
+    }
+  }
+};
+
+void Decode(const uint8_t* blocks, size_t num_blocks, float* out) { DecodeSuperBlocks<Codec>(blocks, num_blocks, out); }
+
+void Dot(const uint8_t* rows, size_t row_bytes, size_t num_rows, const Activations& x, float* out, size_t out_stride) {
+  DotInt8<Codec>(rows, row_bytes, num_rows, x, out, out_stride);
+}
+
+}  // namespace q4_k
+}  // namespace HWY_NAMESPACE
+}  // namespace lowbit
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+LOWBIT_REGISTER_FORMAT(q4_k, "Q4_K", /*ggml_type=*/12, /*block_size=*/256, /*block_bytes=*/144, /*needs_imatrix=*/false)
+#endif  // HWY_ONCE
