@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lowbit.cli.app import Json, app, examples
+from lowbit.cli.app import Json, Threads, app, examples
 from lowbit.cli.console import count, print_json, print_table, printable, size
 
 if TYPE_CHECKING:
