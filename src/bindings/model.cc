@@ -1,0 +1,173 @@
+#include <pybind11/functional.h>
+#include <pybind11/numpy.h>
+#include <pybind11/stl.h>
+
+#include <memory>
+
+#include "src/bindings/bindings.h"
+#include "src/error.h"
+#include "src/model/forward.h"
+#include "src/model/sample.h"
+
+namespace py = pybind11;
+
+namespace lowbit {
+namespace {
+
+template <typename T>
+using Dense = py::array_t<T, py::array::c_style>;
+
+// The bytes of `array` as a matrix or vector of a format, after checking that they are as many as the shape needs.
+NamedTensor CheckTensor(const std::string& name, const std::string& format_name, const std::vector<size_t>& shape,
+                        const py::array& array) {
+  const Format& format = GetFormat(format_name);
+  if (shape.empty() || shape.size() > 2) throw InputError(Str("tensor ", name, " has ", shape.size(), " dimensions"));
+  const size_t K = shape.back(), rows = shape.size() == 2 ? shape[0] : 1;
+  if (K % format.block_size != 0 || (K != 0 && rows > SIZE_MAX / 16 / K)) {
+    throw InputError(Str("tensor ", name, ": ", rows, " rows of ", K, " do not fit blocks of ", format.block_size));
+  }
+  if (!(array.flags() & py::array::c_style) || static_cast<size_t>(array.nbytes()) != rows * format.RowBytes(K)) {
+    throw InputError(Str("tensor ", name, ": expected ", rows * format.RowBytes(K), " contiguous bytes of ", format.name,
+                         ", found ", array.nbytes()));
+  }
+  const auto* data = static_cast<const uint8_t*>(array.data());
+  const size_t alignment = format.block_size == 1 ? format.block_bytes : 1;
+  if (reinterpret_cast<uintptr_t>(data) % alignment != 0) {
+    throw InputError(Str("tensor ", name, " is not aligned to ", alignment, " bytes"));
+  }
+  return {&format, data, shape};
+}
+
+Matrix CheckMatrix(const std::string& format_name, size_t K, const py::array& data) {
+  if (data.ndim() != 2) throw InputError(Str("weights: expected 2 dimensions, found ", data.ndim()));
+  const NamedTensor tensor = CheckTensor("weights", format_name, {static_cast<size_t>(data.shape(0)), K}, data);
+  return {tensor.format, tensor.data, tensor.shape[0], K};
+}
+
+void MatmulArrays(const Dense<float>& x, const std::string& format_name, const py::array& data, Dense<float>& out,
+                  const std::string& compute, size_t num_threads) {
+  if (x.ndim() != 2 || out.ndim() != 2) throw InputError("matmul: expected x and out of 2 dimensions");
+  const Matrix weights = CheckMatrix(format_name, x.shape(1), data);
+  const size_t num_tokens = x.shape(0);
+  if (out.shape(0) != x.shape(0) || static_cast<size_t>(out.shape(1)) != weights.N) {
+    throw InputError(Str("matmul: expected out of shape (", num_tokens, ", ", weights.N, ")"));
+  }
+  const Product product = {weights, out.mutable_data(), weights.N};
+  Matmul matmul(ParseCompute(compute), num_threads);
+  py::gil_scoped_release release;
+  matmul(x.data(), num_tokens, {product});
+}
+
+// A Transformer with the Python objects whose memory it reads.
+class Model {
+ public:
+  Model(const ModelSpec& spec, const py::dict& tensors, const std::string& compute, size_t num_threads,
+        size_t max_length, size_t max_sequences) {
+    TensorMap map;
+    for (const auto& [key, value] : tensors) {
+      const auto name = py::cast<std::string>(key);
+      const auto [format, shape, data] = py::cast<std::tuple<std::string, std::vector<size_t>, py::array>>(value);
+      map[name] = CheckTensor(name, format, shape, data);
+      kept_.append(data);
+    }
+    transformer_ = std::make_unique<Transformer>(spec, map, ParseCompute(compute), num_threads, max_length, max_sequences);
+  }
+
+  Dense<float> Forward(const Dense<int32_t>& tokens, const Dense<int32_t>& positions, const Dense<int32_t>& sequences,
+                       const Dense<bool>& wants_logits) {
+    const auto num = static_cast<size_t>(tokens.size());
+    for (const py::array* array : {static_cast<const py::array*>(&tokens), static_cast<const py::array*>(&positions),
+                                   static_cast<const py::array*>(&sequences), static_cast<const py::array*>(&wants_logits)}) {
+      if (array->ndim() != 1 || static_cast<size_t>(array->size()) != num) {
+        throw InputError("forward: expected tokens, positions, sequences and wants_logits of one length");
+      }
+    }
+    size_t wanted = 0;
+    for (size_t i = 0; i < num; ++i) wanted += wants_logits.data()[i] ? 1 : 0;
+    Dense<float> logits({wanted, transformer_->spec().vocab_size});
+    const Batch batch = {num, tokens.data(), positions.data(), sequences.data(), wants_logits.data()};
+    float* out = logits.mutable_data();
+    py::gil_scoped_release release;
+    transformer_->Forward(batch, out);
+    return logits;
+  }
+
+  size_t Length(int32_t sequence) {
+    py::gil_scoped_release release;
+    return transformer_->Length(sequence);
+  }
+
+  void Truncate(int32_t sequence, size_t length) {
+    py::gil_scoped_release release;
+    transformer_->Truncate(sequence, length);
+  }
+
+  // The callback gets a read-only view that is valid during the call.
+  void SetObserver(const py::object& callback) {
+    Transformer::Observer observer;
+    if (!callback.is_none()) {
+      // Released with the GIL held, whichever thread drops the last reference.
+      std::shared_ptr<py::object> held(new py::object(callback), [](py::object* object) {
+        py::gil_scoped_acquire acquire;
+        delete object;
+      });
+      observer = [held](const std::string& name, const float* x, size_t num_tokens, size_t K) {
+        py::gil_scoped_acquire acquire;
+        py::array_t<float> view({num_tokens, K}, x, py::capsule(x, [](void*) {}));
+        py::detail::array_proxy(view.ptr())->flags &= ~py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
+        (*held)(name, view);
+      };
+    }
+    py::gil_scoped_release release;
+    transformer_->SetObserver(std::move(observer));
+  }
+
+ private:
+  py::list kept_;
+  std::unique_ptr<Transformer> transformer_;
+};
+
+int32_t SampleArray(Sampler& sampler, const Dense<float>& logits, const std::vector<int32_t>& seen) {
+  if (logits.ndim() != 1) throw InputError(Str("sample: expected logits of 1 dimension, found ", logits.ndim()));
+  py::gil_scoped_release release;
+  return sampler.Sample(logits.data(), logits.size(), seen);
+}
+
+}  // namespace
+
+void BindModel(py::module_& m) {
+  m.def("matmul", &MatmulArrays, py::arg("x").noconvert(), py::arg("format"), py::arg("data"),
+        py::arg("out").noconvert(), py::arg("compute"), py::arg("threads"));
+
+  py::class_<ModelSpec>(m, "ModelSpec")
+      .def(py::init([](size_t vocab_size, size_t context_length, size_t hidden_size, size_t intermediate_size,
+                       size_t num_layers, size_t num_heads, size_t num_kv_heads, size_t head_dim, float norm_eps,
+                       float rope_theta, size_t rope_dim, bool rope_interleaved) {
+             return ModelSpec{vocab_size, context_length, hidden_size, intermediate_size, num_layers, num_heads,
+                              num_kv_heads, head_dim, norm_eps, rope_theta, rope_dim, rope_interleaved};
+           }),
+           py::kw_only(), py::arg("vocab_size"), py::arg("context_length"), py::arg("hidden_size"),
+           py::arg("intermediate_size"), py::arg("num_layers"), py::arg("num_heads"), py::arg("num_kv_heads"),
+           py::arg("head_dim"), py::arg("norm_eps"), py::arg("rope_theta"), py::arg("rope_dim"),
+           py::arg("rope_interleaved"));
+
+  py::class_<Model>(m, "Model")
+      .def(py::init<const ModelSpec&, const py::dict&, const std::string&, size_t, size_t, size_t>(), py::arg("spec"),
+           py::arg("tensors"), py::arg("compute"), py::arg("threads"), py::arg("max_length"), py::arg("max_sequences"))
+      .def("forward", &Model::Forward, py::arg("tokens"), py::arg("positions"), py::arg("sequences"),
+           py::arg("wants_logits"))
+      .def("length", &Model::Length, py::arg("sequence"))
+      .def("truncate", &Model::Truncate, py::arg("sequence"), py::arg("length"))
+      .def("set_observer", &Model::SetObserver, py::arg("callback"));
+
+  py::class_<Sampler>(m, "Sampler")
+      .def(py::init([](float temperature, int32_t top_k, float top_p, float min_p, float repetition_penalty,
+                       uint64_t seed) {
+             return Sampler({temperature, top_k, top_p, min_p, repetition_penalty}, seed);
+           }),
+           py::kw_only(), py::arg("temperature"), py::arg("top_k"), py::arg("top_p"), py::arg("min_p"),
+           py::arg("repetition_penalty"), py::arg("seed"))
+      .def("sample", &SampleArray, py::arg("logits"), py::arg("seen"));
+}
+
+}  // namespace lowbit

@@ -1,0 +1,77 @@
+// The generic transformer: tokens in, logits out.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "src/model/kv_cache.h"
+#include "src/model/spec.h"
+#include "src/model/weights.h"
+#include "src/ops/matmul.h"
+
+namespace lowbit {
+
+// Tokens of any number of sequences. A sequence's tokens come in order and continue where its cache ends.
+struct Batch {
+  size_t num_tokens;
+  const int32_t* tokens;
+  const int32_t* positions;
+  const int32_t* sequences;
+  const bool* wants_logits;
+};
+
+class Transformer {
+ public:
+  // Tokens taken through the layers at once; longer batches go in pieces, which bounds the memory they need.
+  static constexpr size_t kMaxChunk = 512;
+
+  // Called with the name of a weight and the num_tokens rows of K floats it is about to be multiplied with.
+  using Observer = std::function<void(const std::string& name, const float* x, size_t num_tokens, size_t K)>;
+
+  // The tensors' bytes must outlive the model. At most max_length tokens a sequence.
+  Transformer(const ModelSpec& spec, const TensorMap& tensors, Compute compute, size_t num_threads, size_t max_length,
+              size_t max_sequences);
+
+  // Writes vocab_size logits for each token that wants them, in order. Throws InputError for a token, position or sequence
+  // out of place and ContextFullError; the cache is then as it was.
+  void Forward(const Batch& batch, float* logits);
+
+  size_t Length(int32_t sequence);
+  void Truncate(int32_t sequence, size_t length);
+  void SetObserver(Observer observer);
+
+  const ModelSpec& spec() const { return spec_; }
+  size_t max_length() const { return cache_.max_length(); }
+
+ private:
+  struct Token {
+    int32_t id, position, sequence;
+    bool wants_logits;
+  };
+
+  void Admit(const Batch& batch);
+  void Embed(const Token* tokens, size_t num);
+  void RotaryAngles(const Token* tokens, size_t num);
+  void Layer(size_t layer, const Token* tokens, size_t num);
+  void FinishQueryKeyValue(const LayerWeights& w, size_t layer, const Token& token, size_t t);
+  void Norm(const std::vector<float>& weight, size_t num);
+  float* Logits(const Token* tokens, size_t num, float* logits);
+  void Multiply(const float* x, size_t num, std::initializer_list<std::pair<const Linear*, float*>> products);
+
+  ModelSpec spec_;
+  Weights weights_;
+  KvCache cache_;
+  Matmul matmul_;
+  Observer observer_;
+  std::mutex mutex_;
+
+  std::vector<float> inverse_frequencies_;
+  // One row a token of the chunk.
+  hwy::AlignedVector<float> x_, normed_, q_, k_, v_, attended_, gate_, up_, cos_, sin_;
+};
+
+}  // namespace lowbit

@@ -1,0 +1,248 @@
+#include "src/ops/attention.h"
+
+#include <algorithm>
+
+#include "hwy/aligned_allocator.h"
+#include "src/threads.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "src/ops/attention.cc"
+#include "hwy/foreach_target.h"  // must come before highway.h
+#include "hwy/contrib/math/math-inl.h"
+#include "hwy/highway.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace lowbit {
+namespace HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+using DF = hn::CappedTag<float, 16>;
+using VF = hn::Vec<DF>;
+constexpr size_t kPage = KvLayout::kPageTokens;
+
+
+HWY_INLINE VF LoadElements(DF df, const float* p) { return hn::LoadU(df, p); }
+HWY_INLINE VF LoadElements(DF df, const hwy::float16_t* p) {
+  return hn::PromoteTo(df, hn::LoadU(hn::Rebind<hwy::float16_t, DF>(), p));
+}
+
+// acc[r][v] += coefficient(r, j) * matrix[j][v * lanes ...] for j in [0, num): kRows x 4 vectors in registers. Used with
+// keys (j: dimension, lanes: keys) and with values (j: keys, lanes: dimensions).
+template <size_t kRows, typename T, class Coefficient>
+HWY_INLINE void Accumulate(const T* HWY_RESTRICT matrix, size_t stride, size_t num, size_t num_vectors,
+                           Coefficient coefficient, VF (&acc)[kRows][4]) {
+  const DF df;
+  const size_t N = hn::Lanes(df);
+  if (num_vectors == 4) {
+    for (size_t j = 0; j < num; ++j) {
+      VF m[4];
+      for (size_t v = 0; v < 4; ++v) m[v] = LoadElements(df, matrix + j * stride + v * N);
+      for (size_t r = 0; r < kRows; ++r) {
+        const VF c = hn::Set(df, coefficient(r, j));
+        for (size_t v = 0; v < 4; ++v) acc[r][v] = hn::MulAdd(c, m[v], acc[r][v]);
+      }
+    }
+    return;
+  }
+  for (size_t j = 0; j < num; ++j) {
+    for (size_t v = 0; v < num_vectors; ++v) {
+      const VF m = LoadElements(df, matrix + j * stride + v * N);
+      for (size_t r = 0; r < kRows; ++r) acc[r][v] = hn::MulAdd(hn::Set(df, coefficient(r, j)), m, acc[r][v]);
+    }
+  }
+}
+
+template <size_t kRows>
+HWY_INLINE void ZeroRows(VF (&acc)[kRows][4]) {
+  for (size_t r = 0; r < kRows; ++r) {
+    for (size_t v = 0; v < 4; ++v) acc[r][v] = hn::Zero(DF());
+  }
+}
+
+// scores[r][j] = q[r] . key j, for all keys of num_pages pages.
+template <size_t kRows, typename T>
+HWY_INLINE void Scores(const KvLayout& layout, const float* const* q, uint8_t* const* pages, size_t num_pages,
+                       size_t head_offset, float* scores, size_t scores_stride) {
+  const DF df;
+  const size_t N = hn::Lanes(df);
+  const size_t vectors = HWY_MIN(size_t{4}, kPage / N);
+  for (size_t p = 0; p < num_pages; ++p) {
+    const T* keys = reinterpret_cast<const T*>(pages[p]) + head_offset;
+    for (size_t j = 0; j < kPage; j += vectors * N) {
+      VF acc[kRows][4];
+      ZeroRows(acc);
+      Accumulate<kRows>(keys + j, kPage, layout.head_dim, vectors, [&](size_t r, size_t d) { return q[r][d]; }, acc);
+      for (size_t r = 0; r < kRows; ++r) {
+        for (size_t v = 0; v < vectors; ++v) {
+          hn::StoreU(acc[r][v], df, scores + r * scores_stride + p * kPage + j + v * N);
+        }
+      }
+    }
+  }
+}
+
+// scores[0, num) become exp((s - max) * scale), the rest up to `padded` zero. Returns 1 / their sum.
+HWY_INLINE float Softmax(float* scores, size_t num, size_t padded, float scale) {
+  const DF df;
+  const size_t N = hn::Lanes(df);
+  float max = scores[0];
+  size_t i = 0;
+  if (num >= N) {
+    VF most = hn::LoadU(df, scores);
+    for (; i + N <= num; i += N) most = hn::Max(most, hn::LoadU(df, scores + i));
+    max = hn::ReduceMax(df, most);
+  }
+  for (; i < num; ++i) max = HWY_MAX(max, scores[i]);
+  std::fill(scores + num, scores + padded, max);
+  VF sum = hn::Zero(df);
+  const VF vmax = hn::Set(df, max), vscale = hn::Set(df, scale);
+  for (i = 0; i < num; i += N) {  // pages are whole vectors, so this never leaves the row
+    VF e = hn::Exp(df, hn::Mul(hn::Sub(hn::LoadU(df, scores + i), vmax), vscale));
+    if (i + N > num) e = hn::IfThenElseZero(hn::FirstN(df, num - i), e);
+    hn::StoreU(e, df, scores + i);
+    sum = hn::Add(sum, e);
+  }
+  if (i < padded) std::fill(scores + i, scores + padded, 0.0f);
+  return 1.0f / hn::ReduceSum(df, sum);
+}
+
+// out[r] = factor[r] * sum over keys of scores[r][j] * value j.
+template <size_t kRows, typename T>
+HWY_INLINE void WeightedValues(const KvLayout& layout, const float* scores, size_t scores_stride, uint8_t* const* pages,
+                               size_t num_keys, size_t head_offset, const float* factor, float* const* out) {
+  const DF df;
+  const size_t N = hn::Lanes(df);
+  const size_t dim = layout.PaddedDim();
+  for (size_t d = 0; d < dim; d += 4 * N) {
+    const size_t vectors = HWY_MIN(size_t{4}, (dim - d) / N);
+    VF acc[kRows][4];
+    ZeroRows(acc);
+    for (size_t j = 0; j < num_keys; j += kPage) {
+      const T* values = reinterpret_cast<const T*>(pages[j / kPage]) + head_offset + kPage * layout.head_dim;
+      Accumulate<kRows>(values + d, dim, HWY_MIN(kPage, num_keys - j), vectors,
+                        [&](size_t r, size_t i) { return scores[r * scores_stride + j + i]; }, acc);
+    }
+    for (size_t r = 0; r < kRows; ++r) {
+      for (size_t v = 0; v < vectors && d + v * N < layout.head_dim; ++v) {
+        const size_t at = d + v * N;
+        hn::StoreN(hn::Mul(acc[r][v], hn::Set(df, factor[r])), df, out[r] + at, HWY_MIN(N, layout.head_dim - at));
+      }
+    }
+  }
+}
+
+template <typename T>
+HWY_INLINE void AttendTile(const KvLayout& layout, size_t layer, float scale, const AttentionTile& tile,
+                           float* scores) {
+  constexpr size_t kRows = 4;
+  const size_t num_keys = tile.num_keys[tile.num_rows - 1];
+  const size_t num_pages = (num_keys + kPage - 1) / kPage;
+  const size_t stride = num_pages * kPage;
+  const size_t offset = layout.HeadOffset(layer, tile.kv_head);
+  float factor[AttentionTile::kMaxRows];
+  size_t r = 0;
+  for (; r + kRows <= tile.num_rows; r += kRows) {
+    Scores<kRows, T>(layout, tile.q + r, tile.pages, num_pages, offset, scores + r * stride, stride);
+  }
+  for (; r < tile.num_rows; ++r) {
+    Scores<1, T>(layout, tile.q + r, tile.pages, num_pages, offset, scores + r * stride, stride);
+  }
+  for (r = 0; r < tile.num_rows; ++r) factor[r] = Softmax(scores + r * stride, tile.num_keys[r], stride, scale);
+  r = 0;
+  for (; r + kRows <= tile.num_rows; r += kRows) {
+    WeightedValues<kRows, T>(layout, scores + r * stride, stride, tile.pages, num_keys, offset, factor + r,
+                             tile.out + r);
+  }
+  for (; r < tile.num_rows; ++r) {
+    WeightedValues<1, T>(layout, scores + r * stride, stride, tile.pages, num_keys, offset, factor + r, tile.out + r);
+  }
+}
+
+void Attend(const KvLayout& layout, size_t layer, float scale, const AttentionTile& tile, float* scores) {
+  if (layout.is_f32) {
+    AttendTile<float>(layout, layer, scale, tile, scores);
+  } else {
+    AttendTile<hwy::float16_t>(layout, layer, scale, tile, scores);
+  }
+}
+
+void DemoteToHalves(const float* HWY_RESTRICT from, size_t num, hwy::float16_t* HWY_RESTRICT to) {
+  const DF df;
+  const hn::Rebind<hwy::float16_t, DF> dh;
+  const size_t N = hn::Lanes(df);
+  size_t i = 0;
+  for (; i + N <= num; i += N) hn::StoreU(hn::DemoteTo(dh, hn::LoadU(df, from + i)), dh, to + i);
+  if (i < num) hn::StoreN(hn::DemoteTo(dh, hn::LoadN(df, from + i, num - i)), dh, to + i, num - i);
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace lowbit
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace lowbit {
+HWY_EXPORT(Attend);
+HWY_EXPORT(DemoteToHalves);
+
+namespace {
+
+constexpr size_t kPage = KvLayout::kPageTokens;
+
+template <typename T>
+void StoreElements(const KvLayout& layout, uint8_t* page, size_t slot, size_t layer, const T* key, const T* value) {
+  for (size_t h = 0; h < layout.num_kv_heads; ++h) {
+    T* keys = reinterpret_cast<T*>(page) + layout.HeadOffset(layer, h);
+    T* values = keys + kPage * layout.head_dim + slot * layout.PaddedDim();
+    for (size_t d = 0; d < layout.head_dim; ++d) keys[d * kPage + slot] = key[h * layout.head_dim + d];
+    std::copy_n(value + h * layout.head_dim, layout.head_dim, values);
+  }
+}
+
+}  // namespace
+
+void StoreKeyValue(const KvLayout& layout, uint8_t* page, size_t slot, size_t layer, const float* key,
+                   const float* value) {
+  if (layout.is_f32) {
+    StoreElements(layout, page, slot, layer, key, value);
+    return;
+  }
+  const size_t num = layout.num_kv_heads * layout.head_dim;
+  thread_local std::vector<hwy::float16_t> halves;
+  halves.resize(2 * num);
+  HWY_DYNAMIC_DISPATCH(DemoteToHalves)(key, num, halves.data());
+  HWY_DYNAMIC_DISPATCH(DemoteToHalves)(value, num, halves.data() + num);
+  StoreElements(layout, page, slot, layer, halves.data(), halves.data() + num);
+}
+
+void Attention(const KvLayout& layout, size_t layer, size_t num_heads, float scale,
+               const std::vector<AttentionQuery>& queries, size_t num_threads) {
+  const size_t group = num_heads / layout.num_kv_heads;
+  std::vector<AttentionTile> tiles;
+  for (size_t h = 0; h < layout.num_kv_heads; ++h) {
+    AttentionTile tile{};
+    tile.kv_head = h;
+    for (size_t i = 0; i < queries.size(); ++i) {
+      const AttentionQuery& query = queries[i];
+      for (size_t g = 0; g < group; ++g) {
+        if (tile.num_rows == AttentionTile::kMaxRows || (tile.num_rows != 0 && tile.pages != query.pages)) {
+          tiles.push_back(tile);
+          tile.num_rows = 0;
+        }
+        tile.pages = query.pages;
+        tile.q[tile.num_rows] = query.q + (h * group + g) * layout.head_dim;
+        tile.out[tile.num_rows] = query.out + (h * group + g) * layout.head_dim;
+        tile.num_keys[tile.num_rows++] = query.num_keys;
+      }
+    }
+    if (tile.num_rows != 0) tiles.push_back(tile);
+  }
+  ParallelFor(tiles.size(), num_threads, [&](size_t i) {
+    const AttentionTile& tile = tiles[i];
+    const size_t padded = (tile.num_keys[tile.num_rows - 1] + kPage - 1) / kPage * kPage;
+    thread_local hwy::AlignedVector<float> scores;
+    if (scores.size() < tile.num_rows * padded) scores.resize(tile.num_rows * padded);
+    HWY_DYNAMIC_DISPATCH(Attend)(layout, layer, scale, tile, scores.data());
+  });
+}
+
+}  // namespace lowbit
+#endif  // HWY_ONCE

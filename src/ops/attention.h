@@ -1,0 +1,59 @@
+// Softmax attention over paged keys and values.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+namespace lowbit {
+
+// Sizes and layout of a page: 64 consecutive tokens of one sequence, all layers. In each layer, for each head:
+//   keys    [head_dim][64]       transposed, so that a product with a query runs over 64 keys side by side
+//   values  [64][padded_dim]     head_dim rounded up to 16
+// Elements are float16, or float where products are exact.
+struct KvLayout {
+  static constexpr size_t kPageTokens = 64;
+
+  size_t num_layers = 0;
+  size_t num_kv_heads = 0;
+  size_t head_dim = 0;
+  bool is_f32 = false;
+
+  size_t PaddedDim() const { return (head_dim + 15) / 16 * 16; }
+  size_t ElementBytes() const { return is_f32 ? 4 : 2; }
+  size_t HeadElements() const { return kPageTokens * (head_dim + PaddedDim()); }
+  size_t PageBytes() const { return num_layers * num_kv_heads * HeadElements() * ElementBytes(); }
+  // Element at which a layer's head begins; its values begin kPageTokens * head_dim later.
+  size_t HeadOffset(size_t layer, size_t head) const { return (layer * num_kv_heads + head) * HeadElements(); }
+};
+
+// One token that attends.
+struct AttentionQuery {
+  const float* q;           // [num_heads][head_dim]
+  float* out;               // [num_heads][head_dim]
+  uint8_t* const* pages;    // its sequence's
+  size_t num_keys;          // it sees keys [0, num_keys)
+};
+
+// The unit of work: up to kMaxRows heads of neighbouring tokens of one sequence that share a key-value head.
+struct AttentionTile {
+  static constexpr size_t kMaxRows = 8;
+
+  size_t num_rows;
+  const float* q[kMaxRows];
+  float* out[kMaxRows];
+  size_t num_keys[kMaxRows];  // ascending
+  uint8_t* const* pages;
+  size_t kv_head;
+};
+
+// out = softmax(q k^T * scale) v for every query, num_heads a multiple of num_kv_heads. Each head's result depends on its
+// own query and keys only. Cost: 2 * num_keys * head_dim multiply-adds a head, keys read once for 8 rows.
+void Attention(const KvLayout& layout, size_t layer, size_t num_heads, float scale,
+               const std::vector<AttentionQuery>& queries, size_t num_threads);
+
+// Writes one token's key and value, num_kv_heads * head_dim floats each, into slot `slot` of a page.
+void StoreKeyValue(const KvLayout& layout, uint8_t* page, size_t slot, size_t layer, const float* key,
+                   const float* value);
+
+}  // namespace lowbit

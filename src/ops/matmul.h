@@ -1,0 +1,49 @@
+// Products of activations with packed weights.
+#pragma once
+
+#include <cstddef>
+#include <string>
+#include <vector>
+
+#include "hwy/aligned_allocator.h"
+#include "src/ops/activations.h"
+#include "src/tensor.h"
+
+namespace lowbit {
+
+// How a product is computed.
+//   kF32   weights decoded to float, float products. A result depends on its own row and token only, never on the batch
+//          or the number of threads, so a sequence gives the same bits alone and in company.
+//   kBf16  weights and activations rounded to bfloat16, float sums. F32 weights take kF32.
+//   kInt8  weights as they are, activations in 8 bits (src/formats/activations.h). Float weights take kF32.
+//   kAuto  kInt8 for few tokens, kBf16 for many.
+enum class Compute { kAuto, kInt8, kBf16, kF32 };
+
+// "auto", "int8", "bf16", "f32"; throws InputError for anything else.
+Compute ParseCompute(const std::string& name);
+
+// One product of a call: out[t * out_stride + n] = sum over k of weights[n][k] * x[t][k].
+struct Product {
+  Matrix weights;
+  float* out;
+  size_t out_stride;
+};
+
+class Matmul {
+ public:
+  Matmul(Compute compute, size_t num_threads) : compute_(compute), num_threads_(num_threads) {}
+
+  // x: num_tokens rows of K floats. All products share x and K, and run as one parallel loop.
+  void operator()(const float* x, size_t num_tokens, const std::vector<Product>& products);
+
+  Compute compute() const { return compute_; }
+  size_t num_threads() const { return num_threads_; }
+
+ private:
+  Compute compute_;
+  size_t num_threads_;
+  ActivationBuffer int8_;
+  hwy::AlignedVector<hwy::bfloat16_t> bf16_;
+};
+
+}  // namespace lowbit
