@@ -36,5 +36,6 @@ PYBIND11_MODULE(_core, m) {
   lowbit::BindSimd(m);
   lowbit::BindFormats(m);
   lowbit::BindMetrics(m);
+  lowbit::BindModel(m);
   if (const char* target = std::getenv("LOWBIT_SIMD")) lowbit::SimdForce(target);
 }
