@@ -2,6 +2,7 @@
 
 from lowbit import simd
 from lowbit._core import ContextFullError, Error, FileError, FormatError, InputError, UnsupportedError
+from lowbit.linalg import matmul
 from lowbit.qtensor import QTensor, dequantize, formats, quantize
 
 __version__ = "0.1.0"
@@ -17,6 +18,7 @@ __all__ = [
     "__version__",
     "dequantize",
     "formats",
+    "matmul",
     "quantize",
     "simd",
 ]

@@ -18,6 +18,7 @@ _CHUNK_WEIGHTS = 1 << 20
 
 _FLOAT32 = np.dtype(np.float32)
 _NARROW_FORMATS = {np.dtype(np.float16): "F16", np.dtype(ml_dtypes.bfloat16): "BF16"}
+_FLOAT_FORMATS = {_FLOAT32: "F32", **_NARROW_FORMATS}
 
 
 class QTensor:
@@ -107,6 +108,15 @@ class QTensor:
 def formats() -> list[_core.Format]:
     """Every format: name, ggml_type, block_size, block_bytes, bits_per_weight, needs_imatrix."""
     return _core.formats()
+
+
+def format_of(weights: QTensor | npt.NDArray[Any]) -> str:
+    """The name of a QTensor's format, or of the one that holds a float array as it is; InputError for other dtypes."""
+    if isinstance(weights, QTensor):
+        return weights.format
+    if weights.dtype not in _FLOAT_FORMATS:
+        raise _core.InputError(f"weights: expected float32, float16 or bfloat16, got {weights.dtype}")
+    return _FLOAT_FORMATS[weights.dtype]
 
 
 def quantize(

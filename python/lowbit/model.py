@@ -1,0 +1,299 @@
+"""`load` and `Model`: logits, text and chat from a GGUF file or a Hugging Face folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+import secrets
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lowbit import _core, arch, gguf
+from lowbit.qtensor import QTensor, format_of
+from lowbit.spec import ModelSpec
+from lowbit.text import StopFilter
+from lowbit.threads import num_threads
+from lowbit.tokenizer import Tokenizer, load_tokenizer
+
+#: Tokens of a prompt that go into one call of the core, so that Ctrl-C is heard between them.
+PROMPT_PIECE = 512
+
+Prompt = str | Sequence[int]
+Weight = QTensor | npt.NDArray[Any]
+
+
+def load(
+    path: str | os.PathLike[str],
+    compute: str = "auto",
+    threads: int | None = None,
+    context: int | None = None,
+    max_sequences: int = 8,
+) -> Model:
+    """Opens a GGUF file, or a Hugging Face folder or hub id, to run it.
+
+    A GGUF file stays mapped; its weights are used where they lie. `compute` as in `lowbit.matmul`: with "f32" a result
+    never depends on what else is in a batch. `context`: tokens a sequence may hold, by default what the model was made
+    for; memory is taken as sequences grow. `max_sequences`: how many may be held at once.
+
+    Raises FileError, FormatError or UnsupportedError for what cannot be opened, InputError for a wrong argument.
+    """
+    if os.path.isfile(path) or Path(path).suffix == ".gguf":
+        file = gguf.open(path)
+        tensors = {name: weight for name, weight in file.tensors.items() if _is_weight(weight)}
+        return Model(arch.spec(file.metadata), tensors, file.metadata, path, compute, threads, context, max_sequences)
+    opened = arch.open_checkpoint(path)
+    weights = {source.name: source.rows(0, source.shape[0]) for source in opened.tensors}
+    return Model(opened.spec, weights, opened.metadata, path, compute, threads, context, max_sequences)
+
+
+def _is_weight(weight: Weight) -> bool:
+    return isinstance(weight, QTensor) or weight.dtype.name in ("float32", "float16", "bfloat16")
+
+
+class _Sequences:
+    """Sequence ids of a model, each with the tokens its cache still holds.
+
+    A new prompt takes the idle one that shares the longest beginning with it, so a chat reads only what is new.
+    """
+
+    def __init__(self, num: int) -> None:
+        self._idle: dict[int, list[int]] = {i: [] for i in range(num)}
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def take(self, prompt: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
+        with self._lock:
+            if not self._idle:
+                raise _core.ContextFullError("all of the model's sequences are in use; see max_sequences")
+            # Of those that share nothing, the one with the least to lose.
+            best = max(self._idle, key=lambda i: (_num_shared(self._idle[i], prompt), -len(self._idle[i])))
+            held = self._idle.pop(best)
+        try:
+            yield best, held
+        finally:
+            with self._lock:
+                self._idle[best] = held
+
+
+def _num_shared(a: Sequence[int], b: Sequence[int]) -> int:
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
+
+
+class Model:
+    """A network with its weights, made by `load`.
+
+    Calls may come from several threads; those that compute take turns.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        weights: Mapping[str, Weight],
+        metadata: Mapping[str, Any],
+        path: str | os.PathLike[str],
+        compute: str,
+        threads: int | None,
+        context: int | None,
+        max_sequences: int,
+    ) -> None:
+        if max_sequences < 1:
+            raise _core.InputError(f"max_sequences is {max_sequences}, expected at least 1")
+        self.spec = spec
+        self.metadata = metadata
+        self.path = path
+        self.compute = compute
+        self.threads = num_threads(threads)
+        self.context = spec.context_length if context is None else context
+        self.weights = weights
+        self._tokenizer: Tokenizer | None = None
+        self._sequences = _Sequences(max_sequences)
+        fields = {k: v for k, v in dataclasses.asdict(spec).items() if k != "architecture"}
+        tensors = {name: (format_of(w), list(w.shape), _bytes_of(w)) for name, w in weights.items()}
+        self._core = _core.Model(
+            _core.ModelSpec(**fields), tensors, compute, self.threads, self.context, max_sequences
+        )
+
+    def __repr__(self) -> str:
+        return f"Model({os.fspath(self.path)!r}, {self.spec.architecture}, {self.nbytes / 1e6:.1f} MB of weights)"
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the weights."""
+        return sum(weight.nbytes for weight in self.weights.values())
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that came with the weights; loaded when first asked for."""
+        if self._tokenizer is None:
+            self._tokenizer = load_tokenizer(self.path)
+        return self._tokenizer
+
+    def logits(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Logits after each of `ids`: float32 (T, vocab). Raises InputError for an id the model does not have."""
+        tokens = _as_ids(ids)
+        with self._sequences.take(()) as (sequence, held):
+            self._rewind(sequence, held, 0)
+            pieces = [self._feed(sequence, held, piece, every=True) for piece in _pieces(tokens)]
+            self._rewind(sequence, held, 0)
+        return np.concatenate(pieces) if pieces else np.empty((0, self.spec.vocab_size), np.float32)
+
+    def tokens(
+        self,
+        prompt: Prompt,
+        max_tokens: int | None = 64,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        seed: int | None = None,
+        ignore_eos: bool = False,
+    ) -> Iterator[int]:
+        """Yields the ids that follow `prompt` (a text, or ids), one by one; not those that end a text.
+
+        max_tokens: at most so many; None: as many as the context has room for.
+        temperature: 0 takes the likeliest token each time; higher values draw from the softmax of logits / temperature.
+        top_k, top_p, min_p: draw only from the k likeliest (0: all), from the fewest that together have probability p,
+        from those at least p times as likely as the likeliest.
+        repetition_penalty: above 1 makes tokens of the prompt and of the text so far less likely (Keskar et al. 2019).
+        seed: the same seed draws the same tokens; None: a new one each time.
+
+        Raises InputError for an empty prompt or an option out of range, ContextFullError if prompt and max_tokens
+        together do not fit into the context.
+        """
+        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else _as_ids(prompt)
+        if not ids:
+            raise _core.InputError("the prompt has no tokens")
+        room = self.context - len(ids)
+        if room < (max_tokens or 1):
+            raise _core.ContextFullError(
+                f"context full: a prompt of {len(ids)} tokens and {max_tokens or 1} more do not fit into {self.context}"
+            )
+        sampler = _core.Sampler(
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            seed=secrets.randbits(64) if seed is None else seed,
+        )
+        ends = frozenset() if ignore_eos else frozenset(self.tokenizer.eos_ids)
+        return self._generate(ids, room if max_tokens is None else max_tokens, sampler, ends)
+
+    def _generate(self, ids: list[int], num: int, sampler: _core.Sampler, ends: frozenset[int]) -> Iterator[int]:
+        with self._sequences.take(ids) as (sequence, held):
+            # The last token of the prompt is always computed: its logits are needed.
+            self._rewind(sequence, held, min(_num_shared(held, ids), len(ids) - 1))
+            for piece in _pieces(ids[len(held) :]):
+                logits = self._feed(sequence, held, piece)
+            for i in range(num):
+                token = sampler.sample(logits[-1], held)
+                if token in ends:
+                    return
+                yield token
+                if i + 1 < num:
+                    logits = self._feed(sequence, held, [token])
+
+    def stream(self, prompt: Prompt, *, stop: str | Iterable[str] | None = None, **options: Any) -> Iterator[str]:
+        """Yields the text that follows `prompt` as it is made, in pieces of whole characters.
+
+        `stop`: ends before the first of these texts. Other options as in `tokens`.
+        """
+        return self._text(self.tokens(prompt, **options), stop)
+
+    def _text(self, ids: Iterator[int], stop: str | Iterable[str] | None) -> Iterator[str]:
+        text = self.tokenizer.stream()
+        stops = StopFilter(() if stop is None else stop)
+        for token in ids:
+            if piece := stops.push(text.push(token)):
+                yield piece
+            if stops.stopped:
+                return
+        if piece := stops.push(text.flush()) + stops.flush():
+            yield piece
+
+    def generate(self, prompt: Prompt, *, stop: str | Iterable[str] | None = None, **options: Any) -> str:
+        """The text that `stream` yields, at once."""
+        return "".join(self.stream(prompt, stop=stop, **options))
+
+    def stream_chat(
+        self, messages: Sequence[Mapping[str, Any]], *, stop: str | Iterable[str] | None = None, **options: Any
+    ) -> Iterator[str]:
+        """Yields the answer to `messages` ({"role": ..., "content": ...} each) through the model's chat template.
+
+        Options as in `stream`, but max_tokens is by default what the context has room for. Raises UnsupportedError if the
+        model has no chat template.
+        """
+        prompt = self.tokenizer.encode_chat(messages)
+        return self.stream(prompt, stop=stop, **{"max_tokens": None, **options})
+
+    def chat(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
+        """The answer that `stream_chat` yields, at once."""
+        return "".join(self.stream_chat(messages, **options))
+
+    def forward(
+        self,
+        tokens: npt.ArrayLike,
+        positions: npt.ArrayLike,
+        sequences: npt.ArrayLike,
+        wants_logits: npt.ArrayLike | None = None,
+    ) -> npt.NDArray[np.float32]:
+        """One step of many sequences: the lower level under `logits` and `tokens`.
+
+        Four arrays of one length: token ids, positions, sequence ids, and which tokens' logits to return (by default all).
+        A sequence's positions continue where it ends; `truncate` forgets. Ids from 0 on are also used by the other
+        methods: do not mix them on one model. Returns float32 (number wanted, vocab).
+        """
+        ids = np.asarray(tokens, np.int32)
+        wants = np.ones(ids.shape, bool) if wants_logits is None else np.asarray(wants_logits, bool)
+        return self._core.forward(ids, np.asarray(positions, np.int32), np.asarray(sequences, np.int32), wants)
+
+    def truncate(self, sequence: int, length: int = 0) -> None:
+        """Forgets all but the first `length` tokens of a sequence given to `forward`."""
+        self._core.truncate(sequence, length)
+
+    def observe(self, callback: Callable[[str, npt.NDArray[np.float32]], None] | None) -> None:
+        """Calls `callback(name, x)` before each matrix product from now on; None ends it.
+
+        `name`: the weight's, "blk.0.ffn_down.weight"; `x`: its input, float32 (tokens, K), a view that is valid during
+        the call only.
+        """
+        self._core.set_observer(callback)
+
+    def _rewind(self, sequence: int, held: list[int], length: int) -> None:
+        self._core.truncate(sequence, length)
+        del held[length:]
+
+    def _feed(self, sequence: int, held: list[int], ids: list[int], every: bool = False) -> npt.NDArray[np.float32]:
+        num = len(ids)
+        wants = np.full(num, every)
+        wants[-1] = True
+        positions = np.arange(len(held), len(held) + num, dtype=np.int32)
+        logits = self._core.forward(np.array(ids, np.int32), positions, np.full(num, sequence, np.int32), wants)
+        held.extend(ids)
+        return logits
+
+
+def _pieces(ids: list[int]) -> Iterator[list[int]]:
+    return (ids[i : i + PROMPT_PIECE] for i in range(0, len(ids), PROMPT_PIECE))
+
+
+def _as_ids(ids: Sequence[int]) -> list[int]:
+    array = np.asarray(ids)
+    if array.ndim != 1 or (array.size and not np.issubdtype(array.dtype, np.integer)):
+        raise _core.InputError(f"ids: expected integers in one dimension, found {array.dtype} {array.shape}")
+    bounds = np.iinfo(np.int32)
+    if array.size and (array.min() < bounds.min or array.max() > bounds.max):
+        raise _core.InputError(f"ids: {array.min()} to {array.max()} are out of range")
+    return [int(i) for i in array]
+
+
+def _bytes_of(weight: Weight) -> npt.NDArray[Any]:
+    return np.ascontiguousarray(weight.data if isinstance(weight, QTensor) else weight)
