@@ -117,8 +117,8 @@ def compare(
         listed = ", ".join(f"{name} has {size}" for name, size in sizes.items())
         raise InputError(f"models: expected vocabularies of one size, got {listed}")
     for name, model in models.items():
-        if not 3 <= ctx <= model.spec.context_length:
-            raise InputError(f"ctx: expected 3 to {model.spec.context_length} for model {name!r}, got {ctx}")
+        if not 3 <= ctx <= model.context:
+            raise InputError(f"ctx: expected 3 to {model.context} for model {name!r}, got {ctx}")
     windows = _windows(next(iter(models.values())).tokenizer, text, ctx)[:max_windows]
     if len(windows) == 0:
         raise InputError(f"max_windows: expected at least 1, got {max_windows}")
@@ -165,7 +165,7 @@ def _windows(tokenizer: Tokenizer, text: str, ctx: int) -> npt.NDArray[np.int64]
 
 def _predictions(model: Model, window: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
     """The logits that count: those of the second half of the window without the last token."""
-    return model.logits(window[:-1])[len(window) // 2 :]
+    return model.logits(window[:-1], start=len(window) // 2)
 
 
 def _mean(values: Floats) -> tuple[float, float]:

@@ -116,9 +116,7 @@ class Model:
         self._sequences = _Sequences(max_sequences)
         fields = {k: v for k, v in dataclasses.asdict(spec).items() if k != "architecture"}
         tensors = {name: (format_of(w), list(w.shape), _bytes_of(w)) for name, w in weights.items()}
-        self._core = _core.Model(
-            _core.ModelSpec(**fields), tensors, compute, self.threads, self.context, max_sequences
-        )
+        self._core = _core.Model(_core.ModelSpec(**fields), tensors, compute, self.threads, self.context, max_sequences)
 
     def __repr__(self) -> str:
         return f"Model({os.fspath(self.path)!r}, {self.spec.architecture}, {self.nbytes / 1e6:.1f} MB of weights)"
@@ -135,12 +133,15 @@ class Model:
             self._tokenizer = load_tokenizer(self.path)
         return self._tokenizer
 
-    def logits(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
-        """Logits after each of `ids`: float32 (T, vocab). Raises InputError for an id the model does not have."""
+    def logits(self, ids: Sequence[int], start: int = 0) -> npt.NDArray[np.float32]:
+        """Logits after each of `ids` from the one at `start` on: float32 (T - start, vocab).
+
+        Raises InputError for an id the model does not have.
+        """
         tokens = _as_ids(ids)
         with self._sequences.take(()) as (sequence, held):
             self._rewind(sequence, held, 0)
-            pieces = [self._feed(sequence, held, piece, every=True) for piece in _pieces(tokens)]
+            pieces = [self._feed(sequence, held, piece, wanted_from=start) for piece in _pieces(tokens)]
             self._rewind(sequence, held, 0)
         return np.concatenate(pieces) if pieces else np.empty((0, self.spec.vocab_size), np.float32)
 
@@ -271,11 +272,13 @@ class Model:
         self._core.truncate(sequence, length)
         del held[length:]
 
-    def _feed(self, sequence: int, held: list[int], ids: list[int], every: bool = False) -> npt.NDArray[np.float32]:
+    def _feed(
+        self, sequence: int, held: list[int], ids: list[int], wanted_from: int | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Logits of the positions from `wanted_from` on, or of the last."""
         num = len(ids)
-        wants = np.full(num, every)
-        wants[-1] = True
         positions = np.arange(len(held), len(held) + num, dtype=np.int32)
+        wants = positions >= (positions[-1] if wanted_from is None else wanted_from)
         logits = self._core.forward(np.array(ids, np.int32), positions, np.full(num, sequence, np.int32), wants)
         held.extend(ids)
         return logits

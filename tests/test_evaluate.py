@@ -1,0 +1,127 @@
+"""Perplexity and divergence of models that are given by a formula, against the definition worked out here."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import lowbit
+from lowbit import evaluate
+
+VOCAB = 23
+
+
+@dataclass
+class Tokenizer:
+    """A character is a token; every text may begin with BOS, and may end with EOS."""
+
+    bos: int | None = None
+    eos: int | None = None
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        ids = [ord(c) % 20 for c in text]
+        if not add_special_tokens:
+            return ids
+        return [t for t in (self.bos,) if t is not None] + ids + [t for t in (self.eos,) if t is not None]
+
+
+class Model:
+    """Logits that depend on the last two tokens and the position; remembers what it was asked."""
+
+    def __init__(self, seed: int, tokenizer: Tokenizer, vocab: int = VOCAB, context: int = 64) -> None:
+        self.spec = SimpleNamespace(vocab_size=vocab, context_length=1000)
+        self.context = context
+        self.tokenizer = tokenizer
+        self.table = np.random.default_rng(seed).standard_normal((vocab, vocab, vocab)).astype(np.float32)
+        self.seen: list[list[int]] = []
+
+    def logits(self, ids: Sequence[int], start: int = 0) -> np.ndarray:
+        self.seen.append([int(i) for i in ids])
+        rows = [self.table[ids[max(t - 1, 0)], ids[t]] * (1 + t) for t in range(len(ids))]
+        return np.array(rows[start:], np.float32)
+
+
+def log_softmax(row: np.ndarray) -> np.ndarray:
+    row = row.astype(np.float64)
+    return row - np.log(np.exp(row - row.max()).sum()) - row.max()
+
+
+def definition(model: Model, text: str, ctx: int) -> tuple[list[float], list[np.ndarray]]:
+    """What counts: -log p of each token, and all log probabilities there."""
+    tokens = model.tokenizer.encode(text)
+    losses, rows = [], []
+    for begin in range(0, len(tokens) - ctx + 1, ctx):
+        window = tokens[begin : begin + ctx]
+        read = ([model.tokenizer.bos] if model.tokenizer.bos is not None else window[:1]) + window[1:]
+        for t in range(ctx // 2, ctx - 1):
+            row = log_softmax(model.table[read[t - 1], read[t]] * (1 + t))
+            losses.append(-row[window[t + 1]])
+            rows.append(row)
+    return losses, rows
+
+
+TEXT = "It was the best of times, it was the worst of times, it was the age of wisdom" * 3
+
+
+@pytest.mark.parametrize("ctx", [3, 4, 7, 16, 64])
+@pytest.mark.parametrize("tokenizer", [Tokenizer(), Tokenizer(bos=21), Tokenizer(bos=21, eos=22), Tokenizer(eos=22)])
+def test_perplexity_is_the_definition(ctx: int, tokenizer: Tokenizer) -> None:
+    model = Model(1, tokenizer)
+    losses, _ = definition(model, TEXT, ctx)
+    found = evaluate.perplexity(model, TEXT, ctx)
+    assert (found.tokens, found.context) == (len(losses), ctx)
+    assert found.windows == len(tokenizer.encode(TEXT)) // ctx
+    assert found.tokens == found.windows * (ctx - 1 - ctx // 2)
+    assert found.value == pytest.approx(np.exp(np.mean(losses)), rel=1e-6)
+    error = np.std(losses) / np.sqrt(len(losses) - 1)
+    assert found.standard_error == pytest.approx(error * found.value, rel=1e-6)
+
+
+def test_divergence_is_the_definition() -> None:
+    tokenizer = Tokenizer(bos=21)
+    reference, model = Model(1, tokenizer), Model(2, tokenizer)
+    base, rows = definition(reference, TEXT, 16)[1], definition(model, TEXT, 16)[1]
+    expected = np.array([(np.exp(p) * (p - q)).sum() for p, q in zip(base, rows, strict=True)])
+    found = evaluate.kl_divergence(reference, model, TEXT, 16)
+    assert found.mean == pytest.approx(expected.mean(), rel=1e-6)
+    assert found.median == pytest.approx(np.median(expected), rel=1e-6)
+    assert found.percentile_99 == pytest.approx(np.quantile(expected, 0.99), rel=1e-6)
+    assert found.maximum == pytest.approx(expected.max(), rel=1e-6)
+    assert found.standard_error == pytest.approx(expected.std() / np.sqrt(len(expected) - 1), rel=1e-6)
+    assert found.same_top == np.mean([p.argmax() == q.argmax() for p, q in zip(base, rows, strict=True)])
+
+
+def test_models_are_compared_on_the_same_windows() -> None:
+    models = {name: Model(seed, Tokenizer(bos=21)) for seed, name in enumerate(("base", "one", "two"))}
+    calls: list[tuple[int, int]] = []
+    figures = evaluate.compare(models, TEXT, 16, max_windows=3, progress=lambda *call: calls.append(call))
+    assert calls == [(1, 3), (2, 3), (3, 3)]
+    assert figures["base"].divergence is None
+    assert len(models["base"].seen) == 3
+    assert models["one"].seen == models["two"].seen == models["base"].seen
+    for name, model in models.items():
+        assert figures[name].perplexity == evaluate.perplexity(model, TEXT, 16, max_windows=3)
+    assert figures["two"].divergence == evaluate.kl_divergence(models["base"], models["two"], TEXT, 16, max_windows=3)
+
+
+def test_a_model_does_not_diverge_from_itself() -> None:
+    tokenizer = Tokenizer()
+    found = evaluate.kl_divergence(Model(1, tokenizer), Model(1, tokenizer), TEXT, 16)
+    assert (found.mean, found.maximum, found.same_top) == (0, 0, 1)
+
+
+def test_bad_arguments() -> None:
+    model = Model(1, Tokenizer(bos=21))
+    with pytest.raises(lowbit.InputError, match="text: 5 tokens, expected at least 16, one window"):
+        evaluate.perplexity(model, "four", 16)
+    for ctx in (2, 65):
+        with pytest.raises(lowbit.InputError, match=f"ctx: expected 3 to 64 for model '', got {ctx}"):
+            evaluate.perplexity(model, TEXT, ctx)
+    with pytest.raises(lowbit.InputError, match="expected at least one model"):
+        evaluate.compare({}, TEXT)
+    with pytest.raises(lowbit.InputError, match="max_windows: expected at least 1, got 0"):
+        evaluate.perplexity(model, TEXT, 16, max_windows=0)
+    with pytest.raises(lowbit.InputError, match="expected vocabularies of one size, got a has 23, b has 24"):
+        evaluate.compare({"a": model, "b": Model(1, Tokenizer(), vocab=24)}, TEXT, 16)
