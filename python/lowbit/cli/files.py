@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +12,7 @@ from lowbit.cli.app import Json, Threads, app, examples
 from lowbit.cli.console import count, print_json, print_table, printable, size
 
 if TYPE_CHECKING:
+    from lowbit.convert import Report as Written
     from lowbit.inspect import Report
 
 Imatrix = Annotated[
@@ -23,7 +25,6 @@ TensorTypes = Annotated[
 ]
 Pure = Annotated[bool, typer.Option("--pure", help="The same format for every matrix: no mix.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be written, and write nothing.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
 
 
 @app.command(
@@ -42,22 +43,23 @@ def convert(
     pure: Pure = False,
     threads: Threads = None,
     dry_run: DryRun = False,
-    quiet: Quiet = False,
+    json: Json = False,
 ) -> None:
     """Makes a GGUF file of a checkpoint."""
     import lowbit
 
-    lowbit.convert(
+    start = time.perf_counter()
+    report = lowbit.convert(
         source,
         target,
-        format=format,
+        format,
         imatrix=imatrix,
-        tensor_types=_pairs(tensor_type),
-        pure=pure,
         threads=threads,
         dry_run=dry_run,
-        progress=not quiet,
+        tensor_types=_pairs(tensor_type),
+        pure=pure,
     )
+    _print_written(report, dry_run, json, time.perf_counter() - start)
 
 
 @app.command(
@@ -76,22 +78,47 @@ def quantize(
     pure: Pure = False,
     threads: Threads = None,
     dry_run: DryRun = False,
-    quiet: Quiet = False,
+    json: Json = False,
 ) -> None:
     """Quantizes a GGUF file."""
     import lowbit
 
-    lowbit.quantize_file(
+    start = time.perf_counter()
+    report = lowbit.quantize_file(
         source,
         target,
         format,
         imatrix=imatrix,
-        tensor_types=_pairs(tensor_type),
-        pure=pure,
         threads=threads,
         dry_run=dry_run,
-        progress=not quiet,
+        tensor_types=_pairs(tensor_type),
+        pure=pure,
     )
+    _print_written(report, dry_run, json, time.perf_counter() - start)
+
+
+def _print_written(report: Written, dry_run: bool, json: bool, seconds: float) -> None:
+    tensors = [{"name": t.name, "shape": t.shape, "format": t.format} for t in report.tensors]
+    if json:
+        print_json(
+            {
+                "path": report.path,
+                "format": report.format,
+                "written": not dry_run,
+                "file_bytes": report.file_bytes,
+                "bits_per_weight": report.bits_per_weight,
+                "seconds": seconds,
+                "fallbacks": report.fallbacks,
+                "notes": report.notes,
+                "tensors": tensors,
+            }
+        )
+        return
+    if dry_run:
+        rows = [[t.name, " x ".join(map(str, t.shape)), t.format] for t in report.tensors]
+        print_table(["tensor", ">shape", "format"], rows)
+    done = f"would have {report.file_bytes} bytes" if dry_run else f"{size(report.file_bytes)} in {seconds:.1f} s"
+    print(f"{report.path}: {report.format}, {done}, {report.bits_per_weight:.2f} bits a weight")
 
 
 def _pairs(options: list[str] | None) -> list[tuple[str, str]]:
