@@ -35,6 +35,7 @@ PYBIND11_MODULE(_core, m) {
   lowbit::BindErrors(m);
   lowbit::BindSimd(m);
   lowbit::BindFormats(m);
+  lowbit::BindGguf(m);
   lowbit::BindMetrics(m);
   lowbit::BindModel(m);
   if (const char* target = std::getenv("LOWBIT_SIMD")) lowbit::SimdForce(target);

@@ -1,6 +1,6 @@
 """lowbit: quantize Hugging Face checkpoints to GGUF, measure what was lost, run them on the CPU."""
 
-from lowbit import simd
+from lowbit import gguf, simd
 from lowbit._core import ContextFullError, Error, FileError, FormatError, InputError, UnsupportedError
 from lowbit.linalg import matmul
 from lowbit.qtensor import QTensor, dequantize, formats, quantize
@@ -18,6 +18,7 @@ __all__ = [
     "__version__",
     "dequantize",
     "formats",
+    "gguf",
     "matmul",
     "quantize",
     "simd",

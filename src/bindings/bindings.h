@@ -6,6 +6,7 @@
 namespace lowbit {
 
 void BindFormats(pybind11::module_& m);
+void BindGguf(pybind11::module_& m);
 void BindMetrics(pybind11::module_& m);
 void BindSimd(pybind11::module_& m);
 void BindModel(pybind11::module_& m);

@@ -1,0 +1,179 @@
+#include "src/io/gguf.h"
+
+#include <pybind11/numpy.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "src/bindings/bindings.h"
+#include "src/error.h"
+#include "src/io/text.h"
+
+namespace py = pybind11;
+
+namespace lowbit {
+namespace {
+
+py::str ToStr(std::string_view utf8) { return py::str(utf8.data(), utf8.size()); }
+
+std::string_view ToUtf8(py::handle text, std::string_view key) {
+  Py_ssize_t size = 0;
+  const char* data = PyUnicode_Check(text.ptr()) ? PyUnicode_AsUTF8AndSize(text.ptr(), &size) : nullptr;
+  if (data == nullptr) {
+    PyErr_Clear();
+    throw InputError(Str("key ", Quoted(key), ": expected strings that UTF-8 can encode"));
+  }
+  return {data, static_cast<size_t>(size)};
+}
+
+struct NumberType {
+  GgufType type;
+  char kind;  // NumPy's
+};
+
+constexpr NumberType kNumberTypes[] = {
+    {GgufType::kUint8, 'u'},   {GgufType::kInt8, 'i'},  {GgufType::kUint16, 'u'},  {GgufType::kInt16, 'i'},
+    {GgufType::kUint32, 'u'},  {GgufType::kInt32, 'i'}, {GgufType::kUint64, 'u'},  {GgufType::kInt64, 'i'},
+    {GgufType::kFloat32, 'f'}, {GgufType::kBool, 'b'},  {GgufType::kFloat64, 'f'},
+};
+
+py::dtype ToDtype(GgufType type) {
+  const NumberType* number = std::find_if(std::begin(kNumberTypes), std::end(kNumberTypes),
+                                          [&](const NumberType& n) { return n.type == type; });
+  return py::dtype(number->kind + std::to_string(GgufTypeBytes(type)));
+}
+
+// A str, a list of str, or a NumPy array with a copy of the numbers: one axis, or none for a scalar.
+py::object ToPython(const GgufValue& value) {
+  const uint8_t* cursor = value.data;
+  if (value.type != GgufType::kString) {
+    std::vector<py::ssize_t> shape;
+    if (value.is_array) shape.push_back(static_cast<py::ssize_t>(value.count));
+    return py::array(ToDtype(value.type), shape, cursor);
+  }
+  if (!value.is_array) return ToStr(NextString(&cursor));
+  py::list list(static_cast<size_t>(value.count));
+  for (size_t i = 0; i < list.size(); ++i) {
+    PyList_SET_ITEM(list.ptr(), static_cast<Py_ssize_t>(i), ToStr(NextString(&cursor)).release().ptr());
+  }
+  return list;
+}
+
+// The inverse. Arrays are contiguous and little-endian.
+GgufEntry ToEntry(const std::string& key, const py::object& value) {
+  GgufEntry entry{key, false, GgufType::kString, 1, {}};
+  if (py::isinstance<py::str>(value)) {
+    AppendString(ToUtf8(value, key), &entry.payload);
+  } else if (py::isinstance<py::list>(value)) {
+    const auto list = py::reinterpret_borrow<py::list>(value);
+    entry.is_array = true;
+    entry.count = list.size();
+    for (const py::handle item : list) AppendString(ToUtf8(item, key), &entry.payload);
+  } else {
+    const auto array = py::cast<py::array>(value);
+    const auto fits = [&](const NumberType& n) {
+      return n.kind == array.dtype().kind() && static_cast<py::ssize_t>(GgufTypeBytes(n.type)) == array.itemsize();
+    };
+    const NumberType* number = std::find_if(std::begin(kNumberTypes), std::end(kNumberTypes), fits);
+    if (number == std::end(kNumberTypes)) {
+      throw InputError(
+          Str("key ", Quoted(key), ": GGUF metadata has no type for ", std::string(py::str(array.dtype()))));
+    }
+    entry.is_array = array.ndim() > 0;
+    entry.type = number->type;
+    entry.count = static_cast<uint64_t>(array.size());
+    entry.payload.assign(static_cast<const char*>(array.data()), static_cast<size_t>(array.nbytes()));
+  }
+  return entry;
+}
+
+// (name, type, shape in NumPy's order, bytes)
+using TensorTuple = std::tuple<py::str, const char*, py::tuple, uint64_t>;
+
+py::list Tensors(const Gguf& gguf) {
+  py::list list;
+  for (const GgufTensor& tensor : gguf.tensors()) {
+    py::tuple shape(tensor.shape.num_dims);
+    for (uint32_t i = 0; i < tensor.shape.num_dims; ++i) shape[tensor.shape.num_dims - 1 - i] = tensor.shape.dims[i];
+    list.append(TensorTuple(ToStr(tensor.name), tensor.type.name, shape, tensor.num_bytes));
+  }
+  return list;
+}
+
+// The bytes in the map, which lives as long as the array or a view of it does.
+py::array TensorData(const Gguf& gguf, size_t index) {
+  const GgufTensor& tensor = gguf.tensors().at(index);
+  auto owner = std::make_unique<std::shared_ptr<const MappedFile>>(tensor.file);
+  const py::capsule base(owner.get(), [](void* p) { delete static_cast<std::shared_ptr<const MappedFile>*>(p); });
+  owner.release();
+  py::array_t<uint8_t> array(static_cast<py::ssize_t>(tensor.num_bytes), tensor.data, base);
+  py::detail::array_proxy(array.ptr())->flags &= ~py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
+  return array;
+}
+
+using InfoTuple = std::tuple<std::string, std::string, std::vector<uint64_t>>;
+
+GgufTensorInfo ToInfo(const InfoTuple& tuple) {
+  const auto& [name, type, shape] = tuple;
+  if (shape.size() > kGgufMaxDims) {
+    throw InputError(Str("tensor ", Quoted(name), ": expected 1 to 4 dimensions, found ", shape.size()));
+  }
+  GgufTensorInfo info{name, GetTensorType(type), {}};
+  info.shape.num_dims = static_cast<uint32_t>(shape.size());
+  std::copy(shape.rbegin(), shape.rend(), info.shape.dims.begin());
+  return info;
+}
+
+GgufPlan Plan(const std::vector<std::pair<std::string, py::object>>& metadata, const std::vector<InfoTuple>& infos) {
+  std::vector<GgufEntry> entries;
+  entries.reserve(metadata.size());
+  for (const auto& [key, value] : metadata) entries.push_back(ToEntry(key, value));
+  std::vector<GgufTensorInfo> tensors;
+  tensors.reserve(infos.size());
+  for (const InfoTuple& info : infos) tensors.push_back(ToInfo(info));
+  return PlanGguf(entries, std::move(tensors));
+}
+
+void Write(GgufWriter& writer, const py::buffer& buffer) {
+  Py_buffer view;
+  if (PyObject_GetBuffer(buffer.ptr(), &view, PyBUF_C_CONTIGUOUS) != 0) throw py::error_already_set();
+  const std::unique_ptr<Py_buffer, decltype(&PyBuffer_Release)> release_view(&view, PyBuffer_Release);
+  const py::gil_scoped_release release;
+  writer.Write(view.buf, static_cast<uint64_t>(view.len));
+}
+
+}  // namespace
+
+void BindGguf(py::module_& m) {
+  py::class_<Gguf, std::shared_ptr<Gguf>>(m, "GgufFile")
+      .def_static("open", &Gguf::Open, py::arg("path"), py::call_guard<py::gil_scoped_release>())
+      .def_property_readonly("version", &Gguf::version)
+      .def_property_readonly("alignment", &Gguf::alignment)
+      .def("keys",
+           [](const Gguf& gguf) {
+             py::list keys;
+             for (const GgufValue& value : gguf.values()) keys.append(ToStr(value.key));
+             return keys;
+           })
+      .def(
+          "value", [](const Gguf& gguf, size_t index) { return ToPython(gguf.values().at(index)); }, py::arg("index"))
+      .def("tensors", &Tensors)
+      .def("data", &TensorData, py::arg("index"));
+
+  py::class_<GgufPlan>(m, "GgufPlan")
+      .def(py::init(&Plan), py::arg("metadata"), py::arg("tensors"))
+      .def_readonly("file_size", &GgufPlan::file_size);
+
+  py::class_<GgufWriter>(m, "GgufWriter")
+      .def(py::init<const std::string&, GgufPlan>(), py::arg("path"), py::arg("plan"),
+           py::call_guard<py::gil_scoped_release>())
+      .def("write", &Write, py::arg("buffer"))
+      .def("finish", &GgufWriter::Finish, py::call_guard<py::gil_scoped_release>())
+      .def("abort", &GgufWriter::Abort, py::call_guard<py::gil_scoped_release>());
+}
+
+}  // namespace lowbit

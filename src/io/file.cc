@@ -1,0 +1,313 @@
+#include "src/io/file.h"
+
+#include <algorithm>
+#include <atomic>
+#include <filesystem>
+#include <limits>
+#include <system_error>
+
+#include "src/error.h"
+#include "src/io/text.h"
+
+#ifdef _WIN32
+#define NOMINMAX
+#define WIN32_LEAN_AND_MEAN
+#include <windows.h>
+#else
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#endif
+
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "Reader and the file formats built on it assume a little-endian machine"
+#endif
+
+namespace lowbit {
+namespace {
+
+namespace fs = std::filesystem;
+
+fs::path ToPath(const std::string& path) {
+#ifdef _WIN32
+  return fs::u8path(path);
+#else
+  return fs::path(path);
+#endif
+}
+
+std::string ToString(const fs::path& path) {
+#ifdef _WIN32
+  return path.u8string();
+#else
+  return path.string();
+#endif
+}
+
+int LastError() {
+#ifdef _WIN32
+  return static_cast<int>(GetLastError());
+#else
+  return errno;
+#endif
+}
+
+[[noreturn]] void FailSystem(const char* action, const std::string& path, int error = LastError()) {
+  throw FileError(Str("cannot ", action, " ", Quoted(path), ": ", std::system_category().message(error)));
+}
+
+// A few system calls with one signature on every platform. A handle is -1 where opening failed.
+#ifdef _WIN32
+
+HANDLE AsHandle(intptr_t handle) { return reinterpret_cast<HANDLE>(handle); }
+
+// Others may neither write nor remove the file while it is open, which tells a living writer's file from a stale one.
+intptr_t OpenTemporary(const std::string& path) {
+  return reinterpret_cast<intptr_t>(CreateFileW(ToPath(path).c_str(), GENERIC_WRITE, FILE_SHARE_READ, nullptr,
+                                                CREATE_NEW, FILE_ATTRIBUTE_NORMAL, nullptr));
+}
+
+bool NameIsTaken(int error) { return error == ERROR_FILE_EXISTS || error == ERROR_ALREADY_EXISTS; }
+
+int64_t WriteSome(intptr_t handle, const void* data, size_t num_bytes) {
+  DWORD written = 0;
+  if (!WriteFile(AsHandle(handle), data, static_cast<DWORD>(num_bytes), &written, nullptr)) return -1;
+  return written;
+}
+
+bool Sync(intptr_t handle) { return FlushFileBuffers(AsHandle(handle)); }
+bool Close(intptr_t handle) { return CloseHandle(AsHandle(handle)); }
+void Remove(const std::string& path) { DeleteFileW(ToPath(path).c_str()); }
+void RemoveIfStale(const std::string& path) { Remove(path); }
+
+bool Rename(const std::string& from, const std::string& to) {
+  return MoveFileExW(ToPath(from).c_str(), ToPath(to).c_str(), MOVEFILE_REPLACE_EXISTING | MOVEFILE_WRITE_THROUGH);
+}
+
+uint64_t ProcessId() { return GetCurrentProcessId(); }
+
+#else
+
+// A living writer holds the lock of its file; the system drops the lock when the process ends, however it ends. If
+// another process took the file for a stale one between the two calls, the name is given up: -1 with EEXIST.
+intptr_t OpenTemporary(const std::string& path) {
+  const int fd = open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+  if (fd < 0) return -1;
+  const bool locked = flock(fd, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK;  // file systems without locks go on
+  struct stat status;
+  if (locked && fstat(fd, &status) == 0 && status.st_nlink > 0) return fd;
+  close(fd);
+  errno = EEXIST;
+  return -1;
+}
+
+bool NameIsTaken(int error) { return error == EEXIST; }
+
+int64_t WriteSome(intptr_t handle, const void* data, size_t num_bytes) {
+  ssize_t written;
+  do {
+    written = write(static_cast<int>(handle), data, num_bytes);
+  } while (written < 0 && errno == EINTR);
+  return written;
+}
+
+bool Sync(intptr_t handle) {
+  // EINVAL: the file system has nothing to synchronise.
+  return fsync(static_cast<int>(handle)) == 0 || errno == EINVAL;
+}
+
+bool Close(intptr_t handle) { return close(static_cast<int>(handle)) == 0; }
+void Remove(const std::string& path) { unlink(path.c_str()); }
+
+void RemoveIfStale(const std::string& path) {
+  const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+  if (fd < 0) return;
+  if (flock(fd, LOCK_EX | LOCK_NB) == 0) unlink(path.c_str());
+  close(fd);
+}
+
+// The rename itself must reach the disk too, which is the folder's business. Some file systems cannot: best effort.
+bool Rename(const std::string& from, const std::string& to) {
+  if (rename(from.c_str(), to.c_str()) != 0) return false;
+  const std::string folder = fs::path(to).parent_path().string();
+  const int fd = open(folder.empty() ? "." : folder.c_str(), O_RDONLY | O_CLOEXEC);
+  if (fd >= 0) {
+    fsync(fd);
+    close(fd);
+  }
+  return true;
+}
+
+uint64_t ProcessId() { return static_cast<uint64_t>(getpid()); }
+
+#endif
+
+// Where a write to `path` ends up. Only a regular file may be replaced: renaming over a device would destroy it.
+std::string ResolveTarget(const std::string& path) {
+  constexpr int kMaxLinks = 40;  // as many as Linux follows
+  std::error_code error;
+  fs::path target = ToPath(path);
+  for (int i = 0; i < kMaxLinks && fs::is_symlink(target, error); ++i) {
+    target = target.parent_path() / fs::read_symlink(target, error);
+    if (error) FailSystem("write", path, error.value());
+  }
+  const fs::file_status status = fs::status(target, error);
+  if (fs::exists(status) && !fs::is_regular_file(status)) {
+    throw FileError(Str("cannot write ", Quoted(path), ": expected a regular file, found a ",
+                        fs::is_directory(status) ? "directory" : "device or pipe"));
+  }
+  return ToString(target);
+}
+
+bool IsTemporaryOf(const std::string& name, const std::string& prefix) {
+  constexpr std::string_view kSuffix = ".tmp";
+  if (name.size() <= prefix.size() + kSuffix.size() || name.compare(0, prefix.size(), prefix) != 0) return false;
+  const size_t suffix_begin = name.size() - kSuffix.size();
+  return name.compare(suffix_begin, kSuffix.size(), kSuffix) == 0 &&
+         name.find_first_not_of("0123456789-", prefix.size()) == suffix_begin;
+}
+
+void RemoveStaleTemporaries(const fs::path& folder, const std::string& prefix) {
+  std::error_code error;
+  const fs::directory_iterator end;
+  for (fs::directory_iterator it(folder.empty() ? fs::path(".") : folder, error); !error && it != end;
+       it.increment(error)) {
+    if (IsTemporaryOf(ToString(it->path().filename()), prefix)) RemoveIfStale(ToString(it->path()));
+  }
+}
+
+}  // namespace
+
+#ifdef _WIN32
+
+std::shared_ptr<const MappedFile> MappedFile::Open(const std::string& path) {
+  std::shared_ptr<MappedFile> file(new MappedFile(path));
+  const std::wstring wide = ToPath(path).wstring();
+  const DWORD attributes = GetFileAttributesW(wide.c_str());
+  if (attributes != INVALID_FILE_ATTRIBUTES && (attributes & FILE_ATTRIBUTE_DIRECTORY)) {
+    throw FileError(Str("cannot open ", Quoted(path), ": expected a regular file, found a directory"));
+  }
+  const HANDLE handle = CreateFileW(wide.c_str(), GENERIC_READ, FILE_SHARE_READ | FILE_SHARE_WRITE | FILE_SHARE_DELETE,
+                                    nullptr, OPEN_EXISTING, FILE_ATTRIBUTE_NORMAL, nullptr);
+  if (handle == INVALID_HANDLE_VALUE) FailSystem("open", path);
+  LARGE_INTEGER size;
+  const void* data = nullptr;
+  bool ok = GetFileSizeEx(handle, &size);
+  if (ok && size.QuadPart > 0) {
+    const HANDLE mapping = CreateFileMappingW(handle, nullptr, PAGE_READONLY, 0, 0, nullptr);
+    if (mapping != nullptr) data = MapViewOfFile(mapping, FILE_MAP_READ, 0, 0, 0);
+    ok = data != nullptr;
+    const DWORD error = GetLastError();
+    if (mapping != nullptr) CloseHandle(mapping);  // the view keeps the mapping alive
+    SetLastError(error);
+  }
+  const int error = LastError();
+  CloseHandle(handle);
+  if (!ok) FailSystem("map", path, error);
+  file->data_ = static_cast<const uint8_t*>(data);
+  file->size_ = static_cast<uint64_t>(size.QuadPart);
+  return file;
+}
+
+MappedFile::~MappedFile() {
+  if (data_ != nullptr) UnmapViewOfFile(data_);
+}
+
+#else
+
+std::shared_ptr<const MappedFile> MappedFile::Open(const std::string& path) {
+  std::shared_ptr<MappedFile> file(new MappedFile(path));
+  const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // a pipe would block without O_NONBLOCK
+  if (fd < 0) FailSystem("open", path);
+  struct stat status = {};
+  if (fstat(fd, &status) != 0 || !S_ISREG(status.st_mode)) {
+    close(fd);
+    throw FileError(Str("cannot open ", Quoted(path), ": expected a regular file, found a ",
+                        S_ISDIR(status.st_mode) ? "directory" : "device or pipe"));
+  }
+  void* data = nullptr;
+  const uint64_t size = static_cast<uint64_t>(status.st_size);
+  if (size > std::numeric_limits<size_t>::max()) {
+    close(fd);
+    throw FileError(Str("cannot map ", Quoted(path), ": ", size, " bytes exceed the address space"));
+  }
+  if (size > 0) data = mmap(nullptr, static_cast<size_t>(size), PROT_READ, MAP_SHARED, fd, 0);
+  const int error = errno;
+  close(fd);
+  if (data == MAP_FAILED) FailSystem("map", path, error);
+  file->data_ = static_cast<const uint8_t*>(data);
+  file->size_ = size;
+  return file;
+}
+
+MappedFile::~MappedFile() {
+  if (data_ != nullptr) munmap(const_cast<uint8_t*>(data_), static_cast<size_t>(size_));
+}
+
+#endif
+
+void Reader::Fail(const What& what, uint64_t offset, const std::string& message) const {
+  const std::string owner = what.owner.empty() ? "" : Str(" of ", Quoted(what.owner));
+  throw FormatError(Str(Quoted(file_.path()), ": ", what.field, owner, " at offset ", offset, ": ", message));
+}
+
+void Reader::FailTruncated(uint64_t num_bytes, const What& what) const {
+  Fail(what, offset_, Str("expected ", num_bytes, " bytes, found ", remaining(), " before the end of the file"));
+}
+
+AtomicWriter::AtomicWriter(const std::string& path) : path_(path), target_(ResolveTarget(path)) {
+  static std::atomic<uint64_t> num_writers{0};
+  const fs::path target = ToPath(target_);
+  const std::string prefix = "." + ToString(target.filename()) + ".";
+  RemoveStaleTemporaries(target.parent_path(), prefix);
+  do {
+    temp_path_ = ToString(target.parent_path() / ToPath(Str(prefix, ProcessId(), "-", num_writers++, ".tmp")));
+    handle_ = OpenTemporary(temp_path_);
+  } while (handle_ == -1 && NameIsTaken(LastError()));
+  if (handle_ == -1) {
+    temp_path_.clear();
+    FailSystem("write", path_);
+  }
+}
+
+void AtomicWriter::Write(const void* data, uint64_t num_bytes) {
+  constexpr uint64_t kMaxPiece = uint64_t{1} << 30;  // systems refuse or shorten writes of 2 GiB and more
+  const char* rest = static_cast<const char*>(data);
+  while (num_bytes > 0) {
+    const int64_t written = WriteSome(handle_, rest, static_cast<size_t>(std::min(num_bytes, kMaxPiece)));
+    if (written <= 0) FailSystem("write", path_);
+    rest += written;
+    num_bytes -= static_cast<uint64_t>(written);
+  }
+}
+
+void AtomicWriter::Commit() {
+  if (!Sync(handle_)) FailSystem("write", path_);
+  // Windows renames only what is closed. From here on the file is complete, so nobody may take it for stale wrongly:
+  // the rename follows at once, and a failure is reported, never silent.
+  const intptr_t handle = handle_;
+  handle_ = -1;
+#ifdef _WIN32
+  const bool done = Close(handle) && Rename(temp_path_, target_);
+#else
+  const bool renamed = Rename(temp_path_, target_);
+  const int error = errno;
+  const bool done = Close(handle) && renamed;
+  if (!renamed) errno = error;
+#endif
+  if (!done) FailSystem("write", path_);
+  temp_path_.clear();
+}
+
+void AtomicWriter::Abort() noexcept {
+  if (handle_ != -1) Close(handle_);
+  handle_ = -1;
+  if (!temp_path_.empty()) Remove(temp_path_);
+  temp_path_.clear();
+}
+
+}  // namespace lowbit

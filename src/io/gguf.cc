@@ -1,0 +1,357 @@
+#include "src/io/gguf.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "src/error.h"
+#include "src/io/text.h"
+
+namespace lowbit {
+namespace {
+
+constexpr size_t kStringLengthBytes = sizeof(uint64_t);
+
+// Least bytes of a metadata entry (empty key, type, one byte) and of a tensor's info (empty name, one dimension): with
+// the rest of the file they bound the counts of the header before anything is allocated for them.
+constexpr uint64_t kMinEntryBytes = kStringLengthBytes + sizeof(uint32_t) + 1;
+constexpr uint64_t kMinInfoBytes =
+    kStringLengthBytes + sizeof(uint32_t) + sizeof(uint64_t) + sizeof(uint32_t) + sizeof(uint64_t);
+
+// Two equal neighbours in sorted order, or null. Sorting bounds the time whatever the names are; a hash table would
+// not.
+template <class T>
+const T* FindDuplicate(const std::vector<T>& items, std::string_view T::* name) {
+  std::vector<const T*> sorted(items.size());
+  std::transform(items.begin(), items.end(), sorted.begin(), [](const T& item) { return &item; });
+  std::sort(sorted.begin(), sorted.end(), [&](const T* a, const T* b) { return a->*name < b->*name; });
+  const auto same = [&](const T* a, const T* b) { return a->*name == b->*name; };
+  const auto found = std::adjacent_find(sorted.begin(), sorted.end(), same);
+  return found == sorted.end() ? nullptr : *found;
+}
+
+}  // namespace
+
+std::string_view NextString(const uint8_t** cursor) {
+  uint64_t length;
+  std::memcpy(&length, *cursor, sizeof(length));
+  const std::string_view string(reinterpret_cast<const char*>(*cursor + sizeof(length)), static_cast<size_t>(length));
+  *cursor += sizeof(length) + length;
+  return string;
+}
+
+uint64_t GgufUnsigned(const GgufValue& value) {
+  bool is_signed = false;
+  switch (value.type) {
+    case GgufType::kInt8:
+    case GgufType::kInt16:
+    case GgufType::kInt32:
+    case GgufType::kInt64:
+      is_signed = true;
+      break;
+    case GgufType::kUint8:
+    case GgufType::kUint16:
+    case GgufType::kUint32:
+    case GgufType::kUint64:
+      break;
+    default:
+      throw FormatError(Str("key ", Quoted(value.key), ": expected an integer, found ", GgufTypeName(value.type)));
+  }
+  if (value.is_array) throw FormatError(Str("key ", Quoted(value.key), ": expected an integer, found an array"));
+  const size_t num_bytes = GgufTypeBytes(value.type);
+  uint64_t number = 0;
+  std::memcpy(&number, value.data, num_bytes);
+  if (is_signed && (number >> (8 * num_bytes - 1)) != 0) {
+    throw FormatError(Str("key ", Quoted(value.key), ": expected no negative number"));
+  }
+  return number;
+}
+
+const GgufValue* Gguf::Find(std::string_view key) const {
+  for (const GgufValue& value : values_) {
+    if (value.key == key) return &value;
+  }
+  return nullptr;
+}
+
+// Reads one file into a Gguf.
+class GgufParser {
+ public:
+  explicit GgufParser(std::shared_ptr<const MappedFile> file, Gguf* out)
+      : reader_(*file), file_(std::move(file)), out_(*out) {}
+
+  void Parse() {
+    out_.file_ = file_;
+    ReadVersion();
+    const uint64_t num_tensors = reader_.Read<uint64_t>("number of tensors");
+    const uint64_t num_values = reader_.Read<uint64_t>("number of keys");
+    CheckCount("number of tensors", num_tensors, kMinInfoBytes, 8);
+    CheckCount("number of keys", num_values, kMinEntryBytes, 16);
+    out_.values_.reserve(static_cast<size_t>(num_values));
+    for (uint64_t i = 0; i < num_values; ++i) out_.values_.push_back(ReadValue());
+    if (const GgufValue* twin = FindDuplicate(out_.values_, &GgufValue::key)) {
+      reader_.Fail({"key", twin->key}, twin->offset, "the key occurs twice");
+    }
+    ReadAlignment();
+    CheckCount("number of tensors", num_tensors, kMinInfoBytes, 8);
+    out_.tensors_.reserve(static_cast<size_t>(num_tensors));
+    std::vector<uint64_t> offsets;
+    for (uint64_t i = 0; i < num_tensors; ++i) ReadInfo(&offsets);
+    if (const GgufTensor* twin = FindDuplicate(out_.tensors_, &GgufTensor::name)) {
+      reader_.Fail({"info of tensor", twin->name}, reader_.offset(), "the name occurs twice");
+    }
+    PlaceTensors(offsets);
+  }
+
+ private:
+  // Counts are at most what fits into the rest of the file.
+  void CheckCount(const char* what, uint64_t count, uint64_t least_bytes, uint64_t offset) const {
+    const uint64_t most = reader_.remaining() / least_bytes;
+    if (count > most) {
+      reader_.Fail(what, offset,
+                   Str("expected at most ", most, ", which is what the rest of the file has room for, found ", count));
+    }
+  }
+
+  void ReadVersion() {
+    const std::string_view magic(reinterpret_cast<const char*>(reader_.Take(4, "magic")), 4);
+    if (magic != "GGUF") reader_.Fail("magic", 0, Str("expected \"GGUF\", found ", Quoted(magic)));
+    const uint32_t version = reader_.Read<uint32_t>("version");
+    const auto unsupported = [&](const char* why) {
+      throw UnsupportedError(Str(Quoted(file_->path()), ": version at offset 4: ", why));
+    };
+    if (version == 0) reader_.Fail("version", 4, "expected 2 or 3, found 0");
+    if ((version & 0xFFFF) == 0) unsupported("this is a big-endian file, only little-endian ones are read");
+    if (version == 1)
+      unsupported("expected 2 or 3, found 1, which only the first tools of 2023 wrote: convert it again");
+    if (version > 3) unsupported(Str("expected 2 or 3, found ", version).c_str());
+    out_.version_ = version;
+  }
+
+  std::string_view ReadString(const Reader::What& what) {
+    const uint64_t begin = reader_.offset();
+    const uint64_t length = reader_.Read<uint64_t>(what);
+    const std::string_view string(reinterpret_cast<const char*>(reader_.Take(length, what)),
+                                  static_cast<size_t>(length));
+    if (!IsUtf8(string)) reader_.Fail(what, begin, Str("expected UTF-8, found ", Quoted(string)));
+    return string;
+  }
+
+  GgufType ReadType(const char* field, std::string_view key) {
+    const uint64_t begin = reader_.offset();
+    const uint32_t id = reader_.Read<uint32_t>({field, key});
+    if (!GgufTypeName(static_cast<GgufType>(id)))
+      reader_.Fail({field, key}, begin, Str("expected a value type from 0 to 12, found ", id));
+    return static_cast<GgufType>(id);
+  }
+
+  GgufValue ReadValue() {
+    GgufValue value;
+    const uint64_t key_offset = reader_.offset();
+    value.key = ReadString("key");
+    if (value.key.empty()) reader_.Fail("key", key_offset, "expected a name, found an empty string");
+    value.offset = reader_.offset();
+    value.type = ReadType("type of key", value.key);
+    value.count = 1;
+    value.is_array = value.type == GgufType::kArray;
+    if (value.is_array) {
+      value.type = ReadType("element type of key", value.key);
+      if (value.type == GgufType::kArray) {
+        throw UnsupportedError(Str(Quoted(file_->path()), ": key ", Quoted(value.key), " at offset ", value.offset,
+                                   ": expected an array of numbers or strings, found an array of arrays"));
+      }
+      value.count = reader_.Read<uint64_t>({"array length of key", value.key});
+    }
+    ReadElements(&value);
+    return value;
+  }
+
+  void ReadElements(GgufValue* value) {
+    const Reader::What what("value of key", value->key);
+    const uint64_t begin = reader_.offset();
+    if (value->type == GgufType::kString) {
+      value->data = reader_.Take(0, what);
+      for (uint64_t i = 0; i < value->count; ++i) ReadString(what);  // ends with the file at the latest
+      return;
+    }
+    const uint64_t most = reader_.remaining() / GgufTypeBytes(value->type);
+    if (value->count > most) {
+      reader_.Fail(
+          what, begin,
+          Str("expected ", value->count, " elements of type ", GgufTypeName(value->type), ", found room for ", most));
+    }
+    value->data = reader_.Take(value->count * GgufTypeBytes(value->type), what);
+    if (value->type != GgufType::kBool) return;
+    for (uint64_t i = 0; i < value->count; ++i) {
+      if (value->data[i] > 1)
+        reader_.Fail(what, begin + i, Str("expected a bool, 0 or 1, found ", int{value->data[i]}));
+    }
+  }
+
+  void ReadAlignment() {
+    out_.alignment_ = kDefaultAlignment;
+    const GgufValue* value = out_.Find(kAlignmentKey);
+    if (value == nullptr) return;
+    const Reader::What what("value of key", value->key);
+    if (value->is_array || value->type != GgufType::kUint32) {
+      reader_.Fail(what, value->offset,
+                   Str("expected a uint32, found ", value->is_array ? "an array" : GgufTypeName(value->type)));
+    }
+    const uint64_t alignment = GgufUnsigned(*value);
+    if (const char* wrong = CheckAlignment(alignment))
+      reader_.Fail(what, value->offset, Str(wrong, ", found ", alignment));
+    out_.alignment_ = static_cast<uint32_t>(alignment);
+  }
+
+  void ReadInfo(std::vector<uint64_t>* offsets) {
+    GgufTensor tensor;
+    const uint64_t begin = reader_.offset();
+    tensor.name = ReadString("name of a tensor");
+    const Reader::What what("info of tensor", tensor.name);
+    if (tensor.name.size() > kMaxTensorName) {
+      reader_.Fail(what, begin,
+                   Str("expected a name of at most ", kMaxTensorName, " bytes, found ", tensor.name.size()));
+    }
+    tensor.shape.num_dims = reader_.Read<uint32_t>(what);
+    if (tensor.shape.num_dims == 0 || tensor.shape.num_dims > kGgufMaxDims) {
+      reader_.Fail(what, begin, Str("expected 1 to 4 dimensions, found ", tensor.shape.num_dims));
+    }
+    for (uint32_t i = 0; i < tensor.shape.num_dims; ++i) tensor.shape.dims[i] = reader_.Read<uint64_t>(what);
+    const uint32_t type = reader_.Read<uint32_t>(what);
+    if (!FindTensorType(type, &tensor.type)) {
+      throw UnsupportedError(Str(Quoted(file_->path()), ": info of tensor ", Quoted(tensor.name), " at offset ", begin,
+                                 ": expected a known tensor type, found ", type));
+    }
+    if (const char* wrong = CheckShape(tensor.type, tensor.shape, &tensor.num_bytes)) {
+      reader_.Fail(what, begin, Str(wrong, ": ", Describe(tensor)));
+    }
+    offsets->push_back(reader_.Read<uint64_t>(what));
+    if (offsets->back() % out_.alignment_ != 0) {
+      reader_.Fail(what, begin, Str("expected data at a multiple of ", out_.alignment_, ", found ", offsets->back()));
+    }
+    tensor.file = file_;
+    out_.tensors_.push_back(std::move(tensor));
+  }
+
+  static std::string Describe(const GgufTensor& tensor) {
+    std::string text = "(";
+    for (uint32_t i = 0; i < tensor.shape.num_dims; ++i) text += Str(i == 0 ? "" : ", ", tensor.shape.dims[i]);
+    return Str(text, ") of ", tensor.type.name);
+  }
+
+  // Points the tensors at their data, once all infos are read and the data's begin is known.
+  void PlaceTensors(const std::vector<uint64_t>& offsets) {
+    const uint64_t padding = (out_.alignment_ - reader_.offset() % out_.alignment_) % out_.alignment_;
+    const uint64_t begin = reader_.offset() + std::min(padding, reader_.remaining());
+    const uint64_t room = file_->size() - begin;
+    std::vector<std::pair<uint64_t, size_t>> order;
+    for (size_t i = 0; i < offsets.size(); ++i) {
+      GgufTensor& tensor = out_.tensors_[i];
+      if (offsets[i] > room || tensor.num_bytes > room - offsets[i]) {
+        reader_.Fail(
+            {"data of tensor", tensor.name}, begin,
+            Str("expected ", tensor.num_bytes, " bytes from ", offsets[i], " on, found ", room, " bytes of data"));
+      }
+      tensor.data = file_->data() + begin + offsets[i];
+      if (tensor.num_bytes > 0) order.emplace_back(offsets[i], i);
+    }
+    std::sort(order.begin(), order.end());
+    for (size_t i = 1; i < order.size(); ++i) {
+      const GgufTensor& before = out_.tensors_[order[i - 1].second];
+      const GgufTensor& tensor = out_.tensors_[order[i].second];
+      if (order[i].first - order[i - 1].first < before.num_bytes) {
+        reader_.Fail({"data of tensor", tensor.name}, begin + order[i].first,
+                     Str("overlaps the data of tensor ", Quoted(before.name)));
+      }
+    }
+  }
+
+  Reader reader_;
+  std::shared_ptr<const MappedFile> file_;
+  Gguf& out_;
+};
+
+namespace {
+
+constexpr char kSplitCountKey[] = "split.count";
+constexpr char kSplitNumberKey[] = "split.no";
+constexpr char kSplitTensorsKey[] = "split.tensors.count";
+
+std::string Digits5(uint64_t number) {
+  std::string digits = std::to_string(number);
+  return std::string(digits.size() < 5 ? 5 - digits.size() : 0, '0') + digits;
+}
+
+// The end of the name of file `index` (from 0) of num_shards.
+std::string ShardSuffix(uint64_t index, uint64_t num_shards) {
+  return "-" + Digits5(index + 1) + "-of-" + Digits5(num_shards) + ".gguf";
+}
+
+}  // namespace
+
+std::shared_ptr<Gguf> Gguf::OpenOne(const std::string& path) {
+  std::shared_ptr<Gguf> gguf(new Gguf);
+  GgufParser(MappedFile::Open(path), gguf.get()).Parse();
+  return gguf;
+}
+
+uint64_t Gguf::SplitValue(const char* key) const {
+  const GgufValue* value = Find(key);
+  if (value == nullptr) {
+    throw FormatError(
+        Str(Quoted(file_->path()), ": key ", Quoted(key), ": expected in a file of a split model, found none"));
+  }
+  return GgufUnsigned(*value);
+}
+
+std::shared_ptr<Gguf> Gguf::OpenShard(const std::string& prefix, uint64_t index, uint64_t num_shards) {
+  std::shared_ptr<Gguf> shard;
+  try {
+    shard = OpenOne(prefix + ShardSuffix(index, num_shards));
+  } catch (const FileError& error) {
+    throw FileError(Str("file ", index + 1, " of ", num_shards, " of a split model: ", error.what()));
+  }
+  const auto check = [&](const char* key, uint64_t expected) {
+    const uint64_t found = shard->SplitValue(key);
+    if (found == expected) return;
+    throw FormatError(
+        Str(Quoted(shard->file_->path()), ": key ", Quoted(key), ": expected ", expected, ", found ", found));
+  };
+  check(kSplitCountKey, num_shards);
+  check(kSplitNumberKey, index);
+  return shard;
+}
+
+std::shared_ptr<Gguf> Gguf::Open(const std::string& path) {
+  std::shared_ptr<Gguf> gguf = OpenOne(path);
+  const uint64_t num_shards = gguf->Find(kSplitCountKey) ? gguf->SplitValue(kSplitCountKey) : 1;
+  if (num_shards <= 1) return gguf;
+
+  const uint64_t number = gguf->SplitValue(kSplitNumberKey);
+  if (number >= num_shards) {
+    throw FormatError(
+        Str(Quoted(path), ": key ", Quoted(kSplitNumberKey), ": expected less than ", num_shards, ", found ", number));
+  }
+  const std::string suffix = ShardSuffix(number, num_shards);
+  if (path.size() < suffix.size() || path.compare(path.size() - suffix.size(), suffix.size(), suffix) != 0) {
+    throw FormatError(Str(Quoted(path), ": expected a name that ends in ", Quoted(suffix),
+                          ", which leads to the other files of the split model"));
+  }
+  const std::string prefix = path.substr(0, path.size() - suffix.size());
+  gguf = OpenShard(prefix, 0, num_shards);
+  for (uint64_t i = 1; i < num_shards; ++i) {
+    const std::shared_ptr<Gguf> shard = OpenShard(prefix, i, num_shards);
+    gguf->tensors_.insert(gguf->tensors_.end(), shard->tensors_.begin(), shard->tensors_.end());
+  }
+  const uint64_t num_tensors = gguf->SplitValue(kSplitTensorsKey);
+  if (num_tensors != gguf->tensors_.size()) {
+    throw FormatError(Str(Quoted(gguf->file_->path()), ": key ", Quoted(kSplitTensorsKey), ": expected ",
+                          gguf->tensors_.size(), ", the tensors in all files, found ", num_tensors));
+  }
+  if (const GgufTensor* twin = FindDuplicate(gguf->tensors_, &GgufTensor::name)) {
+    throw FormatError(
+        Str(Quoted(twin->file->path()), ": tensor ", Quoted(twin->name), " occurs in two files of the split model"));
+  }
+  return gguf;
+}
+
+}  // namespace lowbit

@@ -1,0 +1,123 @@
+#include "src/io/gguf_types.h"
+
+#include <algorithm>
+#include <cctype>
+#include <iterator>
+#include <limits>
+#include <string_view>
+
+namespace lowbit {
+namespace {
+
+// Types of tensors without a codec in src/formats; a format's row leaves this table when its codec arrives.
+constexpr TensorType kOtherTypes[] = {
+    // Plain numbers.
+    {"I8", 24, 1, 1, nullptr},
+    {"I16", 25, 1, 2, nullptr},
+    {"I32", 26, 1, 4, nullptr},
+    {"I64", 27, 1, 8, nullptr},
+    {"F64", 28, 1, 8, nullptr},
+    // Formats of ggml: their size is known, so that a file which holds them can be opened and inspected.
+    {"IQ2_XXS", 16, 256, 66, nullptr},
+    {"IQ2_XS", 17, 256, 74, nullptr},
+    {"IQ3_XXS", 18, 256, 98, nullptr},
+    {"IQ1_S", 19, 256, 50, nullptr},
+    {"IQ4_NL", 20, 32, 18, nullptr},
+    {"IQ3_S", 21, 256, 110, nullptr},
+    {"IQ2_S", 22, 256, 82, nullptr},
+    {"IQ4_XS", 23, 256, 136, nullptr},
+    {"IQ1_M", 29, 256, 56, nullptr},
+    {"TQ1_0", 34, 256, 54, nullptr},
+    {"TQ2_0", 35, 256, 66, nullptr},
+    {"MXFP4", 39, 32, 17, nullptr},
+    {"NVFP4", 40, 64, 36, nullptr},
+    {"Q1_0", 41, 128, 18, nullptr},
+    {"Q2_0", 42, 64, 18, nullptr},
+};
+
+struct ValueType {
+  const char* name;
+  size_t num_bytes;
+};
+
+// By id.
+constexpr ValueType kValueTypes[] = {
+    {"uint8", 1}, {"int8", 1},   {"uint16", 2}, {"int16", 2},  {"uint32", 4}, {"int32", 4},   {"float32", 4},
+    {"bool", 1},  {"string", 0}, {"array", 0},  {"uint64", 8}, {"int64", 8},  {"float64", 8},
+};
+constexpr uint32_t kNumValueTypes = std::size(kValueTypes);
+
+TensorType FromFormat(const Format& format) {
+  return {format.name, format.ggml_type, format.block_size, format.block_bytes, &format};
+}
+
+// Whether a * b fits, with the product.
+bool Multiply(uint64_t a, uint64_t b, uint64_t* product) {
+  if (b != 0 && a > std::numeric_limits<uint64_t>::max() / b) return false;
+  *product = a * b;
+  return true;
+}
+
+}  // namespace
+
+size_t GgufTypeBytes(GgufType type) {
+  const uint32_t id = static_cast<uint32_t>(type);
+  return id < kNumValueTypes ? kValueTypes[id].num_bytes : 0;
+}
+
+const char* GgufTypeName(GgufType type) {
+  const uint32_t id = static_cast<uint32_t>(type);
+  return id < kNumValueTypes ? kValueTypes[id].name : nullptr;
+}
+
+bool FindTensorType(uint32_t ggml_type, TensorType* type) {
+  if (const Format* format = FindFormat(ggml_type)) {
+    *type = FromFormat(*format);
+    return true;
+  }
+  for (const TensorType& other : kOtherTypes) {
+    if (other.ggml_type != ggml_type) continue;
+    *type = other;
+    return true;
+  }
+  return false;
+}
+
+TensorType GetTensorType(const std::string& name) {
+  const auto same_letter = [](char a, char b) { return std::toupper(static_cast<unsigned char>(a)) == b; };
+  for (const TensorType& other : kOtherTypes) {
+    const std::string_view other_name = other.name;
+    if (std::equal(name.begin(), name.end(), other_name.begin(), other_name.end(), same_letter)) return other;
+  }
+  return FromFormat(GetFormat(name));
+}
+
+const char* CheckShape(const TensorType& type, const GgufShape& shape, uint64_t* num_bytes) {
+  if (shape.num_dims == 0 || shape.num_dims > kGgufMaxDims) return "expected 1 to 4 dimensions";
+  // ggml counts elements in int64. Zeros are left out, so that the other dimensions must make sense too.
+  uint64_t elements = 1;
+  for (uint32_t i = 0; i < shape.num_dims; ++i) {
+    if (!Multiply(elements, std::max<uint64_t>(shape.dims[i], 1), &elements))
+      return "the product of dimensions overflows";
+  }
+  if (elements > static_cast<uint64_t>(std::numeric_limits<int64_t>::max()))
+    return "the product of dimensions overflows";
+  if (shape.dims[0] % type.block_size != 0) return "the block size of its type does not divide the length of a row";
+  uint64_t bytes = shape.dims[0] / type.block_size;
+  for (uint32_t i = 1; i < shape.num_dims; ++i) bytes *= shape.dims[i];
+  if (!Multiply(bytes, type.block_bytes, &bytes) ||
+      bytes > static_cast<uint64_t>(std::numeric_limits<int64_t>::max())) {
+    return "the number of bytes overflows";
+  }
+  *num_bytes = bytes;
+  return nullptr;
+}
+
+const char* CheckAlignment(uint64_t alignment) {
+  constexpr uint64_t kMin = 8;         // the format asks for a multiple of 8
+  constexpr uint64_t kMax = 2u << 20;  // the largest pages in use; more is a file that pretends
+  const bool power_of_two = alignment != 0 && (alignment & (alignment - 1)) == 0;
+  return power_of_two && alignment >= kMin && alignment <= kMax ? nullptr : "expected a power of two from 8 to 2097152";
+}
+
+}  // namespace lowbit

@@ -1,0 +1,71 @@
+// What GGUF's reader and writer share: value types, tensor types, shapes and their rules.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+#include "src/formats/format.h"
+
+namespace lowbit {
+
+// Types of metadata values, by their ids in the file.
+enum class GgufType : uint32_t {
+  kUint8 = 0,
+  kInt8 = 1,
+  kUint16 = 2,
+  kInt16 = 3,
+  kUint32 = 4,
+  kInt32 = 5,
+  kFloat32 = 6,
+  kBool = 7,
+  kString = 8,
+  kArray = 9,
+  kUint64 = 10,
+  kInt64 = 11,
+  kFloat64 = 12,
+};
+
+// Bytes of one value, 0 for strings, arrays and ids that do not exist.
+size_t GgufTypeBytes(GgufType type);
+
+// "uint32", "string", ...; null for ids that do not exist.
+const char* GgufTypeName(GgufType type);
+
+// How a tensor type is stored. `format` is null where lowbit has no codec: plain integers and doubles, which are arrays
+// as they stand, and ggml's formats that lowbit cannot decode yet.
+struct TensorType {
+  const char* name;
+  uint32_t ggml_type;
+  uint32_t block_size;
+  uint32_t block_bytes;
+  const Format* format;
+};
+
+// False if there is no such type.
+bool FindTensorType(uint32_t ggml_type, TensorType* type);
+
+// By name, in any case. Throws InputError.
+TensorType GetTensorType(const std::string& name);
+
+constexpr uint32_t kGgufMaxDims = 4;
+
+// Dimensions in GGUF order: the first is the length of a row.
+struct GgufShape {
+  uint32_t num_dims = 0;
+  std::array<uint64_t, kGgufMaxDims> dims = {1, 1, 1, 1};
+};
+
+// What both directions check. Return null if all is well, else what is wrong with a tensor of this type and shape.
+// The bytes go to *num_bytes.
+const char* CheckShape(const TensorType& type, const GgufShape& shape, uint64_t* num_bytes);
+
+// Null, or what is wrong with this alignment.
+const char* CheckAlignment(uint64_t alignment);
+
+constexpr char kAlignmentKey[] = "general.alignment";
+constexpr uint32_t kDefaultAlignment = 32;
+constexpr size_t kMaxTensorName = 63;  // ggml keeps names in 64 bytes with a final zero, and refuses longer ones
+
+}  // namespace lowbit
