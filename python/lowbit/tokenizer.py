@@ -1,0 +1,327 @@
+"""Text to token ids and back, for Hugging Face folders and GGUF files alike."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import tokenizers
+from tokenizers import processors
+
+from lowbit._core import Error, FileError, FormatError, InputError, UnsupportedError
+from lowbit.text import TextStream, piece_decoder
+
+# The largest real tokenizer.json are near 40 MB.
+_MAX_JSON = 256 << 20
+_ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+# Tokens that end a turn or a document. Chat models of both kinds of file name only some of theirs.
+# fmt: off
+_ENDS = frozenset((
+    "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>",
+    "<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>",
+    "<end_of_utterance>", "<eos>", "<turn|>", "<|tool_response>", "<\uff5cend\u2581of\u2581sentence\uff5c>", "[e~[",
+    "<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]", "<|fim_repo|>", "<|repo_name|>", "<fim-repo>",
+    "<REPO>", "<reponame>", "<|file_sep|>",
+))
+# fmt: on
+
+
+@contextlib.contextmanager
+def _contained(error: type[Error], what: str) -> Iterator[None]:
+    """Turns what the tokenizers library raises, panics included (not an Exception), into one of our errors."""
+    try:
+        yield
+    except (Error, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as cause:
+        line = (str(cause).splitlines() or [type(cause).__name__])[0]
+        raise error(f"{what}: {line[:300]}") from cause
+
+
+class Tokenizer:
+    """Made by `lowbit.load_tokenizer`. `backend` is the `tokenizers.Tokenizer` that does the work.
+
+    Attributes:
+        bos_id, eos_id, pad_id: int or None.
+        eos_ids: every id that ends a generation, `eos_id` included.
+        vocab_size: number of ids; those without a token decode to nothing.
+        chat_templates: name -> Jinja source.
+    """
+
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        roles: Mapping[str, int],
+        eos_ids: Iterable[int] = (),
+        vocab_size: int = 0,
+        chat_templates: Mapping[str, str] | None = None,
+    ) -> None:
+        self.backend = backend
+        self._plain: tokenizers.Tokenizer | None = None
+        self._decoder: dict[str, Any] | None = _state(backend.decoder)
+        self._special = frozenset(i for i, t in backend.get_added_tokens_decoder().items() if t.special)
+        self._roles = dict(roles)
+        self.bos_id = self._roles.get("bos")
+        self.eos_id = self._roles.get("eos")
+        self.pad_id = self._roles.get("pad")
+        ends = _known_ends(backend) | set(eos_ids)
+        self.eos_ids = frozenset(ends if self.eos_id is None else ends | {self.eos_id})
+        self.vocab_size = max(vocab_size, *(i + 1 for i in backend.get_vocab(with_added_tokens=True).values()), 0, 0)
+        self.chat_templates = dict(chat_templates or {})
+
+    def __repr__(self) -> str:
+        return f"<lowbit.Tokenizer of {self.vocab_size} tokens>"
+
+    def encode(self, text: str, add_special_tokens: bool = True, parse_special: bool = True) -> list[int]:
+        """Ids of `text`.
+
+        `add_special_tokens` puts BOS and EOS around it, where the model was trained so. With `parse_special=False` a
+        special token written out in `text` is plain text. Raises InputError if `text` is not a string of Unicode
+        characters (a lone surrogate is none).
+        """
+        if not isinstance(text, str):
+            raise InputError(f"text must be a str, got {type(text).__name__}")
+        with _contained(InputError, "text cannot be tokenized"):
+            backend = self.backend if parse_special else self._without_special()
+            return backend.encode(text, add_special_tokens=add_special_tokens).ids
+
+    def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
+        """Text of `ids` (ints or an integer array). Raises InputError for ids outside of the vocabulary."""
+        checked = [self._checked(token_id) for token_id in ids]
+        with _contained(InputError, "ids cannot be decoded"):
+            return self.backend.decode(checked, skip_special_tokens=skip_special_tokens)
+
+    def stream(self, skip_special_tokens: bool = False, continuation: bool = False) -> TextStream:
+        """A decoder for ids that come one by one; its pieces together are `decode(ids)`.
+
+        `continuation`: the ids go on from an earlier text, so the space in front of the first word stays.
+        """
+        pieces = piece_decoder(self._decoder, self._decode_tokens, continuation)
+        return TextStream(pieces, self.token, self._special if skip_special_tokens else frozenset())
+
+    def token(self, token_id: int) -> str:
+        """The token as the vocabulary writes it, "" for an id that has none. Raises InputError out of range."""
+        return self.backend.id_to_token(self._checked(token_id)) or ""
+
+    def id(self, token: str) -> int:
+        """Id of a token as the vocabulary writes it. Raises InputError if there is none."""
+        found = self.backend.token_to_id(token) if isinstance(token, str) else None
+        if found is None:
+            raise InputError(f"no token {token!r} in the vocabulary")
+        return found
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Ids that `skip_special_tokens` leaves out."""
+        return self._special
+
+    @property
+    def special_tokens(self) -> dict[str, str]:
+        """What templates see: "bos_token" -> its text, and so on."""
+        return {f"{role}_token": self.token(i) for role, i in self._roles.items()}
+
+    @property
+    def chat_template(self) -> str | None:
+        """The template used when none is named."""
+        return self.chat_templates.get("default")
+
+    def apply_chat_template(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template: str | None = None,
+        **variables: Any,
+    ) -> str:
+        """The prompt for `messages`, by the template named `template` ("default", or "tool_use" where tools are given).
+
+        The template writes BOS itself, so encode the result with `add_special_tokens=False`, or use `encode_chat`. Raises
+        UnsupportedError if there is no such template, InputError if it refuses the messages, FormatError if it is
+        broken.
+        """
+        from lowbit.chat import render_chat
+
+        name = template or ("tool_use" if tools is not None and "tool_use" in self.chat_templates else "default")
+        source = self.chat_templates.get(name)
+        if source is None:
+            has = ", ".join(sorted(self.chat_templates)) or "none"
+            raise UnsupportedError(f"no chat template {name!r} in this model, which has {has}")
+        variables = {**self.special_tokens, **variables}
+        return render_chat(source, messages, add_generation_prompt=add_generation_prompt, tools=tools, **variables)
+
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> list[int]:
+        """Ids of `apply_chat_template(messages, **options)`: never with a second BOS."""
+        return self.encode(self.apply_chat_template(messages, **options), add_special_tokens=False)
+
+    def _checked(self, token_id: int) -> int:
+        try:
+            value = token_id.__index__()
+        except (AttributeError, TypeError):
+            raise InputError(f"token ids must be integers, got {type(token_id).__name__}") from None
+        if not 0 <= value < self.vocab_size:
+            raise InputError(f"token id {value} is outside of the vocabulary of {self.vocab_size}")
+        return value
+
+    def _decode_tokens(self, tokens: list[str]) -> str:
+        decoder = self.backend.decoder
+        with _contained(InputError, "ids cannot be decoded"):
+            return " ".join(tokens) if decoder is None else str(decoder.decode(tokens))
+
+    def _without_special(self) -> tokenizers.Tokenizer:
+        # The switch is a state of the backend, so there is a second one rather than a race between threads.
+        if self._plain is None:
+            plain = tokenizers.Tokenizer.from_str(self.backend.to_str())
+            plain.encode_special_tokens = True
+            self._plain = plain
+        return self._plain
+
+
+def _state(part: Any) -> dict[str, Any] | None:
+    return None if part is None else json.loads(part.__getstate__())
+
+
+def _known_ends(backend: tokenizers.Tokenizer) -> set[int]:
+    # Added tokens only: byte-level vocabularies have merged pieces such as "</s>", which are text.
+    ids = {added.content: i for i, added in backend.get_added_tokens_decoder().items() if added.content in _ENDS}
+    # Harmony and Solar close each message with <|end|>, and their turns otherwise; Gemma 4 has an unused </s>.
+    if {"<|return|>", "<|call|>"} <= ids.keys() or (ids.keys() & {"<|call|>", "<|calls|>"} and "<|flush|>" in ids):
+        ids.pop("<|end|>", None)
+    if "<|tool_response>" in ids:
+        ids.pop("</s>", None)
+    return set(ids.values())
+
+
+def _surround(backend: tokenizers.Tokenizer, roles: Mapping[str, int], add_bos: bool, add_eos: bool) -> None:
+    """Make `backend` put BOS in front and EOS behind, as far as they exist."""
+    bos = backend.id_to_token(roles["bos"]) if add_bos and "bos" in roles else None
+    eos = backend.id_to_token(roles["eos"]) if add_eos and "eos" in roles else None
+    named = {token: roles[role] for token, role in ((bos, "bos"), (eos, "eos")) if token is not None}
+    single = [*([bos] if bos is not None else []), "$A", *([eos] if eos is not None else [])]
+    backend.post_processor = processors.TemplateProcessing(
+        single=single, pair=[*single, "$B"], special_tokens=list(named.items())
+    )
+
+
+class _HasMetadata(Protocol):
+    @property
+    def metadata(self) -> Mapping[str, Any]: ...
+
+
+def load_tokenizer(path: str | os.PathLike[str] | _HasMetadata) -> Tokenizer:
+    """The tokenizer of a Hugging Face folder, a GGUF file, or an open `lowbit.gguf` file.
+
+    Raises FileError (missing), FormatError (broken) or UnsupportedError (a kind of tokenizer lowbit does not have).
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        return from_metadata(path.metadata)
+    where = Path(path)
+    if where.is_dir():
+        return _from_folder(where)
+    if not where.is_file():
+        raise FileError(f"{where}: no such file or folder")
+    import lowbit.gguf
+
+    with lowbit.gguf.open(where) as file:
+        return from_metadata(file.metadata)
+
+
+def from_metadata(metadata: Mapping[str, Any]) -> Tokenizer:
+    """The tokenizer that GGUF metadata describes (`tokenizer.ggml.*`, `tokenizer.chat_template*`)."""
+    from lowbit.tokenizer_gguf import Vocab, build
+
+    vocab = Vocab(metadata)
+    with _contained(FormatError, "tokenizer.ggml"):
+        backend, add_bos = build(vocab)
+        defaults = {"bos": 1, "eos": 2, "unk": 0} if vocab.model == "llama" else {}
+        keys = {"unk": "unknown", "sep": "seperator", "pad": "padding"}  # "seperator" is the key's spelling
+        ids = {r: vocab.token_id(f"tokenizer.ggml.{keys.get(r, r)}_token_id", defaults.get(r)) for r in _ROLES}
+        roles = {role: token_id for role, token_id in ids.items() if token_id is not None}
+        add_bos = vocab.flag("tokenizer.ggml.add_bos_token", add_bos)
+        _surround(backend, roles, add_bos, vocab.flag("tokenizer.ggml.add_eos_token", False))
+        ends = [vocab.token_id(f"tokenizer.ggml.{name}_token_id") for name in ("eot", "eom")]
+        key = "tokenizer.chat_template"
+        names = {name: "default" if name == key else name[len(key) + 1 :] for name in metadata if name.startswith(key)}
+        templates = {short: vocab.text(name) for name, short in names.items() if name != f"{key}s"}
+        return Tokenizer(backend, roles, [i for i in ends if i is not None], len(vocab.tokens), templates)
+
+
+def _from_folder(folder: Path) -> Tokenizer:
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise UnsupportedError(f"{folder}: no tokenizer.json (a tokenizer.model or vocab.json alone is not supported)")
+    text = _read(path)
+    config = _json(folder / "tokenizer_config.json")
+    config = {**_json(folder / "special_tokens_map.json"), **config}
+    with _contained(FormatError, str(path)):
+        backend = tokenizers.Tokenizer.from_str(text)
+        backend.no_padding()
+        backend.no_truncation()
+        roles = _roles(backend, config)
+        if "add_bos_token" in config or "add_eos_token" in config or backend.post_processor is None:
+            _surround(backend, roles, config.get("add_bos_token") is True, config.get("add_eos_token") is True)
+        model, generation = _json(folder / "config.json"), _json(folder / "generation_config.json")
+        ends = [i for source in (model, generation) for i in _ids(source.get("eos_token_id"))]
+        size = _ids(model.get("vocab_size"))
+        return Tokenizer(backend, roles, ends, max(size, default=0), _templates(folder, config))
+
+
+def _roles(backend: tokenizers.Tokenizer, config: Mapping[str, Any]) -> dict[str, int]:
+    """Ids of the tokens that the configuration names, each a text or {"content": text}."""
+    roles = {}
+    for role in _ROLES:
+        value = config.get(f"{role}_token")
+        token = value.get("content") if isinstance(value, dict) else value
+        token_id = backend.token_to_id(token) if isinstance(token, str) else None
+        if token_id is not None:
+            roles[role] = token_id
+    return roles
+
+
+def _ids(value: Any) -> Sequence[int]:
+    values = value if isinstance(value, list) else [value]
+    return [v for v in values if isinstance(v, int) and not isinstance(v, bool) and 0 <= v < 1 << 31]
+
+
+def _templates(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
+    """Chat templates: of the configuration (one, or a list of named ones), then of the files, which win."""
+    value = config.get("chat_template")
+    named = [{"name": "default", "template": value}] if isinstance(value, str) else value or []
+    try:
+        templates = {entry["name"]: entry["template"] for entry in named}
+    except (TypeError, KeyError):
+        raise FormatError(
+            f"{folder / 'tokenizer_config.json'}: chat_template must be a string or a list of name and template"
+        ) from None
+    if not all(isinstance(part, str) for entry in templates.items() for part in entry):
+        raise FormatError(f"{folder / 'tokenizer_config.json'}: chat_template names and templates must be strings")
+    files = {"default": folder / "chat_template.jinja"} if (folder / "chat_template.jinja").is_file() else {}
+    files.update({file.stem: file for file in sorted((folder / "additional_chat_templates").glob("*.jinja"))})
+    return {**templates, **{name: _read(file) for name, file in files.items()}}
+
+
+def _read(path: Path) -> str:
+    try:
+        if path.stat().st_size > _MAX_JSON:
+            raise FormatError(f"{path}: expected at most {_MAX_JSON} bytes, found {path.stat().st_size}")
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as cause:
+        raise FormatError(f"{path}: not UTF-8 at offset {cause.start}") from None
+    except OSError as cause:
+        raise FileError(f"{path}: {cause.strerror}") from None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """The object in an optional JSON file, {} if there is none."""
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(_read(path))
+    except (ValueError, RecursionError) as cause:
+        raise FormatError(f"{path}: not JSON: {cause}") from None
+    if not isinstance(value, dict):
+        raise FormatError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value

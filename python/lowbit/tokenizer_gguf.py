@@ -1,0 +1,213 @@
+"""A `tokenizers.Tokenizer` built from the metadata of a GGUF file.
+
+Two families: byte-level BPE (`gpt2`, and `gemma4`, which is BPE over plain text) with its merges in the file, and
+SentencePiece BPE (`llama`), whose file has scores: a pair of pieces merges if the two together are a piece, best score
+first. That is BPE with the merges ranked by score, so they are written out from the scores here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
+
+from lowbit._core import FormatError, UnsupportedError
+from lowbit.pretokenizers import PRE_TOKENIZERS, PreTokenizer
+
+# Values of tokenizer.ggml.token_type.
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+# A piece is cut at every place to find its merges, which is quadratic in its length.
+_MAX_PIECE = 1024
+_MARK = "\u2581"  # SentencePiece writes a space as this
+
+
+class Vocab:
+    """The tokenizer arrays of a file, checked: `tokens` list[str], `types` int (N,), `scores` float (N,) or None."""
+
+    def __init__(self, metadata: Mapping[str, Any]) -> None:
+        self._metadata = metadata
+        self.model = self.text("tokenizer.ggml.model")
+        self.tokens = self._strings("tokenizer.ggml.tokens")
+        if not self.tokens:
+            raise FormatError("tokenizer.ggml.tokens: expected at least one token, found none")
+        self.tokens = [token or f"[EMPTY_{i}]" for i, token in enumerate(self.tokens)]
+        self.ids = {token: i for i, token in enumerate(self.tokens)}
+        if len(self.ids) != len(self.tokens):
+            twice = next(token for i, token in enumerate(self.tokens) if self.ids[token] != i)
+            raise FormatError(f"tokenizer.ggml.tokens: the token {twice!r} occurs more than once")
+        types = self._numbers("tokenizer.ggml.token_type")
+        self.types = np.full(len(self.tokens), NORMAL, np.int64) if types is None else types.astype(np.int64)
+
+    def text(self, key: str, default: str | None = None) -> str:
+        """A string value; `default=None` means that the key is required."""
+        value = self._metadata.get(key, default)
+        if not isinstance(value, str):
+            raise FormatError(f"{key}: expected a string, found {_kind(value)}")
+        return value
+
+    def flag(self, key: str, default: bool) -> bool:
+        """A boolean value."""
+        value = self._metadata.get(key, default)
+        if not isinstance(value, (bool, np.bool_)):
+            raise FormatError(f"{key}: expected a boolean, found {_kind(value)}")
+        return bool(value)
+
+    def token_id(self, key: str, default: int | None = None) -> int | None:
+        """An id that the file names, or None; an id outside of the vocabulary is an error."""
+        value = self._metadata.get(key)
+        if value is None:
+            return default if default is None or default < len(self.tokens) else None
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+            raise FormatError(f"{key}: expected an integer, found {_kind(value)}")
+        if not 0 <= value < len(self.tokens):
+            raise FormatError(f"{key}: expected an id below {len(self.tokens)}, found {value}")
+        return int(value)
+
+    def scores(self) -> np.ndarray:
+        """Scores of the pieces, float64 (N,)."""
+        scores = self._numbers("tokenizer.ggml.scores")
+        if scores is None:
+            raise FormatError("tokenizer.ggml.scores: missing, and a SentencePiece tokenizer needs it")
+        if np.isnan(scores).any():
+            raise FormatError(f"tokenizer.ggml.scores: NaN at index {int(np.isnan(scores).argmax())}")
+        return scores.astype(np.float64)
+
+    def merges(self) -> list[tuple[str, str]]:
+        """The merges, best first. Both parts and what they make must be tokens."""
+        merges = []
+        for i, merge in enumerate(self._strings("tokenizer.ggml.merges")):
+            cut = merge.find(" ", 1)
+            pair = (merge[:cut], merge[cut + 1 :])
+            unknown = [part for part in (*pair, "".join(pair)) if part not in self.ids]
+            if cut < 0 or unknown:
+                raise FormatError(
+                    f"tokenizer.ggml.merges: expected two tokens that make a third at index {i}, found {merge!r}"
+                )
+            merges.append(pair)
+        return merges
+
+    def _strings(self, key: str) -> list[str]:
+        value = self._metadata.get(key)
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise FormatError(f"{key}: expected an array of strings, found {_kind(value)}")
+        return value
+
+    def _numbers(self, key: str) -> np.ndarray | None:
+        value = self._metadata.get(key)
+        if value is None:
+            return None
+        if isinstance(value, list) and value and not isinstance(value[0], str):
+            value = np.asarray(value)
+        if not isinstance(value, np.ndarray) or value.dtype.kind not in "iuf":
+            raise FormatError(f"{key}: expected an array of numbers, found {_kind(value)}")
+        if value.ndim != 1 or len(value) != len(self.tokens):
+            raise FormatError(f"{key}: expected {len(self.tokens)} values, one a token, found {value.size}")
+        return value
+
+
+def _kind(value: Any) -> str:
+    return "nothing" if value is None else f"{type(value).__name__} {str(value)[:40]!r}"
+
+
+def build(vocab: Vocab) -> tuple[tokenizers.Tokenizer, bool]:
+    """The tokenizer without its BOS/EOS rule, and whether the family adds a BOS unless the file says otherwise."""
+    if vocab.model == "llama":
+        tokenizer, add_bos = _sentencepiece(vocab), True
+    elif vocab.model == "gpt2":
+        name = vocab.text("tokenizer.ggml.pre", "default")
+        if name not in PRE_TOKENIZERS:
+            raise UnsupportedError(f"tokenizer.ggml.pre: the pre-tokenizer {name!r} is not known")
+        pre = PRE_TOKENIZERS[name]
+        tokenizer, add_bos = _byte_level(vocab, pre), pre.add_bos
+    elif vocab.model == "gemma4":
+        tokenizer, add_bos = _plain_bpe(vocab), True
+    else:
+        raise UnsupportedError(f"tokenizer.ggml.model: {vocab.model!r} is not supported (gpt2, llama and gemma4 are)")
+    _add_special(vocab, tokenizer)
+    return tokenizer, add_bos
+
+
+def _byte_level(vocab: Vocab, pre: PreTokenizer) -> tokenizers.Tokenizer:
+    model = models.BPE(vocab=vocab.ids, merges=vocab.merges(), ignore_merges=pre.ignore_merges)
+    tokenizer = tokenizers.Tokenizer(model)
+    splits = [pre_tokenizers.Split(Regex(split), "isolated") for split in pre.splits]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _sentencepiece(vocab: Vocab) -> tokenizers.Tokenizer:
+    unknown = vocab.token_id("tokenizer.ggml.unknown_token_id", 0)
+    prefix = vocab.flag("tokenizer.ggml.add_space_prefix", True)
+    tokenizer = tokenizers.Tokenizer(
+        models.BPE(
+            vocab=vocab.ids,
+            merges=score_merges(vocab),
+            unk_token=None if unknown is None else vocab.tokens[unknown],
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+    )
+    to_mark = normalizers.Replace(" ", _MARK)
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(_MARK), to_mark]) if prefix else to_mark
+    strip = [decoders.Strip(" ", 1, 0)] if prefix else []
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace(_MARK, " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
+    )
+    return tokenizer
+
+
+def _plain_bpe(vocab: Vocab) -> tokenizers.Tokenizer:
+    unknown = vocab.token_id("tokenizer.ggml.unknown_token_id")
+    model = models.BPE(
+        vocab=vocab.ids,
+        merges=vocab.merges(),
+        unk_token=None if unknown is None else vocab.tokens[unknown],
+        fuse_unk=True,
+        byte_fallback=True,
+    )
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.normalizer = normalizers.Replace(" ", _MARK)
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[^\n]+|[\n]+"), "isolated")
+    tokenizer.decoder = decoders.Sequence([decoders.Replace(_MARK, " "), decoders.ByteFallback(), decoders.Fuse()])
+    return tokenizer
+
+
+def score_merges(vocab: Vocab) -> list[tuple[str, str]]:
+    """The merges that the scores imply, best first; of one piece's merges the one with the longest left part first.
+
+    Control, unknown and byte tokens are never made by merging, so that text cannot spell them.
+    """
+    ids, merges = vocab.ids, []
+    scores = vocab.scores().tolist()
+    for piece_id in np.flatnonzero(~np.isin(vocab.types, (UNKNOWN, CONTROL, BYTE))).tolist():
+        piece, score = vocab.tokens[piece_id], scores[piece_id]
+        if len(piece) > _MAX_PIECE:
+            raise FormatError(
+                f"tokenizer.ggml.tokens: expected at most {_MAX_PIECE} characters at {piece_id}, found {len(piece)}"
+            )
+        for cut in range(len(piece) - 1, 0, -1):
+            left, right = piece[:cut], piece[cut:]
+            if left in ids and right in ids:
+                merges.append((score, -cut, left, right))
+    merges.sort(key=lambda merge: (-merge[0], merge[1]))
+    return [(left, right) for _, _, left, right in merges]
+
+
+def _add_special(vocab: Vocab, tokenizer: tokenizers.Tokenizer) -> None:
+    """Tokens that are matched in the text before everything else; control and unknown ones are special."""
+    # llama.cpp knows Phi-3 by its name: there, special tokens swallow the white space after them.
+    name = vocab.text("general.name", "").lower()
+    phi3 = "phi-3" in name or "phi3" in name
+    tokens = []
+    for token_id in np.flatnonzero(np.isin(vocab.types, (UNKNOWN, CONTROL, USER_DEFINED))).tolist():
+        content = vocab.tokens[token_id]
+        strip = phi3 and content not in ("<unk>", "<s>", "<|endoftext|>")
+        special = bool(vocab.types[token_id] != USER_DEFINED)
+        tokens.append(AddedToken(content, special=special, normalized=False, rstrip=strip))
+    tokenizer.add_tokens(tokens)
