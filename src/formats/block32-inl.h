@@ -1,0 +1,296 @@
+// What Q4_0, Q4_1, Q5_0 and Q5_1 share: everything but their numbers. A block is 32 weights:
+//
+//   d           float16
+//   m           float16, affine formats only
+//   fifth[4]    5-bit formats only: bit i is bit 4 of code i, little-endian
+//   nibbles[16] byte j: bits 0-3 of code j in bits 0-3, of code j + 16 in bits 4-7
+//
+//   w[i] = d * (code[i] - 2^(bits - 1)), affine: d * code[i] + m
+//
+// Without importances the weight of largest magnitude (affine: the smallest and the largest weight) fixes the scale,
+// and every code is rounded once. With importances a search fits the scale, many blocks at once (search-inl.h), the
+// weight of an error being importance * sqrt(mean square of the row + x^2).
+//
+// Sources: ggml-common.h (block_q4_0, ...), quantize_row_q4_0_ref, quantize_row_q4_0_impl and their like.
+#if defined(LOWBIT_FORMATS_BLOCK32_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef LOWBIT_FORMATS_BLOCK32_INL_H_
+#undef LOWBIT_FORMATS_BLOCK32_INL_H_
+#else
+#define LOWBIT_FORMATS_BLOCK32_INL_H_
+#endif
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmath>
+#include <vector>
+
+#include "hwy/highway.h"
+#include "src/formats/format-inl.h"
+#include "src/formats/kquant-inl.h"
+#include "src/formats/search-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace lowbit {
+namespace HWY_NAMESPACE {
+
+// Scales to try with importances, in affine formats.
+constexpr AffineGrid kBlock32Grid = {-0.9f, 0.05f, 36};
+
+template <int kBits, bool kAffine>
+struct Block32 {
+  static constexpr size_t kBlock = 32;
+  static constexpr size_t kFifthAt = kAffine ? 4 : 2;
+  static constexpr size_t kNibblesAt = kFifthAt + (kBits == 5 ? 4 : 0);
+  static constexpr size_t kBlockBytes = kNibblesAt + 16;
+  static constexpr int kTop = (1 << kBits) - 1;
+  static constexpr int kHalf = 1 << (kBits - 1);
+
+  // ---------------------------------------------------------------------------------------------- codes and bytes
+
+  static HWY_INLINE void Pack(const uint8_t* codes, float d, float m, uint8_t* block) {
+    const hn::FixedTag<uint8_t, 16> du8;
+    const auto low = hn::LoadU(du8, codes), high = hn::LoadU(du8, codes + 16);
+    StoreHalf(d, block);
+    if constexpr (kAffine) StoreHalf(m, block + 2);
+    if constexpr (kBits == 5) {
+      const auto fifth = hn::Set(du8, 16);
+      hn::StoreMaskBits(du8, hn::TestBit(low, fifth), block + kFifthAt);
+      hn::StoreMaskBits(du8, hn::TestBit(high, fifth), block + kFifthAt + 2);
+    }
+    hn::StoreU(hn::Or(hn::And(low, hn::Set(du8, 15)), hn::ShiftLeft<4>(high)), du8, block + kNibblesAt);
+  }
+
+  static HWY_INLINE void UnpackCodes(const uint8_t* block, uint8_t* codes) {
+    const hn::FixedTag<uint8_t, 16> du8;
+    const auto nibbles = hn::LoadU(du8, block + kNibblesAt);
+    auto low = hn::And(nibbles, hn::Set(du8, 15)), high = hn::ShiftRight<4>(nibbles);
+    if constexpr (kBits == 5) {
+      // Reads 8 bytes each, which the nibbles behind them hold.
+      const auto fifth = hn::Set(du8, 16);
+      low = hn::Or(low, hn::IfThenElseZero(hn::LoadMaskBits(du8, block + kFifthAt), fifth));
+      high = hn::Or(high, hn::IfThenElseZero(hn::LoadMaskBits(du8, block + kFifthAt + 2), fifth));
+    }
+    hn::StoreU(low, du8, codes);
+    hn::StoreU(high, du8, codes + 16);
+  }
+
+  // --------------------------------------------------------------------------------------------- scalar reference
+
+  // Cuts off the fraction. Infinities and NaN (1 / d overflows for the smallest d) give 0, the low byte of what a
+  // conversion of x86 gives.
+  static uint8_t ReferenceCode(float v) {
+    return v > -1.0f && v < 128.0f ? static_cast<uint8_t>(HWY_MIN(kTop, static_cast<int>(v))) : 0;
+  }
+
+  static void ReferencePlain(const float* x, uint8_t* block) {
+    uint8_t codes[kBlock];
+    float d, m = 0.0f;
+    if constexpr (kAffine) {
+      float max = -hwy::HighestValue<float>();
+      m = hwy::HighestValue<float>();
+      for (size_t i = 0; i < kBlock; ++i) {
+        if (x[i] < m) m = x[i];
+        if (x[i] > max) max = x[i];
+      }
+      d = (max - m) / static_cast<float>(kTop);
+      const float inverse = d != 0.0f ? 1.0f / d : 0.0f;
+      for (size_t i = 0; i < kBlock; ++i) codes[i] = ReferenceCode((x[i] - m) * inverse + 0.5f);
+    } else {
+      d = reference::Extreme(kBlock, x) / static_cast<float>(-kHalf);
+      const float inverse = d != 0.0f ? 1.0f / d : 0.0f;
+      for (size_t i = 0; i < kBlock; ++i) codes[i] = ReferenceCode(x[i] * inverse + (static_cast<float>(kHalf) + 0.5f));
+    }
+    Pack(codes, d, m, block);
+  }
+
+  static void ReferenceWeighted(const float* x, const float* importance, float mean_square, uint8_t* block) {
+    uint8_t codes[kBlock];
+    float w[kBlock];
+    for (size_t i = 0; i < kBlock; ++i) w[i] = importance[i] * std::sqrt(mean_square + x[i] * x[i]);
+    float d, minimum = 0.0f;
+    if constexpr (kAffine) {
+      d = reference::FitAffine(kBlock, kTop, kBlock32Grid, /*absolute=*/false, x, w, codes, &minimum);
+    } else {
+      d = reference::FitSymmetric(kBlock, kHalf, x, w, codes);
+    }
+    Pack(codes, d, -minimum, block);
+  }
+
+  // -------------------------------------------------------------------------------------------------- vector code
+
+  using DF = hn::CappedTag<float, 16>;
+  using VF = hn::Vec<DF>;
+
+  // The first weight equal to `value`, or whose magnitude is: with the sign it has, also where it is zero.
+  template <bool kMagnitude>
+  static HWY_INLINE float First(const float* x, float value) {
+    const DF df;
+    for (size_t i = 0;; i += hn::Lanes(df)) {
+      const VF xi = hn::LoadU(df, x + i);
+      const auto equal = hn::Eq(kMagnitude ? hn::Abs(xi) : xi, hn::Set(df, value));
+      if (!hn::AllFalse(df, equal)) return x[i + hn::FindKnownFirstTrue(df, equal)];
+    }
+  }
+
+  // codes = (x - base) * inverse + bias, the fraction cut off.
+  static HWY_INLINE void Round(const float* x, float base, float inverse, float bias, uint8_t* codes) {
+    const DF df;
+    const hn::Rebind<int32_t, DF> di32;
+    const hn::Rebind<uint8_t, DF> du8;
+    for (size_t i = 0; i < kBlock; i += hn::Lanes(df)) {
+      VF v = hn::LoadU(df, x + i);
+      if constexpr (kAffine) v = hn::Sub(v, hn::Set(df, base));
+      v = hn::Add(hn::Mul(v, hn::Set(df, inverse)), hn::Set(df, bias));
+      v = hn::IfThenElseZero(hn::Lt(hn::Abs(v), hn::Set(df, 128.0f)), v);
+      const auto code = hn::Min(hn::ConvertTo(di32, v), hn::Set(di32, kTop));
+      hn::StoreU(hn::DemoteTo(du8, code), du8, codes + i);
+    }
+  }
+
+  // Which weight is largest does not depend on the order, so a block's weights go across the lanes.
+  static HWY_INLINE void Plain(const float* x, uint8_t* block) {
+    const DF df;
+    VF low = hn::LoadU(df, x), high = low;
+    auto finite = hn::IsFinite(low);
+    for (size_t i = hn::Lanes(df); i < kBlock; i += hn::Lanes(df)) {
+      const VF xi = hn::LoadU(df, x + i);
+      low = hn::Min(low, xi);
+      high = hn::Max(high, xi);
+      finite = hn::And(finite, hn::IsFinite(xi));
+    }
+    if (HWY_UNLIKELY(!hn::AllTrue(df, finite))) return ReferencePlain(x, block);
+    const float min = hn::ReduceMin(df, low), max = hn::ReduceMax(df, high);
+    HWY_ALIGN uint8_t codes[kBlock];
+    float d, m = 0.0f;
+    if constexpr (kAffine) {
+      m = First<false>(x, min);
+      d = (First<false>(x, max) - m) / static_cast<float>(kTop);
+      Round(x, m, d != 0.0f ? 1.0f / d : 0.0f, 0.5f, codes);
+    } else {
+      const float magnitude = HWY_MAX(-min, max);
+      d = (magnitude == 0.0f ? 0.0f : First<true>(x, magnitude)) / static_cast<float>(-kHalf);
+      Round(x, 0.0f, d != 0.0f ? 1.0f / d : 0.0f, static_cast<float>(kHalf) + 0.5f, codes);
+    }
+    Pack(codes, d, m, block);
+  }
+
+  // The mean square of each row. Every sum runs from the first weight to the last; eight rows at a time keep the adder
+  // busy.
+  static void MeanSquares(const float* weights, size_t num_rows, size_t K, float* out) {
+    constexpr size_t kRows = 8;
+    for (size_t r = 0; r < num_rows; r += kRows) {
+      float sums[kRows] = {};
+      const size_t num = HWY_MIN(kRows, num_rows - r);
+      const float* x = weights + r * K;
+      if (num == kRows) {
+        for (size_t k = 0; k < K; ++k) {
+          for (size_t j = 0; j < kRows; ++j) sums[j] += x[j * K + k] * x[j * K + k];
+        }
+      } else {
+        for (size_t k = 0; k < num * K; ++k) sums[k / K] += x[k] * x[k];
+      }
+      for (size_t j = 0; j < num; ++j) out[r + j] = sums[j] / static_cast<float>(K);
+    }
+  }
+
+  // Blocks [first, first + num), one a lane; lanes beyond them repeat the last.
+  static HWY_INLINE void Weighted(const float* weights, const float* importance, const float* mean_squares,
+                                  size_t per_row, size_t first, size_t num, uint8_t* out) {
+    using V = hn::Vec<SearchTag>;
+    const SearchTag df;
+    const size_t N = hn::Lanes(df);
+    const float* rows[kMaxGroups];
+    const float* columns[kMaxGroups];
+    HWY_ALIGN float x[kBlock * kMaxGroups], w[kBlock * kMaxGroups];
+    HWY_ALIGN float mean_square[kMaxGroups], d[kMaxGroups], m[kMaxGroups] = {}, finite[kMaxGroups];
+    HWY_ALIGN uint32_t words[kBlock / 4 * kMaxGroups];
+    for (size_t lane = 0; lane < N; ++lane) {
+      const size_t block = first + HWY_MIN(lane, num - 1);
+      rows[lane] = weights + block * kBlock;
+      columns[lane] = importance + block % per_row * kBlock;
+      mean_square[lane] = mean_squares[block / per_row];
+    }
+    Transpose(rows, 0, kBlock, x);
+    WeighByImportance<kBlock>(df, x, columns, 0, hn::Load(df, mean_square), w);
+    auto all_finite = hn::IsFinite(hn::Load(df, w));
+    for (size_t i = 1; i < kBlock; ++i) all_finite = hn::And(all_finite, hn::IsFinite(hn::Load(df, w + i * N)));
+    hn::Store(hn::IfThenElseZero(all_finite, hn::Set(df, 1.0f)), df, finite);
+    V scale = hn::Zero(df);
+    if constexpr (kAffine) {
+      V minimum = hn::Zero(df);
+      FitAffine<kBlock, false>(df, kTop, kBlock32Grid, x, w, scale, minimum, words);
+      hn::Store(hn::Neg(minimum), df, m);
+    } else {
+      FitSymmetric<kBlock, false>(df, kHalf, x, w, scale, words);
+    }
+    hn::Store(scale, df, d);
+    for (size_t lane = 0; lane < num; ++lane) {
+      uint8_t* block = out + lane * kBlockBytes;
+      if (HWY_UNLIKELY(finite[lane] == 0.0f)) {
+        ReferenceWeighted(rows[lane], columns[lane], mean_square[lane], block);
+        continue;
+      }
+      uint32_t codes[kBlock / 4];
+      for (size_t i = 0; i < kBlock / 4; ++i) codes[i] = words[i * N + lane];
+      Pack(reinterpret_cast<const uint8_t*>(codes), d[lane], m[lane], block);
+    }
+  }
+
+  static void Encode(const float* weights, const float* importance, size_t num_rows, size_t K, uint8_t* out) {
+    const size_t per_row = K / kBlock, num_blocks = num_rows * per_row;
+    if (importance == nullptr) {
+      for (size_t b = 0; b < num_blocks; ++b) Plain(weights + b * kBlock, out + b * kBlockBytes);
+      return;
+    }
+    std::vector<float> mean_squares(num_rows);
+    MeanSquares(weights, num_rows, K, mean_squares.data());
+    const size_t N = hn::Lanes(SearchTag());
+    for (size_t b = 0; b < num_blocks; b += N) {
+      const size_t num = HWY_MIN(N, num_blocks - b);
+      Weighted(weights, importance, mean_squares.data(), per_row, b, num, out + b * kBlockBytes);
+    }
+  }
+
+  static void Decode(const uint8_t* blocks, size_t num_blocks, float* out) {
+    const DF df;
+    const hn::Rebind<int32_t, DF> di32;
+    const hn::Rebind<uint8_t, DF> du8;
+    HWY_ALIGN uint8_t codes[kBlock];
+    for (size_t b = 0; b < num_blocks; ++b, blocks += kBlockBytes, out += kBlock) {
+      UnpackCodes(blocks, codes);
+      const VF d = hn::Set(df, LoadHalf(blocks));
+      for (size_t i = 0; i < kBlock; i += hn::Lanes(df)) {
+        const VF code = hn::ConvertTo(df, hn::PromoteTo(di32, hn::Load(du8, codes + i)));
+        if constexpr (kAffine) {
+          hn::StoreU(hn::Add(hn::Mul(code, d), hn::Set(df, LoadHalf(blocks + 2))), df, out + i);
+        } else {
+          hn::StoreU(hn::Mul(hn::Sub(code, hn::Set(df, static_cast<float>(kHalf))), d), df, out + i);
+        }
+      }
+    }
+  }
+
+  // What DotInt8 asks of a codec. Codes without a sign and an offset are faster than codes with one.
+  static constexpr size_t kGroup = 32;
+  static constexpr bool kSigned = false, kHasOffset = true;
+
+  static HWY_INLINE void Unpack(const uint8_t* blocks, size_t num_blocks, Unpacked& u) {
+    const hn::CappedTag<float, 8> df;
+    LoadHalves(blocks, kBlockBytes, num_blocks, u.scale);
+    if constexpr (kAffine) LoadHalves(blocks + 2, kBlockBytes, num_blocks, u.offset);
+    const float* from = kAffine ? u.offset : u.scale;
+    const VF8 factor = hn::Set(df, kAffine ? -1.0f : static_cast<float>(kHalf));
+    for (size_t i = 0; i < 8; i += hn::Lanes(df)) hn::Store(hn::Mul(hn::Load(df, from + i), factor), df, u.offset + i);
+    for (size_t b = 0; b < num_blocks; ++b) UnpackCodes(blocks + b * kBlockBytes, u.code + b * kBlock);
+  }
+
+ private:
+  using VF8 = hn::Vec<hn::CappedTag<float, 8>>;
+};
+
+}  // namespace HWY_NAMESPACE
+}  // namespace lowbit
+HWY_AFTER_NAMESPACE();
+
+#endif  // LOWBIT_FORMATS_BLOCK32_INL_H_
