@@ -129,8 +129,8 @@ def quantize(
     """Encodes `w` (..., K), float32, float16 or bfloat16 with any strides, byte for byte as ggml does.
 
     `imatrix`: the importance of each column, float (K,), finite and not negative. `threads` never changes the result.
-    With `allow_nonfinite`, F32, F16 and BF16 keep NaN and infinities; block formats take NaN for 0 and an infinity for
-    the largest float32 of its sign, whose block then decodes to infinities or NaN, as for any weight that is too large.
+    With `allow_nonfinite`, F32, F16 and BF16 keep NaN and infinities; a block of the other formats that holds one loses
+    its weights: it decodes to what ggml's arithmetic makes of them (with `imatrix`, some formats lose the whole row).
 
     Raises InputError for another dtype, for K that the format's block size does not divide, for a bad importance, and
     for NaN or an infinity in `w`, with the row and column of the first.

@@ -18,8 +18,9 @@ struct Format {
   uint32_t block_bytes;  // bytes a block
   bool needs_imatrix;    // cannot be encoded without importances
 
-  // Encodes num_rows contiguous rows of K weights, all finite. `importance` is null or holds one non-negative value a
-  // column. Writes num_rows * RowBytes(K). Byte-identical to ggml_quantize_chunk on every SIMD target.
+  // Encodes num_rows contiguous rows of K weights. `importance` is null or holds one finite, non-negative value a
+  // column. Writes num_rows * RowBytes(K). Byte-identical to ggml_quantize_chunk on every SIMD target; blocks with NaN
+  // or infinities give some bytes and no fault.
   void (*encode)(const float* weights, const float* importance, size_t num_rows, size_t K, uint8_t* out);
 
   // Decodes num_blocks blocks, bit-identical to ggml's to_float.
@@ -53,36 +54,36 @@ class RegisterFormat {
 
 }  // namespace lowbit
 
-// Registers a format whose functions are lowbit::HWY_NAMESPACE::NAMESPACE::{Encode,Decode,Dot}; the rest of the arguments
-// are the first five fields of its descriptor. Goes into the HWY_ONCE part of the format's file. The descriptor holds
-// plain functions that dispatch when called: Highway knows the CPU only after the program has loaded.
-#define LOWBIT_REGISTER_FORMAT(NAMESPACE, ...)                                                                      \
-  LOWBIT_DISPATCH_CODEC(NAMESPACE)                                                                                  \
-  HWY_EXPORT_T(DotTable, NAMESPACE::Dot);                                                                           \
+// Registers a format whose functions are lowbit::HWY_NAMESPACE::NAMESPACE::{Encode,Decode,Dot}; the rest of the
+// arguments are the first five fields of its descriptor. Goes into the HWY_ONCE part of the format's file. The
+// descriptor holds plain functions that dispatch when called: Highway knows the CPU only after the program has loaded.
+#define LOWBIT_REGISTER_FORMAT(NAMESPACE, ...)                                                                        \
+  LOWBIT_DISPATCH_CODEC(NAMESPACE)                                                                                    \
+  HWY_EXPORT_T(DotTable, NAMESPACE::Dot);                                                                             \
   void Dot(const uint8_t* rows, size_t row_bytes, size_t num_rows, const Activations& x, float* out, size_t stride) { \
-    HWY_DYNAMIC_DISPATCH_T(DotTable)(rows, row_bytes, num_rows, x, out, stride);                                    \
-  }                                                                                                                 \
-  const Format kFormat = {__VA_ARGS__, Encode, Decode, Dot};                                                        \
-  const RegisterFormat registered(kFormat);                                                                         \
-  }  /* namespace */                                                                                                \
-  }  /* namespace lowbit */
+    HWY_DYNAMIC_DISPATCH_T(DotTable)(rows, row_bytes, num_rows, x, out, stride);                                      \
+  }                                                                                                                   \
+  const Format kFormat = {__VA_ARGS__, Encode, Decode, Dot};                                                          \
+  const RegisterFormat registered(kFormat);                                                                           \
+  } /* namespace */                                                                                                   \
+  } /* namespace lowbit */
 
 // The same for weights that are floats: there is no Dot.
-#define LOWBIT_REGISTER_FLOAT_FORMAT(NAMESPACE, ...)                 \
-  LOWBIT_DISPATCH_CODEC(NAMESPACE)                                   \
-  const Format kFormat = {__VA_ARGS__, Encode, Decode, nullptr};     \
-  const RegisterFormat registered(kFormat);                          \
-  }  /* namespace */                                                 \
-  }  /* namespace lowbit */
+#define LOWBIT_REGISTER_FLOAT_FORMAT(NAMESPACE, ...)             \
+  LOWBIT_DISPATCH_CODEC(NAMESPACE)                               \
+  const Format kFormat = {__VA_ARGS__, Encode, Decode, nullptr}; \
+  const RegisterFormat registered(kFormat);                      \
+  } /* namespace */                                              \
+  } /* namespace lowbit */
 
-#define LOWBIT_DISPATCH_CODEC(NAMESPACE)                                                                  \
-  namespace lowbit {                                                                                      \
-  namespace {                                                                                             \
-  HWY_EXPORT_T(EncodeTable, NAMESPACE::Encode);                                                           \
-  HWY_EXPORT_T(DecodeTable, NAMESPACE::Decode);                                                           \
-  void Encode(const float* weights, const float* importance, size_t num_rows, size_t K, uint8_t* out) {   \
-    HWY_DYNAMIC_DISPATCH_T(EncodeTable)(weights, importance, num_rows, K, out);                           \
-  }                                                                                                       \
-  void Decode(const uint8_t* blocks, size_t num_blocks, float* out) {                                     \
-    HWY_DYNAMIC_DISPATCH_T(DecodeTable)(blocks, num_blocks, out);                                         \
+#define LOWBIT_DISPATCH_CODEC(NAMESPACE)                                                                \
+  namespace lowbit {                                                                                    \
+  namespace {                                                                                           \
+  HWY_EXPORT_T(EncodeTable, NAMESPACE::Encode);                                                         \
+  HWY_EXPORT_T(DecodeTable, NAMESPACE::Decode);                                                         \
+  void Encode(const float* weights, const float* importance, size_t num_rows, size_t K, uint8_t* out) { \
+    HWY_DYNAMIC_DISPATCH_T(EncodeTable)(weights, importance, num_rows, K, out);                         \
+  }                                                                                                     \
+  void Decode(const uint8_t* blocks, size_t num_blocks, float* out) {                                   \
+    HWY_DYNAMIC_DISPATCH_T(DecodeTable)(blocks, num_blocks, out);                                       \
   }

@@ -25,21 +25,40 @@ namespace q8_0 {
 constexpr size_t kBlock = 32;
 constexpr size_t kBlockBytes = 34;
 
+// Scalar reference.
+void ReferenceBlock(const float* x, uint8_t* out) {
+  float max = 0.0f;
+  for (size_t i = 0; i < kBlock; ++i) {
+    const float magnitude = std::fabs(x[i]);
+    max = max > magnitude ? max : magnitude;
+  }
+  const float d = max / 127.0f;
+  const float inverse = d != 0.0f ? 1.0f / d : 0.0f;
+  StoreHalf(d, out);
+  for (size_t i = 0; i < kBlock; ++i) {
+    const float q = std::round(x[i] * inverse);
+    // 1 / d overflows for the smallest d. Converted to an integer, infinity and NaN have a low byte of 0 on x86.
+    out[2 + i] = static_cast<uint8_t>(std::fabs(q) < 128.0f ? static_cast<int8_t>(q) : 0);
+  }
+}
+
 // The maximum does not depend on the order, so a block's weights go across the lanes.
 HWY_INLINE void EncodeBlock(const float* x, uint8_t* out) {
   const hn::CappedTag<float, 16> df;
   const hn::Rebind<int32_t, decltype(df)> di32;
   const hn::Rebind<int8_t, decltype(df)> di8;
   const size_t N = hn::Lanes(df);
-  auto max = hn::Zero(df);
-  for (size_t i = 0; i < kBlock; i += N) max = hn::Max(max, hn::Abs(hn::LoadU(df, x + i)));
-  const float d = hn::ReduceMax(df, max) / 127.0f;
-  const float id = d != 0.0f ? 1.0f / d : 0.0f;
+  // As integers, magnitudes are in the order of the floats, with infinity and NaN above them.
+  auto bits = hn::Zero(di32);
+  for (size_t i = 0; i < kBlock; i += N) bits = hn::Max(bits, hn::BitCast(di32, hn::Abs(hn::LoadU(df, x + i))));
+  const int32_t max_bits = hn::ReduceMax(di32, bits);
+  if (HWY_UNLIKELY(max_bits >= 0x7F800000)) return ReferenceBlock(x, out);
+  const float d = hwy::BitCastScalar<float>(max_bits) / 127.0f;
+  const float inverse = d != 0.0f ? 1.0f / d : 0.0f;
   StoreHalf(d, out);
-  const auto scale = hn::Set(df, id);
+  const auto scale = hn::Set(df, inverse);
   for (size_t i = 0; i < kBlock; i += N) {
     auto q = RoundHalfAway(df, hn::Mul(hn::LoadU(df, x + i), scale));
-    // Where d is so small that 1 / d overflows: infinity and NaN convert to a number whose low byte is 0.
     q = hn::IfThenElseZero(hn::Lt(hn::Abs(q), hn::Set(df, 128.0f)), q);
     hn::StoreU(hn::DemoteTo(di8, hn::ConvertTo(di32, q)), di8, reinterpret_cast<int8_t*>(out + 2 + i));
   }

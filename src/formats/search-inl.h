@@ -201,12 +201,12 @@ HWY_NOINLINE void FitAffine(DF df, int top, AffineGrid grid, const float* HWY_RE
   V low = hn::Load(df, x), high = low, sum_w = hn::Load(df, w), sum_x = hn::Mul(sum_w, low);
   for (size_t i = N; i < kNum * N; i += N) {
     const V xi = hn::Load(df, x + i), wi = hn::Load(df, w + i);
-    low = hn::Min(low, xi);
+    low = hn::IfThenElse(hn::Lt(xi, low), xi, low);
     high = hn::Max(high, xi);
     sum_w = hn::Add(sum_w, wi);
     sum_x = hn::Add(sum_x, hn::Mul(wi, xi));
   }
-  V base = hn::Min(low, zero);
+  V base = hn::IfThenElse(hn::Gt(low, zero), zero, low);
   const auto flat = hn::Eq(base, high);
   const V flat_minimum = hn::Neg(base);
 

@@ -105,7 +105,6 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <memory>
 #include <mutex>
 #include <vector>
@@ -202,14 +201,6 @@ void CheckArguments(const Format& format, const float* importance, size_t K) {
   }
 }
 
-// NaN becomes 0, an infinity the largest float of its sign.
-void MakeFinite(float* x, size_t n) {
-  const auto find = HWY_DYNAMIC_POINTER(FindNonfinite);
-  for (size_t i = find(x, n); i < n; i += 1 + find(x + i + 1, n - i - 1)) {
-    x[i] = std::isnan(x[i]) ? 0.0f : std::copysign(std::numeric_limits<float>::max(), x[i]);
-  }
-}
-
 }  // namespace
 
 void QuantizeRows(const WeightView& weights, const Format& format, const float* importance, bool allow_nonfinite,
@@ -219,11 +210,9 @@ void QuantizeRows(const WeightView& weights, const Format& format, const float* 
   if (K == 0 || weights.num_rows == 0) return;
   const size_t chunk_rows = std::min(ChunkRows(K), weights.num_rows);
   const size_t row_bytes = format.RowBytes(K);
-  const bool is_float = format.dot_int8 == nullptr;
-  const bool make_finite = allow_nonfinite && !is_float;
   const bool in_place = weights.type == WeightView::Type::kF32 && weights.col_stride == sizeof(float) &&
                         (weights.num_rows == 1 || weights.row_stride == static_cast<ptrdiff_t>(K * sizeof(float))) &&
-                        reinterpret_cast<uintptr_t>(weights.data) % alignof(float) == 0 && !make_finite;
+                        reinterpret_cast<uintptr_t>(weights.data) % alignof(float) == 0;
   Buffers buffers(chunk_rows * K);
   FirstNonfinite nonfinite;
   const auto task = [&](size_t chunk) {
@@ -235,7 +224,6 @@ void QuantizeRows(const WeightView& weights, const Format& format, const float* 
     if (!in_place) {
       buffer = buffers.Take();
       HWY_DYNAMIC_DISPATCH(Gather)(weights, row, num, buffer.get());
-      if (make_finite) MakeFinite(buffer.get(), num * K);
       x = buffer.get();
     }
     const size_t bad = allow_nonfinite ? num * K : HWY_DYNAMIC_DISPATCH(FindNonfinite)(x, num * K);

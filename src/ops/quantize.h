@@ -26,8 +26,8 @@ struct WeightView {
 //
 // Throws InputError if block_size does not divide K, for missing or bad importances, and for a weight that is NaN or
 // infinite, with the row and column of the first. With `allow_nonfinite`, float formats store such weights as they are;
-// block formats take NaN for 0 and an infinity for the largest float of its sign, whose block then has an infinite
-// scale, as it has for any weight too large for the format.
+// block formats write what ggml's arithmetic gives, as a rule a block whose scale is infinite or NaN or whose other
+// weights are lost (with importances, a row of such blocks).
 //
 // Memory: rows of f32 that lie together are read in place; else each thread converts chunks of whole rows, as many as
 // fit 256 KiB and at least one.
