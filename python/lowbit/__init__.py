@@ -2,6 +2,7 @@
 
 from lowbit import gguf, simd
 from lowbit._core import ContextFullError, Error, FileError, FormatError, InputError, UnsupportedError
+from lowbit.convert import Report, convert, quantize_file
 from lowbit.linalg import matmul
 from lowbit.qtensor import QTensor, dequantize, formats, quantize
 
@@ -14,12 +15,15 @@ __all__ = [
     "FormatError",
     "InputError",
     "QTensor",
+    "Report",
     "UnsupportedError",
     "__version__",
+    "convert",
     "dequantize",
     "formats",
     "gguf",
     "matmul",
     "quantize",
+    "quantize_file",
     "simd",
 ]

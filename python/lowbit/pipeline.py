@@ -1,0 +1,136 @@
+"""Streams tensors into a GGUF file: rows are read, encoded and written at the same time, a few megabytes of each.
+
+One thread reads ahead, one writes behind, and the caller's encodes with the core's threads. What is in memory at any
+moment is a handful of chunks, whatever the size of the model.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from lowbit import _core, gguf
+from lowbit._core import InputError
+from lowbit.tensor_source import TensorSource
+
+#: Weights of a chunk: 8 MiB as bfloat16. Less gains nothing, more costs memory.
+CHUNK_WEIGHTS = 4 << 20
+#: Chunks that may be read, and written, ahead of and behind the one being encoded.
+CHUNKS_AHEAD = 2
+#: A progress bar is shown from this age on.
+PATIENCE_SECONDS = 0.5
+
+_NAMES = {np.dtype(np.float32): "F32", np.dtype(np.float16): "F16", np.dtype(ml_dtypes.bfloat16): "BF16"}
+_BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One tensor to write."""
+
+    source: TensorSource
+    format: str
+    importance: np.ndarray | None = None
+    #: Encoded blocks see weights that went through a bf16 file, as the reference's two tools have it.
+    through_bfloat16: bool = False
+
+    def chunks(self) -> Iterator[tuple[int, int]]:
+        """Ranges of rows."""
+        shape = self.source.shape
+        row = max(1, int(np.prod(shape[1:], dtype=np.int64)))
+        step = max(1, CHUNK_WEIGHTS // row)
+        return ((start, min(start + step, shape[0])) for start in range(0, shape[0], step))
+
+    def encode(self, rows: np.ndarray, start: int, threads: int) -> np.ndarray:
+        """The bytes of some rows in the file."""
+        if rows.dtype == np.uint8:  # packed already
+            return rows
+        if self.through_bfloat16 and rows.dtype != _BFLOAT16:
+            rows = _encode_rows(rows, "BF16", None, threads, True).view(_BFLOAT16)
+        if _NAMES[rows.dtype] == self.format:
+            return rows
+        matrix = rows.reshape(-1, rows.shape[-1])
+        try:
+            return _encode_rows(matrix, self.format, self.importance, threads, self.format in ("F32", "F16", "BF16"))
+        except InputError as error:
+            raise InputError(f"tensor {self.source.name}, rows from {start}: {error}") from None
+
+
+def _encode_rows(
+    rows: np.ndarray, format: str, importance: np.ndarray | None, threads: int, allow_nonfinite: bool
+) -> np.ndarray:
+    descriptor = _core.get_format(format)
+    out = np.empty((rows.shape[0], rows.shape[1] // descriptor.block_size * descriptor.block_bytes), np.uint8)
+    _core.quantize_rows(rows, format, importance, out, allow_nonfinite, threads)
+    return out
+
+
+def write_file(
+    path: Any,
+    metadata: Mapping[str, Any],
+    infos: Sequence[gguf.TensorInfo],
+    jobs: Sequence[Job],
+    threads: int,
+    advance: Callable[[int], None],
+) -> None:
+    """Writes the file, complete or not at all. jobs: one for each of infos. `advance` is told of bytes read."""
+    with (
+        gguf.Writer(path, metadata, infos) as writer,
+        ThreadPoolExecutor(1, "lowbit-read") as reader,
+        ThreadPoolExecutor(1, "lowbit-write") as behind,
+    ):
+        chunks = ((job, start, stop) for job in jobs for start, stop in job.chunks())
+        reads: deque[tuple[Job, int, Future[np.ndarray]]] = deque()
+        writes: deque[Future[None]] = deque()
+
+        def read_ahead() -> None:
+            for job, start, stop in chunks:
+                reads.append((job, start, reader.submit(job.source.rows, start, stop)))
+                if len(reads) > CHUNKS_AHEAD:
+                    return
+
+        read_ahead()
+        while reads:
+            job, start, rows = reads.popleft()
+            read_ahead()
+            weights = rows.result()
+            writes.append(behind.submit(writer.write, job.encode(weights, start, threads)))
+            if len(writes) > CHUNKS_AHEAD:
+                writes.popleft().result()
+            advance(weights.nbytes)
+        for write in writes:
+            write.result()
+
+
+@contextmanager
+def progress_bar(enabled: bool, title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Yields a function that is told of bytes done. The bar goes to stderr, if that is a terminal, after a moment."""
+    if not enabled or not sys.stderr.isatty():
+        yield lambda done: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (TextColumn(title), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    bar = Progress(*columns, console=Console(stderr=True), transient=True)
+    task = bar.add_task(title, total=total)
+    begin = time.monotonic()
+
+    def advance(done: int) -> None:
+        if not bar.live.is_started and time.monotonic() - begin > PATIENCE_SECONDS:
+            bar.start()
+        bar.advance(task, done)
+
+    try:
+        yield advance
+    finally:
+        bar.stop()

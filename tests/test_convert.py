@@ -1,0 +1,229 @@
+"""Conversion end to end: values, order, streaming, refusals, and files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from tiny_checkpoint import DTYPES, make_checkpoint, write_shards
+
+import lowbit
+from lowbit import pipeline
+from lowbit.arch import open_checkpoint
+from lowbit.checkpoint import Checkpoint
+from lowbit.recipes import FLOAT_FORMATS, MIXES, file_order
+from lowbit.tensor_source import read
+
+AVAILABLE = {f.name for f in lowbit.formats()}
+
+
+def expected(folder: Path, name: str, format: str) -> np.ndarray:
+    """A tensor of the file, computed at once from the whole checkpoint."""
+    weights = next(read(t) for t in open_checkpoint(folder).tensors if t.name == name)
+    if weights.ndim == 1:
+        return weights.view(np.uint8)
+    if format not in FLOAT_FORMATS:
+        weights = weights.astype(ml_dtypes.bfloat16)
+    return lowbit.quantize(weights, format, allow_nonfinite=True).data
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F16", "F32"])
+@pytest.mark.parametrize("format", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_K_M", "Q2_K"])
+def test_every_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, format: str) -> None:
+    monkeypatch.setattr(pipeline, "CHUNK_WEIGHTS", 10000)  # many chunks, none of them whole heads
+    folder = make_checkpoint(tmp_path / "a", "llama", dtype=dtype, shards=2)
+    report = lowbit.convert(folder, tmp_path / "out.gguf", format, progress=False)
+    assert report.file_bytes == os.path.getsize(tmp_path / "out.gguf")
+    with lowbit.gguf.open(tmp_path / "out.gguf") as file:
+        assert list(file.infos) == [tensor.name for tensor in report.tensors]
+        for name, tensor in file.tensors.items():
+            data = tensor.data if isinstance(tensor, lowbit.QTensor) else np.ascontiguousarray(tensor).view(np.uint8)
+            np.testing.assert_array_equal(data.reshape(-1), expected(folder, name, file.infos[name].format).reshape(-1))
+
+
+def test_orders(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "a", layers=12)
+    plain = [t.name for t in lowbit.convert(folder, tmp_path / "x.gguf", "BF16", dry_run=True, progress=False).tensors]
+    mixed = [t.name for t in lowbit.convert(folder, tmp_path / "x.gguf", "Q8_0", dry_run=True, progress=False).tensors]
+    assert mixed == file_order(plain) != plain
+    assert mixed.index("blk.2.attn_k.weight") < mixed.index("blk.10.attn_k.weight")
+    assert mixed[:2] == ["output_norm.weight", "token_embd.weight"]
+
+
+@pytest.mark.parametrize("format", sorted(MIXES))
+def test_dry_run_tells_the_exact_size_and_writes_nothing(tmp_path: Path, format: str) -> None:
+    folder = make_checkpoint(tmp_path / "a", "llama")
+    report = lowbit.convert(folder, tmp_path / "out.gguf", format.lower(), dry_run=True, progress=False)
+    assert not (tmp_path / "out.gguf").exists()
+    assert report.format == format
+    written = lowbit.convert(folder, tmp_path / "out.gguf", format, progress=False)
+    assert written == lowbit.convert(folder, tmp_path / "out.gguf", format, dry_run=True, progress=False)
+    assert os.path.getsize(tmp_path / "out.gguf") == report.file_bytes
+
+
+def test_an_existing_file_is_replaced_or_left_alone(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "a")
+    path = tmp_path / "out.gguf"
+    path.write_bytes(b"before")
+    tensors = {name: read(tensor) for name, tensor in Checkpoint(folder).tensors.items()}
+    tensors["model.layers.1.mlp.up_proj.weight"][5, 7] = np.nan
+    write_shards(folder, tensors, 1)
+    with pytest.raises(lowbit.InputError, match=r"tensor blk\.1\.ffn_up\.weight, rows from 0: .*row 5, column 7"):
+        lowbit.convert(folder, path, "Q8_0", progress=False)
+    assert path.read_bytes() == b"before"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "out.gguf"]
+    lowbit.convert(folder, path, "BF16", progress=False)  # floats keep what they are given
+    with lowbit.gguf.open(path) as file:
+        assert np.isnan(np.float32(file.tensors["blk.1.ffn_up.weight"][5, 7]))
+
+
+@pytest.mark.parametrize("stage", ["rows", "quantize_rows", "write"])
+def test_interrupts_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
+    folder = make_checkpoint(tmp_path / "a")
+    calls = 0
+    owner = {"rows": lowbit.checkpoint.StoredTensor, "quantize_rows": lowbit._core, "write": lowbit.gguf.Writer}[stage]
+    original = getattr(owner, stage)
+
+    def interrupted(*args: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == 5:
+            raise KeyboardInterrupt
+        return original(*args)
+
+    monkeypatch.setattr(owner, stage, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        lowbit.convert(folder, tmp_path / "out.gguf", "Q8_0", progress=False)
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_fallbacks_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make_checkpoint(tmp_path / "a", hidden=96, ffn=160, head_dim=24)
+    report = lowbit.convert(folder, tmp_path / "out.gguf", "Q4_K_M")
+    formats = {t.name: t.format for t in report.tensors}
+    assert formats["blk.0.attn_q.weight"] == "Q5_0"
+    assert formats["blk.1.ffn_down.weight"] in ("Q8_0", "Q5_0")
+    assert formats["token_embd.weight"] == "Q8_0"
+    assert len(report.fallbacks) == 14
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "note: blk.0.attn_q.weight: rows of 96 weights are no multiple of 256: Q4_K -> Q5_0" in printed.err
+    odd = make_checkpoint(tmp_path / "b", hidden=80, ffn=160, head_dim=20)
+    formats = {t.name: t.format for t in lowbit.convert(odd, tmp_path / "b.gguf", "Q4_K_M", progress=False).tensors}
+    assert formats["blk.0.attn_q.weight"] == "F16"
+    weights = lowbit.gguf.open(tmp_path / "b.gguf").tensors["blk.0.attn_q.weight"]
+    assert weights.dtype == np.float16
+
+
+def test_unknown_format_and_bad_targets(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "a")
+    with pytest.raises(lowbit.InputError, match="unknown format 'Q9', expected one of F32, F16"):
+        lowbit.convert(folder, tmp_path / "out.gguf", "Q9", progress=False)
+    with pytest.raises(lowbit.FileError):
+        lowbit.convert(folder, tmp_path / "none" / "out.gguf", "Q8_0", progress=False)
+    with pytest.raises(lowbit.InputError, match="not a regular expression"):
+        lowbit.convert(folder, tmp_path / "out.gguf", "Q8_0", progress=False, tensor_types=[("(", "Q8_0")])
+    with pytest.raises(lowbit.InputError, match="Q9"):
+        lowbit.convert(folder, tmp_path / "out.gguf", "Q8_0", progress=False, tensor_types=[("ffn", "Q9")])
+
+
+def test_quantize_file_equals_convert(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "a")
+    lowbit.convert(folder, tmp_path / "bf16.gguf", "BF16", progress=False)
+    options = {"tensor_types": [("ffn_(up|gate)", "Q4_0"), ("up", "Q8_0")], "progress": False}
+    for pure in (False, True):
+        lowbit.convert(folder, tmp_path / "x.gguf", "Q8_0", pure=pure, **options)
+        lowbit.quantize_file(tmp_path / "bf16.gguf", tmp_path / "y.gguf", "Q8_0", pure=pure, **options)
+        assert (tmp_path / "x.gguf").read_bytes() == (tmp_path / "y.gguf").read_bytes()
+        with lowbit.gguf.open(tmp_path / "x.gguf") as file:
+            assert file.infos["blk.0.ffn_up.weight"].format == "Q4_0"
+            assert file.infos["blk.0.ffn_down.weight"].format == "Q8_0"
+
+
+def test_quantized_files_are_not_quantized_again(tmp_path: Path) -> None:
+    lowbit.convert(make_checkpoint(tmp_path / "a"), tmp_path / "q8.gguf", "Q8_0", progress=False)
+    with pytest.raises(lowbit.InputError, match=r"token_embd\.weight is Q8_0 already"):
+        lowbit.quantize_file(tmp_path / "q8.gguf", tmp_path / "out.gguf", "Q4_0", progress=False)
+    lowbit.quantize_file(tmp_path / "q8.gguf", tmp_path / "copy.gguf", "Q8_0", progress=False)
+    assert (tmp_path / "copy.gguf").read_bytes() == (tmp_path / "q8.gguf").read_bytes()
+
+
+def imatrix_file(path: Path, folder: Path, chunks: int = 4) -> dict[str, np.ndarray]:
+    random = np.random.RandomState(1)
+    tensors, values = {}, {}
+    for tensor in open_checkpoint(folder).tensors:
+        if len(tensor.shape) == 2 and tensor.name != "token_embd.weight":
+            sums = random.uniform(0.01, 9.0, tensor.shape[1]).astype(np.float32)
+            tensors |= {f"{tensor.name}.in_sum2": sums, f"{tensor.name}.counts": np.float32([7])}
+            values[tensor.name] = sums / np.float32(7)
+    metadata = {"general.type": "imatrix", "imatrix.datasets": ["text.txt"], "imatrix.chunk_count": chunks}
+    lowbit.gguf.write(path, {**metadata, "imatrix.chunk_size": 512}, tensors)
+    return values
+
+
+def test_imatrix(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "a", "llama", layers=8)
+    values = imatrix_file(tmp_path / "i.gguf", folder)
+    lowbit.convert(folder, tmp_path / "out.gguf", "Q4_0", imatrix=tmp_path / "i.gguf", progress=False)
+    with lowbit.gguf.open(tmp_path / "out.gguf") as file:
+        assert file.metadata["quantize.imatrix.entries_count"] == len(values)
+        assert file.metadata["quantize.imatrix.chunks_count"] == 4
+        assert file.metadata["quantize.imatrix.dataset"] == "text.txt"
+        assert file.infos["blk.0.ffn_down.weight"].format == "Q4_1"
+        assert file.infos["blk.1.ffn_down.weight"].format == "Q4_0"
+        for name in ("blk.1.attn_q.weight", "token_embd.weight"):
+            weights = next(read(t) for t in open_checkpoint(folder).tensors if t.name == name)
+            packed = lowbit.quantize(weights, "Q4_0", imatrix=values.get(name)).data
+            np.testing.assert_array_equal(file.tensors[name].data, packed)
+    lowbit.convert(folder, tmp_path / "same.gguf", "Q4_0", imatrix=values, progress=False)
+    with lowbit.gguf.open(tmp_path / "same.gguf") as same, lowbit.gguf.open(tmp_path / "out.gguf") as file:
+        for name in file.tensors:
+            np.testing.assert_array_equal(np.asarray(same.tensors[name].data), np.asarray(file.tensors[name].data))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"blk.0.attn_q.weight": np.ones(5)}, r"blk\.0\.attn_q\.weight has 5 values, expected 256"),
+        ({"blk.0.attn_q.weight": np.full(256, np.nan)}, "finite"),
+        ({"blk.0.attn_q.weight": np.full(256, -1.0)}, "not negative"),
+    ],
+)
+def test_bad_imatrix(tmp_path: Path, change: dict[str, np.ndarray], message: str) -> None:
+    folder = make_checkpoint(tmp_path / "a")
+    with pytest.raises(lowbit.InputError, match=message):
+        lowbit.convert(folder, tmp_path / "out.gguf", "Q4_0", imatrix=change, progress=False)
+    assert not (tmp_path / "out.gguf").exists()
+
+
+def test_files_that_are_no_imatrix(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "a")
+    lowbit.convert(folder, tmp_path / "model.gguf", "BF16", progress=False)
+    with pytest.raises(lowbit.FormatError, match="not an importance matrix"):
+        lowbit.convert(folder, tmp_path / "out.gguf", "Q4_0", imatrix=tmp_path / "model.gguf", progress=False)
+    tensors = {"a.in_sum2": np.ones(4, np.float32), "b.counts": np.ones(1, np.float32)}
+    lowbit.gguf.write(tmp_path / "odd.gguf", {"imatrix.chunk_count": 1}, tensors)
+    with pytest.raises(lowbit.FormatError, match=r"only one of \.in_sum2 and \.counts"):
+        lowbit.convert(folder, tmp_path / "out.gguf", "Q4_0", imatrix=tmp_path / "odd.gguf", progress=False)
+
+
+def test_the_embedded_checkpoint(tmp_path: Path) -> None:
+    folder = Path(lowbit.__file__).parent / "data" / "bard"
+    report = lowbit.convert(folder, tmp_path / "bard.gguf", "Q8_0", progress=False)
+    assert report.notes == []
+    assert report.bits_per_weight == pytest.approx(8.5, abs=0.02)
+    with lowbit.gguf.open(tmp_path / "bard.gguf") as file:
+        assert file.metadata["tokenizer.ggml.pre"] == "qwen2"
+        assert file.metadata["general.architecture"] == "qwen3"
+        assert (
+            len(file.metadata["tokenizer.ggml.tokens"])
+            == json.loads((folder / "config.json").read_text())["vocab_size"]
+        )
+
+
+def test_every_float_type_has_a_name() -> None:
+    assert set(DTYPES) == set(FLOAT_FORMATS)
