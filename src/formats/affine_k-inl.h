@@ -1,11 +1,20 @@
-// What Q4_K and Q5_K share: eight groups of 32 weights, w = d * scale * code - dmin * minimum, scales and minima in 6
-// bits.
+// What Q2_K, Q4_K and Q5_K share: groups of weights with w = d * scale * code - dmin * minimum, where scale and minimum
+// are small integers. A format gives its numbers and how it packs the integers:
 //
-//   scales[12]   bytes 0-3   scale 0-3 in bits 0-5, bits 4-5 of scale 4-7 in bits 6-7
-//                bytes 4-7   minimum 0-3 in bits 0-5, bits 4-5 of minimum 4-7 in bits 6-7
-//                bytes 8-11  bits 0-3 of scale 4-7 in bits 0-3, of minimum 4-7 in bits 4-7
+//   struct Traits {
+//     static constexpr size_t kBlockBytes, kGroupSize;
+//     static constexpr size_t kDAt;                         // where d is, and dmin behind it, both float16
+//     static constexpr int kTop, kScaleTop;                 // largest code of a weight, of a scale or minimum
+//     static constexpr AffineGrid kGrid;                    // without importances
+//     static constexpr bool kAbsolute;                      // without importances, errors are absolute, weighed by |x|
+//     static constexpr float kVarianceFactor;               // with importances: factor of the mean square
+//     static constexpr bool kClampPlain, kClampWeighted;    // cut scales' codes above kScaleTop (else they spill over)
+//     static void PackScales(const uint8_t* scales, const uint8_t* minima, uint8_t* block);
+//     static void UnpackScales(const uint8_t* block, uint8_t* out);  // all scales, then all minima
+//     static void Pack(const uint8_t* codes, uint8_t* block);
+//   };
 //
-// Sources: ggml-quants.c, get_scale_min_k4 and the two encoders of quantize_row_q4_K and quantize_row_q5_K.
+// Sources: ggml-quants.c, the two encoders of each: quantize_row_q4_K_ref, quantize_row_q4_K_impl and their like.
 #if defined(LOWBIT_FORMATS_AFFINE_K_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef LOWBIT_FORMATS_AFFINE_K_INL_H_
 #undef LOWBIT_FORMATS_AFFINE_K_INL_H_
@@ -25,205 +34,224 @@ namespace lowbit {
 namespace HWY_NAMESPACE {
 namespace affine_k {
 
-constexpr size_t kGroups = 8;
-constexpr size_t kGroupSize = 32;
-
-// With importances: the same grid for every format.
+// With importances: the same for every format.
 constexpr AffineGrid kImportanceGrid = {-0.9f, 0.05f, 36};
 
-// Codes above 63 (wrapped negative ones) spill into the neighbours' bits, as in the reference.
-HWY_INLINE void PackScales(const uint8_t* scales, const uint8_t* minima, uint8_t* out) {
-  for (size_t j = 0; j < 4; ++j) {
-    out[j] = static_cast<uint8_t>(scales[j] | (scales[j + 4] >> 4 << 6));
-    out[j + 4] = static_cast<uint8_t>(minima[j] | (minima[j + 4] >> 4 << 6));
-    out[j + 8] = static_cast<uint8_t>((scales[j + 4] & 15) | (minima[j + 4] & 15) << 4);
-  }
-}
-
-// Bytes 0-7: the scales, 8-15: the minima.
-HWY_INLINE void UnpackScales(const uint8_t* packed, uint8_t* out) {
-  uint32_t s, m, both;
-  memcpy(&s, packed, 4);
-  memcpy(&m, packed + 4, 4);
-  memcpy(&both, packed + 8, 4);
-  const uint32_t words[4] = {s & 0x3f3f3f3fu, (both & 0x0f0f0f0fu) | (s >> 2 & 0x30303030u), m & 0x3f3f3f3fu,
-                             (both >> 4 & 0x0f0f0f0fu) | (m >> 2 & 0x30303030u)};
-  memcpy(out, words, 16);
-}
-
-// The scales and offsets of a block that starts with d, dmin (float16) and the 12 bytes of scales.
+// The scales and offsets of a block's groups.
+template <class Traits>
 HWY_INLINE void UnpackHeader(const uint8_t* block, float* scale, float* offset) {
-  const hn::CappedTag<float, 8> df;
-  const hn::Rebind<int32_t, decltype(df)> di32;
-  const hn::Rebind<uint8_t, decltype(df)> du8;
-  HWY_ALIGN uint8_t codes[16];
-  UnpackScales(block + 4, codes);
-  const auto d = hn::Set(df, reference::LoadHalf(block)), dmin = hn::Set(df, reference::LoadHalf(block + 2));
-  for (size_t j = 0; j < kGroups; j += hn::Lanes(df)) {
-    const auto s = hn::ConvertTo(df, hn::PromoteTo(di32, hn::LoadU(du8, codes + j)));
-    const auto m = hn::ConvertTo(df, hn::PromoteTo(di32, hn::LoadU(du8, codes + 8 + j)));
-    hn::StoreU(hn::Mul(d, s), df, scale + j);
-    hn::StoreU(hn::Mul(dmin, m), df, offset + j);
+  constexpr size_t kGroups = kSuper / Traits::kGroupSize;
+  const hn::CappedTag<float, kGroups> dg;
+  const hn::Rebind<int32_t, decltype(dg)> di32;
+  const hn::Rebind<uint8_t, decltype(dg)> du8;
+  HWY_ALIGN uint8_t codes[2 * kGroups];
+  Traits::UnpackScales(block, codes);
+  const auto d = hn::Set(dg, reference::LoadHalf(block + Traits::kDAt));
+  const auto dmin = hn::Set(dg, reference::LoadHalf(block + Traits::kDAt + 2));
+  for (size_t j = 0; j < kGroups; j += hn::Lanes(dg)) {
+    const auto s = hn::ConvertTo(dg, hn::PromoteTo(di32, hn::LoadU(du8, codes + j)));
+    const auto m = hn::ConvertTo(dg, hn::PromoteTo(di32, hn::LoadU(du8, codes + kGroups + j)));
+    hn::StoreU(hn::Mul(d, s), dg, scale + j);
+    hn::StoreU(hn::Mul(dmin, m), dg, offset + j);
   }
 }
 
-// What the two formats differ in.
-struct Parameters {
-  int top;           // largest code
-  AffineGrid grid;   // without importances
-  bool clamp_scale;  // codes of scales that exceed 63 are cut, not packed as they are
-};
+template <class Traits>
+struct Encoder {
+  static constexpr size_t kBlockBytes = Traits::kBlockBytes;
+  static constexpr size_t kGroupSize = Traits::kGroupSize;
+  static constexpr size_t kGroups = kSuper / kGroupSize;
+  static constexpr int kScaleTop = Traits::kScaleTop;
 
-// ------------------------------------------------------------------------------------------------ scalar reference
+  static HWY_INLINE void Pack(const uint8_t* codes, uint8_t* block) { Traits::Pack(codes, block); }
 
-// Codes of the scales and minima, d and dmin. Without importances: the largest becomes 63.
-HWY_INLINE void ReferenceScales(const float* scales, const float* minima, uint8_t* scale_codes, uint8_t* minimum_codes,
-                                float* d, float* dmin) {
-  float max_scale = 0.0f, max_minimum = 0.0f;
-  for (size_t j = 0; j < kGroups; ++j) {
-    if (scales[j] > max_scale) max_scale = scales[j];
-    if (minima[j] > max_minimum) max_minimum = minima[j];
+  // ---------------------------------------------------------------------------------------------- scalar reference
+
+  // Codes of the scales, or of the minima: the largest value becomes kScaleTop. Returns d or dmin.
+  static float ReferenceScaleToLargest(const float* values, uint8_t* codes) {
+    float largest = 0.0f;
+    for (size_t j = 0; j < kGroups; ++j) {
+      if (values[j] > largest) largest = values[j];
+    }
+    const float inverse = largest > 0.0f ? kScaleTop / largest : 0.0f;
+    for (size_t j = 0; j < kGroups; ++j) {
+      codes[j] = static_cast<uint8_t>(reference::NearestInt(inverse * values[j]));
+    }
+    return largest / kScaleTop;
   }
-  const float inverse_scale = max_scale > 0.0f ? 63.0f / max_scale : 0.0f;
-  const float inverse_minimum = max_minimum > 0.0f ? 63.0f / max_minimum : 0.0f;
-  for (size_t j = 0; j < kGroups; ++j) {
-    const uint8_t s = static_cast<uint8_t>(reference::NearestInt(inverse_scale * scales[j]));
-    const uint8_t m = static_cast<uint8_t>(reference::NearestInt(inverse_minimum * minima[j]));
-    scale_codes[j] = HWY_MIN(s, uint8_t{63});
-    minimum_codes[j] = HWY_MIN(m, uint8_t{63});
-  }
-  *d = max_scale / 63.0f;
-  *dmin = max_minimum / 63.0f;
-}
 
-// Writes the header of a block and leaves its codes.
-HWY_NOINLINE void ReferenceFit(const Parameters& p, const float* x, const float* importance, uint8_t* codes,
-                               uint8_t* block) {
-  float scales[kGroups], minima[kGroups], sums[kGroups], sum_x2 = 0.0f;
-  for (size_t i = 0; i < kSuper; ++i) sum_x2 += x[i] * x[i];
-  const float variance = 2 * sum_x2 / kSuper;
-  for (size_t j = 0; j < kGroups; ++j) {
-    const float* xj = x + j * kGroupSize;
-    float w[kGroupSize], group_x2 = 0.0f;
-    for (size_t i = 0; i < kGroupSize; ++i) group_x2 += xj[i] * xj[i];
-    const float mean = std::sqrt(group_x2 / kGroupSize);
-    sums[j] = 0.0f;
+  // What the error of each weight of a group counts.
+  static void ReferenceWeights(const float* x, const float* importance, float variance, float* w) {
+    float sum_x2 = 0.0f;
+    for (size_t i = 0; i < kGroupSize; ++i) sum_x2 += x[i] * x[i];
+    const float mean = Traits::kAbsolute ? 0.0f : std::sqrt(sum_x2 / kGroupSize);
     for (size_t i = 0; i < kGroupSize; ++i) {
-      w[i] =
-          importance ? importance[j * kGroupSize + i] * std::sqrt(variance + xj[i] * xj[i]) : mean + std::fabs(xj[i]);
-      sums[j] += w[i];
+      w[i] = importance ? importance[i] * std::sqrt(variance + x[i] * x[i]) : mean + std::fabs(x[i]);
     }
-    scales[j] = reference::FitAffine(kGroupSize, p.top, importance ? kImportanceGrid : p.grid, false, xj, w,
-                                     codes + j * kGroupSize, &minima[j]);
   }
-  uint8_t scale_codes[kGroups], minimum_codes[kGroups], seen[2 * kGroups];
-  float d, dmin;
-  if (importance) {
-    d = reference::FitPositive(kGroups, 63, scales, sums, scale_codes);
-    dmin = reference::FitPositive(kGroups, 63, minima, sums, minimum_codes);
-    for (size_t j = 0; p.clamp_scale && j < kGroups; ++j) {
-      scale_codes[j] = HWY_MIN(scale_codes[j], uint8_t{63});
-      minimum_codes[j] = HWY_MIN(minimum_codes[j], uint8_t{63});
-    }
-  } else {
-    ReferenceScales(scales, minima, scale_codes, minimum_codes, &d, &dmin);
-  }
-  d = reference::StoreHalf(d, block);
-  dmin = reference::StoreHalf(dmin, block + 2);
-  PackScales(scale_codes, minimum_codes, block + 4);
-  UnpackScales(block + 4, seen);
-  for (size_t i = 0; i < kSuper; ++i) {
-    const float scale = d * seen[i / kGroupSize], offset = dmin * seen[kGroups + i / kGroupSize];
-    if (scale == 0.0f) continue;
-    codes[i] = static_cast<uint8_t>(reference::NearestCode((x[i] + offset) / scale, 0, p.top));
-  }
-}
 
-// ----------------------------------------------------------------------------------------------------- vector code
-
-// ReferenceScales for one of the two: codes[j * N + lane] of values[j * N + lane]; returns d.
-template <class DF, class V = hn::Vec<DF>>
-HWY_INLINE V ScaleToLargest(DF df, const float* values, int32_t* codes) {
-  const hn::RebindToSigned<DF> di;
-  const size_t N = hn::Lanes(df);
-  const V zero = hn::Zero(df);
-  V largest = zero;
-  for (size_t j = 0; j < kGroups * N; j += N) {
-    const V value = hn::Load(df, values + j);
-    largest = hn::IfThenElse(hn::Gt(value, largest), value, largest);
-  }
-  const V inverse = hn::IfThenElseZero(hn::Gt(largest, zero), hn::Div(hn::Set(df, 63.0f), largest));
-  for (size_t j = 0; j < kGroups * N; j += N) {
-    const auto code = NearestLevel(df, hn::Mul(inverse, hn::Load(df, values + j)));
-    hn::Store(hn::Min(hn::And(code, hn::Set(di, 255)), hn::Set(di, 63)), di, codes + j);
-  }
-  return hn::Div(largest, hn::Set(df, 63.0f));
-}
-
-// Writes d, dmin and the packed scales of the first num blocks, and turns scales and minima into what a reader will see
-// (for the lanes below num).
-HWY_INLINE void StoreHeaders(const Parameters& p, const int32_t* scale_codes, const int32_t* minimum_codes, size_t num,
-                             size_t block_bytes, bool weighted, float* scales, float* minima, uint8_t* out) {
-  const size_t N = hn::Lanes(SearchTag());
-  const int limit = weighted && !p.clamp_scale ? 255 : 63;
-  for (size_t lane = 0; lane < num; ++lane) {
-    uint8_t s[kGroups], m[kGroups], seen[2 * kGroups];
+  static HWY_NOINLINE void Reference(const float* x, const float* importance, uint8_t* block) {
+    uint8_t codes[kSuper], scale_codes[kGroups], minimum_codes[kGroups], seen[2 * kGroups];
+    float scales[kGroups], minima[kGroups], sums[kGroups] = {}, sum_x2 = 0.0f;
+    for (size_t i = 0; i < kSuper; ++i) sum_x2 += x[i] * x[i];
+    const float variance = Traits::kVarianceFactor * sum_x2 / kSuper;
     for (size_t j = 0; j < kGroups; ++j) {
-      s[j] = static_cast<uint8_t>(HWY_MIN(limit, scale_codes[j * N + lane]));
-      m[j] = static_cast<uint8_t>(HWY_MIN(limit, minimum_codes[j * N + lane]));
+      float w[kGroupSize];
+      const size_t at = j * kGroupSize;
+      ReferenceWeights(x + at, importance ? importance + at : nullptr, variance, w);
+      for (size_t i = 0; i < kGroupSize; ++i) sums[j] += w[i];
+      scales[j] = reference::FitAffine(kGroupSize, Traits::kTop, importance ? kImportanceGrid : Traits::kGrid,
+                                       !importance && Traits::kAbsolute, x + at, w, codes + at, &minima[j]);
     }
-    uint8_t* packed = out + lane * block_bytes + 4;
-    PackScales(s, m, packed);
-    UnpackScales(packed, seen);
-    for (size_t j = 0; j < kGroups; ++j) {
-      scales[j * N + lane] = seen[j];
-      minima[j * N + lane] = seen[kGroups + j];
-    }
-  }
-}
-
-// Encoder::Fit of both formats.
-HWY_INLINE void Fit(SearchTag df, const Parameters& p, const float* x, const float* const* columns, size_t num,
-                    size_t block_bytes, uint32_t* words, uint8_t* out) {
-  using V = hn::Vec<SearchTag>;
-  const size_t N = hn::Lanes(df);
-  HWY_ALIGN float w[kGroupSize * kMaxGroups];
-  HWY_ALIGN float scales[kGroups * kMaxGroups], minima[kGroups * kMaxGroups], sums[kGroups * kMaxGroups];
-  HWY_ALIGN int32_t scale_codes[kGroups * kMaxGroups], minimum_codes[kGroups * kMaxGroups];
-  const V square_sum = columns ? SumOfSquares<kSuper>(df, x) : hn::Zero(df);
-  const V variance = hn::Div(hn::Mul(hn::Set(df, 2.0f), square_sum), hn::Set(df, static_cast<float>(kSuper)));
-  for (size_t j = 0; j < kGroups; ++j) {
-    const float* xj = x + j * kGroupSize * N;
-    if (columns) {
-      WeighByImportance<kGroupSize>(df, xj, columns, j * kGroupSize, variance, w);
-      hn::Store(SumInOrder<kGroupSize>(df, w), df, sums + j * N);
+    float d, dmin;
+    if (importance) {
+      d = reference::FitPositive(kGroups, kScaleTop, scales, sums, scale_codes);
+      dmin = reference::FitPositive(kGroups, kScaleTop, minima, sums, minimum_codes);
     } else {
-      const V mean = hn::Sqrt(hn::Div(SumOfSquares<kGroupSize>(df, xj), hn::Set(df, static_cast<float>(kGroupSize))));
-      for (size_t i = 0; i < kGroupSize * N; i += N) hn::Store(hn::Add(mean, hn::Abs(hn::Load(df, xj + i))), df, w + i);
+      d = ReferenceScaleToLargest(scales, scale_codes);
+      dmin = ReferenceScaleToLargest(minima, minimum_codes);
     }
+    const int limit = Limit(importance != nullptr);
+    for (size_t j = 0; j < kGroups; ++j) {
+      scale_codes[j] = static_cast<uint8_t>(HWY_MIN(limit, scale_codes[j]));
+      minimum_codes[j] = static_cast<uint8_t>(HWY_MIN(limit, minimum_codes[j]));
+    }
+    d = reference::StoreHalf(d, block + Traits::kDAt);
+    dmin = reference::StoreHalf(dmin, block + Traits::kDAt + 2);
+    Traits::PackScales(scale_codes, minimum_codes, block);
+    Traits::UnpackScales(block, seen);
+    for (size_t i = 0; i < kSuper; ++i) {
+      const float scale = d * seen[i / kGroupSize], offset = dmin * seen[kGroups + i / kGroupSize];
+      if (scale == 0.0f) continue;
+      codes[i] = static_cast<uint8_t>(reference::NearestCode((x[i] + offset) / scale, 0, Traits::kTop));
+    }
+    Pack(codes, block);
+  }
+
+  // --------------------------------------------------------------------------------------------------- vector code
+
+  using V = hn::Vec<SearchTag>;
+
+  static constexpr int Limit(bool weighted) {
+    return (weighted ? Traits::kClampWeighted : Traits::kClampPlain) ? kScaleTop : 255;
+  }
+
+  // ReferenceScaleToLargest: codes[j * N + lane] of values[j * N + lane].
+  static HWY_INLINE V ScaleToLargest(SearchTag df, const float* values, int32_t* codes) {
+    const hn::RebindToSigned<SearchTag> di;
+    const size_t N = hn::Lanes(df);
+    V largest = hn::Zero(df);
+    for (size_t j = 0; j < kGroups * N; j += N) {
+      const V value = hn::Load(df, values + j);
+      largest = hn::IfThenElse(hn::Gt(value, largest), value, largest);
+    }
+    const V top = hn::Set(df, static_cast<float>(kScaleTop));
+    const V inverse = hn::IfThenElseZero(hn::Gt(largest, hn::Zero(df)), hn::Div(top, largest));
+    for (size_t j = 0; j < kGroups * N; j += N) {
+      const auto code = NearestLevel(df, hn::Mul(inverse, hn::Load(df, values + j)));
+      hn::Store(hn::And(code, hn::Set(di, 255)), di, codes + j);
+    }
+    return hn::Div(largest, top);
+  }
+
+  // Fits group j of every super-block.
+  static HWY_INLINE void FitGroup(SearchTag df, const float* x, const float* const* columns, size_t j, V variance,
+                                  float* scales, float* minima, float* sums, uint32_t* words) {
+    const size_t N = hn::Lanes(df);
+    HWY_ALIGN float w[kGroupSize * kMaxGroups];
     V scale, minimum;
-    FitAffine<kGroupSize, false>(df, p.top, columns ? kImportanceGrid : p.grid, xj, w, scale, minimum,
-                                 words + j * kGroupSize / 4 * N);
+    if (columns) {
+      WeighByImportance<kGroupSize>(df, x, columns, j * kGroupSize, variance, w);
+      hn::Store(SumInOrder<kGroupSize>(df, w), df, sums + j * N);
+      FitAffine<kGroupSize, false>(df, Traits::kTop, kImportanceGrid, x, w, scale, minimum, words);
+    } else {
+      const V mean_square = hn::Div(SumOfSquares<kGroupSize>(df, x), hn::Set(df, static_cast<float>(kGroupSize)));
+      const V mean = Traits::kAbsolute ? hn::Zero(df) : hn::Sqrt(mean_square);
+      for (size_t i = 0; i < kGroupSize * N; i += N) hn::Store(hn::Add(mean, hn::Abs(hn::Load(df, x + i))), df, w + i);
+      FitAffine<kGroupSize, Traits::kAbsolute>(df, Traits::kTop, Traits::kGrid, x, w, scale, minimum, words);
+    }
     hn::Store(scale, df, scales + j * N);
     hn::Store(minimum, df, minima + j * N);
   }
 
-  V d, dmin;
-  if (columns) {
-    FitPositive<kGroups>(df, 63, scales, sums, d, scale_codes);
-    FitPositive<kGroups>(df, 63, minima, sums, dmin, minimum_codes);
-  } else {
-    d = ScaleToLargest(df, scales, scale_codes);
-    dmin = ScaleToLargest(df, minima, minimum_codes);
+  // Packs the scales and minima of the first num blocks and replaces them by what a reader will see.
+  static HWY_INLINE void StoreScales(const int32_t* scale_codes, const int32_t* minimum_codes, int limit, size_t num,
+                                     float* scales, float* minima, uint8_t* out) {
+    const size_t N = hn::Lanes(SearchTag());
+    for (size_t lane = 0; lane < num; ++lane, out += kBlockBytes) {
+      uint8_t s[kGroups], m[kGroups], seen[2 * kGroups];
+      for (size_t j = 0; j < kGroups; ++j) {
+        s[j] = static_cast<uint8_t>(HWY_MIN(limit, scale_codes[j * N + lane]));
+        m[j] = static_cast<uint8_t>(HWY_MIN(limit, minimum_codes[j * N + lane]));
+      }
+      Traits::PackScales(s, m, out);
+      Traits::UnpackScales(out, seen);
+      for (size_t j = 0; j < kGroups; ++j) {
+        scales[j * N + lane] = seen[j];
+        minima[j * N + lane] = seen[kGroups + j];
+      }
+    }
   }
-  d = StoreHalves(df, d, num, block_bytes, out);
-  dmin = StoreHalves(df, dmin, num, block_bytes, out + 2);
-  StoreHeaders(p, scale_codes, minimum_codes, num, block_bytes, columns != nullptr, scales, minima, out);
-  for (size_t j = 0; j < kGroups; ++j) {
-    const V scale = hn::Mul(d, hn::Load(df, scales + j * N)), offset = hn::Mul(dmin, hn::Load(df, minima + j * N));
-    RoundAgain<kGroupSize>(df, x + j * kGroupSize * N, scale, offset, 0, p.top, words + j * kGroupSize / 4 * N);
+
+  static HWY_NOINLINE void Fit(SearchTag df, const float* x, const float* const* columns, size_t num, uint32_t* words,
+                               uint8_t* out) {
+    const size_t N = hn::Lanes(df);
+    HWY_ALIGN float scales[kGroups * kMaxGroups], minima[kGroups * kMaxGroups], sums[kGroups * kMaxGroups];
+    HWY_ALIGN int32_t scale_codes[kGroups * kMaxGroups], minimum_codes[kGroups * kMaxGroups];
+    const V square_sum = columns ? SumOfSquares<kSuper>(df, x) : hn::Zero(df);
+    const V variance = hn::Div(hn::Mul(hn::Set(df, Traits::kVarianceFactor), square_sum), hn::Set(df, float{kSuper}));
+    for (size_t j = 0; j < kGroups; ++j) {
+      const size_t at = j * kGroupSize * N;
+      FitGroup(df, x + at, columns, j, variance, scales, minima, sums, words + at / 4);
+    }
+    V d, dmin;
+    if (columns) {
+      FitPositive<kGroups>(df, kScaleTop, scales, sums, d, scale_codes);
+      FitPositive<kGroups>(df, kScaleTop, minima, sums, dmin, minimum_codes);
+    } else {
+      d = ScaleToLargest(df, scales, scale_codes);
+      dmin = ScaleToLargest(df, minima, minimum_codes);
+    }
+    d = StoreHalves(df, d, num, kBlockBytes, out + Traits::kDAt);
+    dmin = StoreHalves(df, dmin, num, kBlockBytes, out + Traits::kDAt + 2);
+    StoreScales(scale_codes, minimum_codes, Limit(columns != nullptr), num, scales, minima, out);
+    for (size_t j = 0; j < kGroups; ++j) {
+      const V scale = hn::Mul(d, hn::Load(df, scales + j * N)), offset = hn::Mul(dmin, hn::Load(df, minima + j * N));
+      const size_t at = j * kGroupSize * N;
+      RoundAgain<kGroupSize>(df, x + at, scale, offset, 0, Traits::kTop, words + at / 4);
+    }
   }
-}
+};
+
+// The packing that Q4_K and Q5_K share: eight scales and eight minima of 6 bits in bytes 4-15 of a block.
+//
+//   byte 4-7    scale 0-3 in bits 0-5, bits 4-5 of scale 4-7 in bits 6-7
+//   byte 8-11   minimum 0-3 in bits 0-5, bits 4-5 of minimum 4-7 in bits 6-7
+//   byte 12-15  bits 0-3 of scale 4-7 in bits 0-3, of minimum 4-7 in bits 4-7
+//
+// Source: get_scale_min_k4. Codes above 63 (wrapped negative ones) spill into their neighbours' bits, as there.
+struct SixBitScales {
+  static constexpr size_t kDAt = 0;
+  static constexpr int kScaleTop = 63;
+
+  static HWY_INLINE void PackScales(const uint8_t* scales, const uint8_t* minima, uint8_t* block) {
+    for (size_t j = 0; j < 4; ++j) {
+      block[j + 4] = static_cast<uint8_t>(scales[j] | (scales[j + 4] >> 4 << 6));
+      block[j + 8] = static_cast<uint8_t>(minima[j] | (minima[j + 4] >> 4 << 6));
+      block[j + 12] = static_cast<uint8_t>((scales[j + 4] & 15) | (minima[j + 4] & 15) << 4);
+    }
+  }
+
+  static HWY_INLINE void UnpackScales(const uint8_t* block, uint8_t* out) {
+    uint32_t s, m, both;
+    memcpy(&s, block + 4, 4);
+    memcpy(&m, block + 8, 4);
+    memcpy(&both, block + 12, 4);
+    const uint32_t words[4] = {s & 0x3f3f3f3fu, (both & 0x0f0f0f0fu) | (s >> 2 & 0x30303030u), m & 0x3f3f3f3fu,
+                               (both >> 4 & 0x0f0f0f0fu) | (m >> 2 & 0x30303030u)};
+    memcpy(out, words, 16);
+  }
+};
 
 }  // namespace affine_k
 }  // namespace HWY_NAMESPACE

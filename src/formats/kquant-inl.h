@@ -145,6 +145,22 @@ HWY_INLINE V StoreHalves(DF df, V v, size_t num, size_t block_bytes, uint8_t* at
   return hn::Load(df, values);
 }
 
+// The lowest two bits of 256 codes in 64 bytes: code 128 * h + 32 * p + k in bits 2p and 2p + 1 of byte 32 * h + k.
+HWY_INLINE void PackTwoBits(const uint8_t* codes, uint8_t* out) {
+  const hn::CappedTag<uint8_t, 32> d;
+  const auto mask = hn::Set(d, 3);
+  for (size_t h = 0; h < 2; ++h) {
+    for (size_t k = 0; k < 32; k += hn::Lanes(d)) {
+      auto packed = hn::Zero(d);
+      for (size_t p = 4; p-- > 0;) {
+        const auto code = hn::And(hn::LoadU(d, codes + 128 * h + 32 * p + k), mask);
+        packed = hn::Or(hn::ShiftLeft<2>(packed), code);
+      }
+      hn::StoreU(packed, d, out + 32 * h + k);
+    }
+  }
+}
+
 // Format::decode from Codec::Unpack: scale * code - offset, in the reference's order of operations.
 template <class Codec>
 void DecodeSuperBlocks(const uint8_t* blocks, size_t num_blocks, float* HWY_RESTRICT out) {

@@ -23,10 +23,13 @@ namespace HWY_NAMESPACE {
 namespace q4_k {
 
 constexpr size_t kCodesAt = 16;
-constexpr affine_k::Parameters kParameters = {/*top=*/15, {-1.0f, 0.1f, 20}, /*clamp_scale=*/false};
 
-struct Encoder {
-  static constexpr size_t kBlockBytes = 144;
+struct Traits : affine_k::SixBitScales {
+  static constexpr size_t kBlockBytes = 144, kGroupSize = 32;
+  static constexpr int kTop = 15;
+  static constexpr AffineGrid kGrid = {-1.0f, 0.1f, 20};
+  static constexpr bool kAbsolute = false, kClampPlain = true, kClampWeighted = false;
+  static constexpr float kVarianceFactor = 2.0f;
 
   static HWY_INLINE void Pack(const uint8_t* codes, uint8_t* block) {
     const hn::CappedTag<uint8_t, 32> d;
@@ -37,30 +40,19 @@ struct Encoder {
       }
     }
   }
-
-  static void Reference(const float* x, const float* importance, uint8_t* block) {
-    uint8_t codes[kSuper];
-    affine_k::ReferenceFit(kParameters, x, importance, codes, block);
-    Pack(codes, block);
-  }
-
-  static HWY_INLINE void Fit(SearchTag df, const float* x, const float* const* columns, size_t num, uint32_t* words,
-                             uint8_t* out) {
-    affine_k::Fit(df, kParameters, x, columns, num, kBlockBytes, words, out);
-  }
 };
 
 void Encode(const float* weights, const float* importance, size_t num_rows, size_t K, uint8_t* out) {
-  EncodeSuperBlocks<Encoder>(weights, importance, num_rows, K, out);
+  EncodeSuperBlocks<affine_k::Encoder<Traits>>(weights, importance, num_rows, K, out);
 }
 
 struct Codec {
-  static constexpr size_t kBlock = kSuper, kBlockBytes = Encoder::kBlockBytes, kGroup = 32;
+  static constexpr size_t kBlock = kSuper, kBlockBytes = Traits::kBlockBytes, kGroup = Traits::kGroupSize;
   static constexpr bool kSigned = false, kHasOffset = true;
 
   static HWY_INLINE void Unpack(const uint8_t* block, size_t /*num_blocks*/, Unpacked& u) {
     const hn::CappedTag<uint8_t, 32> d;
-    affine_k::UnpackHeader(block, u.scale, u.offset);
+    affine_k::UnpackHeader<Traits>(block, u.scale, u.offset);
     const auto low = hn::Set(d, 15);
     for (size_t p = 0; p < 4; ++p) {
       for (size_t k = 0; k < 32; k += hn::Lanes(d)) {
