@@ -1,10 +1,20 @@
 """lowbit: quantize Hugging Face checkpoints to GGUF, measure what was lost, run them on the CPU."""
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from lowbit import gguf, simd
 from lowbit._core import ContextFullError, Error, FileError, FormatError, InputError, UnsupportedError
 from lowbit.convert import Report, convert, quantize_file
 from lowbit.linalg import matmul
 from lowbit.qtensor import QTensor, dequantize, formats, quantize
+
+if TYPE_CHECKING:
+    from lowbit import evaluate
+    from lowbit.model import Model, load
+    from lowbit.tokenizer import Tokenizer, load_tokenizer
 
 __version__ = "0.1.0"
 
@@ -14,16 +24,36 @@ __all__ = [
     "FileError",
     "FormatError",
     "InputError",
+    "Model",
     "QTensor",
     "Report",
+    "Tokenizer",
     "UnsupportedError",
     "__version__",
     "convert",
     "dequantize",
+    "evaluate",
     "formats",
     "gguf",
+    "load",
+    "load_tokenizer",
     "matmul",
     "quantize",
     "quantize_file",
     "simd",
 ]
+
+# Loaded when first asked for: a tokenizer's library alone costs more than the rest of the package.
+_LAZY = {"Model": "model", "Tokenizer": "tokenizer", "load": "model", "load_tokenizer": "tokenizer"}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "evaluate":
+        return importlib.import_module("lowbit.evaluate")
+    if name not in _LAZY:
+        raise AttributeError(f"module 'lowbit' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"lowbit.{_LAZY[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
