@@ -139,9 +139,9 @@ class Tokenizer:
     ) -> str:
         """The prompt for `messages`, by the template named `template` ("default", or "tool_use" where tools are given).
 
-        The template writes BOS itself, so encode the result with `add_special_tokens=False`, or use `encode_chat`. Raises
-        UnsupportedError if there is no such template, InputError if it refuses the messages, FormatError if it is
-        broken.
+        The template writes BOS itself, so encode the result with `add_special_tokens=False`, or use `encode_chat`.
+        Raises UnsupportedError if there is no such template, InputError if it refuses the messages, FormatError if it
+        is broken.
         """
         from lowbit.chat import render_chat
 
@@ -217,6 +217,8 @@ def load_tokenizer(path: str | os.PathLike[str] | _HasMetadata) -> Tokenizer:
     Raises FileError (missing), FormatError (broken) or UnsupportedError (a kind of tokenizer lowbit does not have).
     """
     if not isinstance(path, (str, os.PathLike)):
+        if not isinstance(getattr(path, "metadata", None), Mapping):
+            raise InputError(f"expected a path or an open GGUF file, got {type(path).__name__}")
         return from_metadata(path.metadata)
     where = Path(path)
     if where.is_dir():
@@ -261,7 +263,7 @@ def _from_folder(folder: Path) -> Tokenizer:
         backend.no_padding()
         backend.no_truncation()
         roles = _roles(backend, config)
-        if "add_bos_token" in config or "add_eos_token" in config or backend.post_processor is None:
+        if backend.post_processor is None:  # else it decides, whatever the configuration says, as in transformers 5
             _surround(backend, roles, config.get("add_bos_token") is True, config.get("add_eos_token") is True)
         model, generation = _json(folder / "config.json"), _json(folder / "generation_config.json")
         ends = [i for source in (model, generation) for i in _ids(source.get("eos_token_id"))]
