@@ -39,7 +39,7 @@ class QTensor:
                 f"data: rows have {data.shape[-1]} bytes, expected a multiple of {descriptor.block_bytes} "
                 f"for {descriptor.name}"
             )
-        if data.shape[-1] > 1 and data.strides[-1] != 1:
+        if data.size and data.shape[-1] > 1 and data.strides[-1] != 1:
             raise _core.InputError(f"data: expected contiguous rows, got a stride of {data.strides[-1]} bytes")
         self._data = data
         self._descriptor = descriptor

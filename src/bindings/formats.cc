@@ -14,6 +14,9 @@ namespace py = pybind11;
 namespace lowbit {
 namespace {
 
+// What a pointer to T may read: contiguous, at a multiple of T's size.
+constexpr int kPlain = py::array::c_style | py::detail::npy_api::NPY_ARRAY_ALIGNED_;
+
 std::string Describe(const py::array& array) {
   std::string shape;
   for (py::ssize_t i = 0; i < array.ndim(); ++i) shape += (i == 0 ? "" : ", ") + std::to_string(array.shape(i));
@@ -43,7 +46,7 @@ T* Output(const char* name, py::array& out, py::ssize_t rows, py::ssize_t column
     throw InputError(Str(name, ": expected ", py::str(py::dtype::of<T>()).cast<std::string>(), " array of shape (",
                          rows, ", ", columns, "), got ", Describe(out)));
   }
-  if ((out.flags() & py::array::c_style) == 0) throw InputError(Str(name, ": expected a C-contiguous array"));
+  if ((out.flags() & kPlain) != kPlain) throw InputError(Str(name, ": expected an aligned, C-contiguous array"));
   return static_cast<T*>(out.mutable_data());  // throws if it is read-only
 }
 
@@ -60,7 +63,7 @@ void QuantizeArray(const py::array& weights, const std::string& format_name, con
   const float* columns = nullptr;
   if (importance) {
     if (!py::isinstance<py::array_t<float>>(*importance) || importance->ndim() != 1 ||
-        importance->shape(0) != weights.shape(1) || (importance->flags() & py::array::c_style) == 0) {
+        importance->shape(0) != weights.shape(1) || (importance->flags() & kPlain) != kPlain) {
       throw InputError(Str("importance: expected contiguous float32 array of shape (", weights.shape(1), ",), got ",
                            Describe(*importance)));
     }
@@ -75,7 +78,7 @@ void QuantizeArray(const py::array& weights, const std::string& format_name, con
 void DequantizeArray(const py::array& data, const std::string& format_name, py::array out, py::ssize_t threads) {
   const Format& format = GetFormat(format_name);
   CheckTwoDimensional("data", data);
-  if (!py::isinstance<py::array_t<uint8_t>>(data) || (data.shape(1) > 1 && data.strides(1) != 1)) {
+  if (!py::isinstance<py::array_t<uint8_t>>(data) || (data.size() != 0 && data.shape(1) > 1 && data.strides(1) != 1)) {
     throw InputError(Str("data: expected uint8 array with contiguous rows, got ", Describe(data)));
   }
   if (data.shape(1) % format.block_bytes != 0) {
