@@ -1,5 +1,6 @@
 """The C++ core. Arguments are checked here; `lowbit` is what people call."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -76,3 +77,64 @@ class GgufWriter:
     def write(self, buffer: Buffer) -> None: ...
     def finish(self) -> None: ...
     def abort(self) -> None: ...
+
+def matmul(
+    x: npt.NDArray[np.float32],
+    format: str,
+    data: npt.NDArray[Any],
+    out: npt.NDArray[np.float32],
+    compute: str,
+    threads: int,
+) -> None: ...
+
+class ModelSpec:
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        context_length: int,
+        hidden_size: int,
+        intermediate_size: int,
+        num_layers: int,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        norm_eps: float,
+        rope_theta: float,
+        rope_dim: int,
+        rope_interleaved: bool,
+    ) -> None: ...
+
+class Model:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        tensors: dict[str, tuple[str, list[int], npt.NDArray[Any]]],
+        compute: str,
+        threads: int,
+        max_length: int,
+        max_sequences: int,
+    ) -> None: ...
+    def forward(
+        self,
+        tokens: npt.NDArray[np.int32],
+        positions: npt.NDArray[np.int32],
+        sequences: npt.NDArray[np.int32],
+        wants_logits: npt.NDArray[np.bool_],
+    ) -> npt.NDArray[np.float32]: ...
+    def length(self, sequence: int) -> int: ...
+    def truncate(self, sequence: int, length: int) -> None: ...
+    def set_observer(self, callback: Callable[[str, npt.NDArray[np.float32]], None] | None) -> None: ...
+
+class Sampler:
+    def __init__(
+        self,
+        *,
+        temperature: float,
+        top_k: int,
+        top_p: float,
+        min_p: float,
+        repetition_penalty: float,
+        seed: int,
+    ) -> None: ...
+    def sample(self, logits: npt.NDArray[np.float32], seen: list[int]) -> int: ...

@@ -156,7 +156,7 @@ def _windows(tokenizer: Tokenizer, text: str, ctx: int) -> npt.NDArray[np.int64]
     tokens = np.asarray(tokenizer.encode(text, add_special_tokens=True), np.int64)
     if len(tokens) < ctx:
         raise InputError(f"text: {len(tokens)} tokens, expected at least {ctx}, one window")
-    windows = tokens[: len(tokens) // ctx * ctx].reshape(-1, ctx).copy()
+    windows: npt.NDArray[np.int64] = tokens[: len(tokens) // ctx * ctx].reshape(-1, ctx).copy()
     begin = tokenizer.encode("", add_special_tokens=True)[:1]
     if begin and begin[0] == tokens[0]:
         windows[:, 0] = begin[0]

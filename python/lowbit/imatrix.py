@@ -89,7 +89,8 @@ def _mean(where: str, sums: Any, counts: Any) -> np.ndarray:
     rounded = np.rint(counts.reshape(-1, 1))
     with np.errstate(divide="ignore", invalid="ignore"):
         mean = sums.reshape(len(rounded), -1) / rounded
-    return np.where(rounded > 0, mean, np.float32(1)).reshape(-1).astype(np.float32)
+    values: np.ndarray = np.where(rounded > 0, mean, np.float32(1)).reshape(-1).astype(np.float32)
+    return values
 
 
 def _checked(error: type[Exception], where: str, values: np.ndarray) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -11,7 +13,7 @@ from lowbit.threads import num_threads
 
 
 def matmul(
-    x: npt.ArrayLike, w: QTensor | npt.NDArray, compute: str = "auto", threads: int | None = None
+    x: npt.ArrayLike, w: QTensor | npt.NDArray[Any], compute: str = "auto", threads: int | None = None
 ) -> npt.NDArray[np.float32]:
     """x (..., K) times w (N, K) transposed: (..., N) float32.
 
@@ -19,7 +21,7 @@ def matmul(
 
     - "f32": weights decoded to float32, float32 products. Each result depends on its own row of x and of w only.
     - "int8": activations rounded to 8 bits, one scale for each 32 of them, exact integer products with the packed
-      weights. A result errs by at most sum(abs(w)) * max(abs(x)) / 254 within each group of 32. Float weights take "f32".
+      weights. A result errs by at most sum(abs(w)) * max(abs(x)) / 254 in each group of 32. Float weights take "f32".
     - "bf16": weights and activations rounded to bfloat16, float32 sums. float32 weights take "f32".
     - "auto": "int8" for up to eight rows of x, else "bf16".
 

@@ -133,7 +133,7 @@ class Model:
             self._tokenizer = load_tokenizer(self.path)
         return self._tokenizer
 
-    def logits(self, ids: Sequence[int], start: int = 0) -> npt.NDArray[np.float32]:
+    def logits(self, ids: Sequence[int] | npt.NDArray[np.integer[Any]], start: int = 0) -> npt.NDArray[np.float32]:
         """Logits after each of `ids` from the one at `start` on: float32 (T - start, vocab).
 
         Raises InputError for an id the model does not have.
@@ -229,8 +229,8 @@ class Model:
     ) -> Iterator[str]:
         """Yields the answer to `messages` ({"role": ..., "content": ...} each) through the model's chat template.
 
-        Options as in `stream`, but max_tokens is by default what the context has room for. Raises UnsupportedError if the
-        model has no chat template.
+        Options as in `stream`, but max_tokens is by default what the context has room for. Raises UnsupportedError if
+        the model has no chat template.
         """
         prompt = self.tokenizer.encode_chat(messages)
         return self.stream(prompt, stop=stop, **{"max_tokens": None, **options})
@@ -248,9 +248,9 @@ class Model:
     ) -> npt.NDArray[np.float32]:
         """One step of many sequences: the lower level under `logits` and `tokens`.
 
-        Four arrays of one length: token ids, positions, sequence ids, and which tokens' logits to return (by default all).
-        A sequence's positions continue where it ends; `truncate` forgets. Ids from 0 on are also used by the other
-        methods: do not mix them on one model. Returns float32 (number wanted, vocab).
+        Four arrays of one length: token ids, positions, sequence ids, and which tokens' logits to return (by default
+        all). A sequence's positions continue where it ends; `truncate` forgets. Ids from 0 on are also used by the
+        other methods: do not mix them on one model. Returns float32 (number wanted, vocab).
         """
         ids = np.asarray(tokens, np.int32)
         wants = np.ones(ids.shape, bool) if wants_logits is None else np.asarray(wants_logits, bool)
@@ -288,7 +288,7 @@ def _pieces(ids: list[int]) -> Iterator[list[int]]:
     return (ids[i : i + PROMPT_PIECE] for i in range(0, len(ids), PROMPT_PIECE))
 
 
-def _as_ids(ids: Sequence[int]) -> list[int]:
+def _as_ids(ids: Sequence[int] | npt.NDArray[np.integer[Any]]) -> list[int]:
     array = np.asarray(ids)
     if array.ndim != 1 or (array.size and not np.issubdtype(array.dtype, np.integer)):
         raise _core.InputError(f"ids: expected integers in one dimension, found {array.dtype} {array.shape}")
