@@ -137,21 +137,31 @@ HWY_INLINE void DotRow(const uint8_t* HWY_RESTRICT row, const Activations& x, si
   const size_t num8 = hn::Lanes(du8);
   const size_t K = x.K;
 
+  // One token alone would wait for each sum before the next, so it keeps four.
+  constexpr size_t kChains = kTokens == 1 ? 4 : 1;
   Unpacked u;
-  VF sums[kTokens];
-  for (size_t t = 0; t < kTokens; ++t) sums[t] = hn::Zero(df);
+  VF sums[kTokens][kChains];
+  for (auto& chains : sums) {
+    for (VF& sum : chains) sum = hn::Zero(df);
+  }
   for (size_t k = 0; k < K; k += 256) {
     const size_t n = HWY_MIN(K - k, size_t{256});
     Codec::Unpack(row + k / Codec::kBlock * Codec::kBlockBytes, n / Codec::kBlock, u);
-    for (size_t i = 0; i < n; i += num8) {
+    const auto multiply = [&](size_t i, size_t chain) HWY_ATTR {
       const auto codes = hn::Load(du8, u.code + i);
       const VF scales = QuadScales<Codec::kGroup>(df, u.scale, i);
       for (size_t t = 0; t < kTokens; ++t) {
         const size_t at = (token + t) * K + k + i;
         const auto quads = MulAddQuads<Codec::kSigned>(di32, du8, codes, hn::LoadU(di8, x.q + at), hn::Zero(di32));
-        sums[t] = hn::MulAdd(hn::ConvertTo(df, quads), hn::Mul(scales, hn::Set(df, x.scale[at / 32])), sums[t]);
+        const VF factors = hn::Mul(scales, hn::Set(df, x.scale[at / 32]));
+        sums[t][chain] = hn::MulAdd(hn::ConvertTo(df, quads), factors, sums[t][chain]);
       }
+    };
+    size_t i = 0;
+    for (; i + kChains * num8 <= n; i += kChains * num8) {
+      for (size_t chain = 0; chain < kChains; ++chain) multiply(i + chain * num8, chain);
     }
+    for (; i < n; i += num8) multiply(i, 0);
     if constexpr (Codec::kHasOffset) {
       constexpr size_t kGroup = Codec::kGroup < 32 ? 16 : 32;
       const float* group_sums = kGroup == 16 ? x.sum16 : x.sum32;
@@ -160,12 +170,15 @@ HWY_INLINE void DotRow(const uint8_t* HWY_RESTRICT row, const Activations& x, si
         const VF offsets = hn::LoadN(df, u.offset + g, num);
         for (size_t t = 0; t < kTokens; ++t) {
           const VF s = hn::LoadN(df, group_sums + ((token + t) * K + k) / kGroup + g, num);
-          sums[t] = hn::NegMulAdd(offsets, s, sums[t]);
+          sums[t][kChains - 1] = hn::NegMulAdd(offsets, s, sums[t][kChains - 1]);
         }
       }
     }
   }
-  for (size_t t = 0; t < kTokens; ++t) out[(token + t) * out_stride] = hn::ReduceSum(df, sums[t]);
+  for (size_t t = 0; t < kTokens; ++t) {
+    for (size_t chain = 1; chain < kChains; ++chain) sums[t][0] = hn::Add(sums[t][0], sums[t][chain]);
+    out[(token + t) * out_stride] = hn::ReduceSum(df, sums[t][0]);
+  }
 }
 
 // Format::dot_int8 for a codec. A row is unpacked once for up to four tokens.
