@@ -70,7 +70,7 @@ class Tokenizer:
         self.pad_id = self._roles.get("pad")
         ends = _known_ends(backend) | set(eos_ids)
         self.eos_ids = frozenset(ends if self.eos_id is None else ends | {self.eos_id})
-        self.vocab_size = max(vocab_size, *(i + 1 for i in backend.get_vocab(with_added_tokens=True).values()), 0, 0)
+        self.vocab_size = max(vocab_size, max(backend.get_vocab().values(), default=-1) + 1)
         self.chat_templates = dict(chat_templates or {})
 
     def __repr__(self) -> str:
