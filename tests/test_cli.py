@@ -2,8 +2,11 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+from importlib.resources import files
+from pathlib import Path
 
 import pytest
 
@@ -83,3 +86,197 @@ def test_reader_that_goes_away() -> None:
     result = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
     os.close(writer)
     assert (result.returncode, result.stderr) == (1, "")
+
+
+DATA = Path(str(files("lowbit"))) / "data"
+
+
+@pytest.fixture(scope="module")
+def bard(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded checkpoint as Q8_0, made by the command."""
+    path = tmp_path_factory.mktemp("bard") / "bard.gguf"
+    result = run("convert", str(DATA / "bard"), str(path), "--format", "Q8_0", "--json")
+    assert (result.returncode, result.stderr) == (0, "")
+    report = json.loads(result.stdout)
+    assert report["written"]
+    assert report["file_bytes"] == path.stat().st_size
+    return path
+
+
+def test_dry_run_tells_the_size_and_writes_nothing(bard: Path, tmp_path: Path) -> None:
+    result = run("convert", str(DATA / "bard"), str(tmp_path / "x.gguf"), "-f", "q8_0", "--dry-run", "--json")
+    report = json.loads(result.stdout)
+    assert (result.returncode, report["written"], report["file_bytes"]) == (0, False, bard.stat().st_size)
+    assert list(tmp_path.iterdir()) == []
+    shown = run("convert", str(DATA / "bard"), str(tmp_path / "x.gguf"), "-f", "q8_0", "--dry-run").stdout
+    assert f"would have {report['file_bytes']} bytes" in shown
+    assert " blk.3.ffn_down.weight " in shown
+
+
+def test_quantize_with_tensor_types(tmp_path: Path) -> None:
+    source, target = tmp_path / "bf16.gguf", tmp_path / "q.gguf"
+    assert run("convert", str(DATA / "bard"), str(source), "--format", "bf16").returncode == 0
+    result = run("quantize", str(source), str(target), "Q4_0", "--tensor-type", "ffn_down=Q8_0", "--json")
+    assert (result.returncode, result.stderr) == (0, "")
+    formats = {tensor["name"]: tensor["format"] for tensor in json.loads(result.stdout)["tensors"]}
+    assert formats["blk.0.ffn_down.weight"] == "Q8_0"
+    assert formats["blk.0.ffn_up.weight"] == "Q4_0"
+    with lowbit.gguf.open(target) as file:
+        assert {name: info.format for name, info in file.infos.items()} == formats
+    wrong = run("quantize", str(source), str(target), "Q4_0", "--tensor-type", "ffn_down")
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert "expected REGEX=FORMAT" in wrong.stderr
+
+
+def test_inspect(bard: Path) -> None:
+    report = json.loads(run("inspect", str(bard), "--json").stdout)
+    with lowbit.gguf.open(bard) as file:
+        assert [(t["name"], tuple(t["shape"]), t["format"]) for t in report["tensors"]] == list(file.infos.values())
+        assert list(report["metadata"]) == list(file.metadata)
+        assert report["metadata"]["tokenizer.ggml.tokens"]["length"] == 2048
+    total = report["total"]
+    assert report["file_bytes"] == bard.stat().st_size
+    assert total["tensors"] == len(report["tensors"]) == sum(f["tensors"] for f in report["formats"].values())
+    assert total["num_bytes"] == sum(tensor["num_bytes"] for tensor in report["tensors"])
+    assert total["bits_per_weight"] == 8 * total["num_bytes"] / total["weights"]
+    shown = run("inspect", str(bard))
+    assert (shown.returncode, shown.stderr) == (0, "")
+    for text in ("general.architecture", "qwen3", "blk.0.ffn_down.weight", "256 x 768", "Q8_0"):
+        assert text in shown.stdout
+    short = run("inspect", str(bard), "--no-tensors", "--no-metadata").stdout
+    assert "blk.0" not in short
+    assert "general.architecture" not in short
+
+
+def test_inspect_a_checkpoint() -> None:
+    report = json.loads(run("inspect", str(DATA / "bard"), "--json").stdout)
+    assert report["metadata"]["model_type"] == "qwen3"
+    assert report["file_bytes"] == (DATA / "bard" / "model.safetensors").stat().st_size
+    single = json.loads(run("inspect", str(DATA / "bard" / "model.safetensors"), "--json").stdout)
+    assert single["tensors"] == report["tensors"]
+
+
+def test_run_writes_the_continuation_alone(bard: Path) -> None:
+    options = ["-n", "12", "--threads", "1"]
+    result = run("run", str(bard), "ROMEO:", *options)
+    assert result.returncode == 0
+    model = lowbit.load(bard, threads=1)
+    assert result.stdout == model.generate("ROMEO:", max_tokens=12) + "\n"
+    assert "tokens" in result.stderr
+    assert run("run", str(bard), "-", *options, input="ROMEO:").stdout == result.stdout
+    report = json.loads(run("run", str(bard), "ROMEO:", *options, "--json").stdout)
+    assert report["text"] + "\n" == result.stdout
+
+
+def test_sampling_options_reach_the_model(bard: Path) -> None:
+    options = {"temperature": 0.9, "top_k": 40, "top_p": 0.9, "min_p": 0.01, "repetition_penalty": 1.1, "seed": 7}
+    flags = [f"--{'temp' if key == 'temperature' else key.replace('_', '-')}={value}" for key, value in options.items()]
+    result = run("run", str(bard), "ROMEO:", "-n", "24", "--threads", "1", *flags)
+    model = lowbit.load(bard, threads=1)
+    assert result.stdout == model.generate("ROMEO:", max_tokens=24, **options) + "\n"
+    first = model.generate("ROMEO:", max_tokens=24, **options)
+    stop = first[len(first) // 2 :][:3]
+    stopped = run("run", str(bard), "ROMEO:", "-n", "24", "--threads", "1", *flags, "--stop", stop)
+    assert stopped.stdout == first[: first.index(stop)] + "\n"
+
+
+def test_perplexity_and_divergence(bard: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text((DATA / "bard-valid.txt").read_text(encoding="utf-8")[:4000], encoding="utf-8")
+    arguments = ["perplexity", str(bard), str(text), "--ctx", "128", "--windows", "3", "--threads", "1"]
+    report = json.loads(run(*arguments, "--json").stdout)
+    expected = lowbit.evaluate.perplexity(lowbit.load(bard, threads=1), text.read_text(), 128, max_windows=3, threads=1)
+    assert report["perplexity"] == expected.value
+    assert (report["tokens"], report["windows"], report["context"]) == (3 * 63, 3, 128)
+    both = json.loads(run(*arguments, "--reference", str(DATA / "bard"), "--json").stdout)
+    assert both["perplexity"] == expected.value
+    assert 0 < both["divergence"]["mean"] < 0.01
+    assert f"{expected.value:.5f}" in run(*arguments).stdout
+
+
+def test_bench(bard: Path) -> None:
+    result = run("bench", str(bard), "-p", "16", "-n", "4", "-r", "2", "--threads", "1", "--json")
+    assert (result.returncode, result.stderr) == (0, "")
+    report = json.loads(result.stdout)
+    assert (report["prompt_tokens"], report["new_tokens"], report["runs"], report["threads"]) == (16, 4, 2, 1)
+    assert report["prefill_tokens_per_s"] > 0
+    assert report["decode_tokens_per_s"] > 0
+
+
+def test_chat_remembers_and_ends(tmp_path: Path) -> None:
+    # bard has no chat template; with one, its beginning is what matters here.
+    folder = tmp_path / "chat"
+    folder.mkdir()
+    for file in (DATA / "bard").iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config["chat_template"] = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    said = "Hello\n\n/reset\nHello\n/exit\nnever read\n"
+    result = run("chat", str(folder), "--temp", "0", "--threads", "1", "--ctx", "64", input=said)
+    assert (result.returncode, result.stderr) == (0, "")
+    model = lowbit.load(folder, threads=1, context=64)
+    answer = model.chat([{"role": "user", "content": "Hello"}])
+    assert result.stdout == (answer + "\n") * 2
+
+
+FAILURES = {
+    "missing": (["inspect", "/no/such/file.gguf"], "/no/such/file.gguf"),
+    "no checkpoint": (["convert", "/no/such/folder", "x.gguf", "-f", "Q8_0"], "/no/such/folder"),
+    "not GGUF": (["inspect", __file__], "test_cli.py"),
+    "unknown format": (["convert", str(DATA / "bard"), "x.gguf", "-f", "Q9_9"], "Q9_9"),
+    "short text": (["perplexity", str(DATA / "bard"), str(DATA / "bard" / "config.json")], "expected at least 512"),
+    "context": (["bench", str(DATA / "bard"), "-p", "2000"], "1024"),
+    "compute": (["run", str(DATA / "bard"), "x", "--compute", "int3"], "int3"),
+    "no template": (["chat", str(DATA / "bard")], "chat template"),
+    "empty prompt": (["run", str(DATA / "bard"), ""], "prompt"),
+}
+
+
+@pytest.mark.parametrize("name", FAILURES)
+def test_failure_is_one_line(name: str, tmp_path: Path) -> None:
+    arguments, expected = FAILURES[name]
+    result = run(*arguments, cwd=tmp_path, input="Hello\n")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith("lowbit: ")
+    assert result.stderr.count("\n") == 1
+    assert expected in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_truncated_file_is_one_line(bard: Path, tmp_path: Path) -> None:
+    whole = bard.read_bytes()
+    for length in (0, 3, 20, 100, 5000, len(whole) - 1):
+        path = tmp_path / "cut.gguf"
+        path.write_bytes(whole[:length])
+        for command in (["inspect", str(path)], ["run", str(path), "x"]):
+            result = run(*command)
+            assert (result.returncode, result.stdout) == (1, "")
+            assert result.stderr.startswith("lowbit: ")
+            assert result.stderr.count("\n") == 1
+
+
+def test_debug_shows_where() -> None:
+    for arguments, environment in ((["--debug"], {}), ([], {"LOWBIT_DEBUG": "1"})):
+        result = run(*arguments, "inspect", "/no/such/file.gguf", env={**os.environ, **environment})
+        assert result.returncode == 1
+        assert "Traceback" in result.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopping_a_conversion_leaves_nothing(number: signal.Signals, tmp_path: Path) -> None:
+    # The signal is sent from inside, as the first tensor is about to be written: no timing.
+    code = f"""
+import os, signal, sys
+import lowbit.cli, lowbit.gguf
+write = lowbit.gguf.Writer.write
+def stop(self, buffer):
+    os.kill(os.getpid(), {int(number)})
+    write(self, buffer)
+lowbit.gguf.Writer.write = stop
+lowbit.cli.main(["convert", {str(DATA / "bard")!r}, {str(tmp_path / "x.gguf")!r}, "-f", "Q8_0"])
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 128 + number
+    assert "Traceback" not in result.stderr
+    assert list(tmp_path.iterdir()) == []
