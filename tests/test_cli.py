@@ -222,10 +222,13 @@ def test_chat_remembers_and_ends(tmp_path: Path) -> None:
 
 FAILURES = {
     "missing": (["inspect", "/no/such/file.gguf"], "/no/such/file.gguf"),
-    "no checkpoint": (["convert", "/no/such/folder", "x.gguf", "-f", "Q8_0"], "/no/such/folder"),
+    "no checkpoint": (["convert", "/no/such/folder", "{tmp}/x.gguf", "-f", "Q8_0"], "/no/such/folder"),
     "not GGUF": (["inspect", __file__], "test_cli.py"),
-    "unknown format": (["convert", str(DATA / "bard"), "x.gguf", "-f", "Q9_9"], "Q9_9"),
-    "short text": (["perplexity", str(DATA / "bard"), str(DATA / "bard" / "config.json")], "expected at least 512"),
+    "unknown format": (["convert", str(DATA / "bard"), "{tmp}/x.gguf", "-f", "Q9_9"], "Q9_9"),
+    "short text": (
+        ["perplexity", str(DATA / "bard"), str(DATA / "bard" / "generation_config.json")],
+        "expected at least 512",
+    ),
     "context": (["bench", str(DATA / "bard"), "-p", "2000"], "1024"),
     "compute": (["run", str(DATA / "bard"), "x", "--compute", "int3"], "int3"),
     "no template": (["chat", str(DATA / "bard")], "chat template"),
@@ -236,7 +239,7 @@ FAILURES = {
 @pytest.mark.parametrize("name", FAILURES)
 def test_failure_is_one_line(name: str, tmp_path: Path) -> None:
     arguments, expected = FAILURES[name]
-    result = run(*arguments, cwd=tmp_path, input="Hello\n")
+    result = run(*(argument.replace("{tmp}", str(tmp_path)) for argument in arguments), input="Hello\n")
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr.startswith("lowbit: ")
     assert result.stderr.count("\n") == 1
