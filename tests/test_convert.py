@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import lzma
 import os
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import pytest
-from tiny_checkpoint import DTYPES, make_checkpoint, write_shards
+from tiny_checkpoint import CONVERSIONS, DTYPES, make_checkpoint, write_shards
 
 import lowbit
 from lowbit import pipeline
@@ -17,8 +19,6 @@ from lowbit.arch import open_checkpoint
 from lowbit.checkpoint import Checkpoint
 from lowbit.recipes import FLOAT_FORMATS, MIXES, file_order
 from lowbit.tensor_source import read
-
-AVAILABLE = {f.name for f in lowbit.formats()}
 
 
 def expected(folder: Path, name: str, format: str) -> np.ndarray:
@@ -43,6 +43,19 @@ def test_every_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str,
         for name, tensor in file.tensors.items():
             data = tensor.data if isinstance(tensor, lowbit.QTensor) else np.ascontiguousarray(tensor).view(np.uint8)
             np.testing.assert_array_equal(data.reshape(-1), expected(folder, name, file.infos[name].format).reshape(-1))
+
+
+CONVERTED = json.loads(lzma.decompress((Path(__file__).parent / "data" / "converted.json.xz").read_bytes()))
+
+
+@pytest.mark.parametrize("name", CONVERSIONS)
+def test_the_file_of_the_reference_tools(tmp_path: Path, name: str) -> None:
+    """data/converted.json.xz: checkpoint -> format -> SHA-256 of the whole file (make_reference.py)."""
+    folder = make_checkpoint(tmp_path / name, **CONVERSIONS[name])
+    assert set(CONVERTED[name]) == set(MIXES)
+    for format, digest in CONVERTED[name].items():
+        lowbit.convert(folder, tmp_path / "out.gguf", format, progress=False)
+        assert hashlib.sha256((tmp_path / "out.gguf").read_bytes()).hexdigest() == digest, format
 
 
 def test_orders(tmp_path: Path) -> None:
@@ -108,7 +121,7 @@ def test_fallbacks_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert formats["blk.0.attn_q.weight"] == "Q5_0"
     assert formats["blk.1.ffn_down.weight"] in ("Q8_0", "Q5_0")
     assert formats["token_embd.weight"] == "Q8_0"
-    assert len(report.fallbacks) == 14
+    assert len(report.fallbacks) == 15
     printed = capsys.readouterr()
     assert printed.out == ""
     assert "note: blk.0.attn_q.weight: rows of 96 weights are no multiple of 256: Q4_K -> Q5_0" in printed.err

@@ -135,7 +135,8 @@ def sentencepiece_model(pieces: list[tuple[str, float, int]]) -> bytes:
             + _field(3, 0, bytes([kind]))
         )
         out += _field(1, 2, bytes([len(piece)]) + piece)
-    return out + _field(2, 2, b"\x02" + _field(3, 0, b"\x02"))  # trainer_spec.model_type = BPE
+    trainer = _field(3, 0, b"\x02") + b"\x98\x02\x01"  # model_type (field 3) = BPE, byte_fallback (field 35) = true
+    return out + _field(2, 2, bytes([len(trainer)]) + trainer)
 
 
 def sentencepiece_pieces() -> list[tuple[str, float, int]]:
@@ -256,3 +257,14 @@ def write_shards(folder: Path, tensors: dict[str, np.ndarray], shards: int) -> N
         write_safetensors(folder / file, {name: tensors[name] for name in part})
         weight_map |= dict.fromkeys(part, file)
     write_json(folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": weight_map})
+
+
+#: The checkpoints of data/converted.json: folder name -> arguments of make_checkpoint.
+CONVERSIONS: dict[str, dict[str, Any]] = {
+    "tiny-qwen3": {"arch": "qwen3", "layers": 1, "vocab": 280},
+    "tiny-qwen3-f32": {"arch": "qwen3", "layers": 1, "dtype": "F32", "shards": 3, "seed": 1},
+    "tiny-llama-f16": {"arch": "llama", "layers": 2, "dtype": "F16", "shards": 2, "old_config": True, "seed": 2},
+    "Tiny-Smaug-7B-Chat-v1.5": {"arch": "llama", "layers": 1, "tied": True, "tokenizer": "smaug-bpe", "seed": 3},
+    "tiny-spm": {"arch": "llama", "layers": 1, "tokenizer": "spm", "seed": 4},
+    "tiny-narrow": {"arch": "llama", "layers": 2, "hidden": 96, "ffn": 176, "head_dim": 24, "seed": 5},
+}

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from lowbit import _core
 from lowbit._core import InputError, UnsupportedError
 from lowbit.arch._base import layer_of
@@ -38,7 +40,7 @@ class Network:
 
         def integer(key: str, default: Any = None) -> int:
             value = metadata.get(f"{name}.{key}", default)
-            if isinstance(value, bool) or not hasattr(value, "__index__") or int(value) < 0:
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
                 raise UnsupportedError(f"{name}.{key} is {str(value)[:40]!r}: no mix is known for such a model")
             return int(value)
 
@@ -283,7 +285,7 @@ class _Planner:
         """The mix's format, before it is fitted to the rows."""
         role = role_of(tensor.name)
         if role == "output" or (role == "token_embd" and self.tied):
-            return self._output(tensor.shape[-1])
+            return "Q8_0" if self.mix.default == "Q8_0" else "Q6_K"
         at = At(self.seen.get(role, 0), self.totals.get(role, 0), self.network, self.has_imatrix)
         if role in self.seen:
             self.seen[role] += 1
@@ -292,12 +294,6 @@ class _Planner:
         net = self.network
         is_70b = net.architecture == "llama" and net.num_layers == 80 and net.num_heads != net.num_kv_heads
         return "Q5_K" if role == "attn_v" and is_70b and found in ("Q3_K", "Q4_K") else found
-
-    def _output(self, row: int) -> str:
-        default = self.mix.default
-        if default == "Q8_0" or row % _core.get_format(default).block_size:
-            return "Q8_0"
-        return "Q6_K"
 
 
 def compile_overrides(tensor_types: Iterable[tuple[str, str]]) -> list[tuple[re.Pattern[str], str]]:

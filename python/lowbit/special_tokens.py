@@ -16,6 +16,8 @@ from lowbit.checkpoint import read_json
 ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 #: Names of the id keys where they are not the role's own. "seperator" is GGUF's spelling.
 ID_NAMES = {"unk": "unknown", "sep": "seperator", "pad": "padding"}
+#: Roles that GGUF has no key for.
+UNKEPT_ROLES = ("cls",)
 #: Roles whose adding GGUF has a key for.
 ADDED_ROLES = ("bos", "eos", "sep")
 MAX_TEMPLATE_BYTES = 4 << 20
@@ -218,6 +220,10 @@ def special_tokens(
     result: dict[str, Any] = {}
     if with_merges and (merges := _merges(tokenizer, folder)):
         result["tokenizer.ggml.merges"] = merges
-    result |= {f"tokenizer.ggml.{ID_NAMES.get(role, role)}_token_id": token_id for role, token_id in ids.items()}
+    result |= {
+        f"tokenizer.ggml.{ID_NAMES.get(role, role)}_token_id": token_id
+        for role, token_id in ids.items()
+        if role not in UNKEPT_ROLES
+    }
     result |= {f"tokenizer.ggml.add_{role}_token": added for role, added in roles.added.items() if role in ADDED_ROLES}
     return result | template

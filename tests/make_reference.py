@@ -1,0 +1,171 @@
+"""Makes data/{mixes,converted,special_tokens}.json.xz with the reference tools. Needs the extra `oracle` and llama.cpp.
+
+    python tests/make_reference.py LLAMA_CPP_SOURCE LLAMA_CPP_BIN
+
+LLAMA_CPP_SOURCE holds convert_hf_to_gguf.py and gguf-py; LLAMA_CPP_BIN holds llama-quantize. What the files hold is
+said in test_recipes.py, test_convert.py and test_vocab.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import lzma
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from mix_cases import CASES, LETTERS, case_name, case_tensors
+from tiny_checkpoint import CONVERSIONS, make_checkpoint
+
+import lowbit
+
+DATA = Path(__file__).parent / "data"
+MIXES = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_K_S", "Q4_K_M", "Q5_K_S",
+         "Q5_K_M", "Q6_K"]  # fmt: skip
+LINE = re.compile(r"\[ *\d+/ *\d+\] (\S+) +- \[.*?\], type = +(\w+), size = .*")
+SHRUNK = re.compile(r"-> +[\d.]+ MiB \((\w+)\)")
+
+
+def run(*command: object) -> str:
+    result = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    if result.returncode:
+        sys.exit(f"{command}: {result.stdout[-2000:]}{result.stderr[-2000:]}")
+    return result.stdout + result.stderr
+
+
+def mixes(quantize: Path, folder: Path) -> dict[str, dict[str, str]]:
+    """Case -> mix -> one letter a tensor, as `llama-quantize --dry-run` says."""
+    result: dict[str, dict[str, str]] = {}
+    sums = {
+        "blk.0.attn_q.weight.in_sum2": np.ones(256, np.float32),
+        "blk.0.attn_q.weight.counts": np.ones(1, np.float32),
+    }
+    keys = {"general.type": "imatrix", "imatrix.datasets": ["x"], "imatrix.chunk_count": 1, "imatrix.chunk_size": 1}
+    lowbit.gguf.write(folder / "imatrix.gguf", keys, sums)
+    for case in CASES:
+        metadata, shapes = case_tensors(case)
+        tensors = {
+            name: np.zeros(shape, np.float32 if len(shape) == 1 else ml_dtypes.bfloat16)
+            for name, shape in shapes.items()
+        }
+        lowbit.gguf.write(folder / "case.gguf", metadata, tensors)
+        options = ["--imatrix", folder / "imatrix.gguf"] if case.imatrix else []
+        result[case_name(case)] = {}
+        for mix in MIXES:
+            found = {}
+            for line in run(quantize, "--dry-run", *options, folder / "case.gguf", mix).splitlines():
+                if match := LINE.search(line):
+                    shrunk = SHRUNK.search(line)
+                    found[match[1]] = (shrunk[1] if shrunk else match[2]).upper()
+            assert found.keys() == shapes.keys(), (case, mix)
+            result[case_name(case)][mix] = "".join(LETTERS[format] for format in found.values())
+    return result
+
+
+# The reference knows tokenizers by a hash and refuses the small one of the tests, so it is told what that is.
+CONVERT = """
+import runpy, sys
+import conversion.base
+conversion.base.TextModel.get_vocab_base_pre = lambda self, tokenizer: {pre!r}
+sys.argv = {argv!r}
+runpy.run_path({script!r}, run_name="__main__")
+"""
+
+
+def converted(source: Path, quantize: Path, folder: Path) -> dict[str, dict[str, str]]:
+    """Checkpoint -> format -> SHA-256 of the file that the reference tools make of it."""
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(source), str(source / "gguf-py")])
+    result: dict[str, dict[str, str]] = {}
+    for name, options in CONVERSIONS.items():
+        checkpoint = make_checkpoint(folder / name, **options)
+        result[name] = {}
+        for format in ["BF16", "F16", "F32", *MIXES]:
+            path = folder / f"{name}-{format}.gguf"
+            if format in MIXES:
+                run(quantize, folder / f"{name}-BF16.gguf", path, format, 1)
+            else:
+                script = str(source / "convert_hf_to_gguf.py")
+                argv = [script, str(checkpoint), "--outtype", format.lower(), "--outfile", str(path)]
+                pre = options.get("tokenizer") or ("qwen2" if options["arch"] == "qwen3" else "llama-bpe")
+                run(sys.executable, "-c", CONVERT.format(pre=pre, argv=argv, script=script))
+            result[name][format] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return result
+
+
+TOKENS = ["<a>", "<b>", "<c>"]
+ROLES = ["bos", "eos", "unk", "sep", "pad", "cls", "mask"]
+
+
+def random_processor(random: Random) -> Any:
+    """A post_processor as tokenizer.json files have, and odder ones."""
+
+    def some(most: int) -> list[Any]:
+        return [{"SpecialToken": {"id": random.choice(TOKENS), "type_id": 0}} for _ in range(random.randint(0, most))]
+
+    a, b = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
+    kind = random.choice(["none", "bytes", "roberta", "template", "template", "sequence"])
+    if kind == "template":
+        pair = [*some(1), a, *some(2), b, *some(1)] if random.random() < 0.7 else []
+        return {"type": "TemplateProcessing", "single": [*some(1), a, *some(1)], "pair": pair}
+    if kind == "sequence":
+        steps = [random_processor(random) for _ in range(random.randint(0, 2))]
+        return {"type": "Sequence", "processors": [step for step in steps if step]}
+    if kind == "roberta":
+        return {"type": "RobertaProcessing", "cls": ["<a>", 0], "sep": ["<b>", 1]}
+    return {"type": "ByteLevel"} if kind == "bytes" else None
+
+
+def special_tokens(folder: Path) -> list[list[Any]]:
+    """[tokenizer.json, tokenizer_config.json, config.json, keys] of 400 random tokenizers."""
+    import gguf
+
+    random = Random(0)
+    texts = [None, "<a>", "<b>", "<missing>", {"content": "<c>"}, {"content": 3}, ""]
+    result = []
+    while len(result) < 400:
+        tokenizer = {
+            "model": {"merges": random.choice([["a b", "c d"], [["a", "b"], ["c", " d"]]])},
+            "added_tokens": [{"id": i, "content": text} for i, text in enumerate(TOKENS)],
+            "post_processor": random_processor(random),
+        }
+        config = {f"{role}_token_id": random.randint(0, 5) for role in ROLES if random.random() < 0.2}
+        named = {f"{role}_token": random.choice(texts) for role in ROLES if random.random() < 0.4}
+        named |= {f"add_{role}_token": random.random() < 0.5 for role in ("bos", "eos") if random.random() < 0.3}
+        named |= {"chat_template": "t"} if random.random() < 0.3 else {}
+        for name, value in (("tokenizer", tokenizer), ("tokenizer_config", named), ("config", config)):
+            (folder / f"{name}.json").write_text(json.dumps(value))
+        writer = gguf.GGUFWriter(None, "llama")
+        gguf.SpecialVocab(folder, load_merges=True, n_vocab=5).add_to_gguf(writer, quiet=True)
+        keys = {key: value.value for key, value in writer.kv_data[0].items() if key.startswith("tokenizer.")}
+        result.append([tokenizer, named, config, keys])
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path)
+    parser.add_argument("bin", type=Path)
+    arguments = parser.parse_args()
+    quantize = arguments.bin.resolve() / "llama-quantize"
+    sys.path.insert(0, str(arguments.source.resolve() / "gguf-py"))  # before any other gguf
+    with tempfile.TemporaryDirectory() as folder:
+        store("special_tokens", special_tokens(Path(folder)))
+        store("mixes", mixes(quantize, Path(folder)))
+        store("converted", converted(arguments.source.resolve(), quantize, Path(folder)))
+
+
+def store(name: str, value: object) -> None:
+    (DATA / f"{name}.json.xz").write_bytes(lzma.compress(json.dumps(value).encode()))
+
+
+if __name__ == "__main__":
+    main()

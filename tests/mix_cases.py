@@ -1,0 +1,76 @@
+"""Models of many depths and head counts: data/mixes.json.xz says what llama-quantize does with each tensor."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+#: A letter for each format in data/mixes.json.xz.
+LETTERS = {
+    "F32": "f", "F16": "h", "BF16": "b", "Q4_0": "4", "Q4_1": "5", "Q5_0": "6", "Q5_1": "7", "Q8_0": "8", "Q2_K": "B",
+    "Q3_K": "C", "Q4_K": "D", "Q5_K": "E", "Q6_K": "F",
+}  # fmt: skip
+
+
+class Case(NamedTuple):
+    arch: str
+    layers: int
+    heads: int = 8
+    kv_heads: int = 4
+    hidden: int = 256
+    ffn: int = 256
+    tied: bool = False
+    imatrix: bool = False
+
+
+CASES = [
+    *(Case("qwen3", layers, tied=layers % 2 == 0) for layers in (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 24, 28, 36, 64)),
+    *(Case("llama", layers) for layers in (1, 22, 32, 40, 80)),
+    *(Case("llama", 16, heads, kv) for heads, kv in ((8, 8), (9, 3), (8, 2), (32, 4), (16, 1))),
+    Case("llama", 80, 64, 8),
+    Case("llama", 80, 64, 64),
+    Case("qwen3", 80, 64, 8),
+    Case("llama", 30, 9, 3, hidden=576, ffn=1536, tied=True),  # SmolLM2-135M
+    Case("qwen3", 24, 14, 2, hidden=896, ffn=4864, tied=True),
+    Case("llama", 4, hidden=96, ffn=160),
+    Case("llama", 4, hidden=80, ffn=176, tied=True),
+    Case("qwen3", 3, hidden=256, ffn=352),
+    Case("llama", 32, 32, 8, imatrix=True),
+    Case("qwen3", 28, 16, 8, tied=True, imatrix=True),
+]
+
+
+def case_name(case: Case) -> str:
+    return "-".join(str(value) for value in case)
+
+
+def case_tensors(case: Case) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
+    """Metadata, and shapes by name in a quantized file's order. Matrices have two rows, which no rule looks at."""
+    key = case.arch
+    metadata = {
+        "general.architecture": key,
+        f"{key}.block_count": case.layers,
+        f"{key}.context_length": 64,
+        f"{key}.embedding_length": case.hidden,
+        f"{key}.feed_forward_length": case.ffn,
+        f"{key}.attention.head_count": case.heads,
+        f"{key}.attention.head_count_kv": case.kv_heads,
+        f"{key}.attention.layer_norm_rms_epsilon": 1e-5,
+        f"{key}.rope.dimension_count": 32,
+        f"{key}.attention.key_length": 32,
+        f"{key}.attention.value_length": 32,
+        f"{key}.vocab_size": 2,
+        "general.file_type": 32,
+    }
+    hidden, ffn = case.hidden, case.ffn
+    shapes: dict[str, tuple[int, ...]] = {} if case.tied else {"output.weight": (2, hidden)}
+    shapes |= {"output_norm.weight": (hidden,), "token_embd.weight": (2, hidden)}
+    for i in range(case.layers):
+        rows = {
+            "attn_k": (2, hidden), "attn_k_norm": (32,), "attn_norm": (hidden,), "attn_output": (2, hidden),
+            "attn_q": (2, hidden), "attn_q_norm": (32,), "attn_v": (2, hidden), "ffn_down": (2, ffn),
+            "ffn_gate": (2, hidden), "ffn_norm": (hidden,), "ffn_up": (2, hidden),
+        }  # fmt: skip
+        for name, shape in rows.items():
+            if case.arch == "qwen3" or name not in ("attn_k_norm", "attn_q_norm"):
+                shapes[f"blk.{i}.{name}.weight"] = shape
+    return metadata, shapes

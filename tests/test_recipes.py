@@ -1,0 +1,105 @@
+"""Mixes against llama-quantize: data/mixes.json.xz has its choice for every tensor (mix_cases.py)."""
+
+from __future__ import annotations
+
+import json
+import lzma
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from mix_cases import CASES, LETTERS, Case, case_name, case_tensors
+
+import lowbit
+from lowbit.recipes import MIXES, Network, Stored, assign, can_quantize, file_order, find_mix
+
+REFERENCE = json.loads(lzma.decompress((Path(__file__).parent / "data" / "mixes.json.xz").read_bytes()))
+
+
+def stored(case: Case) -> tuple[Network, list[Stored]]:
+    metadata, shapes = case_tensors(case)
+    tensors = [Stored(name, shape, "F32" if len(shape) == 1 else "BF16") for name, shape in shapes.items()]
+    return Network.of(metadata), tensors
+
+
+@pytest.mark.parametrize("case", CASES, ids=case_name)
+def test_same_types_as_llama_quantize(case: Case) -> None:
+    network, tensors = stored(case)
+    assert [tensor.name for tensor in tensors] == file_order(tensor.name for tensor in tensors)
+    names = {letter: format for format, letter in LETTERS.items()}
+    for mix, letters in REFERENCE[case_name(case)].items():
+        found = assign(find_mix(mix), tensors, network, has_imatrix=case.imatrix)
+        wanted = [names[letter] for letter in letters]
+        assert [(t.name, t.format) for t in found] == list(zip((t.name for t in tensors), wanted, strict=True)), mix
+
+
+def test_the_reference_covers_every_quantized_mix() -> None:
+    quantized = {name for name, mix in MIXES.items() if not mix.is_float}
+    assert all(mixes.keys() == quantized for mixes in REFERENCE.values())
+    assert set(REFERENCE) == set(map(case_name, CASES))
+
+
+def test_fallbacks_say_why() -> None:
+    network, tensors = stored(Case("llama", 1, hidden=96, ffn=80))
+    found = {t.name: t for t in assign(find_mix("Q4_K_S"), tensors, network)}
+    assert found["blk.0.attn_q.weight"].fallback == (
+        "blk.0.attn_q.weight: rows of 96 weights are no multiple of 256: Q4_K -> Q5_0"
+    )
+    assert found["blk.0.ffn_down.weight"].format == "F16"
+    assert found["output.weight"].format == "Q8_0"
+    assert "Q6_K -> Q8_0" in str(found["output.weight"].fallback)
+    assert found["blk.0.attn_norm.weight"].fallback is None
+    network, tensors = stored(Case("llama", 1))
+    assert not any(t.fallback for t in assign(find_mix("Q4_K_M"), tensors, network))
+
+
+def test_names_in_any_case_and_aliases() -> None:
+    assert find_mix("q4_k_m") is find_mix("Q4_K") is MIXES["Q4_K_M"]
+    assert find_mix("bf16").is_float
+    with pytest.raises(lowbit.InputError, match="expected one of F32, F16, BF16, Q4_0"):
+        find_mix("Q4_K_XL")
+
+
+def test_overrides_come_first_and_do_not_count_as_layers() -> None:
+    network, tensors = stored(Case("llama", 16))
+    plain = assign(find_mix("Q4_K_M"), tensors, network)
+    changed = assign(find_mix("Q4_K_M"), tensors, network, tensor_types=[(r"blk\.0\.attn_v", "q8_0"), ("attn", "Q4_0")])
+    by_name = {t.name: t.format for t in changed}
+    assert by_name["blk.0.attn_v.weight"] == "Q8_0"
+    assert by_name["blk.5.attn_q.weight"] == "Q4_0"
+    for before, after in zip(plain, changed, strict=True):
+        if "attn" not in before.name:
+            assert before == after
+    pure = {t.format for t in assign(find_mix("Q4_K_M"), tensors, network, pure=True)}
+    assert pure == {"Q4_K", "F32"}
+    assert {t.format for t in assign(find_mix("F16"), tensors, network, tensor_types=[("attn", "Q4_0")])} == {
+        "F16",
+        "F32",
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "expected"),
+    [
+        ("blk.0.attn_q.weight", (4, 256), True),
+        ("blk.0.attn_q.weight", (1, 256), False),
+        ("blk.0.attn_q.weight", (2, 1, 256), True),
+        ("blk.0.attn_q.bias", (4, 256), False),
+        ("blk.0.attn_q_norm.weight", (4, 256), False),
+        ("blk.0.ffn_gate_inp.weight", (4, 256), False),
+        ("rope_freqs.weight", (64,), False),
+    ],
+)
+def test_what_can_be_quantized(name: str, shape: tuple[int, ...], expected: bool) -> None:
+    assert can_quantize(name, shape) == expected
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("llama.expert_count", 8), ("llama.attention.head_count", np.array([1, 2])), ("llama.block_count", "x")],
+)
+def test_models_without_known_mixes(key: str, value: Any) -> None:
+    metadata, _ = case_tensors(Case("llama", 2))
+    with pytest.raises(lowbit.UnsupportedError, match=key):
+        Network.of({**metadata, key: value})

@@ -1,0 +1,242 @@
+"""Tokenizer keys of GGUF files: kinds of tokenizers, special tokens, names of pre-tokenizers, hostile files."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import lzma
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_checkpoint import byte_level_tokenizer, sentencepiece_model, sentencepiece_pieces, write_json, write_tokenizer
+
+import lowbit
+from lowbit.pretokenizer import GPT2, LLAMA3, QWEN2, pre_tokenizer_name
+from lowbit.sentencepiece import read_pieces
+from lowbit.special_tokens import special_tokens
+from lowbit.vocab import looks_special, tokenizer_metadata
+
+P = "tokenizer.ggml."
+
+
+def edit(folder: Path, name: str, **changes: Any) -> None:
+    path = folder / name
+    write_json(path, {**json.loads(path.read_text()), **changes})
+
+
+def test_byte_level(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path, "qwen2")
+    keys = tokenizer_metadata(tmp_path, {"bos_token_id": 3, "pad_token_id": None}, "qwen3", 280)
+    assert list(keys) == [
+        P + "model", P + "pre", P + "tokens", P + "token_type", P + "merges", P + "eos_token_id",
+        P + "padding_token_id", P + "bos_token_id", P + "add_bos_token", P + "add_eos_token", "tokenizer.chat_template",
+    ]  # fmt: skip
+    assert keys[P + "pre"] == "qwen2"
+    assert len(keys[P + "tokens"]) == 280
+    assert keys[P + "tokens"][272:278] == [
+        "<|endoftext|>",
+        "<|im_start|>",
+        "<|im_end|>",
+        "<tool>",
+        "[PAD276]",
+        "[PAD277]",
+    ]
+    assert keys[P + "token_type"].dtype == np.int32
+    assert keys[P + "token_type"][270:278].tolist() == [1, 1, 3, 3, 3, 4, 5, 5]
+    assert keys[P + "merges"][0] == "t h"
+    assert (keys[P + "eos_token_id"], keys[P + "padding_token_id"], keys[P + "bos_token_id"]) == (274, 272, 3)
+    assert keys[P + "add_bos_token"] is False
+
+
+def test_bos_is_added_where_the_template_says_so(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path, "llama-bpe")
+    keys = tokenizer_metadata(tmp_path, {}, "llama", 288)
+    assert (keys[P + "pre"], keys[P + "bos_token_id"], keys[P + "add_bos_token"]) == ("llama-bpe", 272, True)
+    assert keys[P + "add_sep_token"] is False
+
+
+def test_smollm_does_not_start_with_bos(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path, "llama-bpe")
+    assert tokenizer_metadata(tmp_path, {}, "llama", 49152)[P + "add_bos_token"] is False
+
+
+def test_sentencepiece(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path, "spm")
+    keys = tokenizer_metadata(tmp_path, {"eos_token_id": 2}, "llama", 276)
+    assert next(iter(keys)) == P + "add_space_prefix"
+    assert (keys[P + "model"], keys[P + "pre"]) == ("llama", "default")
+    assert keys[P + "tokens"][:4] == ["<unk>", "<s>", "</s>", "<0x00>"]
+    assert keys[P + "tokens"][-4:] == ["\u2581and", "<|assistant|>", "[PAD274]", "[PAD275]"]
+    assert keys[P + "token_type"][[0, 1, 3, 260, 273, 275]].tolist() == [3, 3, 6, 1, 4, 5]
+    assert keys[P + "scores"].dtype == np.float32
+    assert keys[P + "scores"][[0, 3, 260, 273, 275]].tolist() == [-1000.0, 0.0, -1.0, -1000.0, -10000.0]
+    assert keys[P + "eos_token_id"] == 2
+    assert keys[P + "add_bos_token"] is True
+
+
+def test_byte_fallback_without_scores(tmp_path: Path) -> None:
+    tokenizer = byte_level_tokenizer(LLAMA3, ["<s>", "</s>"], None)
+    tokenizer["model"]["vocab"] = {"<unk>": 0, "<0x00>": 1, "a": 2, "b": 3}
+    tokenizer["model"]["byte_fallback"] = True
+    tokenizer["decoder"] = {"type": "Sequence", "decoders": []}
+    tokenizer["added_tokens"] = [{"id": 4, "content": "<s>"}, {"id": 5, "content": "<x>"}]
+    write_json(tmp_path / "tokenizer.json", tokenizer)
+    keys = tokenizer_metadata(tmp_path, {}, "llama", 8)
+    assert keys[P + "tokens"] == ["<unk>", "<0x00>", "a", "b", "<s>", "<x>"]
+    assert keys[P + "token_type"].tolist() == [3, 6, 1, 1, 3, 4]
+    assert set(keys[P + "scores"].tolist()) == {-1000.0}
+
+
+SPECIAL = json.loads(lzma.decompress((Path(__file__).parent / "data" / "special_tokens.json.xz").read_bytes()))
+
+
+@pytest.mark.parametrize("group", range(8))
+def test_special_tokens_as_the_reference_reads_them(tmp_path: Path, group: int) -> None:
+    """data/special_tokens.json.xz: [tokenizer.json, tokenizer_config.json, config.json, keys] (make_reference.py)."""
+    assert len(SPECIAL) == 400
+    for tokenizer, tokenizer_config, config, expected in SPECIAL[group::8]:
+        found = special_tokens(tmp_path, config, tokenizer, tokenizer_config, True, 5)
+        assert list(found.items()) == list(expected.items()), (tokenizer, tokenizer_config, config)
+
+
+def test_named_templates(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path, "qwen2")
+    edit(tmp_path, "tokenizer_config.json", chat_template=[
+        {"name": "default", "template": "d"}, {"name": "tool-use", "template": "t"}, {"name": "broken"}])  # fmt: skip
+    keys = tokenizer_metadata(tmp_path, {}, "qwen3", 280)
+    assert keys["tokenizer.chat_template"] == "d"
+    assert keys["tokenizer.chat_template.tool_use"] == "t"
+    assert keys["tokenizer.chat_templates"] == ["tool_use"]
+    edit(tmp_path, "tokenizer_config.json", chat_template=None)
+    assert "tokenizer.chat_template" not in tokenizer_metadata(tmp_path, {}, "qwen3", 280)
+    (tmp_path / "chat_template.jinja").write_text("file")
+    assert tokenizer_metadata(tmp_path, {}, "qwen3", 280)["tokenizer.chat_template"] == "file"
+
+
+DIGITS = {"type": "Digits", "individual_digits": True}
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+
+
+def sequence(*steps: Any) -> dict[str, Any]:
+    return {"type": "Sequence", "pretokenizers": list(steps)}
+
+
+@pytest.mark.parametrize(
+    ("pre_tokenizer", "added", "expected"),
+    [
+        (BYTES, [], "gpt-2"),
+        (sequence(DIGITS, BYTES), ["<|endoftext|>", "<|im_start|>"], "smollm"),
+        (sequence(DIGITS, BYTES), ["<|endoftext|>", "<fim_prefix>", "<file_sep>"], "starcoder"),
+        (sequence(DIGITS, BYTES), ["<|endoftext|>", "<fim_prefix>"], "refact"),
+    ],
+)
+def test_pre_tokenizers_without_a_pattern(pre_tokenizer: Any, added: list[str], expected: str) -> None:
+    tokens = [{"id": i, "content": text} for i, text in enumerate(added)]
+    assert pre_tokenizer_name({"pre_tokenizer": pre_tokenizer, "added_tokens": tokens}, "x") == expected
+
+
+@pytest.mark.parametrize(
+    ("pattern", "bos", "expected"),
+    [
+        (LLAMA3, "<s>", "llama-bpe"),
+        (LLAMA3, None, "smaug-bpe"),
+        (QWEN2, None, "qwen2"),
+        (QWEN2, "<s>", "deepseek-r1-qwen"),
+        (GPT2, None, "gpt-2"),
+    ],
+)
+def test_pre_tokenizers_with_a_pattern(pattern: str, bos: str | None, expected: str) -> None:
+    tokenizer = byte_level_tokenizer(pattern, ["<s>"], bos)
+    assert pre_tokenizer_name(tokenizer, "x") == expected
+    assert pre_tokenizer_name({**tokenizer, "normalizer": {"type": "NFC"}}, "x") == expected
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"pre_tokenizer": None},
+        {"pre_tokenizer": {"type": "Whitespace"}},
+        {"pre_tokenizer": {**BYTES, "add_prefix_space": True}},
+        {"pre_tokenizer": sequence({"type": "Split", "pattern": {"Regex": "x"}, "behavior": "Isolated"}, BYTES)},
+        {"pre_tokenizer": sequence(3)},
+        {"normalizer": {"type": "Lowercase"}},
+    ],
+)
+def test_unknown_pre_tokenizers_are_no_guess(change: dict[str, Any]) -> None:
+    with pytest.raises(lowbit.UnsupportedError):
+        pre_tokenizer_name({**byte_level_tokenizer(QWEN2, [], None), **change}, "x")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": None}, "not a BPE"),
+        ({"model": {"type": "Unigram", "vocab": {}}}, "not a BPE"),
+        (
+            {"model": {"type": "BPE", "vocab": {"a": "0"}, "merges": [["a", "b", "c"], ["a"]]}},
+            "neither a string nor a pair",
+        ),
+        ({"model": {"type": "BPE", "vocab": {"a": 0, "b": 0}}}, "same id"),
+        ({"model": {"type": "BPE", "vocab": {"a": -1}}}, "token id '-1'"),
+        ({"model": {"type": "BPE", "vocab": {"a": 1 << 60}}}, "token id"),
+        ({"model": {"type": "BPE", "vocab": {"a": 280}}, "added_tokens": []}, "token id 280, but vocab_size"),
+        ({"added_tokens": [{"id": 1}]}, "no content"),
+        ({"added_tokens": 3}, "no list"),
+    ],
+)
+def test_broken_tokenizer_json(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    write_tokenizer(tmp_path, "qwen2")
+    edit(tmp_path, "tokenizer.json", **change)
+    with pytest.raises(lowbit.FormatError, match=message):
+        tokenizer_metadata(tmp_path, {}, "qwen3", 280)
+
+
+def test_no_tokenizer(tmp_path: Path) -> None:
+    with pytest.raises(lowbit.FileError, match=r"no tokenizer\.json and no tokenizer\.model"):
+        tokenizer_metadata(tmp_path, {}, "qwen3", 280)
+    with pytest.raises(lowbit.FormatError, match="vocab_size"):
+        tokenizer_metadata(tmp_path, {}, "qwen3", 1 << 30)
+
+
+def test_tokens_that_look_special() -> None:
+    assert all(map(looks_special, ["<pad>", "<|x|>", "<\uff5cx\uff5c>", "<unused7>", "[@BOS@]"]))
+    assert not any(map(looks_special, ["<x>", "<|x>", "pad", "a<pad>", ""]))
+
+
+def test_pieces(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(sentencepiece_model(sentencepiece_pieces()))
+    assert [tuple(piece) for piece in read_pieces(path)] == sentencepiece_pieces()
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "no pieces"),
+        (b"\x0a\x80", "broken number"),
+        (b"\x0a" + b"\xff" * 11, "broken number"),
+        (b"\x0a\x7f", "127 bytes at offset 2, 0 are left"),
+        (b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\x7f", "are left"),
+        (b"\x0b", "unknown wire type 3"),
+        (b"\x0a\x03\x0a\x01\xff", "not UTF-8"),
+        (b"\x0a\x02\x18\x07", "unknown type 7"),
+        (b"\x0a\x04\x15\x00\x00\x00", "are left"),
+    ],
+)
+def test_broken_models(tmp_path: Path, data: bytes, message: str) -> None:
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(data)
+    with pytest.raises(lowbit.FormatError, match=message):
+        read_pieces(path)
+
+
+@given(st.binary(max_size=64))
+def test_random_models(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
+    path = tmp_path_factory.mktemp("fuzz") / "tokenizer.model"
+    path.write_bytes(data)
+    with contextlib.suppress(lowbit.FormatError):
+        assert read_pieces(path)
