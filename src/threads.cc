@@ -14,6 +14,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -28,8 +29,13 @@ constexpr int kSpins = 2000;
 
 class Pool {
  public:
+  // Fewer threads where the system refuses more: results do not depend on their number.
   explicit Pool(size_t num_threads) {
-    for (size_t i = 1; i < num_threads; ++i) workers_.emplace_back([this] { Work(); });
+    workers_.reserve(num_threads);
+    try {
+      for (size_t i = 1; i < num_threads; ++i) workers_.emplace_back([this] { Work(); });
+    } catch (const std::system_error&) {
+    }
   }
 
   ~Pool() {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ def matmul(
     if w.ndim != 2 or x.ndim == 0 or x.shape[-1] != w.shape[1]:
         raise _core.InputError(f"matmul: x {x.shape} and w {w.shape} do not fit (..., K) and (N, K)")
     data = np.ascontiguousarray(w.data if isinstance(w, QTensor) else w)
-    rows = np.ascontiguousarray(x.reshape(-1, x.shape[-1]))
+    rows = np.ascontiguousarray(x.reshape(math.prod(x.shape[:-1]), x.shape[-1]))
     out = np.empty((rows.shape[0], w.shape[0]), np.float32)
     _core.matmul(rows, format_of(w), data, out, compute, num_threads(threads))
     return out.reshape(*x.shape[:-1], w.shape[0])

@@ -172,6 +172,10 @@ class Model:
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else _as_ids(prompt)
         if not ids:
             raise _core.InputError("the prompt has no tokens")
+        if max_tokens is not None and max_tokens < 0:
+            raise _core.InputError(f"max_tokens is {max_tokens}, expected at least 0")
+        if seed is not None and not 0 <= seed < 1 << 64:
+            raise _core.InputError(f"seed is {seed}, expected 0 to 2**64 - 1")
         room = self.context - len(ids)
         if room < (max_tokens or 1):
             raise _core.ContextFullError(
@@ -207,10 +211,10 @@ class Model:
 
         `stop`: ends before the first of these texts. Other options as in `tokens`.
         """
-        return self._text(self.tokens(prompt, **options), stop)
+        return self._text(self.tokens(prompt, **options), stop, continuation=True)
 
-    def _text(self, ids: Iterator[int], stop: str | Iterable[str] | None) -> Iterator[str]:
-        text = self.tokenizer.stream()
+    def _text(self, ids: Iterator[int], stop: str | Iterable[str] | None, continuation: bool) -> Iterator[str]:
+        text = self.tokenizer.stream(continuation=continuation)
         stops = StopFilter(() if stop is None else stop)
         for token in ids:
             if piece := stops.push(text.push(token)):
@@ -233,7 +237,7 @@ class Model:
         the model has no chat template.
         """
         prompt = self.tokenizer.encode_chat(messages)
-        return self.stream(prompt, stop=stop, **{"max_tokens": None, **options})
+        return self._text(self.tokens(prompt, **{"max_tokens": None, **options}), stop, continuation=False)
 
     def chat(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
         """The answer that `stream_chat` yields, at once."""
@@ -252,9 +256,9 @@ class Model:
         all). A sequence's positions continue where it ends; `truncate` forgets. Ids from 0 on are also used by the
         other methods: do not mix them on one model. Returns float32 (number wanted, vocab).
         """
-        ids = np.asarray(tokens, np.int32)
+        ids = _as_int32("tokens", tokens)
         wants = np.ones(ids.shape, bool) if wants_logits is None else np.asarray(wants_logits, bool)
-        return self._core.forward(ids, np.asarray(positions, np.int32), np.asarray(sequences, np.int32), wants)
+        return self._core.forward(ids, _as_int32("positions", positions), _as_int32("sequences", sequences), wants)
 
     def truncate(self, sequence: int, length: int = 0) -> None:
         """Forgets all but the first `length` tokens of a sequence given to `forward`."""
@@ -263,14 +267,15 @@ class Model:
     def observe(self, callback: Callable[[str, npt.NDArray[np.float32]], None] | None) -> None:
         """Calls `callback(name, x)` before each matrix product from now on; None ends it.
 
-        `name`: the weight's, "blk.0.ffn_down.weight"; `x`: its input, float32 (tokens, K), a view that is valid during
-        the call only.
+        `name`: the weight's, "blk.0.ffn_down.weight"; `x`: its input, float32 (tokens, K), the callback's to keep. What
+        it raises ends the call that computes. It must not call the model: that raises InputError.
         """
         self._core.set_observer(callback)
 
     def _rewind(self, sequence: int, held: list[int], length: int) -> None:
-        self._core.truncate(sequence, length)
+        # In this order: if Ctrl-C comes between the two, the cache holds more than is known of, which does no harm.
         del held[length:]
+        self._core.truncate(sequence, length)
 
     def _feed(
         self, sequence: int, held: list[int], ids: list[int], wanted_from: int | None = None
@@ -288,14 +293,18 @@ def _pieces(ids: list[int]) -> Iterator[list[int]]:
     return (ids[i : i + PROMPT_PIECE] for i in range(0, len(ids), PROMPT_PIECE))
 
 
-def _as_ids(ids: Sequence[int] | npt.NDArray[np.integer[Any]]) -> list[int]:
-    array = np.asarray(ids)
+def _as_int32(name: str, values: npt.ArrayLike) -> npt.NDArray[np.int32]:
+    array = np.asarray(values)
     if array.ndim != 1 or (array.size and not np.issubdtype(array.dtype, np.integer)):
-        raise _core.InputError(f"ids: expected integers in one dimension, found {array.dtype} {array.shape}")
+        raise _core.InputError(f"{name}: expected integers in one dimension, found {array.dtype} {array.shape}")
     bounds = np.iinfo(np.int32)
     if array.size and (array.min() < bounds.min or array.max() > bounds.max):
-        raise _core.InputError(f"ids: {array.min()} to {array.max()} are out of range")
-    return [int(i) for i in array]
+        raise _core.InputError(f"{name}: {array.min()} to {array.max()} are out of range")
+    return array.astype(np.int32)
+
+
+def _as_ids(ids: Sequence[int] | npt.NDArray[np.integer[Any]]) -> list[int]:
+    return [int(i) for i in _as_int32("ids", ids)]
 
 
 def _bytes_of(weight: Weight) -> npt.NDArray[Any]:

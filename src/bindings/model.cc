@@ -27,8 +27,8 @@ NamedTensor CheckTensor(const std::string& name, const std::string& format_name,
     throw InputError(Str("tensor ", name, ": ", rows, " rows of ", K, " do not fit blocks of ", format.block_size));
   }
   if (!(array.flags() & py::array::c_style) || static_cast<size_t>(array.nbytes()) != rows * format.RowBytes(K)) {
-    throw InputError(Str("tensor ", name, ": expected ", rows * format.RowBytes(K), " contiguous bytes of ", format.name,
-                         ", found ", array.nbytes()));
+    throw InputError(Str("tensor ", name, ": expected ", rows * format.RowBytes(K), " contiguous bytes of ",
+                         format.name, ", found ", array.nbytes()));
   }
   const auto* data = static_cast<const uint8_t*>(array.data());
   const size_t alignment = format.block_size == 1 ? format.block_bytes : 1;
@@ -45,7 +45,7 @@ Matrix CheckMatrix(const std::string& format_name, size_t K, const py::array& da
 }
 
 void MatmulArrays(const Dense<float>& x, const std::string& format_name, const py::array& data, Dense<float>& out,
-                  const std::string& compute, size_t num_threads) {
+                  const std::string& compute, py::ssize_t threads) {
   if (x.ndim() != 2 || out.ndim() != 2) throw InputError("matmul: expected x and out of 2 dimensions");
   const Matrix weights = CheckMatrix(format_name, x.shape(1), data);
   const size_t num_tokens = x.shape(0);
@@ -53,7 +53,7 @@ void MatmulArrays(const Dense<float>& x, const std::string& format_name, const p
     throw InputError(Str("matmul: expected out of shape (", num_tokens, ", ", weights.N, ")"));
   }
   const Product product = {weights, out.mutable_data(), weights.N};
-  Matmul matmul(ParseCompute(compute), num_threads);
+  Matmul matmul(ParseCompute(compute), Threads(threads));
   py::gil_scoped_release release;
   matmul(x.data(), num_tokens, {product});
 }
@@ -61,7 +61,7 @@ void MatmulArrays(const Dense<float>& x, const std::string& format_name, const p
 // A Transformer with the Python objects whose memory it reads.
 class Model {
  public:
-  Model(const ModelSpec& spec, const py::dict& tensors, const std::string& compute, size_t num_threads,
+  Model(const ModelSpec& spec, const py::dict& tensors, const std::string& compute, py::ssize_t threads,
         size_t max_length, size_t max_sequences) {
     TensorMap map;
     for (const auto& [key, value] : tensors) {
@@ -70,14 +70,16 @@ class Model {
       map[name] = CheckTensor(name, format, shape, data);
       kept_.append(data);
     }
-    transformer_ = std::make_unique<Transformer>(spec, map, ParseCompute(compute), num_threads, max_length, max_sequences);
+    transformer_ =
+        std::make_unique<Transformer>(spec, map, ParseCompute(compute), Threads(threads), max_length, max_sequences);
   }
 
   Dense<float> Forward(const Dense<int32_t>& tokens, const Dense<int32_t>& positions, const Dense<int32_t>& sequences,
                        const Dense<bool>& wants_logits) {
     const auto num = static_cast<size_t>(tokens.size());
-    for (const py::array* array : {static_cast<const py::array*>(&tokens), static_cast<const py::array*>(&positions),
-                                   static_cast<const py::array*>(&sequences), static_cast<const py::array*>(&wants_logits)}) {
+    for (const py::array* array :
+         {static_cast<const py::array*>(&tokens), static_cast<const py::array*>(&positions),
+          static_cast<const py::array*>(&sequences), static_cast<const py::array*>(&wants_logits)}) {
       if (array->ndim() != 1 || static_cast<size_t>(array->size()) != num) {
         throw InputError("forward: expected tokens, positions, sequences and wants_logits of one length");
       }
@@ -102,7 +104,7 @@ class Model {
     transformer_->Truncate(sequence, length);
   }
 
-  // The callback gets a read-only view that is valid during the call.
+  // The callback gets a copy, which costs little beside the product and which it may keep.
   void SetObserver(const py::object& callback) {
     Transformer::Observer observer;
     if (!callback.is_none()) {
@@ -113,9 +115,7 @@ class Model {
       });
       observer = [held](const std::string& name, const float* x, size_t num_tokens, size_t K) {
         py::gil_scoped_acquire acquire;
-        py::array_t<float> view({num_tokens, K}, x, py::capsule(x, [](void*) {}));
-        py::detail::array_proxy(view.ptr())->flags &= ~py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
-        (*held)(name, view);
+        (*held)(name, py::array_t<float>({num_tokens, K}, x));
       };
     }
     py::gil_scoped_release release;
@@ -143,8 +143,9 @@ void BindModel(py::module_& m) {
       .def(py::init([](size_t vocab_size, size_t context_length, size_t hidden_size, size_t intermediate_size,
                        size_t num_layers, size_t num_heads, size_t num_kv_heads, size_t head_dim, float norm_eps,
                        float rope_theta, size_t rope_dim, bool rope_interleaved) {
-             return ModelSpec{vocab_size, context_length, hidden_size, intermediate_size, num_layers, num_heads,
-                              num_kv_heads, head_dim, norm_eps, rope_theta, rope_dim, rope_interleaved};
+             return ModelSpec{vocab_size, context_length, hidden_size,  intermediate_size,
+                              num_layers, num_heads,      num_kv_heads, head_dim,
+                              norm_eps,   rope_theta,     rope_dim,     rope_interleaved};
            }),
            py::kw_only(), py::arg("vocab_size"), py::arg("context_length"), py::arg("hidden_size"),
            py::arg("intermediate_size"), py::arg("num_layers"), py::arg("num_heads"), py::arg("num_kv_heads"),
@@ -152,8 +153,9 @@ void BindModel(py::module_& m) {
            py::arg("rope_interleaved"));
 
   py::class_<Model>(m, "Model")
-      .def(py::init<const ModelSpec&, const py::dict&, const std::string&, size_t, size_t, size_t>(), py::arg("spec"),
-           py::arg("tensors"), py::arg("compute"), py::arg("threads"), py::arg("max_length"), py::arg("max_sequences"))
+      .def(py::init<const ModelSpec&, const py::dict&, const std::string&, py::ssize_t, size_t, size_t>(),
+           py::arg("spec"), py::arg("tensors"), py::arg("compute"), py::arg("threads"), py::arg("max_length"),
+           py::arg("max_sequences"))
       .def("forward", &Model::Forward, py::arg("tokens"), py::arg("positions"), py::arg("sequences"),
            py::arg("wants_logits"))
       .def("length", &Model::Length, py::arg("sequence"))
@@ -161,12 +163,11 @@ void BindModel(py::module_& m) {
       .def("set_observer", &Model::SetObserver, py::arg("callback"));
 
   py::class_<Sampler>(m, "Sampler")
-      .def(py::init([](float temperature, int32_t top_k, float top_p, float min_p, float repetition_penalty,
-                       uint64_t seed) {
-             return Sampler({temperature, top_k, top_p, min_p, repetition_penalty}, seed);
-           }),
-           py::kw_only(), py::arg("temperature"), py::arg("top_k"), py::arg("top_p"), py::arg("min_p"),
-           py::arg("repetition_penalty"), py::arg("seed"))
+      .def(
+          py::init([](float temperature, int64_t top_k, float top_p, float min_p, float repetition_penalty,
+                      uint64_t seed) { return Sampler({temperature, top_k, top_p, min_p, repetition_penalty}, seed); }),
+          py::kw_only(), py::arg("temperature"), py::arg("top_k"), py::arg("top_p"), py::arg("min_p"),
+          py::arg("repetition_penalty"), py::arg("seed"))
       .def("sample", &SampleArray, py::arg("logits"), py::arg("seen"));
 }
 

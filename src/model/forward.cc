@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <map>
 
 #include "src/error.h"
 #include "src/ops/elementwise.h"
@@ -19,6 +18,27 @@ KvLayout CacheLayout(const ModelSpec& spec, Compute compute) {
 size_t RowThreads(size_t num_rows, size_t num_threads) { return num_rows < 4 ? 1 : num_threads; }
 
 }  // namespace
+
+class Transformer::Turn {
+ public:
+  explicit Turn(Transformer& model) : model_(model) {
+    const std::thread::id self = std::this_thread::get_id();
+    if (model.owner_ == self) throw InputError("the model was called by its own observer");
+    model.mutex_.lock();
+    model.owner_ = self;
+  }
+
+  ~Turn() {
+    model_.owner_ = std::thread::id();
+    model_.mutex_.unlock();
+  }
+
+  Turn(const Turn&) = delete;
+  Turn& operator=(const Turn&) = delete;
+
+ private:
+  Transformer& model_;
+};
 
 Transformer::Transformer(const ModelSpec& spec, const TensorMap& tensors, Compute compute, size_t num_threads,
                          size_t max_length, size_t max_sequences)
@@ -37,22 +57,23 @@ Transformer::Transformer(const ModelSpec& spec, const TensorMap& tensors, Comput
 }
 
 size_t Transformer::Length(int32_t sequence) {
-  std::lock_guard<std::mutex> lock(mutex_);
+  const Turn turn(*this);
   return cache_.Length(sequence);
 }
 
 void Transformer::Truncate(int32_t sequence, size_t length) {
-  std::lock_guard<std::mutex> lock(mutex_);
+  const Turn turn(*this);
   cache_.Truncate(sequence, length);
 }
 
 void Transformer::SetObserver(Observer observer) {
-  std::lock_guard<std::mutex> lock(mutex_);
+  const Turn turn(*this);
   observer_ = std::move(observer);
 }
 
-// Checks a whole batch and makes room for it, or throws and leaves everything as it was.
-void Transformer::Admit(const Batch& batch) {
+// Checks a whole batch and makes room for it, or throws and leaves everything as it was. Returns the lengths before of
+// the sequences in it.
+std::map<int32_t, size_t> Transformer::Admit(const Batch& batch) {
   std::map<int32_t, size_t> added;
   for (size_t i = 0; i < batch.num_tokens; ++i) {
     if (batch.tokens[i] < 0 || static_cast<size_t>(batch.tokens[i]) >= spec_.vocab_size) {
@@ -61,21 +82,25 @@ void Transformer::Admit(const Batch& batch) {
     const int32_t sequence = batch.sequences[i];
     const size_t expected = cache_.Length(sequence) + added[sequence]++;
     if (batch.positions[i] < 0 || static_cast<size_t>(batch.positions[i]) != expected) {
-      throw InputError(Str("token ", i, " of sequence ", sequence, " has position ", batch.positions[i], ", expected ",
-                           expected));
+      throw InputError(
+          Str("token ", i, " of sequence ", sequence, " has position ", batch.positions[i], ", expected ", expected));
     }
   }
   std::map<int32_t, size_t> before;
   try {
     for (const auto& [sequence, num] : added) {
-      const size_t length = cache_.Length(sequence);
+      before[sequence] = cache_.Length(sequence);
       cache_.Extend(sequence, num);
-      before[sequence] = length;
     }
   } catch (...) {
-    for (const auto& [sequence, length] : before) cache_.Truncate(sequence, length);
+    TruncateAll(before);
     throw;
   }
+  return before;
+}
+
+void Transformer::TruncateAll(const std::map<int32_t, size_t>& lengths) {
+  for (const auto& [sequence, length] : lengths) cache_.Truncate(sequence, length);
 }
 
 void Transformer::Multiply(const float* x, size_t num,
@@ -112,9 +137,8 @@ void Transformer::RotaryAngles(const Token* tokens, size_t num) {
 
 void Transformer::Norm(const std::vector<float>& weight, size_t num) {
   const size_t hidden = spec_.hidden_size;
-  ParallelFor(num, RowThreads(num, matmul_.num_threads()), [&](size_t t) {
-    RmsNorm(&x_[t * hidden], weight.data(), hidden, spec_.norm_eps, &normed_[t * hidden]);
-  });
+  ParallelFor(num, RowThreads(num, matmul_.num_threads()),
+              [&](size_t t) { RmsNorm(&x_[t * hidden], weight.data(), hidden, spec_.norm_eps, &normed_[t * hidden]); });
 }
 
 void Transformer::FinishQueryKeyValue(const LayerWeights& w, size_t layer, const Token& token, size_t t) {
@@ -123,7 +147,7 @@ void Transformer::FinishQueryKeyValue(const LayerWeights& w, size_t layer, const
   const auto finish = [&](float* heads, size_t num_heads, const std::vector<float>& norm) {
     for (float* head = heads; head != heads + num_heads * dim; head += dim) {
       if (!norm.empty()) RmsNorm(head, norm.data(), dim, spec_.norm_eps, head);
-      Rope(head, &cos_[t * pairs], &sin_[t * pairs], pairs, spec_.rope_interleaved);
+      Rope(head, cos_.data() + t * pairs, sin_.data() + t * pairs, pairs, spec_.rope_interleaved);
     }
   };
   float* key = &k_[t * spec_.num_kv_heads * dim];
@@ -175,8 +199,17 @@ float* Transformer::Logits(const Token* tokens, size_t num, float* logits) {
 }
 
 void Transformer::Forward(const Batch& batch, float* logits) {
-  std::lock_guard<std::mutex> lock(mutex_);
-  Admit(batch);
+  const Turn turn(*this);
+  const std::map<int32_t, size_t> before = Admit(batch);
+  try {
+    Run(batch, logits);
+  } catch (...) {  // out of memory, or the observer
+    TruncateAll(before);
+    throw;
+  }
+}
+
+void Transformer::Run(const Batch& batch, float* logits) {
   std::vector<Token> tokens;
   for (size_t i = 0; i < batch.num_tokens; ++i) {
     tokens.push_back({batch.tokens[i], batch.positions[i], batch.sequences[i], batch.wants_logits[i]});

@@ -1,11 +1,14 @@
 // The generic transformer: tokens in, logits out.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <mutex>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "src/model/kv_cache.h"
@@ -29,15 +32,16 @@ class Transformer {
   // Tokens taken through the layers at once; longer batches go in pieces, which bounds the memory they need.
   static constexpr size_t kMaxChunk = 512;
 
-  // Called with the name of a weight and the num_tokens rows of K floats it is about to be multiplied with.
+  // Called with the name of a weight and the num_tokens rows of K floats it is about to be multiplied with. What it
+  // throws ends the Forward that called it. It must not call the model: that throws InputError.
   using Observer = std::function<void(const std::string& name, const float* x, size_t num_tokens, size_t K)>;
 
   // The tensors' bytes must outlive the model. At most max_length tokens a sequence.
   Transformer(const ModelSpec& spec, const TensorMap& tensors, Compute compute, size_t num_threads, size_t max_length,
               size_t max_sequences);
 
-  // Writes vocab_size logits for each token that wants them, in order. Throws InputError for a token, position or sequence
-  // out of place and ContextFullError; the cache is then as it was.
+  // Writes vocab_size logits for each token that wants them, in order. Throws InputError for a token or position out of
+  // place and ContextFullError. Whatever it throws, the sequences are then as long as they were.
   void Forward(const Batch& batch, float* logits);
 
   size_t Length(int32_t sequence);
@@ -53,7 +57,12 @@ class Transformer {
     bool wants_logits;
   };
 
-  void Admit(const Batch& batch);
+  // Holds the mutex; throws where the thread holds it already, that is, in the observer.
+  class Turn;
+
+  std::map<int32_t, size_t> Admit(const Batch& batch);
+  void TruncateAll(const std::map<int32_t, size_t>& lengths);
+  void Run(const Batch& batch, float* logits);
   void Embed(const Token* tokens, size_t num);
   void RotaryAngles(const Token* tokens, size_t num);
   void Layer(size_t layer, const Token* tokens, size_t num);
@@ -68,6 +77,7 @@ class Transformer {
   Matmul matmul_;
   Observer observer_;
   std::mutex mutex_;
+  std::atomic<std::thread::id> owner_{};  // of the mutex
 
   std::vector<float> inverse_frequencies_;
   // One row a token of the chunk.

@@ -11,7 +11,7 @@ namespace lowbit {
 // Applied in this order, as transformers does: repetition penalty, temperature, top-k, top-p, min-p, then a draw.
 struct SamplingOptions {
   float temperature = 0.0f;         // 0: always the likeliest token, the lowest id of equals
-  int32_t top_k = 0;                // keep the k likeliest; 0: all
+  int64_t top_k = 0;                // keep the k likeliest; 0: all
   float top_p = 1.0f;               // keep the fewest likeliest whose probabilities reach p; 1: all
   float min_p = 0.0f;               // keep those at least p times as likely as the likeliest
   float repetition_penalty = 1.0f;  // logits of tokens seen are divided by it where positive, else multiplied

@@ -5,8 +5,8 @@
 
 namespace lowbit {
 
-// A pre-norm transformer decoder: RMS norms, grouped-query attention with rotary positions, SwiGLU. What else a layer has
-// (norms of queries and keys, biases, scaled rotary frequencies, an output matrix of its own) shows in its tensors.
+// A pre-norm transformer decoder: RMS norms, grouped-query attention with rotary positions, SwiGLU. What else a layer
+// has (norms of queries and keys, biases, scaled rotary frequencies, an output matrix of its own) shows in its tensors.
 struct ModelSpec {
   size_t vocab_size = 0;
   size_t context_length = 0;

@@ -89,7 +89,8 @@ void CheckSpec(const ModelSpec& spec) {
     throw InputError(Str("model description: ", spec.num_heads, " heads cannot share ", spec.num_kv_heads,
                          " key-value heads evenly"));
   }
-  if (spec.rope_dim % 2 != 0) throw InputError(Str("model description: rope_dim is ", spec.rope_dim, ", expected even"));
+  if (spec.rope_dim % 2 != 0)
+    throw InputError(Str("model description: rope_dim is ", spec.rope_dim, ", expected even"));
   if (!(spec.norm_eps >= 0) || !(spec.rope_theta > 0)) {
     throw InputError(Str("model description: norm_eps is ", spec.norm_eps, ", rope_theta is ", spec.rope_theta));
   }

@@ -20,9 +20,13 @@ void QuantizeGroups(const float* HWY_RESTRICT x, size_t num_groups, int8_t* HWY_
   const size_t N = hn::Lanes(df);
   constexpr size_t kGroup = Activations::kGroup;
   for (size_t g = 0; g < num_groups; ++g, x += kGroup, q += kGroup) {
-    auto max = hn::Zero(df);
-    for (size_t i = 0; i < kGroup; i += N) max = hn::Max(max, hn::Abs(hn::LoadU(df, x + i)));
-    float d = hn::ReduceMax(df, max) / 127.0f;
+    // Magnitudes are compared as integers, where NaN is the largest: the scale of its group, and so the product, is
+    // NaN.
+    auto max = hn::Zero(di32);
+    for (size_t i = 0; i < kGroup; i += N) {
+      max = hn::Max(max, hn::BitCast(di32, hn::Abs(hn::LoadU(df, x + i))));
+    }
+    float d = hwy::BitCastScalar<float>(hn::ReduceMax(di32, max)) / 127.0f;
     // Below the smallest normal number the inverse would overflow; such a group counts as zeros.
     if (d < 1.17549435e-38f) d = 0.0f;
     const float inverse = d != 0.0f ? 1.0f / d : 0.0f;

@@ -7,9 +7,11 @@
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "src/ops/attention.cc"
-#include "hwy/foreach_target.h"  // must come before highway.h
+// clang-format off
+#include "hwy/foreach_target.h"  // must come before the others
 #include "hwy/contrib/math/math-inl.h"
 #include "hwy/highway.h"
+// clang-format on
 
 HWY_BEFORE_NAMESPACE();
 namespace lowbit {
@@ -19,14 +21,13 @@ using DF = hn::CappedTag<float, 16>;
 using VF = hn::Vec<DF>;
 constexpr size_t kPage = KvLayout::kPageTokens;
 
-
 HWY_INLINE VF LoadElements(DF df, const float* p) { return hn::LoadU(df, p); }
 HWY_INLINE VF LoadElements(DF df, const hwy::float16_t* p) {
   return hn::PromoteTo(df, hn::LoadU(hn::Rebind<hwy::float16_t, DF>(), p));
 }
 
-// acc[r][v] += coefficient(r, j) * matrix[j][v * lanes ...] for j in [0, num): kRows x 4 vectors in registers. Used with
-// keys (j: dimension, lanes: keys) and with values (j: keys, lanes: dimensions).
+// acc[r][v] += coefficient(r, j) * matrix[j][v * lanes ...] for j in [0, num): kRows x 4 vectors in registers. Used
+// with keys (j: dimension, lanes: keys) and with values (j: keys, lanes: dimensions).
 template <size_t kRows, typename T, class Coefficient>
 HWY_INLINE void Accumulate(const T* HWY_RESTRICT matrix, size_t stride, size_t num, size_t num_vectors,
                            Coefficient coefficient, VF (&acc)[kRows][4]) {
@@ -96,7 +97,8 @@ HWY_INLINE float Softmax(float* scores, size_t num, size_t padded, float scale) 
   VF sum = hn::Zero(df);
   const VF vmax = hn::Set(df, max), vscale = hn::Set(df, scale);
   for (i = 0; i < num; i += N) {  // pages are whole vectors, so this never leaves the row
-    VF e = hn::Exp(df, hn::Mul(hn::Sub(hn::LoadU(df, scores + i), vmax), vscale));
+    const VF x = hn::Mul(hn::Sub(hn::LoadU(df, scores + i), vmax), vscale);
+    VF e = hn::IfThenElse(hn::IsNaN(x), x, hn::Exp(df, x));  // Highway's Exp(NaN) is 0, which would hide it
     if (i + N > num) e = hn::IfThenElseZero(hn::FirstN(df, num - i), e);
     hn::StoreU(e, df, scores + i);
     sum = hn::Add(sum, e);
@@ -118,8 +120,9 @@ HWY_INLINE void WeightedValues(const KvLayout& layout, const float* scores, size
     ZeroRows(acc);
     for (size_t j = 0; j < num_keys; j += kPage) {
       const T* values = reinterpret_cast<const T*>(pages[j / kPage]) + head_offset + kPage * layout.head_dim;
-      Accumulate<kRows>(values + d, dim, HWY_MIN(kPage, num_keys - j), vectors,
-                        [&](size_t r, size_t i) { return scores[r * scores_stride + j + i]; }, acc);
+      Accumulate<kRows>(
+          values + d, dim, HWY_MIN(kPage, num_keys - j), vectors,
+          [&](size_t r, size_t i) { return scores[r * scores_stride + j + i]; }, acc);
     }
     for (size_t r = 0; r < kRows; ++r) {
       for (size_t v = 0; v < vectors && d + v * N < layout.head_dim; ++v) {

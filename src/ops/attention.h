@@ -29,10 +29,10 @@ struct KvLayout {
 
 // One token that attends.
 struct AttentionQuery {
-  const float* q;           // [num_heads][head_dim]
-  float* out;               // [num_heads][head_dim]
-  uint8_t* const* pages;    // its sequence's
-  size_t num_keys;          // it sees keys [0, num_keys)
+  const float* q;         // [num_heads][head_dim]
+  float* out;             // [num_heads][head_dim]
+  uint8_t* const* pages;  // its sequence's
+  size_t num_keys;        // it sees keys [0, num_keys)
 };
 
 // The unit of work: up to kMaxRows heads of neighbouring tokens of one sequence that share a key-value head.
@@ -47,8 +47,9 @@ struct AttentionTile {
   size_t kv_head;
 };
 
-// out = softmax(q k^T * scale) v for every query, num_heads a multiple of num_kv_heads. Each head's result depends on its
-// own query and keys only. Cost: 2 * num_keys * head_dim multiply-adds a head, keys read once for 8 rows.
+// out = softmax(q k^T * scale) v for every query, num_heads a multiple of num_kv_heads. Each head's result depends on
+// its own query and keys only; but values of the few tokens behind it in its tile come in with weight 0, which only
+// values that are not finite survive. Cost: 2 * num_keys * head_dim multiply-adds a head, keys read once for 8 rows.
 void Attention(const KvLayout& layout, size_t layer, size_t num_heads, float scale,
                const std::vector<AttentionQuery>& queries, size_t num_threads);
 

@@ -4,9 +4,11 @@
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "src/ops/elementwise.cc"
-#include "hwy/foreach_target.h"  // must come before highway.h
+// clang-format off
+#include "hwy/foreach_target.h"  // must come before the others
 #include "hwy/contrib/math/math-inl.h"
 #include "hwy/highway.h"
+// clang-format on
 
 HWY_BEFORE_NAMESPACE();
 namespace lowbit {
@@ -40,17 +42,18 @@ void RmsNorm(const float* x, const float* weight, size_t num, float eps, float* 
   });
   const float mean = hn::ReduceSum(df, squares) / static_cast<float>(num);
   const VF scale = hn::Set(df, 1.0f / std::sqrt(mean + eps));
-  ForEachVector(num, [&](auto load, auto store) HWY_ATTR {
-    store(hn::Mul(hn::Mul(load(x), scale), load(weight)), out);
-  });
+  ForEachVector(num,
+                [&](auto load, auto store) HWY_ATTR { store(hn::Mul(hn::Mul(load(x), scale), load(weight)), out); });
 }
 
 void SwiGlu(float* gate, const float* up, size_t num) {
   const DF df;
   const VF one = hn::Set(df, 1.0f);
+  // Highway's Exp is right up to 104, where it is infinite in float; beyond 178 it would give 0.
+  const VF most = hn::Set(df, 104.0f);
   ForEachVector(num, [&](auto load, auto store) HWY_ATTR {
     const VF g = load(gate);
-    const VF silu = hn::Div(g, hn::Add(one, hn::Exp(df, hn::Neg(g))));
+    const VF silu = hn::Div(g, hn::Add(one, hn::Exp(df, hn::Min(hn::Neg(g), most))));
     store(hn::Mul(silu, load(up)), gate);
   });
 }

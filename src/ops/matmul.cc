@@ -16,8 +16,8 @@ namespace lowbit {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// Inner products of kRows rows with kTokens tokens, K across the lanes. The order of additions in one product is the same
-// in every tile shape. At 4 x 4: 16 accumulators, 8 loads and 16 multiply-adds a step.
+// Inner products of kRows rows with kTokens tokens, K across the lanes. The order of additions in one product is the
+// same in every tile shape. At 4 x 4: 16 accumulators, 8 loads and 16 multiply-adds a step.
 template <size_t kRows, size_t kTokens, typename T>
 HWY_INLINE void Tile(const T* HWY_RESTRICT rows, const T* HWY_RESTRICT x, size_t K, float* HWY_RESTRICT out,
                      size_t out_stride) {
@@ -192,7 +192,8 @@ void Matmul::operator()(const float* x, size_t num_tokens, const std::vector<Pro
     if (parts[i].how == Compute::kInt8) {
       w.format->dot_int8(w.Row(first), w.RowBytes(), num_rows, int8, out, stride);
     } else if (parts[i].how == Compute::kBf16) {
-      HWY_DYNAMIC_DISPATCH(PanelBf16)(DecodeBf16(w, first, num_rows), num_rows, bf16_.data(), num_tokens, K, out, stride);
+      HWY_DYNAMIC_DISPATCH(PanelBf16)(DecodeBf16(w, first, num_rows), num_rows, bf16_.data(), num_tokens, K, out,
+                                      stride);
     } else {
       HWY_DYNAMIC_DISPATCH(PanelF32)(DecodeF32(w, first, num_rows), num_rows, x, num_tokens, K, out, stride);
     }
