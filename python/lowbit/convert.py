@@ -16,7 +16,8 @@ from lowbit import _core, gguf
 from lowbit._core import InputError
 from lowbit.arch import open_checkpoint
 from lowbit.imatrix import Imatrix, load_imatrix
-from lowbit.pipeline import Job, progress_bar, write_file
+from lowbit.pipeline import Job, write_file
+from lowbit.progress import progress_bar
 from lowbit.qtensor import QTensor
 from lowbit.recipes import FLOAT_FORMATS, Assignment, Mix, Network, Stored, assign, file_order, find_mix
 from lowbit.tensor_source import ArraySource, TensorSource
@@ -182,8 +183,7 @@ class _Plan:
                 print(f"note: {line}", file=sys.stderr)
         jobs = [self._job(tensor, importances) for tensor in tensors]
         if not dry_run:
-            total = sum(source.dtype.itemsize * math.prod(source.shape) for source in self.sources.values())
-            with progress_bar(progress, self.mix.name, total) as advance:
+            with progress_bar(self.mix.name, unit="B", enabled=progress) as advance:
                 write_file(dst, self.metadata, infos, jobs, count, advance)
         return report
 

@@ -6,12 +6,10 @@ moment is a handful of chunks, whatever the size of the model.
 
 from __future__ import annotations
 
-import sys
-import time
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,8 +24,6 @@ from lowbit.tensor_source import TensorSource
 CHUNK_WEIGHTS = 4 << 20
 #: Chunks that may be read, and written, ahead of and behind the one being encoded.
 CHUNKS_AHEAD = 2
-#: A progress bar is shown from this age on.
-PATIENCE_SECONDS = 0.5
 
 _NAMES = {np.dtype(np.float32): "F32", np.dtype(np.float16): "F16", np.dtype(ml_dtypes.bfloat16): "BF16"}
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -80,9 +76,10 @@ def write_file(
     infos: Sequence[gguf.TensorInfo],
     jobs: Sequence[Job],
     threads: int,
-    advance: Callable[[int], None],
+    progress: Callable[[int, int], None],
 ) -> None:
-    """Writes the file, complete or not at all. jobs: one for each of infos. `advance` is told of bytes read."""
+    """Writes the file, complete or not at all. jobs: one for each of infos. `progress(done, total)` counts bytes."""
+    done, total = 0, sum(job.source.dtype.itemsize * math.prod(job.source.shape) for job in jobs)
     with (
         gguf.Writer(path, metadata, infos) as writer,
         ThreadPoolExecutor(1, "lowbit-read") as reader,
@@ -106,31 +103,7 @@ def write_file(
             writes.append(behind.submit(writer.write, job.encode(weights, start, threads)))
             if len(writes) > CHUNKS_AHEAD:
                 writes.popleft().result()
-            advance(weights.nbytes)
+            done += weights.nbytes
+            progress(done, total)
         for write in writes:
             write.result()
-
-
-@contextmanager
-def progress_bar(enabled: bool, title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Yields a function that is told of bytes done. The bar goes to stderr, if that is a terminal, after a moment."""
-    if not enabled or not sys.stderr.isatty():
-        yield lambda done: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-    columns = (TextColumn(title), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    bar = Progress(*columns, console=Console(stderr=True), transient=True)
-    task = bar.add_task(title, total=total)
-    begin = time.monotonic()
-
-    def advance(done: int) -> None:
-        if not bar.live.is_started and time.monotonic() - begin > PATIENCE_SECONDS:
-            bar.start()
-        bar.advance(task, done)
-
-    try:
-        yield advance
-    finally:
-        bar.stop()

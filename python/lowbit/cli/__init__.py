@@ -22,6 +22,7 @@ from lowbit.cli.app import app, settings
 
 # typer brings its own click, or uses the installed one, depending on its version; both have this class.
 _UsageError = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
+_INTERRUPTED = 128 + signal.SIGINT
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -35,10 +36,9 @@ def run(arguments: Sequence[str]) -> int:
     try:
         status = get_command(app).main(list(arguments), prog_name="lowbit", standalone_mode=False)
         sys.stdout.flush()
-        return status if isinstance(status, int) else 0
+        status = status if isinstance(status, int) else 0
     except (KeyboardInterrupt, typer.Abort):
-        print(file=sys.stderr)
-        return 128 + signal.SIGINT
+        status = _INTERRUPTED
     except BrokenPipeError:
         # The reader of a pipe has gone. Python would flush stdout once more at exit, and complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -53,6 +53,9 @@ def run(arguments: Sequence[str]) -> int:
         return 1
     finally:
         signal.signal(signal.SIGTERM, previous)
+    if status == _INTERRUPTED:
+        print(file=sys.stderr)  # whatever comes next begins a line
+    return status
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, is_dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -19,20 +18,12 @@ _PIPE_WIDTH = 100_000
 
 
 @cache
-def stdout() -> Console:
+def console() -> Console:
     """The console of results."""
     from rich.console import Console
 
     width = None if sys.stdout.isatty() else _PIPE_WIDTH
     return Console(width=width, highlight=False, soft_wrap=False)
-
-
-@cache
-def stderr() -> Console:
-    """The console of everything that is not a result."""
-    from rich.console import Console
-
-    return Console(stderr=True, highlight=False)
 
 
 def note(text: str) -> None:
@@ -72,7 +63,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: st
     for row in rows:
         # Text, not markup: names come from files.
         table.add_row(*(Text(printable(cell)) for cell in row))
-    stdout().print(table)
+    console().print(table)
 
 
 def printable(text: str) -> str:
@@ -98,32 +89,3 @@ def count(number: int) -> str:
             break
         value /= 1000
     return str(number) if unit == "" else f"{value:.3g} {unit}"
-
-
-@contextmanager
-def bar(title: str, *, unit: str = "") -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on stderr if that is a terminal; yields `advance(done, total)`. `unit` "B" counts bytes."""
-    if not stderr().is_terminal:
-        yield lambda done, total: None
-        return
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        MofNCompleteColumn,
-        Progress,
-        ProgressColumn,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    counter: ProgressColumn = DownloadColumn() if unit == "B" else MofNCompleteColumn()
-    with Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        counter,
-        TimeRemainingColumn(),
-        console=stderr(),
-        transient=True,
-    ) as progress:
-        task = progress.add_task(title, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)

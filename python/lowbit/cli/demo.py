@@ -13,7 +13,8 @@ from typing import Annotated
 import typer
 
 from lowbit.cli.app import Json, Threads, app, examples
-from lowbit.cli.console import bar, note, print_json, print_table, size
+from lowbit.cli.console import note, print_json, print_table, size
+from lowbit.progress import progress_bar
 
 FORMATS = ("BF16", "Q8_0", "Q4_K_M", "Q2_K")  # the first is the reference of the divergence
 CONTEXT = 512
@@ -69,7 +70,7 @@ def _convert(checkpoint: Path, folder: Path) -> dict[str, Path]:
     import lowbit
 
     paths = {name: folder / f"bard-{name}.gguf" for name in FORMATS}
-    with bar("Converting") as advance:
+    with progress_bar("Converting") as advance:
         for done, (name, path) in enumerate(paths.items(), 1):
             lowbit.convert(checkpoint, path, format=name, progress=False)
             advance(done, len(paths))
@@ -84,10 +85,10 @@ def _measure(paths: dict[str, Path], text: str, threads: int | None) -> tuple[li
     from lowbit.inspect import inspect
 
     models = {name: lowbit.load(path, threads=threads) for name, path in paths.items()}
-    with bar("Reading the held-out text") as advance:
+    with progress_bar("Reading the held-out text") as advance:
         figures = compare(models, text, CONTEXT, threads=threads, progress=advance)
     rows = []
-    with bar("Timing") as advance:
+    with progress_bar("Timing") as advance:
         for done, (name, path) in enumerate(paths.items(), 1):
             report, found = inspect(path), figures[name]
             rows.append(

@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from lowbit.cli.app import Compute, ExistingFile, Json, ModelPath, Threads, app, examples
-from lowbit.cli.console import bar, print_json, print_table
+from lowbit.cli.console import print_json, print_table
+from lowbit.progress import progress_bar
 
 
 @app.command(epilog=examples("lowbit bench model.gguf", "lowbit bench model.gguf -p 2048 -n 64 --threads 2 --json"))
@@ -26,7 +27,7 @@ def bench(
     """
     from lowbit.bench import bench as measure
 
-    with bar("Measuring") as advance:
+    with progress_bar("Measuring") as advance:
         result = measure(model, prompt_tokens, new_tokens, repeat, threads=threads, compute=compute, progress=advance)
     if json:
         print_json(result)
@@ -71,7 +72,7 @@ def perplexity(
         raise lowbit.FormatError(f"{text}: not UTF-8 at offset {error.start}") from None
     paths = {"model": model} if reference is None else {"reference": reference, "model": model}
     models = {name: lowbit.load(path, compute=compute, threads=threads) for name, path in paths.items()}
-    with bar("Reading") as advance:
+    with progress_bar("Reading") as advance:
         figures = evaluate.compare(models, content, ctx, max_windows=windows, threads=threads, progress=advance)
     result, divergence = figures["model"].perplexity, figures["model"].divergence
     if json:
