@@ -263,3 +263,18 @@ def test_wrong_arguments(name):
             lowbit.quantize(format=name, **arguments)
     with pytest.raises(lowbit.InputError, match=r"unknown format 'Q9_9'; known: F32, F16"):
         lowbit.quantize(x, "Q9_9")
+
+
+def test_smallest_scales(simd):
+    """1 / d overflows for denormal weights: ggml's codes are then 0, and so are ours."""
+    x = np.full((1, 32), 1e-40, np.float32)
+    assert lowbit.quantize(x, "Q8_0").data.tobytes() == bytes(34)
+    assert lowbit.quantize(x, "Q4_0").data.tobytes() == b"\x00\x80" + bytes(16)
+
+
+def test_signs_of_zero(simd):
+    """The smallest weight of a block is the first of equals, with the sign it has."""
+    x = np.zeros((2, 32), np.float32)
+    x[0, 1], x[1, 0] = -0.0, -0.0
+    minima = lowbit.quantize(x, "Q4_1").data[:, 2:4]
+    np.testing.assert_array_equal(minima, [[0, 0], [0, 0x80]])
