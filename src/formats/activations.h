@@ -16,6 +16,7 @@ struct Activations {
   size_t K;
   const int8_t* q;     // [num_tokens][K]
   const float* scale;  // [num_tokens][K / 32]
+  const float* scale16;  // [num_tokens][K / 16]: each scale twice, for formats that have one for each 16 weights
   const float* sum16;  // [num_tokens][K / 16]: scale * (sum of 16 q), for formats with an offset for each 16 weights
   const float* sum32;  // [num_tokens][K / 32]: the same for 32
 };

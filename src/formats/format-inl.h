@@ -65,7 +65,9 @@ HWY_INLINE void LoadHalves(const uint8_t* from, size_t stride, size_t n, float* 
       }
     }
   } else {
-    for (size_t i = 0; i < n; ++i) hwy::CopyBytes<2>(from + i * stride, reinterpret_cast<uint16_t*>(joined) + i);
+    for (size_t i = 0; i < HWY_MIN(n, size_t{8}); ++i) {
+      hwy::CopyBytes<2>(from + i * stride, reinterpret_cast<uint16_t*>(joined) + i);
+    }
   }
   const auto* halves = reinterpret_cast<const hwy::float16_t*>(joined);
   for (size_t i = 0; i < 8; i += hn::Lanes(df)) hn::Store(PromoteHalves(df, hn::Load(dh, halves + i)), df, out + i);
@@ -114,69 +116,89 @@ HWY_INLINE hn::Vec<DI32> MulAddQuads(DI32 di32, DU8 du8, VU8 codes, VI8 activati
 #endif
 }
 
-// The scales of the groups that the 32 or 16 codes from i on belong to, one float for each quad of codes.
+// The factors of the groups that the 32 or 16 codes from i on belong to, one float for each quad of codes.
 template <size_t kGroup, class DF>
-HWY_INLINE hn::Vec<DF> QuadScales(DF df, const float* scale, size_t i) {
-  if constexpr (kGroup >= 32) {
-    return hn::Set(df, scale[i / 32]);
-  } else if constexpr (HWY_MAX_LANES_D(DF) == 8) {
-    return hn::IfThenElse(hn::FirstN(df, 4), hn::Set(df, scale[i / 16]), hn::Set(df, scale[i / 16 + 1]));
+HWY_INLINE hn::Vec<DF> QuadFactors(DF df, const float* factors, size_t i) {
+  if constexpr (kGroup == 16 && HWY_MAX_LANES_D(DF) == 8) {
+    return hn::IfThenElse(hn::FirstN(df, 4), hn::Set(df, factors[i / 16]), hn::Set(df, factors[i / 16 + 1]));
   } else {
-    return hn::Set(df, scale[i / 16]);
+    return hn::Set(df, factors[i / kGroup]);
+  }
+}
+
+// One token alone would wait for each sum before the next, so it keeps four.
+template <size_t kTokens>
+constexpr size_t kDotChains = kTokens == 1 ? 4 : 1;
+
+// Adds the products of n unpacked weights with kTokens tokens, K apart, from code x.q[at] on. kFull: n is 256, so that
+// everything unrolls.
+template <class Codec, size_t kTokens, bool kFull, class DF, class VF = hn::Vec<DF>>
+HWY_INLINE void DotUnpacked(DF df, const Unpacked& u, size_t n, const Activations& x, size_t at,
+                            VF (&sums)[kTokens][kDotChains<kTokens>]) {
+  const hn::Repartition<uint8_t, DF> du8;
+  const hn::RebindToSigned<decltype(du8)> di8;
+  const hn::Repartition<int32_t, DF> di32;
+  constexpr size_t kGroup = Codec::kGroup < 32 ? 16 : 32;
+  if constexpr (kFull) n = 256;
+  // The scales of both operands, multiplied eight at a time.
+  HWY_ALIGN float factors[kTokens][16];
+  for (size_t g = 0; g < n / kGroup; g += hn::Lanes(df)) {
+    for (size_t t = 0; t < kTokens; ++t) {
+      const float* from = (kGroup == 16 ? x.scale16 : x.scale) + (at + t * x.K) / kGroup + g;
+      const VF scales = kFull ? hn::LoadU(df, from) : hn::LoadN(df, from, n / kGroup - g);
+      hn::Store(hn::Mul(scales, hn::Load(df, u.scale + g)), df, factors[t] + g);
+    }
+  }
+  HWY_UNROLL(8)
+  for (size_t i = 0; i < n; i += hn::Lanes(du8)) {
+    const auto codes = hn::Load(du8, u.code + i);
+    for (size_t t = 0; t < kTokens; ++t) {
+      const auto activations = hn::LoadU(di8, x.q + at + t * x.K + i);
+      const auto quads = MulAddQuads<Codec::kSigned>(di32, du8, codes, activations, hn::Zero(di32));
+      VF& sum = sums[t][i / hn::Lanes(du8) % kDotChains<kTokens>];
+      sum = hn::MulAdd(hn::ConvertTo(df, quads), QuadFactors<kGroup>(df, factors[t], i), sum);
+    }
+  }
+  if constexpr (Codec::kHasOffset) {
+    const float* group_sums = kGroup == 16 ? x.sum16 : x.sum32;
+    for (size_t g = 0; g < n / kGroup; g += hn::Lanes(df)) {
+      const size_t num = n / kGroup - g;
+      const VF offsets = hn::Load(df, u.offset + g);
+      for (size_t t = 0; t < kTokens; ++t) {
+        const float* from = group_sums + (at + t * x.K) / kGroup + g;
+        const VF group = kFull || num >= hn::Lanes(df) ? hn::LoadU(df, from) : hn::LoadN(df, from, num);
+        VF& sum = sums[t][kDotChains<kTokens> - 1];
+        sum = hn::NegMulAdd(offsets, group, sum);
+      }
+    }
   }
 }
 
 template <class Codec, size_t kTokens>
 HWY_INLINE void DotRow(const uint8_t* HWY_RESTRICT row, const Activations& x, size_t token, float* out,
                        size_t out_stride) {
-  const hn::CappedTag<uint8_t, 32> du8;
-  const hn::RebindToSigned<decltype(du8)> di8;
-  const hn::Repartition<int32_t, decltype(du8)> di32;
-  const hn::Repartition<float, decltype(du8)> df;
+  const hn::CappedTag<float, 8> df;
   using VF = hn::Vec<decltype(df)>;
-  const size_t num8 = hn::Lanes(du8);
-  const size_t K = x.K;
-
-  // One token alone would wait for each sum before the next, so it keeps four.
-  constexpr size_t kChains = kTokens == 1 ? 4 : 1;
   Unpacked u;
-  VF sums[kTokens][kChains];
+  VF sums[kTokens][kDotChains<kTokens>];
   for (auto& chains : sums) {
     for (VF& sum : chains) sum = hn::Zero(df);
   }
-  for (size_t k = 0; k < K; k += 256) {
-    const size_t n = HWY_MIN(K - k, size_t{256});
+  const size_t at = token * x.K;
+  size_t k = 0;
+  for (; k + 256 <= x.K; k += 256) {
+    Codec::Unpack(row + k / Codec::kBlock * Codec::kBlockBytes, 256 / Codec::kBlock, u);
+    DotUnpacked<Codec, kTokens, true>(df, u, 256, x, at + k, sums);
+  }
+  if (k < x.K) {
+    const size_t n = x.K - k;
     Codec::Unpack(row + k / Codec::kBlock * Codec::kBlockBytes, n / Codec::kBlock, u);
-    const auto multiply = [&](size_t i, size_t chain) HWY_ATTR {
-      const auto codes = hn::Load(du8, u.code + i);
-      const VF scales = QuadScales<Codec::kGroup>(df, u.scale, i);
-      for (size_t t = 0; t < kTokens; ++t) {
-        const size_t at = (token + t) * K + k + i;
-        const auto quads = MulAddQuads<Codec::kSigned>(di32, du8, codes, hn::LoadU(di8, x.q + at), hn::Zero(di32));
-        const VF factors = hn::Mul(scales, hn::Set(df, x.scale[at / 32]));
-        sums[t][chain] = hn::MulAdd(hn::ConvertTo(df, quads), factors, sums[t][chain]);
-      }
-    };
-    size_t i = 0;
-    for (; i + kChains * num8 <= n; i += kChains * num8) {
-      for (size_t chain = 0; chain < kChains; ++chain) multiply(i + chain * num8, chain);
-    }
-    for (; i < n; i += num8) multiply(i, 0);
-    if constexpr (Codec::kHasOffset) {
-      constexpr size_t kGroup = Codec::kGroup < 32 ? 16 : 32;
-      const float* group_sums = kGroup == 16 ? x.sum16 : x.sum32;
-      for (size_t g = 0; g < n / kGroup; g += hn::Lanes(df)) {
-        const size_t num = HWY_MIN(n / kGroup - g, hn::Lanes(df));
-        const VF offsets = hn::LoadN(df, u.offset + g, num);
-        for (size_t t = 0; t < kTokens; ++t) {
-          const VF s = hn::LoadN(df, group_sums + ((token + t) * K + k) / kGroup + g, num);
-          sums[t][kChains - 1] = hn::NegMulAdd(offsets, s, sums[t][kChains - 1]);
-        }
-      }
-    }
+    // What lies behind the last group is multiplied by zero and must be a number.
+    for (size_t g = n / 32; g < 8; ++g) u.scale[g] = u.offset[g] = 0.0f;
+    DotUnpacked<Codec, kTokens, false>(df, u, n, x, at + k, sums);
   }
   for (size_t t = 0; t < kTokens; ++t) {
-    for (size_t chain = 1; chain < kChains; ++chain) sums[t][0] = hn::Add(sums[t][0], sums[t][chain]);
+    for (size_t chain = 1; chain < kDotChains<kTokens>; ++chain) sums[t][0] = hn::Add(sums[t][0], sums[t][chain]);
     out[(token + t) * out_stride] = hn::ReduceSum(df, sums[t][0]);
   }
 }

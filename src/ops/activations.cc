@@ -13,7 +13,7 @@ namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
 void QuantizeGroups(const float* HWY_RESTRICT x, size_t num_groups, int8_t* HWY_RESTRICT q, float* HWY_RESTRICT scale,
-                    float* HWY_RESTRICT sum16, float* HWY_RESTRICT sum32) {
+                    float* HWY_RESTRICT scale16, float* HWY_RESTRICT sum16, float* HWY_RESTRICT sum32) {
   const hn::CappedTag<float, 16> df;
   const hn::Rebind<int32_t, decltype(df)> di32;
   const hn::Rebind<int8_t, decltype(df)> di8;
@@ -40,7 +40,7 @@ void QuantizeGroups(const float* HWY_RESTRICT x, size_t num_groups, int8_t* HWY_
       }
       halves[half] = static_cast<float>(hn::ReduceSum(di32, sum));
     }
-    scale[g] = d;
+    scale[g] = scale16[2 * g] = scale16[2 * g + 1] = d;
     sum16[2 * g] = d * halves[0];
     sum16[2 * g + 1] = d * halves[1];
     sum32[g] = d * (halves[0] + halves[1]);
@@ -60,14 +60,16 @@ Activations ActivationBuffer::Quantize(const float* x, size_t num_tokens, size_t
   if (q_.size() < num_tokens * K) {
     q_.resize(num_tokens * K);
     scale_.resize(num_tokens * groups);
+    scale16_.resize(num_tokens * groups * 2);
     sum16_.resize(num_tokens * groups * 2);
     sum32_.resize(num_tokens * groups);
   }
   ParallelFor(num_tokens, num_tokens < 8 ? 1 : num_threads, [&](size_t t) {
     HWY_DYNAMIC_DISPATCH(QuantizeGroups)
-    (x + t * K, groups, &q_[t * K], &scale_[t * groups], &sum16_[t * groups * 2], &sum32_[t * groups]);
+    (x + t * K, groups, &q_[t * K], &scale_[t * groups], &scale16_[t * groups * 2], &sum16_[t * groups * 2],
+     &sum32_[t * groups]);
   });
-  return {num_tokens, K, q_.data(), scale_.data(), sum16_.data(), sum32_.data()};
+  return {num_tokens, K, q_.data(), scale_.data(), scale16_.data(), sum16_.data(), sum32_.data()};
 }
 
 }  // namespace lowbit

@@ -17,6 +17,7 @@ class ActivationBuffer {
  private:
   hwy::AlignedVector<int8_t> q_;
   hwy::AlignedVector<float> scale_;
+  hwy::AlignedVector<float> scale16_;
   hwy::AlignedVector<float> sum16_;
   hwy::AlignedVector<float> sum32_;
 };
