@@ -61,7 +61,7 @@ int32_t Sampler::Sample(const float* logits, size_t num, const std::vector<int32
       candidates_[token].logit = logit > 0 ? logit / options_.repetition_penalty : logit * options_.repetition_penalty;
     }
   }
-  const auto unusable = [](const Candidate& c) { return !(c.logit < HUGE_VALF) || c.logit == -HUGE_VALF; };
+  const auto unusable = [](const Candidate& c) { return !std::isfinite(c.logit); };
   candidates_.erase(std::remove_if(candidates_.begin(), candidates_.end(), unusable), candidates_.end());
   if (candidates_.empty()) throw InputError(Str("none of the ", num, " logits is a finite number"));
   if (options_.temperature == 0) {
