@@ -180,7 +180,8 @@ class _Plan:
         report = Report(os.fspath(dst), self.mix.name, file_bytes, tensors, list(self.notes))
         if progress:
             for line in (*report.notes, *report.fallbacks):
-                print(f"note: {line}", file=sys.stderr)
+                # Names come from files: what they say must not drive a terminal.
+                print("note:", "".join(c if c.isprintable() else "?" for c in line), file=sys.stderr)
         jobs = [self._job(tensor, importances) for tensor in tensors]
         if not dry_run:
             with progress_bar(self.mix.name, unit="B", enabled=progress) as advance:
