@@ -92,7 +92,7 @@ def _run(model: models.Model, prompt: np.ndarray, new_tokens: int) -> tuple[floa
     last = np.zeros(len(prompt), bool)
     last[-1] = True
     start = time.perf_counter()
-    logits = model.forward(prompt, np.arange(len(prompt)), np.zeros(len(prompt)), last)
+    logits = model.forward(prompt, np.arange(len(prompt)), np.zeros(len(prompt), np.int32), last)
     read = time.perf_counter()
     for position in range(len(prompt), len(prompt) + new_tokens):
         logits = model.forward([logits[0].argmax()], [position], [0])
