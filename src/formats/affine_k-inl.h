@@ -41,13 +41,13 @@ constexpr AffineGrid kImportanceGrid = {-0.9f, 0.05f, 36};
 template <class Traits>
 HWY_INLINE void UnpackHeader(const uint8_t* block, float* scale, float* offset) {
   constexpr size_t kGroups = kSuper / Traits::kGroupSize;
-  const hn::CappedTag<float, kGroups> dg;
+  const hn::CappedTag<float, 8> dg;
   const hn::Rebind<int32_t, decltype(dg)> di32;
   const hn::Rebind<uint8_t, decltype(dg)> du8;
   HWY_ALIGN uint8_t codes[2 * kGroups];
   Traits::UnpackScales(block, codes);
-  const auto d = hn::Set(dg, reference::LoadHalf(block + Traits::kDAt));
-  const auto dmin = hn::Set(dg, reference::LoadHalf(block + Traits::kDAt + 2));
+  const auto d = BroadcastHalf(dg, block + Traits::kDAt);
+  const auto dmin = BroadcastHalf(dg, block + Traits::kDAt + 2);
   for (size_t j = 0; j < kGroups; j += hn::Lanes(dg)) {
     const auto s = hn::ConvertTo(dg, hn::PromoteTo(di32, hn::LoadU(du8, codes + j)));
     const auto m = hn::ConvertTo(dg, hn::PromoteTo(di32, hn::LoadU(du8, codes + kGroups + j)));
@@ -116,8 +116,10 @@ struct Encoder {
       scale_codes[j] = static_cast<uint8_t>(HWY_MIN(limit, scale_codes[j]));
       minimum_codes[j] = static_cast<uint8_t>(HWY_MIN(limit, minimum_codes[j]));
     }
-    d = reference::StoreHalf(d, block + Traits::kDAt);
-    dmin = reference::StoreHalf(dmin, block + Traits::kDAt + 2);
+    StoreHalf(d, block + Traits::kDAt);
+    StoreHalf(dmin, block + Traits::kDAt + 2);
+    d = LoadHalf(block + Traits::kDAt);
+    dmin = LoadHalf(block + Traits::kDAt + 2);
     Traits::PackScales(scale_codes, minimum_codes, block);
     Traits::UnpackScales(block, seen);
     for (size_t i = 0; i < kSuper; ++i) {
@@ -243,12 +245,16 @@ struct SixBitScales {
   }
 
   static HWY_INLINE void UnpackScales(const uint8_t* block, uint8_t* out) {
-    uint32_t s, m, both;
-    memcpy(&s, block + 4, 4);
-    memcpy(&m, block + 8, 4);
+    // In words of eight bytes, as they are loaded next: narrower stores would not be forwarded to such a load.
+    uint64_t low;
+    uint32_t both;
+    memcpy(&low, block + 4, 8);
     memcpy(&both, block + 12, 4);
-    const uint32_t words[4] = {s & 0x3f3f3f3fu, (both & 0x0f0f0f0fu) | (s >> 2 & 0x30303030u), m & 0x3f3f3f3fu,
-                               (both >> 4 & 0x0f0f0f0fu) | (m >> 2 & 0x30303030u)};
+    const uint64_t top = low >> 2 & 0x3030303030303030u;
+    low &= 0x3f3f3f3f3f3f3f3fu;
+    const uint32_t scales = (both & 0x0f0f0f0fu) | static_cast<uint32_t>(top);
+    const uint32_t minima = (both >> 4 & 0x0f0f0f0fu) | static_cast<uint32_t>(top >> 32);
+    const uint64_t words[2] = {(low & 0xffffffffu) | uint64_t{scales} << 32, low >> 32 | uint64_t{minima} << 32};
     memcpy(out, words, 16);
   }
 };

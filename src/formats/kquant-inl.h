@@ -54,7 +54,14 @@ HWY_INLINE void Transpose(const float* const* rows, size_t first, size_t num, fl
   }
 }
 
-// Format::encode.
+HWY_INLINE bool AllFinite(const float* x) {
+  const SearchTag df;
+  auto finite = hn::Eq(hn::Zero(df), hn::Zero(df));
+  for (size_t i = 0; i < kSuper; i += hn::Lanes(df)) finite = hn::And(finite, hn::IsFinite(hn::LoadU(df, x + i)));
+  return hn::AllTrue(df, finite);
+}
+
+// Format::encode. Super-blocks with NaN or infinities, which the searches do not expect, are the reference's.
 template <class Encoder>
 void EncodeSuperBlocks(const float* weights, const float* importance, size_t num_rows, size_t K, uint8_t* out) {
   const SearchTag df;
@@ -76,9 +83,21 @@ void EncodeSuperBlocks(const float* weights, const float* importance, size_t num
     for (size_t lane = 0; lane < num; ++lane) {
       uint32_t codes[kSuper / 4];
       for (size_t m = 0; m < kSuper / 4; ++m) codes[m] = words[m * N + lane];
-      Encoder::Pack(reinterpret_cast<const uint8_t*>(codes), out + lane * Encoder::kBlockBytes);
+      uint8_t* block = out + lane * Encoder::kBlockBytes;
+      Encoder::Pack(reinterpret_cast<const uint8_t*>(codes), block);
+      if (HWY_UNLIKELY(!AllFinite(rows[lane]))) Encoder::Reference(rows[lane], columns[lane], block);
     }
   }
+}
+
+// A half-precision number in every lane.
+template <class DF, class V = hn::Vec<DF>>
+HWY_INLINE V BroadcastHalf(DF df, const uint8_t* from) {
+  const hn::Rebind<hwy::float16_t, DF> dh;
+  const hn::Rebind<uint16_t, DF> du16;
+  uint16_t bits;
+  memcpy(&bits, from, 2);
+  return PromoteHalves(df, hn::BitCast(dh, hn::Set(du16, bits)));
 }
 
 // Sum of squares of the weights i in [0, kNum), in order.
@@ -134,13 +153,14 @@ HWY_INLINE void RoundAgain(DF df, const float* HWY_RESTRICT x, V scale, V offset
   }
 }
 
-// One half-precision number for each of the first num blocks, at `at`; `seen` gets them as a reader will see them.
+// Writes one half-precision number for each of the first num blocks, the first at `at`; returns what a reader will see.
 template <class DF, class V = hn::Vec<DF>>
 HWY_INLINE V StoreHalves(DF df, V v, size_t num, size_t block_bytes, uint8_t* at) {
   HWY_ALIGN float values[kMaxGroups];
   hn::Store(v, df, values);
   for (size_t lane = 0; lane < num; ++lane) {
-    values[lane] = reference::StoreHalf(values[lane], at + lane * block_bytes);
+    StoreHalf(values[lane], at + lane * block_bytes);
+    values[lane] = LoadHalf(at + lane * block_bytes);
   }
   return hn::Load(df, values);
 }
@@ -161,22 +181,22 @@ HWY_INLINE void PackTwoBits(const uint8_t* codes, uint8_t* out) {
   }
 }
 
-// Format::decode from Codec::Unpack: scale * code - offset, in the reference's order of operations.
+// Format::decode from Codec::Unpack, in the reference's order of operations: scale * (code - Codec::kBias) where that
+// is not 0 (then Unpack's offset is scale * kBias, which saves the product the signs), else scale * code - offset.
 template <class Codec>
 void DecodeSuperBlocks(const uint8_t* blocks, size_t num_blocks, float* HWY_RESTRICT out) {
   constexpr size_t kGroup = HWY_MIN(Codec::kGroup, size_t{32});
-  using Code = hwy::If<Codec::kSigned, int8_t, uint8_t>;
   const hn::CappedTag<float, 16> df;
   const hn::Rebind<int32_t, decltype(df)> di32;
-  const hn::Rebind<Code, decltype(df)> dc;
+  const hn::Rebind<uint8_t, decltype(df)> du8;
   const size_t N = hn::Lanes(df);
   Unpacked u;
   for (size_t b = 0; b < num_blocks; ++b, blocks += Codec::kBlockBytes, out += kSuper) {
     Codec::Unpack(blocks, 1, u);
     for (size_t i = 0; i < kSuper; i += N) {
-      const auto code = hn::Load(dc, reinterpret_cast<const Code*>(u.code) + i);
-      auto value = hn::Mul(hn::Set(df, u.scale[i / kGroup]), hn::ConvertTo(df, hn::PromoteTo(di32, code)));
-      if constexpr (Codec::kHasOffset) value = hn::Sub(value, hn::Set(df, u.offset[i / kGroup]));
+      const auto code = hn::Sub(hn::PromoteTo(di32, hn::Load(du8, u.code + i)), hn::Set(di32, Codec::kBias));
+      auto value = hn::Mul(hn::Set(df, u.scale[i / kGroup]), hn::ConvertTo(df, code));
+      if constexpr (Codec::kBias == 0) value = hn::Sub(value, hn::Set(df, u.offset[i / kGroup]));
       hn::StoreU(value, df, out + i);
     }
   }

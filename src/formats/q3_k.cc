@@ -91,7 +91,8 @@ HWY_NOINLINE void Encoder::Reference(const float* x, const float* importance, ui
   const float exact_d = importance ? reference::FitSymmetric(kGroups, kScaleHalf, scales, sums, scale_codes)
                                    : ReferenceScaleToExtreme(scales, scale_codes);
   PackScales(scale_codes, block + kScalesAt);
-  const float d = reference::StoreHalf(exact_d, block + kDAt);
+  StoreHalf(exact_d, block + kDAt);
+  const float d = LoadHalf(block + kDAt);
   for (size_t i = 0; i < kSuper; ++i) {
     const float scale = d * (scale_codes[i / kGroupSize] - kScaleHalf);
     if (scale == 0.0f) continue;
@@ -175,30 +176,34 @@ void Encode(const float* weights, const float* importance, size_t num_rows, size
 
 struct Codec {
   static constexpr size_t kBlock = kSuper, kBlockBytes = Encoder::kBlockBytes, kGroup = kGroupSize;
-  static constexpr bool kSigned = true, kHasOffset = false;
+  static constexpr bool kSigned = false, kHasOffset = true;
+  static constexpr int kBias = kHalf;
 
-  static HWY_INLINE void UnpackScales(const uint8_t* block, float* scale) {
-    const hn::CappedTag<float, 16> df;
+  static HWY_INLINE void UnpackScales(const uint8_t* block, float* scale, float* offset) {
+    const hn::CappedTag<float, 8> df;
     const hn::Rebind<int32_t, decltype(df)> di32;
     const hn::Rebind<uint8_t, decltype(df)> du8;
-    uint32_t a, b, high;
-    memcpy(&a, block + kScalesAt, 4);
-    memcpy(&b, block + kScalesAt + 4, 4);
+    // In words of eight bytes, as they are loaded next: narrower stores would not be forwarded to such a load.
+    uint64_t low;
+    uint32_t high;
+    memcpy(&low, block + kScalesAt, 8);
     memcpy(&high, block + kScalesAt + 8, 4);
-    constexpr uint32_t kLow = 0x0f0f0f0f, kHigh = 0x30303030;
-    const uint32_t codes[4] = {(a & kLow) | (high << 4 & kHigh), (b & kLow) | (high << 2 & kHigh),
-                               (a >> 4 & kLow) | (high & kHigh), (b >> 4 & kLow) | (high >> 2 & kHigh)};
-    const auto d = hn::Set(df, reference::LoadHalf(block + kDAt));
+    constexpr uint64_t kLow = 0x0f0f0f0f0f0f0f0f, kHigh = 0x3030303030303030;
+    const uint64_t first = uint64_t{high} << 4 | uint64_t{high} << 34, second = uint64_t{high} | uint64_t{high} << 30;
+    const uint64_t codes[2] = {(low & kLow) | (first & kHigh), (low >> 4 & kLow) | (second & kHigh)};
+    const auto d = BroadcastHalf(df, block + kDAt);
     for (size_t j = 0; j < kGroups; j += hn::Lanes(df)) {
       const auto code = hn::PromoteTo(di32, hn::LoadU(du8, reinterpret_cast<const uint8_t*>(codes) + j));
-      hn::Store(hn::Mul(d, hn::ConvertTo(df, hn::Sub(code, hn::Set(di32, kScaleHalf)))), df, scale + j);
+      const auto value = hn::Mul(d, hn::ConvertTo(df, hn::Sub(code, hn::Set(di32, kScaleHalf))));
+      hn::Store(value, df, scale + j);
+      hn::Store(hn::Mul(value, hn::Set(df, float{kHalf})), df, offset + j);
     }
   }
 
   static HWY_INLINE void Unpack(const uint8_t* block, size_t /*num_blocks*/, Unpacked& u) {
-    UnpackScales(block, u.scale);
+    UnpackScales(block, u.scale, u.offset);
     const hn::CappedTag<uint8_t, 32> d;
-    const auto two = hn::Set(d, 3), third = hn::Set(d, 4), bias = hn::Set(d, kHalf);
+    const auto two = hn::Set(d, 3), third = hn::Set(d, 4);
     for (size_t k = 0; k < 32; k += hn::Lanes(d)) {
       auto high = hn::LoadU(d, block + k);
       for (size_t h = 0; h < 2; ++h) {
@@ -208,10 +213,10 @@ struct Codec {
         const auto c2 = hn::Or(hn::And(hn::ShiftRight<4>(low), two), hn::And(high, third));
         const auto c3 = hn::Or(hn::ShiftRight<6>(low), hn::And(hn::ShiftRight<1>(high), third));
         uint8_t* to = u.code + 128 * h + k;
-        hn::Store(hn::Sub(c0, bias), d, to);
-        hn::Store(hn::Sub(c1, bias), d, to + 32);
-        hn::Store(hn::Sub(c2, bias), d, to + 64);
-        hn::Store(hn::Sub(c3, bias), d, to + 96);
+        hn::Store(c0, d, to);
+        hn::Store(c1, d, to + 32);
+        hn::Store(c2, d, to + 64);
+        hn::Store(c3, d, to + 96);
         high = hn::ShiftRight<4>(high);
       }
     }

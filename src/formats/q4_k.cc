@@ -49,6 +49,7 @@ void Encode(const float* weights, const float* importance, size_t num_rows, size
 struct Codec {
   static constexpr size_t kBlock = kSuper, kBlockBytes = Traits::kBlockBytes, kGroup = Traits::kGroupSize;
   static constexpr bool kSigned = false, kHasOffset = true;
+  static constexpr int kBias = 0;
 
   static HWY_INLINE void Unpack(const uint8_t* block, size_t /*num_blocks*/, Unpacked& u) {
     const hn::CappedTag<uint8_t, 32> d;

@@ -69,7 +69,8 @@ HWY_NOINLINE void Encoder::Reference(const float* x, const float* importance, ui
     return;
   }
   const float multiplier = -128.0f / extreme;
-  const float d = reference::StoreHalf(1.0f / multiplier, block + kDAt);
+  StoreHalf(1.0f / multiplier, block + kDAt);
+  const float d = LoadHalf(block + kDAt);
   for (size_t j = 0; j < kGroups; ++j) {
     const int8_t scale_code = static_cast<int8_t>(HWY_MIN(127, reference::NearestInt(multiplier * scales[j])));
     memcpy(block + kScaleAt + j, &scale_code, 1);
@@ -133,19 +134,22 @@ void Encode(const float* weights, const float* importance, size_t num_rows, size
 
 struct Codec {
   static constexpr size_t kBlock = kSuper, kBlockBytes = Encoder::kBlockBytes, kGroup = kGroupSize;
-  static constexpr bool kSigned = true, kHasOffset = false;
+  static constexpr bool kSigned = false, kHasOffset = true;
+  static constexpr int kBias = kHalf;
 
   static HWY_INLINE void Unpack(const uint8_t* block, size_t /*num_blocks*/, Unpacked& u) {
-    const hn::CappedTag<float, 16> df;
+    const hn::CappedTag<float, 8> df;
     const hn::Rebind<int32_t, decltype(df)> di32;
     const hn::Rebind<int8_t, decltype(df)> di8;
-    const auto factor = hn::Set(df, reference::LoadHalf(block + kDAt));
+    const auto factor = BroadcastHalf(df, block + kDAt);
     for (size_t j = 0; j < kGroups; j += hn::Lanes(df)) {
       const auto code = hn::LoadU(di8, reinterpret_cast<const int8_t*>(block + kScaleAt + j));
-      hn::Store(hn::Mul(factor, hn::ConvertTo(df, hn::PromoteTo(di32, code))), df, u.scale + j);
+      const auto scale = hn::Mul(factor, hn::ConvertTo(df, hn::PromoteTo(di32, code)));
+      hn::Store(scale, df, u.scale + j);
+      hn::Store(hn::Mul(scale, hn::Set(df, float{kHalf})), df, u.offset + j);
     }
     const hn::CappedTag<uint8_t, 32> d;
-    const auto nibble = hn::Set(d, 15), upper = hn::Set(d, 0x30), bias = hn::Set(d, kHalf);
+    const auto nibble = hn::Set(d, 15), upper = hn::Set(d, 0x30);
     for (size_t h = 0; h < 2; ++h) {
       for (size_t k = 0; k < 32; k += hn::Lanes(d)) {
         const auto a = hn::LoadU(d, block + 64 * h + k), b = hn::LoadU(d, block + 64 * h + 32 + k);
@@ -155,10 +159,10 @@ struct Codec {
         const auto c2 = hn::Or(hn::ShiftRight<4>(a), hn::And(high, upper));
         const auto c3 = hn::Or(hn::ShiftRight<4>(b), hn::And(hn::ShiftRight<2>(high), upper));
         uint8_t* to = u.code + 128 * h + k;
-        hn::Store(hn::Sub(c0, bias), d, to);
-        hn::Store(hn::Sub(c1, bias), d, to + 32);
-        hn::Store(hn::Sub(c2, bias), d, to + 64);
-        hn::Store(hn::Sub(c3, bias), d, to + 96);
+        hn::Store(c0, d, to);
+        hn::Store(c1, d, to + 32);
+        hn::Store(c2, d, to + 64);
+        hn::Store(c3, d, to + 96);
       }
     }
   }

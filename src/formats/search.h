@@ -12,8 +12,6 @@
 #include <cstdint>
 #include <cstring>
 
-#include "hwy/base.h"
-
 namespace lowbit {
 
 // Groups whose largest magnitude is smaller count as zero.
@@ -43,28 +41,6 @@ inline int NearestInt(float x) {
 }
 
 inline int NearestCode(float x, int low, int high) { return std::max(low, std::min(high, NearestInt(x))); }
-
-// The bits of x as a half-precision number; every NaN is quiet with no payload.
-inline uint16_t HalfBits(float x) {
-  if (std::isnan(x)) return std::signbit(x) ? 0xfe00 : 0x7e00;
-  const hwy::float16_t half = hwy::F16FromF32(x);
-  uint16_t bits;
-  hwy::CopySameSize(&half, &bits);
-  return bits;
-}
-
-// Writes x as a half-precision number and returns what a reader will see.
-inline float StoreHalf(float x, uint8_t* out) {
-  const uint16_t bits = HalfBits(x);
-  std::memcpy(out, &bits, 2);
-  return hwy::F32FromF16(hwy::float16_t::FromBits(bits));
-}
-
-inline float LoadHalf(const uint8_t* from) {
-  uint16_t bits;
-  std::memcpy(&bits, from, 2);
-  return hwy::F32FromF16(hwy::float16_t::FromBits(bits));
-}
 
 // The weight of largest magnitude, the first of equals.
 inline float Extreme(size_t num, const float* x) {
