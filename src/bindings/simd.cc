@@ -1,7 +1,8 @@
+#include "src/simd.h"
+
 #include <pybind11/stl.h>
 
 #include "src/bindings/bindings.h"
-#include "src/simd.h"
 #include "src/threads.h"
 
 namespace py = pybind11;

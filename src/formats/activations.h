@@ -7,18 +7,18 @@
 namespace lowbit {
 
 // num_tokens rows of K values, K a multiple of 32. Each group of 32 has one scale: x = scale * q with q in [-127, 127],
-// scale = max|x| / 127, q rounded to nearest even. So |x - scale * q| <= scale / 2, and a product with weights w errs by at
-// most sum |w| * scale / 2 (plus float rounding), which is the bound the tests use.
+// scale = max|x| / 127, q rounded to nearest even. So |x - scale * q| <= scale / 2, and a product with weights w errs
+// by at most sum |w| * scale / 2 (plus float rounding), which is the bound the tests use.
 struct Activations {
   static constexpr size_t kGroup = 32;
 
   size_t num_tokens;
   size_t K;
-  const int8_t* q;     // [num_tokens][K]
-  const float* scale;  // [num_tokens][K / 32]
+  const int8_t* q;       // [num_tokens][K]
+  const float* scale;    // [num_tokens][K / 32]
   const float* scale16;  // [num_tokens][K / 16]: each scale twice, for formats that have one for each 16 weights
-  const float* sum16;  // [num_tokens][K / 16]: scale * (sum of 16 q), for formats with an offset for each 16 weights
-  const float* sum32;  // [num_tokens][K / 32]: the same for 32
+  const float* sum16;    // [num_tokens][K / 16]: scale * (sum of 16 q), for formats with an offset for each 16 weights
+  const float* sum32;    // [num_tokens][K / 32]: the same for 32
 };
 
 }  // namespace lowbit
