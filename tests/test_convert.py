@@ -6,6 +6,8 @@ import hashlib
 import json
 import lzma
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import ml_dtypes
@@ -240,3 +242,34 @@ def test_the_embedded_checkpoint(tmp_path: Path) -> None:
 
 def test_every_float_type_has_a_name() -> None:
     assert set(DTYPES) == set(FLOAT_FORMATS)
+
+
+SLOW = """
+import sys, time
+import lowbit
+write, calls = lowbit.gguf.Writer.write, 0
+def slow(self, buffer):
+    global calls
+    calls += 1
+    if calls == int(sys.argv[3]):
+        print("here", flush=True)
+        time.sleep(600)
+    write(self, buffer)
+lowbit.gguf.Writer.write = slow
+lowbit.convert(sys.argv[1], sys.argv[2], "Q8_0", progress=False)
+"""
+
+
+@pytest.mark.parametrize("call", [1, 12, 24])
+@pytest.mark.parametrize("before", [None, b"before"])
+def test_a_killed_conversion_leaves_the_name_alone(tmp_path: Path, call: int, before: bytes | None) -> None:
+    folder = make_checkpoint(tmp_path / "a")
+    path = tmp_path / "out.gguf"
+    if before:
+        path.write_bytes(before)
+    command = [sys.executable, "-c", SLOW, str(folder), str(path), str(call)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "here\n"
+        process.kill()
+    assert path.read_bytes() == before if before else not path.exists()
