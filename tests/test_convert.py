@@ -134,6 +134,17 @@ def test_fallbacks_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert weights.dtype == np.float16
 
 
+def test_weights_too_large_for_float16_are_reported(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "a")
+    tensors = {name: read(tensor) for name, tensor in Checkpoint(folder).tensors.items()}
+    tensors["model.layers.1.mlp.up_proj.weight"][5, 7:9] = 1e5
+    tensors["model.layers.1.mlp.up_proj.weight"][6, 7] = -np.inf
+    write_shards(folder, tensors, 1)
+    report = lowbit.convert(folder, tmp_path / "out.gguf", "F16", progress=False)
+    assert report.notes == ["blk.1.ffn_up.weight: 2 weights exceed float16 and became infinite"]
+    assert lowbit.convert(folder, tmp_path / "out.gguf", "F32", progress=False).notes == []
+
+
 def test_unknown_format_and_bad_targets(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "a")
     with pytest.raises(lowbit.InputError, match="unknown format 'Q9', expected one of F32, F16"):

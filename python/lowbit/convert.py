@@ -136,6 +136,12 @@ def _requantized(metadata: dict[str, Any], mix: Mix) -> dict[str, Any]:
     return {key: value for key, value in metadata.items() if key not in last} | last
 
 
+def _print_notes(lines: list[str]) -> None:
+    for line in lines:
+        # Names come from files: what they say must not drive a terminal.
+        print("note:", "".join(c if c.isprintable() else "?" for c in line), file=sys.stderr)
+
+
 @dataclass
 class _Plan:
     """Everything about a file to write but the choices of formats."""
@@ -179,13 +185,15 @@ class _Plan:
         file_bytes = gguf.file_size(self.metadata, infos)
         report = Report(os.fspath(dst), self.mix.name, file_bytes, tensors, list(self.notes))
         if progress:
-            for line in (*report.notes, *report.fallbacks):
-                # Names come from files: what they say must not drive a terminal.
-                print("note:", "".join(c if c.isprintable() else "?" for c in line), file=sys.stderr)
+            _print_notes([*report.notes, *report.fallbacks])
         jobs = [self._job(tensor, importances) for tensor in tensors]
         if not dry_run:
             with progress_bar(self.mix.name, unit="B", enabled=progress) as advance:
-                write_file(dst, self.metadata, infos, jobs, count, advance)
+                overflows = write_file(dst, self.metadata, infos, jobs, count, advance)
+            lost = [f"{name}: {n} weights exceed float16 and became infinite" for name, n in overflows.items()]
+            report.notes.extend(lost)
+            if progress:
+                _print_notes(lost)
         return report
 
     def _job(self, tensor: Assignment, importances: Imatrix | None) -> Job:

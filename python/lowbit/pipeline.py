@@ -77,8 +77,12 @@ def write_file(
     jobs: Sequence[Job],
     threads: int,
     progress: Callable[[int, int], None],
-) -> None:
-    """Writes the file, complete or not at all. jobs: one for each of infos. `progress(done, total)` counts bytes."""
+) -> dict[str, int]:
+    """Writes the file, complete or not at all. jobs: one for each of infos. `progress(done, total)` counts bytes.
+
+    Returns how many weights of which tensors were too large for float16.
+    """
+    overflows: dict[str, int] = {}
     done, total = 0, sum(job.source.dtype.itemsize * math.prod(job.source.shape) for job in jobs)
     with (
         gguf.Writer(path, metadata, infos) as writer,
@@ -100,10 +104,22 @@ def write_file(
             job, start, rows = reads.popleft()
             read_ahead()
             weights = rows.result()
-            writes.append(behind.submit(writer.write, job.encode(weights, start, threads)))
+            encoded = job.encode(weights, start, threads)
+            if lost := _overflows(weights, encoded, job.format):
+                overflows[job.source.name] = overflows.get(job.source.name, 0) + lost
+            writes.append(behind.submit(writer.write, encoded))
             if len(writes) > CHUNKS_AHEAD:
                 writes.popleft().result()
             done += weights.nbytes
             progress(done, total)
         for write in writes:
             write.result()
+    return overflows
+
+
+def _overflows(weights: np.ndarray, encoded: np.ndarray, format: str) -> int:
+    """Weights that float16 made infinite."""
+    if format != "F16" or weights.dtype == np.float16:
+        return 0
+    infinite = int(np.count_nonzero(np.isinf(encoded.view(np.float16))))
+    return infinite and infinite - int(np.count_nonzero(np.isinf(weights)))
