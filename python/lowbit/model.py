@@ -105,12 +105,16 @@ class Model:
     ) -> None:
         if max_sequences < 1:
             raise _core.InputError(f"max_sequences is {max_sequences}, expected at least 1")
+        self.context = spec.context_length if context is None else context
+        if not 1 <= self.context <= spec.context_length:
+            raise _core.InputError(
+                f"a context of {self.context} tokens; the model was made for 1 to {spec.context_length}"
+            )
         self.spec = spec
         self.metadata = metadata
         self.path = path
         self.compute = compute
         self.threads = num_threads(threads)
-        self.context = spec.context_length if context is None else context
         self.weights = weights
         self._tokenizer: Tokenizer | None = None
         self._sequences = _Sequences(max_sequences)
@@ -194,10 +198,12 @@ class Model:
 
     def _generate(self, ids: list[int], num: int, sampler: _core.Sampler, ends: frozenset[int]) -> Iterator[int]:
         with self._sequences.take(ids) as (sequence, held):
-            # The last token of the prompt is always computed: its logits are needed.
+            # The last token of the prompt is always computed, since its logits are needed, and always alone: read in
+            # company it could be rounded differently, and the same call again, with the rest held, give another text.
             self._rewind(sequence, held, min(_num_shared(held, ids), len(ids) - 1))
-            for piece in _pieces(ids[len(held) :]):
-                logits = self._feed(sequence, held, piece)
+            for piece in _pieces(ids[len(held) : -1]):
+                self._feed(sequence, held, piece)
+            logits = self._feed(sequence, held, ids[-1:])
             for i in range(num):
                 token = sampler.sample(logits[-1], held)
                 if token in ends:
