@@ -199,7 +199,7 @@ def test_prefixes_are_reused(texts):
     assert sum(read) == 10  # the prompt's last token and nine new ones
     read.clear()
     # A prompt that leaves the held one in its middle.
-    other = longer[:20] + ids[:5]
+    other = [*longer[:20], longer[20] + 1, *ids[:4]]
     branch = list(model.tokens(other, max_tokens=10, ignore_eos=True))
     assert sum(read) == 5 + 9
     fresh = lowbit.load(BARD, compute="f32")
