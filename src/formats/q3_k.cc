@@ -73,7 +73,7 @@ HWY_INLINE float ReferenceScaleToExtreme(const float* scales, uint8_t* codes) {
 }
 
 HWY_NOINLINE void Encoder::Reference(const float* x, const float* importance, uint8_t* block) {
-  uint8_t codes[kSuper], scale_codes[kGroups];
+  uint8_t codes[kSuper], scale_codes[kGroups] = {};  // zeroed for GCC, which cannot see that they are set
   float scales[kGroups], sums[kGroups] = {}, sum_x2 = 0.0f;
   for (size_t i = 0; i < kSuper; ++i) sum_x2 += x[i] * x[i];
   const float variance = 2 * sum_x2 / kSuper;
