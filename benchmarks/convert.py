@@ -1,0 +1,132 @@
+"""Converting a checkpoint, ours against llama.cpp's two tools.
+
+Ours: `lowbit convert`. Peer: convert_hf_to_gguf.py to a bf16 file, then llama-quantize; for f32, f16 and bf16 the first
+alone. Whole processes, from start to exit, into the same folder, which is emptied after each so that neither waits for
+the other's data to reach the disk. The run that is checked warms the page cache and does not count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import harness
+import numpy as np
+from harness import Sample
+from peer import Peer
+
+import lowbit
+from lowbit import gguf
+
+#: Formats that the peer's converter writes without the second tool.
+FLOATS = ("f32", "f16", "bf16")
+
+
+class Conversion:
+    """One format's commands, run in a scratch folder."""
+
+    def __init__(self, options: argparse.Namespace, peer: Peer, format: str, folder: Path) -> None:
+        self.target, self.peer_target = folder / "ours.gguf", folder / "peer.gguf"
+        checkpoint, threads = str(options.checkpoint), str(options.threads)
+        self._env = {"LOWBIT_SIMD": options.simd} if options.simd else {}
+        self._peer_env = peer.env
+        command = ["-m", "lowbit", "convert", checkpoint, str(self.target), "--format", format, "--threads", threads]
+        self.commands = [[sys.executable, *command]]
+        middle = self.peer_target if format in FLOATS else folder / "middle.gguf"
+        converter = str(peer.source / "convert_hf_to_gguf.py")
+        outtype = format if format in FLOATS else "bf16"
+        self.peer_commands = [
+            [options.peer_python, converter, checkpoint, "--outtype", outtype, "--outfile", str(middle)]
+        ]
+        if middle != self.peer_target:
+            quantize = [peer.program("llama-quantize"), str(middle), str(self.peer_target), format.upper(), threads]
+            self.peer_commands.append(quantize)
+        self._folder = folder
+
+    def ours(self) -> Sample:
+        sample = self._run(self.commands, self._env)
+        self._clear()
+        return sample
+
+    def peer(self) -> Sample:
+        sample = self._run(self.peer_commands, self._peer_env)
+        self._clear()
+        return sample
+
+    def _run(self, commands: Sequence[Sequence[str]], env: dict[str, str]) -> Sample:
+        samples = [harness.run_command(command, env)[0] for command in commands]
+        return sum(samples[1:], samples[0])
+
+    def _clear(self) -> None:
+        for path in self._folder.iterdir():
+            path.unlink()
+
+    def check(self) -> dict[str, Any]:
+        """Runs both and compares the files; ends the program if a tensor or a key differs."""
+        self._run(self.commands, self._env)
+        self._run(self.peer_commands, self._peer_env)
+        size = self.target.stat().st_size
+        with gguf.open(self.target) as ours, gguf.open(self.peer_target) as theirs:
+            differing = [name for name in {*ours.tensors, *theirs.tensors} if not _same(ours, theirs, name)]
+            keys = [key for key in {*ours.metadata, *theirs.metadata} if not key.startswith("lowbit.")]
+            differing += [key for key in keys if _value(ours, key) != _value(theirs, key)]
+            weights = sum(int(np.prod(tensor.shape)) for tensor in ours.tensors.values())
+            tensors = len(ours.tensors)
+        self._clear()
+        if differing:
+            raise SystemExit(
+                f"the files differ in {len(differing)} tensors or keys: {', '.join(sorted(differing)[:8])}"
+            )
+        return {"tensors": tensors, "weights": weights, "file_bytes": size}
+
+
+def _same(ours: gguf.File, theirs: gguf.File, name: str) -> bool:
+    """Whether both have the tensor, in the same format and shape, with the same bytes."""
+    if name not in ours.tensors or name not in theirs.tensors:
+        return False
+    a, b = ours.tensors[name], theirs.tensors[name]
+    if type(a) is not type(b) or a.shape != b.shape:
+        return False
+    if isinstance(a, lowbit.QTensor):
+        return a.format == b.format and np.array_equal(a.data, b.data)
+    return a.dtype == b.dtype and np.array_equal(a.view(np.uint8), b.view(np.uint8))
+
+
+def _value(file: gguf.File, key: str) -> Any:
+    """A key's value with its type, as something that compares."""
+    if key not in file.metadata:
+        return None
+    value = file.typed(key)
+    return (str(value.dtype), value.tolist()) if isinstance(value, np.generic | np.ndarray) else value
+
+
+def parse() -> argparse.Namespace:
+    parser = harness.arguments(__doc__ or "", pairs=3)
+    parser.add_argument("checkpoint", type=Path, help="Hugging Face folder")
+    parser.add_argument("--formats", default="Q4_K_M,Q8_0,bf16", metavar="A,B", help="[default: %(default)s]")
+    parser.add_argument("--peer-python", default=sys.executable, metavar="EXE", help="has torch and transformers")
+    parser.add_argument("--scratch", type=Path, metavar="DIR", help="where files are written [default: temporary]")
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = parse()
+    peer = Peer(options.peer, options.peer_build)
+    with lowbit.simd.force(options.simd):
+        recorder = harness.Recorder("convert", options, peer.facts())
+    for format in options.formats.split(","):
+        with tempfile.TemporaryDirectory(dir=options.scratch) as folder:
+            conversion = Conversion(options, peer, format, Path(folder))
+            facts = conversion.check()
+            ours, theirs = harness.alternate(conversion.ours, conversion.peer, options.pairs, warmups=0)
+        name = f"{options.checkpoint.resolve().name} {format}"
+        recorder.add(harness.comparison(name, facts["weights"], "weights", ours, theirs, format=format, **facts))
+    recorder.finish()
+
+
+if __name__ == "__main__":
+    main()

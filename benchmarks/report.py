@@ -1,0 +1,119 @@
+"""Writes the tables of docs/benchmarks.md from the stored results.
+
+`report.py` reads benchmarks/results/*.json and puts one table of each between the page's two marker lines.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+BEGIN, END = "<!-- results: written by benchmarks/report.py -->", "<!-- end of results -->"
+TITLES = {"formats": "Encoding and decoding", "convert": "Converting checkpoints", "model": "Running models"}
+
+Record = dict[str, Any]
+
+
+def table(header: list[str], rows: Iterable[list[str]]) -> list[str]:
+    """A Markdown table; columns but the first are numbers."""
+    rule = [":--"] + ["--:"] * (len(header) - 1)
+    return [f"| {' | '.join(cells)} |" for cells in (header, rule, *rows)]
+
+
+def number(value: float) -> str:
+    """Three significant digits."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def ratio(entry: Record, key: str = "speedup") -> str:
+    spread = entry[key]
+    return f"**{spread['median']:.2f}** ({spread['min']:.2f} to {spread['max']:.2f})"
+
+
+def rates(entry: Record | None, unit: float = 1.0) -> list[str]:
+    """Ours, the peer's, the ratio; dashes where there is nothing."""
+    if entry is None:
+        return ["-"] * 3
+    return [number(entry[side]["per_s"]["median"] / unit) for side in ("ours", "peer")] + [ratio(entry)]
+
+
+def format_table(results: list[Record]) -> list[str]:
+    found = {(entry["format"], entry["operation"]): entry for entry in results}
+    operations = {"encode": "encode", "encode.imatrix": "with importances", "decode": "decode"}
+    header = ["format, million weights/s"]
+    header += [cell for title in operations.values() for cell in (title, "peer", "ratio")]
+    rows = [
+        [name] + [cell for key in operations for cell in rates(found.get((name, key)), 1e6)]
+        for name in dict.fromkeys(entry["format"] for entry in results)
+    ]
+    return table(header, rows)
+
+
+def convert_table(results: list[Record]) -> list[str]:
+    header = ["checkpoint, format", "seconds", "peer", "ratio", "CPU seconds", "peer", "peak MB", "peer"]
+    return table(header, [[entry["name"], *_process(entry)] for entry in results])
+
+
+def _process(entry: Record) -> list[str]:
+    def median(side: str, field: str, unit: float = 1.0) -> str:
+        values = sorted(entry[side][field])
+        return number(values[len(values) // 2] / unit)
+
+    sides = ("ours", "peer")
+    seconds, cpu = ([median(side, field) for side in sides] for field in ("wall_s", "cpu_s"))
+    return [*seconds, ratio(entry), *cpu, *(median(side, "peak_rss", 1e6) for side in sides)]
+
+
+def model_table(results: list[Record]) -> list[str]:
+    found = {(entry["file"], entry["kind"]): entry for entry in results}
+    header = ["file", "MB", "prefill tokens/s", "peer", "ratio", "decode tokens/s", "peer", "ratio"]
+    rows = []
+    for name in dict.fromkeys(entry["file"] for entry in results):
+        size = next(entry["file_bytes"] for entry in results if entry["file"] == name)
+        both = [cell for kind in ("prefill", "decode") for cell in rates(found.get((name, kind)))]
+        rows.append([name, number(size / 1e6), *both])
+    return table(header, rows)
+
+
+TABLES = {"formats": format_table, "convert": convert_table, "model": model_table}
+
+
+def section(record: Record) -> str:
+    """One result file as Markdown."""
+    machine, peer, settings = record["machine"], record["peer"], record["settings"]
+    threads = "1 thread" if settings["threads"] == 1 else f"{settings['threads']} threads"
+    differing = sum(entry.get("differing_blocks", 0) for entry in record["results"])
+    facts = [
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['system']}; {threads}, {settings['pairs']} pairs; "
+        f"load {machine['load']:.2f} before and {machine['load_after']:.2f} after.",
+        f"lowbit {machine['lowbit']} ({machine['commit']}) on {machine['simd']}; {peer['name']} {peer['version']}, "
+        f"build `{peer['build']}`.",
+        *([f"{differing} encoded blocks differ from the peer's."] if differing else []),
+    ]
+    title = f"### {TITLES[record['benchmark']]}, {threads}, {machine['simd']}"
+    lines = [title, "", *facts, "", f"`{record['command']}`", "", *TABLES[record["benchmark"]](record["results"])]
+    return "\n".join(lines)
+
+
+def rewritten(page: str, records: Iterable[Record]) -> str:
+    """The page with these results between its markers."""
+    before, rest = page.split(BEGIN)
+    after = rest.split(END)[1]
+    return "".join([before, BEGIN, "\n\n", "\n\n".join(map(section, records)), "\n\n", END, after])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("results", type=Path, nargs="*", default=sorted((ROOT / "benchmarks/results").glob("*.json")))
+    parser.add_argument("--doc", type=Path, default=ROOT / "docs/benchmarks.md", help="[default: docs/benchmarks.md]")
+    options = parser.parse_args()
+    records = [json.loads(path.read_text()) for path in options.results]
+    options.doc.write_text(rewritten(options.doc.read_text(), records))
+
+
+if __name__ == "__main__":
+    main()
