@@ -17,7 +17,7 @@ from harness import Sample
 from peer import Peer
 
 import lowbit
-from lowbit.model import Model, load
+from lowbit.model import Model
 
 #: Tokens of the check before timing, and what must hold for it: how far logits may be from those of exact arithmetic
 #: with the same weights (root mean square of the difference over that of the logits around their mean), and in how
@@ -30,7 +30,7 @@ MIN_SAME_TOP = 0.8
 def check(path: Path, model: Model, threads: int) -> dict[str, float]:
     """Compares with compute="f32". Ends the program if the logits are not finite or too far off."""
     ids = np.random.default_rng(2).integers(0, model.spec.vocab_size, CHECK_TOKENS).tolist()
-    exact = load(path, compute="f32", threads=threads).logits(ids)
+    exact = lowbit.load(path, compute="f32", threads=threads).logits(ids)
     prefill = model.logits(ids)
     decode = np.concatenate([model.forward([token], [i], [0]) for i, token in enumerate(ids)])
     model.truncate(0)
@@ -54,7 +54,7 @@ class Ours:
 
     def _read(self, length: int) -> np.ndarray:
         last = np.arange(length) == length - 1
-        return self._model.forward(self._prompt[:length], np.arange(length), np.zeros(length), last)
+        return self._model.forward(self._prompt[:length], np.arange(length), np.zeros(length, np.int32), last)
 
     def prefill(self) -> Sample:
         self._model.truncate(0)
@@ -95,7 +95,7 @@ class Theirs:
 
 
 def measure(path: Path, peer: Peer, options: argparse.Namespace, recorder: harness.Recorder) -> None:
-    model = load(path, compute=options.compute, threads=options.threads)
+    model = lowbit.load(path, compute=options.compute, threads=options.threads)
     facts: dict[str, Any] = {"file_bytes": path.stat().st_size, "compute": options.compute, **_sizes(model)}
     facts |= check(path, model, options.threads)
     ours = Ours(model, options.prompt, options.new, options.depth)
