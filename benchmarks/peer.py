@@ -50,7 +50,7 @@ class Peer:
         command = [self.program("llama-bench"), "--version"]
         done = subprocess.run(command, env={**os.environ, **self.env}, capture_output=True, text=True, check=True)
         lines = (done.stdout + done.stderr).strip().splitlines()
-        return {"name": "llama.cpp", "build": self.build, "version": "; ".join(lines)}
+        return {"name": "llama.cpp", "build": self.build, "version": "; ".join(lines).removeprefix("version: ")}
 
 
 class Ggml:

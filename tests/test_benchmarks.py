@@ -1,5 +1,6 @@
 """The benchmarks' arithmetic, what they record, and the page that shows it."""
 
+import argparse
 import importlib
 import json
 import sys
@@ -140,6 +141,40 @@ def test_a_benchmark_ends_where_results_are_wrong(monkeypatch, tmp_path):
     with pytest.raises(SystemExit, match=r"Q8_0: \d+ blocks differ"):
         _run_with_fake_peer(monkeypatch, tmp_path / "out.json", ["--formats", "Q8_0", "--pairs", "1"])
     assert not (tmp_path / "out.json").exists()
+
+
+BARD = Path(lowbit.__file__).parent / "data" / "bard"
+
+
+def test_conversions_are_compared(tmp_path):
+    convert = _module("convert")
+    options = argparse.Namespace(checkpoint=BARD, threads=1, simd=None, peer_python=sys.executable)
+    peer = argparse.Namespace(env={}, source=tmp_path, program=lambda name: name)
+    conversion = convert.Conversion(options, peer, "Q8_0", tmp_path)
+    command = [*conversion.commands[0]]
+    command[command.index(str(conversion.target))] = str(conversion.peer_target)
+    conversion.peer_commands = [command]
+    facts = conversion.check()
+    assert facts["file_bytes"] > facts["weights"] > 10**6
+    assert not list(tmp_path.iterdir())
+    command[command.index("Q8_0")] = "Q4_K_M"
+    with pytest.raises(SystemExit, match=r"differ in \d+ tensors or keys: blk\.0"):
+        conversion.check()
+
+
+def test_models_are_compared_with_exact_arithmetic(monkeypatch, tmp_path):
+    benchmark = _module("model")
+    path = tmp_path / "bard.gguf"
+    lowbit.convert(BARD, path, "Q8_0", progress=False)
+    model = lowbit.load(path, threads=1)
+    figures = benchmark.check(path, model, 1)
+    assert 0 < figures["decode_error"] < benchmark.allowed_error(model.spec.num_layers) < 1
+    ours = benchmark.Ours(model, prompt=8, new=3, depth=5)
+    assert ours.prefill().wall_s > 0
+    assert ours.decode().wall_s > 0
+    monkeypatch.setattr(benchmark, "allowed_error", lambda num_layers: figures["decode_error"] / 2)
+    with pytest.raises(SystemExit, match=r"decode: error"):
+        benchmark.check(path, model, 1)
 
 
 def _entry(**facts) -> dict:
