@@ -71,8 +71,19 @@ struct Block32 {
       low = hn::Or(low, hn::IfThenElseZero(hn::LoadMaskBits(du8, block + kFifthAt), fifth));
       high = hn::Or(high, hn::IfThenElseZero(hn::LoadMaskBits(du8, block + kFifthAt + 2), fifth));
     }
-    hn::StoreU(low, du8, codes);
-    hn::StoreU(high, du8, codes + 16);
+    StoreCodes(hn::CappedTag<uint8_t, 32>(), low, high, codes);
+  }
+
+  // In one piece where the product reads it in one: a load of two stores waits for both to reach the cache.
+  template <class D, class V16>
+  static HWY_INLINE void StoreCodes(D d, V16 low, V16 high, uint8_t* codes) {
+    const hn::FixedTag<uint8_t, 16> du8;
+    if constexpr (HWY_MAX_LANES_D(D) == 32) {
+      hn::StoreU(hn::Combine(d, high, low), d, codes);
+    } else {
+      hn::StoreU(low, du8, codes);
+      hn::StoreU(high, du8, codes + 16);
+    }
   }
 
   // --------------------------------------------------------------------------------------------- scalar reference
