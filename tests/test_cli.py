@@ -148,6 +148,12 @@ def test_inspect(bard: Path) -> None:
     assert "general.architecture" not in short
 
 
+def test_text_that_the_encoding_lacks(bard: Path) -> None:
+    result = run("inspect", str(bard), "--no-tensors", env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "\\u0120 t, h e," in result.stdout  # the first merges of the tokenizer
+
+
 def test_inspect_a_checkpoint() -> None:
     report = json.loads(run("inspect", str(DATA / "bard"), "--json").stdout)
     assert report["metadata"]["model_type"] == "qwen3"

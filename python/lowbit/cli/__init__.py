@@ -6,6 +6,7 @@ Results go to stdout, everything else to stderr. The exit status is 0, 1 (the wo
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -27,6 +28,9 @@ _INTERRUPTED = 128 + signal.SIGINT
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Runs the command with `arguments` (those of the process by default) and ends the process."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # what the reader's encoding lacks is no failure
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 
