@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Imatrix = Annotated[
     Path | None,
-    typer.Option("--imatrix", exists=True, dir_okay=False, help="Importance matrix from llama-imatrix, .gguf or .dat."),
+    typer.Option("--imatrix", exists=True, dir_okay=False, help="Importance matrix from llama-imatrix (GGUF)."),
 ]
 TensorTypes = Annotated[
     list[str] | None,
