@@ -152,10 +152,13 @@ def _cpu_model() -> str:
 
 
 def _commit() -> str | None:
-    """The commit of the sources, with a + if they have changed since."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--exclude", "*", "--dirty=+"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    return done.stdout.strip() if done.returncode == 0 else None
+    """The commit of the sources, with a + if the package's have changed since; None outside a clone."""
+    git = ["git", "-C", str(Path(__file__).resolve().parent.parent)]
+    head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    if head.returncode != 0:
+        return None
+    changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "src", "python"], capture_output=True).returncode
+    return head.stdout.strip() + ("+" if changed else "")
 
 
 def arguments(description: str, pairs: int) -> argparse.ArgumentParser:

@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Everything docs/benchmarks.md shows, anew: all.sh PEER CHECKPOINT, about ten minutes for 0.6 B parameters on 2 cores.
+# PYTHON names the interpreter, python3 by default; it has lowbit, torch and transformers. PAIRS: timed pairs of each.
+set -euo pipefail
+peer=$(realpath "${1:?usage: all.sh PEER CHECKPOINT}") checkpoint=$(realpath "${2:?usage: all.sh PEER CHECKPOINT}")
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+python=${PYTHON:-python3} pairs=${PAIRS:-3}
+models=$(mktemp -d)
+trap 'rm -rf "$models"' EXIT
+
+"$python" benchmarks/formats.py --peer "$peer" --pairs "$pairs" --json benchmarks/results/formats.json
+"$python" benchmarks/convert.py --peer "$peer" --threads 2 --pairs "$pairs" --json benchmarks/results/convert.json "$checkpoint"
+files=()
+for format in Q8_0 Q4_K_M; do
+  files+=("$models/$(basename "$checkpoint")-$format.gguf")
+  "$python" -m lowbit convert "$checkpoint" "${files[-1]}" --format "$format"
+done
+"$python" benchmarks/model.py --peer "$peer" --threads 2 --pairs "$pairs" --json benchmarks/results/model.json "${files[@]}"
+"$python" benchmarks/report.py
