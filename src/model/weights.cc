@@ -35,7 +35,7 @@ class Loader {
   std::vector<float> Vector(const std::string& name, size_t num) const {
     const NamedTensor& tensor = Get(name, {num});
     std::vector<float> values(num);
-    tensor.format->decode(tensor.data, num / tensor.format->block_size, values.data());
+    if (num != 0) tensor.format->decode(tensor.data, num / tensor.format->block_size, values.data());
     return values;
   }
 

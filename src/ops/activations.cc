@@ -66,8 +66,8 @@ Activations ActivationBuffer::Quantize(const float* x, size_t num_tokens, size_t
   }
   ParallelFor(num_tokens, num_tokens < 8 ? 1 : num_threads, [&](size_t t) {
     HWY_DYNAMIC_DISPATCH(QuantizeGroups)
-    (x + t * K, groups, &q_[t * K], &scale_[t * groups], &scale16_[t * groups * 2], &sum16_[t * groups * 2],
-     &sum32_[t * groups]);
+    (x + t * K, groups, q_.data() + t * K, scale_.data() + t * groups, scale16_.data() + t * groups * 2,
+     sum16_.data() + t * groups * 2, sum32_.data() + t * groups);
   });
   return {num_tokens, K, q_.data(), scale_.data(), scale16_.data(), sum16_.data(), sum32_.data()};
 }
