@@ -1,5 +1,6 @@
 """What the whole suite shares: where the oracle tests are collected."""
 
+import signal
 from importlib.util import find_spec
 
 # tests/oracle compares with torch and transformers. Without the extra `oracle` there is nothing to compare with; CI
@@ -7,6 +8,9 @@ from importlib.util import find_spec
 ORACLE_MODULES = ("torch", "transformers")
 missing = [name for name in ORACLE_MODULES if find_spec(name) is None]
 collect_ignore = ["oracle"] if missing else []
+
+# Shells start background jobs with Ctrl-C ignored, which programs inherit; some tests are about Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_report_header() -> str:

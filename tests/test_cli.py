@@ -278,7 +278,6 @@ def test_stopping_a_conversion_leaves_nothing(number: signal.Signals, tmp_path: 
     code = f"""
 import os, signal, sys
 import lowbit.cli, lowbit.gguf
-signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
 write = lowbit.gguf.Writer.write
 def stop(self, buffer):
     os.kill(os.getpid(), {int(number)})
