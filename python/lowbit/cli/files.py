@@ -37,7 +37,9 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be writt
 def convert(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="Checkpoint folder or hub id.")],
     target: Annotated[Path, typer.Argument(metavar="OUT.gguf", dir_okay=False, help="The file to write.")],
-    format: Annotated[str, typer.Option("--format", "-f", help="A mix (Q4_K_M), a format (Q8_0), or bf16, f16, f32.")],
+    format: Annotated[
+        str, typer.Option("--format", "-f", help="A mix (Q4_K_M), a format (Q8_0), or bf16, f16, f32.")
+    ] = "Q4_K_M",
     imatrix: Imatrix = None,
     tensor_type: TensorTypes = None,
     pure: Pure = False,
