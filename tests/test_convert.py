@@ -194,7 +194,8 @@ def imatrix_file(path: Path, folder: Path, chunks: int = 4) -> dict[str, np.ndar
 def test_imatrix(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "a", "llama", layers=8)
     values = imatrix_file(tmp_path / "i.gguf", folder)
-    lowbit.convert(folder, tmp_path / "out.gguf", "Q4_0", imatrix=tmp_path / "i.gguf", progress=False)
+    report = lowbit.convert(folder, tmp_path / "out.gguf", "Q4_0", imatrix=tmp_path / "i.gguf", progress=False)
+    assert "the importance matrix has nothing for token_embd.weight: encoded without" in report.notes
     with lowbit.gguf.open(tmp_path / "out.gguf") as file:
         assert file.metadata["quantize.imatrix.entries_count"] == len(values)
         assert file.metadata["quantize.imatrix.chunks_count"] == 4

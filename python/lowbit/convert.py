@@ -7,7 +7,7 @@ import math
 import os
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from lowbit.imatrix import Imatrix, load_imatrix
 from lowbit.pipeline import Job, write_file
 from lowbit.progress import progress_bar
 from lowbit.qtensor import QTensor
-from lowbit.recipes import FLOAT_FORMATS, Assignment, Mix, Network, Stored, assign, file_order, find_mix
+from lowbit.recipes import Assignment, Mix, Network, Stored, assign, file_order, find_mix
 from lowbit.tensor_source import ArraySource, TensorSource
 from lowbit.threads import num_threads
 
@@ -183,10 +183,13 @@ class _Plan:
             self.metadata |= importances.metadata()
         infos = [gguf.TensorInfo(tensor.name, tensor.shape, tensor.format) for tensor in tensors]
         file_bytes = gguf.file_size(self.metadata, infos)
+        jobs = [self._job(tensor, importances) for tensor in tensors]
         report = Report(os.fspath(dst), self.mix.name, file_bytes, tensors, list(self.notes))
+        without = [job.source.name for job in jobs if importances and job.importance is None and job.is_quantized]
+        if without:
+            report.notes.append(f"the importance matrix has nothing for {', '.join(without)}: encoded without")
         if progress:
             _print_notes([*report.notes, *report.fallbacks])
-        jobs = [self._job(tensor, importances) for tensor in tensors]
         if not dry_run:
             with progress_bar(self.mix.name, unit="B", enabled=progress) as advance:
                 overflows = write_file(dst, self.metadata, infos, jobs, count, advance)
@@ -201,7 +204,8 @@ class _Plan:
         before = self.formats[tensor.name]
         if isinstance(source, _Packed) and before != tensor.format:
             raise InputError(f"tensor {tensor.name} is {before} already: quantize from a file of floats")
-        quantized = tensor.format not in FLOAT_FORMATS
-        importance = importances.importance(tensor.name, tensor.shape[-1]) if importances and quantized else None
         rounded = self.through_bfloat16 and not self.mix.is_float and before == "BF16"
-        return Job(source, tensor.format, importance, rounded)
+        job = Job(source, tensor.format, through_bfloat16=rounded)
+        if importances and job.is_quantized:
+            job = replace(job, importance=importances.importance(tensor.name, tensor.shape[-1]))
+        return job

@@ -18,6 +18,7 @@ import numpy as np
 
 from lowbit import _core, gguf
 from lowbit._core import InputError
+from lowbit.recipes import FLOAT_FORMATS
 from lowbit.tensor_source import TensorSource
 
 #: Weights of a chunk: 8 MiB as bfloat16. Less gains nothing, more costs memory.
@@ -39,6 +40,11 @@ class Job:
     #: Encoded blocks see weights that went through a bf16 file, as the reference's two tools have it.
     through_bfloat16: bool = False
 
+    @property
+    def is_quantized(self) -> bool:
+        """Whether the format is not one of floats."""
+        return self.format not in FLOAT_FORMATS
+
     def chunks(self) -> Iterator[tuple[int, int]]:
         """Ranges of rows."""
         shape = self.source.shape
@@ -56,7 +62,7 @@ class Job:
             return rows
         matrix = rows.reshape(-1, rows.shape[-1])
         try:
-            return _encode_rows(matrix, self.format, self.importance, threads, self.format in ("F32", "F16", "BF16"))
+            return _encode_rows(matrix, self.format, self.importance, threads, not self.is_quantized)
         except InputError as error:
             raise InputError(f"tensor {self.source.name}, rows from {start}: {error}") from None
 
