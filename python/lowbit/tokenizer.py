@@ -148,8 +148,10 @@ class Tokenizer:
         name = template or ("tool_use" if tools is not None and "tool_use" in self.chat_templates else "default")
         source = self.chat_templates.get(name)
         if source is None:
-            has = ", ".join(sorted(self.chat_templates)) or "none"
-            raise UnsupportedError(f"no chat template {name!r} in this model, which has {has}")
+            if not self.chat_templates:
+                raise UnsupportedError("this model has no chat template")
+            has = ", ".join(sorted(self.chat_templates))
+            raise UnsupportedError(f"this model has no chat template {name!r}, only {has}")
         variables = {**self.special_tokens, **variables}
         return render_chat(source, messages, add_generation_prompt=add_generation_prompt, tools=tools, **variables)
 
