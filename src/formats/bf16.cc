@@ -18,16 +18,17 @@ namespace lowbit {
 namespace HWY_NAMESPACE {
 namespace bf16 {
 
-const hn::ScalableTag<float> df;
+const TwoByteFloats df;
 const hn::Rebind<hwy::bfloat16_t, decltype(df)> dh;
 const hn::RebindToUnsigned<decltype(df)> du32;
 const hn::RebindToUnsigned<decltype(dh)> du16;
-const hn::Repartition<uint8_t, decltype(dh)> du8;
+const TwoByteCodes du8;
 using VF = hn::Vec<decltype(df)>;
+using VU8 = hn::Vec<decltype(du8)>;
 
 // bfloat16 as bytes: `out` need not be even. Integers, since the instruction that AVX-512 has for this flushes
 // denormals.
-HWY_INLINE hn::Vec<decltype(du8)> Halves(VF x) {
+HWY_INLINE VU8 Halves(VF x) {
   const auto bits = hn::BitCast(du32, x);
   const auto upper = hn::ShiftRight<16>(bits);
   const auto odd = hn::And(upper, hn::Set(du32, 1));
@@ -38,20 +39,11 @@ HWY_INLINE hn::Vec<decltype(du8)> Halves(VF x) {
 }
 
 void Encode(const float* weights, const float* /*importance*/, size_t num_rows, size_t K, uint8_t* out) {
-  const size_t n = num_rows * K, N = hn::Lanes(df);
-  size_t i = 0;
-  for (; i + N <= n; i += N) hn::StoreU(Halves(hn::LoadU(df, weights + i)), du8, out + 2 * i);
-  if (i != n) hn::StoreN(Halves(hn::LoadN(df, weights + i, n - i)), du8, out + 2 * i, 2 * (n - i));
+  EncodeTwoBytes(weights, num_rows * K, out, [](VF x) HWY_ATTR { return Halves(x); });
 }
 
 void Decode(const uint8_t* blocks, size_t num_blocks, float* out) {
-  const size_t n = num_blocks, N = hn::Lanes(df);
-  size_t i = 0;
-  for (; i + N <= n; i += N)
-    hn::StoreU(hn::PromoteTo(df, hn::BitCast(dh, hn::LoadU(du8, blocks + 2 * i))), df, out + i);
-  if (i == n) return;
-  const auto rest = hn::BitCast(dh, hn::LoadN(du8, blocks + 2 * i, 2 * (n - i)));
-  hn::StoreN(hn::PromoteTo(df, rest), df, out + i, n - i);
+  DecodeTwoBytes(blocks, num_blocks, out, [](VU8 codes) HWY_ATTR { return hn::PromoteTo(df, hn::BitCast(dh, codes)); });
 }
 
 }  // namespace bf16

@@ -18,14 +18,15 @@ namespace lowbit {
 namespace HWY_NAMESPACE {
 namespace f16 {
 
-const hn::ScalableTag<float> df;
+const TwoByteFloats df;
 const hn::Rebind<hwy::float16_t, decltype(df)> dh;
 const hn::RebindToUnsigned<decltype(dh)> du16;
-const hn::Repartition<uint8_t, decltype(dh)> du8;
+const TwoByteCodes du8;
 using VF = hn::Vec<decltype(df)>;
+using VU8 = hn::Vec<decltype(du8)>;
 
 // Half precision as bytes: `out` need not be even.
-HWY_INLINE hn::Vec<decltype(du8)> Halves(VF x) {
+HWY_INLINE VU8 Halves(VF x) {
   const auto bits = hn::BitCast(du16, hn::DemoteTo(dh, x));
   const auto magnitude = hn::And(bits, hn::Set(du16, 0x7FFF));
   const auto is_nan = hn::Gt(magnitude, hn::Set(du16, 0x7C00));
@@ -34,20 +35,11 @@ HWY_INLINE hn::Vec<decltype(du8)> Halves(VF x) {
 }
 
 void Encode(const float* weights, const float* /*importance*/, size_t num_rows, size_t K, uint8_t* out) {
-  const size_t n = num_rows * K, N = hn::Lanes(df);
-  size_t i = 0;
-  for (; i + N <= n; i += N) hn::StoreU(Halves(hn::LoadU(df, weights + i)), du8, out + 2 * i);
-  if (i != n) hn::StoreN(Halves(hn::LoadN(df, weights + i, n - i)), du8, out + 2 * i, 2 * (n - i));
+  EncodeTwoBytes(weights, num_rows * K, out, [](VF x) HWY_ATTR { return Halves(x); });
 }
 
 void Decode(const uint8_t* blocks, size_t num_blocks, float* out) {
-  const size_t n = num_blocks, N = hn::Lanes(df);
-  size_t i = 0;
-  for (; i + N <= n; i += N)
-    hn::StoreU(PromoteHalves(df, hn::BitCast(dh, hn::LoadU(du8, blocks + 2 * i))), df, out + i);
-  if (i == n) return;
-  const auto rest = hn::BitCast(dh, hn::LoadN(du8, blocks + 2 * i, 2 * (n - i)));
-  hn::StoreN(PromoteHalves(df, rest), df, out + i, n - i);
+  DecodeTwoBytes(blocks, num_blocks, out, [](VU8 codes) HWY_ATTR { return PromoteHalves(df, hn::BitCast(dh, codes)); });
 }
 
 }  // namespace f16

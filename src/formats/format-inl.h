@@ -50,6 +50,31 @@ HWY_INLINE float LoadHalf(const uint8_t* from) {
   return hwy::F32FromF16(half);
 }
 
+// What F16 and BF16 share: n floats stored in two bytes each, at any address. to_bytes makes a vector of floats one of
+// bytes, to_floats the reverse.
+using TwoByteFloats = hn::ScalableTag<float>;
+using TwoByteCodes = hn::Repartition<uint8_t, hn::Rebind<uint16_t, TwoByteFloats>>;
+
+template <class ToBytes>
+HWY_INLINE void EncodeTwoBytes(const float* weights, size_t n, uint8_t* out, ToBytes to_bytes) {
+  const TwoByteFloats df;
+  const TwoByteCodes du8;
+  const size_t N = hn::Lanes(df);
+  size_t i = 0;
+  for (; i + N <= n; i += N) hn::StoreU(to_bytes(hn::LoadU(df, weights + i)), du8, out + 2 * i);
+  if (i != n) hn::StoreN(to_bytes(hn::LoadN(df, weights + i, n - i)), du8, out + 2 * i, 2 * (n - i));
+}
+
+template <class ToFloats>
+HWY_INLINE void DecodeTwoBytes(const uint8_t* codes, size_t n, float* out, ToFloats to_floats) {
+  const TwoByteFloats df;
+  const TwoByteCodes du8;
+  const size_t N = hn::Lanes(df);
+  size_t i = 0;
+  for (; i + N <= n; i += N) hn::StoreU(to_floats(hn::LoadU(du8, codes + 2 * i)), df, out + i);
+  if (i != n) hn::StoreN(to_floats(hn::LoadN(du8, codes + 2 * i, 2 * (n - i))), df, out + i, n - i);
+}
+
 // n (at most 8) half-precision numbers, `stride` bytes apart, as floats. They are joined in registers: a vector load of
 // eight two-byte stores would wait for all of them to reach the cache.
 HWY_INLINE void LoadHalves(const uint8_t* from, size_t stride, size_t n, float* out) {

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "hwy/aligned_allocator.h"
+#include "src/formats/format.h"
 #include "src/threads.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -168,15 +169,6 @@ void Attend(const KvLayout& layout, size_t layer, float scale, const AttentionTi
   }
 }
 
-void DemoteToHalves(const float* HWY_RESTRICT from, size_t num, hwy::float16_t* HWY_RESTRICT to) {
-  const DF df;
-  const hn::Rebind<hwy::float16_t, DF> dh;
-  const size_t N = hn::Lanes(df);
-  size_t i = 0;
-  for (; i + N <= num; i += N) hn::StoreU(hn::DemoteTo(dh, hn::LoadU(df, from + i)), dh, to + i);
-  if (i < num) hn::StoreN(hn::DemoteTo(dh, hn::LoadN(df, from + i, num - i)), dh, to + i, num - i);
-}
-
 }  // namespace HWY_NAMESPACE
 }  // namespace lowbit
 HWY_AFTER_NAMESPACE();
@@ -184,7 +176,6 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace lowbit {
 HWY_EXPORT(Attend);
-HWY_EXPORT(DemoteToHalves);
 
 namespace {
 
@@ -209,10 +200,11 @@ void StoreKeyValue(const KvLayout& layout, uint8_t* page, size_t slot, size_t la
     return;
   }
   const size_t num = layout.num_kv_heads * layout.head_dim;
+  static const Format& f16 = GetFormat("F16");
   thread_local std::vector<hwy::float16_t> halves;
   halves.resize(2 * num);
-  HWY_DYNAMIC_DISPATCH(DemoteToHalves)(key, num, halves.data());
-  HWY_DYNAMIC_DISPATCH(DemoteToHalves)(value, num, halves.data() + num);
+  f16.encode(key, nullptr, 1, num, reinterpret_cast<uint8_t*>(halves.data()));
+  f16.encode(value, nullptr, 1, num, reinterpret_cast<uint8_t*>(halves.data() + num));
   StoreElements(layout, page, slot, layer, halves.data(), halves.data() + num);
 }
 

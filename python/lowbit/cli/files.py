@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -50,18 +51,8 @@ def convert(
     """Makes a GGUF file of a checkpoint."""
     import lowbit
 
-    start = time.perf_counter()
-    report = lowbit.convert(
-        source,
-        target,
-        format,
-        imatrix=imatrix,
-        threads=threads,
-        dry_run=dry_run,
-        tensor_types=_pairs(tensor_type),
-        pure=pure,
-    )
-    _print_written(report, dry_run, json, time.perf_counter() - start)
+    options = {"imatrix": imatrix, "tensor_types": _pairs(tensor_type), "pure": pure, "threads": threads}
+    _write(lowbit.convert, source, target, format, options, dry_run, json)
 
 
 @app.command(
@@ -85,21 +76,23 @@ def quantize(
     """Quantizes a GGUF file."""
     import lowbit
 
+    options = {"imatrix": imatrix, "tensor_types": _pairs(tensor_type), "pure": pure, "threads": threads}
+    _write(lowbit.quantize_file, source, target, format, options, dry_run, json)
+
+
+def _write(
+    make: Callable[..., Written],
+    source: str | Path,
+    target: Path,
+    format: str,
+    options: dict[str, Any],
+    dry_run: bool,
+    json: bool,
+) -> None:
+    """Calls lowbit.convert or lowbit.quantize_file, and prints what it wrote."""
     start = time.perf_counter()
-    report = lowbit.quantize_file(
-        source,
-        target,
-        format,
-        imatrix=imatrix,
-        threads=threads,
-        dry_run=dry_run,
-        tensor_types=_pairs(tensor_type),
-        pure=pure,
-    )
-    _print_written(report, dry_run, json, time.perf_counter() - start)
-
-
-def _print_written(report: Written, dry_run: bool, json: bool, seconds: float) -> None:
+    report = make(source, target, format, dry_run=dry_run, **options)
+    seconds = time.perf_counter() - start
     tensors = [{"name": t.name, "shape": t.shape, "format": t.format} for t in report.tensors]
     if json:
         print_json(
