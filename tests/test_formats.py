@@ -18,6 +18,8 @@ HERE = Path(__file__).parent
 ROWS = list(csv.DictReader((HERE / "formats.csv").read_text().splitlines()))
 NAMES = [row["name"] for row in ROWS]
 FORMATS = {f.name: f for f in lowbit.formats()}
+#: Formats that are encoded without importances.
+PLAIN_NAMES = [name for name in NAMES if not FORMATS[name].needs_imatrix]
 
 # The float formats as NumPy types.
 KINDS = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
@@ -56,6 +58,33 @@ def name(request) -> str:
     return request.param
 
 
+@pytest.fixture(params=PLAIN_NAMES)
+def plain_name(request) -> str:
+    """A format that is encoded without importances."""
+    return request.param
+
+
+def blocks_of(golden: dict[str, np.ndarray], name: str) -> np.ndarray:
+    """The reference's blocks, of an encoding without importances where there is one."""
+    return golden[f"{name}.imatrix" if FORMATS[name].needs_imatrix else name]
+
+
+def floats_of(golden: dict[str, np.ndarray], name: str) -> np.ndarray:
+    """What the reference decodes blocks_of to."""
+    return golden[f"{name}.imatrix.dequant" if FORMATS[name].needs_imatrix else f"{name}.dequant"]
+
+
+def ones_if_needed(name: str, columns: int = 512) -> np.ndarray | None:
+    """Importances for the formats that cannot be encoded without."""
+    return np.ones(columns, np.float32) if FORMATS[name].needs_imatrix else None
+
+
+@pytest.fixture
+def needed(name, golden) -> np.ndarray | None:
+    """The importances that made blocks_of."""
+    return golden["imatrix"] if FORMATS[name].needs_imatrix else None
+
+
 def test_table_is_registry():
     """formats.csv holds exactly the registered formats, by id, with their sizes."""
     registered = [(f.name, f.ggml_type, f.block_size, f.block_bytes) for f in lowbit.formats()]
@@ -63,9 +92,9 @@ def test_table_is_registry():
     assert table == registered
 
 
-def test_encode_golden(simd, name, golden):
+def test_encode_golden(simd, plain_name, golden):
     """Without importances the bytes are ggml's."""
-    np.testing.assert_array_equal(lowbit.quantize(golden["input"], name).data, golden[name])
+    np.testing.assert_array_equal(lowbit.quantize(golden["input"], plain_name).data, golden[plain_name])
 
 
 def test_encode_importance_golden(simd, name, golden):
@@ -76,39 +105,41 @@ def test_encode_importance_golden(simd, name, golden):
 
 def test_decode_golden(simd, name, golden):
     """Decoded values are ggml's, bit for bit."""
-    decoded = lowbit.dequantize(golden[name], name)
-    np.testing.assert_array_equal(decoded.view(np.uint32), golden[f"{name}.dequant"].view(np.uint32))
+    decoded = lowbit.dequantize(blocks_of(golden, name), name)
+    np.testing.assert_array_equal(decoded.view(np.uint32), floats_of(golden, name).view(np.uint32))
 
 
-def test_one_row_at_a_time(simd, name, golden):
+def test_one_row_at_a_time(simd, name, golden, needed):
     """Rows do not depend on their neighbours: odd numbers of rows leave lanes empty, the bytes stay."""
     for rows in ([0], [5, 3], [1, 2, 4], [0, 1, 2, 3, 4]):
         x = golden["input"][rows]
-        np.testing.assert_array_equal(lowbit.quantize(x, name).data, golden[name][rows])
-        expected = golden.get(f"{name}.imatrix", golden[name])[rows]
+        np.testing.assert_array_equal(lowbit.quantize(x, name, imatrix=needed).data, blocks_of(golden, name)[rows])
+        expected = golden.get(f"{name}.imatrix", golden.get(name))[rows]
         np.testing.assert_array_equal(lowbit.quantize(x, name, imatrix=golden["imatrix"]).data, expected)
 
 
-def test_rows_of_one_block(simd, name, golden):
+def test_rows_of_one_block(simd, plain_name, golden):
     """Without importances blocks do not depend on their row."""
-    f = FORMATS[name]
+    f = FORMATS[plain_name]
     x = golden["input"].reshape(-1, f.block_size)
-    np.testing.assert_array_equal(lowbit.quantize(x, name).data, golden[name].reshape(-1, f.block_bytes))
-    np.testing.assert_array_equal(lowbit.quantize(x[7], name).data, golden[name].reshape(-1, f.block_bytes)[7])
+    blocks = golden[plain_name].reshape(-1, f.block_bytes)
+    np.testing.assert_array_equal(lowbit.quantize(x, plain_name).data, blocks)
+    np.testing.assert_array_equal(lowbit.quantize(x[7], plain_name).data, blocks[7])
 
 
-def test_misaligned(simd, name, golden):
+def test_misaligned(simd, name, golden, needed):
     """Neither weights nor blocks need an aligned address."""
     rows, K = golden["input"].shape
     raw = np.zeros(rows * K * 4 + 1, np.uint8)
     x = np.ndarray((rows, K), np.float32, buffer=raw, offset=1)
     x[:] = golden["input"]
     assert not x.flags.aligned
-    np.testing.assert_array_equal(lowbit.quantize(x, name).data, golden[name])
-    raw = np.zeros(golden[name].size + 1, np.uint8)
-    raw[1:] = golden[name].ravel()
-    decoded = lowbit.dequantize(raw[1:].reshape(golden[name].shape), name)
-    np.testing.assert_array_equal(decoded.view(np.uint32), golden[f"{name}.dequant"].view(np.uint32))
+    blocks = blocks_of(golden, name)
+    np.testing.assert_array_equal(lowbit.quantize(x, name, imatrix=needed).data, blocks)
+    raw = np.zeros(blocks.size + 1, np.uint8)
+    raw[1:] = blocks.ravel()
+    decoded = lowbit.dequantize(raw[1:].reshape(blocks.shape), name)
+    np.testing.assert_array_equal(decoded.view(np.uint32), floats_of(golden, name).view(np.uint32))
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
@@ -117,8 +148,9 @@ def test_strides_and_types(simd, name, layout, dtype):
     """An array of any strides and float type gives the bytes of its float32 copy."""
     x = LAYOUTS[layout](np.random.default_rng(5).standard_normal((7, 512)).astype(dtype))
     assert x.shape[-1] % 256 == 0
-    expected = lowbit.quantize(np.ascontiguousarray(x, np.float32), name)
-    q = lowbit.quantize(x, name)
+    imatrix = ones_if_needed(name)
+    expected = lowbit.quantize(np.ascontiguousarray(x, np.float32), name, imatrix=imatrix)
+    q = lowbit.quantize(x, name, imatrix=imatrix)
     assert q.shape == x.shape
     np.testing.assert_array_equal(q.data, expected.data)
 
@@ -128,7 +160,7 @@ def test_threads_do_not_change_bytes(name):
     rng = np.random.default_rng(11)
     x = rng.standard_normal((301, 768)).astype(np.float32)
     importance = rng.random(768).astype(np.float32)
-    for imatrix in (None, importance):
+    for imatrix in (importance,) if FORMATS[name].needs_imatrix else (None, importance):
         one = lowbit.quantize(x, name, imatrix=imatrix, threads=1)
         for threads in (2, 3):
             for w in (x, np.asfortranarray(x)):
@@ -148,17 +180,19 @@ def test_nonfinite_is_refused(simd, name, value, dtype):
         with pytest.raises(
             lowbit.InputError, match=r"row 173, column 517 is (NaN|infinity|-infinity); expected finite"
         ):
-            lowbit.quantize(x, name, threads=threads)
+            lowbit.quantize(x, name, imatrix=ones_if_needed(name, 768), threads=threads)
 
 
 def test_nonfinite_is_allowed(simd, name):
     """Float formats keep NaN and infinities; other blocks stay; the bytes are the same on every target."""
     x = np.random.default_rng(2).standard_normal((9, 512)).astype(np.float32)
-    clean = lowbit.quantize(x, name).data
+    imatrix = ones_if_needed(name)
+    clean = lowbit.quantize(x, name, imatrix=imatrix).data
     x[1, 5], x[4, 300], x[8, 511] = np.nan, np.inf, -np.inf
-    data = lowbit.quantize(x, name, allow_nonfinite=True).data
+    data = lowbit.quantize(x, name, imatrix=imatrix, allow_nonfinite=True).data
     with lowbit.simd.force(lowbit.simd.targets()[-1]):
-        np.testing.assert_array_equal(data, lowbit.quantize(x, name, allow_nonfinite=True).data)
+        again = lowbit.quantize(x, name, imatrix=imatrix, allow_nonfinite=True).data
+        np.testing.assert_array_equal(data, again)
         weighted = lowbit.quantize(x, name, imatrix=np.ones(512), allow_nonfinite=True).data
     np.testing.assert_array_equal(weighted, lowbit.quantize(x, name, imatrix=np.ones(512), allow_nonfinite=True).data)
     size = FORMATS[name].block_bytes
@@ -175,12 +209,12 @@ def test_extreme_weights(simd, name):
     rows = [np.zeros(512), np.full(512, 0.25), np.full(512, -3.0), np.full(512, 3e38), np.full(512, 1e-45)]
     rows.append(np.tile([3e38, -3e38], 256))
     x = np.array(rows, np.float32)
-    for imatrix in (None, np.zeros(512), np.ones(512)):
+    for imatrix in (ones_if_needed(name), np.zeros(512), np.ones(512)):
         decoded = lowbit.quantize(x, name, imatrix=imatrix).dequantize()
         assert (decoded[0] == 0).all()
         assert np.isfinite(decoded[:3]).all()
     # Half a step of the coarsest format's four levels, between 0 and the value.
-    decoded = lowbit.quantize(x, name).dequantize()
+    decoded = lowbit.quantize(x, name, imatrix=ones_if_needed(name)).dequantize()
     np.testing.assert_allclose(decoded[1], 0.25, rtol=1 / 6)
     np.testing.assert_allclose(decoded[2], -3.0, rtol=1 / 6)
 
@@ -188,7 +222,7 @@ def test_extreme_weights(simd, name):
 def test_empty(name):
     """No rows, and rows without weights."""
     for shape in ((0, 512), (3, 0), (0,), (2, 0, 512)):
-        q = lowbit.quantize(np.zeros(shape, np.float32), name)
+        q = lowbit.quantize(np.zeros(shape, np.float32), name, imatrix=ones_if_needed(name, shape[-1]))
         assert q.shape == shape
         assert q.dequantize().shape == shape
 
@@ -220,7 +254,7 @@ def test_encode_as_the_gguf_package(legacy, seed, rows, blocks, exponent):
 
 def test_int8_product_is_near_the_exact_one(simd, name, golden):
     """Against the decoded weights in float64, within the bound of src/formats/activations.h and float rounding."""
-    q = lowbit.QTensor(golden.get(name, golden.get(f"{name}.imatrix"))[[0, 1, 2, 4, 5]], name)
+    q = lowbit.QTensor(blocks_of(golden, name)[[0, 1, 2, 4, 5]], name)
     w = q.dequantize().astype(np.float64)
     K = w.shape[1]
     for tokens in (1, 3, 4, 6):
@@ -260,7 +294,10 @@ def test_wrong_arguments(name):
         cases.append(({"w": np.zeros((2, 1), np.float32)}, rf"{name}: rows have 1 weights"))
     for arguments, message in cases:
         with pytest.raises(lowbit.InputError, match=message):
-            lowbit.quantize(format=name, **arguments)
+            lowbit.quantize(**{"format": name, "imatrix": ones_if_needed(name), **arguments})
+    if FORMATS[name].needs_imatrix:
+        with pytest.raises(lowbit.InputError, match=f"{name} cannot be encoded without an importance matrix"):
+            lowbit.quantize(x, name)
     with pytest.raises(lowbit.InputError, match=r"unknown format 'Q9_9'; known: F32, F16"):
         lowbit.quantize(x, "Q9_9")
 
