@@ -1,9 +1,8 @@
 // Q3_K: 256 weights in 110 bytes, 3.4375 bits a weight. Sixteen groups of 16.
 //
 //   byte 0-31     high[32]   byte k, bit g: bit 2 of the code of weight 32 * g + k
-//   byte 32-95    low[64]    byte 32 * h + k, h in [0, 2), k in [0, 32): bits 0-1 of the code of weight 128 * h + 32 *
-//   p + k
-//                            in bits 2p, 2p + 1
+//   byte 32-95    low[64]    byte 32 * h + k, h in [0, 2), k in [0, 32): bits 0-1 of the code of weight
+//                            128 * h + 32 * p + k in bits 2p, 2p + 1
 //   byte 96-107   scales     byte j < 8: bits 0-3 of scale j in bits 0-3, of scale j + 8 in bits 4-7;
 //                            byte 8 + j % 4: bits 4-5 of scale j in bits 2 * (j / 4), 2 * (j / 4) + 1
 //   byte 108-109  d          float16

@@ -1,8 +1,7 @@
 // Q6_K: 256 weights in 210 bytes, 6.5625 bits a weight. Sixteen groups of 16.
 //
-//   byte 0-127    low[128]    byte 64 * h + k, h in [0, 2), k in [0, 64): bits 0-3 of code 128 * h + k in bits 0-3, of
-//   code
-//                             128 * h + 64 + k in bits 4-7
+//   byte 0-127    low[128]    byte 64 * h + k, h in [0, 2), k in [0, 64): bits 0-3 of code 128 * h + k in bits 0-3,
+//                             of code 128 * h + 64 + k in bits 4-7
 //   byte 128-191  high[64]    byte 32 * h + k, k in [0, 32): bits 4-5 of code 128 * h + 32 * p + k in bits 2p, 2p + 1
 //   byte 192-207  scale[16]   int8
 //   byte 208-209  d           float16

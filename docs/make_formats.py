@@ -1,0 +1,76 @@
+"""Writes docs/formats.md: the sizes come from the registry, the byte maps from the comments that open src/formats/*.cc.
+
+    python docs/make_formats.py [FILE]
+
+FILE instead of docs/formats.md, for the test that compares the two.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+import lowbit
+from lowbit import _core
+
+ROOT = Path(__file__).parents[1]
+
+HEAD = """\
+# Formats
+
+Every format that lowbit encodes, decodes and multiplies. Encoded bytes are those of ggml's reference quantizers, decoded
+values equal ggml's bit for bit. This page is written by `python docs/make_formats.py`.
+
+Sizes are true ones, scales and padding included; "smaller than F16" is how many times smaller a matrix gets. Importances
+(`imatrix=`) are required by some formats, change the bytes of others, and mean nothing to the rest.
+
+| format | GGUF type | bits a weight | weights a block | bytes a block | smaller than F16 | importances |
+| --- | ---: | ---: | ---: | ---: | ---: | --- |
+"""
+
+MAPS = """
+## Byte maps
+
+A block's bytes stand in the order given, numbers are little-endian, `w[i]` is weight `i` of the block as it is decoded.
+"""
+
+
+def importances(format: _core.Format) -> str:
+    """Found by trying: whether importances change the bytes of random weights."""
+    if format.needs_imatrix:
+        return "required"
+    random = np.random.default_rng(0)
+    weights = random.standard_normal((8, 1024)).astype(np.float32)
+    weighted = lowbit.quantize(weights, format.name, imatrix=random.random(1024))
+    return "used" if (weighted.data != lowbit.quantize(weights, format.name).data).any() else "not used"
+
+
+def row(format: _core.Format) -> str:
+    """The format's line of the table."""
+    sizes = f"{format.bits_per_weight:g} | {format.block_size} | {format.block_bytes}"
+    return f"| {format.name} | {format.ggml_type} | {sizes} | {16 / format.bits_per_weight:.2f}x | {importances(format)} |\n"
+
+
+def section(format: _core.Format) -> str:
+    """The comment at the top of the format's file; its indented lines stay as they are."""
+    lines = []
+    for line in (ROOT / "src" / "formats" / f"{format.name.lower()}.cc").read_text(encoding="utf-8").splitlines():
+        if not line.startswith("//"):
+            break
+        text = line.removeprefix("//")
+        lines.append(f" {text}" if text.startswith("   ") else text.removeprefix(" "))
+    title, _, text = "\n".join(lines).partition(": ")
+    return f"\n### {title}\n\n{text[0].upper()}{text[1:]}\n"
+
+
+def page() -> str:
+    """The whole page."""
+    formats = sorted(lowbit.formats(), key=lambda f: f.ggml_type)
+    return HEAD + "".join(map(row, formats)) + MAPS + "".join(map(section, formats))
+
+
+if __name__ == "__main__":
+    target = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "docs" / "formats.md"
+    target.write_text(page(), encoding="utf-8")
