@@ -20,11 +20,11 @@ ROOT = Path(__file__).parents[1]
 HEAD = """\
 # Formats
 
-Every format that lowbit encodes, decodes and multiplies. Encoded bytes are those of ggml's reference quantizers, decoded
-values equal ggml's bit for bit. This page is written by `python docs/make_formats.py`.
+Every format that lowbit encodes, decodes and multiplies. Encoded bytes are those of ggml's reference quantizers,
+decoded values equal ggml's bit for bit. This page is written by `python docs/make_formats.py`.
 
-Sizes are true ones, scales and padding included; "smaller than F16" is how many times smaller a matrix gets. Importances
-(`imatrix=`) are required by some formats, change the bytes of others, and mean nothing to the rest.
+Sizes are true ones, scales and padding included; "smaller than F16" is how many times smaller a matrix gets.
+Importances (`imatrix=`) are required by some formats, change the bytes of others, and mean nothing to the rest.
 
 | format | GGUF type | bits a weight | weights a block | bytes a block | smaller than F16 | importances |
 | --- | ---: | ---: | ---: | ---: | ---: | --- |
@@ -50,7 +50,8 @@ def importances(format: _core.Format) -> str:
 def row(format: _core.Format) -> str:
     """The format's line of the table."""
     sizes = f"{format.bits_per_weight:g} | {format.block_size} | {format.block_bytes}"
-    return f"| {format.name} | {format.ggml_type} | {sizes} | {16 / format.bits_per_weight:.2f}x | {importances(format)} |\n"
+    smaller = f"{16 / format.bits_per_weight:.2f}x"
+    return f"| {format.name} | {format.ggml_type} | {sizes} | {smaller} | {importances(format)} |\n"
 
 
 def section(format: _core.Format) -> str:
