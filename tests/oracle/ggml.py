@@ -1,6 +1,6 @@
 """ggml's own encoders and decoders, in a process of their own: on some inputs ggml ends the process it runs in.
 
-    python ggml.py LIBGGML_BASE    answers pickled requests on stdin; `Ggml` starts it
+python ggml.py LIBGGML_BASE    answers pickled requests on stdin; `Ggml` starts it
 """
 
 from __future__ import annotations
