@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything docs/benchmarks.md shows, anew: all.sh PEER CHECKPOINT, about ten minutes for 0.6 B parameters on 2 cores.
+# Everything docs/benchmarks.md shows, anew: all.sh PEER CHECKPOINT, about fifteen minutes for 0.6 B parameters on 2 cores.
 # PYTHON names the interpreter, python3 by default; it has lowbit, torch and transformers. PAIRS: timed pairs of each.
 set -euo pipefail
 peer=$(realpath "${1:?usage: all.sh PEER CHECKPOINT}") checkpoint=$(realpath "${2:?usage: all.sh PEER CHECKPOINT}")

@@ -105,7 +105,7 @@ def _value(file: gguf.File, key: str) -> Any:
 
 
 def parse() -> argparse.Namespace:
-    parser = harness.arguments(__doc__ or "", pairs=3)
+    parser = harness.model_arguments(__doc__ or "", pairs=3)
     parser.add_argument("checkpoint", type=Path, help="Hugging Face folder")
     parser.add_argument("--formats", default="Q4_K_M,Q8_0,bf16", metavar="A,B", help="[default: %(default)s]")
     parser.add_argument("--peer-python", default=sys.executable, metavar="EXE", help="has torch and transformers")
@@ -122,7 +122,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory(dir=options.scratch) as folder:
             conversion = Conversion(options, peer, format, Path(folder))
             facts = conversion.check()
-            ours, theirs = harness.alternate(conversion.ours, conversion.peer, options.pairs, warmups=0)
+            ours, theirs = harness.alternate(conversion.ours, conversion.peer, pairs=options.pairs, warmups=0)
         name = f"{options.checkpoint.resolve().name} {format}"
         recorder.add(harness.comparison(name, facts["weights"], "weights", ours, theirs, format=format, **facts))
     recorder.finish()

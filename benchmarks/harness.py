@@ -89,14 +89,13 @@ def _run_and_report(report: str, command: Sequence[str]) -> int:
     return 0 if status == 0 else 1
 
 
-def alternate(
-    ours: Callable[[], Sample], peer: Callable[[], Sample], pairs: int, warmups: int = 1
-) -> tuple[list[Sample], list[Sample]]:
-    """Samples of both, taken in turn, after `warmups` of each that do not count."""
+def alternate(*runs: Callable[[], Sample], pairs: int, warmups: int = 1) -> list[list[Sample]]:
+    """Samples of each, taken in turn, after `warmups` of each that do not count."""
     for _ in range(warmups):
-        ours(), peer()
-    samples = [(ours(), peer()) for _ in range(pairs)]
-    return [a for a, _ in samples], [b for _, b in samples]
+        for run in runs:
+            run()
+    rounds = [[run() for run in runs] for _ in range(pairs)]
+    return [list(samples) for samples in zip(*rounds, strict=True)]
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
@@ -167,8 +166,14 @@ def arguments(description: str, pairs: int) -> argparse.ArgumentParser:
     parser.add_argument("--peer", type=Path, required=True, metavar="DIR", help="llama.cpp: DIR/src and DIR/BUILD/bin")
     parser.add_argument("--peer-build", metavar="BUILD", help="which build of DIR [default: the first]")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write facts, samples and ratios to OUT")
-    parser.add_argument("--threads", type=int, default=1, metavar="N", help="threads of both [default: 1]")
     parser.add_argument("--pairs", type=int, default=pairs, metavar="N", help=f"timed pairs [default: {pairs}]")
+    return parser
+
+
+def model_arguments(description: str, pairs: int) -> argparse.ArgumentParser:
+    """The same with what the benchmarks of whole programs have beside."""
+    parser = arguments(description, pairs)
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="threads of both [default: 1]")
     parser.add_argument("--simd", metavar="TARGET", help="our SIMD target, as lowbit.simd.targets() has it")
     return parser
 
@@ -185,7 +190,9 @@ class Recorder:
         self._path = options.json
         if self._path is not None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-        settings = {k: v for k, v in vars(options).items() if isinstance(v, int | float | str) and k != "peer_python"}
+        settings = {
+            k: v for k, v in vars(options).items() if isinstance(v, int | float | str | list) and k != "peer_python"
+        }
         self._record = {
             "schema": SCHEMA,
             "benchmark": benchmark,
@@ -200,7 +207,7 @@ class Recorder:
         self._record["results"].append(entry)
         ours, peer, ratio = entry["ours"]["per_s"], entry["peer"]["per_s"], entry["speedup"]
         print(
-            f"{entry['name']:28} {ours['median']:12.4g} {peer['median']:12.4g} {entry['unit']}/s"
+            f"{entry['name']:36} {ours['median']:12.4g} {peer['median']:12.4g} {entry['unit']}/s"
             f"  x {ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})",
             flush=True,
         )

@@ -113,7 +113,7 @@ def measure(path: Path, peer: Peer, options: argparse.Namespace, recorder: harne
         ("decode", options.new, ours.decode, theirs.decode),
     ):
         if tokens:
-            samples = harness.alternate(a, b, options.pairs)
+            samples = harness.alternate(a, b, pairs=options.pairs)
             name = f"{path.stem} {kind} {tokens}"
             recorder.add(harness.comparison(name, tokens, "tokens", *samples, file=path.stem, kind=kind, **facts))
 
@@ -123,7 +123,7 @@ def _sizes(model: Model) -> dict[str, int]:
 
 
 def parse() -> argparse.Namespace:
-    parser = harness.arguments(__doc__ or "", pairs=3)
+    parser = harness.model_arguments(__doc__ or "", pairs=3)
     parser.add_argument("models", type=Path, nargs="+", metavar="GGUF")
     parser.add_argument("-p", "--prompt", type=int, default=512, help="tokens of the prompt [default: 512]")
     parser.add_argument("-n", "--new", type=int, default=64, help="tokens to make [default: 64]")

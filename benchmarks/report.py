@@ -41,16 +41,41 @@ def rates(entry: Record | None, unit: float = 1.0) -> list[str]:
     return [number(entry[side]["per_s"]["median"] / unit) for side in ("ours", "peer")] + [ratio(entry)]
 
 
+OPERATIONS = {"encode": "Encoding", "encode.imatrix": "Encoding with importances", "decode": "Decoding"}
+
+
 def format_table(results: list[Record]) -> list[str]:
-    found = {(entry["format"], entry["operation"]): entry for entry in results}
-    operations = {"encode": "encode", "encode.imatrix": "with importances", "decode": "decode"}
-    header = ["format, million weights/s"]
-    header += [cell for title in operations.values() for cell in (title, "peer", "ratio")]
-    rows = [
-        [name] + [cell for key in operations for cell in rates(found.get((name, key)), 1e6)]
-        for name in dict.fromkeys(entry["format"] for entry in results)
-    ]
-    return table(header, rows)
+    """A table of each operation. One thread: rates and ratios. More: ratios, and ours over one thread of ours."""
+    found = {(entry["format"], entry["operation"], entry["simd"], entry["threads"]): entry for entry in results}
+    targets = list(dict.fromkeys(entry["simd"] for entry in results))
+    counts = list(dict.fromkeys(entry["threads"] for entry in results))
+    lines: list[str] = []
+    for operation, title in OPERATIONS.items():
+        header = [f"{title}, million weights/s"]
+        for count in counts:
+            threads = "" if count == 1 else f" x{count}"
+            header += [cell for simd in targets for cell in (f"{simd}{threads}", "ratio")]
+            header += ["peer"] if count == 1 else ["one to more"]
+        rows = []
+        for name in dict.fromkeys(entry["format"] for entry in results if entry["operation"] == operation):
+            cells = [name]
+            for count in counts:
+                entries = [found[name, operation, simd, count] for simd in targets]
+                cells += [cell for entry in entries for cell in (number(_rate(entry, "ours")), ratio(entry))]
+                cells.append(number(_rate(entries[0], "peer")) if count == 1 else _scaling(entries))
+            rows.append(cells)
+        lines += [*table(header, rows), ""]
+    return lines[:-1]
+
+
+def _rate(entry: Record, side: str) -> float:
+    """Million weights a second."""
+    return float(entry[side]["per_s"]["median"]) / 1e6
+
+
+def _scaling(entries: list[Record]) -> str:
+    found = [entry["scaling"]["median"] for entry in entries if "scaling" in entry]
+    return ", ".join(f"{value:.2f}x" for value in found) or "-"
 
 
 def convert_table(results: list[Record]) -> list[str]:
@@ -82,19 +107,26 @@ def model_table(results: list[Record]) -> list[str]:
 TABLES = {"formats": format_table, "convert": convert_table, "model": model_table}
 
 
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
 def section(record: Record) -> str:
     """One result file as Markdown."""
     machine, peer, settings = record["machine"], record["peer"], record["settings"]
-    threads = "1 thread" if settings["threads"] == 1 else f"{settings['threads']} threads"
-    differing = sum(entry.get("differing_blocks", 0) for entry in record["results"])
+    counts, targets = _list(settings["threads"]), _list(settings.get("simd") or machine["simd"])
+    threads = "1 thread" if counts == [1] else f"{' and '.join(map(str, counts))} threads"
+    simd = " and ".join(targets)
+    blocks = {(e.get("format"), e.get("operation")): e.get("differing_blocks", 0) for e in record["results"]}
+    differing = sum(blocks.values())
     facts = [
         f"{machine['cpu']}, {machine['cores']} cores, {machine['system']}; {threads}, {settings['pairs']} pairs; "
         f"load {machine['load']:.2f} before and {machine['load_after']:.2f} after.",
-        f"lowbit {machine['lowbit']} ({machine['commit']}) on {machine['simd']}; {peer['name']} {peer['version']}, "
+        f"lowbit {machine['lowbit']} ({machine['commit']}) on {simd}; {peer['name']} {peer['version']}, "
         f"build `{peer['build']}`.",
         *([f"{differing} encoded blocks differ from the peer's."] if differing else []),
     ]
-    title = f"### {TITLES[record['benchmark']]}, {threads}, {machine['simd']}"
+    title = f"### {TITLES[record['benchmark']]}, {threads}, {simd}"
     lines = [title, "", *facts, "", f"`{record['command']}`", "", *TABLES[record["benchmark"]](record["results"])]
     return "\n".join(lines)
 

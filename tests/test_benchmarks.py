@@ -123,13 +123,15 @@ def _run_with_fake_peer(monkeypatch, path: Path, arguments: list[str]) -> dict:
 
 
 def test_a_benchmark_checks_times_and_records(monkeypatch, tmp_path):
-    options = ["--formats", "F16,Q8_0", "--pairs", "2", "--seconds", "0.001", "--threads", "2"]
+    options = ["--formats", "F16,Q8_0", "--pairs", "2", "--seconds", "0.001", "--simd", lowbit.simd.current()]
     record = _run_with_fake_peer(monkeypatch, tmp_path / "out.json", options)
     assert record["schema"] == harness.SCHEMA
     assert record["settings"]["pairs"] == 2
     assert record["machine"]["simd"] == lowbit.simd.current()
     names = [entry["name"] for entry in record["results"]]
-    assert names == ["F16 encode", "F16 decode", "Q8_0 encode", "Q8_0 encode.imatrix", "Q8_0 decode"]
+    operations = ["F16 encode", "F16 decode", "Q8_0 encode", "Q8_0 encode.imatrix", "Q8_0 decode"]
+    assert names == [f"{name} {lowbit.simd.current()} x{threads}" for name in operations for threads in (1, 2)]
+    assert all(("scaling" in entry) == (entry["threads"] == 2) for entry in record["results"])
     assert all(len(entry[side]["wall_s"]) == 2 for entry in record["results"] for side in ("ours", "peer"))
     assert str(tmp_path) not in json.dumps(record)
     assert "| Q8_0 |" in report.section(record)

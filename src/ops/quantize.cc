@@ -120,7 +120,12 @@ HWY_EXPORT(FindNonfinite);
 
 constexpr size_t kChunkFloats = 64 * 1024;
 
-size_t ChunkRows(size_t K) { return std::max<size_t>(1, kChunkFloats / std::max<size_t>(1, K)); }
+// Rows that a thread takes at a time: at most what fits the cache, and few enough that all threads end together.
+size_t ChunkRows(size_t num_rows, size_t K, size_t num_threads) {
+  const size_t cached = kChunkFloats / std::max<size_t>(1, K);
+  const size_t shared = num_threads == 1 ? num_rows : num_rows / (4 * num_threads);
+  return std::max<size_t>(1, std::min(cached, shared));
+}
 
 // As many buffers as threads have wanted at one time.
 class Buffers {
@@ -208,7 +213,7 @@ void QuantizeRows(const WeightView& weights, const Format& format, const float* 
   const size_t K = weights.K;
   CheckArguments(format, importance, K);
   if (K == 0 || weights.num_rows == 0) return;
-  const size_t chunk_rows = std::min(ChunkRows(K), weights.num_rows);
+  const size_t chunk_rows = ChunkRows(weights.num_rows, K, num_threads);
   const size_t row_bytes = format.RowBytes(K);
   const bool in_place = weights.type == WeightView::Type::kF32 && weights.col_stride == sizeof(float) &&
                         (weights.num_rows == 1 || weights.row_stride == static_cast<ptrdiff_t>(K * sizeof(float))) &&
@@ -244,7 +249,7 @@ void DequantizeRows(const uint8_t* rows, ptrdiff_t row_stride, const Format& for
     throw InputError(
         Str(format.name, ": rows have ", K, " weights, expected a multiple of the block size ", format.block_size));
   }
-  const size_t chunk_rows = ChunkRows(K);
+  const size_t chunk_rows = ChunkRows(num_rows, K, num_threads);
   const auto task = [&](size_t chunk) {
     const size_t end = std::min(num_rows, (chunk + 1) * chunk_rows);
     for (size_t r = chunk * chunk_rows; r < end; ++r) {
