@@ -9,7 +9,10 @@ models=$(mktemp -d)
 trap 'rm -rf "$models"' EXIT
 
 "$python" benchmarks/formats.py --peer "$peer" --pairs "$pairs" --json benchmarks/results/formats.json
-"$python" benchmarks/convert.py --peer "$peer" --threads 2 --pairs "$pairs" --json benchmarks/results/convert.json "$checkpoint"
+floats=$models/$(basename "$checkpoint")-bf16.gguf
+"$python" -m lowbit convert "$checkpoint" "$floats" --format bf16
+"$python" benchmarks/convert.py --peer "$peer" --threads 2 --pairs "$pairs" --json benchmarks/results/convert.json "$checkpoint" "$floats"
+rm "$floats"
 files=()
 for format in Q8_0 Q4_K_M; do
   files+=("$models/$(basename "$checkpoint")-$format.gguf")

@@ -1,7 +1,7 @@
-"""Converting a checkpoint, ours against llama.cpp's two tools.
+"""Whole files: converting a checkpoint and quantizing a GGUF file, ours against llama.cpp's two tools.
 
-Ours: `lowbit convert`. Peer: convert_hf_to_gguf.py to a bf16 file, then llama-quantize; for f32, f16 and bf16 the first
-alone. Whole processes, from start to exit, into the same folder, which is emptied after each so that neither waits for
+Of a checkpoint, ours is `lowbit convert`, the peer's convert_hf_to_gguf.py to a bf16 file, then llama-quantize; for f32,
+f16 and bf16 the first alone. Of a GGUF file, ours is `lowbit quantize`, the peer's llama-quantize. Whole processes, from start to exit, into the same folder, which is emptied after each so that neither waits for
 the other's data to reach the disk. The run that is checked warms the page cache and does not count.
 """
 
@@ -29,23 +29,25 @@ FLOATS = ("f32", "f16", "bf16")
 class Conversion:
     """One format's commands, run in a scratch folder."""
 
-    def __init__(self, options: argparse.Namespace, peer: Peer, format: str, folder: Path) -> None:
+    def __init__(self, options: argparse.Namespace, peer: Peer, source: Path, format: str, folder: Path) -> None:
         self.target, self.peer_target = folder / "ours.gguf", folder / "peer.gguf"
-        checkpoint, threads = str(options.checkpoint), str(options.threads)
         self._env = {"LOWBIT_SIMD": options.simd} if options.simd else {}
         self._peer_env = peer.env
-        command = ["-m", "lowbit", "convert", checkpoint, str(self.target), "--format", format, "--threads", threads]
-        self.commands = [[sys.executable, *command]]
-        middle = self.peer_target if format in FLOATS else folder / "middle.gguf"
-        converter = str(peer.source / "convert_hf_to_gguf.py")
-        outtype = format if format in FLOATS else "bf16"
-        self.peer_commands = [
-            [options.peer_python, converter, checkpoint, "--outtype", outtype, "--outfile", str(middle)]
-        ]
+        self._folder = folder
+        threads = str(options.threads)
+        ours = ["quantize", str(source), str(self.target), format]
+        self.peer_commands = []
+        middle = source
+        if source.is_dir():
+            ours = ["convert", str(source), str(self.target), "--format", format]
+            middle = self.peer_target if format in FLOATS else folder / "middle.gguf"
+            converter = [options.peer_python, str(peer.source / "convert_hf_to_gguf.py"), str(source)]
+            outtype = format if format in FLOATS else "bf16"
+            self.peer_commands.append([*converter, "--outtype", outtype, "--outfile", str(middle)])
         if middle != self.peer_target:
             quantize = [peer.program("llama-quantize"), str(middle), str(self.peer_target), format.upper(), threads]
             self.peer_commands.append(quantize)
-        self._folder = folder
+        self.commands = [[sys.executable, "-m", "lowbit", *ours, "--threads", threads]]
 
     def ours(self) -> Sample:
         sample = self._run(self.commands, self._env)
@@ -106,7 +108,9 @@ def _value(file: gguf.File, key: str) -> Any:
 
 def parse() -> argparse.Namespace:
     parser = harness.model_arguments(__doc__ or "", pairs=3)
-    parser.add_argument("checkpoint", type=Path, help="Hugging Face folder")
+    parser.add_argument(
+        "sources", type=Path, nargs="+", metavar="SOURCE", help="Hugging Face folder, or GGUF file of floats"
+    )
     parser.add_argument("--formats", default="Q4_K_M,Q8_0,bf16", metavar="A,B", help="[default: %(default)s]")
     parser.add_argument("--peer-python", default=sys.executable, metavar="EXE", help="has torch and transformers")
     parser.add_argument("--scratch", type=Path, metavar="DIR", help="where files are written [default: temporary]")
@@ -118,13 +122,16 @@ def main() -> None:
     peer = Peer(options.peer, options.peer_build)
     with lowbit.simd.force(options.simd):
         recorder = harness.Recorder("convert", options, peer.facts())
-    for format in options.formats.split(","):
-        with tempfile.TemporaryDirectory(dir=options.scratch) as folder:
-            conversion = Conversion(options, peer, format, Path(folder))
-            facts = conversion.check()
-            ours, theirs = harness.alternate(conversion.ours, conversion.peer, pairs=options.pairs, warmups=0)
-        name = f"{options.checkpoint.resolve().name} {format}"
-        recorder.add(harness.comparison(name, facts["weights"], "weights", ours, theirs, format=format, **facts))
+    for source in options.sources:
+        for format in options.formats.split(","):
+            if source.is_file() and format in FLOATS:
+                continue  # nothing to do
+            with tempfile.TemporaryDirectory(dir=options.scratch) as folder:
+                conversion = Conversion(options, peer, source, format, Path(folder))
+                facts = conversion.check()
+                ours, theirs = harness.alternate(conversion.ours, conversion.peer, pairs=options.pairs, warmups=0)
+            name = f"{source.resolve().name} {format}"
+            recorder.add(harness.comparison(name, facts["weights"], "weights", ours, theirs, format=format, **facts))
     recorder.finish()
 
 

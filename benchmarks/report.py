@@ -13,7 +13,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- results: written by benchmarks/report.py -->", "<!-- end of results -->"
-TITLES = {"formats": "Encoding and decoding", "convert": "Converting checkpoints", "model": "Running models"}
+TITLES = {"formats": "Encoding and decoding", "convert": "Whole files", "model": "Running models"}
 
 Record = dict[str, Any]
 
@@ -61,7 +61,7 @@ def format_table(results: list[Record]) -> list[str]:
             cells = [name]
             for count in counts:
                 entries = [found[name, operation, simd, count] for simd in targets]
-                cells += [cell for entry in entries for cell in (number(_rate(entry, "ours")), ratio(entry))]
+                cells += [cell for entry in entries for cell in (number(_rate(entry, "ours")), _times(entry))]
                 cells.append(number(_rate(entries[0], "peer")) if count == 1 else _scaling(entries))
             rows.append(cells)
         lines += [*table(header, rows), ""]
@@ -71,6 +71,10 @@ def format_table(results: list[Record]) -> list[str]:
 def _rate(entry: Record, side: str) -> float:
     """Million weights a second."""
     return float(entry[side]["per_s"]["median"]) / 1e6
+
+
+def _times(entry: Record) -> str:
+    return f"**{entry['speedup']['median']:.2f}**"
 
 
 def _scaling(entries: list[Record]) -> str:

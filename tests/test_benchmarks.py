@@ -150,9 +150,9 @@ BARD = Path(lowbit.__file__).parent / "data" / "bard"
 
 def test_conversions_are_compared(tmp_path):
     convert = _module("convert")
-    options = argparse.Namespace(checkpoint=BARD, threads=1, simd=None, peer_python=sys.executable)
+    options = argparse.Namespace(threads=1, simd=None, peer_python=sys.executable)
     peer = argparse.Namespace(env={}, source=tmp_path, program=lambda name: name)
-    conversion = convert.Conversion(options, peer, "Q8_0", tmp_path)
+    conversion = convert.Conversion(options, peer, BARD, "Q8_0", tmp_path)
     command = [*conversion.commands[0]]
     command[command.index(str(conversion.target))] = str(conversion.peer_target)
     conversion.peer_commands = [command]
