@@ -1,9 +1,9 @@
 """Whole files: converting a checkpoint and quantizing a GGUF file, ours against llama.cpp's two tools.
 
 Of a checkpoint, ours is `lowbit convert`, the peer's convert_hf_to_gguf.py to a bf16 file, then llama-quantize; for
-f32, f16 and bf16 the first alone. Of a GGUF file, ours is `lowbit quantize`, the peer's llama-quantize. Whole processes,
-from start to exit, into the same folder, which is emptied after each so that neither waits for the other's data to
-reach the disk. The run that is checked warms the page cache and does not count.
+f32, f16 and bf16 the first alone. Of a GGUF file, ours is `lowbit quantize`, the peer's llama-quantize. Whole
+processes, from start to exit, into the same folder, which is emptied after each so that neither waits for the other's
+data to reach the disk. The run that is checked warms the page cache and does not count.
 """
 
 from __future__ import annotations
