@@ -54,38 +54,40 @@ HWY_INLINE void Transpose(const float* const* rows, size_t first, size_t num, fl
   }
 }
 
+template <size_t kNum>
 HWY_INLINE bool AllFinite(const float* x) {
   const SearchTag df;
   auto finite = hn::Eq(hn::Zero(df), hn::Zero(df));
-  for (size_t i = 0; i < kSuper; i += hn::Lanes(df)) finite = hn::And(finite, hn::IsFinite(hn::LoadU(df, x + i)));
+  for (size_t i = 0; i < kNum; i += hn::Lanes(df)) finite = hn::And(finite, hn::IsFinite(hn::LoadU(df, x + i)));
   return hn::AllTrue(df, finite);
 }
 
 // Format::encode. Super-blocks with NaN or infinities, which the searches do not expect, are the reference's.
-template <class Encoder>
+// kBlock: a format may have smaller blocks in the place of super-blocks.
+template <class Encoder, size_t kBlock = kSuper>
 void EncodeSuperBlocks(const float* weights, const float* importance, size_t num_rows, size_t K, uint8_t* out) {
   const SearchTag df;
   const size_t N = hn::Lanes(df);
-  const size_t per_row = K / kSuper, total = num_rows * per_row;
-  HWY_ALIGN float x[kSuper * kMaxGroups];
-  HWY_ALIGN uint32_t words[kSuper / 4 * kMaxGroups];
+  const size_t per_row = K / kBlock, total = num_rows * per_row;
+  HWY_ALIGN float x[kBlock * kMaxGroups];
+  HWY_ALIGN uint32_t words[kBlock / 4 * kMaxGroups];
   for (size_t first = 0; first < total; first += N, out += N * Encoder::kBlockBytes) {
     const size_t num = HWY_MIN(N, total - first);
     const float* rows[kMaxGroups];
     const float* columns[kMaxGroups];
     for (size_t lane = 0; lane < N; ++lane) {
       const size_t block = first + HWY_MIN(lane, num - 1);
-      rows[lane] = weights + block * kSuper;
-      columns[lane] = importance ? importance + block % per_row * kSuper : nullptr;
+      rows[lane] = weights + block * kBlock;
+      columns[lane] = importance ? importance + block % per_row * kBlock : nullptr;
     }
-    Transpose(rows, 0, kSuper, x);
+    Transpose(rows, 0, kBlock, x);
     Encoder::Fit(df, x, importance ? columns : nullptr, num, words, out);
     for (size_t lane = 0; lane < num; ++lane) {
-      uint32_t codes[kSuper / 4];
-      for (size_t m = 0; m < kSuper / 4; ++m) codes[m] = words[m * N + lane];
+      uint32_t codes[kBlock / 4];
+      for (size_t m = 0; m < kBlock / 4; ++m) codes[m] = words[m * N + lane];
       uint8_t* block = out + lane * Encoder::kBlockBytes;
       Encoder::Pack(reinterpret_cast<const uint8_t*>(codes), block);
-      if (HWY_UNLIKELY(!AllFinite(rows[lane]))) Encoder::Reference(rows[lane], columns[lane], block);
+      if (HWY_UNLIKELY(!AllFinite<kBlock>(rows[lane]))) Encoder::Reference(rows[lane], columns[lane], block);
     }
   }
 }
