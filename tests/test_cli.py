@@ -12,7 +12,7 @@ import pytest
 
 import lowbit
 
-COMMANDS = ["demo", "convert", "quantize", "inspect", "formats", "run", "chat", "bench", "perplexity"]
+COMMANDS = ["demo", "convert", "quantize", "inspect", "formats", "run", "chat", "bench", "perplexity", "imatrix"]
 
 
 def run(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from lowbit import gguf, simd
+from lowbit import gguf, imatrix, simd
 from lowbit._core import ContextFullError, Error, FileError, FormatError, InputError, UnsupportedError
 from lowbit.convert import Report, convert, quantize_file
 from lowbit.linalg import matmul
@@ -35,6 +35,7 @@ __all__ = [
     "evaluate",
     "formats",
     "gguf",
+    "imatrix",
     "load",
     "load_tokenizer",
     "matmul",

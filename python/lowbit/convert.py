@@ -188,6 +188,9 @@ class _Plan:
         without = [job.source.name for job in jobs if importances and job.importance is None and job.is_quantized]
         if without:
             report.notes.append(f"the importance matrix has nothing for {', '.join(without)}: encoded without")
+        if importances:
+            used = (job.source.name for job in jobs if job.importance is not None)
+            report.notes += [importances.notes[name] for name in used if name in importances.notes]
         if progress:
             _print_notes([*report.notes, *report.fallbacks])
         if not dry_run:

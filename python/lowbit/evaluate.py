@@ -119,7 +119,7 @@ def compare(
     for name, model in models.items():
         if not 3 <= ctx <= model.context:
             raise InputError(f"ctx: expected 3 to {model.context} for model {name!r}, got {ctx}")
-    windows = _windows(next(iter(models.values())).tokenizer, text, ctx)[:max_windows]
+    windows = windows_of(next(iter(models.values())).tokenizer, text, ctx)[:max_windows]
     if len(windows) == 0:
         raise InputError(f"max_windows: expected at least 1, got {max_windows}")
     workers = num_threads(threads)
@@ -151,9 +151,12 @@ def compare(
     }
 
 
-def _windows(tokenizer: Tokenizer, text: str, ctx: int) -> npt.NDArray[np.int64]:
-    """The tokens of `text` as rows of `ctx`, each with BOS in the first place if the tokenizer has it begin a text."""
-    tokens = np.asarray(tokenizer.encode(text, add_special_tokens=True), np.int64)
+def windows_of(tokenizer: Tokenizer, text: str, ctx: int, **options: bool) -> npt.NDArray[np.int64]:
+    """The tokens of `text` as rows of `ctx`, each with BOS in the first place if the tokenizer has it begin a text.
+
+    `options` go to the tokenizer. Raises InputError for a text too short for one row.
+    """
+    tokens = np.asarray(tokenizer.encode(text, add_special_tokens=True, **options), np.int64)
     if len(tokens) < ctx:
         raise InputError(f"text: {len(tokens)} tokens, expected at least {ctx}, one window")
     windows: npt.NDArray[np.int64] = tokens[: len(tokens) // ctx * ctx].reshape(-1, ctx).copy()

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from lowbit.cli.app import Compute, ExistingFile, Json, ModelPath, Threads, app, examples
-from lowbit.cli.console import print_json, print_table
+from lowbit.cli.console import print_json, print_table, read_text
 from lowbit.progress import progress_bar
 
 
@@ -66,10 +66,7 @@ def perplexity(
     import lowbit
     from lowbit import evaluate
 
-    try:
-        content = text.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise lowbit.FormatError(f"{text}: not UTF-8 at offset {error.start}") from None
+    content = read_text(text)
     paths = {"model": model} if reference is None else {"reference": reference, "model": model}
     models = {name: lowbit.load(path, compute=compute, threads=threads) for name, path in paths.items()}
     with progress_bar("Reading") as advance:

@@ -1,0 +1,122 @@
+"""The command imatrix: importance matrices are collected, joined and looked at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lowbit.cli.app import Compute, Json, Threads, app, examples
+from lowbit.cli.console import note, print_json, print_table, read_text
+from lowbit.progress import progress_bar
+
+if TYPE_CHECKING:
+    from lowbit.imatrix import Sums
+
+
+@app.command(
+    name="imatrix",
+    epilog=examples(
+        "lowbit imatrix model-bf16.gguf calibration.txt -o imatrix.gguf",
+        "lowbit imatrix ./SmolLM2-135M more.txt --in-file imatrix.gguf -o both.gguf --chunks 200",
+        "lowbit imatrix --in-file a.gguf --in-file old.dat -o merged.gguf",
+        "lowbit imatrix --in-file imatrix.gguf --json  # only looks at it",
+    ),
+)
+def imatrix_command(
+    model: Annotated[
+        str | None, typer.Argument(metavar="MODEL", help="GGUF file, checkpoint folder or hub id.", show_default=False)
+    ] = None,
+    text: Annotated[
+        Path | None, typer.Argument(metavar="TEXT", exists=True, dir_okay=False, help="Text in UTF-8 for it to read.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE", dir_okay=False, help="The GGUF file to write.")
+    ] = None,
+    in_file: Annotated[
+        list[Path] | None,
+        typer.Option("--in-file", exists=True, dir_okay=False, help="Add what this file holds; may be repeated."),
+    ] = None,
+    ctx: Annotated[int, typer.Option("--ctx", "-c", min=1, help="Tokens in a window.")] = 512,
+    chunks: Annotated[int | None, typer.Option("--chunks", min=1, help="Read at most so many windows.")] = None,
+    first: Annotated[int, typer.Option("--from-chunk", min=0, help="Leave out so many windows before them.")] = 0,
+    process_output: Annotated[bool, typer.Option("--process-output", help="Collect for output.weight too.")] = False,
+    parse_special: Annotated[
+        bool, typer.Option("--parse-special", help="Special tokens written out in TEXT count as such.")
+    ] = False,
+    threads: Threads = None,
+    compute: Compute = "auto",
+    json: Json = False,
+) -> None:
+    """Collects, joins and shows importance matrices.
+
+    What a model's weights are multiplied with when it reads a text: llama-imatrix's figures, in files like its own.
+    Without MODEL and TEXT, joins files or looks at one.
+    """
+    import lowbit
+    from lowbit import imatrix
+
+    if (model is None) != (text is None) or not (text or in_file):
+        raise typer.BadParameter("expected MODEL and TEXT, or --in-file without both")
+    if text and not out:
+        raise typer.BadParameter("expected the file to write", param_hint="--out")
+    if out and not out.absolute().parent.is_dir():  # found out now rather than after the work
+        raise lowbit.FileError(f"{out}: no such folder")
+    parts = [imatrix.read(path) for path in in_file or []]
+    if model and text:
+        content = read_text(text)
+        loaded = lowbit.load(model, compute=compute, threads=threads)
+        with progress_bar("Reading") as advance:
+            parts.append(
+                imatrix.collect(
+                    loaded,
+                    content,
+                    ctx,
+                    first=first,
+                    chunks=chunks,
+                    process_output=process_output,
+                    parse_special=parse_special,
+                    dataset=str(text),
+                    progress=advance,
+                )
+            )
+    sums = parts[0] if len(parts) == 1 and not out else imatrix.merge(parts)
+    if out:
+        sums.save(out)
+    _print(sums, out, json)
+
+
+def _print(sums: Sums, out: Path | None, json: bool) -> None:
+    reports = sums.coverage()
+    for text in (report.note() for report in reports):
+        if text:
+            note(f"note: {text}")
+    if json:
+        print_json(
+            {
+                "path": None if out is None else str(out),
+                "datasets": sums.datasets,
+                "chunk_count": sums.chunk_count,
+                "chunk_size": sums.chunk_size,
+                "tensors": reports,
+            }
+        )
+        return
+    rows = [
+        [
+            report.name,
+            str(report.columns),
+            "" if report.matrices == 1 else f"{report.matrices_seen} of {report.matrices}",
+            str(report.tokens),
+            str(len(report.columns_unseen)),
+        ]
+        for report in reports
+    ]
+    size = f" of {sums.chunk_size} tokens" if sums.chunk_size else ""
+    title = f"{len(reports)} tensors, {sums.chunk_count} windows{size}"
+    columns = ["tensor", ">columns", ">experts seen", ">tokens", ">columns never seen"]
+    if all(report.matrices == 1 for report in reports):
+        columns.pop(2)
+        rows = [row[:2] + row[3:] for row in rows]
+    print_table(columns, rows, title if out is None else f"{out}: {title}")
