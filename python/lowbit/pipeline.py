@@ -62,9 +62,19 @@ class Job:
             return rows
         matrix = rows.reshape(-1, rows.shape[-1])
         try:
-            return _encode_rows(matrix, self.format, self.importance, threads, not self.is_quantized)
+            encoded = _encode_rows(matrix, self.format, self.importance, threads, not self.is_quantized)
         except InputError as error:
             raise InputError(f"tensor {self.source.name}, rows from {start}: {error}") from None
+        if self.is_quantized:
+            self._check(encoded, start * (len(matrix) // max(1, len(rows))), threads)
+        return encoded
+
+    def _check(self, encoded: np.ndarray, first_row: int, threads: int) -> None:
+        """Weights or importances too large for the format make scales of NaN or infinity: llama.cpp refuses them."""
+        try:
+            _core.check_scales(encoded, self.format, first_row, threads)
+        except InputError as error:
+            raise InputError(f"tensor {self.source.name}, {error}") from None
 
 
 def _encode_rows(
