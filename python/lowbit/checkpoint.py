@@ -11,8 +11,6 @@ import json
 import math
 import os
 import re
-import threading
-import weakref
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,8 @@ import ml_dtypes
 import numpy as np
 
 from lowbit._core import FileError, FormatError, UnsupportedError
+from lowbit.file_reader import FileReader
+from lowbit.tensor_source import FileRows
 
 MAX_HEADER_BYTES = 100 << 20  # the cap of the safetensors library
 MAX_JSON_BYTES = 512 << 20  # tokenizer.json of the largest vocabularies is below 40 MB
@@ -39,51 +39,10 @@ FLOAT_DTYPES: dict[str, np.dtype] = {
 }
 
 
-class _File:
-    """A file that several threads read at offsets. Closed when nothing refers to it any more."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
-            weakref.finalize(self, os.close, self._descriptor)
-            self.size = os.fstat(self._descriptor).st_size
-        except OSError as error:
-            raise FileError(f"{path}: {error.strerror}") from None
-        self._lock = threading.Lock()
-
-    def read_into(self, offset: int, out: memoryview) -> None:
-        """Fills `out` (bytes) from the offset, or raises FileError."""
-        done = 0
-        while done < len(out):
-            got = self._read_some(offset + done, out[done:])
-            if got == 0:
-                raise FileError(f"{self.path}: the file became shorter while it was read, at offset {offset + done}")
-            done += got
-
-    def read(self, offset: int, size: int) -> bytes:
-        """`size` bytes from the offset."""
-        out = bytearray(size)
-        self.read_into(offset, memoryview(out))
-        return bytes(out)
-
-    def _read_some(self, offset: int, out: memoryview) -> int:
-        try:
-            if hasattr(os, "preadv"):
-                return os.preadv(self._descriptor, [out[: 1 << 30]], offset)
-            with self._lock:  # Windows has no pread
-                os.lseek(self._descriptor, offset, os.SEEK_SET)
-                data = os.read(self._descriptor, min(len(out), 1 << 24))
-                out[: len(data)] = data
-                return len(data)
-        except OSError as error:
-            raise FileError(f"{self.path}: {error.strerror} at offset {offset}") from None
-
-
 class StoredTensor:
     """A tensor in a safetensors file; a TensorSource."""
 
-    def __init__(self, file: _File, name: str, dtype_name: str, shape: tuple[int, ...], offset: int) -> None:
+    def __init__(self, file: FileReader, name: str, dtype_name: str, shape: tuple[int, ...], offset: int) -> None:
         self.file = file
         self.name = name
         self.dtype_name = dtype_name
@@ -102,11 +61,7 @@ class StoredTensor:
 
     def rows(self, start: int, stop: int) -> np.ndarray:
         """Rows start..stop of the first axis, freshly read."""
-        out = np.empty((stop - start, *self.shape[1:]), self.dtype)
-        row_bytes = math.prod(self.shape[1:]) * out.itemsize
-        if out.size:
-            self.file.read_into(self.offset + start * row_bytes, out.reshape(-1).view(np.uint8).data)
-        return out
+        return FileRows(self.name, self.shape, self.dtype, self.file, self.offset).rows(start, stop)
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -133,7 +88,7 @@ def parse_json(data: bytes, where: str) -> dict[str, Any]:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file."""
-    file = _File(path)
+    file = FileReader(path)
     if file.size > MAX_JSON_BYTES:
         raise FormatError(f"{path}: {file.size} bytes, expected at most {MAX_JSON_BYTES}")
     return parse_json(file.read(0, file.size), str(path))
@@ -143,7 +98,7 @@ def _is_size(value: Any) -> bool:
     return type(value) is int and 0 <= value < 1 << 63
 
 
-def _entry(file: _File, data_start: int, name: str, entry: Any) -> tuple[int, int, StoredTensor]:
+def _entry(file: FileReader, data_start: int, name: str, entry: Any) -> tuple[int, int, StoredTensor]:
     """Checks one tensor of a header: (begin, end, tensor)."""
     where = f"{file.path.name}: tensor {name!r}"
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
@@ -164,7 +119,7 @@ def _entry(file: _File, data_start: int, name: str, entry: Any) -> tuple[int, in
 
 def read_safetensors(path: Path) -> dict[str, StoredTensor]:
     """The tensors of one safetensors file, ordered by name. Reads the header only."""
-    file = _File(path)
+    file = FileReader(path)
     if file.size < 8:
         raise FormatError(f"{path}: {file.size} bytes, too short for a safetensors file")
     header_bytes = int.from_bytes(file.read(0, 8), "little")

@@ -21,13 +21,13 @@ from lowbit import _core
 from lowbit._core import InputError, UnsupportedError
 from lowbit.qtensor import QTensor
 
-__all__ = ["File", "TensorInfo", "Writer", "file_size", "open", "write"]
+__all__ = ["DTYPES", "SPLIT_KEYS", "File", "Place", "TensorInfo", "Writer", "file_size", "open", "write"]
 
 Path: TypeAlias = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 Tensor: TypeAlias = QTensor | npt.NDArray[Any]
 
-# Tensor types that are plain arrays.
-_DTYPES: dict[str, np.dtype[Any]] = {
+#: Tensor types that are plain arrays.
+DTYPES: dict[str, np.dtype[Any]] = {
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
@@ -37,7 +37,9 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "I32": np.dtype(np.int32),
     "I64": np.dtype(np.int64),
 }
-_TYPES = {dtype: name for name, dtype in _DTYPES.items()}
+#: Keys that tell the files of a split model apart; a whole one has none.
+SPLIT_KEYS = ("split.no", "split.count", "split.tensors.count")
+_TYPES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 class TensorInfo(NamedTuple):
@@ -46,6 +48,14 @@ class TensorInfo(NamedTuple):
     name: str
     shape: tuple[int, ...]
     format: str
+
+
+class Place(NamedTuple):
+    """Where a tensor's data lies: `num_bytes` from `offset` on in the file `File.paths[path]`."""
+
+    num_bytes: int
+    path: int
+    offset: int
 
 
 def open(path: Path) -> File:
@@ -64,7 +74,7 @@ class File:
     `tensors`: name -> array view (F32, F16, BF16, F64, I8, I16, I32, I64) or QTensor on a view, made at each access;
     raises UnsupportedError for a format of ggml that lowbit cannot decode.
     `infos`: name -> TensorInfo, for every tensor.
-    All three keep the file's order.
+    All three keep the file's order. `paths`: the files, several if the model is split.
     """
 
     def __init__(self, path: Path) -> None:
@@ -74,11 +84,12 @@ class File:
         self.alignment = self._core.alignment
         self._keys = {key: index for index, key in enumerate(self._core.keys())}
         self._typed: dict[str, Any] = {}
+        self.paths = [os.fsdecode(path) for path in self._core.paths()]
         tensors = self._core.tensors()
-        self._sizes = [num_bytes for *_, num_bytes in tensors]
+        self._places = [Place(num_bytes, path, offset) for *_, num_bytes, path, offset in tensors]
         self._indices = {name: index for index, (name, *_) in enumerate(tensors)}
         self.infos: Mapping[str, TensorInfo] = {
-            name: TensorInfo(name, shape, format) for name, format, shape, _ in tensors
+            name: TensorInfo(name, shape, format) for name, format, shape, *_ in tensors
         }
         self.metadata: Mapping[str, Any] = _Metadata(self)
         self.tensors: Mapping[str, Tensor] = _Tensors(self)
@@ -98,7 +109,11 @@ class File:
 
     def num_bytes(self, name: str) -> int:
         """Bytes of a tensor's data. Raises KeyError if there is no such tensor."""
-        return self._sizes[self._indices[name]]
+        return self._places[self._indices[name]].num_bytes
+
+    def place(self, name: str) -> Place:
+        """Where a tensor's data lies. Raises KeyError if there is no such tensor."""
+        return self._places[self._indices[name]]
 
     def close(self) -> None:
         """Lets go of the map, which stays as long as views of it do."""
@@ -113,7 +128,7 @@ class File:
         index = self._indices[name]
         _, shape, format = self.infos[name]
         data = self._opened().data(index)
-        if dtype := _DTYPES.get(format):
+        if dtype := DTYPES.get(format):
             return data.view(dtype).reshape(shape)
         known = next((known for known in _core.formats() if known.name == format), None)
         if known is None:

@@ -7,6 +7,9 @@ from typing import Protocol
 
 import numpy as np
 
+from lowbit import _core
+from lowbit.file_reader import FileReader
+
 
 class TensorSource(Protocol):
     """A named tensor whose rows (index of the first axis) can be read piece by piece."""
@@ -21,7 +24,7 @@ class TensorSource(Protocol):
 
     @property
     def dtype(self) -> np.dtype:
-        """float32, float16 or ml_dtypes.bfloat16."""
+        """float32, float16 or ml_dtypes.bfloat16; uint8 for bytes to copy."""
 
     def rows(self, start: int, stop: int) -> np.ndarray:
         """Rows start..stop of the first axis, shape (stop - start, *shape[1:]), C-contiguous."""
@@ -47,6 +50,25 @@ class ArraySource:
     def rows(self, start: int, stop: int) -> np.ndarray:
         """Rows start..stop of the first axis (a view)."""
         return self.array[start:stop]
+
+
+class FileRows:
+    """A tensor in a file, its rows one after the other from an offset on."""
+
+    def __init__(self, name: str, shape: tuple[int, ...], dtype: np.dtype, file: FileReader, offset: int) -> None:
+        self.name = name
+        self.shape = shape
+        self.dtype = dtype
+        self.file = file
+        self.offset = offset
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """Rows start..stop of the first axis, freshly read."""
+        out = np.empty((stop - start, *self.shape[1:]), self.dtype)
+        row_bytes = math.prod(self.shape[1:]) * out.itemsize
+        if out.size:
+            self.file.read_into(self.offset + start * row_bytes, out.reshape(-1).view(np.uint8).data)
+        return out
 
 
 class Renamed:
@@ -82,6 +104,32 @@ class AsFloat32(Renamed):
     def rows(self, start: int, stop: int) -> np.ndarray:
         """Rows start..stop of the first axis, float32."""
         return self.source.rows(start, stop).astype(np.float32)
+
+
+class Decoded(Renamed):
+    """Packed rows, uint8 (rows, row bytes), as the float32 weights that their format has."""
+
+    def __init__(self, source: TensorSource, format: str) -> None:
+        super().__init__(source.name, source)
+        self.format = format
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape in weights."""
+        block_size, block_bytes = _core.tensor_block(self.format)
+        rows, row_bytes = self.source.shape
+        return rows, row_bytes // block_bytes * block_size
+
+    @property
+    def dtype(self) -> np.dtype:
+        """float32."""
+        return np.dtype(np.float32)
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """Rows start..stop, decoded."""
+        out = np.empty((stop - start, self.shape[1]), np.float32)
+        _core.dequantize_rows(self.source.rows(start, stop), self.format, out, 1)
+        return out
 
 
 class InterleavedHeads(Renamed):

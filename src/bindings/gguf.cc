@@ -91,16 +91,25 @@ GgufEntry ToEntry(const std::string& key, const py::object& value) {
   return entry;
 }
 
-// (name, type, shape in NumPy's order, bytes)
-using TensorTuple = std::tuple<py::str, const char*, py::tuple, uint64_t>;
+// (name, type, shape in NumPy's order, bytes, which file of a split model, offset in it)
+using TensorTuple = std::tuple<py::str, const char*, py::tuple, uint64_t, size_t, uint64_t>;
 
 py::list Tensors(const Gguf& gguf) {
   py::list list;
+  size_t file = 0;
   for (const GgufTensor& tensor : gguf.tensors()) {
     py::tuple shape(tensor.shape.num_dims);
     for (uint32_t i = 0; i < tensor.shape.num_dims; ++i) shape[tensor.shape.num_dims - 1 - i] = tensor.shape.dims[i];
-    list.append(TensorTuple(ToStr(tensor.name), tensor.type.name, shape, tensor.num_bytes));
+    while (gguf.files()[file].get() != tensor.file.get()) ++file;  // tensors stand in the order of the files
+    const uint64_t offset = static_cast<uint64_t>(tensor.data - tensor.file->data());
+    list.append(TensorTuple(ToStr(tensor.name), tensor.type.name, shape, tensor.num_bytes, file, offset));
   }
+  return list;
+}
+
+py::list Paths(const Gguf& gguf) {
+  py::list list;
+  for (const auto& file : gguf.files()) list.append(py::bytes(file->path()));
   return list;
 }
 
@@ -161,8 +170,17 @@ void BindGguf(py::module_& m) {
            })
       .def(
           "value", [](const Gguf& gguf, size_t index) { return ToPython(gguf.values().at(index)); }, py::arg("index"))
+      .def("paths", &Paths)
       .def("tensors", &Tensors)
       .def("data", &TensorData, py::arg("index"));
+
+  m.def(
+      "tensor_block",
+      [](const std::string& name) {
+        const TensorType type = GetTensorType(name);
+        return std::make_pair(type.block_size, type.block_bytes);
+      },
+      py::arg("format"));
 
   py::class_<GgufPlan>(m, "GgufPlan")
       .def(py::init(&Plan), py::arg("metadata"), py::arg("tensors"))

@@ -80,7 +80,7 @@ class GgufParser {
       : reader_(*file), file_(std::move(file)), out_(*out) {}
 
   void Parse() {
-    out_.file_ = file_;
+    out_.files_ = {file_};
     ReadVersion();
     const uint64_t num_tensors = reader_.Read<uint64_t>("number of tensors");
     const uint64_t num_values = reader_.Read<uint64_t>("number of keys");
@@ -298,7 +298,7 @@ uint64_t Gguf::SplitValue(const char* key) const {
   const GgufValue* value = Find(key);
   if (value == nullptr) {
     throw FormatError(
-        Str(Quoted(file_->path()), ": key ", Quoted(key), ": expected in a file of a split model, found none"));
+        Str(Quoted(files_[0]->path()), ": key ", Quoted(key), ": expected in a file of a split model, found none"));
   }
   return GgufUnsigned(*value);
 }
@@ -314,7 +314,7 @@ std::shared_ptr<Gguf> Gguf::OpenShard(const std::string& prefix, uint64_t index,
     const uint64_t found = shard->SplitValue(key);
     if (found == expected) return;
     throw FormatError(
-        Str(Quoted(shard->file_->path()), ": key ", Quoted(key), ": expected ", expected, ", found ", found));
+        Str(Quoted(shard->files_[0]->path()), ": key ", Quoted(key), ": expected ", expected, ", found ", found));
   };
   check(kSplitCountKey, num_shards);
   check(kSplitNumberKey, index);
@@ -341,10 +341,11 @@ std::shared_ptr<Gguf> Gguf::Open(const std::string& path) {
   for (uint64_t i = 1; i < num_shards; ++i) {
     const std::shared_ptr<Gguf> shard = OpenShard(prefix, i, num_shards);
     gguf->tensors_.insert(gguf->tensors_.end(), shard->tensors_.begin(), shard->tensors_.end());
+    gguf->files_.push_back(shard->files_[0]);
   }
   const uint64_t num_tensors = gguf->SplitValue(kSplitTensorsKey);
   if (num_tensors != gguf->tensors_.size()) {
-    throw FormatError(Str(Quoted(gguf->file_->path()), ": key ", Quoted(kSplitTensorsKey), ": expected ",
+    throw FormatError(Str(Quoted(gguf->files_[0]->path()), ": key ", Quoted(kSplitTensorsKey), ": expected ",
                           gguf->tensors_.size(), ", the tensors in all files, found ", num_tensors));
   }
   if (const GgufTensor* twin = FindDuplicate(gguf->tensors_, &GgufTensor::name)) {

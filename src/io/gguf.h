@@ -55,6 +55,9 @@ class Gguf {
   const std::vector<GgufValue>& values() const { return values_; }
   const std::vector<GgufTensor>& tensors() const { return tensors_; }
 
+  // One, or those of a split model in their order.
+  const std::vector<std::shared_ptr<const MappedFile>>& files() const { return files_; }
+
   // Null if there is none.
   const GgufValue* Find(std::string_view key) const;
 
@@ -66,7 +69,7 @@ class Gguf {
   static std::shared_ptr<Gguf> OpenShard(const std::string& prefix, uint64_t index, uint64_t num_shards);
   uint64_t SplitValue(const char* key) const;
 
-  std::shared_ptr<const MappedFile> file_;
+  std::vector<std::shared_ptr<const MappedFile>> files_;
   uint32_t version_ = 0;
   uint32_t alignment_ = 0;
   std::vector<GgufValue> values_;

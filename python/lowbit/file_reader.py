@@ -1,0 +1,52 @@
+"""Reads a file at offsets into memory of one's own, so that resident memory is what is held, not what was touched."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from pathlib import Path
+
+from lowbit._core import FileError
+
+
+class FileReader:
+    """A file that several threads read at offsets. Closed when nothing refers to it any more."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises FileError if the file cannot be opened."""
+        self.path = path
+        try:
+            self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
+            weakref.finalize(self, os.close, self._descriptor)
+            self.size = os.fstat(self._descriptor).st_size
+        except OSError as error:
+            raise FileError(f"{path}: {error.strerror}") from None
+        self._lock = threading.Lock()
+
+    def read_into(self, offset: int, out: memoryview) -> None:
+        """Fills `out` (bytes) from the offset, or raises FileError."""
+        done = 0
+        while done < len(out):
+            got = self._read_some(offset + done, out[done:])
+            if got == 0:
+                raise FileError(f"{self.path}: the file became shorter while it was read, at offset {offset + done}")
+            done += got
+
+    def read(self, offset: int, size: int) -> bytes:
+        """`size` bytes from the offset."""
+        out = bytearray(size)
+        self.read_into(offset, memoryview(out))
+        return bytes(out)
+
+    def _read_some(self, offset: int, out: memoryview) -> int:
+        try:
+            if hasattr(os, "preadv"):
+                return os.preadv(self._descriptor, [out[: 1 << 30]], offset)
+            with self._lock:  # Windows has no pread
+                os.lseek(self._descriptor, offset, os.SEEK_SET)
+                data = os.read(self._descriptor, min(len(out), 1 << 24))
+                out[: len(data)] = data
+                return len(data)
+        except OSError as error:
+            raise FileError(f"{self.path}: {error.strerror} at offset {offset}") from None
