@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 #: A letter for each format in data/mixes.json.xz.
 LETTERS = {
     "F32": "f", "F16": "h", "BF16": "b", "Q4_0": "4", "Q4_1": "5", "Q5_0": "6", "Q5_1": "7", "Q8_0": "8", "Q2_K": "B",
-    "Q3_K": "C", "Q4_K": "D", "Q5_K": "E", "Q6_K": "F",
+    "Q3_K": "C", "Q4_K": "D", "Q5_K": "E", "Q6_K": "F", "IQ1_S": "s", "IQ1_M": "m", "IQ2_XXS": "x", "IQ2_XS": "y",
+    "IQ2_S": "z", "IQ3_XXS": "X", "IQ3_S": "Z", "IQ4_NL": "N", "IQ4_XS": "S", "TQ1_0": "t", "TQ2_0": "T", "MXFP4": "M",
+    "Q1_0": "1", "Q2_0": "2",
 }  # fmt: skip
 
 
@@ -20,6 +22,7 @@ class Case(NamedTuple):
     ffn: int = 256
     tied: bool = False
     imatrix: bool = False
+    experts: int = 0
 
 
 CASES = [
@@ -31,11 +34,22 @@ CASES = [
     Case("qwen3", 80, 64, 8),
     Case("llama", 30, 9, 3, hidden=576, ffn=1536, tied=True),  # SmolLM2-135M
     Case("qwen3", 24, 14, 2, hidden=896, ffn=4864, tied=True),
+    Case("qwen2", 80, 64, 8),
+    Case("llama", 80, 64, 8, imatrix=True),
     Case("llama", 4, hidden=96, ffn=160),
+    Case("llama", 4, hidden=192, ffn=384, tied=True),
+    Case("qwen3", 4, hidden=384, ffn=320, imatrix=True),
     Case("llama", 4, hidden=80, ffn=176, tied=True),
     Case("qwen3", 3, hidden=256, ffn=352),
     Case("llama", 32, 32, 8, imatrix=True),
     Case("qwen3", 28, 16, 8, tied=True, imatrix=True),
+    Case("llama", 16, 32, 32, tied=True, imatrix=True),
+    Case("llama", 32, 32, 8, experts=8),
+    Case("llama", 17, 8, 8, experts=8, imatrix=True),
+    Case("llama", 80, 64, 8, experts=8),
+    Case("llama", 16, 8, 8, experts=4),
+    Case("qwen3moe", 24, 32, 4, tied=True, experts=16),
+    Case("qwen2moe", 24, 8, 8, experts=12, imatrix=True),
 ]
 
 
@@ -61,6 +75,8 @@ def case_tensors(case: Case) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]
         f"{key}.vocab_size": 2,
         "general.file_type": 32,
     }
+    if case.experts:
+        metadata |= {f"{key}.expert_count": case.experts, f"{key}.expert_used_count": 2}
     hidden, ffn = case.hidden, case.ffn
     shapes: dict[str, tuple[int, ...]] = {} if case.tied else {"output.weight": (2, hidden)}
     shapes |= {"output_norm.weight": (hidden,), "token_embd.weight": (2, hidden)}
@@ -71,6 +87,23 @@ def case_tensors(case: Case) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]
             "ffn_gate": (2, hidden), "ffn_norm": (hidden,), "ffn_up": (2, hidden),
         }  # fmt: skip
         for name, shape in rows.items():
-            if case.arch == "qwen3" or name not in ("attn_k_norm", "attn_q_norm"):
+            if case.arch.startswith("qwen3") or name not in ("attn_k_norm", "attn_q_norm"):
                 shapes[f"blk.{i}.{name}.weight"] = shape
-    return metadata, shapes
+        if case.experts:
+            shapes |= _experts(case, i, shapes)
+    return metadata, dict(sorted(shapes.items(), key=lambda item: (layer_of(item[0]), item[0])))
+
+
+def _experts(case: Case, layer: int, shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Feed-forward matrices of a layer turned into stacks, with a router; qwen2moe has an expert that all share."""
+    result: dict[str, tuple[int, ...]] = {f"blk.{layer}.ffn_gate_inp.weight": (case.experts, case.hidden)}
+    for name in ("ffn_down", "ffn_gate", "ffn_up"):
+        rows, columns = shapes.pop(f"blk.{layer}.{name}.weight")
+        result[f"blk.{layer}.{name}_exps.weight"] = (case.experts, rows, columns)
+        if case.arch == "qwen2moe":
+            result[f"blk.{layer}.{name}_shexp.weight"] = (rows, columns)
+    return result
+
+
+def layer_of(name: str) -> int:
+    return int(name.split(".")[1]) if name.startswith("blk.") else -1

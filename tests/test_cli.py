@@ -9,6 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
+from tiny_checkpoint import make_checkpoint
 
 import lowbit
 
@@ -123,9 +124,54 @@ def test_quantize_with_tensor_types(tmp_path: Path) -> None:
     assert formats["blk.0.ffn_up.weight"] == "Q4_0"
     with lowbit.gguf.open(target) as file:
         assert {name: info.format for name, info in file.infos.items()} == formats
-    wrong = run("quantize", str(source), str(target), "Q4_0", "--tensor-type", "ffn_down")
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--tensor-type", "ffn_down", "expected REGEX=FORMAT"),
+        ("--override-kv", "general.name", "expected KEY=TYPE:VALUE"),
+        ("--override-kv", "general.name=text:x", "TYPE one of int, float, bool, str"),
+        ("--override-kv", "qwen3.block_count=int:many", "'many' is no int"),
+        ("--override-kv", "a=bool:yes", "'yes' is no bool"),
+        ("--prune-layers", "1,two", "expected numbers of layers with commas between"),
+        ("--tensor-type-file", "/no/such/file", "does not exist"),
+    ],
+)
+def test_options_that_do_not_parse(option: str, value: str, message: str, tmp_path: Path) -> None:
+    wrong = run("quantize", __file__, str(tmp_path / "q.gguf"), "Q4_0", option, value)
     assert (wrong.returncode, wrong.stdout) == (2, "")
-    assert "expected REGEX=FORMAT" in wrong.stderr
+    assert message in " ".join(wrong.stderr.split())
+
+
+def test_options_reach_quantize_file(bard: Path, tmp_path: Path) -> None:
+    target = tmp_path / "q.gguf"
+    (tmp_path / "types.txt").write_text("attn_k=Q5_0\nattn_v=Q5_1")
+    arguments = ["quantize", str(bard), str(target), "Q4_0", "--allow-requantize", "--tensor-type", "ffn_up=Q8_0"]
+    arguments += ["--tensor-type-file", str(tmp_path / "types.txt"), "--output-tensor-type", "Q6_K", "--threads", "1"]
+    arguments += ["--prune-layers", "1,3", "--override-kv", "general.name=str:a=b", "--override-kv", "x=float:0.5"]
+    result = run(*arguments, "--dry-run", "--json")
+    planned = json.loads(result.stdout)
+    assert (result.returncode, result.stderr, target.exists()) == (0, "", False)
+    assert run(*arguments).returncode == 0
+    assert planned["file_bytes"] == target.stat().st_size
+    assert planned["paths"] == [str(target)]
+    with lowbit.gguf.open(target) as file:
+        assert [(t["name"], t["format"], t["num_bytes"]) for t in planned["tensors"]] == [
+            (name, info.format, file.num_bytes(name)) for name, info in file.infos.items()
+        ]
+        assert (file.metadata["general.name"], file.metadata["x"]) == ("a=b", 0.5)
+        formats = {name: info.format for name, info in file.infos.items()}
+    assert (formats["token_embd.weight"], formats["blk.0.attn_k.weight"]) == ("Q6_K", "Q5_0")
+    assert (formats["blk.1.attn_v.weight"], formats["blk.1.ffn_up.weight"]) == ("Q5_1", "Q8_0")
+    assert "blk.2.attn_v.weight" not in formats
+    narrow = make_checkpoint(tmp_path / "narrow", hidden=96, head_dim=24, layers=1)
+    strict = run("convert", str(narrow), str(target), "--format", "Q4_K_M", "--strict", "--dry-run")
+    assert (strict.returncode, strict.stdout) == (1, "")
+    assert "rows of 96 weights" in strict.stderr
+    split = run("quantize", str(bard), str(target), "COPY", "--keep-split")
+    assert f"{target}: COPY, " in split.stdout
+    assert (tmp_path / "q-00001-of-00001.gguf").exists()
 
 
 def test_inspect(bard: Path) -> None:

@@ -9,17 +9,19 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
-from tiny_checkpoint import CONVERSIONS, DTYPES, make_checkpoint, write_shards
+from tiny_checkpoint import CONVERSIONS, DTYPES, make_checkpoint, write_imatrix, write_shards
 
 import lowbit
 from lowbit import pipeline
 from lowbit.arch import open_checkpoint
+from lowbit.assignment import file_order
 from lowbit.checkpoint import Checkpoint
-from lowbit.recipes import FLOAT_FORMATS, MIXES, file_order
+from lowbit.recipes import FLOAT_FORMATS, MIXES
 from lowbit.tensor_source import read
 
 
@@ -48,16 +50,34 @@ def test_every_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str,
 
 
 CONVERTED = json.loads(lzma.decompress((Path(__file__).parent / "data" / "converted.json.xz").read_bytes()))
+KNOWN = {format.name for format in lowbit.formats()}
+ENCODED = [
+    name
+    for name, mix in MIXES.items()
+    if not mix.is_copy and {mix.default, mix.output, *(rule.format for rule in mix.rules)} <= KNOWN
+]
 
 
 @pytest.mark.parametrize("name", CONVERSIONS)
-def test_the_file_of_the_reference_tools(tmp_path: Path, name: str) -> None:
+def test_the_file_of_the_reference_tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """data/converted.json.xz: checkpoint -> format -> SHA-256 of the whole file (make_reference.py)."""
     folder = make_checkpoint(tmp_path / name, **CONVERSIONS[name])
-    assert set(CONVERTED[name]) == set(MIXES)
-    for format, digest in CONVERTED[name].items():
-        lowbit.convert(folder, tmp_path / "out.gguf", format, progress=False)
-        assert hashlib.sha256((tmp_path / "out.gguf").read_bytes()).hexdigest() == digest, format
+    write_imatrix(tmp_path / "imatrix.gguf", folder)
+    monkeypatch.chdir(tmp_path)  # the file holds the path of its importance matrix
+    for format in ENCODED:
+        for key, imatrix in ((format, None), (f"{format} imatrix", "imatrix.gguf")):
+            options: dict[str, Any] = {"imatrix": imatrix, "progress": False}
+            if key in CONVERTED[name]:
+                lowbit.convert(folder, "out.gguf", format, **options)
+                assert hashlib.sha256(Path("out.gguf").read_bytes()).hexdigest() == CONVERTED[name][key], key
+            elif format not in FLOAT_FORMATS:
+                with pytest.raises(lowbit.InputError, match=r"garbage without importances|has no fallback"):
+                    lowbit.convert(folder, "out.gguf", format, **options)
+
+
+def test_the_reference_has_every_mix() -> None:
+    for formats in CONVERTED.values():
+        assert {key.removesuffix(" imatrix") for key in formats} >= set(MIXES) - {"COPY", "Q1_0"}
 
 
 def test_orders(tmp_path: Path) -> None:
@@ -69,14 +89,15 @@ def test_orders(tmp_path: Path) -> None:
     assert mixed[:2] == ["output_norm.weight", "token_embd.weight"]
 
 
-@pytest.mark.parametrize("format", sorted(MIXES))
+@pytest.mark.parametrize("format", ENCODED)
 def test_dry_run_tells_the_exact_size_and_writes_nothing(tmp_path: Path, format: str) -> None:
     folder = make_checkpoint(tmp_path / "a", "llama")
-    report = lowbit.convert(folder, tmp_path / "out.gguf", format.lower(), dry_run=True, progress=False)
+    options: dict[str, Any] = {"imatrix": write_imatrix(tmp_path / "i.gguf", folder), "progress": False}
+    report = lowbit.convert(folder, tmp_path / "out.gguf", format.lower(), dry_run=True, **options)
     assert not (tmp_path / "out.gguf").exists()
     assert report.format == format
-    written = lowbit.convert(folder, tmp_path / "out.gguf", format, progress=False)
-    assert written == lowbit.convert(folder, tmp_path / "out.gguf", format, dry_run=True, progress=False)
+    written = lowbit.convert(folder, tmp_path / "out.gguf", format, **options)
+    assert written == lowbit.convert(folder, tmp_path / "out.gguf", format, dry_run=True, **options)
     assert os.path.getsize(tmp_path / "out.gguf") == report.file_bytes
 
 
@@ -178,22 +199,9 @@ def test_quantized_files_are_not_quantized_again(tmp_path: Path) -> None:
     assert (tmp_path / "copy.gguf").read_bytes() == (tmp_path / "q8.gguf").read_bytes()
 
 
-def imatrix_file(path: Path, folder: Path, chunks: int = 4) -> dict[str, np.ndarray]:
-    random = np.random.RandomState(1)
-    tensors, values = {}, {}
-    for tensor in open_checkpoint(folder).tensors:
-        if len(tensor.shape) == 2 and tensor.name != "token_embd.weight":
-            sums = random.uniform(0.01, 9.0, tensor.shape[1]).astype(np.float32)
-            tensors |= {f"{tensor.name}.in_sum2": sums, f"{tensor.name}.counts": np.float32([7])}
-            values[tensor.name] = sums / np.float32(7)
-    metadata = {"general.type": "imatrix", "imatrix.datasets": ["text.txt"], "imatrix.chunk_count": chunks}
-    lowbit.gguf.write(path, {**metadata, "imatrix.chunk_size": 512}, tensors)
-    return values
-
-
 def test_imatrix(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "a", "llama", layers=8)
-    values = imatrix_file(tmp_path / "i.gguf", folder)
+    values = write_imatrix(tmp_path / "i.gguf", folder)
     report = lowbit.convert(folder, tmp_path / "out.gguf", "Q4_0", imatrix=tmp_path / "i.gguf", progress=False)
     assert "the importance matrix has nothing for token_embd.weight: encoded without" in report.notes
     with lowbit.gguf.open(tmp_path / "out.gguf") as file:

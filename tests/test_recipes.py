@@ -12,26 +12,52 @@ import pytest
 from mix_cases import CASES, LETTERS, Case, case_name, case_tensors
 
 import lowbit
-from lowbit.recipes import MIXES, Network, Stored, assign, can_quantize, file_order, find_mix
+from lowbit import ConvertOptions
+from lowbit.assignment import Stored, assign, can_quantize, file_order
+from lowbit.recipes import ALIASES, MIXES, Network, find_mix
 
 REFERENCE = json.loads(lzma.decompress((Path(__file__).parent / "data" / "mixes.json.xz").read_bytes()))
 
 
-def stored(case: Case) -> tuple[Network, list[Stored]]:
+def stored(case: Case) -> tuple[dict[str, Any], list[Stored]]:
     metadata, shapes = case_tensors(case)
     tensors = [Stored(name, shape, "F32" if len(shape) == 1 else "BF16") for name, shape in shapes.items()]
-    return Network.of(metadata), tensors
+    return metadata, tensors
 
 
 @pytest.mark.parametrize("case", CASES, ids=case_name)
 def test_same_types_as_llama_quantize(case: Case) -> None:
-    network, tensors = stored(case)
+    metadata, tensors = stored(case)
     assert [tensor.name for tensor in tensors] == file_order(tensor.name for tensor in tensors)
     names = {letter: format for format, letter in LETTERS.items()}
     for mix, letters in REFERENCE[case_name(case)].items():
-        found = assign(find_mix(mix), tensors, network, has_imatrix=case.imatrix)
+        if not letters:
+            with pytest.raises(lowbit.InputError, match=r"rows of \d+ weights are no multiple of .*has no fallback"):
+                assign(find_mix(mix), tensors, metadata, has_imatrix=case.imatrix)
+            continue
+        found = assign(find_mix(mix), tensors, metadata, has_imatrix=case.imatrix)
         wanted = [names[letter] for letter in letters]
         assert [(t.name, t.format) for t in found] == list(zip((t.name for t in tensors), wanted, strict=True)), mix
+
+
+def test_pure_has_one_format() -> None:
+    metadata, tensors = stored(Case("falcon", 4))
+    with pytest.raises(lowbit.UnsupportedError, match="falcon"):
+        assign(find_mix("Q3_K_M"), tensors, metadata)
+    pure = assign(find_mix("MXFP4_MOE"), tensors, metadata, ConvertOptions(pure=True))
+    assert {t.format for t in pure} == {"MXFP4", "F32"}
+
+
+def test_numbers_are_those_of_the_mixes() -> None:
+    assert find_mix("15") is MIXES["Q4_K_M"]
+    assert find_mix("0") is MIXES["F32"]
+    numbers = [mix.file_type for mix in MIXES.values() if not mix.is_copy]
+    assert len(numbers) == len(set(numbers)) == len(MIXES) - 1
+    assert all(find_mix(str(mix.file_type)) is mix for mix in MIXES.values() if not mix.is_copy)
+    assert all(find_mix(alias) is MIXES[name] for alias, name in ALIASES.items())
+    for name in ("4", "33", "-1", "015", ""):
+        with pytest.raises(lowbit.InputError, match="unknown format"):
+            find_mix(name)
 
 
 def test_the_reference_covers_every_quantized_mix() -> None:
@@ -41,42 +67,46 @@ def test_the_reference_covers_every_quantized_mix() -> None:
 
 
 def test_fallbacks_say_why() -> None:
-    network, tensors = stored(Case("llama", 1, hidden=96, ffn=80))
-    found = {t.name: t for t in assign(find_mix("Q4_K_S"), tensors, network)}
+    metadata, tensors = stored(Case("llama", 1, hidden=96, ffn=80))
+    found = {t.name: t for t in assign(find_mix("Q4_K_S"), tensors, metadata)}
     assert found["blk.0.attn_q.weight"].fallback == (
-        "blk.0.attn_q.weight: rows of 96 weights are no multiple of 256: Q4_K -> Q5_0"
+        "blk.0.attn_q.weight: rows of 96 weights are no multiple of 256: Q4_K -> Q5_0, 1 bits a weight more"
     )
     assert found["blk.0.ffn_down.weight"].format == "F16"
     assert found["output.weight"].format == "Q8_0"
     assert "Q6_K -> Q8_0" in str(found["output.weight"].fallback)
     assert found["blk.0.attn_norm.weight"].fallback is None
-    network, tensors = stored(Case("llama", 1))
-    assert not any(t.fallback for t in assign(find_mix("Q4_K_M"), tensors, network))
+    metadata, tensors = stored(Case("llama", 1))
+    assert not any(t.fallback for t in assign(find_mix("Q4_K_M"), tensors, metadata))
 
 
 def test_names_in_any_case_and_aliases() -> None:
     assert find_mix("q4_k_m") is find_mix("Q4_K") is MIXES["Q4_K_M"]
     assert find_mix("bf16").is_float
-    with pytest.raises(lowbit.InputError, match="expected one of F32, F16, BF16, Q4_0"):
+    with pytest.raises(lowbit.InputError, match="expected one of F32, F16, BF16, COPY, Q4_0"):
         find_mix("Q4_K_XL")
 
 
 def test_overrides_come_first_and_do_not_count_as_layers() -> None:
-    network, tensors = stored(Case("llama", 16))
-    plain = assign(find_mix("Q4_K_M"), tensors, network)
-    changed = assign(find_mix("Q4_K_M"), tensors, network, tensor_types=[(r"blk\.0\.attn_v", "q8_0"), ("attn", "Q4_0")])
+    metadata, tensors = stored(Case("llama", 16))
+    plain = assign(find_mix("Q4_K_M"), tensors, metadata)
+    changed = assign(
+        find_mix("Q4_K_M"),
+        tensors,
+        metadata,
+        ConvertOptions(tensor_types=[(r"BLK\.0\.attn_v", "q8_0"), ("attn", "Q4_0")]),
+    )
     by_name = {t.name: t.format for t in changed}
     assert by_name["blk.0.attn_v.weight"] == "Q8_0"
     assert by_name["blk.5.attn_q.weight"] == "Q4_0"
     for before, after in zip(plain, changed, strict=True):
         if "attn" not in before.name:
             assert before == after
-    pure = {t.format for t in assign(find_mix("Q4_K_M"), tensors, network, pure=True)}
+    pure = {t.format for t in assign(find_mix("Q4_K_M"), tensors, metadata, ConvertOptions(pure=True))}
     assert pure == {"Q4_K", "F32"}
-    assert {t.format for t in assign(find_mix("F16"), tensors, network, tensor_types=[("attn", "Q4_0")])} == {
-        "F16",
-        "F32",
-    }
+    floats = assign(find_mix("F16"), tensors, metadata, ConvertOptions(tensor_types=[("attn", "Q4_0")]))
+    assert {t.format for t in floats if "attn_q.weight" in t.name} == {"Q4_0"}
+    assert {t.format for t in floats} == {"F16", "F32", "Q4_0"}
 
 
 @pytest.mark.parametrize(
@@ -97,7 +127,7 @@ def test_what_can_be_quantized(name: str, shape: tuple[int, ...], expected: bool
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("llama.expert_count", 8), ("llama.attention.head_count", np.array([1, 2])), ("llama.block_count", "x")],
+    [("llama.expert_count", -1), ("llama.attention.head_count", np.array(["a"])), ("llama.block_count", "x")],
 )
 def test_models_without_known_mixes(key: str, value: Any) -> None:
     metadata, _ = case_tensors(Case("llama", 2))

@@ -13,6 +13,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+import lowbit
+from lowbit.arch import open_checkpoint
 from lowbit.pretokenizer import LLAMA3, QWEN2
 from lowbit.vocab import _byte_decoder
 
@@ -257,6 +259,20 @@ def write_shards(folder: Path, tensors: dict[str, np.ndarray], shards: int) -> N
         write_safetensors(folder / file, {name: tensors[name] for name in part})
         weight_map |= dict.fromkeys(part, file)
     write_json(folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": weight_map})
+
+
+def write_imatrix(path: Path, folder: Path, chunks: int = 4) -> dict[str, np.ndarray]:
+    """Writes an importance matrix for a checkpoint's layers, as llama-imatrix would, and returns what it says."""
+    random = np.random.RandomState(1)
+    tensors, values = {}, {}
+    for tensor in open_checkpoint(folder).tensors:
+        if len(tensor.shape) == 2 and tensor.name != "token_embd.weight":
+            sums = random.uniform(0.01, 9.0, tensor.shape[1]).astype(np.float32)
+            tensors |= {f"{tensor.name}.in_sum2": sums, f"{tensor.name}.counts": np.float32([7])}
+            values[tensor.name] = sums / np.float32(7)
+    metadata = {"general.type": "imatrix", "imatrix.datasets": ["text.txt"], "imatrix.chunk_count": chunks}
+    lowbit.gguf.write(path, {**metadata, "imatrix.chunk_size": 512}, tensors)
+    return values
 
 
 #: The checkpoints of data/converted.json: folder name -> arguments of make_checkpoint.

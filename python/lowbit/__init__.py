@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from lowbit import gguf, imatrix, simd
 from lowbit._core import ContextFullError, Error, FileError, FormatError, InputError, UnsupportedError
-from lowbit.convert import Report, convert, quantize_file
+from lowbit.convert import convert, quantize_file
 from lowbit.linalg import matmul
+from lowbit.options import ConvertOptions, QuantizeOptions
+from lowbit.plan import Report
 from lowbit.qtensor import QTensor, dequantize, formats, quantize
 
 if TYPE_CHECKING:
@@ -20,12 +22,14 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ContextFullError",
+    "ConvertOptions",
     "Error",
     "FileError",
     "FormatError",
     "InputError",
     "Model",
     "QTensor",
+    "QuantizeOptions",
     "Report",
     "Tokenizer",
     "UnsupportedError",

@@ -1,4 +1,4 @@
-"""Streams tensors into a GGUF file: rows are read, encoded and written at the same time, a few megabytes of each.
+"""Streams tensors into GGUF files: rows are read, encoded and written at the same time, a few megabytes of each.
 
 One thread reads ahead, one writes behind, and the caller's encodes with the core's threads. What is in memory at any
 moment is a handful of chunks, whatever the size of the model.
@@ -10,6 +10,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +37,7 @@ class Job:
 
     source: TensorSource
     format: str
+    #: float32 (matrices, columns): a tensor may stack the matrices of several experts, whose rows follow each other.
     importance: np.ndarray | None = None
     #: Encoded blocks see weights that went through a bf16 file, as the reference's two tools have it.
     through_bfloat16: bool = False
@@ -45,12 +47,23 @@ class Job:
         """Whether the format is not one of floats."""
         return self.format not in FLOAT_FORMATS
 
+    @property
+    def is_encoded(self) -> bool:
+        """Whether blocks are made, not copied."""
+        return self.is_quantized and self.source.dtype != np.uint8
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that share importances."""
+        return self.source.shape[0] // (1 if self.importance is None else len(self.importance))
+
     def chunks(self) -> Iterator[tuple[int, int]]:
-        """Ranges of rows."""
+        """Ranges of rows, all of one range with the same importances."""
         shape = self.source.shape
-        row = max(1, int(np.prod(shape[1:], dtype=np.int64)))
-        step = max(1, CHUNK_WEIGHTS // row)
-        return ((start, min(start + step, shape[0])) for start in range(0, shape[0], step))
+        step = max(1, CHUNK_WEIGHTS // max(1, math.prod(shape[1:])))
+        for first in range(0, shape[0], max(1, self.num_rows)):
+            last = first + self.num_rows
+            yield from ((start, min(start + step, last)) for start in range(first, last, step))
 
     def encode(self, rows: np.ndarray, start: int, threads: int) -> np.ndarray:
         """The bytes of some rows in the file."""
@@ -61,20 +74,11 @@ class Job:
         if _NAMES[rows.dtype] == self.format:
             return rows
         matrix = rows.reshape(-1, rows.shape[-1])
+        importance = None if self.importance is None else self.importance[start // self.num_rows]
         try:
-            encoded = _encode_rows(matrix, self.format, self.importance, threads, not self.is_quantized)
+            return _encode_rows(matrix, self.format, importance, threads, not self.is_quantized)
         except InputError as error:
             raise InputError(f"tensor {self.source.name}, rows from {start}: {error}") from None
-        if self.is_quantized:
-            self._check(encoded, start * (len(matrix) // max(1, len(rows))), threads)
-        return encoded
-
-    def _check(self, encoded: np.ndarray, first_row: int, threads: int) -> None:
-        """Weights or importances too large for the format make scales of NaN or infinity: llama.cpp refuses them."""
-        try:
-            _core.check_scales(encoded, self.format, first_row, threads)
-        except InputError as error:
-            raise InputError(f"tensor {self.source.name}, {error}") from None
 
 
 def _encode_rows(
@@ -86,38 +90,52 @@ def _encode_rows(
     return out
 
 
-def write_file(
-    path: Any,
-    metadata: Mapping[str, Any],
-    infos: Sequence[gguf.TensorInfo],
-    jobs: Sequence[Job],
-    threads: int,
-    progress: Callable[[int, int], None],
-) -> dict[str, int]:
-    """Writes the file, complete or not at all. jobs: one for each of infos. `progress(done, total)` counts bytes.
+@dataclass(frozen=True)
+class Target:
+    """A file to write: one job for each of `infos`."""
 
-    Returns how many weights of which tensors were too large for float16.
+    path: str
+    metadata: Mapping[str, Any]
+    infos: Sequence[gguf.TensorInfo]
+    jobs: Sequence[Job]
+
+    @property
+    def file_bytes(self) -> int:
+        """The exact size."""
+        return gguf.file_size(self.metadata, self.infos)
+
+
+def write_files(targets: Sequence[Target], threads: int, progress: Callable[[int, int], None]) -> dict[str, int]:
+    """Writes the files, complete or not at all: none has its name before all are written, the first gets it last.
+
+    `progress(done, total)` counts bytes read. Returns how many weights of which tensors were too large for float16.
     """
     overflows: dict[str, int] = {}
-    done, total = 0, sum(job.source.dtype.itemsize * math.prod(job.source.shape) for job in jobs)
+    done, total = 0, sum(job.source.dtype.itemsize * math.prod(job.source.shape) for t in targets for job in t.jobs)
     with (
-        gguf.Writer(path, metadata, infos) as writer,
+        ExitStack() as writers,
         ThreadPoolExecutor(1, "lowbit-read") as reader,
         ThreadPoolExecutor(1, "lowbit-write") as behind,
     ):
-        chunks = ((job, start, stop) for job in jobs for start, stop in job.chunks())
-        reads: deque[tuple[Job, int, Future[np.ndarray]]] = deque()
+        opened = [writers.enter_context(gguf.Writer(t.path, t.metadata, t.infos)) for t in targets]
+        chunks = (
+            (writer, job, start, stop)
+            for target, writer in zip(targets, opened, strict=True)
+            for job in target.jobs
+            for start, stop in job.chunks()
+        )
+        reads: deque[tuple[gguf.Writer, Job, int, Future[np.ndarray]]] = deque()
         writes: deque[Future[None]] = deque()
 
         def read_ahead() -> None:
-            for job, start, stop in chunks:
-                reads.append((job, start, reader.submit(job.source.rows, start, stop)))
+            for writer, job, start, stop in chunks:
+                reads.append((writer, job, start, reader.submit(job.source.rows, start, stop)))
                 if len(reads) > CHUNKS_AHEAD:
                     return
 
         read_ahead()
         while reads:
-            job, start, rows = reads.popleft()
+            writer, job, start, rows = reads.popleft()
             read_ahead()
             weights = rows.result()
             encoded = job.encode(weights, start, threads)
@@ -135,7 +153,7 @@ def write_file(
 
 def _overflows(weights: np.ndarray, encoded: np.ndarray, format: str) -> int:
     """Weights that float16 made infinite."""
-    if format != "F16" or weights.dtype == np.float16:
+    if format != "F16" or weights.dtype in (np.float16, np.uint8):
         return 0
     infinite = int(np.count_nonzero(np.isinf(encoded.view(np.float16))))
     return infinite and infinite - int(np.count_nonzero(np.isinf(weights)))

@@ -1,0 +1,192 @@
+"""What a file can be asked for beside its format: the options of `convert` and `quantize_file`."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from lowbit import _core, gguf
+from lowbit._core import FileError, FormatError, InputError
+from lowbit.recipes import Mix
+
+#: Formats of activations, which no file holds.
+ACTIVATION_FORMATS = ("Q8_1", "Q8_K")
+#: The most that a file of tensor types may hold.
+MAX_TENSOR_TYPE_BYTES = 16 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertOptions:
+    """Options of `lowbit.convert`. Each is obeyed exactly, or refused with an InputError that says why.
+
+    tensor_types: (regular expression, format) pairs that go before the mix. The first that is found in a tensor's name
+        counts, upper and lower case are the same. tensor_type_file: a file with more of them, REGEX=FORMAT between
+        blanks or line ends.
+    pure: the mix's main format for every matrix.
+    leave_output_tensor: output.weight stays as it is.
+    output_tensor_type: format of output.weight, or of token_embd.weight where that serves as output.
+    token_embedding_type: format of the token embeddings. Both go before tensor_types.
+    include_weights, exclude_weights: the only, or the last, entries of the importance matrix to use, by parts of names.
+    prune_layers: layers to leave out, counted from 0.
+    override_kv: metadata keys -> bool, int, float or str to write. What is there already keeps its kind of value.
+    strict: refuse formats whose blocks do not divide the rows, instead of taking another one.
+    """
+
+    tensor_types: Iterable[tuple[str, str]] = ()
+    tensor_type_file: str | os.PathLike[str] | None = None
+    pure: bool = False
+    leave_output_tensor: bool = False
+    output_tensor_type: str | None = None
+    token_embedding_type: str | None = None
+    include_weights: Sequence[str] = ()
+    exclude_weights: Sequence[str] = ()
+    prune_layers: Sequence[int] = ()
+    override_kv: Mapping[str, Any] = field(default_factory=dict)
+    strict: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises InputError for formats that do not exist and options that exclude each other."""
+        pairs = [*self.tensor_types, *_read_tensor_types(self.tensor_type_file)]
+        self._set("tensor_types", [(pattern, _checked_format(format)) for pattern, format in pairs])
+        for name in ("output_tensor_type", "token_embedding_type"):
+            if getattr(self, name) is not None:
+                self._set(name, _checked_format(getattr(self, name)))
+        if self.leave_output_tensor and self.output_tensor_type:
+            raise InputError("leave_output_tensor and output_tensor_type exclude each other")
+        if self.include_weights and self.exclude_weights:
+            raise InputError("include_weights and exclude_weights exclude each other")
+        if wrong := [layer for layer in self.prune_layers if type(layer) is not int or layer < 0]:
+            raise InputError(f"prune_layers: {wrong[0]!r} is no number of a layer")
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+
+    def check(self, mix: Mix, has_imatrix: bool) -> None:
+        """Raises InputError for options that mean nothing with this mix or without an importance matrix."""
+        if mix.is_copy:
+            of_formats = ("tensor_types", "pure", "leave_output_tensor", "output_tensor_type", "token_embedding_type")
+            if given := [name for name in of_formats if getattr(self, name)] + ["imatrix"] * has_imatrix:
+                raise InputError(f"COPY changes no tensor, so {given[0]} cannot be obeyed")
+        if not has_imatrix and (self.include_weights or self.exclude_weights):
+            name = "include_weights" if self.include_weights else "exclude_weights"
+            raise InputError(f"{name}: there is no importance matrix to choose from")
+
+    def patterns(self) -> list[tuple[re.Pattern[str], str]]:
+        """tensor_types, compiled. Raises InputError for what is no regular expression."""
+        compiled = []
+        for pattern, format in self.tensor_types:
+            try:
+                compiled.append((re.compile(pattern, re.IGNORECASE), format))
+            except re.error as error:
+                raise InputError(f"tensor type {pattern!r}: not a regular expression ({error})") from None
+        return compiled
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizeOptions(ConvertOptions):
+    """Options of `lowbit.quantize_file`: those of ConvertOptions, and two about the file it reads.
+
+    allow_requantize: decode tensors that are quantized already, and quantize what is left of them.
+    keep_split: write a file for each file of a split model, NAME-00001-of-0000N.gguf, with tensors in their order.
+    """
+
+    allow_requantize: bool = False
+    keep_split: bool = False
+
+
+Options = TypeVar("Options", bound=ConvertOptions)
+
+
+def checked(kind: type[Options], given: Mapping[str, Any]) -> Options:
+    """The options given by name. Raises InputError for a name that `kind` does not have."""
+    known = [option.name for option in fields(kind)]
+    for name in given:
+        if name not in known:
+            raise InputError(f"unknown option {name!r}, expected one of {', '.join(known)}")
+    return kind(**given)
+
+
+def _checked_format(format: str) -> str:
+    name = str(_core.get_format(format).name)
+    if name in ACTIVATION_FORMATS:
+        raise InputError(f"{name} is a format of activations, not of tensors in a file")
+    return name
+
+
+def parse_tensor_type(text: str) -> tuple[str, str]:
+    """REGEX=FORMAT as a pair; a regular expression may hold `=` itself. Raises InputError."""
+    pattern, separator, format = text.rpartition("=")
+    if not separator or not pattern or not format:
+        raise InputError(f"{text!r}: expected REGEX=FORMAT")
+    return pattern, format
+
+
+def _read_tensor_types(path: str | os.PathLike[str] | None) -> list[tuple[str, str]]:
+    if path is None:
+        return []
+    try:
+        if os.path.getsize(path) > MAX_TENSOR_TYPE_BYTES:
+            raise FormatError(f"{os.fspath(path)}: expected at most {MAX_TENSOR_TYPE_BYTES} bytes of tensor types")
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise FileError(f"{os.fspath(path)}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise FormatError(f"{os.fspath(path)}: not UTF-8 at offset {error.start}") from None
+    try:
+        return [parse_tensor_type(item) for item in text.split()]
+    except InputError as error:
+        raise FormatError(f"{os.fspath(path)}: {error}") from None
+
+
+def parse_override(text: str) -> tuple[str, bool | int | float | str]:
+    """KEY=TYPE:VALUE with a type of int, float, bool and str, as a pair for override_kv. Raises InputError."""
+    key, _, typed = text.partition("=")
+    kind, separator, value = typed.partition(":")
+    if not key or not separator or kind not in ("int", "float", "bool", "str"):
+        raise InputError(f"{text!r}: expected KEY=TYPE:VALUE, TYPE one of int, float, bool, str")
+    if kind == "str":
+        return key, value
+    try:
+        return key, {"true": True, "false": False}[value] if kind == "bool" else {"int": int, "float": float}[kind](
+            value
+        )
+    except (KeyError, ValueError):
+        raise InputError(f"{text!r}: {value!r} is no {kind}") from None
+
+
+def _kind(value: Any) -> str:
+    """What a metadata value is, whatever its width."""
+    if isinstance(value, (list, tuple)) or (isinstance(value, np.ndarray) and value.ndim):
+        return "an array"
+    for kinds, name in (
+        ((bool, np.bool_), "a bool"),
+        ((int, np.integer), "an int"),
+        ((float, np.floating), "a float"),
+        (str, "a str"),
+    ):
+        if isinstance(value, kinds):
+            return name
+    return type(value).__name__
+
+
+def override(metadata: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`metadata` with `changes` at its end. Raises InputError for keys of split files and values of another kind."""
+    for key, value in changes.items():
+        if key in gguf.SPLIT_KEYS:
+            raise InputError(f"override of {key}: it follows from how the file is split")
+        if _kind(value) not in ("a bool", "an int", "a float", "a str"):
+            raise InputError(f"override of {key}: expected bool, int, float or str, got {_kind(value)}")
+        if key in metadata and _kind(metadata[key]) != _kind(value):
+            raise InputError(f"override of {key}: the file has {_kind(metadata[key])} there, got {_kind(value)}")
+    return moved_last(metadata, changes)
+
+
+def moved_last(metadata: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`metadata` with `changes` set and moved to its end, as the reference sets keys."""
+    return {key: value for key, value in metadata.items() if key not in changes} | dict(changes)

@@ -1,0 +1,210 @@
+"""What a conversion is going to write: formats, metadata, files and jobs, with every refusal before the first byte."""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lowbit import gguf
+from lowbit._core import InputError, UnsupportedError
+from lowbit.assignment import Assignment, Stored, assign, needs_imatrix, num_experts
+from lowbit.imatrix import Imatrix
+from lowbit.options import ConvertOptions, moved_last, override
+from lowbit.pipeline import Job, Target, write_files
+from lowbit.progress import progress_bar
+from lowbit.recipes import FLOAT_FORMATS, Mix
+from lowbit.tensor_source import TensorSource
+
+
+@dataclass
+class Report:
+    """What a conversion wrote, or would write.
+
+    tensors: name, shape, format before, format, fallback and size of each, in file order. notes: what the file does not
+    keep of its source, and what else should be known. paths: the files, several where a split model is kept split.
+    """
+
+    path: str
+    format: str
+    file_bytes: int
+    tensors: list[Assignment] = field(repr=False)
+    notes: list[str]
+    paths: list[str] = field(repr=False)
+
+    @property
+    def fallbacks(self) -> list[str]:
+        """Tensors that did not get the mix's format because its blocks do not divide their rows."""
+        return [tensor.fallback for tensor in self.tensors if tensor.fallback]
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits a weight, over all tensors."""
+        return 8 * sum(t.num_bytes for t in self.tensors) / max(1, sum(math.prod(t.shape) for t in self.tensors))
+
+
+class Input(NamedTuple):
+    """A tensor to write: what it is before, and how to read it for a target format.
+
+    origin: its name in the source, by which importances go. file: which file of a split model it is in.
+    """
+
+    stored: Stored
+    open: Callable[[str], TensorSource]
+    origin: str
+    file: int = 0
+
+
+@dataclass
+class Plan:
+    """Everything about what to write but the choices of formats. num_files: how many, for a model that stays split."""
+
+    mix: Mix
+    inputs: Sequence[Input]
+    metadata: dict[str, Any]
+    notes: list[str]
+    options: ConvertOptions
+    through_bfloat16: bool = False
+    allow_requantize: bool = False
+    num_files: int | None = None
+
+    def run(self, dst: str, importances: Imatrix | None, progress: bool, threads: int, dry_run: bool) -> Report:
+        """Assigns formats, and writes the files unless it is a dry run."""
+        self.options.check(self.mix, importances is not None)
+        metadata = model = override(self.metadata, self.options.override_kv)
+        if importances:
+            importances = choose_entries(importances, self.options)
+        if importances:
+            metadata = moved_last(metadata, importances.metadata())
+        inputs, metadata = prune(self.inputs, metadata, self.options)
+        stored = [tensor.stored for tensor in inputs]
+        tensors = assign(self.mix, stored, model, self.options, has_imatrix=importances is not None)
+        jobs = [self._job(tensor, chosen, importances) for tensor, chosen in zip(inputs, tensors, strict=True)]
+        targets = self._targets(dst, metadata, [tensor.file for tensor in inputs], tensors, jobs)
+        file_bytes = sum(target.file_bytes for target in targets)
+        report = Report(dst, self.mix.name, file_bytes, tensors, list(self.notes), [target.path for target in targets])
+        report.notes += self._without_importances(tensors, jobs, importances, dry_run)
+        if importances:
+            used = (tensor.origin for tensor, job in zip(inputs, jobs, strict=True) if job.importance is not None)
+            report.notes += [importances.notes[name] for name in used if name in importances.notes]
+        if progress:
+            _print_notes([*report.notes, *report.fallbacks])
+        if not dry_run:
+            with progress_bar(self.mix.name, unit="B", enabled=progress) as advance:
+                overflows = write_files(targets, threads, advance)
+            lost = [f"{name}: {n} weights exceed float16 and became infinite" for name, n in overflows.items()]
+            report.notes.extend(lost)
+            if progress:
+                _print_notes(lost)
+        return report
+
+    def _job(self, tensor: Input, chosen: Assignment, importances: Imatrix | None) -> Job:
+        name, shape, before = tensor.stored
+        is_packed = before not in gguf.DTYPES
+        if chosen.format != before:
+            if is_packed and not self.allow_requantize:
+                raise InputError(
+                    f"tensor {name} is {before} already: quantize from a file of floats, or with allow_requantize"
+                )
+            if not is_packed and before not in FLOAT_FORMATS:
+                raise UnsupportedError(f"tensor {name} is {before}, which is not quantized")
+        rounded = self.through_bfloat16 and not self.mix.is_float and before == "BF16"
+        job = Job(tensor.open(chosen.format), chosen.format, through_bfloat16=rounded)
+        if importances and job.is_encoded:
+            matrices = num_experts(shape)
+            importance = importances.importance(tensor.origin, matrices * shape[-1])
+            job = replace(job, importance=None if importance is None else importance.reshape(matrices, -1))
+        return job
+
+    def _without_importances(
+        self, tensors: list[Assignment], jobs: list[Job], importances: Imatrix | None, dry_run: bool
+    ) -> list[str]:
+        """Notes on tensors that are encoded without importances. Raises InputError for those that cannot be."""
+        bare = [t for t, job in zip(tensors, jobs, strict=True) if job.is_encoded and job.importance is None]
+        needing = [f"{t.name} ({t.format})" for t in bare if needs_imatrix(self.mix, t)]
+        if needing:
+            more = f" and {len(needing) - 1} more" if len(needing) > 1 else ""
+            there = "the importance matrix has none for" if importances else "there is no importance matrix for"
+            reason = f"{needing[0]}{more}: garbage without importances, and {there} {'them' if more else 'it'}"
+            if not dry_run:
+                raise InputError(reason)
+            return [reason]
+        if importances and bare:
+            return [f"the importance matrix has nothing for {', '.join(t.name for t in bare)}: encoded without"]
+        return []
+
+    def _targets(
+        self, dst: str, metadata: dict[str, Any], files: list[int], tensors: list[Assignment], jobs: list[Job]
+    ) -> list[Target]:
+        infos = [gguf.TensorInfo(tensor.name, tensor.shape, tensor.format) for tensor in tensors]
+        if self.num_files is None:
+            return [Target(dst, metadata, infos, jobs)]
+        targets = []
+        for i in range(self.num_files):
+            inside = [k for k, file in enumerate(files) if file == i]
+            keys = {} if i else metadata
+            if self.num_files > 1:
+                counts = (np.uint16(i), np.uint16(self.num_files), np.int32(len(tensors)))
+                keys = keys | dict(zip(gguf.SPLIT_KEYS, counts, strict=True))
+            path = f"{dst.removesuffix('.gguf')}-{i + 1:05d}-of-{self.num_files:05d}.gguf"
+            targets.append(Target(path, keys, [infos[k] for k in inside], [jobs[k] for k in inside]))
+        return targets
+
+
+def _print_notes(lines: list[str]) -> None:
+    for line in lines:
+        # Names come from files: what they say must not drive a terminal.
+        print("note:", "".join(c if c.isprintable() else "?" for c in line), file=sys.stderr)
+
+
+def choose_entries(importances: Imatrix, options: ConvertOptions) -> Imatrix | None:
+    """The entries to use, None if none is left. Raises InputError for a part of a name that no entry has."""
+    parts = options.include_weights or options.exclude_weights
+    for part in parts:
+        if not any(part in name for name in importances.values):
+            raise InputError(f"{part!r} is in no name of the importance matrix: nothing to include or exclude")
+    wanted = bool(options.include_weights)
+    values = {
+        name: value
+        for name, value in importances.values.items()
+        if not parts or any(part in name for part in parts) == wanted
+    }
+    return replace(importances, values=values) if values else None
+
+
+def prune(
+    inputs: Sequence[Input], metadata: dict[str, Any], options: ConvertOptions
+) -> tuple[Sequence[Input], dict[str, Any]]:
+    """Leaves layers out and numbers the others anew. Raises InputError for layers that there are not."""
+    if not options.prune_layers:
+        return inputs, metadata
+    architecture = str(metadata.get("general.architecture"))
+    key = f"{architecture}.block_count"
+    count = metadata.get(key)
+    if not isinstance(count, (int, np.integer)) or key in options.override_kv:
+        raise InputError(f"prune_layers: expected the number of layers in the file's {key}")
+    for name, value in metadata.items():
+        if name.startswith(f"{architecture}.") and isinstance(value, (list, np.ndarray)) and len(value) == count:
+            raise UnsupportedError(f"prune_layers: {name} has a value for each layer")
+    gone = set(options.prune_layers)
+    if max(gone) >= count or len(gone) == count:
+        raise InputError(f"prune_layers: expected some but not all of the layers 0 to {count - 1}, got {max(gone)}")
+    numbers = {layer: i for i, layer in enumerate(layer for layer in range(count) if layer not in gone)}
+    result = []
+    for tensor in inputs:
+        match = re.search(r"blk\.(\d+)\.", tensor.stored.name)
+        if match and int(match[1]) in gone:
+            continue
+        if match:
+            number = numbers.get(int(match[1]))
+            if number is None:
+                raise InputError(f"prune_layers: {tensor.stored.name} is none of the {count} layers")
+            name = f"{tensor.stored.name[: match.start(1)]}{number}{tensor.stored.name[match.end(1) :]}"
+            tensor = tensor._replace(stored=tensor.stored._replace(name=name))
+        result.append(tensor)
+    return result, moved_last(metadata, {key: np.uint32(count - len(gone))})
