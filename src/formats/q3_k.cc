@@ -17,6 +17,7 @@
 #define HWY_TARGET_INCLUDE "src/formats/q3_k.cc"
 #include "hwy/foreach_target.h"  // must come before highway.h
 #include "hwy/highway.h"
+#include "src/formats/descent-inl.h"
 #include "src/formats/kquant-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -136,22 +137,19 @@ HWY_NOINLINE void Encoder::Fit(SearchTag df, const float* x, const float* const*
   HWY_ALIGN uint32_t scale_words[kGroups / 4 * kMaxGroups];
   const V square_sum = columns ? SumOfSquares<kSuper>(df, x) : hn::Zero(df);
   const V variance = hn::Div(hn::Mul(hn::Set(df, 2.0f), square_sum), hn::Set(df, float{kSuper}));
-  for (size_t j = 0; j < kGroups; ++j) {
+  for (size_t j = 0; columns && j < kGroups; ++j) {
     const size_t at = j * kGroupSize * N;
     V scale;
-    if (columns) {
-      WeighByImportance<kGroupSize>(df, x + at, columns, j * kGroupSize, variance, w);
-      hn::Store(SumInOrder<kGroupSize>(df, w), df, sums + j * N);
-      FitSymmetric<kGroupSize, false>(df, kHalf, x + at, w, scale, words + at / 4);
-    } else {
-      FitByDescent<kGroupSize>(df, kHalf, x + at, scale, words + at / 4);
-    }
+    WeighByImportance<kGroupSize>(df, x + at, columns, j * kGroupSize, variance, w);
+    hn::Store(SumInOrder<kGroupSize>(df, w), df, sums + j * N);
+    FitSymmetric<kGroupSize, false>(df, kHalf, x + at, w, scale, words + at / 4);
     hn::Store(scale, df, scales + j * N);
   }
   V exact_d;
   if (columns) {
     FitSymmetric<kGroups, true>(df, kScaleHalf, scales, sums, exact_d, scale_words);
   } else {
+    FitGroupsByDescent<kGroups, kGroupSize>(df, kHalf, x, scales, words);
     exact_d = ScaleToExtreme(df, scales, scale_words);
   }
   const V d = StoreHalves(df, exact_d, num, kBlockBytes, out + kDAt);

@@ -48,6 +48,16 @@ HWY_INLINE V NearestFloat(DF df, V v, int low, int high) {
   return hn::Sub(v, bias);
 }
 
+// The same for v that needs no lower bound. Positive floats are ordered as integers, whose minimum does not compete
+// with the products for their unit.
+template <class DF, class V = hn::Vec<DF>>
+HWY_INLINE V NearestAtMost(DF df, V v, int high) {
+  const hn::RebindToSigned<DF> di;
+  const V bias = hn::Set(df, kRoundingBias);
+  const auto most = hn::BitCast(di, hn::Set(df, kRoundingBias + static_cast<float>(high)));
+  return hn::Sub(hn::BitCast(df, hn::Min(hn::BitCast(di, hn::Add(v, bias)), most)), bias);
+}
+
 // Whether NearestFloat may take a * b in every lane.
 template <class DF, class V = hn::Vec<DF>>
 HWY_INLINE bool InRange(DF df, V a, V b) {
@@ -127,6 +137,8 @@ HWY_NOINLINE void FitSymmetric(DF df, int half, const float* HWY_RESTRICT x, con
       V level;
       if constexpr (kAnyInput) {
         level = hn::ConvertTo(df, NearestCode(df, scaled, -half, half - 1));
+      } else if (t < 5) {
+        level = NearestAtMost(df, scaled, half - 1);  // |scaled| < half + 0.45
       } else {
         level = NearestFloat(df, scaled, -half, half - 1);
       }
@@ -152,70 +164,6 @@ HWY_NOINLINE void FitSymmetric(DF df, int half, const float* HWY_RESTRICT x, con
 template <class V>
 HWY_INLINE V Merit(V sum_xl, V other_l2) {
   return hn::Mul(hn::Mul(sum_xl, sum_xl), other_l2);
-}
-
-// One round of reference::FitByDescent over the levels; whether it changed any.
-template <size_t kNum, class DF, class V = hn::Vec<DF>>
-HWY_INLINE bool DescendSymmetric(DF df, int half, const float* HWY_RESTRICT x, const float* HWY_RESTRICT w,
-                                 float* HWY_RESTRICT levels, V& sum_xl, V& sum_l2) {
-  const size_t N = hn::Lanes(df);
-  const V zero = hn::Zero(df);
-  auto changed = hn::Lt(zero, zero);
-  for (size_t i = 0; i < kNum * N; i += N) {
-    const V xi = hn::Load(df, x + i), wi = hn::Load(df, w + i), wx = hn::Mul(wi, xi);
-    const V level = hn::Load(df, levels + i);
-    const V rest_xl = hn::Sub(sum_xl, hn::Mul(wx, level));
-    const V rest_l2 = hn::Sub(sum_l2, hn::Mul(hn::Mul(wi, level), level));
-    const V other = hn::ConvertTo(df, NearestCode(df, hn::Div(hn::Mul(xi, rest_l2), rest_xl), -half, half - 1));
-    const V xl = hn::Add(rest_xl, hn::Mul(wx, other));
-    const V l2 = hn::Add(rest_l2, hn::Mul(hn::Mul(wi, other), other));
-    const auto valid = hn::And(hn::And(hn::Gt(rest_xl, zero), hn::Ne(other, level)), hn::Gt(l2, zero));
-    const auto better = hn::And(valid, hn::Gt(Merit(xl, sum_l2), Merit(sum_xl, l2)));
-    sum_xl = hn::IfThenElse(better, xl, sum_xl);
-    sum_l2 = hn::IfThenElse(better, l2, sum_l2);
-    hn::Store(hn::IfThenElse(better, other, level), df, levels + i);
-    changed = hn::Or(changed, better);
-  }
-  return !hn::AllFalse(df, changed);
-}
-
-// reference::FitByDescent. Cost a weight: up to five times 25 instructions, one of them a division.
-template <size_t kNum, class DF, class V = hn::Vec<DF>>
-HWY_NOINLINE void FitByDescent(DF df, int half, const float* HWY_RESTRICT x, V& scale_out, uint32_t* words) {
-  const hn::RebindToSigned<DF> di;
-  const size_t N = hn::Lanes(df);
-  const V zero = hn::Zero(df);
-  const V extreme = Extreme<kNum>(df, x);
-  const auto negligible = hn::Lt(hn::Abs(extreme), hn::Set(df, kNegligible));
-  const V divisor = hn::IfThenElse(negligible, hn::Set(df, 1.0f), extreme);
-  const V multiplier = hn::Div(hn::Set(df, static_cast<float>(-half)), divisor);
-  HWY_ALIGN float w[kNum * kMaxGroups];
-  HWY_ALIGN float levels[kNum * kMaxGroups];
-  V sum_xl = zero, sum_l2 = zero;
-  for (size_t i = 0; i < kNum * N; i += N) {
-    const V xi = hn::Load(df, x + i), wi = hn::Mul(xi, xi);
-    const V level = NearestFloat(df, hn::Mul(multiplier, xi), -half, half - 1);
-    sum_xl = hn::Add(sum_xl, hn::Mul(hn::Mul(wi, xi), level));
-    sum_l2 = hn::Add(sum_l2, hn::Mul(hn::Mul(wi, level), level));
-    hn::Store(wi, df, w + i);
-    hn::Store(level, df, levels + i);
-  }
-  // A lane without a change stays as it is from then on, so going on for the others does no harm.
-  for (int round = 0; round < 5; ++round) {
-    if (!DescendSymmetric<kNum>(df, half, x, w, levels, sum_xl, sum_l2)) break;
-  }
-  const auto sums = hn::IfThenElseZero(hn::Gt(sum_l2, zero), hn::Div(sum_xl, sum_l2));
-  scale_out = hn::IfThenZeroElse(negligible, sums);
-  const V bias = hn::Set(df, static_cast<float>(half));
-  for (size_t i = 0; i < kNum; i += 4) {
-    const float* from = levels + i * N;
-    const V c0 = hn::IfThenZeroElse(negligible, hn::Add(hn::Load(df, from), bias));
-    const V c1 = hn::IfThenZeroElse(negligible, hn::Add(hn::Load(df, from + N), bias));
-    const V c2 = hn::IfThenZeroElse(negligible, hn::Add(hn::Load(df, from + 2 * N), bias));
-    const V c3 = hn::IfThenZeroElse(negligible, hn::Add(hn::Load(df, from + 3 * N), bias));
-    StoreCodes(di, hn::ConvertTo(di, c0), hn::ConvertTo(di, c1), hn::ConvertTo(di, c2), hn::ConvertTo(di, c3),
-               words + i / 4 * N);
-  }
 }
 
 // sum w * |scale * level + base - x|, or of the square.
