@@ -24,6 +24,33 @@ PLAIN_NAMES = [name for name in NAMES if not FORMATS[name].needs_imatrix]
 # The float formats as NumPy types.
 KINDS = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 
+
+def half(data: np.ndarray) -> np.ndarray:
+    """Two columns of bytes as one of half-precision numbers."""
+    return np.ascontiguousarray(data).view(np.float16).astype(np.float32)
+
+
+def decode_q1_0(data: np.ndarray) -> np.ndarray:
+    d = half(data[:, :2])
+    return np.where(np.unpackbits(data[:, 2:], axis=1, bitorder="little") == 1, d, -d)
+
+
+def decode_q2_0(data: np.ndarray) -> np.ndarray:
+    codes = data[:, 2:, None] >> np.arange(0, 8, 2, dtype=np.uint8) & 3
+    return (codes.reshape(len(data), 64).astype(np.float32) - 1) * half(data[:, :2])
+
+
+def decode_q8_1(data: np.ndarray) -> np.ndarray:
+    return half(data[:, :2]) * data[:, 4:].view(np.int8)
+
+
+def decode_q8_k(data: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(data[:, :4]).view(np.float32) * data[:, 4:260].view(np.int8)
+
+
+# Formats that the gguf package does not decode, after the structs in ggml-common.h: blocks, one a row, to weights.
+DECODERS = {"Q1_0": decode_q1_0, "Q2_0": decode_q2_0, "Q8_1": decode_q8_1, "Q8_K": decode_q8_k}
+
 # Views of an array of 7 rows and 512 columns.
 LAYOUTS = {
     "contiguous": lambda x: x,
@@ -70,7 +97,10 @@ def blocks_of(golden: dict[str, np.ndarray], name: str) -> np.ndarray:
 
 
 def floats_of(golden: dict[str, np.ndarray], name: str) -> np.ndarray:
-    """What the reference decodes blocks_of to."""
+    """What the reference decodes blocks_of to; of Q8_1 and Q8_K there are only blocks."""
+    if f"{name}.dequant" not in golden and name in DECODERS:
+        blocks = golden[name].reshape(-1, FORMATS[name].block_bytes)
+        return DECODERS[name](blocks).reshape(golden["input"].shape)
     return golden[f"{name}.imatrix.dequant" if FORMATS[name].needs_imatrix else f"{name}.dequant"]
 
 
@@ -228,12 +258,16 @@ def test_empty(name):
 
 
 def test_any_blocks_decode(simd, name):
-    """Whatever bytes a file holds: the gguf package reads the same from them. NaN equals NaN."""
+    """Whatever bytes a file holds: the gguf package reads the same from them, or the definition. NaN equals NaN."""
     f = FORMATS[name]
     data = np.random.default_rng(3).integers(0, 256, (257, f.block_bytes), np.uint8)
-    kind = gguf.GGMLQuantizationType(f.ggml_type)
     with np.errstate(all="ignore"):
-        expected = data.view(KINDS[name]).astype(np.float32) if name in KINDS else gguf.dequantize(data, kind)
+        if name in KINDS:
+            expected = data.view(KINDS[name]).astype(np.float32)
+        elif name in DECODERS:
+            expected = DECODERS[name](data)
+        else:
+            expected = gguf.dequantize(data, gguf.GGMLQuantizationType(f.ggml_type))
     np.testing.assert_array_equal(lowbit.dequantize(data, name), expected)
 
 

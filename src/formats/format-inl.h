@@ -219,7 +219,8 @@ HWY_INLINE void DotRow(const uint8_t* HWY_RESTRICT row, const Activations& x, si
     const size_t n = x.K - k;
     Codec::Unpack(row + k / Codec::kBlock * Codec::kBlockBytes, n / Codec::kBlock, u);
     // What lies behind the last group is multiplied by zero and must be a number.
-    for (size_t g = n / 32; g < 8; ++g) u.scale[g] = u.offset[g] = 0.0f;
+    constexpr size_t kGroup = HWY_MIN(Codec::kGroup, size_t{32});
+    for (size_t g = n / kGroup; g < 256 / kGroup; ++g) u.scale[g] = u.offset[g] = 0.0f;
     DotUnpacked<Codec, kTokens, false>(df, u, n, x, at + k, sums);
   }
   for (size_t t = 0; t < kTokens; ++t) {

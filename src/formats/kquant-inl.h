@@ -183,6 +183,22 @@ HWY_INLINE void PackTwoBits(const uint8_t* codes, uint8_t* out) {
   }
 }
 
+// The reverse.
+HWY_INLINE void UnpackTwoBits(const uint8_t* packed, uint8_t* codes) {
+  const hn::CappedTag<uint8_t, 32> d;
+  const auto mask = hn::Set(d, 3);
+  for (size_t h = 0; h < 2; ++h) {
+    for (size_t k = 0; k < 32; k += hn::Lanes(d)) {
+      const auto four = hn::LoadU(d, packed + 32 * h + k);
+      uint8_t* to = codes + 128 * h + k;
+      hn::Store(hn::And(four, mask), d, to);
+      hn::Store(hn::And(hn::ShiftRight<2>(four), mask), d, to + 32);
+      hn::Store(hn::And(hn::ShiftRight<4>(four), mask), d, to + 64);
+      hn::Store(hn::ShiftRight<6>(four), d, to + 96);
+    }
+  }
+}
+
 // Format::decode from Codec::Unpack, in the reference's order of operations: scale * (code - Codec::kBias) where that
 // is not 0 (then Unpack's offset is scale * kBias, which saves the product the signs), else scale * code - offset.
 template <class Codec>

@@ -56,18 +56,7 @@ struct Codec {
 
   static HWY_INLINE void Unpack(const uint8_t* block, size_t /*num_blocks*/, Unpacked& u) {
     affine_k::UnpackHeader<Traits>(block, u.scale, u.offset);
-    const hn::CappedTag<uint8_t, 32> d;
-    const auto low = hn::Set(d, 3);
-    for (size_t h = 0; h < 2; ++h) {
-      for (size_t k = 0; k < 32; k += hn::Lanes(d)) {
-        const auto four = hn::LoadU(d, block + kCodesAt + 32 * h + k);
-        uint8_t* to = u.code + 128 * h + k;
-        hn::Store(hn::And(four, low), d, to);
-        hn::Store(hn::And(hn::ShiftRight<2>(four), low), d, to + 32);
-        hn::Store(hn::And(hn::ShiftRight<4>(four), low), d, to + 64);
-        hn::Store(hn::ShiftRight<6>(four), d, to + 96);
-      }
-    }
+    UnpackTwoBits(block + kCodesAt, u.code);
   }
 };
 

@@ -25,12 +25,6 @@ constexpr TensorType kOtherTypes[] = {
     {"IQ3_S", 21, 256, 110, nullptr},
     {"IQ2_S", 22, 256, 82, nullptr},
     {"IQ1_M", 29, 256, 56, nullptr},
-    {"TQ1_0", 34, 256, 54, nullptr},
-    {"TQ2_0", 35, 256, 66, nullptr},
-    {"MXFP4", 39, 32, 17, nullptr},
-    {"NVFP4", 40, 64, 36, nullptr},
-    {"Q1_0", 41, 128, 18, nullptr},
-    {"Q2_0", 42, 64, 18, nullptr},
 };
 
 struct ValueType {

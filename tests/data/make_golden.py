@@ -5,7 +5,8 @@
 LIBGGML_BASE is the shared library ggml-base of llama.cpp (0.25.3 made the file), built for a CPU without fused
 multiply-add (x86-64 without -march), which rounds sums differently and so some codes. Keys: `Q4_K` encoded without
 importances, `Q4_K.imatrix` with them, `Q4_K.dequant` the first of the two that exists, decoded (`.imatrix.dequant`
-where importances are required).
+where importances are required). Of Q8_1 and Q8_K, which ggml turns activations into, there is only the first:
+ggml_quantize_chunk does not write them, and nothing decodes Q8_1.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import gguf
 import numpy as np
 
 GOLDEN = Path(__file__).parent / "golden.npz"
+#: Formats of activations, with the functions that write them.
+ACTIVATIONS = {"Q8_1": "quantize_row_q8_1_ref", "Q8_K": "quantize_row_q8_K_ref"}
 
 
 class Traits(ctypes.Structure):
@@ -52,6 +55,15 @@ def encode(library: ctypes.CDLL, kind: int, x: np.ndarray, imatrix: np.ndarray |
     return out
 
 
+def encode_activations(library: ctypes.CDLL, name: str, x: np.ndarray) -> np.ndarray:
+    traits = library.ggml_get_type_traits(gguf.GGMLQuantizationType[name].value).contents
+    out = np.zeros((x.shape[0], x.shape[1] // traits.block_size * traits.block_bytes), np.uint8)
+    function = library[ACTIVATIONS[name]]
+    function.restype, function.argtypes = None, [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
+    function(x.ctypes.data, out.ctypes.data, x.size)
+    return out
+
+
 def decode(library: ctypes.CDLL, kind: int, blocks: np.ndarray, like: np.ndarray) -> np.ndarray:
     out = np.empty_like(like)
     library.ggml_get_type_traits(kind).contents.to_float(blocks.ctypes.data, out.ctypes.data, out.size)
@@ -64,15 +76,15 @@ def main() -> None:
         old = dict(file)
     x, imatrix = old["input"], old["imatrix"]
     new = {"input": x, "imatrix": imatrix}
-    for name in sorted({key.split(".")[0] for key in old} - set(new)):
+    for name in sorted(({key.split(".")[0] for key in old} | set(ACTIVATIONS)) - set(new)):
         kind = gguf.GGMLQuantizationType[name].value if name in gguf.GGMLQuantizationType.__members__ else None
         if kind is None:
             print(f"{name}: kept, the installed gguf package does not know its id")
             new |= {key: value for key, value in old.items() if key.split(".")[0] == name}
             continue
         blocks = []
-        if name == "Q8_1":  # an activation format, which nothing decodes and ggml_quantize_chunk does not write
-            new[name] = old[name]
+        if name in ACTIVATIONS:
+            new[name] = encode_activations(library, name, x)
             continue
         if not library.ggml_quantize_requires_imatrix(kind):
             new[name] = encode(library, kind, x, None)
