@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 
 _POINTER = ctypes.c_void_p
+#: Formats of activations, which ggml_quantize_chunk does not write, and what does.
+_ACTIVATIONS = {9: "quantize_row_q8_1_ref", 15: "quantize_row_q8_K_ref"}
 _TO_FLOAT = ctypes.CFUNCTYPE(None, _POINTER, _POINTER, ctypes.c_int64)
 
 
@@ -64,15 +66,21 @@ class Ggml:
         self._encode = self._library.ggml_quantize_chunk
         self._encode.argtypes = [ctypes.c_int, _POINTER, _POINTER, *[ctypes.c_int64] * 3, _POINTER]
         self._encode.restype = ctypes.c_size_t
+        self._encode_activations = {kind: self._library[name] for kind, name in _ACTIVATIONS.items()}
+        for function in self._encode_activations.values():
+            function.argtypes, function.restype = [_POINTER, _POINTER, ctypes.c_int64], None
 
     def encode(self, ggml_type: int, weights: np.ndarray, importance: np.ndarray | None, out: np.ndarray) -> None:
         """weights: float32 (rows, K); out: uint8 (rows, row bytes); both contiguous."""
+        if ggml_type in self._encode_activations:
+            self._encode_activations[ggml_type](weights.ctypes.data, out.ctypes.data, weights.size)
+            return
         rows, K = weights.shape
         values = None if importance is None else importance.ctypes.data
         self._encode(ggml_type, weights.ctypes.data, out.ctypes.data, 0, rows, K, values)
 
     def can_decode(self, ggml_type: int) -> bool:
-        """False for F32, which ggml has no function for."""
+        """False for F32, Q8_1 and Q8_K, which ggml has no entry for."""
         return bool(self._traits(ggml_type).contents.to_float)
 
     def decode(self, ggml_type: int, data: np.ndarray, out: np.ndarray) -> None:
