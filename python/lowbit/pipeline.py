@@ -76,9 +76,19 @@ class Job:
         matrix = rows.reshape(-1, rows.shape[-1])
         importance = None if self.importance is None else self.importance[start // self.num_rows]
         try:
-            return _encode_rows(matrix, self.format, importance, threads, not self.is_quantized)
+            encoded = _encode_rows(matrix, self.format, importance, threads, not self.is_quantized)
         except InputError as error:
             raise InputError(f"tensor {self.source.name}, rows from {start}: {error}") from None
+        if self.is_quantized:
+            self._check(encoded, start * (len(matrix) // max(1, len(rows))), threads)
+        return encoded
+
+    def _check(self, encoded: np.ndarray, first_row: int, threads: int) -> None:
+        """Weights or importances too large for the format make scales of NaN or infinity: llama.cpp refuses them."""
+        try:
+            _core.check_scales(encoded, self.format, first_row, threads)
+        except InputError as error:
+            raise InputError(f"tensor {self.source.name}, {error}") from None
 
 
 def _encode_rows(

@@ -75,8 +75,8 @@ void QuantizeArray(const py::array& weights, const std::string& format_name, con
   QuantizeRows(view, format, columns, allow_nonfinite, num_threads, bytes);
 }
 
-void DequantizeArray(const py::array& data, const std::string& format_name, py::array out, py::ssize_t threads) {
-  const Format& format = GetFormat(format_name);
+// Rows of packed bytes, each contiguous: sets how many weights one has.
+const uint8_t* PackedRows(const py::array& data, const Format& format, size_t* K) {
   CheckTwoDimensional("data", data);
   if (!py::isinstance<py::array_t<uint8_t>>(data) || (data.size() != 0 && data.shape(1) > 1 && data.strides(1) != 1)) {
     throw InputError(Str("data: expected uint8 array with contiguous rows, got ", Describe(data)));
@@ -85,14 +85,31 @@ void DequantizeArray(const py::array& data, const std::string& format_name, py::
     throw InputError(Str("data: rows have ", data.shape(1), " bytes, expected a multiple of ", format.block_bytes,
                          " for ", format.name));
   }
-  const size_t K = static_cast<size_t>(data.shape(1)) / format.block_bytes * format.block_size;
+  *K = static_cast<size_t>(data.shape(1)) / format.block_bytes * format.block_size;
+  return static_cast<const uint8_t*>(data.data());
+}
+
+void DequantizeArray(const py::array& data, const std::string& format_name, py::array out, py::ssize_t threads) {
+  const Format& format = GetFormat(format_name);
+  size_t K;
+  const uint8_t* rows = PackedRows(data, format, &K);
   const size_t num_rows = static_cast<size_t>(data.shape(0));
   float* floats = Output<float>("out", out, data.shape(0), static_cast<py::ssize_t>(K));
-  const uint8_t* rows = static_cast<const uint8_t*>(data.data());
   const py::ssize_t stride = data.strides(0);
   const size_t num_threads = Threads(threads);
   py::gil_scoped_release release;
   DequantizeRows(rows, stride, format, num_rows, K, num_threads, floats);
+}
+
+void CheckScalesArray(const py::array& data, const std::string& format_name, size_t first_row, py::ssize_t threads) {
+  const Format& format = GetFormat(format_name);
+  size_t K;
+  const uint8_t* rows = PackedRows(data, format, &K);
+  if (!(data.flags() & py::array::c_style)) throw InputError("data: expected a C-contiguous array");
+  const size_t num_rows = static_cast<size_t>(data.shape(0));
+  const size_t num_threads = Threads(threads);
+  py::gil_scoped_release release;
+  CheckScales(rows, format, num_rows, K, num_threads, first_row);
 }
 
 }  // namespace
@@ -119,6 +136,8 @@ void BindFormats(py::module_& m) {
   m.def("quantize_rows", &QuantizeArray, py::arg("weights"), py::arg("format"), py::arg("importance").none(true),
         py::arg("out"), py::arg("allow_nonfinite"), py::arg("threads"));
   m.def("dequantize_rows", &DequantizeArray, py::arg("data"), py::arg("format"), py::arg("out"), py::arg("threads"));
+  m.def("check_scales", &CheckScalesArray, py::arg("data"), py::arg("format"), py::arg("first_row"),
+        py::arg("threads"));
 }
 
 }  // namespace lowbit

@@ -157,7 +157,7 @@ class Buffers {
 
 // The first weight, in the order of rows and columns, that is not finite. Tasks start in that order, so whatever lies
 // before one that was found is looked at too, and the first does not depend on the threads.
-class FirstNonfinite {
+class FirstBroken {
  public:
   void Found(size_t row, size_t column, float value) {
     std::lock_guard<std::mutex> lock(mutex_);
@@ -173,14 +173,10 @@ class FirstNonfinite {
     return found_ && row_ < row;
   }
 
-  void Throw() const {
-    if (!found_) return;
-    throw InputError(Str("weight at row ", row_, ", column ", column_, " is ",
-                         std::isnan(value_) ? "NaN"
-                         : value_ < 0       ? "-infinity"
-                                            : "infinity",
-                         "; expected finite weights (allow_nonfinite=True takes them)"));
-  }
+  bool found() const { return found_; }
+  size_t row() const { return row_; }
+  size_t column() const { return column_; }
+  float value() const { return value_; }
 
  private:
   std::mutex mutex_;
@@ -189,11 +185,15 @@ class FirstNonfinite {
   float value_ = 0;
 };
 
-void CheckArguments(const Format& format, const float* importance, size_t K) {
+void CheckBlocks(const Format& format, size_t K) {
   if (K % format.block_size != 0) {
     throw InputError(
         Str(format.name, ": rows have ", K, " weights, expected a multiple of the block size ", format.block_size));
   }
+}
+
+void CheckArguments(const Format& format, const float* importance, size_t K) {
+  CheckBlocks(format, K);
   if (importance == nullptr) {
     if (format.needs_imatrix) throw InputError(Str(format.name, " cannot be encoded without an importance matrix"));
     return;
@@ -219,7 +219,7 @@ void QuantizeRows(const WeightView& weights, const Format& format, const float* 
                         (weights.num_rows == 1 || weights.row_stride == static_cast<ptrdiff_t>(K * sizeof(float))) &&
                         reinterpret_cast<uintptr_t>(weights.data) % alignof(float) == 0;
   Buffers buffers(chunk_rows * K);
-  FirstNonfinite nonfinite;
+  FirstBroken nonfinite;
   const auto task = [&](size_t chunk) {
     const size_t row = chunk * chunk_rows;
     if (nonfinite.Before(row)) return;
@@ -240,15 +240,18 @@ void QuantizeRows(const WeightView& weights, const Format& format, const float* 
     if (buffer) buffers.Give(std::move(buffer));
   };
   ParallelFor((weights.num_rows + chunk_rows - 1) / chunk_rows, num_threads, task);
-  nonfinite.Throw();
+  if (!nonfinite.found()) return;
+  const float value = nonfinite.value();
+  throw InputError(Str("weight at row ", nonfinite.row(), ", column ", nonfinite.column(), " is ",
+                       std::isnan(value) ? "NaN"
+                       : value < 0       ? "-infinity"
+                                         : "infinity",
+                       "; expected finite weights (allow_nonfinite=True takes them)"));
 }
 
 void DequantizeRows(const uint8_t* rows, ptrdiff_t row_stride, const Format& format, size_t num_rows, size_t K,
                     size_t num_threads, float* out) {
-  if (K % format.block_size != 0) {
-    throw InputError(
-        Str(format.name, ": rows have ", K, " weights, expected a multiple of the block size ", format.block_size));
-  }
+  CheckBlocks(format, K);
   const size_t chunk_rows = ChunkRows(num_rows, K, num_threads);
   const auto task = [&](size_t chunk) {
     const size_t end = std::min(num_rows, (chunk + 1) * chunk_rows);
@@ -257,6 +260,35 @@ void DequantizeRows(const uint8_t* rows, ptrdiff_t row_stride, const Format& for
     }
   };
   ParallelFor((num_rows + chunk_rows - 1) / chunk_rows, num_threads, task);
+}
+
+void CheckScales(const uint8_t* rows, const Format& format, size_t num_rows, size_t K, size_t num_threads,
+                 size_t first_row) {
+  CheckBlocks(format, K);
+  // Decoded a piece at a time, which stays in the nearest cache: some percent of what encoding costs.
+  constexpr size_t kPiece = 4096;
+  const size_t num_blocks = K / format.block_size;
+  const size_t piece = std::max<size_t>(1, kPiece / format.block_size);
+  const size_t chunk_rows = ChunkRows(num_rows, K, num_threads);
+  FirstBroken broken;
+  const auto task = [&](size_t chunk) {
+    const std::unique_ptr<float[]> floats(new float[piece * format.block_size]);
+    const size_t end = std::min(num_rows, (chunk + 1) * chunk_rows);
+    for (size_t r = chunk * chunk_rows; r < end && !broken.Before(r); ++r) {
+      for (size_t b = 0; b < num_blocks; b += piece) {
+        const size_t n = std::min(piece, num_blocks - b);
+        format.decode(rows + r * format.RowBytes(K) + b * format.block_bytes, n, floats.get());
+        const size_t bad = HWY_DYNAMIC_DISPATCH(FindNonfinite)(floats.get(), n * format.block_size);
+        if (bad == n * format.block_size) continue;
+        broken.Found(r, b * format.block_size + bad, floats[bad]);
+        break;
+      }
+    }
+  };
+  ParallelFor((num_rows + chunk_rows - 1) / chunk_rows, num_threads, task);
+  if (!broken.found()) return;
+  throw InputError(Str("row ", first_row + broken.row(), ", block ", broken.column() / format.block_size, ": ",
+                       format.name, " has a scale that is not finite"));
 }
 
 }  // namespace lowbit

@@ -38,4 +38,9 @@ void QuantizeRows(const WeightView& weights, const Format& format, const float* 
 void DequantizeRows(const uint8_t* rows, ptrdiff_t row_stride, const Format& format, size_t num_rows, size_t K,
                     size_t num_threads, float* out);
 
+// Throws InputError for the first of num_rows contiguous packed rows with a block that decodes to NaN or infinity, that
+// is, one of whose scales is. It names row first_row + r.
+void CheckScales(const uint8_t* rows, const Format& format, size_t num_rows, size_t K, size_t num_threads,
+                 size_t first_row);
+
 }  // namespace lowbit
