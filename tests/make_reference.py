@@ -29,7 +29,7 @@ import numpy as np
 from mix_cases import CASES, LETTERS, case_name, case_tensors
 from quantize_cases import CASES as QUANTIZE_CASES
 from quantize_cases import make_sources
-from tiny_checkpoint import CONVERSIONS, make_checkpoint, write_imatrix
+from tiny_checkpoint import CONVERSIONS, conversion_source, write_imatrix
 
 import lowbit
 
@@ -102,7 +102,7 @@ def converted(source: Path, quantize: Path, folder: Path) -> dict[str, dict[str,
     os.environ["PYTHONPATH"] = os.pathsep.join([str(source), str(source / "gguf-py")])
     result: dict[str, dict[str, str]] = {}
     for name, options in CONVERSIONS.items():
-        checkpoint = make_checkpoint(folder / name, **options)
+        checkpoint = conversion_source(folder, name)
         write_imatrix(folder / "imatrix.gguf", checkpoint)
         result[name] = {}
         for format in ["BF16", "F16", "F32", *MIXES, *(f"{mix} imatrix" for mix in MIXES)]:
@@ -117,7 +117,7 @@ def converted(source: Path, quantize: Path, folder: Path) -> dict[str, dict[str,
             else:
                 script = str(source / "convert_hf_to_gguf.py")
                 argv = [script, str(checkpoint), "--outtype", format.lower(), "--outfile", str(path)]
-                pre = options.get("tokenizer") or ("qwen2" if options["arch"] == "qwen3" else "llama-bpe")
+                pre = options.get("tokenizer") or ("llama-bpe" if options.get("arch") == "llama" else "qwen2")
                 run(sys.executable, "-c", CONVERT.format(pre=pre, argv=argv, script=script))
             result[name][format] = hashlib.sha256(path.read_bytes()).hexdigest()
     return result

@@ -14,7 +14,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from tiny_checkpoint import CONVERSIONS, DTYPES, make_checkpoint, write_imatrix, write_shards
+from tiny_checkpoint import CONVERSIONS, DTYPES, conversion_source, make_checkpoint, write_imatrix, write_shards
 
 import lowbit
 from lowbit import pipeline
@@ -61,7 +61,7 @@ ENCODED = [
 @pytest.mark.parametrize("name", CONVERSIONS)
 def test_the_file_of_the_reference_tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """data/converted.json.xz: checkpoint -> format -> SHA-256 of the whole file (make_reference.py)."""
-    folder = make_checkpoint(tmp_path / name, **CONVERSIONS[name])
+    folder = conversion_source(tmp_path, name)
     write_imatrix(tmp_path / "imatrix.gguf", folder)
     monkeypatch.chdir(tmp_path)  # the file holds the path of its importance matrix
     for format in ENCODED:

@@ -275,8 +275,9 @@ def write_imatrix(path: Path, folder: Path, chunks: int = 4) -> dict[str, np.nda
     return values
 
 
-#: The checkpoints of data/converted.json: folder name -> arguments of make_checkpoint.
+#: The checkpoints of data/converted.json: folder name -> arguments of make_checkpoint; the embedded one has none.
 CONVERSIONS: dict[str, dict[str, Any]] = {
+    "bard": {},
     "tiny-qwen3": {"arch": "qwen3", "layers": 1, "vocab": 280},
     "tiny-qwen3-f32": {"arch": "qwen3", "layers": 1, "dtype": "F32", "shards": 3, "seed": 1},
     "tiny-llama-f16": {"arch": "llama", "layers": 2, "dtype": "F16", "shards": 2, "old_config": True, "seed": 2},
@@ -284,3 +285,10 @@ CONVERSIONS: dict[str, dict[str, Any]] = {
     "tiny-spm": {"arch": "llama", "layers": 1, "tokenizer": "spm", "seed": 4},
     "tiny-narrow": {"arch": "llama", "layers": 2, "hidden": 96, "ffn": 176, "head_dim": 24, "seed": 5},
 }
+
+
+def conversion_source(folder: Path, name: str) -> Path:
+    """The checkpoint of that name in CONVERSIONS, written into `folder` unless the package has it."""
+    if name == "bard":
+        return Path(lowbit.__file__).parent / "data" / "bard"
+    return make_checkpoint(folder / name, **CONVERSIONS[name])
