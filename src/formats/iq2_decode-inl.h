@@ -38,6 +38,17 @@ HWY_INLINE VU CompleteSigns(DU du, VU signs) {
   return hn::Or(signs, eighth);
 }
 
+// Sixteen scales of four bits in eight bytes.
+HWY_INLINE void PackScales(const uint8_t* scales, uint8_t* bytes) {
+  for (size_t j = 0; j < 8; ++j) bytes[j] = static_cast<uint8_t>(scales[2 * j] | scales[2 * j + 1] << 4);
+}
+
+HWY_INLINE void UnpackScales(const uint8_t* bytes, uint8_t* scales) {
+  const hn::FixedTag<uint8_t, 8> d;
+  const auto both = hn::LoadU(d, bytes);
+  hn::StoreInterleaved2(hn::And(both, hn::Set(d, 15)), hn::ShiftRight<4>(both), d, scales);
+}
+
 // The codes of four points, and the signs of their 32 weights.
 HWY_INLINE uint64_t FourCodes(const Grid& grid, const uint16_t* points) {
   return grid.Point(points[0]) | static_cast<uint64_t>(grid.Point(points[1])) << 16 |

@@ -3,8 +3,7 @@
 //   byte 0-1   d           float16
 //   byte 2-65  groups[8]   eight bytes for each group:
 //     byte 0-3   points    grid index of eight weights each
-//     byte 4-7   word      little-endian: bits 7k to 7k + 6, k in [0, 4): the signs of the first seven weights of point
-//     k,
+//     byte 4-7   word      little-endian: bits 7k to 7k + 6, k in [0, 4): the signs of point k's first seven weights,
 //                          1 for minus; bits 28-31: scale
 //
 //   w[i] = d * (scale[i / 32] + 0.5) / 4 * value(level[i]) * sign[i]
