@@ -8,6 +8,17 @@ namespace lowbit {
 namespace {
 
 constexpr size_t kMaxGrid = 2048;
+constexpr int kMaxDistance = 256;
+
+int Distance(const GridShape& shape, uint32_t a, uint32_t b) {
+  const uint32_t mask = (1u << shape.Bits()) - 1;
+  int distance = 0;
+  for (; (a | b) != 0; a >>= shape.Bits(), b >>= shape.Bits()) {
+    const int difference = static_cast<int>(a & mask) - static_cast<int>(b & mask);
+    distance += difference * difference;
+  }
+  return distance;
+}
 
 // The levels of a code in unary: l ones. A point lies between two others in every coordinate if the bits in which it
 // differs from the one are among those in which the other does.
@@ -22,6 +33,57 @@ uint32_t Unary(const GridShape& shape, uint32_t code) {
 }
 
 }  // namespace
+
+void Grid::AddDistances() {
+  half_bits_ = shape_.num_dims / 2 * shape_.Bits();
+  distances_.resize(size_t{1} << (2 * half_bits_));
+  for (uint32_t pair = 0; pair < distances_.size(); ++pair) {
+    const uint32_t mask = (1u << half_bits_) - 1;
+    distances_[pair] = static_cast<uint8_t>(Distance(shape_, pair >> half_bits_, pair & mask));
+  }
+}
+
+int Grid::Distances(uint32_t code, uint8_t* distances) const {
+  const uint32_t mask = (1u << half_bits_) - 1;
+  const uint8_t* low = distances_.data() + ((code & mask) << half_bits_);
+  const uint8_t* high = distances_.data() + (code >> half_bits_ << half_bits_);
+  std::array<bool, kMaxDistance> occurs{};
+  for (size_t index = 0; index < size(); ++index) {
+    const uint32_t point = points_[index];
+    distances[index] = static_cast<uint8_t>(low[point & mask] + high[point >> half_bits_]);
+    occurs[distances[index]] = true;
+  }
+  int last = -1;
+  for (size_t shell = 0; shell < shape_.num_shells; ++shell) {
+    const auto next = std::find(occurs.begin() + last + 1, occurs.end(), true);
+    if (next == occurs.end()) break;
+    last = static_cast<int>(next - occurs.begin());
+  }
+  return last;
+}
+
+// `unary`: of all grid points.
+void Grid::AddCandidates(uint32_t code, const std::vector<uint32_t>& unary) {
+  std::array<uint8_t, kMaxGrid> distances;
+  const int last = Distances(code, distances.data());
+  std::vector<uint32_t> sorted;  // the reference's list, as distance * kMaxGrid + index
+  for (uint32_t index = 0; index < size(); ++index) {
+    if (distances[index] <= last) sorted.push_back(distances[index] * kMaxGrid + index);
+  }
+  std::sort(sorted.begin(), sorted.end());
+  const uint32_t own = Unary(shape_, code);
+  const size_t first = candidates_.size();
+  std::vector<uint32_t> kept;  // the bits in which the candidates so far differ from the point
+  for (const uint32_t candidate : sorted) {
+    const uint32_t index = candidate % kMaxGrid, differs = own ^ unary[index];
+    const auto between = [=](uint32_t nearer) { return (nearer & ~differs) == 0; };
+    if (std::any_of(kept.begin(), kept.end(), between)) continue;
+    kept.push_back(differs);
+    candidates_.push_back(points_[index]);
+  }
+  entries_[code] = static_cast<uint32_t>(first / kPad << kCountBits | kept.size());
+  candidates_.resize((candidates_.size() + kPad - 1) / kPad * kPad, candidates_.back());
+}
 
 Grid::Grid(const GridShape& shape, const uint64_t* members) : shape_(shape), entries_(shape.NumCodes()) {
   std::vector<uint32_t> off_grid;
@@ -40,75 +102,25 @@ Grid::Grid(const GridShape& shape, const uint64_t* members) : shape_(shape), ent
       off_grid.push_back(code);
     }
   }
-  for (const uint32_t code : off_grid) AddCandidates(code);
-}
-
-int Grid::Distance(uint32_t a, uint32_t b) const {
-  const uint32_t mask = (1u << shape_.Bits()) - 1;
-  int distance = 0;
-  for (size_t i = 0; i < shape_.num_dims; ++i, a >>= shape_.Bits(), b >>= shape_.Bits()) {
-    const int difference = static_cast<int>(a & mask) - static_cast<int>(b & mask);
-    distance += difference * difference;
-  }
-  return distance;
-}
-
-int Grid::Distances(uint32_t code, uint8_t* distances) const {
-  // A code has at most 16 bits: the distances of its low byte, and of the rest, from those of all others are looked up.
-  // Bits() may not divide 8, so the halves are of whole coordinates.
-  const size_t low_dims = shape_.num_dims / 2, low_bits = low_dims * shape_.Bits();
-  const uint32_t low_mask = (1u << low_bits) - 1;
-  std::array<uint8_t, 256> low, high;
-  for (uint32_t half = 0; half <= low_mask; ++half) {
-    low[half] = static_cast<uint8_t>(Distance(code & low_mask, half));
-    high[half] = static_cast<uint8_t>(Distance(code >> low_bits, half));
-  }
-  std::array<uint32_t, 256> histogram{};
-  for (size_t index = 0; index < points_.size(); ++index) {
-    distances[index] = static_cast<uint8_t>(low[points_[index] & low_mask] + high[points_[index] >> low_bits]);
-    ++histogram[distances[index]];
-  }
-  int last = -1;
-  for (size_t shell = 0; shell < shape_.num_shells; ++shell) {
-    int next = last + 1;
-    while (next < 256 && histogram[next] == 0) ++next;
-    if (next == 256) break;
-    last = next;
-  }
-  return last;
-}
-
-void Grid::AddCandidates(uint32_t code) {
-  std::array<uint8_t, kMaxGrid> distances;
-  const int last = Distances(code, distances.data());
-  const uint32_t own = Unary(shape_, code);
-  const size_t first = candidates_.size();
-  std::vector<uint32_t> kept;  // the bits in which each candidate of the list so far differs from the point
-  for (int distance = 0; distance <= last; ++distance) {
-    for (size_t index = 0; index < points_.size(); ++index) {
-      if (distances[index] != distance) continue;
-      const uint32_t differs = own ^ Unary(shape_, points_[index]);
-      if (std::any_of(kept.begin(), kept.end(), [=](uint32_t nearer) { return (nearer & ~differs) == 0; })) continue;
-      kept.push_back(differs);
-      candidates_.push_back(points_[index]);
-    }
-  }
-  entries_[code] = static_cast<uint32_t>(first / kPad << kCountBits | kept.size());
-  candidates_.resize((candidates_.size() + kPad - 1) / kPad * kPad, candidates_.back());
+  AddDistances();
+  std::vector<uint32_t> unary;
+  for (const uint16_t point : points_) unary.push_back(Unary(shape, point));
+  for (const uint32_t code : off_grid) AddCandidates(code, unary);
 }
 
 uint32_t Grid::SlowNearest(uint32_t code, const float* costs, size_t stride) const {
   std::array<uint8_t, kMaxGrid> distances;
   const int last = Distances(code, distances.data());
   const uint32_t mask = (1u << shape_.Bits()) - 1;
-  size_t nearest = std::min_element(distances.begin(), distances.begin() + points_.size()) - distances.begin();
+  size_t nearest = std::min_element(distances.begin(), distances.begin() + size()) - distances.begin();
   float best = FLT_MAX;
-  int best_distance = 0;
-  for (size_t index = 0; index < points_.size(); ++index) {
+  int best_distance = kMaxDistance;
+  for (size_t index = 0; index < size(); ++index) {
     if (distances[index] > last) continue;
     float cost = 0.0f;
-    for (size_t i = 0; i < shape_.num_dims; ++i)
+    for (size_t i = 0; i < shape_.num_dims; ++i) {
       cost += costs[i * stride + (points_[index] >> (shape_.Bits() * i) & mask)];
+    }
     // The list is by distance, then by index, and its first of equals wins.
     if (cost < best || (cost == best && best < FLT_MAX && distances[index] < best_distance)) {
       best = cost;

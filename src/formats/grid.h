@@ -66,15 +66,17 @@ class Grid {
   static constexpr uint32_t kOnGrid = 1u << 31;
   static constexpr uint32_t kCountBits = 12, kMaxCandidates = (1u << kCountBits) - 1;
 
-  int Distance(uint32_t a, uint32_t b) const;
-  // Distances from a point to all of the grid, and the largest that is still a candidate's.
+  // Distances from a point to all of the grid; returns the largest that is a candidate's.
   int Distances(uint32_t code, uint8_t* distances) const;
-  void AddCandidates(uint32_t code);
+  void AddDistances();
+  void AddCandidates(uint32_t code, const std::vector<uint32_t>& unary);
 
   GridShape shape_;
   std::vector<uint16_t> points_;      // by index
   std::vector<uint32_t> entries_;     // by code: kOnGrid + index, or position / kPad << kCountBits | number
   std::vector<uint16_t> candidates_;  // every point's list
+  size_t half_bits_ = 0;              // of the first half of the coordinates
+  std::vector<uint8_t> distances_;    // between two halves a and b: at a << half_bits_ | b
 };
 
 }  // namespace lowbit

@@ -126,8 +126,8 @@ HWY_INLINE void CostTables(SearchTag df, const float* HWY_RESTRICT x, const floa
 // its reciprocal.
 //
 // The lists of Grid::Candidates need costs that do not fall away from the level rounded to. They do not if the weight
-// is farther from the middle between two levels than rounding can shift either (that is below 1e-6 of a level where all
-// numbers are finite and normal).
+// is farther from the middle between two levels than rounding can shift either, which is 5e-7 of a level where all
+// numbers are finite and normal.
 template <size_t kGroup>
 HWY_NOINLINE void NearestPoints(SearchTag df, const Grid& grid, const Group<kGroup>& group, const Bounds& bounds,
                                 V multiplier, V scale, uint32_t* HWY_RESTRICT codes) {
@@ -142,7 +142,7 @@ HWY_NOINLINE void NearestPoints(SearchTag df, const Grid& grid, const Group<kGro
     V farthest;
     hn::Store(RoundPoint(df, group.x + at, multiplier, farthest), du, codes + k * N);
     CostTables(df, group.x + at, group.root_w + at, scale, tables);
-    const auto monotonic = hn::And(normal, hn::Lt(farthest, hn::Set(df, 0.49999f)));
+    const auto monotonic = hn::And(normal, hn::Lt(farthest, hn::Set(df, 0.499999f)));
     const uint64_t short_list = hn::BitsFromMask(df, monotonic);
     for (size_t lane = 0; lane < N; ++lane) {
       uint32_t& code = codes[k * N + lane];
