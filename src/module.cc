@@ -34,6 +34,7 @@ void BindErrors(py::module_& m) {
 PYBIND11_MODULE(_core, m) {
   lowbit::BindErrors(m);
   lowbit::BindSimd(m);
+  lowbit::BindFiles(m);
   lowbit::BindFormats(m);
   lowbit::BindGguf(m);
   lowbit::BindMetrics(m);

@@ -40,6 +40,16 @@ def test_rows_are_views(w):
         (slice(None), 2),
         (slice(1), slice(None, None, 3)),
         (2, 5),
+        ...,
+        (),
+        (..., slice(None)),
+        (..., slice(None), slice(None)),
+        (slice(1, 3), ...),
+        (..., 2, slice(None)),
+        (1, ..., slice(None)),
+        (slice(None), slice(2, 4), slice(None)),
+        (slice(None), slice(None), slice(None), ...),
+        (2, 5, ...),
     ):
         part = q[index]
         assert np.shares_memory(part.data, q.data)
@@ -49,11 +59,28 @@ def test_rows_are_views(w):
     np.testing.assert_array_equal(q[picked].dequantize(), whole[picked])
     mask = np.arange(24).reshape(4, 6) % 5 == 0
     np.testing.assert_array_equal(q[mask].dequantize(), whole[mask])
+    np.testing.assert_array_equal(q[mask, ...].dequantize(), whole[mask])
+    np.testing.assert_array_equal(q[picked, ..., :].dequantize(), whole[picked])
+    row = q[0, 0]
+    assert np.shares_memory(row[...].data, q.data)
+    assert row[:].shape == (64,)
 
 
 def test_last_axis_is_not_indexed(w):
     q = lowbit.quantize(w, "Q8_0")
-    for index in ((0, 0, 0), (slice(None), 1, slice(2)), None, ..., np.zeros((4, 6, 68), bool)):
+    for index in (
+        (0, 0, 0),
+        (slice(None), 1, slice(2)),
+        (slice(None), 1, slice(0, 64)),
+        (..., 0),
+        (0, ..., slice(1)),
+        (..., 1, ...),
+        (0, 0, slice(None), slice(None)),
+        (0, 0, 0, ...),
+        None,
+        (..., None),
+        np.zeros((4, 6, 68), bool),
+    ):
         with pytest.raises(lowbit.InputError, match="QTensor: "):
             q[index]
     with pytest.raises(IndexError):
@@ -138,3 +165,99 @@ def test_environment_decides(monkeypatch):
     monkeypatch.setenv("LOWBIT_THREADS", "0")
     with pytest.raises(lowbit.InputError, match="expected at least 1, got 0"):
         num_threads()
+
+
+def test_equal(w):
+    """By format, shape and bytes, whatever the strides."""
+    q = lowbit.quantize(w, "Q8_0")
+    same = lowbit.quantize(w, "Q8_0")
+    assert q == same
+    assert q[:, 1:3] == lowbit.QTensor(q.data[:, 1:3].copy(), "Q8_0")
+    assert q.data.transpose(1, 0, 2).shape == (6, 4, 68)
+    assert lowbit.QTensor(q.data.transpose(1, 0, 2), "Q8_0") == lowbit.quantize(w.transpose(1, 0, 2), "Q8_0")
+    assert q[0, 0] == q[0, 0]
+    assert q[:0] == q[2:2]
+    same.data[3, 5, 67] ^= 1
+    assert q != same
+    assert q[:3] == same[:3]
+    assert q != q[:3]
+    assert q != lowbit.QTensor(q.data.reshape(6, 4, 68), "Q8_0")
+    assert q[:0] != q[:0, :1]
+    # As many bytes a row, and the same bytes, but another format.
+    zeros = np.zeros((2, 18), np.uint8)
+    assert lowbit.QTensor(zeros, "Q4_0") != lowbit.QTensor(zeros, "IQ4_NL")
+    assert q != w
+    assert w != q
+    assert q != "Q8_0"
+    large = lowbit.QTensor(np.zeros((70000, 68), np.uint8), "Q8_0")  # more than one chunk
+    other = lowbit.QTensor(large.data.copy(), "Q8_0")
+    assert large == other
+    other.data[-1, -1] = 1
+    assert large != other
+
+
+def test_no_hash_and_no_arithmetic(w):
+    q = lowbit.quantize(w, "Q8_0")
+    with pytest.raises(TypeError, match="unhashable"):
+        hash(q)
+    for operation in (np.add, np.multiply):
+        with pytest.raises(TypeError):
+            operation(w, q)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+def test_output_arrays(w, dtype):
+    w = w.astype(dtype)
+    packed = np.full((2, 4, 6, 68), 7, np.uint8)
+    q = lowbit.quantize(w, "Q8_0", out=packed[1])
+    assert q.data.ctypes.data == packed[1].ctypes.data
+    assert q == lowbit.quantize(w, "Q8_0")
+    assert (packed[0] == 7).all()
+    again = lowbit.quantize(-w, "q8_0", out=q)
+    assert again.data.ctypes.data == q.data.ctypes.data
+    np.testing.assert_array_equal(q.dequantize(), lowbit.quantize(-w, "Q8_0").dequantize())
+    # Rows that are not evenly spaced, in and out.
+    uneven = w.transpose(1, 0, 2)
+    assert lowbit.quantize(uneven, "Q8_0", out=np.empty((6, 4, 68), np.uint8)) == lowbit.quantize(uneven, "Q8_0")
+    out = np.empty(w.shape, dtype)
+    assert q.dequantize(out=out) is out
+    np.testing.assert_array_equal(out.view(np.uint8), q.dequantize(dtype).view(np.uint8))
+    assert lowbit.dequantize(q.data, "Q8_0", out=out) is out
+    assert lowbit.dequantize(q, dtype=dtype, out=out) is out
+    assert q[::2].dequantize(out=out[:2]).base is not None
+    np.testing.assert_array_equal(out[:2], q[::2].dequantize(dtype))
+
+
+def test_outputs_that_do_not_fit(w):
+    q = lowbit.quantize(w, "Q8_0")
+    read_only = np.empty(w.shape, np.float32)
+    read_only.flags.writeable = False
+    unaligned = np.empty(w.nbytes + 1, np.uint8)[1:].view(np.float32).reshape(w.shape)
+    both = np.zeros(w.nbytes + q.nbytes, np.uint8)
+    inside = both[: w.nbytes].view(np.float32).reshape(w.shape)
+    for call, message in (
+        (
+            lambda: q.dequantize(out=np.empty((4, 6, 63), np.float32)),
+            r"out: expected float32 array of shape \(4, 6, 64\)",
+        ),
+        (lambda: q.dequantize(out=np.empty(w.shape)), "dtype: expected float32, float16 or bfloat16, got float64"),
+        (lambda: q.dequantize(np.float16, out=np.empty_like(w)), "out: expected float16 array"),
+        (lambda: q.dequantize(out=np.empty((6, 4, 64), np.float32).transpose(1, 0, 2)), "C-contiguous"),
+        (lambda: q.dequantize(out=read_only), "may be written to"),
+        (lambda: q.dequantize(out=unaligned), "aligned"),
+        (lambda: lowbit.quantize(w, "Q8_0", out=np.empty((4, 6, 67), np.uint8)), r"uint8 array of shape \(4, 6, 68\)"),
+        (lambda: lowbit.quantize(w, "Q8_0", out=np.empty((4, 6, 68), np.int8)), "got int8 array"),
+        (lambda: lowbit.quantize(w, "Q8_0", out=[1]), "got list"),
+        (lambda: lowbit.quantize(w, "Q8_0", out=lowbit.quantize(w, "Q4_0")), "out: expected Q8_0, got Q4_0"),
+        (lambda: lowbit.quantize(inside, "Q8_0", out=both[:1632].reshape(4, 6, 68)), "out: lies in the memory of w"),
+        (
+            lambda: lowbit.quantize(w, "Q8_0", imatrix=inside[0, 0], out=both[:1632].reshape(4, 6, 68)),
+            "out: lies in the memory of imatrix",
+        ),
+        (
+            lambda: lowbit.QTensor(both[:1632].reshape(4, 6, 68), "Q8_0").dequantize(out=inside),
+            "out: lies in the memory of data",
+        ),
+    ):
+        with pytest.raises(lowbit.InputError, match=message):
+            call()

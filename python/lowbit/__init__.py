@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from lowbit import gguf, imatrix, simd
 from lowbit._core import ContextFullError, Error, FileError, FormatError, InputError, UnsupportedError
+from lowbit.compare import ErrorReport, error
 from lowbit.convert import convert, quantize_file
 from lowbit.linalg import matmul
+from lowbit.npz import load_npz, save_npz
 from lowbit.options import ConvertOptions, QuantizeOptions
 from lowbit.plan import Report
 from lowbit.qtensor import QTensor, dequantize, formats, quantize
@@ -24,6 +26,7 @@ __all__ = [
     "ContextFullError",
     "ConvertOptions",
     "Error",
+    "ErrorReport",
     "FileError",
     "FormatError",
     "InputError",
@@ -36,15 +39,18 @@ __all__ = [
     "__version__",
     "convert",
     "dequantize",
+    "error",
     "evaluate",
     "formats",
     "gguf",
     "imatrix",
     "load",
+    "load_npz",
     "load_tokenizer",
     "matmul",
     "quantize",
     "quantize_file",
+    "save_npz",
     "simd",
 ]
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -15,6 +17,8 @@ from lowbit.threads import num_threads
 
 # Weights decoded at a time on the way to a narrower type than float32: 4 MiB.
 _CHUNK_WEIGHTS = 1 << 20
+# Bytes compared at a time.
+_CHUNK_BYTES = 1 << 22
 
 _FLOAT32 = np.dtype(np.float32)
 _NARROW_FORMATS = {np.dtype(np.float16): "F16", np.dtype(ml_dtypes.bfloat16): "BF16"}
@@ -25,9 +29,14 @@ class QTensor:
     """Weights packed in a format's blocks, with the array of bytes they lie in.
 
     `data`: uint8 (..., row bytes), the last axis contiguous; the other axes may have any strides. Nothing is copied.
+
+    Two are equal if format, shape and bytes are; equal weights in other blocks are not. Since `data` may be written to,
+    a QTensor cannot be hashed. It takes no part in NumPy's arithmetic: `dequantize` first.
     """
 
     __slots__ = ("_data", "_descriptor")
+    __array_ufunc__ = None
+    __hash__ = None  # type: ignore[assignment]
 
     def __init__(self, data: npt.NDArray[np.uint8], format: str) -> None:
         """Raises InputError if `data` is not uint8, has no axis or has rows that are not whole blocks."""
@@ -80,26 +89,78 @@ class QTensor:
         """Bits a weight."""
         return self._descriptor.bits_per_weight
 
-    def dequantize(self, dtype: npt.DTypeLike = np.float32, threads: int | None = None) -> npt.NDArray[Any]:
+    def dequantize(
+        self,
+        dtype: npt.DTypeLike | None = None,
+        threads: int | None = None,
+        out: npt.NDArray[Any] | None = None,
+    ) -> npt.NDArray[Any]:
         """Decodes to an array of the same shape: float32 exactly, float16 or bfloat16 rounded to nearest even.
 
-        Raises InputError for another dtype.
+        `dtype`: by default that of `out`, else float32. `out`: an array of this shape to write to and return,
+        C-contiguous, aligned, not part of `data`.
+
+        Raises InputError for another dtype and for an `out` that does not fit.
         """
-        return _decode(self, np.dtype(dtype), num_threads(threads))
+        wanted = np.dtype(np.float32 if dtype is None and out is None else out.dtype if dtype is None else dtype)  # type: ignore[union-attr]
+        if wanted not in _FLOAT_FORMATS:
+            raise _core.InputError(f"dtype: expected float32, float16 or bfloat16, got {wanted}")
+        count = num_threads(threads)
+        out = _output(out, wanted, self.shape, {"data": self._data})
+        for data, rows in matrices(self._data, out):
+            _decode(data, self.format, rows, count)
+        return out
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes an .npz file with the arrays `data` and `format`, complete or not at all; `save_npz` takes several.
+
+        Raises FileError if the system refuses.
+        """
+        from lowbit.npz import save_npz
+
+        save_npz(path, {"": self})
+
+    @staticmethod
+    def load(path: str | os.PathLike[str], name: str = "") -> QTensor:
+        """Reads what `save` wrote, or one tensor of `save_npz` by its name.
+
+        Raises FileError, FormatError or UnsupportedError as `load_npz` does, InputError if there is no such tensor.
+        """
+        from lowbit.npz import load_one
+
+        return load_one(path, name)
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, index: Any) -> QTensor:
-        """Rows (or whole matrices): indexes every axis but the last, by NumPy's rules. Slices are views of `data`."""
+        """Rows (or whole matrices): indexes every axis but the last, by NumPy's rules. Slices are views of `data`.
+
+        The last axis lies in blocks: `...` may stand for it and `:` for all of it, nothing else.
+        """
         parts = index if isinstance(index, tuple) else (index,)
-        if any(part is None or part is Ellipsis for part in parts):
-            raise _core.InputError("QTensor: an index may not hold None or ...")
+        if any(part is None for part in parts):
+            raise _core.InputError("QTensor: an index may not hold None")
+        dots = [i for i, part in enumerate(parts) if part is Ellipsis]
+        if len(dots) > 1:
+            raise _core.InputError("QTensor: an index may hold ... once")
         # A boolean array spans as many axes as it has.
-        axes = sum(part.ndim if isinstance(part, np.ndarray) and part.dtype == np.bool_ else 1 for part in parts)
+        axes = sum(part.ndim if _is_mask(part) else part is not Ellipsis for part in parts)
+        if dots:
+            parts = (*parts[: dots[0]], *(slice(None),) * max(0, self.ndim - axes), *parts[dots[0] + 1 :])
+            axes = max(axes, self.ndim)
+        if axes == self.ndim and isinstance(parts[-1], slice) and parts[-1] == slice(None):
+            parts, axes = parts[:-1], axes - 1
         if axes > self.ndim - 1:
             raise _core.InputError(f"QTensor: {axes} indices for shape {self.shape}; the last axis lies in blocks")
-        return QTensor(self._data[index], self.format)
+        return QTensor(self._data[parts], self.format)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, QTensor):
+            return NotImplemented
+        if (self.format, self.shape) != (other.format, other.shape):
+            return False
+        return all(_same_bytes(a, b) for a, b in matrices(self._data, other._data))
 
     def __repr__(self) -> str:
         return f"QTensor({self.shape}, {self.format}, {_human(self.nbytes)}, {self.bits:g} bits a weight)"
@@ -125,15 +186,18 @@ def quantize(
     imatrix: npt.ArrayLike | None = None,
     threads: int | None = None,
     allow_nonfinite: bool = False,
+    out: QTensor | npt.NDArray[np.uint8] | None = None,
 ) -> QTensor:
     """Encodes `w` (..., K), float32, float16 or bfloat16 with any strides, byte for byte as ggml does.
 
     `imatrix`: the importance of each column, float (K,), finite and not negative. `threads` never changes the result.
     With `allow_nonfinite`, F32, F16 and BF16 keep NaN and infinities; a block of the other formats that holds one loses
     its weights: it decodes to what ggml's arithmetic makes of them (with `imatrix`, some formats lose the whole row).
+    `out`: where the bytes go, uint8 (..., row bytes) or a QTensor of the format, C-contiguous and apart from `w`.
 
-    Raises InputError for another dtype, for K that the format's block size does not divide, for a bad importance, and
-    for NaN or an infinity in `w`, with the row and column of the first.
+    Raises InputError for another dtype, for K that the format's block size does not divide, for a bad importance, for
+    an `out` that does not fit, and for NaN or an infinity in `w`, with the row and column of the first; `out` is then
+    written to in part.
     """
     descriptor = _core.get_format(format)
     weights = np.asarray(w)
@@ -146,66 +210,93 @@ def quantize(
         )
     importance = None if imatrix is None else np.require(imatrix, np.float32, ["C", "A"])
     count = num_threads(threads)
-    row_bytes = K // descriptor.block_size * descriptor.block_bytes
-    out = np.empty((*weights.shape[:-1], row_bytes), np.uint8)
+    if isinstance(out, QTensor):
+        if out.format != descriptor.name:
+            raise _core.InputError(f"out: expected {descriptor.name}, got {out.format}")
+        out = out.data
+    shape = (*weights.shape[:-1], K // descriptor.block_size * descriptor.block_bytes)
+    inputs = {"w": weights} if importance is None else {"w": weights, "imatrix": importance}
+    packed = _output(out, np.dtype(np.uint8), shape, inputs)
     if _is_matrix(weights):
-        matrix, rows = _rows(weights), _rows(out)
-        _core.quantize_rows(matrix, descriptor.name, importance, rows, allow_nonfinite, count)
-        return QTensor(out, descriptor.name)
+        _core.quantize_rows(_rows(weights), descriptor.name, importance, _rows(packed), allow_nonfinite, count)
+        return QTensor(packed, descriptor.name)
     # The rows are not evenly spaced, so one matrix after the other.
     for index in np.ndindex(weights.shape[:-2]):
         try:
-            _core.quantize_rows(weights[index], descriptor.name, importance, out[index], allow_nonfinite, count)
+            _core.quantize_rows(weights[index], descriptor.name, importance, packed[index], allow_nonfinite, count)
         except _core.InputError as error:
             raise _core.InputError(f"matrix {index}: {error}") from None
-    return QTensor(out, descriptor.name)
+    return QTensor(packed, descriptor.name)
 
 
 def dequantize(
     q: QTensor | npt.NDArray[np.uint8],
     format: str | None = None,
-    dtype: npt.DTypeLike = np.float32,
+    dtype: npt.DTypeLike | None = None,
     threads: int | None = None,
+    out: npt.NDArray[Any] | None = None,
 ) -> npt.NDArray[Any]:
     """Decodes a QTensor, or packed bytes (..., row bytes) with the name of their format, to (..., K).
 
-    Raises InputError if the bytes are not whole blocks or `dtype` is not float32, float16 or bfloat16.
+    `dtype` and `out` as in `QTensor.dequantize`. Raises InputError if the bytes are not whole blocks, `dtype` is not
+    float32, float16 or bfloat16, or `out` does not fit.
     """
     if isinstance(q, QTensor):
         if format is not None and format.upper() != q.format:
             raise _core.InputError(f"format: the tensor is {q.format}, got {format!r}")
-        return q.dequantize(dtype, threads)
+        return q.dequantize(dtype, threads, out)
     if format is None:
         raise _core.InputError("format: expected a name beside an array of bytes")
-    return QTensor(q, format).dequantize(dtype, threads)
+    return QTensor(q, format).dequantize(dtype, threads, out)
 
 
-def _decode(q: QTensor, dtype: np.dtype[Any], threads: int) -> npt.NDArray[Any]:
-    if dtype != _FLOAT32 and dtype not in _NARROW_FORMATS:
-        raise _core.InputError(f"dtype: expected float32, float16 or bfloat16, got {dtype}")
-    out = np.empty(q.shape, dtype)
-    pairs = (
-        [(_rows(q.data), _rows(out))]
-        if _is_matrix(q.data)
-        else [(q.data[index], out[index]) for index in np.ndindex(q.data.shape[:-2])]
-    )
-    for data, rows in pairs:
-        if dtype == _FLOAT32:
-            _core.dequantize_rows(data, q.format, rows, threads)
-        else:
-            _decode_narrow(data, q.format, rows, _NARROW_FORMATS[dtype], threads)
-    return out
-
-
-def _decode_narrow(data: npt.NDArray[np.uint8], format: str, out: npt.NDArray[Any], narrow: str, threads: int) -> None:
-    """Decodes to float32 some rows at a time and rounds those to the narrow float format."""
+def _decode(data: npt.NDArray[np.uint8], format: str, out: npt.NDArray[Any], threads: int) -> None:
+    """Decodes a matrix; a narrow type by way of float32, some rows at a time."""
+    if out.dtype == _FLOAT32:
+        _core.dequantize_rows(data, format, out, threads)
+        return
     step = max(1, _CHUNK_WEIGHTS // max(1, out.shape[1]))
     floats = np.empty((min(step, out.shape[0]), out.shape[1]), np.float32)
     for start in range(0, out.shape[0], step):
         rows = out[start : start + step]
         part = floats[: len(rows)]
         _core.dequantize_rows(data[start : start + step], format, part, threads)
-        _core.quantize_rows(part, narrow, None, rows.view(np.uint8), True, threads)
+        _core.quantize_rows(part, _NARROW_FORMATS[out.dtype], None, rows.view(np.uint8), True, threads)
+
+
+def _output(
+    out: npt.NDArray[Any] | None, dtype: np.dtype[Any], shape: tuple[int, ...], inputs: dict[str, npt.NDArray[Any]]
+) -> npt.NDArray[Any]:
+    """An array to write to: a new one, or the caller's after it was checked."""
+    if out is None:
+        return np.empty(shape, dtype)
+    if not isinstance(out, np.ndarray) or out.dtype != dtype or out.shape != shape:
+        raise _core.InputError(f"out: expected {dtype} array of shape {shape}, got {_describe(out)}")
+    if not (out.flags.c_contiguous and out.flags.aligned and out.flags.writeable):
+        raise _core.InputError("out: expected a C-contiguous, aligned array that may be written to")
+    for name, array in inputs.items():
+        if np.may_share_memory(out, array):  # by the ranges of addresses: the exact question can take forever
+            raise _core.InputError(f"out: lies in the memory of {name}")
+    return out
+
+
+def _is_mask(part: object) -> bool:
+    return isinstance(part, np.ndarray) and part.dtype == np.bool_
+
+
+def _same_bytes(a: npt.NDArray[np.uint8], b: npt.NDArray[np.uint8]) -> bool:
+    """Whether two matrices are equal, some rows at a time."""
+    step = max(1, _CHUNK_BYTES // max(1, a.shape[1]))
+    return all(np.array_equal(a[start : start + step], b[start : start + step]) for start in range(0, len(a), step))
+
+
+def matrices(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
+    """Two arrays whose axes but the last agree, as matrices of rows: one pair if all rows are evenly spaced."""
+    if _is_matrix(a) and _is_matrix(b):
+        yield _rows(a), _rows(b)
+        return
+    for index in np.ndindex(a.shape[:-2]):
+        yield a[index], b[index]
 
 
 def _is_matrix(array: npt.NDArray[Any]) -> bool:

@@ -5,6 +5,7 @@
 
 namespace lowbit {
 
+void BindFiles(pybind11::module_& m);
 void BindFormats(pybind11::module_& m);
 void BindGguf(pybind11::module_& m);
 void BindMetrics(pybind11::module_& m);

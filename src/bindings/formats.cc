@@ -7,6 +7,7 @@
 #include "src/bindings/bindings.h"
 #include "src/error.h"
 #include "src/formats/format.h"
+#include "src/ops/compare.h"
 #include "src/ops/quantize.h"
 
 namespace py = pybind11;
@@ -50,16 +51,20 @@ T* Output(const char* name, py::array& out, py::ssize_t rows, py::ssize_t column
   return static_cast<T*>(out.mutable_data());  // throws if it is read-only
 }
 
+WeightView View(const py::array& weights) {
+  CheckTwoDimensional("weights", weights);
+  return {static_cast<const uint8_t*>(weights.data()),
+          TypeOf(weights),
+          weights.strides(0),
+          weights.strides(1),
+          static_cast<size_t>(weights.shape(0)),
+          static_cast<size_t>(weights.shape(1))};
+}
+
 void QuantizeArray(const py::array& weights, const std::string& format_name, const std::optional<py::array>& importance,
                    py::array out, bool allow_nonfinite, py::ssize_t threads) {
   const Format& format = GetFormat(format_name);
-  CheckTwoDimensional("weights", weights);
-  const WeightView view = {static_cast<const uint8_t*>(weights.data()),
-                           TypeOf(weights),
-                           weights.strides(0),
-                           weights.strides(1),
-                           static_cast<size_t>(weights.shape(0)),
-                           static_cast<size_t>(weights.shape(1))};
+  const WeightView view = View(weights);
   const float* columns = nullptr;
   if (importance) {
     if (!py::isinstance<py::array_t<float>>(*importance) || importance->ndim() != 1 ||
@@ -87,6 +92,29 @@ const uint8_t* PackedRows(const py::array& data, const Format& format, size_t* K
   }
   *K = static_cast<size_t>(data.shape(1)) / format.block_bytes * format.block_size;
   return static_cast<const uint8_t*>(data.data());
+}
+
+// Squared error, squared weight and largest error of each row.
+py::array_t<double> CompareArrays(const py::array& weights, const py::array& data, const std::string& format_name,
+                                  py::ssize_t threads) {
+  const Format& format = GetFormat(format_name);
+  size_t K;
+  const WeightView view = View(weights);
+  const uint8_t* rows = PackedRows(data, format, &K);
+  if (data.shape(0) != weights.shape(0) || K != view.K) {
+    throw InputError(
+        Str("data: expected ", view.num_rows, " rows of ", view.K, " weights, got ", data.shape(0), " rows of ", K));
+  }
+  const ptrdiff_t stride = data.strides(0);
+  const size_t num_threads = Threads(threads);
+  py::array_t<double> result({weights.shape(0), py::ssize_t{3}});
+  static_assert(sizeof(RowError) == 3 * sizeof(double));
+  auto* errors = reinterpret_cast<RowError*>(result.mutable_data());
+  {
+    py::gil_scoped_release release;
+    CompareRows(view, rows, stride, format, num_threads, errors);
+  }
+  return result;
 }
 
 void DequantizeArray(const py::array& data, const std::string& format_name, py::array out, py::ssize_t threads) {
@@ -136,6 +164,7 @@ void BindFormats(py::module_& m) {
   m.def("quantize_rows", &QuantizeArray, py::arg("weights"), py::arg("format"), py::arg("importance").none(true),
         py::arg("out"), py::arg("allow_nonfinite"), py::arg("threads"));
   m.def("dequantize_rows", &DequantizeArray, py::arg("data"), py::arg("format"), py::arg("out"), py::arg("threads"));
+  m.def("compare_rows", &CompareArrays, py::arg("weights"), py::arg("data"), py::arg("format"), py::arg("threads"));
   m.def("check_scales", &CheckScalesArray, py::arg("data"), py::arg("format"), py::arg("first_row"),
         py::arg("threads"));
 }
