@@ -26,7 +26,7 @@
 #include <vector>
 
 #include "hwy/highway.h"
-#include "src/formats/format-inl.h"
+#include "src/formats/block-inl.h"
 #include "src/formats/kquant-inl.h"
 #include "src/formats/search-inl.h"
 
@@ -49,10 +49,14 @@ struct Block32 {
   // ---------------------------------------------------------------------------------------------- codes and bytes
 
   static HWY_INLINE void Pack(const uint8_t* codes, float d, float m, uint8_t* block) {
-    const hn::FixedTag<uint8_t, 16> du8;
-    const auto low = hn::LoadU(du8, codes), high = hn::LoadU(du8, codes + 16);
     StoreHalf(d, block);
     if constexpr (kAffine) StoreHalf(m, block + 2);
+    PackCodes(codes, block);
+  }
+
+  static HWY_INLINE void PackCodes(const uint8_t* codes, uint8_t* block) {
+    const hn::FixedTag<uint8_t, 16> du8;
+    const auto low = hn::LoadU(du8, codes), high = hn::LoadU(du8, codes + 16);
     if constexpr (kBits == 5) {
       const auto fifth = hn::Set(du8, 16);
       hn::StoreMaskBits(du8, hn::TestBit(low, fifth), block + kFifthAt);
@@ -71,19 +75,7 @@ struct Block32 {
       low = hn::Or(low, hn::IfThenElseZero(hn::LoadMaskBits(du8, block + kFifthAt), fifth));
       high = hn::Or(high, hn::IfThenElseZero(hn::LoadMaskBits(du8, block + kFifthAt + 2), fifth));
     }
-    StoreCodes(hn::CappedTag<uint8_t, 32>(), low, high, codes);
-  }
-
-  // In one piece where the product reads it in one: a load of two stores waits for both to reach the cache.
-  template <class D, class V16>
-  static HWY_INLINE void StoreCodes(D d, V16 low, V16 high, uint8_t* codes) {
-    const hn::FixedTag<uint8_t, 16> du8;
-    if constexpr (HWY_MAX_LANES_D(D) == 32) {
-      hn::StoreU(hn::Combine(d, high, low), d, codes);
-    } else {
-      hn::StoreU(low, du8, codes);
-      hn::StoreU(high, du8, codes + 16);
-    }
+    StorePair(low, high, codes);
   }
 
   // --------------------------------------------------------------------------------------------- scalar reference
@@ -133,57 +125,89 @@ struct Block32 {
   using DF = hn::CappedTag<float, 16>;
   using VF = hn::Vec<DF>;
 
-  // The first weight equal to `value`, or whose magnitude is: with the sign it has, also where it is zero.
-  template <bool kMagnitude>
-  static HWY_INLINE float First(const float* x, float value) {
-    const DF df;
-    for (size_t i = 0;; i += hn::Lanes(df)) {
-      const VF xi = hn::LoadU(df, x + i);
-      const auto equal = hn::Eq(kMagnitude ? hn::Abs(xi) : xi, hn::Set(df, value));
-      if (!hn::AllFalse(df, equal)) return x[i + hn::FindKnownFirstTrue(df, equal)];
+  // Blocks at a time without importances, so that their divisions and roundings to half precision go across the lanes.
+  static constexpr size_t kBatch = 16;
+
+  // The weights that fix the scale, of a block each: the smallest and the largest, or (in `high`) the first of largest
+  // magnitude. Which weight is largest does not depend on the order, so the weights of a block go across the lanes.
+  // Infinite where a weight is not finite.
+  struct Extremes {
+    HWY_ALIGN float low[kBatch] = {}, high[kBatch] = {};
+
+    HWY_INLINE void Find(size_t b, const float* x) {
+      const DF df;
+      VF min = hn::LoadU(df, x), max = min, nan = hn::Mul(min, hn::Zero(df));
+      for (size_t i = hn::Lanes(df); i < kBlock; i += hn::Lanes(df)) {
+        const VF xi = hn::LoadU(df, x + i);
+        min = hn::Min(min, xi);
+        max = hn::Max(max, xi);
+        nan = hn::Add(nan, hn::Mul(xi, hn::Zero(df)));  // of infinities too
+      }
+      low[b] = hn::ReduceMin(df, min);
+      high[b] = hn::ReduceMax(df, max);
+      if (HWY_UNLIKELY(!hn::AllTrue(df, hn::Eq(nan, nan)))) {
+        high[b] = hwy::BitCastScalar<float>(uint32_t{0x7F800000});
+      } else if constexpr (kAffine) {
+        // Zeros count with the sign of the first.
+        if (low[b] == 0.0f) low[b] = FirstWithMagnitude(x, 0.0f);
+        if (high[b] == 0.0f) high[b] = FirstWithMagnitude(x, 0.0f);
+      } else {
+        if (-low[b] > high[b]) high[b] = low[b];
+        if (-low[b] == high[b]) high[b] = high[b] == 0.0f ? 0.0f : FirstWithMagnitude(x, high[b]);
+      }
     }
-  }
+  };
 
   // codes = (x - base) * inverse + bias, the fraction cut off.
   static HWY_INLINE void Round(const float* x, float base, float inverse, float bias, uint8_t* codes) {
-    const DF df;
-    const hn::Rebind<int32_t, DF> di32;
-    const hn::Rebind<uint8_t, DF> du8;
-    for (size_t i = 0; i < kBlock; i += hn::Lanes(df)) {
-      VF v = hn::LoadU(df, x + i);
+    const hn::CappedTag<float, 8> df;
+    const hn::Rebind<int32_t, decltype(df)> di32;
+    const hn::Repartition<uint8_t, decltype(df)> du8;
+    const size_t N = hn::Lanes(df);
+    const auto code = [&](size_t i) HWY_ATTR {
+      auto v = hn::LoadU(df, x + i);
       if constexpr (kAffine) v = hn::Sub(v, hn::Set(df, base));
-      v = hn::Add(hn::Mul(v, hn::Set(df, inverse)), hn::Set(df, bias));
-      v = hn::IfThenElseZero(hn::Lt(hn::Abs(v), hn::Set(df, 128.0f)), v);
-      const auto code = hn::Min(hn::ConvertTo(di32, v), hn::Set(di32, kTop));
-      hn::StoreU(hn::DemoteTo(du8, code), du8, codes + i);
+      return hn::ConvertInRangeTo(di32, hn::Add(hn::Mul(v, hn::Set(df, inverse)), hn::Set(df, bias)));
+    };
+    for (size_t i = 0; i < kBlock; i += 4 * N) {
+      const auto bytes = hn::BitCast(du8, JoinBytes(di32, code(i), code(i + N), code(i + 2 * N), code(i + 3 * N)));
+      hn::Store(hn::Min(bytes, hn::Set(du8, kTop)), du8, codes + i);
     }
   }
 
-  // Which weight is largest does not depend on the order, so a block's weights go across the lanes.
-  static HWY_INLINE void Plain(const float* x, uint8_t* block) {
+  // Encodes num (at most kBatch) blocks.
+  static HWY_INLINE void Plain(const float* x, size_t num, uint8_t* out) {
     const DF df;
-    VF low = hn::LoadU(df, x), high = low;
-    auto finite = hn::IsFinite(low);
-    for (size_t i = hn::Lanes(df); i < kBlock; i += hn::Lanes(df)) {
-      const VF xi = hn::LoadU(df, x + i);
-      low = hn::Min(low, xi);
-      high = hn::Max(high, xi);
-      finite = hn::And(finite, hn::IsFinite(xi));
+    const hn::Rebind<hwy::float16_t, DF> dh;
+    HWY_ALIGN float scale[kBatch], inverse[kBatch], bias[kBatch];
+    HWY_ALIGN hwy::float16_t scale_half[kBatch], low_half[kBatch];
+    Extremes of;
+    for (size_t b = 0; b < num; ++b) of.Find(b, x + b * kBlock);
+    for (size_t b = 0; b < kBatch; b += hn::Lanes(df)) {
+      const VF low = hn::Load(df, of.low + b), high = hn::Load(df, of.high + b), zero = hn::Zero(df);
+      const VF d =
+          hn::Div(kAffine ? hn::Sub(high, low) : high, hn::Set(df, static_cast<float>(kAffine ? kTop : -kHalf)));
+      // Where 1 / d overflows, products are infinite or NaN, and codes 0, the low byte of what a conversion of x86
+      // gives.
+      const VF one_by_d = hn::IfThenZeroElse(hn::Eq(d, zero), hn::Div(hn::Set(df, 1.0f), d));
+      const auto overflow = hn::Eq(hn::Abs(one_by_d), hn::Inf(df));
+      hn::Store(d, df, scale + b);
+      hn::Store(hn::IfThenZeroElse(overflow, one_by_d), df, inverse + b);
+      hn::Store(hn::IfThenZeroElse(overflow, hn::Set(df, (kAffine ? 0.0f : float{kHalf}) + 0.5f)), df, bias + b);
+      hn::Store(hn::DemoteTo(dh, d), dh, scale_half + b);
+      if constexpr (kAffine) hn::Store(hn::DemoteTo(dh, low), dh, low_half + b);
     }
-    if (HWY_UNLIKELY(!hn::AllTrue(df, finite))) return ReferencePlain(x, block);
-    const float min = hn::ReduceMin(df, low), max = hn::ReduceMax(df, high);
-    HWY_ALIGN uint8_t codes[kBlock];
-    float d, m = 0.0f;
-    if constexpr (kAffine) {
-      m = First<false>(x, min);
-      d = (First<false>(x, max) - m) / static_cast<float>(kTop);
-      Round(x, m, d != 0.0f ? 1.0f / d : 0.0f, 0.5f, codes);
-    } else {
-      const float magnitude = HWY_MAX(-min, max);
-      d = (magnitude == 0.0f ? 0.0f : First<true>(x, magnitude)) / static_cast<float>(-kHalf);
-      Round(x, 0.0f, d != 0.0f ? 1.0f / d : 0.0f, static_cast<float>(kHalf) + 0.5f, codes);
+    for (size_t b = 0; b < num; ++b, x += kBlock, out += kBlockBytes) {
+      if (HWY_UNLIKELY(!hwy::ScalarIsFinite(scale[b]))) {
+        ReferencePlain(x, out);
+        continue;
+      }
+      HWY_ALIGN uint8_t codes[kBlock];
+      Round(x, of.low[b], inverse[b], bias[b], codes);
+      hwy::CopyBytes<2>(scale_half + b, out);
+      if constexpr (kAffine) hwy::CopyBytes<2>(low_half + b, out + 2);
+      PackCodes(codes, out);
     }
-    Pack(codes, d, m, block);
   }
 
   // The mean square of each row. Every sum runs from the first weight to the last; eight rows at a time keep the adder
@@ -251,7 +275,9 @@ struct Block32 {
   static void Encode(const float* weights, const float* importance, size_t num_rows, size_t K, uint8_t* out) {
     const size_t per_row = K / kBlock, num_blocks = num_rows * per_row;
     if (importance == nullptr) {
-      for (size_t b = 0; b < num_blocks; ++b) Plain(weights + b * kBlock, out + b * kBlockBytes);
+      for (size_t b = 0; b < num_blocks; b += kBatch) {
+        Plain(weights + b * kBlock, HWY_MIN(kBatch, num_blocks - b), out + b * kBlockBytes);
+      }
       return;
     }
     std::vector<float> mean_squares(num_rows);
