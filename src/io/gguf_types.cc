@@ -19,9 +19,7 @@ constexpr TensorType kOtherTypes[] = {
     {"F64", 28, 1, 8, nullptr},
     // Formats of ggml: their size is known, so that a file which holds them can be opened and inspected.
     {"IQ3_XXS", 18, 256, 98, nullptr},
-    {"IQ1_S", 19, 256, 50, nullptr},
     {"IQ3_S", 21, 256, 110, nullptr},
-    {"IQ1_M", 29, 256, 56, nullptr},
 };
 
 struct ValueType {

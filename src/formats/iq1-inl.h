@@ -1,0 +1,431 @@
+// The vector encoders of IQ1_S and IQ1_M: what both share. Lane = super-block from start to end, as in kquant-inl.h,
+// and group j of all super-blocks is fitted at once: sorted, split, put on the grid.
+//
+// A format gives an encoder:
+//
+//   struct Encoder {
+//     static constexpr size_t kBlockBytes;
+//     // Fits: x[i * N + lane], columns null or each lane's importances. Fills the blocks of all lanes.
+//     // Returns a bit for each lane that may not be what the reference makes of it.
+//     static uint64_t Fit(SearchTag df, const float* x, const float* const* columns, Iq1Block* blocks);
+//     static void Pack(const Iq1Block& block, uint8_t* out);
+//     static void Reference(const float* x, const float* importance, Iq1Block* block);
+//   };
+#if defined(LOWBIT_FORMATS_IQ1_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef LOWBIT_FORMATS_IQ1_INL_H_
+#undef LOWBIT_FORMATS_IQ1_INL_H_
+#else
+#define LOWBIT_FORMATS_IQ1_INL_H_
+#endif
+
+#include <float.h>
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <utility>
+
+#include "hwy/highway.h"
+#include "src/formats/grid-inl.h"
+#include "src/formats/iq1.h"
+#include "src/formats/kquant-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace lowbit {
+namespace HWY_NAMESPACE {
+namespace iq1 {
+
+using VF = hn::Vec<SearchTag>;
+using VI = hn::Vec<hn::RebindToSigned<SearchTag>>;
+
+// ------------------------------------------------------------------------------------------------------------ sorting
+// Weights of one lane are sorted by value, equal ones by place, as the reference's stable sort does. A key is the
+// weight as a double, whose lowest 29 bits are free: they take the place (for negative weights its complement, as a
+// larger mantissa makes these smaller). So all keys differ, a minimum and a maximum exchange two of them, and a fixed
+// network of exchanges sorts a group in each lane. Zeros become a number below all others, as flushed denormals would
+// lose their place.
+
+using KeyTag = hn::Repartition<double, SearchTag>;
+using VK = hn::Vec<KeyTag>;
+
+constexpr double kZeroKey = 0x1p-1000;
+
+// Batcher's odd-even merge sort: 63 exchanges for 16 keys, 191 for 32.
+template <size_t kNum>
+struct SortingNetwork {
+  size_t num = 0;
+  uint8_t low[kNum * 6] = {}, high[kNum * 6] = {};
+
+  constexpr SortingNetwork() {
+    for (size_t p = 1; p < kNum; p *= 2) {
+      for (size_t k = p; k >= 1; k /= 2) {
+        for (size_t j = k % p; j + k < kNum; j += 2 * k) {
+          for (size_t i = j; i < j + k && i + k < kNum; ++i) {
+            if (i / (2 * p) != (i + k) / (2 * p)) continue;
+            low[num] = static_cast<uint8_t>(i);
+            high[num] = static_cast<uint8_t>(i + k);
+            ++num;
+          }
+        }
+      }
+    }
+  }
+};
+
+template <size_t kNum>
+inline constexpr SortingNetwork<kNum> kSortingNetwork;
+
+HWY_INLINE void Exchange(VK& low, VK& high) {
+  const VK smaller = hn::Min(low, high);
+  high = hn::Max(low, high);
+  low = smaller;
+}
+
+template <size_t kNum, size_t... kStep>
+HWY_INLINE void ApplyNetwork(VK* keys, std::index_sequence<kStep...> /*steps*/) {
+  (Exchange(keys[kSortingNetwork<kNum>.low[kStep]], keys[kSortingNetwork<kNum>.high[kStep]]), ...);
+}
+
+HWY_INLINE VK MakeKey(KeyTag dk, VK x, int64_t place, int64_t last) {
+  const hn::RebindToSigned<KeyTag> di;
+  x = hn::IfThenElse(hn::Eq(x, hn::Zero(dk)), hn::Set(dk, kZeroKey), x);
+  const auto bits = hn::BitCast(di, x);
+  const auto flip = hn::And(hn::BroadcastSignBit(bits), hn::Set(di, last));
+  return hn::BitCast(dk, hn::Or(bits, hn::Xor(hn::Set(di, place), flip)));
+}
+
+// keys[i * N + lane] of x[i * N + lane], and the same in ascending order.
+template <size_t kNum>
+HWY_NOINLINE void Sort(const float* HWY_RESTRICT x, double* HWY_RESTRICT keys, double* HWY_RESTRICT sorted) {
+  const SearchTag df;
+  const KeyTag dk;
+  const size_t N = hn::Lanes(df), half = hn::Lanes(dk);
+  for (size_t i = 0; i < kNum; ++i) {
+    const VF xi = hn::Load(df, x + i * N);
+    const int64_t place = static_cast<int64_t>(i), last = kNum - 1;
+    hn::Store(MakeKey(dk, hn::PromoteLowerTo(dk, xi), place, last), dk, keys + i * N);
+    hn::Store(MakeKey(dk, hn::PromoteUpperTo(dk, xi), place, last), dk, keys + i * N + half);
+  }
+  for (size_t lane = 0; lane < N; lane += half) {
+    VK v[kNum];
+    for (size_t i = 0; i < kNum; ++i) v[i] = hn::Load(dk, keys + i * N + lane);
+    ApplyNetwork<kNum>(v, std::make_index_sequence<kSortingNetwork<kNum>.num>());
+    for (size_t i = 0; i < kNum; ++i) hn::Store(v[i], dk, sorted + i * N + lane);
+  }
+}
+
+// The places that N sorted keys came from.
+HWY_INLINE VI Places(const double* sorted, int64_t last) {
+  const hn::RebindToSigned<SearchTag> di;
+  const hn::RebindToUnsigned<SearchTag> du;
+  const KeyTag dk;
+  const hn::RebindToSigned<KeyTag> di64;
+  const hn::RebindToUnsigned<KeyTag> du64;
+  const auto place = [&](const double* from) HWY_ATTR {
+    const auto bits = hn::BitCast(di64, hn::Load(dk, from));
+    const auto mask = hn::Set(di64, last);
+    return hn::BitCast(du64, hn::And(hn::Xor(bits, hn::BroadcastSignBit(bits)), mask));
+  };
+  return hn::BitCast(di, hn::OrderedTruncate2To(du, place(sorted), place(sorted + hn::Lanes(dk))));
+}
+
+// The weights of N sorted keys.
+HWY_INLINE VF Values(const double* sorted) {
+  const SearchTag df;
+  const KeyTag dk;
+  const hn::Half<SearchTag> dh;
+  const auto low = hn::DemoteTo(dh, hn::Load(dk, sorted));
+  return hn::Combine(df, hn::DemoteTo(dh, hn::Load(dk, sorted + hn::Lanes(dk))), low);
+}
+
+// -------------------------------------------------------------------------------------------------------------- splits
+
+// The best split of each lane: kind + 4 * (second + 64 * first), or -1.
+struct Splits {
+  VF best, scale;
+  VI at;
+
+  HWY_INLINE Splits(SearchTag df) : best(hn::Set(df, -FLT_MAX)), scale(hn::Zero(df)), at(Ids(-1)) {}
+
+  static HWY_INLINE VI Ids(int id) { return hn::Set(hn::RebindToSigned<SearchTag>(), id); }
+
+  static HWY_INLINE VI Pack(size_t first, size_t second, int kind) {
+    return Ids(static_cast<int>((first * 64 + second) * 4) + kind);
+  }
+
+  // Which lanes would take a candidate. The reference also asks for sum_q2 > 0, which it is in every lane whose weights
+  // sum to more than kLeastWeight; where they sum to 0, neither side is greater.
+  HWY_INLINE hn::Mask<SearchTag> Better(VF sum_xq, VF sum_q2) const {
+    return hn::Gt(hn::Mul(sum_xq, sum_xq), hn::Mul(best, sum_q2));
+  }
+
+  HWY_INLINE void Take(VF sum_xq, VF sum_q2, VI id) {
+    const hn::RebindToSigned<SearchTag> di;
+    const auto better = Better(sum_xq, sum_q2);
+    const VF this_scale = hn::Div(sum_xq, sum_q2);
+    scale = hn::IfThenElse(better, this_scale, scale);
+    best = hn::IfThenElse(better, hn::Mul(this_scale, sum_xq), best);
+    at = hn::IfThenElse(hn::RebindMask(di, better), id, at);
+  }
+};
+
+constexpr float kLeastWeight = 0x1p-100f;
+
+// A split with a positive scale, as the next steps want it.
+struct Levels {
+  HWY_ALIGN uint32_t codes[4 * kMaxGroups];  // of eight weights each: [k * N + lane]
+  HWY_ALIGN uint32_t shifts[kMaxGroups];
+  HWY_ALIGN float scales[kMaxGroups];
+  uint64_t found;  // a bit a lane
+};
+
+// Levels by the keys' comparison with those at the ends of a split.
+template <size_t kNum>
+HWY_NOINLINE void TakeLevels(SearchTag df, const Splits& splits, uint32_t all_shifts, const double* HWY_RESTRICT keys,
+                           const double* HWY_RESTRICT sorted, Levels& levels) {
+  const KeyTag dk;
+  const hn::RebindToSigned<SearchTag> di;
+  const hn::RebindToUnsigned<SearchTag> du;
+  const hn::Half<decltype(di)> dih;
+  const size_t N = hn::Lanes(df), half = hn::Lanes(dk);
+  HWY_ALIGN int32_t at[kMaxGroups];
+  HWY_ALIGN double low[kMaxGroups], high[kMaxGroups];
+  hn::Store(splits.at, di, at);
+  for (size_t lane = 0; lane < N; ++lane) {
+    const size_t first = static_cast<uint32_t>(at[lane]) >> 8, second = static_cast<uint32_t>(at[lane]) >> 2 & 63;
+    const bool found = at[lane] >= 0;
+    low[lane] = found && first < kNum ? sorted[first * N + lane] : HUGE_VAL;
+    high[lane] = found && second < kNum ? sorted[second * N + lane] : HUGE_VAL;
+  }
+  const auto negative = hn::Lt(splits.scale, hn::Zero(df));
+  const auto turned = hn::RebindMask(du, negative);
+  const auto kind = hn::And(hn::BitCast(du, splits.at), hn::Set(du, all_shifts));
+  hn::Store(hn::IfThenElse(turned, hn::Xor(kind, hn::Set(du, all_shifts)), kind), du, levels.shifts);
+  hn::Store(hn::Abs(splits.scale), df, levels.scales);
+  levels.found = hn::BitsFromMask(di, hn::Ge(splits.at, hn::Zero(di)));
+  for (size_t k = 0; k < kNum / 8; ++k) {
+    for (size_t lane = 0; lane < N; lane += half) {
+      const VK from = hn::Load(dk, low + lane), to = hn::Load(dk, high + lane);
+      VK code = hn::Zero(dk);
+      for (size_t i = 0; i < 8; ++i) {
+        const VK key = hn::Load(dk, keys + (8 * k + i) * N + lane);
+        const VK digit = hn::Set(dk, static_cast<double>(1 << (2 * i)));
+        code = hn::Add(code, hn::IfThenElseZero(hn::Ge(key, from), digit));
+        code = hn::Add(code, hn::IfThenElseZero(hn::Ge(key, to), digit));
+      }
+      hn::Store(hn::BitCast(hn::RebindToUnsigned<decltype(dih)>(), hn::DemoteTo(dih, code)),
+                hn::RebindToUnsigned<decltype(dih)>(), levels.codes + k * N + lane);
+    }
+    const auto code = hn::Load(du, levels.codes + k * N);
+    hn::Store(hn::IfThenElse(turned, hn::Sub(hn::Set(du, 0xAAAA), code), code), du, levels.codes + k * N);
+  }
+}
+
+// `v` in the lanes of `bits`, else 0.
+HWY_INLINE VF KeepLanes(SearchTag df, uint64_t bits, VF v) {
+  const hn::RebindToUnsigned<SearchTag> du;
+  const auto lane_bits = hn::Shl(hn::Set(du, 1), hn::Iota(du, 0));
+  const auto keep = hn::TestBit(hn::Set(du, static_cast<uint32_t>(bits)), lane_bits);
+  return hn::IfThenElseZero(hn::RebindMask(df, keep), v);
+}
+
+// Lanes for which Splits::Better may not say what the reference says.
+HWY_INLINE uint64_t Unsure(SearchTag df, VF sum_w) {
+  const auto least = hn::Set(df, kLeastWeight);
+  return hn::BitsFromMask(df, hn::And(hn::Lt(sum_w, least), hn::Ne(sum_w, hn::Zero(df))));
+}
+
+// ---------------------------------------------------------------------------------------------------------------- grid
+
+// The value of level `index` of each lane's code, given the shift.
+template <class VU>
+HWY_INLINE VF LevelValue(SearchTag df, VU level, VF shift) {
+  const hn::RebindToSigned<SearchTag> di;
+  const VF centred = hn::Sub(hn::ConvertTo(df, hn::BitCast(di, level)), hn::Set(df, 1.0f));
+  return hn::Add(centred, shift);
+}
+
+// -1/8 in lanes of `down`, else 1/8.
+template <class M>
+HWY_INLINE VF ShiftOf(SearchTag df, M down) {
+  return hn::IfThenElse(hn::RebindMask(df, down), hn::Set(df, -kIq1Shift), hn::Set(df, kIq1Shift));
+}
+
+// The costs of all levels of eight weights, in tables for NearestCandidate. Returns a bit for each lane in which costs
+// do not fall on the way out from the level of its code.
+template <class VU>
+HWY_NOINLINE uint64_t StoreCosts(SearchTag df, const float* HWY_RESTRICT x, const float* HWY_RESTRICT w, VU codes,
+                               VF shift, VF scale, float* HWY_RESTRICT tables) {
+  const hn::RebindToUnsigned<SearchTag> du;
+  const size_t N = hn::Lanes(df);
+  const VF one = hn::Set(df, 1.0f);
+  const VF v0 = hn::Mul(scale, hn::Sub(shift, one)), v1 = hn::Mul(scale, shift),
+           v2 = hn::Mul(scale, hn::Add(shift, one));
+  VF excess = hn::Zero(df);
+  for (size_t i = 0; i < 8; ++i, codes = hn::ShiftRight<2>(codes)) {
+    const VF xi = hn::Load(df, x + i * N), wi = hn::Load(df, w + i * N);
+    const auto cost = [&](VF value) HWY_ATTR {
+      const VF difference = hn::Sub(value, xi);
+      return hn::Mul(hn::Mul(wi, difference), difference);
+    };
+    const VF c0 = cost(v0), c1 = cost(v1), c2 = cost(v2);
+    StoreCostTables(df, c0, c1, c2, tables + i * 4 * N);
+    const auto level = hn::And(codes, hn::Set(du, 3));
+    const auto is0 = hn::RebindMask(df, hn::Eq(level, hn::Zero(du)));
+    const auto is2 = hn::RebindMask(df, hn::Eq(level, hn::Set(du, 2)));
+    // own <= next and c1 <= last: from the own level to its neighbour and on to the far one, or to both neighbours.
+    const VF own = hn::IfThenElse(is0, c0, hn::IfThenElse(is2, c2, c1));
+    const VF next = hn::IfThenElse(hn::Or(is0, is2), c1, c0);
+    const VF last = hn::IfThenElse(is2, c0, c2);
+    const auto rises = hn::And(hn::Le(own, next), hn::Le(c1, last));
+    excess = hn::Or(excess, hn::IfThenZeroElse(rises, one));
+  }
+  return hn::BitsFromMask(df, hn::Ne(excess, hn::Zero(df)));
+}
+
+// The codes of points that stand in for those off the grid; returns a bit for each lane where there were any.
+template <size_t kNum, class Down>
+HWY_NOINLINE uint64_t PutOnGrid(SearchTag df, const float* HWY_RESTRICT x, const float* HWY_RESTRICT w, Down down,
+                              Levels& levels) {
+  const hn::RebindToUnsigned<SearchTag> du;
+  const size_t N = hn::Lanes(df);
+  const Grid& grid = Iq1Grid();
+  HWY_ALIGN float tables[8 * 4 * kMaxGroups];
+  uint64_t moved = 0;
+  for (size_t k = 0; k < kNum / 8; ++k) {
+    uint32_t* codes = levels.codes + k * N;
+    const auto shift = ShiftOf(df, down(hn::Load(du, levels.shifts), k));
+    const uint64_t uneven =
+        StoreCosts(df, x + 8 * k * N, w + 8 * k * N, hn::Load(du, codes), shift, hn::Load(df, levels.scales), tables);
+    for (size_t lane = 0; lane < N; ++lane) {
+      if ((levels.found >> lane & 1) == 0 || grid.Contains(codes[lane])) continue;
+      moved |= uint64_t{1} << lane;
+      const float* costs = tables + CostTable(df, lane);
+      size_t num;
+      const bool all = (uneven >> lane & 1) != 0;
+      const uint16_t* candidates = all ? AllIq1Candidates().Of(codes[lane], &num) : grid.Candidates(codes[lane], &num);
+      codes[lane] = NearestCandidate(candidates, num, costs, 4 * N);
+    }
+  }
+  return moved;
+}
+
+// The scale that fits codes best, in lanes of `moved`.
+template <size_t kNum, class Down>
+HWY_NOINLINE VF Refit(SearchTag df, const float* HWY_RESTRICT x, const float* HWY_RESTRICT w, Down down, uint64_t moved,
+                    const Levels& levels) {
+  const hn::RebindToUnsigned<SearchTag> du;
+  const size_t N = hn::Lanes(df);
+  const VF zero = hn::Zero(df), scale = hn::Load(df, levels.scales);
+  VF sum_xq = zero, sum_q2 = zero;
+  for (size_t k = 0; k < kNum / 8; ++k) {
+    auto code = hn::Load(du, levels.codes + k * N);
+    const VF shift = ShiftOf(df, down(hn::Load(du, levels.shifts), k));
+    for (size_t i = 8 * k; i < 8 * k + 8; ++i, code = hn::ShiftRight<2>(code)) {
+      const VF q = LevelValue(df, hn::And(code, hn::Set(du, 3)), shift);
+      const VF wq = hn::Mul(hn::Load(df, w + i * N), q);
+      sum_xq = hn::Add(sum_xq, hn::Mul(wq, hn::Load(df, x + i * N)));
+      sum_q2 = hn::Add(sum_q2, hn::Mul(wq, q));
+    }
+  }
+  const auto take = hn::And(hn::Gt(KeepLanes(df, moved, sum_xq), zero), hn::Gt(sum_q2, zero));
+  return hn::IfThenElse(take, hn::Div(sum_xq, sum_q2), scale);
+}
+
+// ------------------------------------------------------------------------------------------------------ super-blocks
+
+// The largest magnitude of a group.
+template <size_t kNum>
+HWY_INLINE VF Largest(SearchTag df, const float* x) {
+  VF largest = hn::Zero(df);
+  for (size_t i = 0; i < kNum * hn::Lanes(df); i += hn::Lanes(df)) {
+    largest = hn::Max(largest, hn::Abs(hn::Load(df, x + i)));
+  }
+  return largest;
+}
+
+// Grid indices of group j of all lanes, 0 in lanes without a split.
+template <size_t kNum>
+HWY_NOINLINE void StorePoints(SearchTag df, size_t j, const Levels& levels, Iq1Block* blocks) {
+  const Grid& grid = Iq1Grid();
+  const size_t N = hn::Lanes(df);
+  for (size_t lane = 0; lane < N; ++lane) {
+    const bool found = (levels.found >> lane & 1) != 0;
+    for (size_t k = 0; k < kNum / 8; ++k) {
+      const size_t index = found ? grid.Index(levels.codes[k * N + lane]) : 0;
+      blocks[lane].points[j * kNum / 8 + k] = static_cast<uint16_t>(index);
+    }
+    blocks[lane].shifts[j] = static_cast<uint8_t>(found ? levels.shifts[lane] : 0);
+  }
+}
+
+// Codes of kGroups scales, in `codes` and in the blocks; returns d before the factor, 0 where there is nothing to
+// scale.
+template <size_t kGroups>
+HWY_INLINE VF TakeScales(SearchTag df, const float* scales, int32_t* codes, Iq1Block* blocks) {
+  const hn::RebindToSigned<SearchTag> di;
+  const size_t N = hn::Lanes(df);
+  VF largest = hn::Zero(df);
+  for (size_t j = 0; j < kGroups * N; j += N) {
+    const VF scale = hn::Load(df, scales + j);
+    largest = hn::IfThenElse(hn::Gt(largest, scale), largest, scale);
+  }
+  const VF one = hn::Set(df, 1.0f), half = hn::Set(df, 0.5f);
+  const auto nothing = hn::Eq(largest, hn::Zero(df));
+  const VF d = hn::Div(largest, hn::Set(df, 15.0f));
+  const VF multiplier = hn::Div(one, d);
+  for (size_t j = 0; j < kGroups; ++j) {
+    const VF scaled = hn::Mul(half, hn::Sub(hn::Mul(multiplier, hn::Load(df, scales + j * N)), one));
+    const auto code = NearestCode(df, scaled, 0, 7);
+    hn::Store(hn::IfThenZeroElse(hn::RebindMask(di, nothing), code), di, codes + j * N);
+  }
+  const uint64_t empty = hn::BitsFromMask(df, nothing);
+  for (size_t lane = 0; lane < N; ++lane) {
+    for (size_t j = 0; j < kGroups; ++j) {
+      blocks[lane].scales[j] = static_cast<uint8_t>(codes[j * N + lane]);
+      if ((empty >> lane & 1) != 0) blocks[lane].shifts[j] = 0;
+    }
+  }
+  return d;
+}
+
+HWY_INLINE void StoreFactors(SearchTag df, VF d, Iq1Block* blocks) {
+  HWY_ALIGN float factors[kMaxGroups];
+  hn::Store(d, df, factors);
+  for (size_t lane = 0; lane < hn::Lanes(df); ++lane) blocks[lane].d = factors[lane];
+}
+
+// Format::encode. Super-blocks with NaN or infinities are the reference's.
+template <class Encoder>
+void EncodeIq1(const float* weights, const float* importance, size_t num_rows, size_t K, uint8_t* out) {
+  const SearchTag df;
+  const size_t N = hn::Lanes(df);
+  const size_t per_row = K / kSuper, total = num_rows * per_row;
+  HWY_ALIGN float x[kSuper * kMaxGroups];
+  Iq1Block blocks[kMaxGroups];
+  for (size_t first = 0; first < total; first += N) {
+    const size_t num = HWY_MIN(N, total - first);
+    const float* rows[kMaxGroups];
+    const float* columns[kMaxGroups];
+    for (size_t lane = 0; lane < N; ++lane) {
+      const size_t block = first + HWY_MIN(lane, num - 1);
+      rows[lane] = weights + block * kSuper;
+      columns[lane] = importance ? importance + block % per_row * kSuper : nullptr;
+    }
+    Transpose(rows, 0, kSuper, x);
+    const uint64_t unsure = Encoder::Fit(df, x, importance ? columns : nullptr, blocks);
+    for (size_t lane = 0; lane < num; ++lane, out += Encoder::kBlockBytes) {
+      if (HWY_UNLIKELY((unsure >> lane & 1) != 0 || !AllFinite<kSuper>(rows[lane]))) {
+        Encoder::Reference(rows[lane], columns[lane], &blocks[lane]);
+      }
+      Encoder::Pack(blocks[lane], out);
+    }
+  }
+}
+
+}  // namespace iq1
+}  // namespace HWY_NAMESPACE
+}  // namespace lowbit
+HWY_AFTER_NAMESPACE();
+
+#endif  // LOWBIT_FORMATS_IQ1_INL_H_

@@ -1,0 +1,276 @@
+// IQ1_M: 256 weights in 56 bytes, 1.75 bits a weight. Sixteen groups of 16, each of two points on a grid of eight
+// dimensions.
+//
+//   byte 0-31   low[32]    bits 0-7 of the index of the grid point for weights 8 * k to 8 * k + 7
+//   byte 32-47  high[16]   byte g: bits 8-10 of point 2 * g in bits 0-2, bit 3 set if its shift is -1/8, else it
+//                          is 1/8; the same for point 2 * g + 1 in bits 4-7
+//   byte 48-55  scales[4]  uint16 m: scale of group 4 * m + n in bits 3 * n to 3 * n + 2, n in [0, 4);
+//                          bits 4 * m to 4 * m + 3 of d, a float16, in bits 12-15
+//
+//   w[i] = d * (2 * scale[i / 16] + 1) * (grid[point[i / 8]][i % 8] + shift[i / 8])
+//
+// A grid point has coordinates -1, 0 and 1; the 2048 points are in iq1_grid.cc.
+//
+// Source: ggml-common.h (block_iq1_m, iq1s_grid), quantize_row_iq1_m_impl, dequantize_row_iq1_m.
+
+#include "src/formats/format.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "src/formats/iq1_m.cc"
+#include "hwy/foreach_target.h"  // must come before highway.h
+#include "hwy/highway.h"
+#include "src/formats/iq1-inl.h"
+#include "src/formats/iq1_decode-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace lowbit {
+namespace HWY_NAMESPACE {
+namespace iq1_m {
+
+constexpr size_t kGroups = 16, kGroupSize = 16, kHalf = 8;
+constexpr size_t kHighAt = 32, kScalesAt = 48;
+
+struct Encoder {
+  static constexpr size_t kBlockBytes = 56;
+
+  static HWY_INLINE void Pack(const Iq1Block& block, uint8_t* out) {
+    uint16_t d;
+    StoreHalf(block.d, reinterpret_cast<uint8_t*>(&d));
+    for (size_t m = 0; m < kGroups / 4; ++m) {
+      uint32_t word = static_cast<uint32_t>(d) >> (4 * m) << 12;
+      for (size_t n = 0; n < 4; ++n) word |= static_cast<uint32_t>(block.scales[4 * m + n]) << (3 * n);
+      const uint16_t half = static_cast<uint16_t>(word);
+      hwy::CopyBytes<2>(&half, out + kScalesAt + 2 * m);
+    }
+    for (size_t g = 0; g < kGroups; ++g) {
+      const uint32_t first = block.points[2 * g], second = block.points[2 * g + 1], shifts = block.shifts[g];
+      out[2 * g] = static_cast<uint8_t>(first);
+      out[2 * g + 1] = static_cast<uint8_t>(second);
+      out[kHighAt + g] = static_cast<uint8_t>(first >> 8 | shifts >> 1 << 3 | second >> 8 << 4 | (shifts & 1) << 7);
+    }
+  }
+
+  static HWY_INLINE void Reference(const float* x, const float* importance, Iq1Block* block) {
+    Iq1MReference(x, importance, block);
+  }
+
+  static uint64_t Fit(SearchTag df, const float* x, const float* const* columns, Iq1Block* blocks);
+};
+
+// For both halves of the group, by the number n in [0, kGroupSize] of lowest weights: sums over those of them that are
+// in the half, and what sum_w adds to sum q^2 at either end of a split, for both shifts.
+struct Sums {
+  static constexpr size_t kNum = (kGroupSize + 1) * kMaxGroups;
+  HWY_ALIGN float x[2][kNum], w[2][kNum];
+  HWY_ALIGN float second_up[2][kNum], second_down[2][kNum];
+};
+
+constexpr float Square(float v) { return v * v; }
+
+HWY_NOINLINE void SumUp(SearchTag df, const double* HWY_RESTRICT sorted, const float* HWY_RESTRICT w, Sums& sums) {
+  const hn::RebindToSigned<SearchTag> di;
+  using V = hn::Vec<SearchTag>;
+  const size_t N = hn::Lanes(df);
+  const auto lane = hn::Iota(di, 0), stride = hn::Set(di, static_cast<int>(N)), middle = hn::Set(di, kHalf);
+  V sum_x[2] = {hn::Zero(df), hn::Zero(df)}, sum_w[2] = {hn::Zero(df), hn::Zero(df)};
+  const auto store = [&](size_t n) HWY_ATTR {
+    const V up = hn::Set(df, Square(Iq1Value(1, false)) - Square(Iq1Value(2, false)));
+    const V down = hn::Set(df, Square(Iq1Value(1, true)) - Square(Iq1Value(2, true)));
+    for (size_t half = 0; half < 2; ++half) {
+      hn::Store(sum_x[half], df, sums.x[half] + n * N);
+      hn::Store(sum_w[half], df, sums.w[half] + n * N);
+      hn::Store(hn::Mul(sum_w[half], up), df, sums.second_up[half] + n * N);
+      hn::Store(hn::Mul(sum_w[half], down), df, sums.second_down[half] + n * N);
+    }
+  };
+  store(0);
+  for (size_t n = 0; n < kGroupSize; ++n) {
+    const auto place = iq1::Places(sorted + n * N, kGroupSize - 1);
+    const V wi = hn::GatherIndex(df, w, hn::Add(hn::Mul(place, stride), lane));
+    const V wx = hn::Mul(wi, iq1::Values(sorted + n * N));
+    const auto is_first = hn::RebindMask(df, hn::Lt(place, middle));
+    sum_x[0] = hn::Add(sum_x[0], hn::IfThenElseZero(is_first, wx));
+    sum_x[1] = hn::Add(sum_x[1], hn::IfThenZeroElse(is_first, wx));
+    sum_w[0] = hn::Add(sum_w[0], hn::IfThenElseZero(is_first, wi));
+    sum_w[1] = hn::Add(sum_w[1], hn::IfThenZeroElse(is_first, wi));
+    store(n + 1);
+  }
+}
+
+// Tries every split with a shift for each half: 153 times four. Cost of four: 18 additions, eight multiplications, four
+// comparisons and a branch for all lanes; a lane takes a new split some ten times.
+HWY_NOINLINE void Search(SearchTag df, const Sums& sums, iq1::Splits& splits) {
+  using V = hn::Vec<SearchTag>;
+  const size_t N = hn::Lanes(df), last = kGroupSize * N;
+  const V two_up = hn::Set(df, Iq1Value(2, false)), two_down = hn::Set(df, Iq1Value(2, true));
+  const V first_up = hn::Set(df, Square(Iq1Value(0, false)) - Square(Iq1Value(1, false)));
+  const V first_down = hn::Set(df, Square(Iq1Value(0, true)) - Square(Iq1Value(1, true)));
+  const V x0 = hn::Load(df, sums.x[0] + last), x1 = hn::Load(df, sums.x[1] + last);
+  const V w0 = hn::Load(df, sums.w[0] + last), w1 = hn::Load(df, sums.w[1] + last);
+  const V all_x0_up = hn::Mul(x0, two_up), all_x0_down = hn::Mul(x0, two_down);
+  const V all_x1_up = hn::Mul(x1, two_up), all_x1_down = hn::Mul(x1, two_down);
+  const V all_w0_up = hn::Mul(hn::Mul(w0, two_up), two_up), all_w0_down = hn::Mul(hn::Mul(w0, two_down), two_down);
+  const V all_w1_up = hn::Mul(hn::Mul(w1, two_up), two_up), all_w1_down = hn::Mul(hn::Mul(w1, two_down), two_down);
+  for (size_t first = 0; first <= kGroupSize; ++first) {
+    const V first_x0 = hn::Load(df, sums.x[0] + first * N), first_x1 = hn::Load(df, sums.x[1] + first * N);
+    const V first_w0 = hn::Load(df, sums.w[0] + first * N), first_w1 = hn::Load(df, sums.w[1] + first * N);
+    const V w0_up = hn::Add(all_w0_up, hn::Mul(first_w0, first_up));
+    const V w0_down = hn::Add(all_w0_down, hn::Mul(first_w0, first_down));
+    const V w1_up = hn::Add(all_w1_up, hn::Mul(first_w1, first_up));
+    const V w1_down = hn::Add(all_w1_down, hn::Mul(first_w1, first_down));
+    for (size_t second = first; second <= kGroupSize; ++second) {
+      const size_t at = second * N;
+      const V both0 = hn::Add(first_x0, hn::Load(df, sums.x[0] + at));
+      const V both1 = hn::Add(first_x1, hn::Load(df, sums.x[1] + at));
+      const V xq0[2] = {hn::Sub(all_x0_up, both0), hn::Sub(all_x0_down, both0)};
+      const V xq1[2] = {hn::Sub(all_x1_up, both1), hn::Sub(all_x1_down, both1)};
+      const V q20[2] = {hn::Add(w0_up, hn::Load(df, sums.second_up[0] + at)),
+                        hn::Add(w0_down, hn::Load(df, sums.second_down[0] + at))};
+      const V q21[2] = {hn::Add(w1_up, hn::Load(df, sums.second_up[1] + at)),
+                        hn::Add(w1_down, hn::Load(df, sums.second_down[1] + at))};
+      V xq[4], q2[4];
+      for (size_t k = 0; k < 4; ++k) {
+        xq[k] = hn::Add(xq0[k >> 1], xq1[k & 1]);
+        q2[k] = hn::Add(q20[k >> 1], q21[k & 1]);
+      }
+      const auto any01 = hn::Or(splits.Better(xq[0], q2[0]), splits.Better(xq[1], q2[1]));
+      const auto any23 = hn::Or(splits.Better(xq[2], q2[2]), splits.Better(xq[3], q2[3]));
+      if (HWY_LIKELY(hn::AllFalse(df, hn::Or(any01, any23)))) continue;
+      for (int k = 0; k < 4; ++k) splits.Take(xq[k], q2[k], iq1::Splits::Pack(first, second, k));
+    }
+  }
+}
+
+HWY_INLINE void Weigh(SearchTag df, const float* HWY_RESTRICT x, const float* const* columns, size_t j,
+                      hn::Vec<SearchTag> variance, float* HWY_RESTRICT w) {
+  if (columns) {
+    WeighByImportance<kGroupSize>(df, x, columns, j * kGroupSize, variance, w);
+    return;
+  }
+  for (size_t i = 0; i < kGroupSize * hn::Lanes(df); i += hn::Lanes(df)) {
+    const auto xi = hn::Load(df, x + i);
+    hn::Store(hn::Mul(xi, xi), df, w + i);
+  }
+}
+
+// Whether the shift of point k of a group is -1/8, in each lane.
+struct IsDown {
+  template <class VU>
+  HWY_INLINE auto operator()(VU shifts, size_t k) const {
+    const hn::RebindToUnsigned<SearchTag> du;
+    return hn::TestBit(shifts, hn::Set(du, k == 0 ? 2 : 1));
+  }
+};
+
+// Adds sum x * q and sum q^2 of group j to both sums.
+HWY_INLINE void AddGroup(SearchTag df, const float* HWY_RESTRICT x, const float* HWY_RESTRICT w, size_t j,
+                         const int32_t* HWY_RESTRICT scale_codes, const Iq1Block* blocks, hn::Vec<SearchTag>& sum_xq,
+                         hn::Vec<SearchTag>& sum_q2) {
+  const hn::RebindToSigned<SearchTag> di;
+  const hn::RebindToUnsigned<SearchTag> du;
+  const Grid& grid = Iq1Grid();
+  const size_t N = hn::Lanes(df);
+  const auto scale_code = hn::Load(di, scale_codes + j * N);
+  const auto factor = hn::ConvertTo(df, hn::Add(hn::Add(scale_code, scale_code), hn::Set(di, 1)));
+  HWY_ALIGN uint32_t codes[2 * kMaxGroups], shifts[kMaxGroups];
+  for (size_t lane = 0; lane < N; ++lane) {
+    for (size_t k = 0; k < 2; ++k) codes[k * N + lane] = grid.Point(blocks[lane].points[2 * j + k]);
+    shifts[lane] = blocks[lane].shifts[j];
+  }
+  for (size_t k = 0; k < 2; ++k) {
+    auto code = hn::Load(du, codes + k * N);
+    const auto shift = iq1::ShiftOf(df, IsDown()(hn::Load(du, shifts), k));
+    for (size_t i = 8 * k; i < 8 * k + 8; ++i, code = hn::ShiftRight<2>(code)) {
+      const auto q = hn::Mul(iq1::LevelValue(df, hn::And(code, hn::Set(du, 3)), shift), factor);
+      const auto wq = hn::Mul(hn::Load(df, w + i * N), q);
+      sum_xq = hn::Add(sum_xq, hn::Mul(wq, hn::Load(df, x + i * N)));
+      sum_q2 = hn::Add(sum_q2, hn::Mul(wq, q));
+    }
+  }
+}
+
+uint64_t Encoder::Fit(SearchTag df, const float* x, const float* const* columns, Iq1Block* blocks) {
+  using V = hn::Vec<SearchTag>;
+  const size_t N = hn::Lanes(df);
+  HWY_ALIGN float w[kGroupSize * kMaxGroups], scales[kGroups * kMaxGroups];
+  HWY_ALIGN double keys[kGroupSize * kMaxGroups], sorted[kGroupSize * kMaxGroups];
+  HWY_ALIGN int32_t codes[kGroups * kMaxGroups];
+  Sums sums;
+  iq1::Levels levels;
+  uint64_t unsure = 0;
+  const V square_sum = columns ? SumOfSquares<kSuper>(df, x) : hn::Zero(df);
+  const V variance = hn::Div(hn::Mul(hn::Set(df, 2.0f), square_sum), hn::Set(df, float{kSuper}));
+  for (size_t j = 0; j < kGroups; ++j) {
+    const float* xj = x + j * kGroupSize * N;
+    Weigh(df, xj, columns, j, variance, w);
+    iq1::Sort<kGroupSize>(xj, keys, sorted);
+    SumUp(df, sorted, w, sums);
+    const size_t last = kGroupSize * N;
+    unsure |= iq1::Unsure(df, hn::Add(hn::Load(df, sums.w[0] + last), hn::Load(df, sums.w[1] + last)));
+    iq1::Splits splits(df);
+    Search(df, sums, splits);
+    iq1::TakeLevels<kGroupSize>(df, splits, 3, keys, sorted, levels);
+    levels.found &= ~hn::BitsFromMask(df, hn::Lt(iq1::Largest<kGroupSize>(df, xj), hn::Set(df, kIq1MNegligible)));
+    const uint64_t moved = iq1::PutOnGrid<kGroupSize>(df, xj, w, IsDown(), levels);
+    const V scale = iq1::Refit<kGroupSize>(df, xj, w, IsDown(), moved, levels);
+    hn::Store(iq1::KeepLanes(df, levels.found, scale), df, scales + j * N);
+    iq1::StorePoints<kGroupSize>(df, j, levels, blocks);
+  }
+  V d = iq1::TakeScales<kGroups>(df, scales, codes, blocks);
+  const auto nothing = hn::Eq(d, hn::Zero(df));
+  V sum_xq = hn::Zero(df), sum_q2 = hn::Zero(df);
+  for (size_t j = 0; j < kGroups; ++j) {
+    const float* xj = x + j * kGroupSize * N;
+    Weigh(df, xj, columns, j, variance, w);
+    AddGroup(df, xj, w, j, codes, blocks, sum_xq, sum_q2);
+  }
+  d = hn::IfThenElse(hn::Gt(sum_q2, hn::Zero(df)), hn::Div(sum_xq, sum_q2), d);
+  iq1::StoreFactors(df, hn::IfThenZeroElse(nothing, hn::Mul(d, hn::Set(df, kIq1MFactor))), blocks);
+  return unsure;
+}
+
+void Encode(const float* weights, const float* importance, size_t num_rows, size_t K, uint8_t* out) {
+  iq1::EncodeIq1<Encoder>(weights, importance, num_rows, K, out);
+}
+
+struct Layout {
+  static constexpr size_t kBlockBytes = Encoder::kBlockBytes, kGroupSize = iq1_m::kGroupSize;
+
+  static HWY_INLINE void Scales(const uint8_t* block, float* scale) {
+    uint16_t words[4];
+    hwy::CopyBytes<8>(block + kScalesAt, words);
+    const uint16_t half =
+        static_cast<uint16_t>(words[0] >> 12 | words[1] >> 12 << 4 | words[2] >> 12 << 8 | words[3] >> 12 << 12);
+    const float d = LoadHalf(reinterpret_cast<const uint8_t*>(&half));
+    for (size_t g = 0; g < kGroups; ++g) {
+      scale[g] = d * static_cast<float>(2 * (words[g / 4] >> (3 * (g % 4)) & 7) + 1);
+    }
+  }
+
+  static HWY_INLINE void Points(const uint8_t* block, size_t g, uint32_t* points) {
+    const uint8_t* low = block + 4 * g;
+    const uint32_t high0 = block[kHighAt + 2 * g], high1 = block[kHighAt + 2 * g + 1];
+    points[0] = low[0] | (high0 << 8 & 0xf00);
+    points[1] = low[1] | (high0 << 4 & 0xf00);
+    points[2] = low[2] | (high1 << 8 & 0xf00);
+    points[3] = low[3] | (high1 << 4 & 0xf00);
+  }
+};
+
+void Decode(const uint8_t* blocks, size_t num_blocks, float* out) {
+  iq1::DecodePoints<Layout>(blocks, num_blocks, out);
+}
+
+void Dot(const uint8_t* rows, size_t row_bytes, size_t num_rows, const Activations& x, float* out, size_t out_stride) {
+  DotInt8<iq1::Codec<Layout>>(rows, row_bytes, num_rows, x, out, out_stride);
+}
+
+}  // namespace iq1_m
+}  // namespace HWY_NAMESPACE
+}  // namespace lowbit
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+LOWBIT_REGISTER_FORMAT(iq1_m, "IQ1_M", /*ggml_type=*/29, /*block_size=*/256, /*block_bytes=*/56,
+                       /*needs_imatrix=*/false)
+#endif  // HWY_ONCE
