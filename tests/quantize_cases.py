@@ -22,6 +22,11 @@ class Case(NamedTuple):
 
 TYPES = [("ffn_down", "q6_k"), (r"blk\.[12]\.attn_(q|k)", "Q8_0"), ("attn", "q5_1")]
 TYPE_ARGUMENTS = tuple(part for pattern, format in TYPES for part in ("--tensor-type", f"{pattern}={format}"))
+#: Formats that no mix has in main, on a tensor each.
+OTHERS = [("blk.0.attn_q", "NVFP4"), ("blk.1.attn_q", "MXFP4"), ("blk.2.attn_q", "TQ1_0"), ("blk.3.attn_q", "Q2_0"),
+          ("blk.0.attn_k", "Q1_0"), ("blk.1.attn_k", "IQ4_NL"), ("blk.2.attn_k", "IQ4_XS"), ("ffn_up", "F16"),
+          ("ffn_gate", "F32"), ("attn_v", "BF16")]  # fmt: skip
+OTHER_ARGUMENTS = tuple(part for pattern, format in OTHERS for part in ("--tensor-type", f"{pattern}={format}"))
 IMATRIX = ("--imatrix", "imatrix.gguf")
 OVERRIDES = {
     "general.name": "Another name",
@@ -47,6 +52,7 @@ CASES = {
     "both, in order": Case("llama.gguf", "Q3_K_M",
                            ("--tensor-type", "ffn_down=q4_1", "--tensor-type-file", "types.txt"),
                            {"tensor_types": [("ffn_down", "Q4_1")], "tensor_type_file": "types.txt"}),
+    "every other format": Case("llama.gguf", "Q8_0", OTHER_ARGUMENTS, {"tensor_types": OTHERS}),
     "pure": Case("llama.gguf", "Q4_K_M", ("--pure",), {"pure": True}),
     "pure, tied": Case("qwen3.gguf", "Q2_K", ("--pure",), {"pure": True}),
     "pure with tensor types": Case("llama.gguf", "Q4_0", ("--pure", *TYPE_ARGUMENTS),

@@ -15,6 +15,7 @@ from tiny_checkpoint import make_checkpoint, write_imatrix
 
 import lowbit
 from lowbit import pipeline
+from lowbit.plan import Plan
 
 REFERENCE = json.loads(lzma.decompress((Path(__file__).parent / "data" / "quantized.json.xz").read_bytes()))
 
@@ -86,6 +87,9 @@ REFUSED: dict[str, tuple[str, str, dict[str, Any], str]] = {
     ),
     "norms only": ("llama.gguf", "Q4_0", {"tensor_types": [("norm", "Q8_0")]}, r"norm=Q8_0: matches no tensor"),
     "not a format": ("llama.gguf", "Q4_0", {"tensor_types": [("ffn", "Q9")]}, "Q9"),
+    "activations": (
+        "llama.gguf", "Q4_0", {"output_tensor_type": "q8_k"}, "Q8_K is a format of activations, not of tensors",
+    ),
     "not an expression": ("llama.gguf", "Q4_0", {"tensor_types": [("(", "Q8_0")]}, "not a regular expression"),
     "left and changed": (
         "llama.gguf", "Q4_0", {"leave_output_tensor": True, "output_tensor_type": "Q8_0"}, "exclude each other",
@@ -149,6 +153,38 @@ def test_refused_with_the_reason(here: Path, tmp_path: Path, name: str) -> None:
         lowbit.quantize_file(source, tmp_path / "out.gguf", format, progress=False, **options)
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_files_appear_all_or_none(sources: Path, tmp_path: Path, keep: bool) -> None:
+    for i in (1, 2, 3):
+        (tmp_path / f"in-0000{i}-of-00003.gguf").write_bytes((sources / f"split-0000{i}-of-00003.gguf").read_bytes())
+    before = sorted(tmp_path.iterdir())
+    with lowbit.gguf.open(before[0]) as file:
+        last = max(file.infos, key=lambda name: (file.place(name).path, file.place(name).offset))
+        place = file.place(last)
+    with open(file.paths[place.path], "r+b") as spoiled:
+        spoiled.seek(place.offset + place.num_bytes - 2)
+        spoiled.write(b"\xc0\x7f")  # NaN, the very last weight
+    with pytest.raises(lowbit.InputError, match=rf"tensor {last}, rows from .*NaN"):
+        lowbit.quantize_file(before[1], tmp_path / "out.gguf", "Q8_0", keep_split=keep, progress=False)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_file_cut_short_meanwhile(sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "in.gguf"
+    path.write_bytes((sources / "llama.gguf").read_bytes())
+    run = Plan.run
+
+    def cut(*args: Any) -> Any:
+        with open(path, "r+b") as file:
+            file.truncate(path.stat().st_size // 2)
+        return run(*args)
+
+    monkeypatch.setattr(Plan, "run", cut)
+    with pytest.raises(lowbit.FileError, match=r"in\.gguf: the file became shorter while it was read, at offset \d+"):
+        lowbit.quantize_file(path, tmp_path / "out.gguf", "Q8_0", progress=False)
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_dry_run_says_what_importances_are_missing(here: Path, tmp_path: Path) -> None:
@@ -241,3 +277,11 @@ def test_tensors_of_integers_are_copied(tmp_path: Path) -> None:
         np.testing.assert_array_equal(file.tensors["blk.0.ids"], tensors["blk.0.ids"])
     with pytest.raises(lowbit.UnsupportedError, match=r"blk\.0\.ffn_up\.weight is F64, which is not quantized"):
         lowbit.quantize_file(tmp_path / "in.gguf", tmp_path / "out.gguf", "Q8_0", progress=False)
+
+
+def test_infinity_that_is_copied_is_no_loss(tmp_path: Path) -> None:
+    weights = np.full((2, 32), np.inf, np.float16)
+    metadata = {"general.architecture": "llama", "llama.block_count": 1}
+    lowbit.gguf.write(tmp_path / "in.gguf", metadata, {"blk.0.ffn_up.weight": weights})
+    for format in ("F16", "COPY"):
+        assert lowbit.quantize_file(tmp_path / "in.gguf", tmp_path / "out.gguf", format, progress=False).notes == []

@@ -14,7 +14,7 @@ from lowbit._core import InputError
 from lowbit.arch import open_checkpoint
 from lowbit.assignment import Stored, file_order
 from lowbit.file_reader import FileReader
-from lowbit.imatrix import Imatrix, load_imatrix
+from lowbit.imatrix import Imatrix, Sums, load_imatrix
 from lowbit.options import ConvertOptions, QuantizeOptions, checked, moved_last
 from lowbit.plan import Input, Plan, Report
 from lowbit.recipes import FLOAT_FORMATS, Mix, find_mix
@@ -22,7 +22,7 @@ from lowbit.tensor_source import Decoded, FileRows, TensorSource
 from lowbit.threads import num_threads
 
 Path = str | os.PathLike[str]
-Importances = Path | Mapping[str, Any] | Imatrix
+Importances = Path | Mapping[str, Any] | Imatrix | Sums
 
 
 def convert(
@@ -38,9 +38,9 @@ def convert(
     """Makes a GGUF file of a Hugging Face folder or hub id, the same that the reference tools make.
 
     format: a mix ("Q4_K_M"), a format ("Q8_0"), or "BF16", "F16", "F32". Quantized weights go through bfloat16 first,
-    whatever the checkpoint has, as through the reference's intermediate file. imatrix: a file of llama-imatrix, or
-    importances by tensor name. With progress, a bar and notes go to stderr. With dry_run nothing is written, and the
-    report says what would be. options: those of lowbit.ConvertOptions.
+    whatever the checkpoint has, as through the reference's intermediate file. imatrix: a file of llama-imatrix, what
+    lowbit.imatrix.collect found, or importances by tensor name. With progress, a bar and notes go to stderr. With
+    dry_run nothing is written, and the report says what would be. options: those of lowbit.ConvertOptions.
 
     The target appears whole or not at all, and memory stays at a few chunks of rows. Raises FileError, FormatError,
     UnsupportedError (architecture, tokenizer, quantized checkpoint) or InputError (format, options, NaN in

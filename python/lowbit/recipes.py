@@ -40,7 +40,7 @@ class Network:
     @property
     def is_70b(self) -> bool:
         """Llama 2 and 3 70B and others that llama-quantize takes for such."""
-        if self.architecture == "llama" and (self.num_heads == self.num_kv_heads or self.num_experts == 8):
+        if self.architecture == "llama" and self.num_heads == self.num_kv_heads:
             return False
         return (self.architecture, self.num_layers) in SEVENTY_BILLION
 
