@@ -5,6 +5,7 @@ python ggml.py LIBGGML_BASE    answers pickled requests on stdin; `Ggml` starts 
 
 from __future__ import annotations
 
+import os
 import pickle
 import subprocess
 import sys
@@ -17,11 +18,16 @@ import make_golden
 
 
 class Ggml:
-    """One worker, started again after ggml has ended it."""
+    """One worker, which lets a child of its own answer each request."""
 
     def __init__(self, library: str) -> None:
-        self._library = library
-        self._worker: subprocess.Popen[bytes] | None = None
+        self._worker = subprocess.Popen(
+            [sys.executable, __file__, library],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=os.environ | {"GGML_NO_BACKTRACE": "1"},  # else it waits for a debugger
+        )
 
     def encode(self, kind: int, x: np.ndarray, importance: np.ndarray | None) -> np.ndarray | None:
         """The blocks, uint8 (rows, row bytes) of float32 (rows, K); None where ggml aborts."""
@@ -32,38 +38,35 @@ class Ggml:
         return self._ask("decode", kind, blocks, like)
 
     def close(self) -> None:
-        if self._worker is not None:
-            self._worker.communicate()
-            self._worker = None
+        self._worker.communicate()
 
     def _ask(self, *request: object) -> np.ndarray | None:
-        if self._worker is None:
-            command = [sys.executable, __file__, self._library]
-            self._worker = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-            )
         assert self._worker.stdin is not None
         assert self._worker.stdout is not None
         pickle.dump(request, self._worker.stdin)
         self._worker.stdin.flush()
-        try:
-            return pickle.load(self._worker.stdout)
-        except EOFError:
-            self.close()
-            return None
+        return pickle.load(self._worker.stdout)
 
 
 def serve() -> None:
     library = make_golden.load(sys.argv[1])
-    answers = sys.stdout.buffer
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # ggml prints there before it ends the process
     functions = {"encode": make_golden.encode, "decode": make_golden.decode}
     while True:
         try:
-            function, *arguments = pickle.load(sys.stdin.buffer)
+            function, kind, *arguments = pickle.load(sys.stdin.buffer)
         except EOFError:
             return
-        pickle.dump(functions[function](library, *arguments), answers)
-        answers.flush()
+        library.ggml_quantize_init(kind)  # some formats' tables take seconds; the children inherit them
+        child = os.fork()
+        if child == 0:
+            pickle.dump(functions[function](library, kind, *arguments), answers)
+            answers.flush()
+            os._exit(0)
+        if os.waitpid(child, 0)[1] != 0:
+            pickle.dump(None, answers)
+            answers.flush()
 
 
 if __name__ == "__main__":
