@@ -322,6 +322,11 @@ struct Block32 {
     for (size_t b = 0; b < num_blocks; ++b) UnpackCodes(blocks + b * kBlockBytes, u.code + b * kBlock);
   }
 
+  static void Dot(const uint8_t* rows, size_t row_bytes, size_t num_rows, const Activations& x, float* out,
+                  size_t out_stride) {
+    DotInt8<Block32>(rows, row_bytes, num_rows, x, out, out_stride);
+  }
+
  private:
   using VF8 = hn::Vec<hn::CappedTag<float, 8>>;
 };

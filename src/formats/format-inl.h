@@ -17,14 +17,6 @@ namespace lowbit {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// Rounds half away from zero, as C's roundf does. Exact: x - trunc(x) is representable.
-template <class D, class V = hn::Vec<D>>
-HWY_INLINE V RoundHalfAway(D d, V x) {
-  const V whole = hn::Trunc(x);
-  const V away = hn::IfThenElseZero(hn::Ge(hn::Abs(hn::Sub(x, whole)), hn::Set(d, 0.5f)), hn::Set(d, 1.0f));
-  return hn::Add(whole, hn::CopySign(away, x));
-}
-
 // Half-precision numbers as floats. Where the target has no instruction for it, Highway takes the exponent of
 // infinities and NaN for one more power of two; no other half is that large.
 template <class DF, class V = hn::Vec<DF>>

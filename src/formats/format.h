@@ -54,12 +54,13 @@ class RegisterFormat {
 
 }  // namespace lowbit
 
-// Registers a format whose functions are lowbit::HWY_NAMESPACE::NAMESPACE::{Encode,Decode,Dot}; the rest of the
-// arguments are the first five fields of its descriptor. Goes into the HWY_ONCE part of the format's file. The
-// descriptor holds plain functions that dispatch when called: Highway knows the CPU only after the program has loaded.
-#define LOWBIT_REGISTER_FORMAT(NAMESPACE, ...)                                                                        \
-  LOWBIT_DISPATCH_CODEC(NAMESPACE)                                                                                    \
-  HWY_EXPORT_T(DotTable, NAMESPACE::Dot);                                                                             \
+// Registers a format whose functions are lowbit::HWY_NAMESPACE::SCOPE::{Encode,Decode,Dot}, SCOPE being a namespace or
+// a class; the rest of the arguments are the first five fields of its descriptor. Goes into the HWY_ONCE part of the
+// format's file. The descriptor holds plain functions that dispatch when called: Highway knows the CPU only after the
+// program has loaded.
+#define LOWBIT_REGISTER_FORMAT(SCOPE, ...)                                                                            \
+  LOWBIT_DISPATCH_CODEC(SCOPE)                                                                                        \
+  HWY_EXPORT_T(DotTable, SCOPE::Dot);                                                                                 \
   void Dot(const uint8_t* rows, size_t row_bytes, size_t num_rows, const Activations& x, float* out, size_t stride) { \
     HWY_DYNAMIC_DISPATCH_T(DotTable)(rows, row_bytes, num_rows, x, out, stride);                                      \
   }                                                                                                                   \
@@ -69,18 +70,18 @@ class RegisterFormat {
   } /* namespace lowbit */
 
 // The same for weights that are floats: there is no Dot.
-#define LOWBIT_REGISTER_FLOAT_FORMAT(NAMESPACE, ...)             \
-  LOWBIT_DISPATCH_CODEC(NAMESPACE)                               \
+#define LOWBIT_REGISTER_FLOAT_FORMAT(SCOPE, ...)                 \
+  LOWBIT_DISPATCH_CODEC(SCOPE)                                   \
   const Format kFormat = {__VA_ARGS__, Encode, Decode, nullptr}; \
   const RegisterFormat registered(kFormat);                      \
   } /* namespace */                                              \
   } /* namespace lowbit */
 
-#define LOWBIT_DISPATCH_CODEC(NAMESPACE)                                                                \
+#define LOWBIT_DISPATCH_CODEC(SCOPE)                                                                    \
   namespace lowbit {                                                                                    \
   namespace {                                                                                           \
-  HWY_EXPORT_T(EncodeTable, NAMESPACE::Encode);                                                         \
-  HWY_EXPORT_T(DecodeTable, NAMESPACE::Decode);                                                         \
+  HWY_EXPORT_T(EncodeTable, SCOPE::Encode);                                                             \
+  HWY_EXPORT_T(DecodeTable, SCOPE::Decode);                                                             \
   void Encode(const float* weights, const float* importance, size_t num_rows, size_t K, uint8_t* out) { \
     HWY_DYNAMIC_DISPATCH_T(EncodeTable)(weights, importance, num_rows, K, out);                         \
   }                                                                                                     \

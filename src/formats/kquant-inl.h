@@ -26,7 +26,7 @@
 #include <string.h>
 
 #include "hwy/highway.h"
-#include "src/formats/format-inl.h"
+#include "src/formats/block-inl.h"
 #include "src/formats/search-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -199,26 +199,13 @@ HWY_INLINE void UnpackTwoBits(const uint8_t* packed, uint8_t* codes) {
   }
 }
 
-// Format::decode from Codec::Unpack, in the reference's order of operations: scale * (code - Codec::kBias) where that
-// is not 0 (then Unpack's offset is scale * kBias, which saves the product the signs), else scale * code - offset.
-template <class Codec>
-void DecodeSuperBlocks(const uint8_t* blocks, size_t num_blocks, float* HWY_RESTRICT out) {
-  constexpr size_t kGroup = HWY_MIN(Codec::kGroup, size_t{32});
-  const hn::CappedTag<float, 16> df;
-  const hn::Rebind<int32_t, decltype(df)> di32;
-  const hn::Rebind<uint8_t, decltype(df)> du8;
-  const size_t N = hn::Lanes(df);
-  Unpacked u;
-  for (size_t b = 0; b < num_blocks; ++b, blocks += Codec::kBlockBytes, out += kSuper) {
-    Codec::Unpack(blocks, 1, u);
-    for (size_t i = 0; i < kSuper; i += N) {
-      const auto code = hn::Sub(hn::PromoteTo(di32, hn::Load(du8, u.code + i)), hn::Set(di32, Codec::kBias));
-      auto value = hn::Mul(hn::Set(df, u.scale[i / kGroup]), hn::ConvertTo(df, code));
-      if constexpr (Codec::kBias == 0) value = hn::Sub(value, hn::Set(df, u.offset[i / kGroup]));
-      hn::StoreU(value, df, out + i);
-    }
+// The functions of a format with such an encoder and a codec as BlockFormat has it.
+template <class Encoder, class Codec>
+struct SuperBlockFormat : BlockFormat<Codec> {
+  static void Encode(const float* weights, const float* importance, size_t num_rows, size_t K, uint8_t* out) {
+    EncodeSuperBlocks<Encoder>(weights, importance, num_rows, K, out);
   }
-}
+};
 
 }  // namespace HWY_NAMESPACE
 }  // namespace lowbit

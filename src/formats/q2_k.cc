@@ -45,10 +45,6 @@ struct Traits {
   static HWY_INLINE void Pack(const uint8_t* codes, uint8_t* block) { PackTwoBits(codes, block + kCodesAt); }
 };
 
-void Encode(const float* weights, const float* importance, size_t num_rows, size_t K, uint8_t* out) {
-  EncodeSuperBlocks<affine_k::Encoder<Traits>>(weights, importance, num_rows, K, out);
-}
-
 struct Codec {
   static constexpr size_t kBlock = kSuper, kBlockBytes = Traits::kBlockBytes, kGroup = Traits::kGroupSize;
   static constexpr bool kSigned = false, kHasOffset = true;
@@ -60,11 +56,7 @@ struct Codec {
   }
 };
 
-void Decode(const uint8_t* blocks, size_t num_blocks, float* out) { DecodeSuperBlocks<Codec>(blocks, num_blocks, out); }
-
-void Dot(const uint8_t* rows, size_t row_bytes, size_t num_rows, const Activations& x, float* out, size_t out_stride) {
-  DotInt8<Codec>(rows, row_bytes, num_rows, x, out, out_stride);
-}
+using Functions = SuperBlockFormat<affine_k::Encoder<Traits>, Codec>;
 
 }  // namespace q2_k
 }  // namespace HWY_NAMESPACE
@@ -72,5 +64,6 @@ void Dot(const uint8_t* rows, size_t row_bytes, size_t num_rows, const Activatio
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
-LOWBIT_REGISTER_FORMAT(q2_k, "Q2_K", /*ggml_type=*/10, /*block_size=*/256, /*block_bytes=*/84, /*needs_imatrix=*/false)
+LOWBIT_REGISTER_FORMAT(q2_k::Functions, "Q2_K", /*ggml_type=*/10, /*block_size=*/256, /*block_bytes=*/84,
+                       /*needs_imatrix=*/false)
 #endif  // HWY_ONCE

@@ -21,17 +21,7 @@ namespace lowbit {
 namespace HWY_NAMESPACE {
 namespace q4_1 {
 
-using Block = Block32</*kBits=*/4, /*kAffine=*/true>;
-
-void Encode(const float* weights, const float* importance, size_t num_rows, size_t K, uint8_t* out) {
-  Block::Encode(weights, importance, num_rows, K, out);
-}
-
-void Decode(const uint8_t* blocks, size_t num_blocks, float* out) { Block::Decode(blocks, num_blocks, out); }
-
-void Dot(const uint8_t* rows, size_t row_bytes, size_t num_rows, const Activations& x, float* out, size_t out_stride) {
-  DotInt8<Block>(rows, row_bytes, num_rows, x, out, out_stride);
-}
+using Functions = Block32</*kBits=*/4, /*kAffine=*/true>;
 
 }  // namespace q4_1
 }  // namespace HWY_NAMESPACE
@@ -39,5 +29,6 @@ void Dot(const uint8_t* rows, size_t row_bytes, size_t num_rows, const Activatio
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
-LOWBIT_REGISTER_FORMAT(q4_1, "Q4_1", /*ggml_type=*/3, /*block_size=*/32, /*block_bytes=*/20, /*needs_imatrix=*/false)
+LOWBIT_REGISTER_FORMAT(q4_1::Functions, "Q4_1", /*ggml_type=*/3, /*block_size=*/32, /*block_bytes=*/20,
+                       /*needs_imatrix=*/false)
 #endif  // HWY_ONCE

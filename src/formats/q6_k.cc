@@ -127,10 +127,6 @@ HWY_NOINLINE void Encoder::Fit(SearchTag df, const float* x, const float* const*
   }
 }
 
-void Encode(const float* weights, const float* importance, size_t num_rows, size_t K, uint8_t* out) {
-  EncodeSuperBlocks<Encoder>(weights, importance, num_rows, K, out);
-}
-
 struct Codec {
   static constexpr size_t kBlock = kSuper, kBlockBytes = Encoder::kBlockBytes, kGroup = kGroupSize;
   static constexpr bool kSigned = false, kHasOffset = true;
@@ -167,11 +163,7 @@ struct Codec {
   }
 };
 
-void Decode(const uint8_t* blocks, size_t num_blocks, float* out) { DecodeSuperBlocks<Codec>(blocks, num_blocks, out); }
-
-void Dot(const uint8_t* rows, size_t row_bytes, size_t num_rows, const Activations& x, float* out, size_t out_stride) {
-  DotInt8<Codec>(rows, row_bytes, num_rows, x, out, out_stride);
-}
+using Functions = SuperBlockFormat<Encoder, Codec>;
 
 }  // namespace q6_k
 }  // namespace HWY_NAMESPACE
@@ -179,5 +171,6 @@ void Dot(const uint8_t* rows, size_t row_bytes, size_t num_rows, const Activatio
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
-LOWBIT_REGISTER_FORMAT(q6_k, "Q6_K", /*ggml_type=*/14, /*block_size=*/256, /*block_bytes=*/210, /*needs_imatrix=*/false)
+LOWBIT_REGISTER_FORMAT(q6_k::Functions, "Q6_K", /*ggml_type=*/14, /*block_size=*/256, /*block_bytes=*/210,
+                       /*needs_imatrix=*/false)
 #endif  // HWY_ONCE
