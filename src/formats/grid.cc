@@ -77,7 +77,7 @@ void Grid::AddCandidates(uint32_t code, const std::vector<uint32_t>& unary) {
   for (const uint32_t candidate : sorted) {
     const uint32_t index = candidate % kMaxGrid, differs = own ^ unary[index];
     const auto between = [=](uint32_t nearer) { return (nearer & ~differs) == 0; };
-    if (std::any_of(kept.begin(), kept.end(), between)) continue;
+    if (!shape_.all_candidates && std::any_of(kept.begin(), kept.end(), between)) continue;
     kept.push_back(differs);
     candidates_.push_back(points_[index]);
   }

@@ -26,6 +26,7 @@ struct GridShape {
   size_t num_dims;
   size_t num_levels;
   size_t num_shells;
+  bool all_candidates = false;  // keep those that could be dropped
 
   constexpr size_t Bits() const { return num_levels <= 4 ? 2 : 3; }
   constexpr size_t NumCodes() const { return size_t{1} << (Bits() * num_dims); }

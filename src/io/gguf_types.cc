@@ -18,8 +18,6 @@ constexpr TensorType kOtherTypes[] = {
     {"I64", 27, 1, 8, nullptr},
     {"F64", 28, 1, 8, nullptr},
     // Formats of ggml: their size is known, so that a file which holds them can be opened and inspected.
-    {"IQ3_XXS", 18, 256, 98, nullptr},
-    {"IQ3_S", 21, 256, 110, nullptr},
 };
 
 struct ValueType {
