@@ -50,7 +50,30 @@ CASES = [
     Case("llama", 16, 8, 8, experts=4),
     Case("qwen3moe", 24, 32, 4, tied=True, experts=16),
     Case("qwen2moe", 24, 8, 8, experts=12, imatrix=True),
+    Case("phi3", 32, 32, 8),
+    Case("phi3", 16, 32, 32, tied=True, imatrix=True),
+    Case("gemma3", 26, 4, 1, hidden=1152, tied=True),
+    Case("gemma3n", 30, 8, 2, tied=True),
+    Case("deepseek2", 20, 16, 16, experts=8, hidden=256, ffn=320),
+    Case("bitnet", 30, 20, 5, tied=True),
 ]
+
+#: Keys that the reference wants to see, beside those that all have.
+KEYS: dict[str, dict[str, Any]] = {
+    "gemma3n": {"attention.sliding_window": 32},
+    "deepseek2": {"attention.q_lora_rank": 32, "attention.kv_lora_rank": 32, "expert_shared_count": 1,
+                  "leading_dense_block_count": 1, "expert_feed_forward_length": 256, "expert_gating_func": 1},
+}  # fmt: skip
+#: Tensors of a layer by other names than the usual ones, or beside them.
+RENAMED = {
+    "phi3": {"attn_q": None, "attn_k": None, "attn_v": "attn_qkv", "ffn_gate": None},
+    "deepseek2": {"attn_q": "attn_q_b", "attn_k": "attn_kv_a_mqa", "attn_v": "attn_kv_b"},
+}
+MORE = {
+    "gemma3": ("post_attention_norm", "post_ffw_norm"),
+    "gemma3n": ("altup_router", "inp_gate", "laurel_l", "post_norm"),
+    "bitnet": ("attn_sub_norm", "ffn_sub_norm"),
+}
 
 
 def case_name(case: Case) -> str:
@@ -75,19 +98,24 @@ def case_tensors(case: Case) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]
         f"{key}.vocab_size": 2,
         "general.file_type": 32,
     }
+    metadata |= {f"{key}.{name}": value for name, value in KEYS.get(key, {}).items()}
     if case.experts:
         metadata |= {f"{key}.expert_count": case.experts, f"{key}.expert_used_count": 2}
     hidden, ffn = case.hidden, case.ffn
     shapes: dict[str, tuple[int, ...]] = {} if case.tied else {"output.weight": (2, hidden)}
     shapes |= {"output_norm.weight": (hidden,), "token_embd.weight": (2, hidden)}
+    if key == "gemma3n":
+        shapes |= {"per_layer_token_embd.weight": (2, hidden), "per_layer_model_proj.weight": (2, hidden)}
     for i in range(case.layers):
         rows = {
             "attn_k": (2, hidden), "attn_k_norm": (32,), "attn_norm": (hidden,), "attn_output": (2, hidden),
             "attn_q": (2, hidden), "attn_q_norm": (32,), "attn_v": (2, hidden), "ffn_down": (2, ffn),
             "ffn_gate": (2, hidden), "ffn_norm": (hidden,), "ffn_up": (2, hidden),
         }  # fmt: skip
-        for name, shape in rows.items():
-            if case.arch.startswith("qwen3") or name not in ("attn_k_norm", "attn_q_norm"):
+        rows |= {name: (hidden,) if name.endswith("norm") else (2, hidden) for name in MORE.get(key, ())}
+        for usual, shape in rows.items():
+            name = RENAMED.get(key, {}).get(usual, usual)
+            if name and (key.startswith("qwen3") or name not in ("attn_k_norm", "attn_q_norm")):
                 shapes[f"blk.{i}.{name}.weight"] = shape
         if case.experts:
             shapes |= _experts(case, i, shapes)

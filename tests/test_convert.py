@@ -50,12 +50,7 @@ def test_every_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str,
 
 
 CONVERTED = json.loads(lzma.decompress((Path(__file__).parent / "data" / "converted.json.xz").read_bytes()))
-KNOWN = {format.name for format in lowbit.formats()}
-ENCODED = [
-    name
-    for name, mix in MIXES.items()
-    if not mix.is_copy and {mix.default, mix.output, *(rule.format for rule in mix.rules)} <= KNOWN
-]
+ENCODED = [name for name in MIXES if name != "COPY"]
 
 
 @pytest.mark.parametrize("name", CONVERSIONS)

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 Imatrix = Annotated[
     Path | None,
-    typer.Option("--imatrix", exists=True, dir_okay=False, help="Importance matrix from llama-imatrix (GGUF)."),
+    typer.Option(
+        "--imatrix", exists=True, dir_okay=False, help="Importance matrix from lowbit imatrix or llama-imatrix."
+    ),
 ]
 Include = Annotated[
     list[str] | None,
@@ -160,8 +162,8 @@ def _write(make: Callable[..., Report], given: dict[str, Any]) -> None:
         print_json(_as_json(report, seconds, not given["dry_run"]))
         return
     if given["dry_run"]:
-        rows = [[t.name, " x ".join(map(str, t.shape)), t.before, t.format, size(t.num_bytes)] for t in report.tensors]
-        print_table(["tensor", ">shape", "before", "format", ">size"], rows)
+        rows = [[t.name, " x ".join(map(str, t.shape)), t.before, t.format, str(t.num_bytes)] for t in report.tensors]
+        print_table(["tensor", ">shape", "before", "format", ">bytes"], rows)
     done = (
         f"would have {report.file_bytes} bytes" if given["dry_run"] else f"{size(report.file_bytes)} in {seconds:.1f} s"
     )
