@@ -13,7 +13,19 @@ from tiny_checkpoint import make_checkpoint
 
 import lowbit
 
-COMMANDS = ["demo", "convert", "quantize", "inspect", "formats", "run", "chat", "bench", "perplexity", "imatrix"]
+COMMANDS = [
+    "demo",
+    "convert",
+    "quantize",
+    "inspect",
+    "formats",
+    "run",
+    "chat",
+    "bench",
+    "perplexity",
+    "imatrix",
+    "ladder",
+]
 
 
 def run(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:

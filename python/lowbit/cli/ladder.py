@@ -1,0 +1,100 @@
+"""The command ladder: a model in every format, side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lowbit.cli.app import Compute, Json, ModelPath, Threads, app, examples
+from lowbit.cli.console import print_json, print_table, read_text, size
+from lowbit.progress import progress_bar
+
+if TYPE_CHECKING:
+    from lowbit.ladder import Ladder
+
+
+@app.command(
+    name="ladder",
+    epilog=examples(
+        "lowbit ladder ./SmolLM2-135M",
+        "lowbit ladder model-bf16.gguf wiki.test.raw --windows 20 --plot ladder.svg",
+        "lowbit ladder model-bf16.gguf --rungs Q8_0,Q4_K_M,Q2_K --imatrix imatrix.gguf --json",
+    ),
+)
+def ladder_command(
+    model: ModelPath,
+    text: Annotated[
+        Path | None, typer.Argument(metavar="TEXT", exists=True, dir_okay=False, help="Text in UTF-8 to measure on.")
+    ] = None,
+    rungs: Annotated[
+        str | None, typer.Option("--rungs", metavar="MIX,MIX,...", help="The mixes. [default: 8 to 1 bit]")
+    ] = None,
+    imatrix: Annotated[
+        Path | None,
+        typer.Option("--imatrix", exists=True, dir_okay=False, help="Importances. [default: collected from the text]"),
+    ] = None,
+    ctx: Annotated[int, typer.Option("--ctx", "-c", min=3, help="Tokens in a window.")] = 512,
+    windows: Annotated[int | None, typer.Option("--windows", min=1, help="Measure at most so many.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE", dir_okay=False, help="Draw it: .png, .svg or .pdf.")
+    ] = None,
+    threads: Threads = None,
+    compute: Compute = "auto",
+    json: Json = False,
+) -> None:
+    """Quantizes a model to format after format and measures each.
+
+    Size, perplexity, divergence from the original and speed, from 8 bits down to 1. Where no importances are given,
+    half of the text gives them and the other half is measured. Files are made in the system's temporary folder, one at
+    a time.
+    """
+    from lowbit.ladder import RUNGS, ladder
+
+    if plot:
+        from lowbit.ladder_plot import check
+
+        check(plot)  # now rather than after the work
+    chosen = RUNGS if rungs is None else [name.strip() for name in rungs.split(",")]
+    content = None if text is None else read_text(text)
+    with progress_bar("Climbing down") as advance:
+        found = ladder(
+            model,
+            content,
+            chosen,
+            imatrix=imatrix,
+            ctx=ctx,
+            max_windows=windows,
+            threads=threads,
+            compute=compute,
+            progress=advance,
+        )
+    if plot:
+        from lowbit.ladder_plot import draw
+
+        draw(found, plot)
+    if json:
+        print_json(found)
+    else:
+        _print(found)
+
+
+def _print(found: Ladder) -> None:
+    columns = ["format", ">file", ">bits a weight", ">perplexity", ">KL divergence", ">same top token", ">tokens/s"]
+    rows = [
+        [
+            rung.format + "*" * bool(rung.fallbacks),
+            size(rung.file_bytes),
+            f"{rung.bits_per_weight:.2f}",
+            f"{rung.perplexity:.4g} ± {rung.perplexity_error:.2g}",
+            f"{rung.kl_divergence:.5f} ± {rung.kl_divergence_error:.1g}" if rung.kl_divergence else "",
+            f"{rung.same_top:.1%}",
+            f"{rung.decode_tokens_per_s:.0f}",
+        ]
+        for rung in (found.original, *found.rungs)
+    ]
+    title = f"{found.model}: {found.tokens} tokens in {found.windows} windows of {found.context}"
+    print_table(columns, rows, f"{title}; importances: {found.importances}")
+    if any(rung.fallbacks for rung in found.rungs):
+        print("* rows that the mix's formats do not divide have another one")
