@@ -1,4 +1,4 @@
-"""Makes data/{mixes,converted,quantized,special_tokens}.json.xz with the reference tools.
+"""Makes data/{kept,mixes,converted,quantized,special_tokens}.json.xz with the reference tools.
 
 Needs the extra `oracle` and llama.cpp:
 
@@ -32,6 +32,7 @@ from quantize_cases import make_sources
 from tiny_checkpoint import CONVERSIONS, conversion_source, write_imatrix
 
 import lowbit
+from lowbit.assignment import KEPT, KEPT_NAMES
 
 DATA = Path(__file__).parent / "data"
 MIXES = [
@@ -82,6 +83,20 @@ def mixes(quantize: Path, folder: Path) -> dict[str, dict[str, str]]:
             assert list(found) in (list(shapes), []), (case, mix)
             result[case_name(case)][mix] = "".join(LETTERS[format] for format in found.values())
     return result
+
+
+def kept(quantize: Path, folder: Path) -> dict[str, bool]:
+    """Name of a matrix -> whether llama-quantize changes it: names that it knows, and others that hold them."""
+    parts = sorted({part.strip(".") for part in (*KEPT, *KEPT_NAMES)} | {"weighted", "x.weight.y", "blk.0.ffn_up.bias"})
+    forms = ("{}", "blk.0.{}", "v.blk.0.{}.weight", "{}.weight", "a{}b.weight", "blk.0.{}.bias")
+    names = [name for part in parts for name in (form.format(part) for form in forms) if len(name) < 64]
+    metadata, _ = case_tensors(CASES[0])
+    tensors = {name: np.zeros((2, 32), np.float16) for name in names}
+    lowbit.gguf.write(folder / "kept.gguf", metadata, tensors)
+    lines = run(quantize, "--dry-run", folder / "kept.gguf", "Q8_0").splitlines()
+    found = {match[1]: bool(SHRUNK.search(line)) for line in lines if (match := LINE.search(line))}
+    assert found.keys() == tensors.keys()
+    return found
 
 
 # The reference knows tokenizers by a hash and refuses the small one of the tests, so it is told what that is.
@@ -194,6 +209,7 @@ def main() -> None:
     sys.path.insert(0, str(arguments.source.resolve() / "gguf-py"))  # before any other gguf
     with tempfile.TemporaryDirectory() as folder:
         store("special_tokens", special_tokens(Path(folder)))
+        store("kept", kept(quantize, Path(folder)))
         store("mixes", mixes(quantize, Path(folder)))
         store("quantized", quantized(quantize, Path(folder)))
         store("converted", converted(arguments.source.resolve(), quantize, Path(folder)))

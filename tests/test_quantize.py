@@ -285,3 +285,27 @@ def test_infinity_that_is_copied_is_no_loss(tmp_path: Path) -> None:
     lowbit.gguf.write(tmp_path / "in.gguf", metadata, {"blk.0.ffn_up.weight": weights})
     for format in ("F16", "COPY"):
         assert lowbit.quantize_file(tmp_path / "in.gguf", tmp_path / "out.gguf", format, progress=False).notes == []
+
+
+def test_numbers_of_layers_are_checked(tmp_path: Path) -> None:
+    tensors = {"blk.5.ffn_up.weight": np.ones((2, 32), np.float32)}
+    for count, layer, message in (
+        (5, 1, r"blk\.5\.ffn_up\.weight is in none of the 5 layers"),
+        ("x", 1, "expected the number"),
+    ):
+        metadata = {"general.architecture": "llama", "llama.block_count": count}
+        lowbit.gguf.write(tmp_path / "in.gguf", metadata, tensors)
+        with pytest.raises(lowbit.InputError, match=message):
+            lowbit.quantize_file(
+                tmp_path / "in.gguf", tmp_path / "out.gguf", "COPY", prune_layers=[layer], progress=False
+            )
+    metadata = {"general.architecture": "llama", "llama.block_count": (1 << 32) - 1}
+    lowbit.gguf.write(tmp_path / "in.gguf", metadata, tensors)  # no memory for each layer that a file says it has
+    options = {"prune_layers": [1, 3, 7], "progress": False}
+    report = lowbit.quantize_file(tmp_path / "in.gguf", tmp_path / "out.gguf", "COPY", **options)
+    assert [tensor.name for tensor in report.tensors] == ["blk.3.ffn_up.weight"]
+    metadata["llama.rope.dimension_sections"] = np.zeros(4, np.int32)
+    metadata["llama.block_count"] = 4
+    lowbit.gguf.write(tmp_path / "in.gguf", metadata, tensors)
+    with pytest.raises(lowbit.UnsupportedError, match=r"llama\.rope\.dimension_sections has a value for each layer"):
+        lowbit.quantize_file(tmp_path / "in.gguf", tmp_path / "out.gguf", "COPY", prune_layers=[1], progress=False)

@@ -109,6 +109,11 @@ def test_overrides_come_first_and_do_not_count_as_layers() -> None:
     assert {t.format for t in floats} == {"F16", "F32", "Q4_0"}
 
 
+def test_names_that_are_kept_are_those_of_llama_quantize() -> None:
+    reference = json.loads(lzma.decompress((Path(__file__).parent / "data" / "kept.json.xz").read_bytes()))
+    assert {name: can_quantize(name, (2, 32)) for name in reference} == reference
+
+
 @pytest.mark.parametrize(
     ("name", "shape", "expected"),
     [

@@ -42,15 +42,17 @@ EMBEDDING = "token_embd.weight"
 LAYER_EMBEDDING = "per_layer_token_embd.weight"
 #: Roles of tensors with names of their own.
 WHOLE_NAMES = {OUTPUT: "output", EMBEDDING: "token_embd", LAYER_EMBEDDING: "token_embd"}
+#: Matrices with these names stay as they are.
+KEPT_NAMES = ("position_embd.weight", "token_types.weight")
 #: Matrices whose names hold one of these stay as they are.
 KEPT = (
     "_norm.weight", "ffn_gate_inp.weight", "ffn_gate_tid2eid.weight", "altup", "laurel", "per_layer_model_proj",
-    "position_embd.weight", "token_types.weight", "ssm_conv1d", "shortconv.conv.weight", "indexer.k_proj.weight",
-    "indexer.q_proj.weight", "time_mix_first.weight", "time_mix_w0.weight", "time_mix_w1.weight", "time_mix_w2.weight",
-    "time_mix_v0.weight", "time_mix_v1.weight", "time_mix_v2.weight", "time_mix_a0.weight", "time_mix_a1.weight",
-    "time_mix_a2.weight", "time_mix_g1.weight", "time_mix_g2.weight", "time_mix_decay_w1.weight",
-    "time_mix_decay_w2.weight", "time_mix_lerp_fused.weight", "attn_rel_b.weight", ".position_embd", "sam.pos_embd",
-    "sam.neck.", "sam.net_", ".rel_pos", ".patch_embd", ".patch_merger", "a.rvq.codebook", "mm.a.code_embd",
+    "ssm_conv1d", "shortconv.conv.weight", "indexer.k_proj.weight", "indexer.q_proj.weight", "time_mix_first.weight",
+    "time_mix_w0.weight", "time_mix_w1.weight", "time_mix_w2.weight", "time_mix_v0.weight", "time_mix_v1.weight",
+    "time_mix_v2.weight", "time_mix_a0.weight", "time_mix_a1.weight", "time_mix_a2.weight", "time_mix_g1.weight",
+    "time_mix_g2.weight", "time_mix_decay_w1.weight", "time_mix_decay_w2.weight", "time_mix_lerp_fused.weight",
+    "attn_rel_b.weight", ".position_embd", "sam.pos_embd", "sam.neck.", "sam.net_", ".rel_pos", ".patch_embd",
+    ".patch_merger", "a.rvq.codebook", "mm.a.code_embd",
 )  # fmt: skip
 #: Formats that make garbage without an importance matrix, and the one that does so in one mix.
 NEED_IMATRIX = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS")
@@ -91,7 +93,8 @@ def can_quantize(name: str, shape: Sequence[int]) -> bool:
     num_axes = len(shape)
     while num_axes and shape[len(shape) - num_axes] == 1:  # leading axes of one row are none to ggml
         num_axes -= 1
-    return num_axes >= 2 and name.endswith("weight") and not any(part in name for part in KEPT)
+    kept = name in KEPT_NAMES or any(part in name for part in KEPT)
+    return num_axes >= 2 and name.endswith("weight") and not kept
 
 
 def num_experts(shape: Sequence[int]) -> int:

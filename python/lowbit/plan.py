@@ -194,16 +194,16 @@ def prune(
     gone = set(options.prune_layers)
     if max(gone) >= count or len(gone) == count:
         raise InputError(f"prune_layers: expected some but not all of the layers 0 to {count - 1}, got {max(gone)}")
-    numbers = {layer: i for i, layer in enumerate(layer for layer in range(count) if layer not in gone)}
     result = []
     for tensor in inputs:
         match = re.search(r"blk\.(\d+)\.", tensor.stored.name)
-        if match and int(match[1]) in gone:
+        layer = int(match[1]) if match else -1
+        if layer in gone:
             continue
         if match:
-            number = numbers.get(int(match[1]))
-            if number is None:
-                raise InputError(f"prune_layers: {tensor.stored.name} is none of the {count} layers")
+            if layer >= count:
+                raise InputError(f"prune_layers: {tensor.stored.name} is in none of the {count} layers")
+            number = layer - sum(other < layer for other in gone)
             name = f"{tensor.stored.name[: match.start(1)]}{number}{tensor.stored.name[match.end(1) :]}"
             tensor = tensor._replace(stored=tensor.stored._replace(name=name))
         result.append(tensor)
