@@ -27,6 +27,7 @@
 #include <string.h>
 
 #include "hwy/highway.h"
+#include "src/formats/affine-inl.h"
 #include "src/formats/kquant-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -156,24 +157,29 @@ struct Encoder {
     return hn::Div(largest, top);
   }
 
-  // Fits group j of every super-block.
-  static HWY_INLINE void FitGroup(SearchTag df, const float* x, const float* const* columns, size_t j, V variance,
-                                  float* scales, float* minima, float* sums, uint32_t* words) {
-    const size_t N = hn::Lanes(df);
-    HWY_ALIGN float w[kGroupSize * kMaxGroups];
-    V scale, minimum;
-    if (columns) {
-      WeighByImportance<kGroupSize>(df, x, columns, j * kGroupSize, variance, w);
-      hn::Store(SumInOrder<kGroupSize>(df, w), df, sums + j * N);
-      FitAffine<kGroupSize, false>(df, Traits::kTop, kImportanceGrid, x, w, scale, minimum, words);
-    } else {
-      const V mean_square = hn::Div(SumOfSquares<kGroupSize>(df, x), hn::Set(df, static_cast<float>(kGroupSize)));
+  // Fits groups j to j + kFitWays - 1 of every super-block.
+  static HWY_INLINE void FitGroups(SearchTag df, const float* x, const float* const* columns, size_t j, V variance,
+                                   float* scales, float* minima, float* sums, uint32_t* words) {
+    const size_t N = hn::Lanes(df), size = kGroupSize * N;
+    HWY_ALIGN float w[kFitWays * kGroupSize * kMaxGroups];
+    for (size_t v = 0; v < kFitWays; ++v) {
+      const float* xv = x + v * size;
+      float* wv = w + v * size;
+      if (columns) {
+        WeighByImportance<kGroupSize>(df, xv, columns, (j + v) * kGroupSize, variance, wv);
+        hn::Store(SumInOrder<kGroupSize>(df, wv), df, sums + (j + v) * N);
+        continue;
+      }
+      const V mean_square = hn::Div(SumOfSquares<kGroupSize>(df, xv), hn::Set(df, static_cast<float>(kGroupSize)));
       const V mean = Traits::kAbsolute ? hn::Zero(df) : hn::Sqrt(mean_square);
-      for (size_t i = 0; i < kGroupSize * N; i += N) hn::Store(hn::Add(mean, hn::Abs(hn::Load(df, x + i))), df, w + i);
-      FitAffine<kGroupSize, Traits::kAbsolute>(df, Traits::kTop, Traits::kGrid, x, w, scale, minimum, words);
+      for (size_t i = 0; i < size; i += N) hn::Store(hn::Add(mean, hn::Abs(hn::Load(df, xv + i))), df, wv + i);
     }
-    hn::Store(scale, df, scales + j * N);
-    hn::Store(minimum, df, minima + j * N);
+    if (columns) {
+      FitAffine<kGroupSize, false>(Traits::kTop, kImportanceGrid, x, w, scales + j * N, minima + j * N, words);
+    } else {
+      FitAffine<kGroupSize, Traits::kAbsolute>(Traits::kTop, Traits::kGrid, x, w, scales + j * N, minima + j * N,
+                                               words);
+    }
   }
 
   // Packs the scales and minima of the first num blocks and replaces them by what a reader will see.
@@ -202,9 +208,9 @@ struct Encoder {
     HWY_ALIGN int32_t scale_codes[kGroups * kMaxGroups], minimum_codes[kGroups * kMaxGroups];
     const V square_sum = columns ? SumOfSquares<kSuper>(df, x) : hn::Zero(df);
     const V variance = hn::Div(hn::Mul(hn::Set(df, Traits::kVarianceFactor), square_sum), hn::Set(df, float{kSuper}));
-    for (size_t j = 0; j < kGroups; ++j) {
+    for (size_t j = 0; j < kGroups; j += kFitWays) {
       const size_t at = j * kGroupSize * N;
-      FitGroup(df, x + at, columns, j, variance, scales, minima, sums, words + at / 4);
+      FitGroups(df, x + at, columns, j, variance, scales, minima, sums, words + at / 4);
     }
     V d, dmin;
     if (columns) {

@@ -26,6 +26,7 @@
 #include <vector>
 
 #include "hwy/highway.h"
+#include "src/formats/affine-inl.h"
 #include "src/formats/block-inl.h"
 #include "src/formats/kquant-inl.h"
 #include "src/formats/search-inl.h"
@@ -229,37 +230,47 @@ struct Block32 {
     }
   }
 
-  // Blocks [first, first + num), one a lane; lanes beyond them repeat the last.
-  static HWY_INLINE void Weighted(const float* weights, const float* importance, const float* mean_squares,
-                                  size_t per_row, size_t first, size_t num, uint8_t* out) {
-    using V = hn::Vec<SearchTag>;
+  // The weights of errors for the blocks of a vector, and in which lanes all of them are finite (else 0).
+  static HWY_INLINE void Weigh(const float* x, const float* const* columns, const float* mean_square, float* w,
+                               float* finite) {
     const SearchTag df;
     const size_t N = hn::Lanes(df);
-    const float* rows[kMaxGroups];
-    const float* columns[kMaxGroups];
-    HWY_ALIGN float x[kBlock * kMaxGroups], w[kBlock * kMaxGroups];
-    HWY_ALIGN float mean_square[kMaxGroups], d[kMaxGroups], m[kMaxGroups] = {}, finite[kMaxGroups];
-    HWY_ALIGN uint32_t words[kBlock / 4 * kMaxGroups];
-    for (size_t lane = 0; lane < N; ++lane) {
+    WeighByImportance<kBlock>(df, x, columns, 0, hn::Load(df, mean_square), w);
+    auto all_finite = hn::IsFinite(hn::Load(df, w));
+    for (size_t i = 1; i < kBlock; ++i) all_finite = hn::And(all_finite, hn::IsFinite(hn::Load(df, w + i * N)));
+    hn::Store(hn::IfThenElseZero(all_finite, hn::Set(df, 1.0f)), df, finite);
+  }
+
+  // Blocks [first, first + num), one a lane of kFitWays vectors; lanes beyond them repeat the last.
+  static HWY_INLINE void Weighted(const float* weights, const float* importance, const float* mean_squares,
+                                  size_t per_row, size_t first, size_t num, uint8_t* out) {
+    constexpr size_t kMaxLanes = kFitWays * kMaxGroups;
+    const SearchTag df;
+    const size_t N = hn::Lanes(df);
+    const float* rows[kMaxLanes];
+    const float* columns[kMaxLanes];
+    HWY_ALIGN float x[kBlock * kMaxLanes], w[kBlock * kMaxLanes];
+    HWY_ALIGN float mean_square[kMaxLanes], d[kMaxLanes], minimum[kMaxLanes] = {}, finite[kMaxLanes];
+    HWY_ALIGN uint32_t words[kBlock / 4 * kMaxLanes];
+    for (size_t lane = 0; lane < kFitWays * N; ++lane) {
       const size_t block = first + HWY_MIN(lane, num - 1);
       rows[lane] = weights + block * kBlock;
       columns[lane] = importance + block % per_row * kBlock;
       mean_square[lane] = mean_squares[block / per_row];
     }
-    Transpose(rows, 0, kBlock, x);
-    WeighByImportance<kBlock>(df, x, columns, 0, hn::Load(df, mean_square), w);
-    auto all_finite = hn::IsFinite(hn::Load(df, w));
-    for (size_t i = 1; i < kBlock; ++i) all_finite = hn::And(all_finite, hn::IsFinite(hn::Load(df, w + i * N)));
-    hn::Store(hn::IfThenElseZero(all_finite, hn::Set(df, 1.0f)), df, finite);
-    V scale = hn::Zero(df);
-    if constexpr (kAffine) {
-      V minimum = hn::Zero(df);
-      FitAffine<kBlock, false>(df, kTop, kBlock32Grid, x, w, scale, minimum, words);
-      hn::Store(hn::Neg(minimum), df, m);
-    } else {
-      FitSymmetric<kBlock, false>(df, kHalf, x, w, scale, words);
+    for (size_t lane = 0; lane < kFitWays * N; lane += N) {
+      Transpose(rows + lane, 0, kBlock, x + lane * kBlock);
+      Weigh(x + lane * kBlock, columns + lane, mean_square + lane, w + lane * kBlock, finite + lane);
     }
-    hn::Store(scale, df, d);
+    if constexpr (kAffine) {
+      FitAffine<kBlock, false>(kTop, kBlock32Grid, x, w, d, minimum, words);
+    } else {
+      for (size_t lane = 0; lane < kFitWays * N; lane += N) {
+        hn::Vec<SearchTag> scale;
+        FitSymmetric<kBlock, false>(df, kHalf, x + lane * kBlock, w + lane * kBlock, scale, words + lane * kBlock / 4);
+        hn::Store(scale, df, d + lane);
+      }
+    }
     for (size_t lane = 0; lane < num; ++lane) {
       uint8_t* block = out + lane * kBlockBytes;
       if (HWY_UNLIKELY(finite[lane] == 0.0f)) {
@@ -267,8 +278,9 @@ struct Block32 {
         continue;
       }
       uint32_t codes[kBlock / 4];
-      for (size_t i = 0; i < kBlock / 4; ++i) codes[i] = words[i * N + lane];
-      Pack(reinterpret_cast<const uint8_t*>(codes), d[lane], m[lane], block);
+      const uint32_t* from = words + lane / N * N * kBlock / 4 + lane % N;
+      for (size_t i = 0; i < kBlock / 4; ++i) codes[i] = from[i * N];
+      Pack(reinterpret_cast<const uint8_t*>(codes), d[lane], -minimum[lane], block);
     }
   }
 
@@ -282,9 +294,9 @@ struct Block32 {
     }
     std::vector<float> mean_squares(num_rows);
     MeanSquares(weights, num_rows, K, mean_squares.data());
-    const size_t N = hn::Lanes(SearchTag());
-    for (size_t b = 0; b < num_blocks; b += N) {
-      const size_t num = HWY_MIN(N, num_blocks - b);
+    const size_t lanes = kFitWays * hn::Lanes(SearchTag());
+    for (size_t b = 0; b < num_blocks; b += lanes) {
+      const size_t num = HWY_MIN(lanes, num_blocks - b);
       Weighted(weights, importance, mean_squares.data(), per_row, b, num, out + b * kBlockBytes);
     }
   }
