@@ -25,6 +25,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include <array>
+
 #include "hwy/highway.h"
 #include "src/formats/iq3.h"
 #include "src/formats/kquant-inl.h"
@@ -37,7 +39,6 @@ namespace iq3 {
 
 using TryTag = hn::CappedTag<float, 16>;  // multipliers
 using Tag = hn::CappedTag<float, 8>;      // quads, and multipliers where no more than eight are left
-constexpr size_t kMaxLanes = HWY_MAX_LANES_D(TryTag);
 template <class DF>
 using Codes = hn::Vec<hn::RebindToUnsigned<DF>>;
 
@@ -69,18 +70,24 @@ struct Group {
   uint32_t off_grid;  // bit k: the point of quad k was replaced
 };
 
-// Rounds four weights: the code of the point, and how far the farthest lies from its level before that is cut to [0,
-// 7].
+// Rounds four weights, reference::NearestCode of (multiplier * x - 1) / 2: the code of the point, and how far the
+// farthest lies from its level before that is cut to [0, 7]. Halving is exact, so that it may be fused with what
+// follows.
 template <class DF, class V = hn::Vec<DF>>
 HWY_INLINE Codes<DF> RoundQuad(DF df, const Quad<DF>& quad, V multiplier, V& farthest) {
   const hn::RebindToUnsigned<DF> du;
+  const hn::RebindToSigned<DF> di;
   const V half = hn::Set(df, 0.5f), one = hn::Set(df, 1.0f), bias = hn::Set(df, kRoundingBias);
   V away = hn::Zero(df);
   Codes<DF> code = hn::Zero(du);
   for (size_t i = kIq3Dims; i-- > 0;) {
-    const V level = hn::Mul(half, hn::Sub(hn::Mul(multiplier, quad.x[i]), one));
-    away = hn::Max(away, hn::Abs(hn::Sub(level, hn::Sub(hn::Add(level, bias), bias))));
-    code = hn::Or(hn::ShiftLeft<3>(code), hn::BitCast(du, NearestCode(df, level, 0, kIq3Levels - 1)));
+    const V twice = hn::Sub(hn::Mul(multiplier, quad.x[i]), one);
+    const V biased = hn::MulAdd(twice, half, bias);
+    away = hn::Max(away, hn::Abs(hn::MulSub(twice, half, hn::Sub(biased, bias))));
+    const auto integer =
+        hn::Sub(hn::And(hn::BitCast(di, biased), hn::Set(di, kMantissaMask)), hn::Set(di, kMantissaBias));
+    const auto level = hn::Max(hn::Zero(di), hn::Min(hn::Set(di, int{kIq3Levels} - 1), integer));
+    code = hn::Or(hn::ShiftLeft<3>(code), hn::BitCast(du, level));
   }
   farthest = away;
   return code;
@@ -134,18 +141,27 @@ HWY_INLINE Codes<DF> Cheapest(DF df, const uint16_t* HWY_RESTRICT candidates, si
   return point;
 }
 
-// The grid points for rounded points, in all lanes; short_lists is from ShortListLanes.
+// The grid points that the weights of each lane's quad are rounded to with m: to the nearest point, which code_of_lane
+// gets, or where that is off the grid to the one that costs least.
 template <class DF, class V = hn::Vec<DF>>
-HWY_INLINE Codes<DF> NearestPoints(DF df, const Iq3Grids& grids, const float* HWY_RESTRICT costs, uint64_t short_lists,
-                                   Codes<DF> codes, const uint32_t* HWY_RESTRICT code_of_lane) {
+HWY_INLINE Codes<DF> NearestPoints(DF df, const Iq3Grids& grids, const Quad<DF>& quad, const Multipliers<DF>& m,
+                                   uint32_t* HWY_RESTRICT code_of_lane) {
   const hn::RebindToUnsigned<DF> du;
+  HWY_ALIGN float costs[kIq3Dims * kIq3Levels * HWY_MAX_LANES_D(DF)];
+  V farthest;
+  const Codes<DF> codes = RoundQuad(df, quad, m.multiplier, farthest);
+  hn::StoreU(codes, du, code_of_lane);
+  const uint64_t short_lists = ShortListLanes(df, m.normal, farthest);
   Codes<DF> points = codes;
+  bool have_costs = false;
   for (uint64_t left = (uint64_t{1} << hn::Lanes(df)) - 1; left != 0;) {
     const uint32_t code = code_of_lane[hwy::Num0BitsBelowLS1Bit_Nonzero64(left)];
     const auto same = hn::Eq(codes, hn::Set(du, code));
     const uint64_t lanes = hn::BitsFromMask(du, same);
     left &= ~lanes;
     if (grids.grid.Contains(code)) continue;
+    if (!have_costs) StoreCosts(df, quad, m.scale, costs);
+    have_costs = true;
     const Grid& grid = (lanes & ~short_lists) == 0 ? grids.grid : grids.all_candidates;
     size_t num;
     const uint16_t* candidates = grid.Candidates(code, &num);
@@ -162,7 +178,6 @@ HWY_NOINLINE void TryVector(DF df, const Iq3Grids& grids, const Group& group, co
                             float* HWY_RESTRICT sum_q2) {
   const hn::RebindToUnsigned<DF> du;
   const hn::RebindToSigned<DF> di;
-  HWY_ALIGN float costs[kIq3Dims * kIq3Levels * kMaxLanes];
   V xq = hn::Zero(df), q2 = hn::Zero(df);
   for (size_t k = 0; k < kIq3Quads; ++k) {
     Quad<DF> quad;
@@ -170,12 +185,7 @@ HWY_NOINLINE void TryVector(DF df, const Iq3Grids& grids, const Group& group, co
       quad.x[i] = hn::Set(df, group.x[kIq3Dims * k + i]);
       quad.root_w[i] = hn::Set(df, group.root_w[kIq3Dims * k + i]);
     }
-    V farthest;
-    const Codes<DF> codes = RoundQuad(df, quad, m.multiplier, farthest);
-    hn::StoreU(codes, du, rounded + k * stride);
-    StoreCosts(df, quad, m.scale, costs);
-    const uint64_t short_lists = ShortListLanes(df, m.normal, farthest);
-    Codes<DF> point = NearestPoints(df, grids, costs, short_lists, codes, rounded + k * stride);
+    Codes<DF> point = NearestPoints(df, grids, quad, m, rounded + k * stride);
     hn::StoreU(point, du, points + k * stride);
     point = hn::Add(point, point);
     for (size_t i = kIq3Dims * k; i < kIq3Dims * (k + 1); ++i, point = hn::ShiftRight<3>(point)) {
@@ -189,6 +199,16 @@ HWY_NOINLINE void TryVector(DF df, const Iq3Grids& grids, const Group& group, co
   hn::Store(q2, df, sum_q2);
 }
 
+// 15 + i / 5 for i in [-steps, steps], and the last one again.
+template <int kSteps, size_t kNum>
+constexpr std::array<float, kNum> Numerators() {
+  std::array<float, kNum> numerators = {};
+  for (int i = 0; i < static_cast<int>(kNum); ++i) {
+    numerators[i] = 15.0f + static_cast<float>(HWY_MIN(i, 2 * kSteps) - kSteps) * 0.2f;
+  }
+  return numerators;
+}
+
 // The scale of the best multiplier; its points are left in the group.
 template <class Traits>
 HWY_INLINE float TryMultipliers(const Iq3Grids& grids, Group& group) {
@@ -196,15 +216,12 @@ HWY_INLINE float TryMultipliers(const Iq3Grids& grids, Group& group) {
   constexpr int kSteps = Traits::kSearch.steps;
   constexpr size_t kNum = 2 * kSteps + 1, kStride = (kNum + 7) / 8 * 8;
   HWY_ALIGN uint32_t rounded[kIq3Quads * kStride], points[kIq3Quads * kStride];
-  HWY_ALIGN float numerators[kStride], sum_xq[kStride], sum_q2[kStride];
-  for (size_t i = 0; i < kStride; ++i) {
-    const int step = static_cast<int>(HWY_MIN(i, kNum - 1)) - kSteps;
-    numerators[i] = 15.0f + static_cast<float>(step) * 0.2f;
-  }
+  HWY_ALIGN float sum_xq[kStride], sum_q2[kStride];
+  static constexpr std::array<float, kStride> kNumerators = Numerators<kSteps, kStride>();
   const bool normal =
       group.finite && group.largest > 1e-28f && group.largest < 1e37f && group.magnitude < group.largest * 1e4f;
   const auto try_vector = [&](auto d, size_t t) HWY_ATTR {
-    const auto multiplier = hn::Div(hn::Load(d, numerators + t), hn::Set(d, group.largest));
+    const auto multiplier = hn::Div(hn::LoadU(d, kNumerators.data() + t), hn::Set(d, group.largest));
     const Multipliers<decltype(d)> m = {multiplier, hn::Div(hn::Set(d, 1.0f), multiplier), normal};
     TryVector(d, grids, group, m, kStride, rounded + t, points + t, sum_xq + t, sum_q2 + t);
   };
@@ -233,41 +250,21 @@ HWY_INLINE float TryMultipliers(const Iq3Grids& grids, Group& group) {
 template <class Traits>
 HWY_INLINE float Refit(Tag df, const Iq3Grids& grids, Group& group, float scale) {
   const hn::RebindToUnsigned<Tag> du;
-  const size_t N = hn::Lanes(df);
   if (group.off_grid == 0 || !(scale > 0.0f)) return scale;
-  const float multiplier = 1.0f / scale;
   const bool normal = group.finite && scale > 1e-30f && scale < 1e36f && group.magnitude < scale * 1e5f;
+  const Multipliers<Tag> m = {hn::Set(df, 1.0f / scale), hn::Set(df, scale), normal};
   const uint32_t chosen = Traits::kSearch.refit_all ? 255 : group.off_grid;
-  for (size_t first = 0; first < kIq3Quads; first += N) {
-    HWY_ALIGN float costs[kIq3Dims * kIq3Levels * kMaxLanes];
-    HWY_ALIGN uint32_t codes[kMaxLanes];
+  HWY_ALIGN uint32_t rounded[kIq3Quads], points[kIq3Quads];
+  for (size_t k = 0; k < kIq3Quads; k += hn::Lanes(df)) {
     Quad<Tag> quad;
-    hn::LoadInterleaved4(df, group.x + kIq3Dims * first, quad.x[0], quad.x[1], quad.x[2], quad.x[3]);
-    hn::LoadInterleaved4(df, group.root_w + kIq3Dims * first, quad.root_w[0], quad.root_w[1], quad.root_w[2],
-                         quad.root_w[3]);
-    hn::Vec<Tag> farthest;
-    hn::Store(RoundQuad(df, quad, hn::Set(df, multiplier), farthest), du, codes);
-    StoreCosts(df, quad, hn::Set(df, scale), costs);
-    const uint64_t short_lists = ShortListLanes(df, normal, farthest);
-    for (size_t lane = 0; lane < N; ++lane) {
-      const size_t k = first + lane;
-      if ((chosen >> k & 1) == 0) continue;
-      group.codes[k] = codes[lane];
-      if (grids.grid.Contains(codes[lane])) continue;
-      size_t num;
-      const Grid& grid = short_lists >> lane & 1 ? grids.grid : grids.all_candidates;
-      const uint16_t* candidates = grid.Candidates(codes[lane], &num);
-      group.codes[k] = candidates[0];
-      float best = FLT_MAX;
-      for (size_t j = 0; j < num; ++j) {
-        const size_t code = candidates[j];
-        float cost = costs[(code & 7) * N + lane] + costs[(8 + (code >> 3 & 7)) * N + lane];
-        cost = cost + costs[(16 + (code >> 6 & 7)) * N + lane] + costs[(24 + (code >> 9)) * N + lane];
-        if (!(cost < best)) continue;
-        best = cost;
-        group.codes[k] = static_cast<uint32_t>(code);
-      }
-    }
+    const float* x = group.x + kIq3Dims * k;
+    const float* root_w = group.root_w + kIq3Dims * k;
+    hn::LoadInterleaved4(df, x, quad.x[0], quad.x[1], quad.x[2], quad.x[3]);
+    hn::LoadInterleaved4(df, root_w, quad.root_w[0], quad.root_w[1], quad.root_w[2], quad.root_w[3]);
+    hn::Store(NearestPoints(df, grids, quad, m, rounded + k), du, points + k);
+  }
+  for (size_t k = 0; k < kIq3Quads; ++k) {
+    if (chosen >> k & 1) group.codes[k] = points[k];
   }
   float sum_xq = 0.0f, sum_q2 = 0.0f;
   for (size_t i = 0; i < kIq3Group; ++i) {

@@ -17,7 +17,6 @@ constexpr TensorType kOtherTypes[] = {
     {"I32", 26, 1, 4, nullptr},
     {"I64", 27, 1, 8, nullptr},
     {"F64", 28, 1, 8, nullptr},
-    // Formats of ggml: their size is known, so that a file which holds them can be opened and inspected.
 };
 
 struct ValueType {
