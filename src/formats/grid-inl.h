@@ -4,7 +4,7 @@
 // The weighted error of a candidate is a sum of one of four numbers a coordinate. So the encoder computes these numbers
 // first, with a group of weights in each lane (StoreCostTables), and the search then takes the candidates of one point
 // as lanes: for each coordinate, two bits of the candidates' codes pick from a vector that repeats the four numbers.
-// The sums have the reference's order. Cost of a search: 28 instructions for up to Lanes(df) candidates, and a dozen
+// The sums have the reference's order. Cost of a search: 32 instructions for up to Lanes(df) candidates, and a dozen
 // for the smallest of their sums.
 #if defined(LOWBIT_FORMATS_GRID_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef LOWBIT_FORMATS_GRID_INL_H_
@@ -77,7 +77,7 @@ HWY_INLINE hn::Vec<DF> Costs(DF df, VU codes, const float* HWY_RESTRICT costs, s
   return sum;
 }
 
-// The first of the cheapest of a list from Grid::Candidates; the first of all if none costs less than FLT_MAX.
+// The first of the cheapest of a list from Grid; the first of all if none costs less than FLT_MAX.
 HWY_INLINE uint32_t NearestCandidate(const uint16_t* HWY_RESTRICT candidates, size_t num,
                                      const float* HWY_RESTRICT costs, size_t stride) {
   const CandidateTag df;

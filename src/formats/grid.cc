@@ -32,25 +32,29 @@ uint32_t Unary(const GridShape& shape, uint32_t code) {
   return unary;
 }
 
-}  // namespace
-
-void Grid::AddDistances() {
-  half_bits_ = shape_.num_dims / 2 * shape_.Bits();
-  distances_.resize(size_t{1} << (2 * half_bits_));
-  for (uint32_t pair = 0; pair < distances_.size(); ++pair) {
-    const uint32_t mask = (1u << half_bits_) - 1;
-    distances_[pair] = static_cast<uint8_t>(Distance(shape_, pair >> half_bits_, pair & mask));
+// See Grid::SortCandidates.
+std::vector<uint8_t> HalfDistances(const GridShape& shape) {
+  const size_t half_bits = shape.num_dims / 2 * shape.Bits();
+  std::vector<uint8_t> distances(size_t{1} << (2 * half_bits));
+  for (uint32_t pair = 0; pair < distances.size(); ++pair) {
+    const uint32_t mask = (1u << half_bits) - 1;
+    distances[pair] = static_cast<uint8_t>(Distance(shape, pair >> half_bits, pair & mask));
   }
+  return distances;
 }
 
-int Grid::Distances(uint32_t code, uint8_t* distances) const {
-  const uint32_t mask = (1u << half_bits_) - 1;
-  const uint8_t* low = distances_.data() + ((code & mask) << half_bits_);
-  const uint8_t* high = distances_.data() + (code >> half_bits_ << half_bits_);
+}  // namespace
+
+std::vector<uint32_t> Grid::SortCandidates(uint32_t code, const std::vector<uint8_t>& half_distances) const {
+  const size_t half_bits = shape_.num_dims / 2 * shape_.Bits();
+  const uint32_t mask = (1u << half_bits) - 1;
+  const uint8_t* low = half_distances.data() + ((code & mask) << half_bits);
+  const uint8_t* high = half_distances.data() + (code >> half_bits << half_bits);
+  std::array<uint8_t, kMaxGrid> distances;
   std::array<bool, kMaxDistance> occurs{};
   for (size_t index = 0; index < size(); ++index) {
     const uint32_t point = points_[index];
-    distances[index] = static_cast<uint8_t>(low[point & mask] + high[point >> half_bits_]);
+    distances[index] = static_cast<uint8_t>(low[point & mask] + high[point >> half_bits]);
     occurs[distances[index]] = true;
   }
   int last = -1;
@@ -59,34 +63,25 @@ int Grid::Distances(uint32_t code, uint8_t* distances) const {
     if (next == occurs.end()) break;
     last = static_cast<int>(next - occurs.begin());
   }
-  return last;
-}
-
-// `unary`: of all grid points.
-void Grid::AddCandidates(uint32_t code, const std::vector<uint32_t>& unary) {
-  std::array<uint8_t, kMaxGrid> distances;
-  const int last = Distances(code, distances.data());
-  std::vector<uint32_t> sorted;  // the reference's list, as distance * kMaxGrid + index
+  std::vector<uint32_t> sorted;
   for (uint32_t index = 0; index < size(); ++index) {
     if (distances[index] <= last) sorted.push_back(distances[index] * kMaxGrid + index);
   }
   std::sort(sorted.begin(), sorted.end());
-  const uint32_t own = Unary(shape_, code);
-  const size_t first = candidates_.size();
-  std::vector<uint32_t> kept;  // the bits in which the candidates so far differ from the point
-  for (const uint32_t candidate : sorted) {
-    const uint32_t index = candidate % kMaxGrid, differs = own ^ unary[index];
-    const auto between = [=](uint32_t nearer) { return (nearer & ~differs) == 0; };
-    if (!shape_.all_candidates && std::any_of(kept.begin(), kept.end(), between)) continue;
-    kept.push_back(differs);
-    candidates_.push_back(points_[index]);
-  }
-  entries_[code] = static_cast<uint32_t>(first / kPad << kCountBits | kept.size());
-  candidates_.resize((candidates_.size() + kPad - 1) / kPad * kPad, candidates_.back());
+  for (uint32_t& candidate : sorted) candidate %= kMaxGrid;
+  return sorted;
 }
 
-Grid::Grid(const GridShape& shape, const uint64_t* members) : shape_(shape), entries_(shape.NumCodes()) {
-  std::vector<uint32_t> off_grid;
+uint32_t Grid::AddList(const std::vector<uint32_t>& indices) {
+  const size_t first = candidates_.size();
+  for (const uint32_t index : indices) candidates_.push_back(points_[index]);
+  candidates_.resize((candidates_.size() + kPad - 1) / kPad * kPad, candidates_.back());
+  return static_cast<uint32_t>(first / kPad << kCountBits | indices.size());
+}
+
+Grid::Grid(const GridShape& shape, const uint64_t* members)
+    : shape_(shape), entries_(shape.NumCodes()), all_entries_(shape.NumCodes()) {
+  std::vector<uint32_t> off_grid, unary;  // unary: of the points on the grid
   size_t num_points = 1;
   for (size_t i = 0; i < shape.num_dims; ++i) num_points *= shape.num_levels;
   for (size_t n = 0; n < num_points; ++n) {
@@ -98,37 +93,44 @@ Grid::Grid(const GridShape& shape, const uint64_t* members) : shape_(shape), ent
     if (members[n / 64] >> (n % 64) & 1) {
       entries_[code] = kOnGrid + static_cast<uint32_t>(points_.size());
       points_.push_back(static_cast<uint16_t>(code));
+      unary.push_back(Unary(shape, code));
     } else {
       off_grid.push_back(code);
     }
   }
-  AddDistances();
-  std::vector<uint32_t> unary;
-  for (const uint16_t point : points_) unary.push_back(Unary(shape, point));
-  for (const uint32_t code : off_grid) AddCandidates(code, unary);
+  const std::vector<uint8_t> half_distances = HalfDistances(shape);
+  for (const uint32_t code : off_grid) {
+    const std::vector<uint32_t> all = SortCandidates(code, half_distances);
+    const uint32_t own = Unary(shape, code);
+    std::vector<uint32_t> kept, kept_bits;  // bits: in which those kept so far differ from the point
+    for (const uint32_t index : all) {
+      const uint32_t bits = own ^ unary[index];
+      const auto between = [=](uint32_t nearer) { return (nearer & ~bits) == 0; };
+      if (std::any_of(kept_bits.begin(), kept_bits.end(), between)) continue;
+      kept_bits.push_back(bits);
+      kept.push_back(index);
+    }
+    entries_[code] = AddList(kept);
+    all_entries_[code] = kept.size() == all.size() ? entries_[code] : AddList(all);
+  }
 }
 
 uint32_t Grid::SlowNearest(uint32_t code, const float* costs, size_t stride) const {
-  std::array<uint8_t, kMaxGrid> distances;
-  const int last = Distances(code, distances.data());
   const uint32_t mask = (1u << shape_.Bits()) - 1;
-  size_t nearest = std::min_element(distances.begin(), distances.begin() + size()) - distances.begin();
+  size_t num;
+  const uint16_t* candidates = AllCandidates(code, &num);
+  uint32_t nearest = candidates[0];
   float best = FLT_MAX;
-  int best_distance = kMaxDistance;
-  for (size_t index = 0; index < size(); ++index) {
-    if (distances[index] > last) continue;
+  for (size_t j = 0; j < num; ++j) {
     float cost = 0.0f;
     for (size_t i = 0; i < shape_.num_dims; ++i) {
-      cost += costs[i * stride + (points_[index] >> (shape_.Bits() * i) & mask)];
+      cost += costs[i * stride + (candidates[j] >> (shape_.Bits() * i) & mask)];
     }
-    // The list is by distance, then by index, and its first of equals wins.
-    if (cost < best || (cost == best && best < FLT_MAX && distances[index] < best_distance)) {
-      best = cost;
-      best_distance = distances[index];
-      nearest = index;
-    }
+    if (!(cost < best)) continue;
+    best = cost;
+    nearest = candidates[j];
   }
-  return points_[nearest];
+  return nearest;
 }
 
 }  // namespace lowbit

@@ -12,8 +12,7 @@
 // in every coordinate. If the error of each coordinate does not fall on the way from the point's level outwards, then
 // B's error is at most A's, also when rounded (rounding is monotonic), and B, being nearer, comes first. That leaves 13
 // of 18 candidates for IQ2_XXS on average, 16 of 30 for IQ2_XS and 16 of 73 for IQ1. Encoders check the condition,
-// which rounding at a tie of two levels and overflow can break, and otherwise use SlowNearest, which knows all
-// candidates.
+// which rounding at a tie of two levels and overflow can break, and otherwise take the complete list.
 #pragma once
 
 #include <cstddef>
@@ -26,7 +25,6 @@ struct GridShape {
   size_t num_dims;
   size_t num_levels;
   size_t num_shells;
-  bool all_candidates = false;  // keep those that could be dropped
 
   constexpr size_t Bits() const { return num_levels <= 4 ? 2 : 3; }
   constexpr size_t NumCodes() const { return size_t{1} << (Bits() * num_dims); }
@@ -52,32 +50,34 @@ class Grid {
   uint32_t Index(size_t code) const { return entries_[code] - kOnGrid; }
 
   // For a point that is not: the codes of its candidates in order, and their number.
-  const uint16_t* Candidates(size_t code, size_t* num) const {
-    const uint32_t entry = entries_[code];
-    *num = entry & kMaxCandidates;
-    return candidates_.data() + (entry >> kCountBits) * kPad;
-  }
+  const uint16_t* Candidates(size_t code, size_t* num) const { return List(entries_[code], num); }
 
-  // The code of the grid point that stands in for the point `code` off the grid, whatever the costs: the weighted error
-  // of coordinate i at level l is costs[i * stride + l]. The first candidate if none costs less than FLT_MAX. Takes
-  // microseconds.
+  // Its candidates with those that Candidates leaves out.
+  const uint16_t* AllCandidates(size_t code, size_t* num) const { return List(all_entries_[code], num); }
+
+  // The reference's search: the code of the grid point that stands in for the point `code` off the grid. The weighted
+  // error of coordinate i at level l is costs[i * stride + l]. The first candidate if none costs less than FLT_MAX.
   uint32_t SlowNearest(uint32_t code, const float* costs, size_t stride) const;
 
  private:
   static constexpr uint32_t kOnGrid = 1u << 31;
   static constexpr uint32_t kCountBits = 12, kMaxCandidates = (1u << kCountBits) - 1;
 
-  // Distances from a point to all of the grid; returns the largest that is a candidate's.
-  int Distances(uint32_t code, uint8_t* distances) const;
-  void AddDistances();
-  void AddCandidates(uint32_t code, const std::vector<uint32_t>& unary);
+  const uint16_t* List(uint32_t entry, size_t* num) const {
+    *num = entry & kMaxCandidates;
+    return candidates_.data() + (entry >> kCountBits) * kPad;
+  }
+
+  // The reference's list for a point, as indices. half_distances: between halves a and b of the coordinates, at
+  // [a << bits of a half | b].
+  std::vector<uint32_t> SortCandidates(uint32_t code, const std::vector<uint8_t>& half_distances) const;
+  uint32_t AddList(const std::vector<uint32_t>& indices);
 
   GridShape shape_;
-  std::vector<uint16_t> points_;      // by index
-  std::vector<uint32_t> entries_;     // by code: kOnGrid + index, or position / kPad << kCountBits | number
-  std::vector<uint16_t> candidates_;  // every point's list
-  size_t half_bits_ = 0;              // of the first half of the coordinates
-  std::vector<uint8_t> distances_;    // between two halves a and b: at a << half_bits_ | b
+  std::vector<uint16_t> points_;       // by index
+  std::vector<uint32_t> entries_;      // by code: kOnGrid + index, or position / kPad << kCountBits | number
+  std::vector<uint32_t> all_entries_;  // the same of complete lists
+  std::vector<uint16_t> candidates_;   // every point's lists
 };
 
 }  // namespace lowbit

@@ -12,7 +12,7 @@
 // All but one part has a super-block in each lane. The exception is the replacement of points off the grid, which goes
 // through them one at a time, with the candidates as lanes (grid-inl.h). Most points are off the grid, so it is the
 // larger part: for eight weights and one multiplier of the 13 or 19, some 50 instructions, and 350 for Lanes(SearchTag)
-// times eight weights for the rest (rounding 100, costs 140, sums 60).
+// times eight weights for the rest (rounding 120, costs 170, sums 60).
 #if defined(LOWBIT_FORMATS_IQ2_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef LOWBIT_FORMATS_IQ2_INL_H_
 #undef LOWBIT_FORMATS_IQ2_INL_H_
@@ -92,20 +92,20 @@ HWY_INLINE void SplitSigns(SearchTag df, const float* HWY_RESTRICT x, const floa
   hn::Store(bits, du, signs);
 }
 
-// Rounds eight weights to the levels of `multiplier`: the code, and how far the farthest lies from its level before
-// that is cut to [0, 2].
-HWY_INLINE VU RoundPoint(SearchTag df, const float* HWY_RESTRICT x, V multiplier, V& farthest) {
+// Rounds eight weights to the levels of `multiplier`: the code, and how near one of them lies to the middle between two
+// levels.
+HWY_INLINE VU RoundPoint(SearchTag df, const float* HWY_RESTRICT x, V multiplier, V& from_middle) {
   const hn::RebindToUnsigned<SearchTag> du;
   const size_t N = hn::Lanes(df);
-  const V half = hn::Set(df, 0.5f), one = hn::Set(df, 1.0f), bias = hn::Set(df, kRoundingBias);
-  V away = hn::Zero(df);
+  const V half = hn::Set(df, 0.5f), one = hn::Set(df, 1.0f);
+  V nearest = one;
   VU code = hn::Zero(du);
   for (size_t i = kGridDims; i-- > 0;) {
     const V level = hn::Mul(half, hn::Sub(hn::Mul(multiplier, hn::Load(df, x + i * N)), one));
-    away = hn::Max(away, hn::Abs(hn::Sub(level, hn::Sub(hn::Add(level, bias), bias))));
+    nearest = hn::Min(nearest, hn::Abs(hn::Sub(hn::Abs(hn::Sub(level, one)), half)));  // the middles: 1/2 and 3/2
     code = hn::Or(hn::ShiftLeft<2>(code), hn::BitCast(du, NearestCode(df, level, 0, 2)));
   }
-  farthest = away;
+  from_middle = nearest;
   return code;
 }
 
@@ -139,22 +139,19 @@ HWY_NOINLINE void NearestPoints(SearchTag df, const Grid& grid, const Group<kGro
   const auto normal = hn::And(hn::And(small, finite), hn::And(bounds.finite, hn::Gt(scale, hn::Set(df, 1e-30f))));
   for (size_t k = 0; k < kGroup / kGridDims; ++k) {
     const size_t at = k * kGridDims * N;
-    V farthest;
-    hn::Store(RoundPoint(df, group.x + at, multiplier, farthest), du, codes + k * N);
+    V from_middle;
+    hn::Store(RoundPoint(df, group.x + at, multiplier, from_middle), du, codes + k * N);
     CostTables(df, group.x + at, group.root_w + at, scale, tables);
-    const auto monotonic = hn::And(normal, hn::Lt(farthest, hn::Set(df, 0.499999f)));
+    const auto monotonic = hn::And(normal, hn::Gt(from_middle, hn::Set(df, 1e-6f)));
     const uint64_t short_list = hn::BitsFromMask(df, monotonic);
     for (size_t lane = 0; lane < N; ++lane) {
       uint32_t& code = codes[k * N + lane];
       if ((bounds.lanes >> lane & 1) == 0 || grid.Contains(code)) continue;
       const float* costs = tables + CostTable(df, lane);
-      if (HWY_LIKELY(short_list >> lane & 1)) {
-        size_t num;
-        const uint16_t* candidates = grid.Candidates(code, &num);
-        code = kMoved | NearestCandidate(candidates, num, costs, stride);
-      } else {
-        code = kMoved | grid.SlowNearest(code, costs, stride);
-      }
+      size_t num;
+      const uint16_t* candidates =
+          short_list >> lane & 1 ? grid.Candidates(code, &num) : grid.AllCandidates(code, &num);
+      code = kMoved | NearestCandidate(candidates, num, costs, stride);
     }
   }
 }

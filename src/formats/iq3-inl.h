@@ -3,7 +3,7 @@
 //   struct Traits {
 //     static constexpr size_t kBlockBytes;
 //     static constexpr Iq3Search kSearch;
-//     static const Iq3Grids& GetGrids();
+//     static const Grid& GetGrid();
 //     static void Pack(const Iq3Block& from, uint8_t* block);
 //   };
 //
@@ -144,7 +144,7 @@ HWY_INLINE Codes<DF> Cheapest(DF df, const uint16_t* HWY_RESTRICT candidates, si
 // The grid points that the weights of each lane's quad are rounded to with m: to the nearest point, which code_of_lane
 // gets, or where that is off the grid to the one that costs least.
 template <class DF, class V = hn::Vec<DF>>
-HWY_INLINE Codes<DF> NearestPoints(DF df, const Iq3Grids& grids, const Quad<DF>& quad, const Multipliers<DF>& m,
+HWY_INLINE Codes<DF> NearestPoints(DF df, const Grid& grid, const Quad<DF>& quad, const Multipliers<DF>& m,
                                    uint32_t* HWY_RESTRICT code_of_lane) {
   const hn::RebindToUnsigned<DF> du;
   HWY_ALIGN float costs[kIq3Dims * kIq3Levels * HWY_MAX_LANES_D(DF)];
@@ -159,12 +159,12 @@ HWY_INLINE Codes<DF> NearestPoints(DF df, const Iq3Grids& grids, const Quad<DF>&
     const auto same = hn::Eq(codes, hn::Set(du, code));
     const uint64_t lanes = hn::BitsFromMask(du, same);
     left &= ~lanes;
-    if (grids.grid.Contains(code)) continue;
+    if (grid.Contains(code)) continue;
     if (!have_costs) StoreCosts(df, quad, m.scale, costs);
     have_costs = true;
-    const Grid& grid = (lanes & ~short_lists) == 0 ? grids.grid : grids.all_candidates;
     size_t num;
-    const uint16_t* candidates = grid.Candidates(code, &num);
+    const uint16_t* candidates =
+        (lanes & ~short_lists) == 0 ? grid.Candidates(code, &num) : grid.AllCandidates(code, &num);
     points = hn::IfThenElse(same, Cheapest(df, candidates, num, costs), points);
   }
   return points;
@@ -173,7 +173,7 @@ HWY_INLINE Codes<DF> NearestPoints(DF df, const Iq3Grids& grids, const Quad<DF>&
 // What comes of trying a vector of multipliers: rounded[k * stride + lane] and points[k * stride + lane] for quad k,
 // and the sums of w * x * q and of w * q * q over the group.
 template <class DF, class V = hn::Vec<DF>>
-HWY_NOINLINE void TryVector(DF df, const Iq3Grids& grids, const Group& group, const Multipliers<DF>& m, size_t stride,
+HWY_NOINLINE void TryVector(DF df, const Grid& grid, const Group& group, const Multipliers<DF>& m, size_t stride,
                             uint32_t* HWY_RESTRICT rounded, uint32_t* HWY_RESTRICT points, float* HWY_RESTRICT sum_xq,
                             float* HWY_RESTRICT sum_q2) {
   const hn::RebindToUnsigned<DF> du;
@@ -185,7 +185,7 @@ HWY_NOINLINE void TryVector(DF df, const Iq3Grids& grids, const Group& group, co
       quad.x[i] = hn::Set(df, group.x[kIq3Dims * k + i]);
       quad.root_w[i] = hn::Set(df, group.root_w[kIq3Dims * k + i]);
     }
-    Codes<DF> point = NearestPoints(df, grids, quad, m, rounded + k * stride);
+    Codes<DF> point = NearestPoints(df, grid, quad, m, rounded + k * stride);
     hn::StoreU(point, du, points + k * stride);
     point = hn::Add(point, point);
     for (size_t i = kIq3Dims * k; i < kIq3Dims * (k + 1); ++i, point = hn::ShiftRight<3>(point)) {
@@ -211,7 +211,7 @@ constexpr std::array<float, kNum> Numerators() {
 
 // The scale of the best multiplier; its points are left in the group.
 template <class Traits>
-HWY_INLINE float TryMultipliers(const Iq3Grids& grids, Group& group) {
+HWY_INLINE float TryMultipliers(const Grid& grid, Group& group) {
   const TryTag df;
   constexpr int kSteps = Traits::kSearch.steps;
   constexpr size_t kNum = 2 * kSteps + 1, kStride = (kNum + 7) / 8 * 8;
@@ -223,7 +223,7 @@ HWY_INLINE float TryMultipliers(const Iq3Grids& grids, Group& group) {
   const auto try_vector = [&](auto d, size_t t) HWY_ATTR {
     const auto multiplier = hn::Div(hn::LoadU(d, kNumerators.data() + t), hn::Set(d, group.largest));
     const Multipliers<decltype(d)> m = {multiplier, hn::Div(hn::Set(d, 1.0f), multiplier), normal};
-    TryVector(d, grids, group, m, kStride, rounded + t, points + t, sum_xq + t, sum_q2 + t);
+    TryVector(d, grid, group, m, kStride, rounded + t, points + t, sum_xq + t, sum_q2 + t);
   };
   const size_t N = hn::Lanes(df);
   size_t t = 0;
@@ -248,7 +248,7 @@ HWY_INLINE float TryMultipliers(const Iq3Grids& grids, Group& group) {
 
 // Rounds once more with the scale found, all points or those that were off the grid, one quad a lane.
 template <class Traits>
-HWY_INLINE float Refit(Tag df, const Iq3Grids& grids, Group& group, float scale) {
+HWY_INLINE float Refit(Tag df, const Grid& grid, Group& group, float scale) {
   const hn::RebindToUnsigned<Tag> du;
   if (group.off_grid == 0 || !(scale > 0.0f)) return scale;
   const bool normal = group.finite && scale > 1e-30f && scale < 1e36f && group.magnitude < scale * 1e5f;
@@ -261,7 +261,7 @@ HWY_INLINE float Refit(Tag df, const Iq3Grids& grids, Group& group, float scale)
     const float* root_w = group.root_w + kIq3Dims * k;
     hn::LoadInterleaved4(df, x, quad.x[0], quad.x[1], quad.x[2], quad.x[3]);
     hn::LoadInterleaved4(df, root_w, quad.root_w[0], quad.root_w[1], quad.root_w[2], quad.root_w[3]);
-    hn::Store(NearestPoints(df, grids, quad, m, rounded + k), du, points + k);
+    hn::Store(NearestPoints(df, grid, quad, m, rounded + k), du, points + k);
   }
   for (size_t k = 0; k < kIq3Quads; ++k) {
     if (chosen >> k & 1) group.codes[k] = points[k];
@@ -317,8 +317,7 @@ HWY_INLINE void Prepare(Tag df, const float* HWY_RESTRICT x, const float* HWY_RE
 
 // Iq3Reference, of finite weights.
 template <class Traits>
-HWY_NOINLINE void FitBlock(const Iq3Grids& grids, const float* x, const float* importance, float sum_x2,
-                           Iq3Block& block) {
+HWY_NOINLINE void FitBlock(const Grid& grid, const float* x, const float* importance, float sum_x2, Iq3Block& block) {
   constexpr Iq3Search kSearch = Traits::kSearch;
   const Tag df;
   float scales[kIq3Groups];
@@ -330,14 +329,14 @@ HWY_NOINLINE void FitBlock(const Iq3Grids& grids, const float* x, const float* i
     scales[j] = 0.0f;
     block.zero[j] = group.largest == 0.0f || group.largest < kSearch.negligible;
     if (block.zero[j]) continue;
-    const float scale = Refit<Traits>(df, grids, group, TryMultipliers<Traits>(grids, group));
+    const float scale = Refit<Traits>(df, grid, group, TryMultipliers<Traits>(grid, group));
     if (scale < 0.0f) group.signs = ~group.signs;
     scales[j] = scale < 0.0f ? -scale : scale;
     for (size_t k = 0; k < 4; ++k) {
       block.signs[4 * j + k] = static_cast<uint8_t>(group.signs >> (8 * k) & (kSearch.even_signs ? 127 : 255));
     }
     for (size_t k = 0; k < kIq3Quads; ++k) {
-      block.points[kIq3Quads * j + k] = static_cast<uint16_t>(grids.grid.Index(group.codes[k]));
+      block.points[kIq3Quads * j + k] = static_cast<uint16_t>(grid.Index(group.codes[k]));
     }
   }
   Iq3StoreScales(kSearch, scales, &block);
@@ -358,7 +357,7 @@ HWY_INLINE void SumsOfSquares(const float* HWY_RESTRICT x, size_t num, float* HW
 // Format::encode. Super-blocks with NaN or infinities, which the search does not expect, are the reference's.
 template <class Traits>
 void Encode(const float* weights, const float* importance, size_t num_rows, size_t K, uint8_t* out) {
-  const Iq3Grids& grids = Traits::GetGrids();
+  const Grid& grid = Traits::GetGrid();
   const size_t per_row = K / kSuper, total = num_rows * per_row;
   float sums[8];
   for (size_t b = 0; b < total; ++b, out += Traits::kBlockBytes) {
@@ -367,9 +366,9 @@ void Encode(const float* weights, const float* importance, size_t num_rows, size
     if (b % 8 == 0) SumsOfSquares(x, HWY_MIN(size_t{8}, total - b), sums);
     Iq3Block block;
     if (HWY_LIKELY(AllFinite<kSuper>(x))) {
-      FitBlock<Traits>(grids, x, columns, sums[b % 8], block);
+      FitBlock<Traits>(grid, x, columns, sums[b % 8], block);
     } else {
-      Iq3Reference(Traits::kSearch, grids, x, columns, &block);
+      Iq3Reference(Traits::kSearch, grid, x, columns, &block);
     }
     Traits::Pack(block, out);
   }

@@ -109,8 +109,7 @@ float Fit(const Iq3Search& search, const Grid& grid, float largest, Group* group
 
 }  // namespace
 
-void Iq3Reference(const Iq3Search& search, const Iq3Grids& grids, const float* x, const float* importance,
-                  Iq3Block* block) {
+void Iq3Reference(const Iq3Search& search, const Grid& grid, const float* x, const float* importance, Iq3Block* block) {
   *block = {};
   float sum_x2 = 0.0f, scales[kIq3Groups];
   for (size_t i = 0; i < 256; ++i) sum_x2 += x[i] * x[i];
@@ -128,12 +127,12 @@ void Iq3Reference(const Iq3Search& search, const Iq3Grids& grids, const float* x
     scales[j] = 0.0f;
     block->zero[j] = largest == 0.0f || largest < search.negligible;
     if (block->zero[j]) continue;
-    scales[j] = Fit(search, grids.all_candidates, largest, &group);
+    scales[j] = Fit(search, grid, largest, &group);
     const uint8_t flip = scales[j] < 0.0f ? (search.even_signs ? 127 : 255) : 0;
     scales[j] = std::fabs(scales[j]);
     for (size_t k = 0; k < 4; ++k) block->signs[4 * j + k] = group.signs[k] ^ flip;
     for (size_t k = 0; k < kIq3Quads; ++k) {
-      block->points[kIq3Quads * j + k] = static_cast<uint16_t>(grids.grid.Index(group.codes[k]));
+      block->points[kIq3Quads * j + k] = static_cast<uint16_t>(grid.Index(group.codes[k]));
     }
   }
   Iq3StoreScales(search, scales, block);

@@ -17,15 +17,9 @@ constexpr size_t kIq3Dims = 4, kIq3Levels = 8;
 constexpr size_t kIq3Group = 32, kIq3Groups = 256 / kIq3Group;
 constexpr size_t kIq3Quads = kIq3Group / kIq3Dims;  // points a group
 
-// A grid with short lists of candidates (grid.h), and with those that the reference has, for points at a tie.
-struct Iq3Grids {
-  Grid grid;
-  Grid all_candidates;
-};
-
 // Made at the first call, thread-safe.
-const Iq3Grids& Iq3XxsGrids();  // 256 points
-const Iq3Grids& Iq3SGrids();    // 512
+const Grid& Iq3XxsGrid();  // 256 points
+const Grid& Iq3SGrid();    // 512
 
 // What the points decode to, by index: four bytes a point, the first level in the lowest.
 extern const std::array<uint32_t, 256> kIq3XxsValues;
@@ -50,8 +44,7 @@ struct Iq3Block {
 };
 
 // Encodes 256 weights. importance may be null. Weights may be anything.
-void Iq3Reference(const Iq3Search& search, const Iq3Grids& grids, const float* x, const float* importance,
-                  Iq3Block* block);
+void Iq3Reference(const Iq3Search& search, const Grid& grid, const float* x, const float* importance, Iq3Block* block);
 
 // The last part: codes for the scales of all groups, and d.
 void Iq3StoreScales(const Iq3Search& search, const float* scales, Iq3Block* block);

@@ -61,25 +61,19 @@ constexpr std::array<uint32_t, kNum> Values(const Members& members, uint32_t fir
   return values;
 }
 
-Iq3Grids MakeGrids(size_t num_shells, const Members& members) {
-  const GridShape shape = {kIq3Dims, kIq3Levels, num_shells, /*all_candidates=*/false};
-  const GridShape all = {kIq3Dims, kIq3Levels, num_shells, /*all_candidates=*/true};
-  return {Grid(shape, members), Grid(all, members)};
-}
-
 }  // namespace
 
 constexpr std::array<uint32_t, 256> kIq3XxsValues = Values<256>(kXxsMembers, 4, 8, 62);
 constexpr std::array<uint32_t, 512> kIq3SValues = Values<512>(kSMembers, 1, 2, 15);
 
-const Iq3Grids& Iq3XxsGrids() {
-  static const Iq3Grids grids = MakeGrids(2, kXxsMembers);
-  return grids;
+const Grid& Iq3XxsGrid() {
+  static const Grid grid({kIq3Dims, kIq3Levels, 2}, kXxsMembers);
+  return grid;
 }
 
-const Iq3Grids& Iq3SGrids() {
-  static const Iq3Grids grids = MakeGrids(3, kSMembers);
-  return grids;
+const Grid& Iq3SGrid() {
+  static const Grid grid({kIq3Dims, kIq3Levels, 3}, kSMembers);
+  return grid;
 }
 
 }  // namespace lowbit

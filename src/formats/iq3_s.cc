@@ -36,7 +36,7 @@ struct Traits {
   static constexpr Iq3Search kSearch = {/*steps=*/9, /*negligible=*/0.0f, /*even_signs=*/false, /*refit_all=*/true,
                                         /*factor=*/1.033f};
 
-  static const Iq3Grids& GetGrids() { return Iq3SGrids(); }
+  static const Grid& GetGrid() { return Iq3SGrid(); }
 
   static HWY_INLINE void Pack(const Iq3Block& from, uint8_t* block) {
     memset(block, 0, kBlockBytes);

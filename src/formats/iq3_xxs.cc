@@ -33,7 +33,7 @@ struct Traits {
   static constexpr Iq3Search kSearch = {/*steps=*/15, /*negligible=*/1e-8f, /*even_signs=*/true, /*refit_all=*/false,
                                         /*factor=*/1.0125f};
 
-  static const Iq3Grids& GetGrids() { return Iq3XxsGrids(); }
+  static const Grid& GetGrid() { return Iq3XxsGrid(); }
 
   static HWY_INLINE void Pack(const Iq3Block& from, uint8_t* block) {
     StoreHalf(from.d, block);
