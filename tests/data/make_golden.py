@@ -19,8 +19,8 @@ import gguf
 import numpy as np
 
 GOLDEN = Path(__file__).parent / "golden.npz"
-#: Formats of activations, with the functions that write them.
-ACTIVATIONS = {"Q8_1": "quantize_row_q8_1_ref", "Q8_K": "quantize_row_q8_K_ref"}
+#: Types of activations, with the functions that write them.
+ACTIVATIONS = {9: "quantize_row_q8_1_ref", 15: "quantize_row_q8_K_ref"}
 
 
 class Traits(ctypes.Structure):
@@ -50,18 +50,18 @@ def load(path: str) -> ctypes.CDLL:
 def encode(library: ctypes.CDLL, kind: int, x: np.ndarray, imatrix: np.ndarray | None) -> np.ndarray:
     traits = library.ggml_get_type_traits(kind).contents
     out = np.zeros((x.shape[0], x.shape[1] // traits.block_size * traits.block_bytes), np.uint8)
+    if kind in ACTIVATIONS:
+        function = library[ACTIVATIONS[kind]]
+        function.restype, function.argtypes = None, [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
+        function(x.ctypes.data, out.ctypes.data, x.size)
+        return out
     columns = None if imatrix is None else imatrix.ctypes.data
     library.ggml_quantize_chunk(kind, x.ctypes.data, out.ctypes.data, 0, *x.shape, columns)
     return out
 
 
-def encode_activations(library: ctypes.CDLL, name: str, x: np.ndarray) -> np.ndarray:
-    traits = library.ggml_get_type_traits(gguf.GGMLQuantizationType[name].value).contents
-    out = np.zeros((x.shape[0], x.shape[1] // traits.block_size * traits.block_bytes), np.uint8)
-    function = library[ACTIVATIONS[name]]
-    function.restype, function.argtypes = None, [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
-    function(x.ctypes.data, out.ctypes.data, x.size)
-    return out
+def can_decode(library: ctypes.CDLL, kind: int) -> bool:
+    return bool(library.ggml_get_type_traits(kind).contents.to_float)
 
 
 def decode(library: ctypes.CDLL, kind: int, blocks: np.ndarray, like: np.ndarray) -> np.ndarray:
@@ -76,15 +76,15 @@ def main() -> None:
         old = dict(file)
     x, imatrix = old["input"], old["imatrix"]
     new = {"input": x, "imatrix": imatrix}
-    for name in sorted(({key.split(".")[0] for key in old} | set(ACTIVATIONS)) - set(new)):
+    for name in sorted({key.split(".")[0] for key in old} - set(new)):
         kind = gguf.GGMLQuantizationType[name].value if name in gguf.GGMLQuantizationType.__members__ else None
         if kind is None:
             print(f"{name}: kept, the installed gguf package does not know its id")
             new |= {key: value for key, value in old.items() if key.split(".")[0] == name}
             continue
         blocks = []
-        if name in ACTIVATIONS:
-            new[name] = encode_activations(library, name, x)
+        if kind in ACTIVATIONS:
+            new[name] = encode(library, kind, x, None)
             continue
         if not library.ggml_quantize_requires_imatrix(kind):
             new[name] = encode(library, kind, x, None)
