@@ -116,7 +116,7 @@ REFUSED: dict[str, tuple[str, str, dict[str, Any], str]] = {
     ),
     "strict": (
         "narrow.gguf", "Q4_K_M", {"strict": True},
-        r"strict: output\.weight: rows of 96 weights are no multiple of 256: Q6_K -> Q8_0, 1.9375 bits a weight more "
+        r"strict: output\.weight: rows of 96 weights are no multiple of 256: Q6_K -> Q8_0, \+1.9375 bits a weight "
         r"\(and 8 more\)",
     ),
     "no importances": (

@@ -70,7 +70,7 @@ def test_fallbacks_say_why() -> None:
     metadata, tensors = stored(Case("llama", 1, hidden=96, ffn=80))
     found = {t.name: t for t in assign(find_mix("Q4_K_S"), tensors, metadata)}
     assert found["blk.0.attn_q.weight"].fallback == (
-        "blk.0.attn_q.weight: rows of 96 weights are no multiple of 256: Q4_K -> Q5_0, 1 bits a weight more"
+        "blk.0.attn_q.weight: rows of 96 weights are no multiple of 256: Q4_K -> Q5_0, +1 bits a weight"
     )
     assert found["blk.0.ffn_down.weight"].format == "F16"
     assert found["output.weight"].format == "Q8_0"

@@ -125,10 +125,9 @@ def _bits(format: str) -> float:
 
 def _fallback(tensor: Stored, wanted: str, fitting: str, unfit: str) -> str:
     """A sentence on a tensor that does not get the wanted format, as blocks of `unfit` do not divide its rows."""
-    more = _bits(fitting) - _bits(wanted)
     return (
         f"{tensor.name}: rows of {tensor.shape[-1]} weights are no multiple of {_core.tensor_block(unfit)[0]}: "
-        f"{wanted} -> {fitting}, {abs(more):g} bits a weight {'more' if more >= 0 else 'less'}"
+        f"{wanted} -> {fitting}, {_bits(fitting) - _bits(wanted):+g} bits a weight"
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -103,7 +103,7 @@ def _in_bf16_file(source: TensorSource) -> str:
     return "F32" if source.dtype == np.float32 and len(source.shape) <= 1 else "BF16"
 
 
-def _same(source: TensorSource) -> Any:
+def _same(source: TensorSource) -> Callable[[str], TensorSource]:
     return lambda format: source
 
 
