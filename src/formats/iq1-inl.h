@@ -18,16 +18,14 @@
 #define LOWBIT_FORMATS_IQ1_INL_H_
 #endif
 
-#include <float.h>
 #include <math.h>
 #include <stddef.h>
 #include <stdint.h>
 
-#include <utility>
-
 #include "hwy/highway.h"
 #include "src/formats/grid-inl.h"
 #include "src/formats/iq1.h"
+#include "src/formats/iq1_split-inl.h"
 #include "src/formats/kquant-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -35,141 +33,7 @@ namespace lowbit {
 namespace HWY_NAMESPACE {
 namespace iq1 {
 
-using VF = hn::Vec<SearchTag>;
-using VI = hn::Vec<hn::RebindToSigned<SearchTag>>;
-
-// ------------------------------------------------------------------------------------------------------------ sorting
-// Weights of one lane are sorted by value, equal ones by place, as the reference's stable sort does. A key is the
-// weight as a double, whose lowest 29 bits are free: they take the place (for negative weights its complement, as a
-// larger mantissa makes these smaller). So all keys differ, a minimum and a maximum exchange two of them, and a fixed
-// network of exchanges sorts a group in each lane. Zeros become a number below all others, as flushed denormals would
-// lose their place.
-
-using KeyTag = hn::Repartition<double, SearchTag>;
-using VK = hn::Vec<KeyTag>;
-
-constexpr double kZeroKey = 0x1p-1000;
-
-// Batcher's odd-even merge sort: 63 exchanges for 16 keys, 191 for 32.
-template <size_t kNum>
-struct SortingNetwork {
-  size_t num = 0;
-  uint8_t low[kNum * 6] = {}, high[kNum * 6] = {};
-
-  constexpr SortingNetwork() {
-    for (size_t p = 1; p < kNum; p *= 2) {
-      for (size_t k = p; k >= 1; k /= 2) {
-        for (size_t j = k % p; j + k < kNum; j += 2 * k) {
-          for (size_t i = j; i < j + k && i + k < kNum; ++i) {
-            if (i / (2 * p) != (i + k) / (2 * p)) continue;
-            low[num] = static_cast<uint8_t>(i);
-            high[num] = static_cast<uint8_t>(i + k);
-            ++num;
-          }
-        }
-      }
-    }
-  }
-};
-
-template <size_t kNum>
-inline constexpr SortingNetwork<kNum> kSortingNetwork;
-
-HWY_INLINE void Exchange(VK& low, VK& high) {
-  const VK smaller = hn::Min(low, high);
-  high = hn::Max(low, high);
-  low = smaller;
-}
-
-template <size_t kNum, size_t... kStep>
-HWY_INLINE void ApplyNetwork(VK* keys, std::index_sequence<kStep...> /*steps*/) {
-  (Exchange(keys[kSortingNetwork<kNum>.low[kStep]], keys[kSortingNetwork<kNum>.high[kStep]]), ...);
-}
-
-HWY_INLINE VK MakeKey(KeyTag dk, VK x, int64_t place, int64_t last) {
-  const hn::RebindToSigned<KeyTag> di;
-  x = hn::IfThenElse(hn::Eq(x, hn::Zero(dk)), hn::Set(dk, kZeroKey), x);
-  const auto bits = hn::BitCast(di, x);
-  const auto flip = hn::And(hn::BroadcastSignBit(bits), hn::Set(di, last));
-  return hn::BitCast(dk, hn::Or(bits, hn::Xor(hn::Set(di, place), flip)));
-}
-
-// keys[i * N + lane] of x[i * N + lane], and the same in ascending order.
-template <size_t kNum>
-HWY_NOINLINE void Sort(const float* HWY_RESTRICT x, double* HWY_RESTRICT keys, double* HWY_RESTRICT sorted) {
-  const SearchTag df;
-  const KeyTag dk;
-  const size_t N = hn::Lanes(df), half = hn::Lanes(dk);
-  for (size_t i = 0; i < kNum; ++i) {
-    const VF xi = hn::Load(df, x + i * N);
-    const int64_t place = static_cast<int64_t>(i), last = kNum - 1;
-    hn::Store(MakeKey(dk, hn::PromoteLowerTo(dk, xi), place, last), dk, keys + i * N);
-    hn::Store(MakeKey(dk, hn::PromoteUpperTo(dk, xi), place, last), dk, keys + i * N + half);
-  }
-  for (size_t lane = 0; lane < N; lane += half) {
-    VK v[kNum];
-    for (size_t i = 0; i < kNum; ++i) v[i] = hn::Load(dk, keys + i * N + lane);
-    ApplyNetwork<kNum>(v, std::make_index_sequence<kSortingNetwork<kNum>.num>());
-    for (size_t i = 0; i < kNum; ++i) hn::Store(v[i], dk, sorted + i * N + lane);
-  }
-}
-
-// The places that N sorted keys came from.
-HWY_INLINE VI Places(const double* sorted, int64_t last) {
-  const hn::RebindToSigned<SearchTag> di;
-  const hn::RebindToUnsigned<SearchTag> du;
-  const KeyTag dk;
-  const hn::RebindToSigned<KeyTag> di64;
-  const hn::RebindToUnsigned<KeyTag> du64;
-  const auto place = [&](const double* from) HWY_ATTR {
-    const auto bits = hn::BitCast(di64, hn::Load(dk, from));
-    const auto mask = hn::Set(di64, last);
-    return hn::BitCast(du64, hn::And(hn::Xor(bits, hn::BroadcastSignBit(bits)), mask));
-  };
-  return hn::BitCast(di, hn::OrderedTruncate2To(du, place(sorted), place(sorted + hn::Lanes(dk))));
-}
-
-// The weights of N sorted keys.
-HWY_INLINE VF Values(const double* sorted) {
-  const SearchTag df;
-  const KeyTag dk;
-  const hn::Half<SearchTag> dh;
-  const auto low = hn::DemoteTo(dh, hn::Load(dk, sorted));
-  return hn::Combine(df, hn::DemoteTo(dh, hn::Load(dk, sorted + hn::Lanes(dk))), low);
-}
-
-// -------------------------------------------------------------------------------------------------------------- splits
-
-// The best split of each lane: kind + 4 * (second + 64 * first), or -1.
-struct Splits {
-  VF best, scale;
-  VI at;
-
-  HWY_INLINE Splits(SearchTag df) : best(hn::Set(df, -FLT_MAX)), scale(hn::Zero(df)), at(Ids(-1)) {}
-
-  static HWY_INLINE VI Ids(int id) { return hn::Set(hn::RebindToSigned<SearchTag>(), id); }
-
-  static HWY_INLINE VI Pack(size_t first, size_t second, int kind) {
-    return Ids(static_cast<int>((first * 64 + second) * 4) + kind);
-  }
-
-  // Which lanes would take a candidate. The reference also asks for sum_q2 > 0, which it is in every lane whose weights
-  // sum to more than kLeastWeight; where they sum to 0, neither side is greater.
-  HWY_INLINE hn::Mask<SearchTag> Better(VF sum_xq, VF sum_q2) const {
-    return hn::Gt(hn::Mul(sum_xq, sum_xq), hn::Mul(best, sum_q2));
-  }
-
-  HWY_INLINE void Take(VF sum_xq, VF sum_q2, VI id) {
-    const hn::RebindToSigned<SearchTag> di;
-    const auto better = Better(sum_xq, sum_q2);
-    const VF this_scale = hn::Div(sum_xq, sum_q2);
-    scale = hn::IfThenElse(better, this_scale, scale);
-    best = hn::IfThenElse(better, hn::Mul(this_scale, sum_xq), best);
-    at = hn::IfThenElse(hn::RebindMask(di, better), id, at);
-  }
-};
-
-constexpr float kLeastWeight = 0x1p-100f;
+// -------------------------------------------------------------------------------------------------------------- levels
 
 // A split with a positive scale, as the next steps want it.
 struct Levels {
@@ -182,7 +46,7 @@ struct Levels {
 // Levels by the keys' comparison with those at the ends of a split.
 template <size_t kNum>
 HWY_NOINLINE void TakeLevels(SearchTag df, const Splits& splits, uint32_t all_shifts, const double* HWY_RESTRICT keys,
-                           const double* HWY_RESTRICT sorted, Levels& levels) {
+                             const double* HWY_RESTRICT sorted, Levels& levels) {
   const KeyTag dk;
   const hn::RebindToSigned<SearchTag> di;
   const hn::RebindToUnsigned<SearchTag> du;
@@ -229,12 +93,6 @@ HWY_INLINE VF KeepLanes(SearchTag df, uint64_t bits, VF v) {
   return hn::IfThenElseZero(hn::RebindMask(df, keep), v);
 }
 
-// Lanes for which Splits::Better may not say what the reference says.
-HWY_INLINE uint64_t Unsure(SearchTag df, VF sum_w) {
-  const auto least = hn::Set(df, kLeastWeight);
-  return hn::BitsFromMask(df, hn::And(hn::Lt(sum_w, least), hn::Ne(sum_w, hn::Zero(df))));
-}
-
 // ---------------------------------------------------------------------------------------------------------------- grid
 
 // The value of level `index` of each lane's code, given the shift.
@@ -255,7 +113,7 @@ HWY_INLINE VF ShiftOf(SearchTag df, M down) {
 // do not fall on the way out from the level of its code.
 template <class VU>
 HWY_NOINLINE uint64_t StoreCosts(SearchTag df, const float* HWY_RESTRICT x, const float* HWY_RESTRICT w, VU codes,
-                               VF shift, VF scale, float* HWY_RESTRICT tables) {
+                                 VF shift, VF scale, float* HWY_RESTRICT tables) {
   const hn::RebindToUnsigned<SearchTag> du;
   const size_t N = hn::Lanes(df);
   const VF one = hn::Set(df, 1.0f);
@@ -286,7 +144,7 @@ HWY_NOINLINE uint64_t StoreCosts(SearchTag df, const float* HWY_RESTRICT x, cons
 // The codes of points that stand in for those off the grid; returns a bit for each lane where there were any.
 template <size_t kNum, class Down>
 HWY_NOINLINE uint64_t PutOnGrid(SearchTag df, const float* HWY_RESTRICT x, const float* HWY_RESTRICT w, Down down,
-                              Levels& levels) {
+                                Levels& levels) {
   const hn::RebindToUnsigned<SearchTag> du;
   const size_t N = hn::Lanes(df);
   const Grid& grid = Iq1Grid();
@@ -302,9 +160,15 @@ HWY_NOINLINE uint64_t PutOnGrid(SearchTag df, const float* HWY_RESTRICT x, const
       moved |= uint64_t{1} << lane;
       const float* costs = tables + CostTable(df, lane);
       size_t num;
-      const bool all = (uneven >> lane & 1) != 0;
-      const uint16_t* candidates = all ? AllIq1Candidates().Of(codes[lane], &num) : grid.Candidates(codes[lane], &num);
-      codes[lane] = NearestCandidate(candidates, num, costs, 4 * N);
+      if (HWY_LIKELY((uneven >> lane & 1) == 0)) {
+        const uint16_t* candidates = grid.Candidates(codes[lane], &num);
+        codes[lane] = NearestCandidate(candidates, num, costs, 4 * N);
+      } else if (kNum == 16) {
+        const uint16_t* candidates = AllIq1Candidates().Of(codes[lane], &num);
+        codes[lane] = NearestCandidate(candidates, num, costs, 4 * N);
+      } else {  // only by rounding: with one shift, the best split has each weight at the level nearest to it
+        codes[lane] = grid.SlowNearest(codes[lane], costs, 4 * N);
+      }
     }
   }
   return moved;
@@ -313,7 +177,7 @@ HWY_NOINLINE uint64_t PutOnGrid(SearchTag df, const float* HWY_RESTRICT x, const
 // The scale that fits codes best, in lanes of `moved`.
 template <size_t kNum, class Down>
 HWY_NOINLINE VF Refit(SearchTag df, const float* HWY_RESTRICT x, const float* HWY_RESTRICT w, Down down, uint64_t moved,
-                    const Levels& levels) {
+                      const Levels& levels) {
   const hn::RebindToUnsigned<SearchTag> du;
   const size_t N = hn::Lanes(df);
   const VF zero = hn::Zero(df), scale = hn::Load(df, levels.scales);
@@ -333,16 +197,6 @@ HWY_NOINLINE VF Refit(SearchTag df, const float* HWY_RESTRICT x, const float* HW
 }
 
 // ------------------------------------------------------------------------------------------------------ super-blocks
-
-// The largest magnitude of a group.
-template <size_t kNum>
-HWY_INLINE VF Largest(SearchTag df, const float* x) {
-  VF largest = hn::Zero(df);
-  for (size_t i = 0; i < kNum * hn::Lanes(df); i += hn::Lanes(df)) {
-    largest = hn::Max(largest, hn::Abs(hn::Load(df, x + i)));
-  }
-  return largest;
-}
 
 // Grid indices of group j of all lanes, 0 in lanes without a split.
 template <size_t kNum>

@@ -59,7 +59,7 @@ struct Iq1Block {
 };
 
 // The value of a level.
-inline float Iq1Value(uint32_t level, bool down) {
+constexpr float Iq1Value(uint32_t level, bool down) {
   return static_cast<float>(static_cast<int>(level) - 1) + (down ? -kIq1Shift : kIq1Shift);
 }
 

@@ -28,6 +28,7 @@ namespace HWY_NAMESPACE {
 namespace iq1_m {
 
 constexpr size_t kGroups = 16, kGroupSize = 16, kHalf = 8;
+constexpr int kKinds = 4;  // of shifts: those of both halves
 constexpr size_t kHighAt = 32, kScalesAt = 48;
 
 struct Encoder {
@@ -57,34 +58,32 @@ struct Encoder {
   static uint64_t Fit(SearchTag df, const float* x, const float* const* columns, Iq1Block* blocks);
 };
 
-// For both halves of the group, by the number n in [0, kGroupSize] of lowest weights: sums over those of them that are
-// in the half, and what sum_w adds to sum q^2 at either end of a split, for both shifts.
+// For each number n in [0, kGroupSize] of lowest weights: sums over those of them that are in either half of the group,
+// over both, and what they take off sum q^2 as the lower two levels, for each kind of shifts.
 struct Sums {
   static constexpr size_t kNum = (kGroupSize + 1) * kMaxGroups;
   HWY_ALIGN float x[2][kNum], w[2][kNum];
-  HWY_ALIGN float second_up[2][kNum], second_down[2][kNum];
+  HWY_ALIGN float both_x[kNum], second[kKinds][kNum];
 };
-
-constexpr float Square(float v) { return v * v; }
 
 HWY_NOINLINE void SumUp(SearchTag df, const double* HWY_RESTRICT sorted, const float* HWY_RESTRICT w, Sums& sums) {
   const hn::RebindToSigned<SearchTag> di;
   using V = hn::Vec<SearchTag>;
   const size_t N = hn::Lanes(df);
   const auto lane = hn::Iota(di, 0), stride = hn::Set(di, static_cast<int>(N)), middle = hn::Set(di, kHalf);
+  const V steps[2] = {hn::Set(df, iq1::SecondStep(false)), hn::Set(df, iq1::SecondStep(true))};
   V sum_x[2] = {hn::Zero(df), hn::Zero(df)}, sum_w[2] = {hn::Zero(df), hn::Zero(df)};
-  const auto store = [&](size_t n) HWY_ATTR {
-    const V up = hn::Set(df, Square(Iq1Value(1, false)) - Square(Iq1Value(2, false)));
-    const V down = hn::Set(df, Square(Iq1Value(1, true)) - Square(Iq1Value(2, true)));
+  for (size_t n = 0;; ++n) {
     for (size_t half = 0; half < 2; ++half) {
       hn::Store(sum_x[half], df, sums.x[half] + n * N);
       hn::Store(sum_w[half], df, sums.w[half] + n * N);
-      hn::Store(hn::Mul(sum_w[half], up), df, sums.second_up[half] + n * N);
-      hn::Store(hn::Mul(sum_w[half], down), df, sums.second_down[half] + n * N);
     }
-  };
-  store(0);
-  for (size_t n = 0; n < kGroupSize; ++n) {
+    hn::Store(hn::Add(sum_x[0], sum_x[1]), df, sums.both_x + n * N);
+    for (size_t kind = 0; kind < kKinds; ++kind) {
+      const V taken = hn::Add(hn::Mul(sum_w[0], steps[kind >> 1]), hn::Mul(sum_w[1], steps[kind & 1]));
+      hn::Store(taken, df, sums.second[kind] + n * N);
+    }
+    if (n == kGroupSize) return;
     const auto place = iq1::Places(sorted + n * N, kGroupSize - 1);
     const V wi = hn::GatherIndex(df, w, hn::Add(hn::Mul(place, stride), lane));
     const V wx = hn::Mul(wi, iq1::Values(sorted + n * N));
@@ -93,50 +92,64 @@ HWY_NOINLINE void SumUp(SearchTag df, const double* HWY_RESTRICT sorted, const f
     sum_x[1] = hn::Add(sum_x[1], hn::IfThenZeroElse(is_first, wx));
     sum_w[0] = hn::Add(sum_w[0], hn::IfThenElseZero(is_first, wi));
     sum_w[1] = hn::Add(sum_w[1], hn::IfThenZeroElse(is_first, wi));
-    store(n + 1);
   }
 }
 
-// Tries every split with a shift for each half: 153 times four. Cost of four: 18 additions, eight multiplications, four
-// comparisons and a branch for all lanes; a lane takes a new split some ten times.
+// Offers a split with one kind of shifts, by the reference's sums.
+HWY_INLINE void Offer(SearchTag df, const Sums& sums, size_t first, size_t second, int kind, iq1::Splits& splits) {
+  using V = hn::Vec<SearchTag>;
+  const size_t N = hn::Lanes(df), last = kGroupSize * N;
+  V xq[2], q2[2];  // by half
+  for (size_t half = 0; half < 2; ++half) {
+    const bool down = (kind >> (1 - half) & 1) != 0;
+    const V first_w = hn::Load(df, sums.w[half] + first * N), second_w = hn::Load(df, sums.w[half] + second * N);
+    const V all_x = hn::Load(df, sums.x[half] + last), all_w = hn::Load(df, sums.w[half] + last);
+    const V both = hn::Add(hn::Load(df, sums.x[half] + first * N), hn::Load(df, sums.x[half] + second * N));
+    const V top = hn::Set(df, Iq1Value(2, down));
+    xq[half] = hn::Sub(hn::Mul(all_x, top), both);
+    const V low = hn::Add(hn::Mul(hn::Mul(all_w, top), top), hn::Mul(first_w, hn::Set(df, iq1::FirstStep(down))));
+    q2[half] = hn::Add(low, hn::Mul(second_w, hn::Set(df, iq1::SecondStep(down))));
+  }
+  splits.Take(hn::Add(xq[0], xq[1]), hn::Add(q2[0], q2[1]), iq1::Splits::Pack(first, second, kind));
+}
+
+// Tries every split with a shift for each half: 153 times four. Cost of four: eight additions, eight multiplications,
+// four comparisons and a branch for all lanes; some 30 times the branch is taken.
+template <bool kNear>
 HWY_NOINLINE void Search(SearchTag df, const Sums& sums, iq1::Splits& splits) {
   using V = hn::Vec<SearchTag>;
   const size_t N = hn::Lanes(df), last = kGroupSize * N;
-  const V two_up = hn::Set(df, Iq1Value(2, false)), two_down = hn::Set(df, Iq1Value(2, true));
-  const V first_up = hn::Set(df, Square(Iq1Value(0, false)) - Square(Iq1Value(1, false)));
-  const V first_down = hn::Set(df, Square(Iq1Value(0, true)) - Square(Iq1Value(1, true)));
-  const V x0 = hn::Load(df, sums.x[0] + last), x1 = hn::Load(df, sums.x[1] + last);
-  const V w0 = hn::Load(df, sums.w[0] + last), w1 = hn::Load(df, sums.w[1] + last);
-  const V all_x0_up = hn::Mul(x0, two_up), all_x0_down = hn::Mul(x0, two_down);
-  const V all_x1_up = hn::Mul(x1, two_up), all_x1_down = hn::Mul(x1, two_down);
-  const V all_w0_up = hn::Mul(hn::Mul(w0, two_up), two_up), all_w0_down = hn::Mul(hn::Mul(w0, two_down), two_down);
-  const V all_w1_up = hn::Mul(hn::Mul(w1, two_up), two_up), all_w1_down = hn::Mul(hn::Mul(w1, two_down), two_down);
+  V all_x[kKinds], all_w[kKinds];
+  for (size_t kind = 0; kind < kKinds; ++kind) {
+    const V a = hn::Set(df, Iq1Value(2, kind >> 1)), b = hn::Set(df, Iq1Value(2, kind & 1));
+    const V w0 = hn::Load(df, sums.w[0] + last), w1 = hn::Load(df, sums.w[1] + last);
+    all_x[kind] = hn::Add(hn::Mul(hn::Load(df, sums.x[0] + last), a), hn::Mul(hn::Load(df, sums.x[1] + last), b));
+    all_w[kind] = hn::Add(hn::Mul(hn::Mul(w0, a), a), hn::Mul(hn::Mul(w1, b), b));
+  }
+  const V steps[2] = {hn::Set(df, iq1::FirstStep(false)), hn::Set(df, iq1::FirstStep(true))};
   for (size_t first = 0; first <= kGroupSize; ++first) {
-    const V first_x0 = hn::Load(df, sums.x[0] + first * N), first_x1 = hn::Load(df, sums.x[1] + first * N);
-    const V first_w0 = hn::Load(df, sums.w[0] + first * N), first_w1 = hn::Load(df, sums.w[1] + first * N);
-    const V w0_up = hn::Add(all_w0_up, hn::Mul(first_w0, first_up));
-    const V w0_down = hn::Add(all_w0_down, hn::Mul(first_w0, first_down));
-    const V w1_up = hn::Add(all_w1_up, hn::Mul(first_w1, first_up));
-    const V w1_down = hn::Add(all_w1_down, hn::Mul(first_w1, first_down));
+    V x[kKinds], w[kKinds];
+    for (size_t kind = 0; kind < kKinds; ++kind) {
+      const V w0 = hn::Load(df, sums.w[0] + first * N), w1 = hn::Load(df, sums.w[1] + first * N);
+      x[kind] = hn::Sub(all_x[kind], hn::Load(df, sums.both_x + first * N));
+      w[kind] = hn::Add(all_w[kind], hn::Add(hn::Mul(w0, steps[kind >> 1]), hn::Mul(w1, steps[kind & 1])));
+    }
     for (size_t second = first; second <= kGroupSize; ++second) {
-      const size_t at = second * N;
-      const V both0 = hn::Add(first_x0, hn::Load(df, sums.x[0] + at));
-      const V both1 = hn::Add(first_x1, hn::Load(df, sums.x[1] + at));
-      const V xq0[2] = {hn::Sub(all_x0_up, both0), hn::Sub(all_x0_down, both0)};
-      const V xq1[2] = {hn::Sub(all_x1_up, both1), hn::Sub(all_x1_down, both1)};
-      const V q20[2] = {hn::Add(w0_up, hn::Load(df, sums.second_up[0] + at)),
-                        hn::Add(w0_down, hn::Load(df, sums.second_down[0] + at))};
-      const V q21[2] = {hn::Add(w1_up, hn::Load(df, sums.second_up[1] + at)),
-                        hn::Add(w1_down, hn::Load(df, sums.second_down[1] + at))};
-      V xq[4], q2[4];
-      for (size_t k = 0; k < 4; ++k) {
-        xq[k] = hn::Add(xq0[k >> 1], xq1[k & 1]);
-        q2[k] = hn::Add(q20[k >> 1], q21[k & 1]);
+      if constexpr (kNear) {
+        const V second_x = hn::Load(df, sums.both_x + second * N);
+        const auto near = [&](size_t kind) HWY_ATTR {
+          return splits.Near(hn::Sub(x[kind], second_x),
+                             hn::Add(w[kind], hn::Load(df, sums.second[kind] + second * N)));
+        };
+        const auto near0 = near(0), near1 = near(1), near2 = near(2), near3 = near(3);
+        if (HWY_LIKELY(hn::AllFalse(df, hn::Or(hn::Or(near0, near1), hn::Or(near2, near3))))) continue;
+        if (!hn::AllFalse(df, near0)) Offer(df, sums, first, second, 0, splits);
+        if (!hn::AllFalse(df, near1)) Offer(df, sums, first, second, 1, splits);
+        if (!hn::AllFalse(df, near2)) Offer(df, sums, first, second, 2, splits);
+        if (!hn::AllFalse(df, near3)) Offer(df, sums, first, second, 3, splits);
+      } else {
+        for (int kind = 0; kind < kKinds; ++kind) Offer(df, sums, first, second, kind, splits);
       }
-      const auto any01 = hn::Or(splits.Better(xq[0], q2[0]), splits.Better(xq[1], q2[1]));
-      const auto any23 = hn::Or(splits.Better(xq[2], q2[2]), splits.Better(xq[3], q2[3]));
-      if (HWY_LIKELY(hn::AllFalse(df, hn::Or(any01, any23)))) continue;
-      for (int k = 0; k < 4; ++k) splits.Take(xq[k], q2[k], iq1::Splits::Pack(first, second, k));
     }
   }
 }
@@ -205,12 +218,11 @@ uint64_t Encoder::Fit(SearchTag df, const float* x, const float* const* columns,
     Weigh(df, xj, columns, j, variance, w);
     iq1::Sort<kGroupSize>(xj, keys, sorted);
     SumUp(df, sorted, w, sums);
-    const size_t last = kGroupSize * N;
-    unsure |= iq1::Unsure(df, hn::Add(hn::Load(df, sums.w[0] + last), hn::Load(df, sums.w[1] + last)));
-    iq1::Splits splits(df);
-    Search(df, sums, splits);
+    const iq1::Start start = iq1::StartScore<kGroupSize, 2>(df, xj, w, kIq1MNegligible);
+    unsure |= start.unsure;
+    iq1::Splits splits(start.score);
+    (start.near ? Search<true> : Search<false>)(df, sums, splits);
     iq1::TakeLevels<kGroupSize>(df, splits, 3, keys, sorted, levels);
-    levels.found &= ~hn::BitsFromMask(df, hn::Lt(iq1::Largest<kGroupSize>(df, xj), hn::Set(df, kIq1MNegligible)));
     const uint64_t moved = iq1::PutOnGrid<kGroupSize>(df, xj, w, IsDown(), levels);
     const V scale = iq1::Refit<kGroupSize>(df, xj, w, IsDown(), moved, levels);
     hn::Store(iq1::KeepLanes(df, levels.found, scale), df, scales + j * N);
@@ -237,13 +249,19 @@ struct Layout {
   static constexpr size_t kBlockBytes = Encoder::kBlockBytes, kGroupSize = iq1_m::kGroupSize;
 
   static HWY_INLINE void Scales(const uint8_t* block, float* scale) {
+    const hn::CappedTag<float, 4> df;
+    const hn::RebindToSigned<decltype(df)> di32;
+    const hn::RebindToUnsigned<decltype(df)> du32;
     uint16_t words[4];
     hwy::CopyBytes<8>(block + kScalesAt, words);
     const uint16_t half =
         static_cast<uint16_t>(words[0] >> 12 | words[1] >> 12 << 4 | words[2] >> 12 << 8 | words[3] >> 12 << 12);
-    const float d = LoadHalf(reinterpret_cast<const uint8_t*>(&half));
-    for (size_t g = 0; g < kGroups; ++g) {
-      scale[g] = d * static_cast<float>(2 * (words[g / 4] >> (3 * (g % 4)) & 7) + 1);
+    const auto d = BroadcastHalf(df, reinterpret_cast<const uint8_t*>(&half));
+    const auto shifts = hn::Mul(hn::Iota(du32, 0), hn::Set(du32, 3));
+    for (size_t m = 0; m < 4; ++m) {
+      const auto code = hn::And(hn::Shr(hn::Set(du32, words[m] * 2u), shifts), hn::Set(du32, 14));
+      const auto factor = hn::ConvertTo(df, hn::BitCast(di32, hn::Or(code, hn::Set(du32, 1))));
+      hn::StoreU(hn::Mul(d, factor), df, scale + 4 * m);
     }
   }
 

@@ -53,11 +53,11 @@ struct Encoder {
   static uint64_t Fit(SearchTag df, const float* x, const float* const* columns, Iq1Block* blocks);
 };
 
-// Sums over the lowest n weights, and what a candidate split adds up for the ones from n on, for n in [0, kGroupSize].
+// For each number n in [0, kGroupSize] of lowest weights: sums over these, and what they take off sum q^2 as the lower
+// two levels, for both shifts.
 struct Sums {
   static constexpr size_t kNum = (kGroupSize + 1) * kMaxGroups;
-  HWY_ALIGN float x[kNum], w[kNum];
-  HWY_ALIGN float above_x_up[kNum], above_x_down[kNum], above_w_up[kNum], above_w_down[kNum];
+  HWY_ALIGN float x[kNum], w[kNum], second_up[kNum], second_down[kNum];
 };
 
 HWY_NOINLINE void SumUp(SearchTag df, const double* HWY_RESTRICT sorted, const float* HWY_RESTRICT w, Sums& sums) {
@@ -65,51 +65,66 @@ HWY_NOINLINE void SumUp(SearchTag df, const double* HWY_RESTRICT sorted, const f
   using V = hn::Vec<SearchTag>;
   const size_t N = hn::Lanes(df);
   const auto lane = hn::Iota(di, 0), stride = hn::Set(di, static_cast<int>(N));
+  const V up = hn::Set(df, iq1::SecondStep(false)), down = hn::Set(df, iq1::SecondStep(true));
   V sum_x = hn::Zero(df), sum_w = hn::Zero(df);
-  hn::Store(sum_x, df, sums.x);
-  hn::Store(sum_w, df, sums.w);
-  for (size_t n = 0; n < kGroupSize; ++n) {
+  for (size_t n = 0;; ++n) {
+    hn::Store(sum_x, df, sums.x + n * N);
+    hn::Store(sum_w, df, sums.w + n * N);
+    hn::Store(hn::Mul(sum_w, up), df, sums.second_up + n * N);
+    hn::Store(hn::Mul(sum_w, down), df, sums.second_down + n * N);
+    if (n == kGroupSize) return;
     const auto place = iq1::Places(sorted + n * N, kGroupSize - 1);
     const V wi = hn::GatherIndex(df, w, hn::Add(hn::Mul(place, stride), lane));
     sum_x = hn::Add(sum_x, hn::Mul(wi, iq1::Values(sorted + n * N)));
     sum_w = hn::Add(sum_w, wi);
-    hn::Store(sum_x, df, sums.x + (n + 1) * N);
-    hn::Store(sum_w, df, sums.w + (n + 1) * N);
-  }
-  const V up = hn::Set(df, Iq1Value(2, false)), down = hn::Set(df, Iq1Value(2, true));
-  for (size_t n = 0; n < (kGroupSize + 1) * N; n += N) {
-    const V above_x = hn::Sub(sum_x, hn::Load(df, sums.x + n)), above_w = hn::Sub(sum_w, hn::Load(df, sums.w + n));
-    hn::Store(hn::Mul(above_x, up), df, sums.above_x_up + n);
-    hn::Store(hn::Mul(above_x, down), df, sums.above_x_down + n);
-    hn::Store(hn::Mul(hn::Mul(above_w, up), up), df, sums.above_w_up + n);
-    hn::Store(hn::Mul(hn::Mul(above_w, down), down), df, sums.above_w_down + n);
   }
 }
 
-// Tries every split with both shifts: 561 pairs. Cost of a pair: ten additions, seven multiplications, two comparisons
-// and a branch for all lanes; a lane takes a new split some ten times.
+// Offers a split with one shift, by the reference's sums.
+HWY_INLINE void Offer(SearchTag df, const Sums& sums, size_t first, size_t second, int down, iq1::Splits& splits) {
+  using V = hn::Vec<SearchTag>;
+  const size_t N = hn::Lanes(df);
+  const V x0 = hn::Load(df, sums.x + first * N), w0 = hn::Load(df, sums.w + first * N);
+  const V x01 = hn::Load(df, sums.x + second * N), w01 = hn::Load(df, sums.w + second * N);
+  const V x1 = hn::Sub(x01, x0), w1 = hn::Sub(w01, w0);
+  const V x2 = hn::Sub(hn::Load(df, sums.x + kGroupSize * N), x01);
+  const V w2 = hn::Sub(hn::Load(df, sums.w + kGroupSize * N), w01);
+  const V v0 = hn::Set(df, Iq1Value(0, down)), v1 = hn::Set(df, Iq1Value(1, down)), v2 = hn::Set(df, Iq1Value(2, down));
+  const V sum_xq = hn::Add(hn::Add(hn::Mul(x0, v0), hn::Mul(x1, v1)), hn::Mul(x2, v2));
+  const V low = hn::Add(hn::Mul(hn::Mul(w0, v0), v0), hn::Mul(hn::Mul(w1, v1), v1));
+  splits.Take(sum_xq, hn::Add(low, hn::Mul(hn::Mul(w2, v2), v2)), iq1::Splits::Pack(first, second, down));
+}
+
+// Tries every split with both shifts: 561 pairs. Cost of a pair: four additions, four multiplications, two comparisons
+// and a branch for all lanes; some 30 times the branch is taken.
+template <bool kNear>
 HWY_NOINLINE void Search(SearchTag df, const Sums& sums, iq1::Splits& splits) {
   using V = hn::Vec<SearchTag>;
   const size_t N = hn::Lanes(df);
-  const V low_up = hn::Set(df, Iq1Value(0, false)), low_down = hn::Set(df, Iq1Value(0, true));
-  const V middle = hn::Set(df, kIq1Shift);  // of the shift upwards, less the other's: the same but for the sign
+  const V up = hn::Set(df, Iq1Value(2, false)), down = hn::Set(df, Iq1Value(2, true));
+  const V first_up = hn::Set(df, iq1::FirstStep(false)), first_down = hn::Set(df, iq1::FirstStep(true));
+  const V all_x = hn::Load(df, sums.x + kGroupSize * N), all_w = hn::Load(df, sums.w + kGroupSize * N);
+  const V all_x_up = hn::Mul(all_x, up), all_x_down = hn::Mul(all_x, down);
+  const V all_w_up = hn::Mul(hn::Mul(all_w, up), up), all_w_down = hn::Mul(hn::Mul(all_w, down), down);
   for (size_t first = 0; first <= kGroupSize; ++first) {
     const V first_x = hn::Load(df, sums.x + first * N), first_w = hn::Load(df, sums.w + first * N);
-    const V x_up = hn::Mul(first_x, low_up), x_down = hn::Mul(first_x, low_down);
-    const V w_up = hn::Mul(hn::Mul(first_w, low_up), low_up);
-    const V w_down = hn::Mul(hn::Mul(first_w, low_down), low_down);
+    const V x_up = hn::Sub(all_x_up, first_x), x_down = hn::Sub(all_x_down, first_x);
+    const V w_up = hn::Add(all_w_up, hn::Mul(first_w, first_up));
+    const V w_down = hn::Add(all_w_down, hn::Mul(first_w, first_down));
     for (size_t second = first; second <= kGroupSize; ++second) {
-      const size_t at = second * N;
-      const V x1 = hn::Mul(hn::Sub(hn::Load(df, sums.x + at), first_x), middle);
-      const V w1 = hn::Mul(hn::Mul(hn::Sub(hn::Load(df, sums.w + at), first_w), middle), middle);
-      const V xq_up = hn::Add(hn::Add(x_up, x1), hn::Load(df, sums.above_x_up + at));
-      const V q2_up = hn::Add(hn::Add(w_up, w1), hn::Load(df, sums.above_w_up + at));
-      const V xq_down = hn::Add(hn::Sub(x_down, x1), hn::Load(df, sums.above_x_down + at));
-      const V q2_down = hn::Add(hn::Add(w_down, w1), hn::Load(df, sums.above_w_down + at));
-      const auto any = hn::Or(splits.Better(xq_up, q2_up), splits.Better(xq_down, q2_down));
-      if (HWY_LIKELY(hn::AllFalse(df, any))) continue;
-      splits.Take(xq_up, q2_up, iq1::Splits::Pack(first, second, 0));
-      splits.Take(xq_down, q2_down, iq1::Splits::Pack(first, second, 1));
+      if constexpr (kNear) {
+        const V second_x = hn::Load(df, sums.x + second * N);
+        const auto near_up =
+            splits.Near(hn::Sub(x_up, second_x), hn::Add(w_up, hn::Load(df, sums.second_up + second * N)));
+        const auto near_down =
+            splits.Near(hn::Sub(x_down, second_x), hn::Add(w_down, hn::Load(df, sums.second_down + second * N)));
+        if (HWY_LIKELY(hn::AllFalse(df, hn::Or(near_up, near_down)))) continue;
+        if (!hn::AllFalse(df, near_up)) Offer(df, sums, first, second, 0, splits);
+        if (!hn::AllFalse(df, near_down)) Offer(df, sums, first, second, 1, splits);
+      } else {
+        Offer(df, sums, first, second, 0, splits);
+        Offer(df, sums, first, second, 1, splits);
+      }
     }
   }
 }
@@ -132,11 +147,11 @@ uint64_t Encoder::Fit(SearchTag df, const float* x, const float* const* columns,
     WeighByImportance<kGroupSize>(df, xj, columns, j * kGroupSize, variance, w);
     iq1::Sort<kGroupSize>(xj, keys, sorted);
     SumUp(df, sorted, w, sums);
-    unsure |= iq1::Unsure(df, hn::Load(df, sums.w + kGroupSize * N));
-    iq1::Splits splits(df);
-    Search(df, sums, splits);
+    const iq1::Start start = iq1::StartScore<kGroupSize, 1>(df, xj, w, kIq1SNegligible);
+    unsure |= start.unsure;
+    iq1::Splits splits(start.score);
+    (start.near ? Search<true> : Search<false>)(df, sums, splits);
     iq1::TakeLevels<kGroupSize>(df, splits, 1, keys, sorted, levels);
-    levels.found &= ~hn::BitsFromMask(df, hn::Lt(iq1::Largest<kGroupSize>(df, xj), hn::Set(df, kIq1SNegligible)));
     const uint64_t moved = iq1::PutOnGrid<kGroupSize>(df, xj, w, down, levels);
     const V scale = iq1::Refit<kGroupSize>(df, xj, w, down, moved, levels);
     hn::Store(iq1::KeepLanes(df, levels.found, scale), df, scales + j * N);
