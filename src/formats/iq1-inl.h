@@ -160,15 +160,10 @@ HWY_NOINLINE uint64_t PutOnGrid(SearchTag df, const float* HWY_RESTRICT x, const
       moved |= uint64_t{1} << lane;
       const float* costs = tables + CostTable(df, lane);
       size_t num;
-      if (HWY_LIKELY((uneven >> lane & 1) == 0)) {
-        const uint16_t* candidates = grid.Candidates(codes[lane], &num);
-        codes[lane] = NearestCandidate(candidates, num, costs, 4 * N);
-      } else if (kNum == 16) {
-        const uint16_t* candidates = AllIq1Candidates().Of(codes[lane], &num);
-        codes[lane] = NearestCandidate(candidates, num, costs, 4 * N);
-      } else {  // only by rounding: with one shift, the best split has each weight at the level nearest to it
-        codes[lane] = grid.SlowNearest(codes[lane], costs, 4 * N);
-      }
+      // Where one split serves two shifts, as in IQ1_M, many weights do not have the level nearest to them.
+      const uint16_t* candidates = HWY_LIKELY((uneven >> lane & 1) == 0) ? grid.Candidates(codes[lane], &num)
+                                                                         : grid.AllCandidates(codes[lane], &num);
+      codes[lane] = NearestCandidate(candidates, num, costs, 4 * N);
     }
   }
   return moved;

@@ -8,7 +8,6 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
-#include <vector>
 
 #include "src/formats/grid.h"
 
@@ -23,28 +22,6 @@ constexpr float kIq1SFactor = 1.125f, kIq1MFactor = 1.1125f;
 
 // Made at the first call, thread-safe. For encoders.
 const Grid& Iq1Grid();
-
-// The candidates of all points off the grid, complete: Grid leaves out those that cannot be the nearest where every
-// weight has the level nearest to it. In IQ1_M, whose halves have one split but two shifts, many do not. 0.8 MB.
-class Iq1Candidates {
- public:
-  Iq1Candidates();
-
-  // As Grid::Candidates.
-  const uint16_t* Of(size_t code, size_t* num) const {
-    *num = entries_[code] & 255;
-    return codes_.data() + (entries_[code] >> 8) * Grid::kPad;
-  }
-
- private:
-  void Add(const Grid& grid, uint32_t code);
-
-  std::vector<uint32_t> entries_;  // by code: position / kPad << 8 | number, which is 205 at most
-  std::vector<uint16_t> codes_;
-};
-
-// Made at the first call, thread-safe; takes some 20 ms.
-const Iq1Candidates& AllIq1Candidates();
 
 // For decoders: the eight levels of each point, times eight, as bytes, the first one the lowest.
 extern const std::array<uint64_t, kIq1GridSize> kIq1Rows;

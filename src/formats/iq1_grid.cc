@@ -6,16 +6,14 @@
 // (ggml-quants.c, iq2xs_init_impl: kgrid_1bit_2048; ggml-common.h: iq1s_grid), so that a set is enough. No formula
 // gives it.
 
-#include <algorithm>
 #include <array>
-#include <utility>
 
 #include "src/formats/iq1.h"
 
 namespace lowbit {
 namespace {
 
-constexpr size_t kNumPoints = 6561, kShells = 3;
+constexpr size_t kNumPoints = 6561;
 
 constexpr uint64_t kMembers[] = {
     0x514202a085142555, 0xa28a2086a8314508, 0x14508514202a081a, 0xa005152545442082, 0x8208001888208202,
@@ -53,71 +51,13 @@ constexpr std::array<uint64_t, kIq1GridSize> MakeRows() {
   return rows;
 }
 
-// The code, two bits a level, of the point with number n.
-uint32_t CodeOf(uint32_t n) {
-  uint32_t code = 0;
-  for (size_t i = 0; i < 8; ++i, n /= 3) code |= n % 3 << (2 * i);
-  return code;
-}
-
-// The squared distance of two codes of four levels.
-int HalfDistance(uint32_t a, uint32_t b) {
-  int distance = 0;
-  for (size_t i = 0; i < 4; ++i, a >>= 2, b >>= 2) {
-    const int difference = static_cast<int>(a & 3) - static_cast<int>(b & 3);
-    distance += difference * difference;
-  }
-  return distance;
-}
-
 }  // namespace
 
 constexpr std::array<uint64_t, kIq1GridSize> kIq1Rows = MakeRows();
 
 const Grid& Iq1Grid() {
-  static const Grid grid({8, 3, kShells}, kMembers);
+  static const Grid grid({8, 3, 3}, kMembers);
   return grid;
-}
-
-Iq1Candidates::Iq1Candidates() : entries_(size_t{1} << 16) {
-  const Grid& grid = Iq1Grid();
-  for (uint32_t n = 0; n < kNumPoints; ++n) {
-    const uint32_t code = CodeOf(n);
-    if (!grid.Contains(code)) Add(grid, code);
-  }
-}
-
-void Iq1Candidates::Add(const Grid& grid, uint32_t code) {
-  std::array<uint8_t, 256> low, high;  // squared distances of the halves of the code from all others
-  for (uint32_t half = 0; half < 256; ++half) {
-    low[half] = static_cast<uint8_t>(HalfDistance(code & 255, half));
-    high[half] = static_cast<uint8_t>(HalfDistance(code >> 8, half));
-  }
-  std::array<uint8_t, kIq1GridSize> distances;
-  std::array<uint32_t, 256> starts{};  // of each distance's points in the list, once summed up
-  for (size_t index = 0; index < kIq1GridSize; ++index) {
-    const uint32_t point = grid.Point(index);
-    distances[index] = static_cast<uint8_t>(low[point & 255] + high[point >> 8]);
-    ++starts[distances[index]];
-  }
-  uint32_t num = 0;
-  size_t shells = 0, end = 0;
-  for (; shells < kShells; ++end) {
-    if (starts[end] != 0) ++shells;
-    num += std::exchange(starts[end], num);
-  }
-  const size_t first = codes_.size();
-  entries_[code] = static_cast<uint32_t>(first / Grid::kPad << 8 | num);
-  codes_.resize(first + (num + Grid::kPad - 1) / Grid::kPad * Grid::kPad);
-  for (size_t index = 0; index < kIq1GridSize; ++index) {
-    if (distances[index] < end) codes_[first + starts[distances[index]]++] = grid.Point(index);
-  }
-  std::fill(codes_.begin() + first + num, codes_.end(), codes_[first + num - 1]);
-}
-
-const Iq1Candidates& AllIq1Candidates() {
-  static const Iq1Candidates candidates;
-  return candidates;
 }
 
 }  // namespace lowbit
