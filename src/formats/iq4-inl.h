@@ -280,6 +280,14 @@ HWY_INLINE void DecodeGroup(const uint8_t* nibbles, float scale, float* HWY_REST
     const auto low = hn::IndicesFromVec(df, hn::And(codes, hn::Set(di32, 15)));
     hn::StoreU(hn::TableLookupLanes(products, low), df, out);
     hn::StoreU(hn::TableLookupLanes(products, hn::IndicesFromVec(df, hn::ShiftRight<4>(codes))), df, out + 16);
+  } else if constexpr (HWY_TARGET == HWY_SSE2) {
+    // Without a shuffle of bytes by variable indices, single floats are three times as fast.
+    float products[kNumLevels];
+    for (size_t c = 0; c < kNumLevels; ++c) products[c] = scale * static_cast<float>(kLevels[c]);
+    for (size_t k = 0; k < kGroupSize / 2; ++k) {
+      out[k] = products[nibbles[k] & 15];
+      out[k + kGroupSize / 2] = products[nibbles[k] >> 4];
+    }
   } else {
     HWY_ALIGN uint8_t levels[kGroupSize];
     UnpackLevels(nibbles, levels);
