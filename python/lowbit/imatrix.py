@@ -58,11 +58,11 @@ class Imatrix:
     def importance(self, name: str, columns: int) -> np.ndarray | None:
         """Importances of a tensor's columns, None if there are none.
 
-        Raises InputError where their number differs; the embedding is looked up, not multiplied, and has none then.
+        Raises InputError where their number differs; embeddings are looked up, not multiplied, and have none then.
         """
         values = self.values.get(name)
         if values is not None and len(values) != columns:
-            if name == "token_embd.weight":
+            if name in ("token_embd.weight", "per_layer_token_embd.weight"):
                 return None
             raise InputError(f"imatrix: {name} has {len(values)} values, expected {columns}")
         return values

@@ -36,9 +36,7 @@ def imatrix_command(
     ] = None,
     in_file: Annotated[
         list[Path] | None,
-        typer.Option(
-            "--in-file", exists=True, dir_okay=False, metavar="FILE", help="Add what this file holds; repeatable."
-        ),
+        typer.Option("--in-file", exists=True, dir_okay=False, metavar="FILE", help="Add this file; repeatable."),
     ] = None,
     ctx: Annotated[int, typer.Option("--ctx", "-c", min=1, help="Tokens in a window.")] = 512,
     chunks: Annotated[int | None, typer.Option("--chunks", min=1, help="Read at most so many windows.")] = None,
