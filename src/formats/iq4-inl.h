@@ -23,6 +23,7 @@
 #include <cmath>
 
 #include "hwy/highway.h"
+#include "src/formats/decode-inl.h"
 #include "src/formats/format-inl.h"
 #include "src/formats/kquant-inl.h"
 #include "src/formats/search-inl.h"
@@ -259,14 +260,7 @@ HWY_INLINE void UnpackLevels(const uint8_t* nibbles, uint8_t* levels) {
   const auto codes = hn::LoadU(du8, nibbles);
   const auto low = hn::TableLookupBytes(table, hn::And(codes, hn::Set(du8, 15)));
   const auto high = hn::TableLookupBytes(table, hn::ShiftRight<4>(codes));
-  const hn::CappedTag<uint8_t, 32> d;
-  // In one piece where the product reads it in one: a load of two stores waits for both to reach the cache.
-  if constexpr (HWY_MAX_LANES_D(decltype(d)) == 32) {
-    hn::StoreU(hn::Combine(d, high, low), d, levels);
-  } else {
-    hn::StoreU(low, du8, levels);
-    hn::StoreU(high, du8, levels + 16);
-  }
+  StorePair(low, high, levels);
 }
 
 HWY_INLINE void DecodeGroup(const uint8_t* nibbles, float scale, float* HWY_RESTRICT out) {
