@@ -39,23 +39,19 @@ HWY_INLINE hn::Vec<DI> NearestCode(DF df, V v, int low, int high) {
   return hn::Max(hn::Set(di, low), hn::Min(hn::Set(di, high), NearestLevel(df, v)));
 }
 
-// The same as a float for |v| < 2^22, in two instructions less: the clamp works on the biased number.
-template <class DF, class V = hn::Vec<DF>>
+// The same as a float for |v| < 2^22: the clamp works on the biased number, as an integer. Positive floats are ordered
+// as integers, whose minimum and maximum do not compete with the products for their unit. kFromBelow: v needs no lower
+// bound otherwise.
+template <bool kFromBelow = true, class DF, class V = hn::Vec<DF>>
 HWY_INLINE V NearestFloat(DF df, V v, int low, int high) {
-  const V bias = hn::Set(df, kRoundingBias);
-  v = hn::Min(hn::Add(v, bias), hn::Set(df, kRoundingBias + static_cast<float>(high)));
-  v = hn::Max(v, hn::Set(df, kRoundingBias + static_cast<float>(low)));
-  return hn::Sub(v, bias);
-}
-
-// The same for v that needs no lower bound. Positive floats are ordered as integers, whose minimum does not compete
-// with the products for their unit.
-template <class DF, class V = hn::Vec<DF>>
-HWY_INLINE V NearestAtMost(DF df, V v, int high) {
   const hn::RebindToSigned<DF> di;
   const V bias = hn::Set(df, kRoundingBias);
   const auto most = hn::BitCast(di, hn::Set(df, kRoundingBias + static_cast<float>(high)));
-  return hn::Sub(hn::BitCast(df, hn::Min(hn::BitCast(di, hn::Add(v, bias)), most)), bias);
+  auto bits = hn::Min(hn::BitCast(di, hn::Add(v, bias)), most);
+  if constexpr (kFromBelow) {
+    bits = hn::Max(bits, hn::BitCast(di, hn::Set(df, kRoundingBias + static_cast<float>(low))));
+  }
+  return hn::Sub(hn::BitCast(df, bits), bias);
 }
 
 // Whether NearestFloat may take a * b in every lane.
@@ -110,12 +106,62 @@ HWY_INLINE V Extreme(DF df, const float* x) {
   return extreme;
 }
 
+// sum w * x * level and sum w * level^2 for kTries multipliers at once, which share the loads. kBound: what the scaled
+// weights need.
+enum class Bound { kAbove, kBoth, kAnyInput };
+
+template <size_t kNum, size_t kTries, Bound kBound, class DF, class V = hn::Vec<DF>>
+HWY_INLINE void SymmetricSums(DF df, int half, const V* multipliers, const float* HWY_RESTRICT x,
+                              const float* HWY_RESTRICT w, const float* HWY_RESTRICT wx, V* sum_xl, V* sum_l2) {
+  const size_t N = hn::Lanes(df);
+  V xl[kTries], l2[kTries];
+  for (size_t k = 0; k < kTries; ++k) xl[k] = l2[k] = hn::Zero(df);
+  HWY_UNROLL(4)
+  for (size_t i = 0; i < kNum * N; i += N) {
+    const V xi = hn::Load(df, x + i), wi = hn::Load(df, w + i), wxi = hn::Load(df, wx + i);
+    for (size_t k = 0; k < kTries; ++k) {
+      const V scaled = hn::Mul(multipliers[k], xi);
+      V level;
+      if constexpr (kBound == Bound::kAnyInput) {
+        level = hn::ConvertTo(df, NearestCode(df, scaled, -half, half - 1));
+      } else {
+        level = NearestFloat<kBound == Bound::kBoth>(df, scaled, -half, half - 1);
+      }
+      xl[k] = hn::Add(xl[k], hn::Mul(wxi, level));
+      l2[k] = hn::Add(l2[k], hn::Mul(hn::Mul(wi, level), level));
+    }
+  }
+  for (size_t k = 0; k < kTries; ++k) {
+    sum_xl[k] = xl[k];
+    sum_l2[k] = l2[k];
+  }
+}
+
+// The best multiplier of FitSymmetric so far.
+template <class V>
+struct SymmetricBest {
+  V scale, merit, multiplier;
+
+  template <class DF>
+  HWY_INLINE void Judge(DF df, bool first, V sum_xl, V sum_l2, V with) {
+    const V zero = hn::Zero(df);
+    auto better = hn::And(hn::Gt(sum_l2, zero), hn::Gt(hn::Mul(sum_xl, sum_xl), hn::Mul(merit, sum_l2)));
+    V its_scale = hn::Div(sum_xl, sum_l2);
+    if (first) {
+      better = hn::Eq(zero, zero);
+      its_scale = hn::IfThenZeroElse(hn::Eq(sum_l2, zero), its_scale);  // NaN is not zero
+    }
+    scale = hn::IfThenElse(better, its_scale, scale);
+    merit = hn::IfThenElse(better, hn::Mul(its_scale, sum_xl), merit);
+    multiplier = hn::IfThenElse(better, with, multiplier);
+  }
+};
+
 // reference::FitSymmetric. kAnyInput: x may be anything (scales of groups that overflowed), not only finite.
-// Cost a weight: 19 times a dozen instructions.
+// Cost a weight: 19 times 9 instructions.
 template <size_t kNum, bool kAnyInput, class DF, class V = hn::Vec<DF>>
 HWY_NOINLINE void FitSymmetric(DF df, int half, const float* HWY_RESTRICT x, const float* HWY_RESTRICT w, V& scale_out,
                                uint32_t* words) {
-  const hn::RebindToSigned<DF> di;
   const size_t N = hn::Lanes(df);
   const V zero = hn::Zero(df);
   const V extreme = Extreme<kNum>(df, x);
@@ -124,40 +170,28 @@ HWY_NOINLINE void FitSymmetric(DF df, int half, const float* HWY_RESTRICT x, con
   HWY_ALIGN float wx[kNum * kMaxGroups];
   for (size_t i = 0; i < kNum * N; i += N) hn::Store(hn::Mul(hn::Load(df, w + i), hn::Load(df, x + i)), df, wx + i);
 
-  V scale = zero, best = zero, best_multiplier = zero;
-  for (int t = -10; t <= 9; ++t) {
-    if (t == 0) continue;
-    const bool plain = t == -10;
-    const float factor = plain ? static_cast<float>(-half) : -(half + 0.1f * t);
-    const V multiplier = hn::Div(hn::Set(df, factor), divisor);
-    V sum_xl = zero, sum_l2 = zero;
-    HWY_UNROLL(4)
-    for (size_t i = 0; i < kNum * N; i += N) {
-      const V scaled = hn::Mul(multiplier, hn::Load(df, x + i));
-      V level;
-      if constexpr (kAnyInput) {
-        level = hn::ConvertTo(df, NearestCode(df, scaled, -half, half - 1));
-      } else if (t < 5) {
-        level = NearestAtMost(df, scaled, half - 1);  // |scaled| < half + 0.45
-      } else {
-        level = NearestFloat(df, scaled, -half, half - 1);
-      }
-      sum_xl = hn::Add(sum_xl, hn::Mul(hn::Load(df, wx + i), level));
-      sum_l2 = hn::Add(sum_l2, hn::Mul(hn::Mul(hn::Load(df, w + i), level), level));
+  // Try 0 is -half, tries 1 to 9 are -(half - 0.9) to -(half - 0.1), tries 10 to 18 -(half + 0.1) to -(half + 0.9).
+  const auto factor = [&](int i) HWY_ATTR {
+    return i == 0 ? static_cast<float>(-half) : -(half + 0.1f * (i < 10 ? i - 10 : i - 9));
+  };
+  // Up to try 13 scaled weights are less than half + 0.45 in magnitude: those round to -half or more.
+  constexpr Bound kFew = kAnyInput ? Bound::kAnyInput : Bound::kAbove, kRest = kAnyInput ? kFew : Bound::kBoth;
+  SymmetricBest<V> best = {zero, zero, zero};
+  V multipliers[2], sum_xl[2], sum_l2[2];
+  for (int i = 0; i < 19; i += 2) {
+    const size_t tries = i < 18 ? 2 : 1;
+    for (size_t k = 0; k < tries; ++k) multipliers[k] = hn::Div(hn::Set(df, factor(i + static_cast<int>(k))), divisor);
+    if (i < 14) {
+      SymmetricSums<kNum, 2, kFew>(df, half, multipliers, x, w, wx, sum_xl, sum_l2);
+    } else if (i < 18) {
+      SymmetricSums<kNum, 2, kRest>(df, half, multipliers, x, w, wx, sum_xl, sum_l2);
+    } else {
+      SymmetricSums<kNum, 1, kRest>(df, half, multipliers, x, w, wx, sum_xl, sum_l2);
     }
-    auto better = hn::And(hn::Gt(sum_l2, zero), hn::Gt(hn::Mul(sum_xl, sum_xl), hn::Mul(best, sum_l2)));
-    V this_scale = hn::Div(sum_xl, sum_l2);
-    if (plain) {
-      better = hn::Eq(zero, zero);
-      this_scale = hn::IfThenZeroElse(hn::Eq(sum_l2, zero), this_scale);  // NaN is not zero
-    }
-    scale = hn::IfThenElse(better, this_scale, scale);
-    best = hn::IfThenElse(better, hn::Mul(this_scale, sum_xl), best);
-    best_multiplier = hn::IfThenElse(better, multiplier, best_multiplier);
+    for (size_t k = 0; k < tries; ++k) best.Judge(df, i + k == 0, sum_xl[k], sum_l2[k], multipliers[k]);
   }
-  scale_out = hn::IfThenZeroElse(negligible, scale);
-  StoreScaledCodes<kNum>(df, x, zero, best_multiplier, negligible, -half, half - 1, words);
-  (void)di;
+  scale_out = hn::IfThenZeroElse(negligible, best.scale);
+  StoreScaledCodes<kNum>(df, x, zero, best.multiplier, negligible, -half, half - 1, words);
 }
 
 // sum_xl * sum_xl * other_l2: the two sides that decide whether a changed level is better.
