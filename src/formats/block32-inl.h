@@ -22,6 +22,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -211,22 +212,24 @@ struct Block32 {
     }
   }
 
-  // The mean square of each row. Every sum runs from the first weight to the last; eight rows at a time keep the adder
-  // busy.
+  // The mean square of each row. Every sum runs from the first weight to the last, so a row goes to each lane.
   static void MeanSquares(const float* weights, size_t num_rows, size_t K, float* out) {
-    constexpr size_t kRows = 8;
-    for (size_t r = 0; r < num_rows; r += kRows) {
-      float sums[kRows] = {};
-      const size_t num = HWY_MIN(kRows, num_rows - r);
-      const float* x = weights + r * K;
-      if (num == kRows) {
-        for (size_t k = 0; k < K; ++k) {
-          for (size_t j = 0; j < kRows; ++j) sums[j] += x[j * K + k] * x[j * K + k];
+    const SearchTag df;
+    const size_t N = hn::Lanes(df);
+    HWY_ALIGN float x[kBlock * kMaxGroups], means[kMaxGroups];
+    for (size_t r = 0; r < num_rows; r += N) {
+      const float* rows[kMaxGroups];
+      for (size_t lane = 0; lane < N; ++lane) rows[lane] = weights + HWY_MIN(r + lane, num_rows - 1) * K;
+      auto sum = hn::Zero(df);
+      for (size_t k = 0; k < K; k += kBlock) {
+        Transpose(rows, k, kBlock, x);
+        for (size_t i = 0; i < kBlock * N; i += N) {
+          const auto xi = hn::Load(df, x + i);
+          sum = hn::Add(sum, hn::Mul(xi, xi));
         }
-      } else {
-        for (size_t k = 0; k < num * K; ++k) sums[k / K] += x[k] * x[k];
       }
-      for (size_t j = 0; j < num; ++j) out[r + j] = sums[j] / static_cast<float>(K);
+      hn::Store(hn::Div(sum, hn::Set(df, static_cast<float>(K))), df, means);
+      std::copy_n(means, HWY_MIN(N, num_rows - r), out + r);
     }
   }
 
