@@ -37,7 +37,8 @@ HWY_INLINE void DecodePoints(const uint8_t* HWY_RESTRICT blocks, size_t num_bloc
   const hn::CappedTag<float, 8> df;
   const hn::Rebind<int32_t, decltype(df)> di32;
   const hn::Rebind<uint8_t, decltype(df)> du8;
-  const auto up = hn::Set(df, 2.0f - kCentre), down = hn::Set(df, 0.0f - kCentre);
+  // Looked up, as a branch for each point would often be predicted wrongly.
+  constexpr float kShifts[2] = {2.0f - kCentre, 0.0f - kCentre};
   for (size_t b = 0; b < num_blocks; ++b, blocks += Layout::kBlockBytes, out += kSuper) {
     float scales[kSuper / Layout::kGroupSize];
     Layout::Scales(blocks, scales);
@@ -46,7 +47,7 @@ HWY_INLINE void DecodePoints(const uint8_t* HWY_RESTRICT blocks, size_t num_bloc
       Layout::Points(blocks, i / 32, points);
       for (size_t k = 0; k < 4; ++k) {
         const auto scale = hn::Set(df, scales[(i + 8 * k) / Layout::kGroupSize] * kEighth);
-        const auto shift = points[k] >= kIq1GridSize ? down : up;
+        const auto shift = hn::Set(df, kShifts[points[k] / kIq1GridSize]);
         const auto* row = reinterpret_cast<const uint8_t*>(&kIq1Rows[points[k] % kIq1GridSize]);
         for (size_t n = 0; n < 8; n += hn::Lanes(df)) {
           const auto level = hn::ConvertTo(df, hn::PromoteTo(di32, hn::LoadU(du8, row + n)));
