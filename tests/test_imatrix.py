@@ -293,8 +293,13 @@ def test_command(tmp_path: Path, stored: dict[str, Path], tiny: lowbit.Model) ->
     assert f"7 tensors, {2 * TINY_CHUNKS} windows of {TINY_CONTEXT} tokens" in table.stdout
     # Looking at a file shows it as it is, and joining it with itself counts it twice.
     assert json.loads(command("--in-file", stored["old"], "--json").stdout)["tensors"][0]["tokens"] == TINY_CHUNKS
-    joined = command("--in-file", out, "--in-file", out, "-o", tmp_path / "twice.gguf", "--json")
-    assert json.loads(joined.stdout)["chunk_count"] == 4 * TINY_CHUNKS
+    for names in (["--in-file", out, "--in-file", out], ["--in-file", f"{out},{out}"]):
+        joined = command(*names, "-o", tmp_path / "twice,.gguf", "--json")
+        assert json.loads(joined.stdout)["chunk_count"] == 4 * TINY_CHUNKS
+    comma = command("--in-file", tmp_path / "twice,.gguf", "--json")
+    assert json.loads(comma.stdout)["chunk_count"] == 4 * TINY_CHUNKS
+    missing = command("--in-file", f"{out},none.gguf")
+    assert (missing.returncode, missing.stderr) == (1, "lowbit: none.gguf: No such file or directory\n")
 
 
 def test_command_warns_of_what_was_not_seen(tmp_path: Path) -> None:

@@ -35,8 +35,8 @@ def imatrix_command(
         Path | None, typer.Option("--out", "-o", metavar="FILE", dir_okay=False, help="The GGUF file to write.")
     ] = None,
     in_file: Annotated[
-        list[Path] | None,
-        typer.Option("--in-file", exists=True, dir_okay=False, metavar="FILE", help="Add this file; repeatable."),
+        list[str] | None,
+        typer.Option("--in-file", metavar="FILE[,FILE...]", help="Add these files; repeatable."),
     ] = None,
     ctx: Annotated[int, typer.Option("--ctx", "-c", min=1, help="Tokens in a window.")] = 512,
     chunks: Annotated[int | None, typer.Option("--chunks", min=1, help="Read at most so many windows.")] = None,
@@ -63,7 +63,7 @@ def imatrix_command(
         raise typer.BadParameter("expected the file to write", param_hint="--out")
     if out and not out.absolute().parent.is_dir():  # found out now rather than after the work
         raise lowbit.FileError(f"{out}: no such folder")
-    parts = [imatrix.read(path) for path in in_file or []]
+    parts = [imatrix.read(path) for option in in_file or [] for path in _paths(option)]
     if model and text:
         content = read_text(text)
         loaded = lowbit.load(model, compute=compute, threads=threads)
@@ -85,6 +85,11 @@ def imatrix_command(
     if out:
         sums.save(out)
     _print(sums, out, json)
+
+
+def _paths(option: str) -> list[str]:
+    """One name, or several with commas between them; a file whose name holds a comma is that file."""
+    return [option] if Path(option).exists() else option.split(",")
 
 
 def _print(sums: Sums, out: Path | None, json: bool) -> None:
