@@ -254,7 +254,7 @@ struct Block32 {
     const float* columns[kMaxLanes];
     HWY_ALIGN float x[kBlock * kMaxLanes], w[kBlock * kMaxLanes];
     HWY_ALIGN float mean_square[kMaxLanes], d[kMaxLanes], minimum[kMaxLanes] = {}, finite[kMaxLanes];
-    HWY_ALIGN uint32_t words[kBlock / 4 * kMaxLanes];
+    HWY_ALIGN uint32_t words[kBlock / 4 * kMaxLanes], codes[kBlock / 4 * kMaxLanes];
     for (size_t lane = 0; lane < kFitWays * N; ++lane) {
       const size_t block = first + HWY_MIN(lane, num - 1);
       rows[lane] = weights + block * kBlock;
@@ -274,16 +274,16 @@ struct Block32 {
         hn::Store(scale, df, d + lane);
       }
     }
+    for (size_t at = 0; at < kFitWays * N * kBlock / 4; at += N * kBlock / 4) {
+      TransposeBack(words + at, kBlock / 4, codes + at);
+    }
     for (size_t lane = 0; lane < num; ++lane) {
       uint8_t* block = out + lane * kBlockBytes;
       if (HWY_UNLIKELY(finite[lane] == 0.0f)) {
         ReferenceWeighted(rows[lane], columns[lane], mean_square[lane], block);
         continue;
       }
-      uint32_t codes[kBlock / 4];
-      const uint32_t* from = words + lane / N * N * kBlock / 4 + lane % N;
-      for (size_t i = 0; i < kBlock / 4; ++i) codes[i] = from[i * N];
-      Pack(reinterpret_cast<const uint8_t*>(codes), d[lane], -minimum[lane], block);
+      Pack(reinterpret_cast<const uint8_t*>(codes + lane * kBlock / 4), d[lane], -minimum[lane], block);
     }
   }
 

@@ -35,21 +35,41 @@ namespace HWY_NAMESPACE {
 
 constexpr size_t kSuper = 256;
 
-// num weights (a multiple of 4) from each of the Lanes(SearchTag) rows, as out[i * N + row]: in tiles of 4 x 4.
+// Lane j of vector i becomes lane i of vector j.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE void TransposeTile(D d, V (&v)[4]) {
+  const V ac = hn::InterleaveLower(d, v[0], v[2]), be = hn::InterleaveLower(d, v[1], v[3]);
+  const V ac2 = hn::InterleaveUpper(d, v[0], v[2]), be2 = hn::InterleaveUpper(d, v[1], v[3]);
+  v[0] = hn::InterleaveLower(d, ac, be);
+  v[1] = hn::InterleaveUpper(d, ac, be);
+  v[2] = hn::InterleaveLower(d, ac2, be2);
+  v[3] = hn::InterleaveUpper(d, ac2, be2);
+}
+
+// num weights (a multiple of 4) from each of the Lanes(SearchTag) rows, as out[i * N + row].
 HWY_INLINE void Transpose(const float* const* rows, size_t first, size_t num, float* HWY_RESTRICT out) {
   const hn::FixedTag<float, 4> d;
   const size_t N = hn::Lanes(SearchTag());
   for (size_t r = 0; r < N; r += 4) {
     for (size_t i = 0; i < num; i += 4) {
-      const auto a = hn::LoadU(d, rows[r] + first + i), b = hn::LoadU(d, rows[r + 1] + first + i);
-      const auto c = hn::LoadU(d, rows[r + 2] + first + i), e = hn::LoadU(d, rows[r + 3] + first + i);
-      const auto ac = hn::InterleaveLower(d, a, c), be = hn::InterleaveLower(d, b, e);
-      const auto ac2 = hn::InterleaveUpper(d, a, c), be2 = hn::InterleaveUpper(d, b, e);
-      float* to = out + i * N + r;
-      hn::StoreU(hn::InterleaveLower(d, ac, be), d, to);
-      hn::StoreU(hn::InterleaveUpper(d, ac, be), d, to + N);
-      hn::StoreU(hn::InterleaveLower(d, ac2, be2), d, to + 2 * N);
-      hn::StoreU(hn::InterleaveUpper(d, ac2, be2), d, to + 3 * N);
+      hn::Vec<decltype(d)> tile[4];
+      for (size_t j = 0; j < 4; ++j) tile[j] = hn::LoadU(d, rows[r + j] + first + i);
+      TransposeTile(d, tile);
+      for (size_t j = 0; j < 4; ++j) hn::StoreU(tile[j], d, out + (i + j) * N + r);
+    }
+  }
+}
+
+// The reverse, of codes: num words (a multiple of 4) of each lane, in order.
+HWY_INLINE void TransposeBack(const uint32_t* HWY_RESTRICT words, size_t num, uint32_t* HWY_RESTRICT out) {
+  const hn::FixedTag<uint32_t, 4> d;
+  const size_t N = hn::Lanes(SearchTag());
+  for (size_t lane = 0; lane < N; lane += 4) {
+    for (size_t i = 0; i < num; i += 4) {
+      hn::Vec<decltype(d)> tile[4];
+      for (size_t j = 0; j < 4; ++j) tile[j] = hn::LoadU(d, words + (i + j) * N + lane);
+      TransposeTile(d, tile);
+      for (size_t j = 0; j < 4; ++j) hn::StoreU(tile[j], d, out + (lane + j) * num + i);
     }
   }
 }
@@ -70,7 +90,7 @@ void EncodeSuperBlocks(const float* weights, const float* importance, size_t num
   const size_t N = hn::Lanes(df);
   const size_t per_row = K / kBlock, total = num_rows * per_row;
   HWY_ALIGN float x[kBlock * kMaxGroups];
-  HWY_ALIGN uint32_t words[kBlock / 4 * kMaxGroups];
+  HWY_ALIGN uint32_t words[kBlock / 4 * kMaxGroups], codes[kBlock / 4 * kMaxGroups];
   for (size_t first = 0; first < total; first += N, out += N * Encoder::kBlockBytes) {
     const size_t num = HWY_MIN(N, total - first);
     const float* rows[kMaxGroups];
@@ -82,11 +102,10 @@ void EncodeSuperBlocks(const float* weights, const float* importance, size_t num
     }
     Transpose(rows, 0, kBlock, x);
     Encoder::Fit(df, x, importance ? columns : nullptr, num, words, out);
+    TransposeBack(words, kBlock / 4, codes);
     for (size_t lane = 0; lane < num; ++lane) {
-      uint32_t codes[kBlock / 4];
-      for (size_t m = 0; m < kBlock / 4; ++m) codes[m] = words[m * N + lane];
       uint8_t* block = out + lane * Encoder::kBlockBytes;
-      Encoder::Pack(reinterpret_cast<const uint8_t*>(codes), block);
+      Encoder::Pack(reinterpret_cast<const uint8_t*>(codes + lane * kBlock / 4), block);
       if (HWY_UNLIKELY(!AllFinite<kBlock>(rows[lane]))) Encoder::Reference(rows[lane], columns[lane], block);
     }
   }

@@ -92,6 +92,28 @@ HWY_INLINE void StoreScaledCodes(DF df, const float* x, V base, V multiplier, M 
   }
 }
 
+// The codes of FitSymmetric: levels in [-half, half) plus half, 0 in the lanes of `zero`. For multiples of the
+// weights below 2^22.
+template <size_t kNum, class DF, class V = hn::Vec<DF>, class M = hn::Mask<DF>>
+HWY_INLINE void StoreLevels(DF df, const float* x, V multiplier, M zero, int half, uint32_t* words) {
+  const hn::RebindToUnsigned<DF> du;
+  const size_t N = hn::Lanes(df);
+  const V bias = hn::Set(df, kRoundingBias);
+  const auto least = hn::BitCast(du, hn::Set(df, kRoundingBias - static_cast<float>(half)));
+  const auto most = hn::BitCast(du, hn::Set(df, kRoundingBias + static_cast<float>(half - 1)));
+  const auto code = [&](const float* from) HWY_ATTR {
+    const auto bits = hn::BitCast(du, hn::Add(hn::Mul(multiplier, hn::Load(df, from)), bias));
+    return hn::Sub(hn::Max(least, hn::Min(bits, most)), least);
+  };
+  for (size_t i = 0; i < kNum; i += 4) {
+    const float* from = x + i * N;
+    const auto low = hn::Or(code(from), hn::ShiftLeft<8>(code(from + N)));
+    const auto high = hn::Or(code(from + 2 * N), hn::ShiftLeft<8>(code(from + 3 * N)));
+    const auto word = hn::Or(low, hn::ShiftLeft<16>(high));
+    hn::Store(hn::IfThenZeroElse(hn::RebindMask(du, zero), word), du, words + i / 4 * N);
+  }
+}
+
 // reference::Extreme.
 template <size_t kNum, class DF, class V = hn::Vec<DF>>
 HWY_INLINE V Extreme(DF df, const float* x) {
@@ -191,7 +213,11 @@ HWY_NOINLINE void FitSymmetric(DF df, int half, const float* HWY_RESTRICT x, con
     for (size_t k = 0; k < tries; ++k) best.Judge(df, i + k == 0, sum_xl[k], sum_l2[k], multipliers[k]);
   }
   scale_out = hn::IfThenZeroElse(negligible, best.scale);
-  StoreScaledCodes<kNum>(df, x, zero, best.multiplier, negligible, -half, half - 1, words);
+  if constexpr (kAnyInput) {
+    StoreScaledCodes<kNum>(df, x, zero, best.multiplier, negligible, -half, half - 1, words);
+  } else {
+    StoreLevels<kNum>(df, x, best.multiplier, negligible, half, words);
+  }
 }
 
 // sum_xl * sum_xl * other_l2: the two sides that decide whether a changed level is better.
