@@ -27,6 +27,7 @@
 #include "hwy/highway.h"
 #include "src/formats/grid-inl.h"
 #include "src/formats/iq2.h"
+#include "src/formats/iq2_decode-inl.h"
 #include "src/formats/kquant-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -356,7 +357,7 @@ HWY_NOINLINE void FitBlocks(SearchTag df, const Grid& grid, const float* HWY_RES
   StoreScales<Traits>(df, scales, largest, num, blocks);
 }
 
-// Format::encode. Super-blocks with NaN or infinities, which the searches do not expect, are the reference's.
+// Super-blocks with NaN or infinities, which the searches do not expect, are the reference's.
 template <class Traits>
 void EncodeSuperBlocks(const float* weights, const float* importance, size_t num_rows, size_t K, uint8_t* out) {
   const SearchTag df;
@@ -384,6 +385,23 @@ void EncodeSuperBlocks(const float* weights, const float* importance, size_t num
     }
   }
 }
+
+// The functions of a format.
+template <class Traits>
+struct Format {
+  static void Encode(const float* weights, const float* importance, size_t num_rows, size_t K, uint8_t* out) {
+    iq2::EncodeSuperBlocks<Traits>(weights, importance, num_rows, K, out);
+  }
+
+  static void Decode(const uint8_t* blocks, size_t num_blocks, float* out) {
+    DecodeSuperBlocks<Traits>(blocks, num_blocks, out);
+  }
+
+  static void Dot(const uint8_t* rows, size_t row_bytes, size_t num_rows, const Activations& x, float* out,
+                  size_t out_stride) {
+    DotInt8<Codec<Traits>>(rows, row_bytes, num_rows, x, out, out_stride);
+  }
+};
 
 }  // namespace iq2
 }  // namespace HWY_NAMESPACE

@@ -1,9 +1,8 @@
 // IQ2_XS: 256 weights in 74 bytes, 2.3125 bits a weight. Sixteen groups of 16.
 //
 //   byte 0-1    d           float16
-//   byte 2-65   points[32]  two bytes for eight weights, little-endian: bits 0-8: grid index; bits 9-15: the signs of
-//   the
-//                           first seven, 1 for minus
+//   byte 2-65   points[32]  two bytes for eight weights, little-endian: bits 0-8: grid index; bits 9-15: the signs
+//                           of the first seven, 1 for minus
 //   byte 66-73  scales[8]   byte j: scale 2j in bits 0-3, scale 2j + 1 in bits 4-7
 //
 //   w[i] = d * (scale[i / 16] + 0.5) / 4 * value(level[i]) * sign[i]
@@ -20,7 +19,6 @@
 #include "hwy/foreach_target.h"  // must come before highway.h
 #include "hwy/highway.h"
 #include "src/formats/iq2-inl.h"
-#include "src/formats/iq2_decode-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace lowbit {
@@ -56,17 +54,7 @@ struct Traits {
   }
 };
 
-void Encode(const float* weights, const float* importance, size_t num_rows, size_t K, uint8_t* out) {
-  iq2::EncodeSuperBlocks<Traits>(weights, importance, num_rows, K, out);
-}
-
-void Decode(const uint8_t* blocks, size_t num_blocks, float* out) {
-  iq2::DecodeSuperBlocks<Traits>(blocks, num_blocks, out);
-}
-
-void Dot(const uint8_t* rows, size_t row_bytes, size_t num_rows, const Activations& x, float* out, size_t out_stride) {
-  DotInt8<iq2::Codec<Traits>>(rows, row_bytes, num_rows, x, out, out_stride);
-}
+using Functions = iq2::Format<Traits>;
 
 }  // namespace iq2_xs
 }  // namespace HWY_NAMESPACE
@@ -74,6 +62,6 @@ void Dot(const uint8_t* rows, size_t row_bytes, size_t num_rows, const Activatio
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
-LOWBIT_REGISTER_FORMAT(iq2_xs, "IQ2_XS", /*ggml_type=*/17, /*block_size=*/256, /*block_bytes=*/74,
+LOWBIT_REGISTER_FORMAT(iq2_xs::Functions, "IQ2_XS", /*ggml_type=*/17, /*block_size=*/256, /*block_bytes=*/74,
                        /*needs_imatrix=*/true)
 #endif  // HWY_ONCE

@@ -20,7 +20,6 @@
 #include "hwy/foreach_target.h"  // must come before highway.h
 #include "hwy/highway.h"
 #include "src/formats/iq2-inl.h"
-#include "src/formats/iq2_decode-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace lowbit {
@@ -70,17 +69,7 @@ struct Traits {
   }
 };
 
-void Encode(const float* weights, const float* importance, size_t num_rows, size_t K, uint8_t* out) {
-  iq2::EncodeSuperBlocks<Traits>(weights, importance, num_rows, K, out);
-}
-
-void Decode(const uint8_t* blocks, size_t num_blocks, float* out) {
-  iq2::DecodeSuperBlocks<Traits>(blocks, num_blocks, out);
-}
-
-void Dot(const uint8_t* rows, size_t row_bytes, size_t num_rows, const Activations& x, float* out, size_t out_stride) {
-  DotInt8<iq2::Codec<Traits>>(rows, row_bytes, num_rows, x, out, out_stride);
-}
+using Functions = iq2::Format<Traits>;
 
 }  // namespace iq2_xxs
 }  // namespace HWY_NAMESPACE
@@ -88,6 +77,6 @@ void Dot(const uint8_t* rows, size_t row_bytes, size_t num_rows, const Activatio
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
-LOWBIT_REGISTER_FORMAT(iq2_xxs, "IQ2_XXS", /*ggml_type=*/16, /*block_size=*/256, /*block_bytes=*/66,
+LOWBIT_REGISTER_FORMAT(iq2_xxs::Functions, "IQ2_XXS", /*ggml_type=*/16, /*block_size=*/256, /*block_bytes=*/66,
                        /*needs_imatrix=*/true)
 #endif  // HWY_ONCE

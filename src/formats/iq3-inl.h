@@ -29,6 +29,7 @@
 
 #include "hwy/highway.h"
 #include "src/formats/iq3.h"
+#include "src/formats/iq3_decode-inl.h"
 #include "src/formats/kquant-inl.h"
 #include "src/formats/search-inl.h"
 
@@ -354,9 +355,9 @@ HWY_INLINE void SumsOfSquares(const float* HWY_RESTRICT x, size_t num, float* HW
   }
 }
 
-// Format::encode. Super-blocks with NaN or infinities, which the search does not expect, are the reference's.
+// Super-blocks with NaN or infinities, which the search does not expect, are the reference's.
 template <class Traits>
-void Encode(const float* weights, const float* importance, size_t num_rows, size_t K, uint8_t* out) {
+void EncodeSuperBlocks(const float* weights, const float* importance, size_t num_rows, size_t K, uint8_t* out) {
   const Grid& grid = Traits::GetGrid();
   const size_t per_row = K / kSuper, total = num_rows * per_row;
   float sums[8];
@@ -373,6 +374,14 @@ void Encode(const float* weights, const float* importance, size_t num_rows, size
     Traits::Pack(block, out);
   }
 }
+
+// The functions of a format.
+template <class Traits, class Layout>
+struct Format : BlockFormat<Codec<Layout>> {
+  static void Encode(const float* weights, const float* importance, size_t num_rows, size_t K, uint8_t* out) {
+    iq3::EncodeSuperBlocks<Traits>(weights, importance, num_rows, K, out);
+  }
+};
 
 }  // namespace iq3
 }  // namespace HWY_NAMESPACE

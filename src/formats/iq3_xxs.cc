@@ -19,7 +19,6 @@
 #include "hwy/foreach_target.h"  // must come before highway.h
 #include "hwy/highway.h"
 #include "src/formats/iq3-inl.h"
-#include "src/formats/iq3_decode-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace lowbit {
@@ -45,10 +44,6 @@ struct Traits {
     }
   }
 };
-
-void Encode(const float* weights, const float* importance, size_t num_rows, size_t K, uint8_t* out) {
-  iq3::Encode<Traits>(weights, importance, num_rows, K, out);
-}
 
 struct Layout {
   static constexpr size_t kBlockBytes = Traits::kBlockBytes;
@@ -87,13 +82,7 @@ struct Layout {
   }
 };
 
-void Decode(const uint8_t* blocks, size_t num_blocks, float* out) {
-  DecodeUnpacked<iq3::Codec<Layout>>(blocks, num_blocks, out);
-}
-
-void Dot(const uint8_t* rows, size_t row_bytes, size_t num_rows, const Activations& x, float* out, size_t out_stride) {
-  DotInt8<iq3::Codec<Layout>>(rows, row_bytes, num_rows, x, out, out_stride);
-}
+using Functions = iq3::Format<Traits, Layout>;
 
 }  // namespace iq3_xxs
 }  // namespace HWY_NAMESPACE
@@ -101,6 +90,6 @@ void Dot(const uint8_t* rows, size_t row_bytes, size_t num_rows, const Activatio
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
-LOWBIT_REGISTER_FORMAT(iq3_xxs, "IQ3_XXS", /*ggml_type=*/18, /*block_size=*/256, /*block_bytes=*/98,
+LOWBIT_REGISTER_FORMAT(iq3_xxs::Functions, "IQ3_XXS", /*ggml_type=*/18, /*block_size=*/256, /*block_bytes=*/98,
                        /*needs_imatrix=*/false)
 #endif  // HWY_ONCE
