@@ -25,6 +25,7 @@
 #include "hwy/highway.h"
 #include "src/formats/grid-inl.h"
 #include "src/formats/iq1.h"
+#include "src/formats/iq1_decode-inl.h"
 #include "src/formats/iq1_split-inl.h"
 #include "src/formats/kquant-inl.h"
 
@@ -244,7 +245,7 @@ HWY_INLINE void StoreFactors(SearchTag df, VF d, Iq1Block* blocks) {
   for (size_t lane = 0; lane < hn::Lanes(df); ++lane) blocks[lane].d = factors[lane];
 }
 
-// Format::encode. Super-blocks with NaN or infinities are the reference's.
+// Super-blocks with NaN or infinities are the reference's.
 template <class Encoder>
 void EncodeIq1(const float* weights, const float* importance, size_t num_rows, size_t K, uint8_t* out) {
   const SearchTag df;
@@ -253,24 +254,34 @@ void EncodeIq1(const float* weights, const float* importance, size_t num_rows, s
   HWY_ALIGN float x[kSuper * kMaxGroups];
   Iq1Block blocks[kMaxGroups];
   for (size_t first = 0; first < total; first += N) {
-    const size_t num = HWY_MIN(N, total - first);
-    const float* rows[kMaxGroups];
-    const float* columns[kMaxGroups];
-    for (size_t lane = 0; lane < N; ++lane) {
-      const size_t block = first + HWY_MIN(lane, num - 1);
-      rows[lane] = weights + block * kSuper;
-      columns[lane] = importance ? importance + block % per_row * kSuper : nullptr;
-    }
-    Transpose(rows, 0, kSuper, x);
-    const uint64_t unsure = Encoder::Fit(df, x, importance ? columns : nullptr, blocks);
-    for (size_t lane = 0; lane < num; ++lane, out += Encoder::kBlockBytes) {
-      if (HWY_UNLIKELY((unsure >> lane & 1) != 0 || !AllFinite<kSuper>(rows[lane]))) {
-        Encoder::Reference(rows[lane], columns[lane], &blocks[lane]);
+    const Batch<kSuper> batch(weights, importance, first, total, per_row);
+    Transpose(batch.rows, 0, kSuper, x);
+    const uint64_t unsure = Encoder::Fit(df, x, batch.importances, blocks);
+    for (size_t lane = 0; lane < batch.num; ++lane, out += Encoder::kBlockBytes) {
+      if (HWY_UNLIKELY((unsure >> lane & 1) != 0 || !AllFinite<kSuper>(batch.rows[lane]))) {
+        Encoder::Reference(batch.rows[lane], batch.columns[lane], &blocks[lane]);
       }
       Encoder::Pack(blocks[lane], out);
     }
   }
 }
+
+// The functions of a format.
+template <class Encoder, class Layout>
+struct Format {
+  static void Encode(const float* weights, const float* importance, size_t num_rows, size_t K, uint8_t* out) {
+    EncodeIq1<Encoder>(weights, importance, num_rows, K, out);
+  }
+
+  static void Decode(const uint8_t* blocks, size_t num_blocks, float* out) {
+    DecodePoints<Layout>(blocks, num_blocks, out);
+  }
+
+  static void Dot(const uint8_t* rows, size_t row_bytes, size_t num_rows, const Activations& x, float* out,
+                  size_t out_stride) {
+    DotInt8<Codec<Layout>>(rows, row_bytes, num_rows, x, out, out_stride);
+  }
+};
 
 }  // namespace iq1
 }  // namespace HWY_NAMESPACE

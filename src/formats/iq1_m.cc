@@ -20,7 +20,6 @@
 #include "hwy/foreach_target.h"  // must come before highway.h
 #include "hwy/highway.h"
 #include "src/formats/iq1-inl.h"
-#include "src/formats/iq1_decode-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace lowbit {
@@ -241,10 +240,6 @@ uint64_t Encoder::Fit(SearchTag df, const float* x, const float* const* columns,
   return unsure;
 }
 
-void Encode(const float* weights, const float* importance, size_t num_rows, size_t K, uint8_t* out) {
-  iq1::EncodeIq1<Encoder>(weights, importance, num_rows, K, out);
-}
-
 struct Layout {
   static constexpr size_t kBlockBytes = Encoder::kBlockBytes, kGroupSize = iq1_m::kGroupSize;
 
@@ -275,13 +270,7 @@ struct Layout {
   }
 };
 
-void Decode(const uint8_t* blocks, size_t num_blocks, float* out) {
-  iq1::DecodePoints<Layout>(blocks, num_blocks, out);
-}
-
-void Dot(const uint8_t* rows, size_t row_bytes, size_t num_rows, const Activations& x, float* out, size_t out_stride) {
-  DotInt8<iq1::Codec<Layout>>(rows, row_bytes, num_rows, x, out, out_stride);
-}
+using Functions = iq1::Format<Encoder, Layout>;
 
 }  // namespace iq1_m
 }  // namespace HWY_NAMESPACE
@@ -289,6 +278,6 @@ void Dot(const uint8_t* rows, size_t row_bytes, size_t num_rows, const Activatio
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
-LOWBIT_REGISTER_FORMAT(iq1_m, "IQ1_M", /*ggml_type=*/29, /*block_size=*/256, /*block_bytes=*/56,
+LOWBIT_REGISTER_FORMAT(iq1_m::Functions, "IQ1_M", /*ggml_type=*/29, /*block_size=*/256, /*block_bytes=*/56,
                        /*needs_imatrix=*/false)
 #endif  // HWY_ONCE

@@ -366,20 +366,13 @@ void EncodeSuperBlocks(const float* weights, const float* importance, size_t num
   const size_t per_row = K / kSuper, total = num_rows * per_row;
   HWY_ALIGN float x[kSuper * kMaxGroups];
   for (size_t first = 0; first < total; first += N) {
-    const size_t num = HWY_MIN(N, total - first);
-    const float* rows[kMaxGroups];
-    const float* columns[kMaxGroups];
-    for (size_t lane = 0; lane < N; ++lane) {
-      const size_t block = first + HWY_MIN(lane, num - 1);
-      rows[lane] = weights + block * kSuper;
-      columns[lane] = importance ? importance + block % per_row * kSuper : nullptr;
-    }
-    Transpose(rows, 0, kSuper, x);
+    const Batch<kSuper> batch(weights, importance, first, total, per_row);
+    Transpose(batch.rows, 0, kSuper, x);
     Iq2Block blocks[kMaxGroups] = {};
-    FitBlocks<Traits>(df, grid, x, importance ? columns : nullptr, num, blocks);
-    for (size_t lane = 0; lane < num; ++lane, out += Traits::kBlockBytes) {
-      if (HWY_UNLIKELY(!AllFinite<kSuper>(rows[lane]))) {
-        Iq2Reference(Traits::kSearch, grid, rows[lane], columns[lane], &blocks[lane]);
+    FitBlocks<Traits>(df, grid, x, batch.importances, batch.num, blocks);
+    for (size_t lane = 0; lane < batch.num; ++lane, out += Traits::kBlockBytes) {
+      if (HWY_UNLIKELY(!AllFinite<kSuper>(batch.rows[lane]))) {
+        Iq2Reference(Traits::kSearch, grid, batch.rows[lane], batch.columns[lane], &blocks[lane]);
       }
       Traits::Pack(blocks[lane], out);
     }

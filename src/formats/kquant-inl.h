@@ -82,6 +82,25 @@ HWY_INLINE bool AllFinite(const float* x) {
   return hn::AllTrue(df, finite);
 }
 
+// Where the weights of as many super-blocks as there are lanes lie, and their importances; lanes beyond the last super-
+// block repeat it.
+template <size_t kBlock>
+struct Batch {
+  size_t num;
+  const float* rows[kMaxGroups];
+  const float* columns[kMaxGroups];
+  const float* const* importances;  // columns, or null without importances
+
+  Batch(const float* weights, const float* importance, size_t first, size_t total, size_t per_row)
+      : num(HWY_MIN(hn::Lanes(SearchTag()), total - first)), importances(importance ? columns : nullptr) {
+    for (size_t lane = 0; lane < hn::Lanes(SearchTag()); ++lane) {
+      const size_t block = first + HWY_MIN(lane, num - 1);
+      rows[lane] = weights + block * kBlock;
+      columns[lane] = importance ? importance + block % per_row * kBlock : nullptr;
+    }
+  }
+};
+
 // Format::encode. Super-blocks with NaN or infinities, which the searches do not expect, are the reference's.
 // kBlock: a format may have smaller blocks in the place of super-blocks.
 template <class Encoder, size_t kBlock = kSuper>
@@ -92,21 +111,16 @@ void EncodeSuperBlocks(const float* weights, const float* importance, size_t num
   HWY_ALIGN float x[kBlock * kMaxGroups];
   HWY_ALIGN uint32_t words[kBlock / 4 * kMaxGroups], codes[kBlock / 4 * kMaxGroups];
   for (size_t first = 0; first < total; first += N, out += N * Encoder::kBlockBytes) {
-    const size_t num = HWY_MIN(N, total - first);
-    const float* rows[kMaxGroups];
-    const float* columns[kMaxGroups];
-    for (size_t lane = 0; lane < N; ++lane) {
-      const size_t block = first + HWY_MIN(lane, num - 1);
-      rows[lane] = weights + block * kBlock;
-      columns[lane] = importance ? importance + block % per_row * kBlock : nullptr;
-    }
-    Transpose(rows, 0, kBlock, x);
-    Encoder::Fit(df, x, importance ? columns : nullptr, num, words, out);
+    const Batch<kBlock> batch(weights, importance, first, total, per_row);
+    Transpose(batch.rows, 0, kBlock, x);
+    Encoder::Fit(df, x, batch.importances, batch.num, words, out);
     TransposeBack(words, kBlock / 4, codes);
-    for (size_t lane = 0; lane < num; ++lane) {
+    for (size_t lane = 0; lane < batch.num; ++lane) {
       uint8_t* block = out + lane * Encoder::kBlockBytes;
       Encoder::Pack(reinterpret_cast<const uint8_t*>(codes + lane * kBlock / 4), block);
-      if (HWY_UNLIKELY(!AllFinite<kBlock>(rows[lane]))) Encoder::Reference(rows[lane], columns[lane], block);
+      if (HWY_UNLIKELY(!AllFinite<kBlock>(batch.rows[lane]))) {
+        Encoder::Reference(batch.rows[lane], batch.columns[lane], block);
+      }
     }
   }
 }
