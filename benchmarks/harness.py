@@ -183,6 +183,11 @@ def command_line(argv: Sequence[str]) -> str:
     return shlex.join(["python", *(Path(word).name if os.path.isabs(word) else word for word in argv)])
 
 
+def _is_plain(value: Any) -> bool:
+    """Whether an option means something on other machines: numbers and words, not paths."""
+    return all(map(_is_plain, value)) if isinstance(value, list) else isinstance(value, int | float | str)
+
+
 class Recorder:
     """Prints entries as they come and writes them all at the end."""
 
@@ -190,9 +195,7 @@ class Recorder:
         self._path = options.json
         if self._path is not None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-        settings = {
-            k: v for k, v in vars(options).items() if isinstance(v, int | float | str | list) and k != "peer_python"
-        }
+        settings = {k: v for k, v in vars(options).items() if _is_plain(v) and k != "peer_python"}
         self._record = {
             "schema": SCHEMA,
             "benchmark": benchmark,

@@ -92,6 +92,13 @@ def test_command_lines_keep_no_paths_of_this_machine():
     assert line == "python benchmarks/formats.py --peer peer --json out.json -n 2"
 
 
+def test_settings_are_numbers_and_words(tmp_path):
+    options = argparse.Namespace(json=tmp_path / "x.json", sources=[tmp_path], threads=[1, 2], pairs=3, simd=None)
+    recorder = harness.Recorder("convert", options, {})
+    recorder.finish()
+    assert json.loads(options.json.read_text())["settings"] == {"threads": [1, 2], "pairs": 3}
+
+
 def _run_with_fake_peer(monkeypatch, path: Path, arguments: list[str]) -> dict:
     """formats.py with a peer that is ourselves."""
     formats = _module("formats")
