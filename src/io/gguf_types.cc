@@ -12,11 +12,8 @@ namespace {
 // Types of tensors without a codec in src/formats; a format's row leaves this table when its codec arrives.
 constexpr TensorType kOtherTypes[] = {
     // Plain numbers.
-    {"I8", 24, 1, 1, nullptr},
-    {"I16", 25, 1, 2, nullptr},
-    {"I32", 26, 1, 4, nullptr},
-    {"I64", 27, 1, 8, nullptr},
-    {"F64", 28, 1, 8, nullptr},
+    {"I8", 24, 1, 1, nullptr},  {"I16", 25, 1, 2, nullptr}, {"I32", 26, 1, 4, nullptr},
+    {"I64", 27, 1, 8, nullptr}, {"F64", 28, 1, 8, nullptr},
 };
 
 struct ValueType {
