@@ -191,7 +191,7 @@ def _is_plain(value: Any) -> bool:
 class Recorder:
     """Prints entries as they come and writes them all at the end."""
 
-    def __init__(self, benchmark: str, options: argparse.Namespace, peer: Mapping[str, Any]) -> None:
+    def __init__(self, benchmark: str, options: argparse.Namespace, peer: Mapping[str, Any] | None = None) -> None:
         self._path = options.json
         if self._path is not None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -202,23 +202,27 @@ class Recorder:
             "command": command_line(sys.argv),
             "settings": settings,
             "machine": machine(),
-            "peer": dict(peer),
+            "peer": dict(peer or {}),
             "results": [],
         }
 
-    def add(self, entry: dict[str, Any]) -> None:
+    def add(self, entry: dict[str, Any], line: str | None = None) -> None:
+        """Takes an entry and prints a line on it, by default the rates of a comparison."""
         self._record["results"].append(entry)
-        ours, peer, ratio = entry["ours"]["per_s"], entry["peer"]["per_s"], entry["speedup"]
-        print(
-            f"{entry['name']:36} {ours['median']:12.4g} {peer['median']:12.4g} {entry['unit']}/s"
-            f"  x {ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})",
-            flush=True,
-        )
+        print(line or _rates(entry), flush=True)
 
     def finish(self) -> None:
         if self._path is not None:
             self._record["machine"]["load_after"] = os.getloadavg()[0]
             self._path.write_text(json.dumps(self._record, indent=1) + "\n")
+
+
+def _rates(entry: Mapping[str, Any]) -> str:
+    ours, peer, ratio = entry["ours"]["per_s"], entry["peer"]["per_s"], entry["speedup"]
+    return (
+        f"{entry['name']:36} {ours['median']:12.4g} {peer['median']:12.4g} {entry['unit']}/s"
+        f"  x {ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})"
+    )
 
 
 if __name__ == "__main__":

@@ -142,7 +142,10 @@ def test_fallbacks_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert len(report.fallbacks) == 15
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert "note: blk.0.attn_q.weight: rows of 96 weights are no multiple of 256: Q4_K -> Q5_0" in printed.err
+    assert "note: token_embd.weight: rows of 96 weights are no multiple of 256: Q6_K -> Q8_0" in printed.err
+    lines = [line for line in printed.err.splitlines() if "attn_q" in line]
+    reason = "rows of 96 weights are no multiple of 256: Q4_K -> Q5_0, +1 bits a weight"
+    assert lines == [f"note: blk.*.attn_q.weight: {reason} (2 layers)"]
     odd = make_checkpoint(tmp_path / "b", hidden=80, ffn=160, head_dim=20)
     formats = {t.name: t.format for t in lowbit.convert(odd, tmp_path / "b.gguf", "Q4_K_M", progress=False).tensors}
     assert formats["blk.0.attn_q.weight"] == "F16"

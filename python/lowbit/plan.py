@@ -93,7 +93,7 @@ class Plan:
             used = (tensor.origin for tensor, job in zip(inputs, jobs, strict=True) if job.importance is not None)
             report.notes += [importances.notes[name] for name in used if name in importances.notes]
         if progress:
-            _print_notes([*report.notes, *report.fallbacks])
+            _print_notes([*report.notes, *_grouped(report.fallbacks)])
         if not dry_run:
             with progress_bar(self.mix.name, unit="B", enabled=progress) as advance:
                 overflows = write_files(targets, threads, advance)
@@ -154,6 +154,14 @@ class Plan:
             path = f"{dst.removesuffix('.gguf')}-{i + 1:05d}-of-{self.num_files:05d}.gguf"
             targets.append(Target(path, keys, [infos[k] for k in inside], [jobs[k] for k in inside]))
         return targets
+
+
+def _grouped(fallbacks: Sequence[str]) -> list[str]:
+    """One line for the tensors of several layers that have the same fallback."""
+    groups: dict[str, list[str]] = {}
+    for line in fallbacks:
+        groups.setdefault(re.sub(r"^blk\.\d+\.", "blk.*.", line), []).append(line)
+    return [lines[0] if len(lines) == 1 else f"{line} ({len(lines)} layers)" for line, lines in groups.items()]
 
 
 def _print_notes(lines: list[str]) -> None:

@@ -169,7 +169,7 @@ class Architecture:
         sizes = self.sizes(config)
         if sizes.layers > len(checkpoint.tensors):
             raise FormatError(f"{config.where}: {sizes.layers} layers, but only {len(checkpoint.tensors)} tensors")
-        table = self._table(sizes.layers)
+        table = self.table(sizes.layers)
         tied = config.boolean("tie_word_embeddings", False)
         names = {_hf_name(name): name for name in checkpoint.tensors if not name.endswith(IGNORED_SUFFIXES)}
         if tied and "model.embed_tokens.weight" not in names and "lm_head.weight" in names:
@@ -195,7 +195,7 @@ class Architecture:
             raise FormatError(f"{checkpoint.folder}: missing {len(missing)} tensors: {listed}")
         return [*self.extra_tensors(config), *found.values()]
 
-    def _table(self, num_layers: int) -> dict[str, tuple[Tensor, str]]:
+    def table(self, num_layers: int) -> dict[str, tuple[Tensor, str]]:
         """Hugging Face name -> (entry, GGUF name), for every layer."""
         table = {tensor.hf: (tensor, tensor.gguf) for tensor in self.global_tensors}
         for i in range(num_layers):
