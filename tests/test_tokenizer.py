@@ -1,7 +1,6 @@
 """Tokenizers: llama.cpp's ids, streaming, stop strings, hostile vocabularies and folders."""
 
 import json
-import lzma
 import re
 from pathlib import Path
 
@@ -9,25 +8,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizer_cases import REFERENCE, metadata
 
 import lowbit
 from lowbit.text import StopFilter
 from lowbit.tokenizer import from_metadata
 
-DATA = Path(__file__).parent / "data"
 BARD = Path(lowbit.__file__).parent / "data" / "bard"
-# Ids by llama.cpp for cut-down vocabularies: tests/make_tokenizer_reference.py
-REFERENCE = json.loads(lzma.decompress((DATA / "tokenizers.json.xz").read_bytes()))
 TEXT = st.text() | st.text("ab \n\t<|>_é你😀\u2581").map(lambda text: text * 2)
-
-
-def metadata(name: str) -> dict:
-    """Tokenizer metadata as a GGUF reader gives it: numeric arrays are ndarrays."""
-    fields = dict(REFERENCE[name]["metadata"])
-    fields["tokenizer.ggml.token_type"] = np.array(fields["tokenizer.ggml.token_type"], np.int32)
-    if "tokenizer.ggml.scores" in fields:
-        fields["tokenizer.ggml.scores"] = np.array(fields["tokenizer.ggml.scores"], np.float32)
-    return fields
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +118,7 @@ def stopped(text: str, stops: list[str]) -> str:
     return text
 
 
+@settings(deadline=None)
 @given(st.text("abc", max_size=30), st.lists(st.text("abc", min_size=1, max_size=4), max_size=3), st.data())
 def test_stop_filter_cuts_wherever_the_text_is_cut(text, stops, data):
     filter_ = StopFilter(stops)

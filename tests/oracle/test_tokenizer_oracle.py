@@ -1,15 +1,14 @@
 """Tokenizers and chat templates against transformers."""
 
 import json
-import lzma
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 from chat_templates import CALLS, MESSAGES, TEMPLATES, TOOLS
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizer_cases import REFERENCE, metadata
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import lowbit
@@ -19,8 +18,6 @@ from lowbit.tokenizer import from_metadata
 pytestmark = pytest.mark.oracle
 
 BARD = Path(lowbit.__file__).parent / "data" / "bard"
-DATA = Path(__file__).parent.parent / "data"
-REFERENCE = json.loads(lzma.decompress((DATA / "tokenizers.json.xz").read_bytes()))
 TEXT = st.text() | st.text("ab \n\t<|>_é你😀\u2581'S1").map(lambda text: text * 2)
 
 
@@ -37,9 +34,7 @@ def pair(request, tmp_path_factory) -> tuple[lowbit.Tokenizer, PreTrainedTokeniz
             json.dumps({**config, "tokenizer_class": "PreTrainedTokenizerFast"})
         )
     else:
-        fields = REFERENCE[request.param]["metadata"]
-        arrays = {k: np.array(v) for k, v in fields.items() if k.endswith(("scores", "token_type"))}
-        tokenizer = from_metadata({**fields, **arrays})
+        tokenizer = from_metadata(metadata(request.param))
         tokenizer.backend.save(str(folder / "tokenizer.json"))
         config = {"tokenizer_class": "PreTrainedTokenizerFast", **tokenizer.special_tokens, "add_eos_token": True,
                   "add_bos_token": request.param != "phi-3", "chat_template": TEMPLATES["chatml"],

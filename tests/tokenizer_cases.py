@@ -1,0 +1,18 @@
+"""Cut-down vocabularies and the ids that llama.cpp gives for them, from tests/make_tokenizer_reference.py."""
+
+import json
+import lzma
+from pathlib import Path
+
+import numpy as np
+
+REFERENCE = json.loads(lzma.decompress((Path(__file__).parent / "data" / "tokenizers.json.xz").read_bytes()))
+
+
+def metadata(name: str) -> dict:
+    """Tokenizer metadata as a GGUF reader gives it: numeric arrays are ndarrays."""
+    fields = dict(REFERENCE[name]["metadata"])
+    for key, dtype in (("token_type", np.int32), ("scores", np.float32)):
+        if f"tokenizer.ggml.{key}" in fields:
+            fields[f"tokenizer.ggml.{key}"] = np.array(fields[f"tokenizer.ggml.{key}"], dtype)
+    return fields
