@@ -16,7 +16,7 @@ from lowbit.arch.llama import llama3_factors
 from lowbit.checkpoint import Checkpoint
 from lowbit.tensor_source import read
 
-ARCHS = sorted(architectures())
+ARCHS = sorted(architectures())  # each has a tiny checkpoint of its name
 
 
 def edit(folder: Path, **changes: Any) -> Path:
@@ -63,7 +63,6 @@ def test_tensors_and_spec(tmp_path: Path, arch: str) -> None:
     assert (found.num_heads, found.num_kv_heads, found.head_dim, found.rope_dim) == (4, 2, 64, 64)
     assert found.context_length == 256
     assert found.norm_eps == pytest.approx(1e-5)
-    assert found.rope_theta == 10000.0
     assert found.rope_interleaved == (arch == "llama")
     assert len(opened.metadata["tokenizer.ggml.tokens"]) == 288
     assert opened.notes == []
@@ -144,10 +143,90 @@ def test_unsupported(tmp_path: Path, key: str, value: Any, message: str) -> None
         open_checkpoint(edit(make_checkpoint(tmp_path / "a"), **{key: value}))
 
 
-def test_sliding_window_is_noted(tmp_path: Path) -> None:
-    folder = make_checkpoint(tmp_path / "a", "llama")
-    assert "sliding_window 64" in open_checkpoint(edit(folder, sliding_window=64)).notes[0]
-    assert open_checkpoint(edit(folder, use_sliding_window=False)).notes == []
+@pytest.mark.parametrize(
+    ("arch", "changes", "window", "layers"),
+    [
+        ("mistral", {}, 24, None),
+        ("mistral", {"sliding_window": "missing"}, 4096, None),
+        ("mistral", {"sliding_window": None}, None, None),
+        ("llama", {"sliding_window": 24}, None, None),
+        ("qwen2", {"sliding_window": 24}, None, None),
+        ("qwen2", {"sliding_window": 24, "use_sliding_window": True, "max_window_layers": 0}, 24, None),
+        ("qwen2", {"sliding_window": 24, "use_sliding_window": True, "max_window_layers": 1}, 24, "-w"),
+        ("qwen2", {"sliding_window": 24, "use_sliding_window": True}, None, None),  # 28 layers without one
+        ("qwen3", {"use_sliding_window": True, "max_window_layers": 1}, 4096, "-w"),
+        ("qwen3", {"use_sliding_window": True, "sliding_window": None}, None, None),
+        ("qwen3", {"use_sliding_window": True, "sliding_window": 9, "layer_types": ["s", "f"]}, 9, "w-"),
+        ("gemma3", {}, 24, None),
+        ("gemma3", {"sliding_window_pattern": 2}, 24, "w-"),
+        ("gemma3", {"sliding_window_pattern": 1}, None, None),
+        ("gemma3", {"layer_types": ["f", "s"]}, 24, "-w"),
+        ("gemma3", {"layer_types": ["s", "s"]}, 24, None),
+        ("gemma3", {"sliding_window": None}, None, None),
+    ],
+)
+def test_windows(tmp_path: Path, arch: str, changes: dict[str, Any], window: int | None, layers: str | None) -> None:
+    """The keys of config.json as transformers reads them."""
+    types = {"s": "sliding_attention", "f": "full_attention"}
+    changes = {k: [types[x] for x in v] if k == "layer_types" else v for k, v in changes.items()}
+    folder = make_checkpoint(tmp_path / "a", arch, config=changes)
+    if changes.get("sliding_window") == "missing":
+        edit(folder, sliding_window=None)
+    keys = open_checkpoint(folder).metadata
+    name = keys["general.architecture"]
+    assert keys.get(f"{name}.attention.sliding_window") == window
+    pattern = None if layers is None else [kind == "w" for kind in layers]
+    assert keys.get(f"{name}.attention.sliding_window_pattern") == pattern
+
+
+@pytest.mark.parametrize("types", [["sliding_attention"], ["full_attention", "chunked_attention"], "full_attention"])
+def test_bad_layer_types(tmp_path: Path, types: Any) -> None:
+    folder = make_checkpoint(tmp_path / "a", "gemma3", config={"layer_types": types})
+    with pytest.raises(lowbit.FormatError, match=r"config\.json: layer_types is "):
+        open_checkpoint(folder)
+
+
+@pytest.mark.parametrize("version", ["4", "5"])
+def test_the_text_model_of_gemma3_with_eyes(tmp_path: Path, version: str) -> None:
+    plain = open_checkpoint(make_checkpoint(tmp_path / "x" / "a", "gemma3"))
+    folder = make_checkpoint(tmp_path / "y" / "a", "gemma3", nested=version, old_config=version == "4")
+    opened = open_checkpoint(folder)
+    assert opened.metadata.keys() == plain.metadata.keys()
+    for key, value in plain.metadata.items():
+        np.testing.assert_array_equal(opened.metadata[key], value)
+    weights = {tensor.name: read(tensor) for tensor in plain.tensors}
+    assert weights.keys() == {tensor.name for tensor in opened.tensors}
+    for tensor in opened.tensors:
+        np.testing.assert_array_equal(read(tensor), weights[tensor.name])
+    (note,) = opened.notes
+    assert "2 tensors beside the text model are left out: " in note
+
+
+def test_what_a_nested_config_may_leave_out(tmp_path: Path) -> None:
+    sizes = {"heads": 8, "kv_heads": 4, "head_dim": 256, "hidden": 32, "ffn": 32, "layers": 1}
+    folder = make_checkpoint(tmp_path / "a", "gemma3", nested="4", **sizes)
+    config = json.loads((folder / "config.json").read_text())
+    kept = ("hidden_size", "intermediate_size", "num_hidden_layers", "sliding_window", "vocab_size")
+    text = {key: config["text_config"][key] for key in kept}
+    keys = open_checkpoint(
+        edit(folder, text_config={**text, "rope_scaling": {"factor": 8.0, "rope_type": "linear"}})
+    ).metadata
+    names = ("context_length", "attention.head_count", "attention.head_count_kv", "attention.key_length",
+             "rope.scaling.type", "rope.scaling.factor", "rope.freq_base", "rope.freq_base_swa")  # fmt: skip
+    assert [keys[f"gemma3.{name}"] for name in names] == [131072, 8, 4, 256, "linear", 8.0, 1e6, 1e4]
+    del text["sliding_window"]
+    with pytest.raises(lowbit.FormatError, match="no 'sliding_window'"):
+        open_checkpoint(edit(folder, text_config=text))
+
+
+def test_gemma3_norms_are_whole(tmp_path: Path) -> None:
+    """In the type of the reference's sum: float16 of a float16 checkpoint, else float32."""
+    for dtype, kind in (("BF16", np.float32), ("F16", np.float16), ("F32", np.float32)):
+        folder = make_checkpoint(tmp_path / dtype, "gemma3", dtype=dtype)
+        stored = Checkpoint(folder).tensors["model.layers.0.self_attn.q_norm.weight"]
+        (found,) = (read(t) for t in open_checkpoint(folder).tensors if t.name == "blk.0.attn_q_norm.weight")
+        assert found.dtype == np.float32
+        np.testing.assert_array_equal(found, (read(stored).astype(kind) + kind(1)).astype(np.float32))
 
 
 def test_tied_weights_under_either_name(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -169,6 +169,47 @@ def write_tokenizer(folder: Path, kind: str) -> None:
     write_json(folder / "tokenizer_config.json", {**config, "chat_template": TEMPLATE, "model_max_length": 128})
 
 
+class Family(NamedTuple):
+    """What a family's checkpoint has beside the dense decoder's tensors, and how its config.json differs."""
+
+    hf_class: str
+    config: dict[str, Any] = {}  # noqa: RUF012
+    tied: bool = False
+    tokenizer: str = "qwen2"
+    head_norms: bool = False  #: norms of queries and keys
+    biases: bool = False  #: of queries, keys and values
+    post_norms: bool = False  #: norms after both branches
+
+
+FAMILIES = {
+    "llama": Family("LlamaForCausalLM", tokenizer="llama-bpe"),
+    "mistral": Family("MistralForCausalLM", {"sliding_window": 24}, tokenizer="spm"),
+    "qwen2": Family("Qwen2ForCausalLM", {"use_sliding_window": False}, tied=True, biases=True),
+    "qwen3": Family("Qwen3ForCausalLM", tied=True, head_norms=True),
+    "gemma3": Family(
+        "Gemma3ForCausalLM",
+        {"sliding_window": 24, "query_pre_attn_scalar": 64, "hidden_activation": "gelu_pytorch_tanh"},
+        tied=True,
+        tokenizer="spm",
+        head_norms=True,
+        post_norms=True,
+    ),
+}
+
+
+def rope_config(arch: str, old: bool) -> dict[str, Any]:
+    """Settings of the rotary embedding as transformers 4 (old) or 5 writes them."""
+    if arch == "gemma3" and old:
+        return {"rope_theta": 1e6, "rope_local_base_freq": 1e4, "rope_scaling": None, "sliding_window_pattern": 6}
+    if arch == "gemma3":
+        bases = {"full_attention": 1e6, "sliding_attention": 1e4}
+        return {"rope_parameters": {kind: {"rope_type": "default", "rope_theta": t} for kind, t in bases.items()}}
+    scaling = LLAMA3_ROPE if arch == "llama" else None
+    if old:
+        return {"rope_theta": 10000.0, "rope_scaling": scaling}
+    return {"rope_parameters": {"rope_theta": 10000.0, **(scaling or {"rope_type": "default"})}}
+
+
 def make_checkpoint(
     folder: Path,
     arch: str = "qwen3",
@@ -187,13 +228,21 @@ def make_checkpoint(
     tokenizer: str | None = None,
     old_config: bool = False,
     scale: float = 0.05,
+    config: dict[str, Any] | None = None,
+    nested: str | None = None,
 ) -> Path:
-    """Writes a checkpoint and returns its folder. arch: "qwen3" or "llama" (scaled rotary embedding)."""
+    """Writes a checkpoint and returns its folder.
+
+    arch: a name in FAMILIES; "llama" has a scaled rotary embedding. old_config: as transformers 4 writes config.json.
+    config: further keys of config.json, over the family's. nested: "4" or "5", the text model inside one that also
+    sees, in that version of transformers' names.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    tied = arch == "qwen3" if tied is None else tied
-    config: dict[str, Any] = {
-        "architectures": ["Qwen3ForCausalLM" if arch == "qwen3" else "LlamaForCausalLM"],
-        "model_type": arch,
+    family = FAMILIES[arch]
+    tied = family.tied if tied is None else tied
+    values: dict[str, Any] = {
+        "architectures": [family.hf_class],
+        "model_type": "gemma3_text" if arch == "gemma3" else arch,
         "hidden_size": hidden,
         "intermediate_size": ffn,
         "num_hidden_layers": layers,
@@ -203,17 +252,16 @@ def make_checkpoint(
         "vocab_size": vocab,
         "max_position_embeddings": 256,
         "rms_norm_eps": 1e-5,
-        "hidden_act": "silu",
+        **({} if "hidden_activation" in family.config else {"hidden_act": "silu"}),
         "tie_word_embeddings": tied,
         "bos_token_id": 1,
+        **family.config,
+        **rope_config(arch, old_config),
+        **({"torch_dtype": "bfloat16"} if old_config else {}),
+        **(config or {}),
     }
-    scaling = LLAMA3_ROPE if arch == "llama" else None
-    if old_config:
-        config |= {"rope_theta": 10000.0, "rope_scaling": scaling, "torch_dtype": "bfloat16"}
-    else:
-        config["rope_parameters"] = {"rope_theta": 10000.0, **(scaling or {"rope_type": "default"})}
-    write_json(folder / "config.json", config)
-    write_tokenizer(folder, tokenizer or ("qwen2" if arch == "qwen3" else "llama-bpe"))
+    write_json(folder / "config.json", values if nested is None else seeing_config(values))
+    write_tokenizer(folder, tokenizer or family.tokenizer)
     random = np.random.RandomState(seed)
 
     def matrix(rows: int, columns: int) -> np.ndarray:
@@ -238,13 +286,44 @@ def make_checkpoint(
             prefix + "mlp.up_proj.weight": matrix(ffn, hidden),
             prefix + "mlp.down_proj.weight": matrix(hidden, ffn),
         }
-        if arch == "qwen3":
+        if family.head_norms:
             tensors |= {
                 prefix + "self_attn.q_norm.weight": norm(head_dim),
                 prefix + "self_attn.k_norm.weight": norm(head_dim),
             }
+        if family.biases:
+            sizes = {"q": heads, "k": kv_heads, "v": kv_heads}
+            tensors |= {f"{prefix}self_attn.{name}_proj.bias": norm(n * head_dim) for name, n in sizes.items()}
+        if family.post_norms:
+            tensors |= {
+                prefix + "pre_feedforward_layernorm.weight": norm(hidden),
+                prefix + "post_feedforward_layernorm.weight": norm(hidden),
+            }
+    if nested is not None:
+        tensors = seeing_tensors(tensors, nested)
     write_shards(folder, tensors, shards)
     return folder
+
+
+def seeing_config(text: dict[str, Any]) -> dict[str, Any]:
+    """config.json of Gemma 3 with eyes: the text model's settings in text_config."""
+    config = {"architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3", "eos_token_id": [1, 106]}
+    inner = {key: value for key, value in text.items() if key not in ("architectures", "tie_word_embeddings")}
+    return {**config, "text_config": inner, "vision_config": {"model_type": "siglip_vision_model", "hidden_size": 8}}
+
+
+def seeing_tensors(text: dict[str, np.ndarray], version: str) -> dict[str, np.ndarray]:
+    """Tensors of Gemma 3 with eyes, under the names of transformers 4 or 5."""
+    if version == "4":
+        tensors, outer = {f"language_model.{name}": tensor for name, tensor in text.items()}, ""
+    else:
+        tensors, outer = {name.replace("model.", "model.language_model.", 1): t for name, t in text.items()}, "model."
+    zeros = np.zeros((8, 8), DTYPES["F32"])
+    names = (
+        "vision_tower.vision_model.encoder.layers.0.mlp.fc1.weight",
+        "multi_modal_projector.mm_input_projection_weight",
+    )
+    return {**tensors, **{outer + name: zeros for name in names}}
 
 
 def write_shards(folder: Path, tensors: dict[str, np.ndarray], shards: int) -> None:

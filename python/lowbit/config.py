@@ -28,11 +28,16 @@ class Config:
             return default
         return value
 
-    def integer(self, key: str, default: Any = _REQUIRED) -> int:
-        """A positive integer below 2^31."""
+    def is_null(self, key: str) -> bool:
+        """Whether the key is there and null, which switches off what has a default where the key is missing."""
+        return key in self.values and self.values[key] is None
+
+    def integer(self, key: str, default: Any = _REQUIRED, minimum: int = 1) -> int:
+        """An integer from `minimum` on and below 2^31."""
         value = self._get(key, default)
-        if type(value) is not int or not 0 < value < MAX_SIZE:
-            raise FormatError(f"{self.where}: {key!r} is {str(value)[:40]!r}, expected a positive integer")
+        if type(value) is not int or not minimum <= value < MAX_SIZE:
+            expected = "a positive integer" if minimum == 1 else f"an integer of at least {minimum}"
+            raise FormatError(f"{self.where}: {key!r} is {str(value)[:40]!r}, expected {expected}")
         return value
 
     def number(self, key: str, default: Any = _REQUIRED) -> float:
@@ -56,6 +61,14 @@ class Config:
             raise FormatError(f"{self.where}: {key!r} is {str(value)[:40]!r}, expected a string")
         return value
 
+    @property
+    def hf_class(self) -> str:
+        """The class that the checkpoint is made for: the first of "architectures"."""
+        names = self.values.get("architectures")
+        if not isinstance(names, list) or not names or not isinstance(names[0], str):
+            raise FormatError(f"{self.where}: 'architectures' is {str(names)[:40]!r}, expected a list of names")
+        return names[0]
+
     def rope(self) -> Config:
         """The rotary embedding's settings, with rope_theta and rope_type, from either form.
 
@@ -70,4 +83,6 @@ class Config:
         rope = Config(dict(found), f"{self.where}: rope_parameters")
         rope.values["rope_theta"] = rope.number("rope_theta", self.number("rope_theta", 10000.0))
         rope.values["rope_type"] = rope.text("rope_type", rope.text("type", "default")).lower()
+        if original := self.values.get("original_max_position_embeddings"):
+            rope.values.setdefault("original_max_position_embeddings", original)
         return rope

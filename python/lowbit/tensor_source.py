@@ -106,6 +106,20 @@ class AsFloat32(Renamed):
         return self.source.rows(start, stop).astype(np.float32)
 
 
+class PlusOne(Renamed):
+    """Another source plus one, in its type (bfloat16 in float32): Gemma's checkpoints store norms less one."""
+
+    @property
+    def dtype(self) -> np.dtype:
+        """float32 or float16."""
+        return np.dtype(np.float16 if self.source.dtype == np.float16 else np.float32)
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """Rows start..stop of the first axis."""
+        shifted: np.ndarray = self.source.rows(start, stop).astype(self.dtype) + self.dtype.type(1)
+        return shifted
+
+
 class Decoded(Renamed):
     """Packed rows, uint8 (rows, row bytes), as the float32 weights that their format has."""
 

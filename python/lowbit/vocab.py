@@ -224,6 +224,8 @@ def tokenizer_metadata(folder: Path, config: dict[str, Any], arch: str, vocab_si
         result |= _byte_level(folder, tokenizer, tokenizer_config, vocab_size)
     num_tokens = None if merges else len(result["tokenizer.ggml.tokens"])
     result |= special_tokens(folder, config, tokenizer, tokenizer_config, merges, num_tokens)
+    if arch == "gemma3" and not merges:
+        result["tokenizer.ggml.add_space_prefix"] = False
     if arch == "llama" and vocab_size == 32016:  # CodeLlama's tokens for filling in; the reference knows it by its size
         ids = {"prefix": 32007, "suffix": 32008, "middle": 32009, "eot": 32010}
         result |= {f"tokenizer.ggml.{name}_token_id": token_id for name, token_id in ids.items()}

@@ -97,11 +97,11 @@ def open_checkpoint(source: str | os.PathLike[str]) -> OpenedCheckpoint:
     folder, hub_id = resolve(source)
     checkpoint = Checkpoint(folder)
     config = Config(checkpoint.config, str(folder / "config.json"))
-    names = config.values.get("architectures")
-    if not isinstance(names, list) or not names or not isinstance(names[0], str):
-        raise FormatError(f"{config.where}: 'architectures' is {str(names)[:40]!r}, expected a list of names")
-    arch = by_hf_name(names[0])
+    arch = by_hf_name(config.hf_class)
+    config = arch.text_config(config)
     notes = arch.check(config)
+    if skipped := [name for name in checkpoint.tensors if name.startswith(arch.left_out)]:
+        notes.append(f"{len(skipped)} tensors beside the text model are left out: {skipped[0]} and others")
     tensors = arch.tensors(checkpoint, config)
     num_params = sum(num_elements(tensor.shape) for tensor in tensors)
     vocab_size = config.integer("vocab_size")
@@ -113,7 +113,7 @@ def open_checkpoint(source: str | os.PathLike[str]) -> OpenedCheckpoint:
         "general.file_type": float_file_type(tensors),
         **arch.late_metadata(config),
         "general.quantization_version": QUANTIZATION_VERSION,
-        **tokenizer_metadata(folder, checkpoint.config, arch.name, vocab_size),
+        **tokenizer_metadata(folder, config.values, arch.name, vocab_size),
     }
     return OpenedCheckpoint(metadata, tensors, notes)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -92,8 +92,19 @@ class Architecture:
     name: ClassVar[str]  #: in GGUF: general.architecture and the prefix of its keys
     hf_names: ClassVar[tuple[str, ...]]  #: "architectures" in config.json
     rope_interleaved: ClassVar[bool]
+    hidden_act: ClassVar[str] = "silu"  #: the activation in config.json that the graph has
+    tied_by_default: ClassVar[bool] = False  #: tie_word_embeddings when config.json does not say
+    left_out: ClassVar[tuple[str, ...]] = ()  #: prefixes of checkpoint tensors that are no part of the text model
     global_tensors: ClassVar[tuple[Tensor, ...]] = DENSE_GLOBAL
     layer_tensors: ClassVar[tuple[Tensor, ...]] = DENSE_LAYER
+
+    def text_config(self, config: Config) -> Config:
+        """config.json as the methods below read it: flat, the text model's keys only."""
+        return config
+
+    def hf_name(self, name: str) -> str:
+        """A checkpoint tensor's name as the tables spell it: base models leave out the prefix."""
+        return name if name.startswith(("model.", "lm_head.")) else f"model.{name}"
 
     def default_head_dim(self, hidden: int, num_heads: int) -> int:
         """Size of a head when config.json does not say."""
@@ -125,15 +136,18 @@ class Architecture:
 
     def check(self, config: Config) -> list[str]:
         """Refuses what the architecture's graph does not express; returns notes on what GGUF does not keep."""
-        if (activation := config.text("hidden_act", "silu")) != "silu":
-            raise UnsupportedError(f"{config.where}: hidden_act {activation!r}, the {self.name} architecture has silu")
+        if (activation := config.text("hidden_act", self.hidden_act)) != self.hidden_act:
+            raise UnsupportedError(
+                f"{config.where}: hidden_act {activation!r}, the {self.name} architecture has {self.hidden_act}"
+            )
         if quantization := config.values.get("quantization_config"):
             method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
             raise UnsupportedError(f"{config.where}: the checkpoint is quantized ({method}): dequantize it first")
-        window = config.values.get("sliding_window")
-        if window is not None and config.boolean("use_sliding_window", True):
-            return [f"sliding_window {window} is not kept: the {self.name} architecture attends to the whole context"]
         return []
+
+    def windows(self, config: Config) -> tuple[int, ...]:
+        """How many last positions a token sees in each layer, 0 for all of them, as transformers reads config.json."""
+        return (0,) * self.sizes(config).layers
 
     def metadata(self, config: Config) -> dict[str, Any]:
         """The keys under the architecture's name, in the reference's order."""
@@ -145,16 +159,20 @@ class Architecture:
             "feed_forward_length": sizes.ffn,
             "attention.head_count": sizes.num_heads,
             "attention.head_count_kv": sizes.num_kv_heads,
-            **rope_metadata(config, sizes),
+            **self.rope_metadata(config),
             "attention.layer_norm_rms_epsilon": sizes.norm_eps,
             "attention.key_length": sizes.head_dim,
             "attention.value_length": sizes.head_dim,
         }
         return {f"{self.name}.{key}": value for key, value in result.items()}
 
+    def rope_metadata(self, config: Config) -> dict[str, Any]:
+        """Keys of the rotary embedding, without the architecture's name."""
+        return rope_metadata(config.rope(), self.sizes(config).context)
+
     def late_metadata(self, config: Config) -> dict[str, Any]:
-        """Keys that the reference writes after general.file_type."""
-        return {}
+        """Keys that the reference writes after general.file_type; then windows, for which it has keys but no use."""
+        return window_metadata(self.name, self.windows(config))
 
     def extra_tensors(self, config: Config) -> Iterable[TensorSource]:
         """Tensors that are computed from config.json. They come first in the file."""
@@ -170,8 +188,12 @@ class Architecture:
         if sizes.layers > len(checkpoint.tensors):
             raise FormatError(f"{config.where}: {sizes.layers} layers, but only {len(checkpoint.tensors)} tensors")
         table = self.table(sizes.layers)
-        tied = config.boolean("tie_word_embeddings", False)
-        names = {_hf_name(name): name for name in checkpoint.tensors if not name.endswith(IGNORED_SUFFIXES)}
+        tied = config.boolean("tie_word_embeddings", self.tied_by_default)
+        names = {
+            self.hf_name(name): name
+            for name in checkpoint.tensors
+            if not name.endswith(IGNORED_SUFFIXES) and not name.startswith(self.left_out)
+        }
         if tied and "model.embed_tokens.weight" not in names and "lm_head.weight" in names:
             names["model.embed_tokens.weight"] = names.pop("lm_head.weight")
         found: dict[str, TensorSource] = {}
@@ -264,9 +286,32 @@ class _Keys:
         return float(value)
 
 
-def rope_metadata(config: Config, sizes: Sizes) -> dict[str, Any]:
-    """Keys of the rotary embedding: its scaling, if GGUF says it in keys, and its base."""
-    rope = config.rope()
+def sliding_layers(config: Config, num_layers: int, default: Callable[[int], bool]) -> list[bool]:
+    """Which layers attend to a window: layer_types in config.json, or what `default` says of a layer's index."""
+    types = config.values.get("layer_types")
+    if types is None:
+        return [default(i) for i in range(num_layers)]
+    known = ("sliding_attention", "full_attention")
+    if not isinstance(types, list) or len(types) != num_layers or any(kind not in known for kind in types):
+        raise FormatError(f"{config.where}: layer_types is {str(types)[:60]!r}, expected {' or '.join(known)} a layer")
+    return [kind == "sliding_attention" for kind in types]
+
+
+def window_metadata(arch: str, windows: tuple[int, ...]) -> dict[str, Any]:
+    """attention.sliding_window, and attention.sliding_window_pattern (True: has it) unless every layer has one."""
+    if not any(windows):
+        return {}
+    keys: dict[str, Any] = {f"{arch}.attention.sliding_window": max(windows)}
+    if not all(windows):
+        keys[f"{arch}.attention.sliding_window_pattern"] = [window > 0 for window in windows]
+    return keys
+
+
+def rope_metadata(rope: Config, context: int) -> dict[str, Any]:
+    """Keys of a rotary embedding, without the architecture's name: its scaling, if GGUF says it in keys, and its base.
+
+    rope: what Config.rope returns. context: max_position_embeddings.
+    """
     kind = rope.values["rope_type"]
     result: dict[str, Any] = {}
     if kind in ("linear", "yarn"):
@@ -275,8 +320,8 @@ def rope_metadata(config: Config, sizes: Sizes) -> dict[str, Any]:
     elif kind not in ("default", "llama3"):
         raise UnsupportedError(f"{rope.where}: rope_type {kind!r}, expected default, linear, yarn or llama3")
     if kind == "yarn":
-        original = config.values.get("original_max_position_embeddings") or sizes.context
-        result["rope.scaling.original_context_length"] = rope.integer("original_max_position_embeddings", original)
+        original = rope.integer("original_max_position_embeddings", context)
+        result["rope.scaling.original_context_length"] = original
         for key, gguf_key in (
             ("extrapolation_factor", "yarn_ext_factor"),
             ("attention_factor", "yarn_attn_factor"),
@@ -292,11 +337,6 @@ def rope_metadata(config: Config, sizes: Sizes) -> dict[str, Any]:
 def stays_float32(tensor: TensorSource) -> bool:
     """Norms, biases and everything with one axis are float32 in GGUF."""
     return len(tensor.shape) <= 1 or tensor.name.endswith("_norm.weight")
-
-
-def _hf_name(name: str) -> str:
-    """A stored name with the prefix that base models leave out."""
-    return name if name.startswith(("model.", "lm_head.")) else f"model.{name}"
 
 
 def _position(checkpoint: Checkpoint, name: str) -> tuple[str, str]:

@@ -21,9 +21,16 @@ class Llama(Architecture):
     rope_interleaved = True
 
     def late_metadata(self, config: Config) -> dict[str, Any]:
-        """Vocabulary size and rotated dimensions."""
+        """Vocabulary size, rotated dimensions, and the window, which the reference drops."""
         sizes = self.sizes(config)
-        return {"llama.vocab_size": sizes.vocab, "llama.rope.dimension_count": sizes.head_dim}
+        keys = {"llama.vocab_size": sizes.vocab, "llama.rope.dimension_count": sizes.head_dim}
+        return {**keys, **super().late_metadata(config)}
+
+    def windows(self, config: Config) -> tuple[int, ...]:
+        """Mistral's, in every layer: sliding_window, which is 4096 where config.json does not mention it."""
+        has_one = config.hf_class == "MistralForCausalLM" and not config.is_null("sliding_window")
+        window = config.integer("sliding_window", 4096) if has_one else 0
+        return (window,) * self.sizes(config).layers
 
     def fix_up(self, tensor: TensorSource, config: Config) -> TensorSource:
         """Reorders the rows of queries and keys."""
@@ -38,7 +45,6 @@ class Llama(Architecture):
         """rope_freqs.weight when the rotary embedding is scaled as in Llama 3."""
         rope = config.rope()
         if rope.values["rope_type"] == "llama3":
-            original = config.values.get("original_max_position_embeddings") or 8192
             yield ArraySource(
                 "rope_freqs.weight",
                 llama3_factors(
@@ -47,7 +53,7 @@ class Llama(Architecture):
                     rope.number("factor", 8.0),
                     rope.number("low_freq_factor", 1.0),
                     rope.number("high_freq_factor", 4.0),
-                    rope.number("original_max_position_embeddings", original),
+                    rope.number("original_max_position_embeddings", 8192.0),
                 ),
             )
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from lowbit.arch._base import DENSE_LAYER, Architecture, Tensor
+from lowbit.arch.qwen2 import qwen_windows
+from lowbit.config import Config
 
 
 class Qwen3(Architecture):
@@ -20,6 +22,10 @@ class Qwen3(Architecture):
     def default_head_dim(self, hidden: int, num_heads: int) -> int:
         """Qwen 3 heads are 128 wide whatever the hidden size."""
         return 128
+
+    def windows(self, config: Config) -> tuple[int, ...]:
+        """As Qwen 2's."""
+        return qwen_windows(config, self.sizes(config).layers)
 
 
 ARCHITECTURE = Qwen3()

@@ -1,0 +1,142 @@
+"""gemma3: Gemma 3's text models, alone (270M, 1B) or inside a model that also sees (4B and up).
+
+Norms before and after both branches, normalized queries and keys, GELU (tanh) in the gate, embeddings times the square
+root of the hidden size; five layers with a window and rotary base 10000, then one that sees everything, with base 10^6.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lowbit._core import FormatError, UnsupportedError
+from lowbit.arch._base import DENSE_LAYER, Architecture, Sizes, Tensor, rope_metadata, sliding_layers
+from lowbit.config import Config
+from lowbit.tensor_source import PlusOne, TensorSource
+
+#: What the text_config of a model that also sees may leave out, as transformers' Gemma3TextConfig has it.
+NESTED_DEFAULTS = {
+    "vocab_size": 262208,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-6,
+}
+#: Layers from one that sees everything to the next.
+PATTERN = 6
+GLOBAL_THETA, LOCAL_THETA = 1e6, 1e4
+
+
+class Gemma3(Architecture):
+    """Rotates halves, as Hugging Face does; norms are stored less one there."""
+
+    name = "gemma3"
+    hf_names = ("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration")
+    rope_interleaved = False
+    hidden_act = "gelu_pytorch_tanh"
+    tied_by_default = True
+    left_out = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
+    layer_tensors = (
+        *(tensor for tensor in DENSE_LAYER if tensor.gguf != "ffn_norm.weight"),
+        Tensor("attn_q_norm.weight", "self_attn.q_norm.weight", ("head_dim",)),
+        Tensor("attn_k_norm.weight", "self_attn.k_norm.weight", ("head_dim",)),
+        Tensor("post_attention_norm.weight", "post_attention_layernorm.weight", ("hidden",)),
+        Tensor("ffn_norm.weight", "pre_feedforward_layernorm.weight", ("hidden",)),
+        Tensor("post_ffw_norm.weight", "post_feedforward_layernorm.weight", ("hidden",)),
+    )
+
+    def text_config(self, config: Config) -> Config:
+        """The object text_config, if there is one, over the rest; the activation under its usual name."""
+        nested = config.values.get("text_config")
+        values = config.values
+        if nested is not None:
+            if not isinstance(nested, dict):
+                raise FormatError(f"{config.where}: text_config is {str(nested)[:40]!r}, expected an object")
+            ids = {key: value for key, value in values.items() if key.endswith("_token_id") and value is not None}
+            values = NESTED_DEFAULTS | values | {k: v for k, v in nested.items() if v is not None} | ids
+        if "hidden_activation" in values:
+            values = {**values, "hidden_act": values["hidden_activation"]}
+        return Config(values, config.where)
+
+    def hf_name(self, name: str) -> str:
+        """Without the prefix of the text model: "language_model.model." before transformers 5, "model.language_model."
+        since."""
+        return super().hf_name(name.replace("language_model.", "", 1))
+
+    def default_head_dim(self, hidden: int, num_heads: int) -> int:
+        """Heads of 256, unless config.json says otherwise."""
+        return 256
+
+    def check(self, config: Config) -> list[str]:
+        """Soft caps on attention and attention in both directions are not Gemma 3's."""
+        for key in ("attn_logit_softcapping", "use_bidirectional_attention"):
+            if config.values.get(key):
+                raise UnsupportedError(f"{config.where}: {key} is set, the gemma3 architecture has none")
+        return super().check(config)
+
+    def windows(self, config: Config) -> tuple[int, ...]:
+        """sliding_window in all layers but every sixth: layer_types or sliding_window_pattern may say otherwise."""
+        num_layers = self.sizes(config).layers
+        pattern = config.integer("sliding_window_pattern", PATTERN)
+        window = 0 if config.is_null("sliding_window") else config.integer("sliding_window")
+        sliding = sliding_layers(config, num_layers, lambda i: (i + 1) % pattern > 0)
+        return tuple(window * is_sliding for is_sliding in sliding)
+
+    def rope_metadata(self, config: Config) -> dict[str, Any]:
+        """The layers that see everything have the usual keys, the others a base of their own."""
+        whole, local = self._ropes(config)
+        if local.values["rope_type"] != "default":
+            raise UnsupportedError(f"{local.where}: rope_type {local.values['rope_type']!r} in layers with a window")
+        keys = rope_metadata(whole, self.sizes(config).context)
+        return {**keys, "rope.freq_base_swa": local.number("rope_theta")}
+
+    def _ropes(self, config: Config) -> tuple[Config, Config]:
+        """Rotary embeddings of the layers that see everything and of the others, from either form: transformers 5 has
+        both in rope_parameters, 4 has rope_theta with an optional rope_scaling, and rope_local_base_freq."""
+        both = config.values.get("rope_parameters") or {}
+        if not isinstance(both, dict) or not both.keys() <= {"full_attention", "sliding_attention"}:
+            raise FormatError(
+                f"{config.where}: rope_parameters is {str(both)[:60]!r}, expected full_attention and sliding_attention"
+            )
+        ropes = []
+        for kind, theta, default in (
+            ("full_attention", "rope_theta", GLOBAL_THETA),
+            ("sliding_attention", "rope_local_base_freq", LOCAL_THETA),
+        ):
+            values = {"rope_parameters": both.get(kind), "rope_theta": config.number(theta, default)}
+            if kind == "full_attention":
+                values["rope_scaling"] = config.values.get("rope_scaling")
+            ropes.append(Config(values, f"{config.where}: {kind}").rope())
+        return ropes[0], ropes[1]
+
+    def late_metadata(self, config: Config) -> dict[str, Any]:
+        """The window, and what the reference takes for granted where a model differs: layers, scale of attention."""
+        keys: dict[str, Any] = {}
+        if config.values.get("final_logit_softcapping"):
+            keys["gemma3.final_logit_softcapping"] = config.number("final_logit_softcapping")
+        sizes, windows = self.sizes(config), self.windows(config)
+        if window := max(windows):
+            keys["gemma3.attention.sliding_window"] = window
+            if windows != usual_windows(window, sizes.layers):
+                keys["gemma3.attention.sliding_window_pattern"] = [seen > 0 for seen in windows]
+        scalar = config.number("query_pre_attn_scalar", 256)
+        if scalar != usual_scalar(sizes):
+            keys["gemma3.attention.scale"] = scalar**-0.5
+        return keys
+
+    def fix_up(self, tensor: TensorSource, config: Config) -> TensorSource:
+        """GGUF's norms are whole."""
+        return PlusOne(tensor.name, tensor) if tensor.name.endswith("norm.weight") else tensor
+
+
+def usual_windows(window: int, num_layers: int) -> tuple[int, ...]:
+    """The windows of a gemma3 file that has no attention.sliding_window_pattern."""
+    return tuple(window * ((i + 1) % PATTERN > 0) for i in range(num_layers))
+
+
+def usual_scalar(sizes: Sizes) -> int:
+    """query_pre_attn_scalar of a gemma3 file that has no attention.scale: the 27B model's, of 62 layers, is special."""
+    return sizes.hidden // sizes.num_heads if sizes.layers == 62 else sizes.head_dim
+
+
+ARCHITECTURE = Gemma3()
