@@ -145,7 +145,7 @@ class Architecture:
             raise UnsupportedError(f"{config.where}: the checkpoint is quantized ({method}): dequantize it first")
         return []
 
-    def windows(self, config: Config) -> tuple[int, ...]:
+    def config_windows(self, config: Config) -> tuple[int, ...]:
         """How many last positions a token sees in each layer, 0 for all of them, as transformers reads config.json."""
         return (0,) * self.sizes(config).layers
 
@@ -172,7 +172,7 @@ class Architecture:
 
     def late_metadata(self, config: Config) -> dict[str, Any]:
         """Keys that the reference writes after general.file_type; then windows, for which it has keys but no use."""
-        return window_metadata(self.name, self.windows(config))
+        return window_metadata(self.name, self.config_windows(config))
 
     def extra_tensors(self, config: Config) -> Iterable[TensorSource]:
         """Tensors that are computed from config.json. They come first in the file."""

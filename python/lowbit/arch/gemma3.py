@@ -74,7 +74,7 @@ class Gemma3(Architecture):
                 raise UnsupportedError(f"{config.where}: {key} is set, the gemma3 architecture has none")
         return super().check(config)
 
-    def windows(self, config: Config) -> tuple[int, ...]:
+    def config_windows(self, config: Config) -> tuple[int, ...]:
         """sliding_window in all layers but every sixth: layer_types or sliding_window_pattern may say otherwise."""
         num_layers = self.sizes(config).layers
         pattern = config.integer("sliding_window_pattern", PATTERN)
@@ -114,7 +114,7 @@ class Gemma3(Architecture):
         keys: dict[str, Any] = {}
         if config.values.get("final_logit_softcapping"):
             keys["gemma3.final_logit_softcapping"] = config.number("final_logit_softcapping")
-        sizes, windows = self.sizes(config), self.windows(config)
+        sizes, windows = self.sizes(config), self.config_windows(config)
         if window := max(windows):
             keys["gemma3.attention.sliding_window"] = window
             if windows != usual_windows(window, sizes.layers):

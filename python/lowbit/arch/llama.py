@@ -26,7 +26,7 @@ class Llama(Architecture):
         keys = {"llama.vocab_size": sizes.vocab, "llama.rope.dimension_count": sizes.head_dim}
         return {**keys, **super().late_metadata(config)}
 
-    def windows(self, config: Config) -> tuple[int, ...]:
+    def config_windows(self, config: Config) -> tuple[int, ...]:
         """Mistral's, in every layer: sliding_window, which is 4096 where config.json does not mention it."""
         has_one = config.hf_class == "MistralForCausalLM" and not config.is_null("sliding_window")
         window = config.integer("sliding_window", 4096) if has_one else 0

@@ -22,7 +22,7 @@ class Qwen2(Architecture):
             del keys[f"{self.name}.attention.key_length"], keys[f"{self.name}.attention.value_length"]
         return keys
 
-    def windows(self, config: Config) -> tuple[int, ...]:
+    def config_windows(self, config: Config) -> tuple[int, ...]:
         """sliding_window from layer max_window_layers on, if use_sliding_window is set; 4096 and 28 where they are
         missing."""
         return qwen_windows(config, self.sizes(config).layers)

@@ -23,7 +23,7 @@ class Qwen3(Architecture):
         """Qwen 3 heads are 128 wide whatever the hidden size."""
         return 128
 
-    def windows(self, config: Config) -> tuple[int, ...]:
+    def config_windows(self, config: Config) -> tuple[int, ...]:
         """As Qwen 2's."""
         return qwen_windows(config, self.sizes(config).layers)
 
