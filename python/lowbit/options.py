@@ -9,10 +9,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-
 from lowbit import _core, gguf
 from lowbit._core import FileError, FormatError, InputError
+from lowbit.gguf.writing import kind_name
 from lowbit.recipes import Mix
 
 #: Formats of activations, which no file holds.
@@ -160,30 +159,17 @@ def parse_override(text: str) -> tuple[str, bool | int | float | str]:
         raise InputError(f"{text!r}: {value!r} is no {kind}") from None
 
 
-def _kind(value: Any) -> str:
-    """What a metadata value is, whatever its width."""
-    if isinstance(value, (list, tuple)) or (isinstance(value, np.ndarray) and value.ndim):
-        return "an array"
-    for kinds, name in (
-        ((bool, np.bool_), "a bool"),
-        ((int, np.integer), "an int"),
-        ((float, np.floating), "a float"),
-        (str, "a str"),
-    ):
-        if isinstance(value, kinds):
-            return name
-    return type(value).__name__
-
-
 def override(metadata: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """`metadata` with `changes` at its end. Raises InputError for keys of split files and values of another kind."""
     for key, value in changes.items():
         if key in gguf.SPLIT_KEYS:
             raise InputError(f"override of {key}: it follows from how the file is split")
-        if _kind(value) not in ("a bool", "an int", "a float", "a str"):
-            raise InputError(f"override of {key}: expected bool, int, float or str, got {_kind(value)}")
-        if key in metadata and _kind(metadata[key]) != _kind(value):
-            raise InputError(f"override of {key}: the file has {_kind(metadata[key])} there, got {_kind(value)}")
+        if kind_name(value) not in ("a bool", "an int", "a float", "a str"):
+            raise InputError(f"override of {key}: expected bool, int, float or str, got {kind_name(value)}")
+        if key in metadata and kind_name(metadata[key]) != kind_name(value):
+            raise InputError(
+                f"override of {key}: the file has {kind_name(metadata[key])} there, got {kind_name(value)}"
+            )
     return moved_last(metadata, changes)
 
 

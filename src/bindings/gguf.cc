@@ -55,10 +55,10 @@ py::object ToPython(const GgufValue& value) {
     if (value.is_array) shape.push_back(static_cast<py::ssize_t>(value.count));
     return py::array(ToDtype(value.type), shape, cursor);
   }
-  if (!value.is_array) return ToStr(NextString(&cursor));
+  if (!value.is_array) return ToStr(NextString(&cursor, value.end));
   py::list list(static_cast<size_t>(value.count));
   for (size_t i = 0; i < list.size(); ++i) {
-    PyList_SET_ITEM(list.ptr(), static_cast<Py_ssize_t>(i), ToStr(NextString(&cursor)).release().ptr());
+    PyList_SET_ITEM(list.ptr(), static_cast<Py_ssize_t>(i), ToStr(NextString(&cursor, value.end)).release().ptr());
   }
   return list;
 }
@@ -160,6 +160,7 @@ void Write(GgufWriter& writer, const py::buffer& buffer) {
 void BindGguf(py::module_& m) {
   py::class_<Gguf, std::shared_ptr<Gguf>>(m, "GgufFile")
       .def_static("open", &Gguf::Open, py::arg("path"), py::call_guard<py::gil_scoped_release>())
+      .def_static("open_one", &Gguf::OpenOne, py::arg("path"), py::call_guard<py::gil_scoped_release>())
       .def_property_readonly("version", &Gguf::version)
       .def_property_readonly("alignment", &Gguf::alignment)
       .def("keys",
@@ -170,6 +171,15 @@ void BindGguf(py::module_& m) {
            })
       .def(
           "value", [](const Gguf& gguf, size_t index) { return ToPython(gguf.values().at(index)); }, py::arg("index"))
+      .def("header", [](const Gguf& gguf) { return py::bytes(gguf.header()); })
+      .def("entry_begins",
+           [](const Gguf& gguf) {
+             py::list begins;
+             for (const GgufValue& value : gguf.values()) begins.append(value.begin);
+             return begins;
+           })
+      .def_property_readonly("infos_begin", &Gguf::infos_begin)
+      .def_property_readonly("data_begin", &Gguf::data_begin)
       .def("paths", &Paths)
       .def("tensors", &Tensors)
       .def("data", &TensorData, py::arg("index"));
@@ -182,6 +192,11 @@ void BindGguf(py::module_& m) {
       },
       py::arg("format"));
 
+  m.def(
+      "gguf_entry",
+      [](const std::string& key, const py::object& value) { return py::bytes(EncodeEntry(ToEntry(key, value))); },
+      py::arg("key"), py::arg("value"));
+
   py::class_<GgufPlan>(m, "GgufPlan")
       .def(py::init(&Plan), py::arg("metadata"), py::arg("tensors"))
       .def_readonly("file_size", &GgufPlan::file_size);
@@ -189,6 +204,8 @@ void BindGguf(py::module_& m) {
   py::class_<GgufWriter>(m, "GgufWriter")
       .def(py::init<const std::string&, GgufPlan>(), py::arg("path"), py::arg("plan"),
            py::call_guard<py::gil_scoped_release>())
+      .def_property_readonly("temporary_path",
+                             [](const GgufWriter& writer) { return py::bytes(writer.temporary_path()); })
       .def("write", &Write, py::arg("buffer"))
       .def("finish", &GgufWriter::Finish, py::call_guard<py::gil_scoped_release>())
       .def("abort", &GgufWriter::Abort, py::call_guard<py::gil_scoped_release>());

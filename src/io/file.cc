@@ -73,6 +73,8 @@ intptr_t OpenTemporary(const std::string& path) {
 
 bool NameIsTaken(int error) { return error == ERROR_FILE_EXISTS || error == ERROR_ALREADY_EXISTS; }
 
+void KeepMode(intptr_t, const std::string&) {}  // a folder's files inherit who may do what
+
 int64_t WriteSome(intptr_t handle, const void* data, size_t num_bytes) {
   DWORD written = 0;
   if (!WriteFile(AsHandle(handle), data, static_cast<DWORD>(num_bytes), &written, nullptr)) return -1;
@@ -106,6 +108,12 @@ intptr_t OpenTemporary(const std::string& path) {
 }
 
 bool NameIsTaken(int error) { return error == EEXIST; }
+
+// Gives the file the mode of the one it is going to replace, if there is one and the file system has modes.
+void KeepMode(intptr_t handle, const std::string& target) {
+  struct stat status = {};
+  if (stat(target.c_str(), &status) == 0) (void)!fchmod(static_cast<int>(handle), status.st_mode & 07777);
+}
 
 int64_t WriteSome(intptr_t handle, const void* data, size_t num_bytes) {
   ssize_t written;
@@ -272,6 +280,7 @@ AtomicWriter::AtomicWriter(const std::string& path) : path_(path), target_(Resol
     temp_path_.clear();
     FailSystem("write", path_);
   }
+  KeepMode(handle_, target_);
 }
 
 void AtomicWriter::Write(const void* data, uint64_t num_bytes) {

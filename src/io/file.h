@@ -80,14 +80,17 @@ class Reader {
 
 // Writes a file under a temporary name (".NAME.PID-N.tmp") in the target's folder; Commit gives it the final name, so
 // that a process killed at any moment leaves under that name what was there before. A symbolic link is followed to the
-// file it names. Temporary files of the same target whose writer died are removed. Every failure is a FileError naming
-// the path.
+// file it names, and who may do what with a file that is replaced stays as it was. Temporary files of the same target
+// whose writer died are removed. Every failure is a FileError naming the path.
 class AtomicWriter {
  public:
   explicit AtomicWriter(const std::string& path);
   ~AtomicWriter() { Abort(); }
   AtomicWriter(const AtomicWriter&) = delete;
   AtomicWriter& operator=(const AtomicWriter&) = delete;
+
+  // Empty once committed or aborted.
+  const std::string& temporary_path() const { return temp_path_; }
 
   // Straight from the caller's memory to the operating system, without a buffer between: pass large pieces.
   void Write(const void* data, uint64_t num_bytes);
@@ -99,9 +102,9 @@ class AtomicWriter {
   void Abort() noexcept;
 
  private:
-  std::string path_;       // for messages: as the caller gave it
-  std::string target_;     // where links led
-  std::string temp_path_;  // empty once committed or aborted
+  std::string path_;    // for messages: as the caller gave it
+  std::string target_;  // where links led
+  std::string temp_path_;
   intptr_t handle_ = -1;
 };
 

@@ -31,9 +31,13 @@ const T* FindDuplicate(const std::vector<T>& items, std::string_view T::* name) 
 
 }  // namespace
 
-std::string_view NextString(const uint8_t** cursor) {
-  uint64_t length;
-  std::memcpy(&length, *cursor, sizeof(length));
+std::string_view NextString(const uint8_t** cursor, const uint8_t* end) {
+  const auto room = [&] { return static_cast<uint64_t>(end - *cursor); };
+  uint64_t length = 0;
+  if (room() >= sizeof(length)) std::memcpy(&length, *cursor, sizeof(length));
+  if (room() < sizeof(length) || length > room() - sizeof(length)) {
+    throw FormatError("the metadata of a GGUF file changed while it was being opened");
+  }
   const std::string_view string(reinterpret_cast<const char*>(*cursor + sizeof(length)), static_cast<size_t>(length));
   *cursor += sizeof(length) + length;
   return string;
@@ -92,6 +96,7 @@ class GgufParser {
       reader_.Fail({"key", twin->key}, twin->offset, "the key occurs twice");
     }
     ReadAlignment();
+    out_.infos_begin_ = reader_.offset();
     CheckCount("number of tensors", num_tensors, kMinInfoBytes, 8);
     out_.tensors_.reserve(static_cast<size_t>(num_tensors));
     std::vector<uint64_t> offsets;
@@ -99,7 +104,9 @@ class GgufParser {
     if (const GgufTensor* twin = FindDuplicate(out_.tensors_, &GgufTensor::name)) {
       reader_.Fail({"info of tensor", twin->name}, reader_.offset(), "the name occurs twice");
     }
+    const uint64_t header_bytes = reader_.offset();
     PlaceTensors(offsets);
+    KeepHeader(static_cast<size_t>(header_bytes));
   }
 
  private:
@@ -114,6 +121,9 @@ class GgufParser {
 
   void ReadVersion() {
     const std::string_view magic(reinterpret_cast<const char*>(reader_.Take(4, "magic")), 4);
+    if (magic == kGgufEditMagic) {
+      reader_.Fail("magic", 0, "the metadata is being edited, or that was interrupted: gguf.edit takes it back");
+    }
     if (magic != "GGUF") reader_.Fail("magic", 0, Str("expected \"GGUF\", found ", Quoted(magic)));
     const uint32_t version = reader_.Read<uint32_t>("version");
     const auto unsupported = [&](const char* why) {
@@ -146,9 +156,9 @@ class GgufParser {
 
   GgufValue ReadValue() {
     GgufValue value;
-    const uint64_t key_offset = reader_.offset();
+    value.begin = reader_.offset();
     value.key = ReadString("key");
-    if (value.key.empty()) reader_.Fail("key", key_offset, "expected a name, found an empty string");
+    if (value.key.empty()) reader_.Fail("key", value.begin, "expected a name, found an empty string");
     value.offset = reader_.offset();
     value.type = ReadType("type of key", value.key);
     value.count = 1;
@@ -162,6 +172,7 @@ class GgufParser {
       value.count = reader_.Read<uint64_t>({"array length of key", value.key});
     }
     ReadElements(&value);
+    value.end = reader_.Take(0, "key");
     return value;
   }
 
@@ -243,6 +254,7 @@ class GgufParser {
     const uint64_t padding = (out_.alignment_ - reader_.offset() % out_.alignment_) % out_.alignment_;
     const uint64_t begin = reader_.offset() + std::min(padding, reader_.remaining());
     const uint64_t room = file_->size() - begin;
+    out_.data_begin_ = begin;
     std::vector<std::pair<uint64_t, size_t>> order;
     for (size_t i = 0; i < offsets.size(); ++i) {
       GgufTensor& tensor = out_.tensors_[i];
@@ -263,6 +275,25 @@ class GgufParser {
                      Str("overlaps the data of tensor ", Quoted(before.name)));
       }
     }
+  }
+
+  // Copies the header and points everything that was read from the map there.
+  void KeepHeader(size_t num_bytes) {
+    const char* map = reinterpret_cast<const char*>(file_->data());
+    const auto header = std::make_shared<const std::string>(map, num_bytes);
+    const auto kept = [&](std::string_view view) {
+      return std::string_view(header->data() + (view.data() - map), view.size());
+    };
+    const auto kept_byte = [&](const uint8_t* byte) {
+      return reinterpret_cast<const uint8_t*>(header->data()) + (byte - file_->data());
+    };
+    for (GgufValue& value : out_.values_) {
+      value.key = kept(value.key);
+      value.data = kept_byte(value.data);
+      value.end = kept_byte(value.end);
+    }
+    for (GgufTensor& tensor : out_.tensors_) tensor.name = kept(tensor.name);
+    out_.headers_ = {header};
   }
 
   Reader reader_;
@@ -342,6 +373,7 @@ std::shared_ptr<Gguf> Gguf::Open(const std::string& path) {
     const std::shared_ptr<Gguf> shard = OpenShard(prefix, i, num_shards);
     gguf->tensors_.insert(gguf->tensors_.end(), shard->tensors_.begin(), shard->tensors_.end());
     gguf->files_.push_back(shard->files_[0]);
+    gguf->headers_.push_back(shard->headers_[0]);
   }
   const uint64_t num_tensors = gguf->SplitValue(kSplitTensorsKey);
   if (num_tensors != gguf->tensors_.size()) {

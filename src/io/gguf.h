@@ -15,18 +15,22 @@
 
 namespace lowbit {
 
-// One metadata entry of an open file. Everything points into the map and has been checked.
+// One metadata entry of an open file. Everything has been checked, and points into the Gguf's copy of the header: who
+// has a file open while somebody edits its metadata in place sees what it said when it was opened.
 struct GgufValue {
   std::string_view key;
+  uint64_t begin;   // of the entry in the file; it ends where the next one begins
   uint64_t offset;  // of the value's type in the file, for messages
   bool is_array;
   GgufType type;        // of the elements, if it is an array
   uint64_t count;       // elements; 1 for a scalar
   const uint8_t* data;  // unaligned. Strings: one after the other, each a uint64 length and its bytes.
+  const uint8_t* end;   // of data
 };
 
-// Steps over the string at *cursor (GgufValue::data) and returns it.
-std::string_view NextString(const uint8_t** cursor);
+// Steps over the string at *cursor (from GgufValue::data on) and returns it. Throws FormatError if it would reach past
+// the end: the file changed while it was being opened.
+std::string_view NextString(const uint8_t** cursor, const uint8_t* end);
 
 // The value of an unsigned or signed integer scalar of any width. Throws FormatError if it is something else or
 // negative.
@@ -48,6 +52,9 @@ class Gguf {
   // Throws FileError, FormatError or UnsupportedError.
   static std::shared_ptr<Gguf> Open(const std::string& path);
 
+  // The one file of that name, whether or not it belongs to a split model.
+  static std::shared_ptr<Gguf> OpenOne(const std::string& path);
+
   uint32_t version() const { return version_; }
   uint32_t alignment() const { return alignment_; }
 
@@ -58,6 +65,12 @@ class Gguf {
   // One, or those of a split model in their order.
   const std::vector<std::shared_ptr<const MappedFile>>& files() const { return files_; }
 
+  // The (first) file's bytes up to the end of the tensors' infos, as they were when it was opened. The infos begin at
+  // infos_begin(), the tensors' data at data_begin().
+  const std::string& header() const { return *headers_[0]; }
+  uint64_t infos_begin() const { return infos_begin_; }
+  uint64_t data_begin() const { return data_begin_; }
+
   // Null if there is none.
   const GgufValue* Find(std::string_view key) const;
 
@@ -65,13 +78,15 @@ class Gguf {
   friend class GgufParser;
   Gguf() = default;
 
-  static std::shared_ptr<Gguf> OpenOne(const std::string& path);
   static std::shared_ptr<Gguf> OpenShard(const std::string& prefix, uint64_t index, uint64_t num_shards);
   uint64_t SplitValue(const char* key) const;
 
   std::vector<std::shared_ptr<const MappedFile>> files_;
+  std::vector<std::shared_ptr<const std::string>> headers_;  // of the files: values_ and the tensors' names point there
   uint32_t version_ = 0;
   uint32_t alignment_ = 0;
+  uint64_t infos_begin_ = 0;
+  uint64_t data_begin_ = 0;
   std::vector<GgufValue> values_;
   std::vector<GgufTensor> tensors_;
 };
@@ -84,6 +99,9 @@ struct GgufEntry {
   uint64_t count;
   std::string payload;
 };
+
+// The entry as it lies in a file. Throws InputError for a key that no file may have.
+std::string EncodeEntry(const GgufEntry& entry);
 
 // Appends a length and the bytes, as GgufEntry::payload wants a string.
 void AppendString(std::string_view value, std::string* payload);
@@ -112,6 +130,9 @@ GgufPlan PlanGguf(const std::vector<GgufEntry>& entries, std::vector<GgufTensorI
 class GgufWriter {
  public:
   GgufWriter(const std::string& path, GgufPlan plan);
+
+  // Where the file lies until Finish.
+  const std::string& temporary_path() const { return file_.temporary_path(); }
 
   // The next bytes of the tensors' data; padding between tensors is the writer's business. Throws InputError if there
   // are more bytes than the infos announced. After any failure the temporary file is gone and the writer closed.

@@ -64,6 +64,7 @@ const char* CheckShape(const TensorType& type, const GgufShape& shape, uint64_t*
 // Null, or what is wrong with this alignment.
 const char* CheckAlignment(uint64_t alignment);
 
+constexpr char kGgufEditMagic[] = "EDIT";  // instead of "GGUF" while the header is being rewritten in place
 constexpr char kAlignmentKey[] = "general.alignment";
 constexpr uint32_t kDefaultAlignment = 32;
 constexpr size_t kMaxTensorName = 63;  // ggml keeps names in 64 bytes with a final zero, and refuses longer ones

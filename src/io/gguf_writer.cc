@@ -72,6 +72,13 @@ void AppendString(std::string_view value, std::string* payload) {
   *payload += value;
 }
 
+std::string EncodeEntry(const GgufEntry& entry) {
+  CheckNames("key", {entry.key}, kMaxKey);
+  std::string out;
+  AppendEntry(entry, &out);
+  return out;
+}
+
 GgufPlan PlanGguf(const std::vector<GgufEntry>& entries, std::vector<GgufTensorInfo> infos) {
   GgufPlan plan;
   plan.infos = std::move(infos);

@@ -1,0 +1,29 @@
+"""GGUF files: `open` for reading, `write` and `Writer` for writing, `edit` for changing metadata.
+
+Reading maps the file: opening costs time and memory for the metadata alone, and tensors are read-only views of the
+map, which lives as long as any of them. A file that somebody cuts short while it is mapped ends the process (SIGBUS)
+when the lost bytes are touched; replacing it by rename, as `Writer` does, is safe, and so is `edit`.
+"""
+
+from lowbit.gguf.editing import PADDING_KEY, RESERVED_BYTES, Change, Edit, edit, edit_unfinished, padding
+from lowbit.gguf.reading import DTYPES, SPLIT_KEYS, File, Place, TensorInfo, open
+from lowbit.gguf.writing import Writer, file_size, write
+
+__all__ = [
+    "DTYPES",
+    "PADDING_KEY",
+    "RESERVED_BYTES",
+    "SPLIT_KEYS",
+    "Change",
+    "Edit",
+    "File",
+    "Place",
+    "TensorInfo",
+    "Writer",
+    "edit",
+    "edit_unfinished",
+    "file_size",
+    "open",
+    "padding",
+    "write",
+]

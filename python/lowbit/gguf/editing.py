@@ -1,0 +1,270 @@
+"""Changing the metadata of GGUF files.
+
+A file's header (metadata, then the tensors' infos) stands before its data. `lowbit.padding`, the last key, holds blanks
+that nobody reads: it shrinks and grows so that infos and data stay where they are, and only the header's changed bytes
+are written. What does not fit is written as a copy that replaces the file. `rewriting.py` does the writing.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lowbit import _core
+from lowbit._core import InputError
+from lowbit.gguf.reading import SPLIT_KEYS, Path
+from lowbit.gguf.rewriting import copy, difference, locked, recover, system_errors, write_at, write_in_place
+from lowbit.gguf.writing import checked_name, encoded, kind_name
+from lowbit.progress import progress_bar
+
+#: A string of blanks: readers that print or check it find text, and it costs them one length, where an array costs some
+#: of them a step for each byte.
+PADDING_KEY = "lowbit.padding"
+#: Bytes reserved by default. Chat templates have 1 to 12 KB: a new one fits where there was none. The vocabulary beside
+#: it has hundreds of KB to MB.
+RESERVED_BYTES = 16384
+
+#: Keys that only a string makes sense for, whose type readers insist on.
+_STRINGS = ("general.architecture", "tokenizer.ggml.model", "tokenizer.ggml.pre", "tokenizer.chat_template")
+
+
+@dataclass(frozen=True)
+class Change:
+    """A key before and after: values with their types in the file (`File.typed`), None where there is none."""
+
+    key: str
+    before: Any
+    after: Any
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What an edit changed, or would change.
+
+    in_place: whether the tensors' data stayed where it was. bytes_written: of the header, or of the whole copy; 0 if
+    the file says all of it already. padding: bytes that are reserved now.
+    """
+
+    path: str
+    changes: list[Change]
+    in_place: bool
+    bytes_written: int
+    padding: int
+
+
+def padding(num_bytes: int = RESERVED_BYTES) -> dict[str, str]:
+    """Metadata that reserves `num_bytes` for later edits, to be written after all other keys."""
+    return {PADDING_KEY: " " * num_bytes}
+
+
+def edit(
+    path: Path,
+    set: Mapping[str, Any] | None = None,
+    unset: Iterable[str] = (),
+    *,
+    may_copy: bool = True,
+    reserve: int = RESERVED_BYTES,
+    dry_run: bool = False,
+    progress: bool = False,
+) -> Edit:
+    """Sets and unsets keys of a GGUF file, all or none of them.
+
+    In place where the new header fits, which takes milliseconds whatever the file's size: tensors do not move, and who
+    has the file open keeps seeing what it said. Else by a copy with `reserve` bytes of padding that replaces the file,
+    or InputError without `may_copy`. With dry_run nothing is written.
+
+    set: key -> value as for Writer. A key that is there keeps its place and type; a NumPy scalar or array chooses
+    another width. Others go to the end; lists of bool, int and float become arrays of bool, int32 and float32. A
+    symbolic link is followed; hard links see an edit in place, and keep the old file after a copy. Of a split model,
+    the first file has the keys. An edit that was interrupted is taken back first, also if nothing is to be set.
+
+    Raises InputError for a key to unset that is not there, another kind of value, keys that the file's layout follows
+    from (general.alignment, split.*) or that no reader can do without; FileError if the system refuses or somebody else
+    is editing the file.
+    """
+    target = os.path.realpath(os.fsdecode(path))
+    with locked(target) as file:
+        if not dry_run:
+            recover(file, target)
+        header = _Header(target)
+        changes = header.changes(set or {}, unset)
+        entries = header.changed(changes)
+        new = header.fitted(entries)
+        if new is not None:
+            written = difference(header.bytes, new.bytes)
+            if written and not dry_run:
+                write_in_place(file, target, header.bytes, new.bytes)
+            return Edit(target, changes, True, len(written), new.padding)
+        if not may_copy:
+            raise header.too_small(entries)
+        new = header.copied(entries, reserve)
+        num_bytes = len(new.bytes) + os.fstat(file.fileno()).st_size - header.data_begin
+        if not dry_run:
+            with progress_bar("copy", unit="B", enabled=progress) as advance:
+                copy(target, new.bytes, header.data_begin, advance)
+        return Edit(target, changes, False, num_bytes, reserve)
+
+
+def edit_unfinished(path: Path, set: Mapping[str, Any]) -> None:
+    """Sets keys of a file that nobody else knows yet (`Writer.temporary_path`), within its padding.
+
+    There is no lock and no way back: a crash leaves a temporary file, which is removed anyway. Raises InputError if the
+    padding is too small, and as `edit` does.
+    """
+    target = os.fsdecode(path)
+    header = _Header(target)
+    entries = header.changed(header.changes(set, ()))
+    new = header.fitted(entries)
+    if new is None:
+        raise header.too_small(entries)
+    with system_errors(target), open(target, "r+b", buffering=0) as file:
+        changed = difference(header.bytes, new.bytes)
+        write_at(file, changed.start, new.bytes[changed.start : changed.stop])
+
+
+class _NewHeader(NamedTuple):
+    bytes: bytes
+    padding: int
+
+
+class _Header:
+    """The bytes of one file before its tensors' data, taken apart."""
+
+    def __init__(self, path: str) -> None:
+        self._core = _core.GgufFile.open_one(os.fsencode(path))
+        self.path = path
+        self.data_begin = self._core.data_begin
+        self._alignment = self._core.alignment
+        header = self._core.header()
+        self._infos = header[self._core.infos_begin :]
+        self._slack = self.data_begin - len(header)
+        self.bytes = header + bytes(self._slack)
+        begins = [*self._core.entry_begins(), self._core.infos_begin]
+        self._keys = {key: i for i, key in enumerate(self._core.keys())}
+        self._entries = {key: header[begins[i] : begins[i + 1]] for key, i in self._keys.items()}
+        if "split.no" in self._keys and int(self._value("split.no")):
+            raise InputError(f"{path}: the keys of a split model are in its first file")
+
+    def _value(self, key: str) -> Any:
+        if key not in self._keys:
+            return None
+        value = self._core.value(self._keys[key])
+        return value[()] if isinstance(value, np.ndarray) and not value.ndim else value
+
+    def changes(self, set: Mapping[str, Any], unset: Iterable[str]) -> list[Change]:
+        """What is asked for, checked; values get their types."""
+        gone = list(dict.fromkeys(unset))
+        for key in gone:
+            _check_key(key)
+            if key in set:
+                raise InputError(f"key {key}: to be set and unset")
+            if key not in self._keys:
+                raise InputError(f"{self.path}: there is no key {key}")
+            if key == "general.architecture":
+                raise InputError(f"key {key}: nobody can read a file without it")
+        changes = [Change(key, self._value(key), None) for key in gone]
+        for key, value in set.items():
+            _check_key(key)
+            before = self._value(key)
+            changes.append(Change(key, before, _typed(key, value, before)))
+        return changes
+
+    def changed(self, changes: Iterable[Change]) -> list[bytes]:
+        """The entries that the file is to have, but padding."""
+        entries = {key: entry for key, entry in self._entries.items() if key != PADDING_KEY}
+        for change in changes:
+            if change.after is None:
+                del entries[change.key]
+            else:
+                entries[change.key] = _entry(change.key, change.after)
+        return list(entries.values())
+
+    def fitted(self, entries: list[bytes]) -> _NewHeader | None:
+        """The header with these entries and the data where it is now, or None if that cannot be.
+
+        The infos stay in place, too, if padding can see to that. A file without padding gets some only to fill a gap:
+        readers look for the data at the next multiple of the alignment.
+        """
+        spare = self.data_begin - len(self._joined(entries))
+        padding = spare - len(_entry(PADDING_KEY, ""))
+        if padding >= self._slack:
+            padding -= self._slack
+        if padding >= 0 and (spare >= self._alignment or PADDING_KEY in self._keys):
+            return _NewHeader(self._padded(entries, padding).ljust(self.data_begin, b"\0"), padding)
+        if 0 <= spare < self._alignment:
+            return _NewHeader(self._joined(entries).ljust(self.data_begin, b"\0"), 0)
+        return None
+
+    def copied(self, entries: list[bytes], padding: int) -> _NewHeader:
+        """The header with these entries and so much padding, as long as it needs to be."""
+        header = self._padded(entries, padding) if padding else self._joined(entries)
+        return _NewHeader(header.ljust(math.ceil(len(header) / self._alignment) * self._alignment, b"\0"), padding)
+
+    def too_small(self, entries: list[bytes]) -> InputError:
+        """What to raise if these entries do not fit."""
+        size = len(self._joined(entries))
+        return InputError(f"{self.path}: the new header has {size} bytes and does not fit into {self.data_begin}")
+
+    def _padded(self, entries: list[bytes], padding: int) -> bytes:
+        return self._joined([*entries, _entry(PADDING_KEY, " " * padding)])
+
+    def _joined(self, entries: list[bytes]) -> bytes:
+        return b"".join([self.bytes[:16], struct.pack("<Q", len(entries)), *entries, self._infos])
+
+
+def _check_key(key: str) -> None:
+    checked_name("key", key)
+    if key in ("general.alignment", *SPLIT_KEYS):
+        raise InputError(f"key {key}: the file's layout follows from it, so it cannot be edited")
+    if key == PADDING_KEY:
+        raise InputError(f"key {key}: it is what edits shrink and grow")
+
+
+def _entry(key: str, value: Any) -> bytes:
+    return _core.gguf_entry(key, encoded(key, value))
+
+
+def _typed(key: str, value: Any, before: Any) -> Any:
+    """`value` with the type that it gets in the file, where `before` is the key's value."""
+    kind, expected = _kind(value), "a str" if key in _STRINGS else None if before is None else _kind(before)
+    if expected not in (None, kind) and (kind, expected) != ("an int", "a float"):
+        whose = "readers expect" if before is None else "the file has"
+        raise InputError(f"key {key}: {whose} {expected} there, got {kind}")
+    if isinstance(value, (np.generic, np.ndarray)) or kind in ("a str", "an array of str"):
+        return list(value) if isinstance(value, tuple) else value
+    if kind != "an array of numbers":
+        array = np.asarray(encoded(key, value) if before is None else value)
+        return (array if before is None else _cast(key, array, before.dtype))[()]
+    array = np.asarray(value)
+    natural = {"b": np.bool_, "f": np.float32}.get(array.dtype.kind, np.int32)
+    return _cast(key, array, natural if before is None else before.dtype)
+
+
+def _kind(value: Any) -> str:
+    kind = kind_name(value)
+    if kind != "an array":
+        return kind
+    of_str = isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value)
+    return "an array of str" if of_str else "an array of numbers"
+
+
+def _cast(key: str, array: np.ndarray, dtype: Any) -> np.ndarray:
+    """The numbers in another type. Raises InputError for those that it cannot hold, and for what are no numbers."""
+    to = np.dtype(dtype)
+    if array.dtype.kind in "biuf":
+        with np.errstate(all="ignore"):
+            cast = array.astype(to)
+        if to.kind == "f":
+            fits = bool(np.all(np.isfinite(cast) == np.isfinite(array)))
+        else:
+            whole = array.dtype.kind != "f" and (to.kind == "b") == (array.dtype.kind == "b")
+            fits = whole and cast.tolist() == array.tolist()
+        if fits:
+            return cast
+    raise InputError(f"key {key}: expected {'numbers' if array.ndim else 'a number'} that {to} holds, got {array[()]}")

@@ -1,0 +1,174 @@
+"""Reading GGUF files: they are mapped, tensors are views of the map."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple, TypeAlias
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+from lowbit import _core
+from lowbit._core import InputError, UnsupportedError
+from lowbit.qtensor import QTensor
+
+Path: TypeAlias = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+Tensor: TypeAlias = QTensor | npt.NDArray[Any]
+
+#: Tensor types that are plain arrays.
+DTYPES: dict[str, np.dtype[Any]] = {
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F64": np.dtype(np.float64),
+    "I8": np.dtype(np.int8),
+    "I16": np.dtype(np.int16),
+    "I32": np.dtype(np.int32),
+    "I64": np.dtype(np.int64),
+}
+#: Keys that tell the files of a split model apart; a whole one has none.
+SPLIT_KEYS = ("split.no", "split.count", "split.tensors.count")
+
+
+class TensorInfo(NamedTuple):
+    """What a file says of a tensor: name, shape in NumPy's order, and format ("Q4_K", "F32", "I32", ...)."""
+
+    name: str
+    shape: tuple[int, ...]
+    format: str
+
+
+class Place(NamedTuple):
+    """Where a tensor's data lies: `num_bytes` from `offset` on in the file `File.paths[path]`."""
+
+    num_bytes: int
+    path: int
+    offset: int
+
+
+def open(path: Path) -> File:
+    """Opens a GGUF file, or all files of a split model (NAME-00001-of-0000N.gguf) if `path` names one of them.
+
+    Raises FileError if a file cannot be read, FormatError if it is not a valid GGUF file, UnsupportedError for version
+    1, big-endian files, nested arrays in the metadata and unknown tensor types.
+    """
+    return File(path)
+
+
+class File:
+    """An open GGUF file. A context manager; views of tensors outlive it.
+
+    `metadata`: key -> bool, int, float, str, list of str, or read-only array of numbers.
+    `tensors`: name -> array view (F32, F16, BF16, F64, I8, I16, I32, I64) or QTensor on a view, made at each access;
+    raises UnsupportedError for a format of ggml that lowbit cannot decode.
+    `infos`: name -> TensorInfo, for every tensor.
+    All three keep the file's order. `paths`: the files, several if the model is split.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._core: _core.GgufFile | None = _core.GgufFile.open(os.fsencode(path))
+        self.path = os.fsdecode(path)
+        self.version = self._core.version
+        self.alignment = self._core.alignment
+        self._keys = {key: index for index, key in enumerate(self._core.keys())}
+        self._typed: dict[str, Any] = {}
+        self.paths = [os.fsdecode(path) for path in self._core.paths()]
+        tensors = self._core.tensors()
+        self._places = [Place(num_bytes, path, offset) for *_, num_bytes, path, offset in tensors]
+        self._indices = {name: index for index, (name, *_) in enumerate(tensors)}
+        self.infos: Mapping[str, TensorInfo] = {
+            name: TensorInfo(name, shape, format) for name, format, shape, *_ in tensors
+        }
+        self.metadata: Mapping[str, Any] = _Metadata(self)
+        self.tensors: Mapping[str, Tensor] = _Tensors(self)
+
+    def typed(self, key: str) -> Any:
+        """The value with its type in the file: NumPy scalar or read-only array, str, or list of str.
+
+        Writing it again gives the same bytes. Raises KeyError if there is no such key.
+        """
+        if key not in self._typed:
+            value = self._opened().value(self._keys[key])
+            if isinstance(value, np.ndarray):
+                value.flags.writeable = False
+                value = value if value.ndim else value[()]
+            self._typed[key] = value
+        return self._typed[key]
+
+    def num_bytes(self, name: str) -> int:
+        """Bytes of a tensor's data. Raises KeyError if there is no such tensor."""
+        return self._places[self._indices[name]].num_bytes
+
+    def place(self, name: str) -> Place:
+        """Where a tensor's data lies. Raises KeyError if there is no such tensor."""
+        return self._places[self._indices[name]]
+
+    def close(self) -> None:
+        """Lets go of the map, which stays as long as views of it do."""
+        self._core = None
+
+    def _opened(self) -> _core.GgufFile:
+        if self._core is None:
+            raise InputError(f"{self.path}: the file is closed")
+        return self._core
+
+    def _tensor(self, name: str) -> Tensor:
+        index = self._indices[name]
+        _, shape, format = self.infos[name]
+        data = self._opened().data(index)
+        if dtype := DTYPES.get(format):
+            return data.view(dtype).reshape(shape)
+        known = next((known for known in _core.formats() if known.name == format), None)
+        if known is None:
+            raise UnsupportedError(f"{self.path}: tensor {name}: lowbit cannot decode {format}")
+        row_bytes = shape[-1] // known.block_size * known.block_bytes
+        return QTensor(data.reshape(*shape[:-1], row_bytes), format)
+
+    def __enter__(self) -> File:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return (
+            f"<lowbit.gguf.File {self.path!r}: version {self.version}, "
+            f"{len(self.metadata)} keys, {len(self.tensors)} tensors>"
+        )
+
+
+class _Metadata(Mapping[str, Any]):
+    def __init__(self, file: File) -> None:
+        self._file = file
+
+    def __getitem__(self, key: str) -> Any:
+        value = self._file.typed(key)
+        return value.item() if isinstance(value, np.generic) else value
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._file._keys
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._file._keys)
+
+    def __len__(self) -> int:
+        return len(self._file._keys)
+
+
+class _Tensors(Mapping[str, Tensor]):
+    def __init__(self, file: File) -> None:
+        self._file = file
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._file._tensor(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._file._indices
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._file._indices)
+
+    def __len__(self) -> int:
+        return len(self._file._indices)

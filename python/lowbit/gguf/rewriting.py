@@ -1,0 +1,170 @@
+"""Rewriting the beginning of a GGUF file, in place or by a copy.
+
+In place, no order of writes keeps the file valid at every moment: the number of keys and the keys themselves lie pages
+apart. So the bytes to be overwritten are first saved beside the file (`Undo`), and the file does not begin with "GGUF"
+until the new ones are on the disk. Whoever opens it in between, or after a crash, is told so instead of reading half of
+each, and the next edit puts the old bytes back.
+"""
+
+from __future__ import annotations
+
+import builtins
+import hashlib
+import os
+import stat
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from io import FileIO
+from pathlib import Path
+
+import numpy as np
+
+from lowbit._core import FileError, FormatError
+from lowbit.atomic import AtomicFile
+from lowbit.file_reader import FileReader
+
+try:
+    import fcntl
+except ImportError:  # Windows, where two edits at the same time are the user's business
+    fcntl = None  # type: ignore[assignment]
+
+_MAGIC, _EDITING = b"GGUF", b"EDIT"
+_COPY_BYTES = 8 << 20
+
+
+@contextmanager
+def system_errors(path: str) -> Iterator[None]:
+    """Makes what the system refuses a FileError."""
+    try:
+        yield
+    except OSError as error:
+        raise FileError(f"cannot edit {path}: {error.strerror or error}") from None
+
+
+@contextmanager
+def locked(path: str) -> Iterator[FileIO]:
+    """The file, open for reading and writing, with no other edit at work."""
+    with system_errors(path):
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise FileError(f"cannot edit {path}: expected a regular file")
+        with builtins.open(path, "r+b", buffering=0) as file:
+            if fcntl is not None:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise FileError(f"cannot edit {path}: somebody else is editing it") from None
+                except OSError:
+                    pass  # a file system without locks
+            if not os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                raise FileError(f"cannot edit {path}: somebody else has just replaced it")
+            yield file
+
+
+def difference(old: bytes, new: bytes) -> range:
+    """The least range that holds all bytes that differ."""
+    differs = np.flatnonzero(np.frombuffer(old, np.uint8) != np.frombuffer(new, np.uint8))
+    return range(int(differs[0]), int(differs[-1]) + 1) if len(differs) else range(0)
+
+
+def write_at(file: FileIO, offset: int, data: bytes) -> None:
+    """Writes all of it, and waits until the disk has it."""
+    file.seek(offset)
+    rest = memoryview(data)
+    while rest:
+        rest = rest[file.write(rest) :]
+    os.fsync(file.fileno())
+
+
+class Undo:
+    """What an edit in place overwrites, in a file beside: head, SHA-256 of what follows, and the bytes."""
+
+    SUFFIX = ".lowbit-undo"
+    _HEAD = struct.Struct("<16sQQ32s")  # magic, size of the edited file, offset of the bytes
+    _MAGIC = b"lowbit undo 1\n\0\0"
+
+    def __init__(self, target: str) -> None:
+        self.target = target
+        self.path = target + self.SUFFIX
+
+    def save(self, size: int, offset: int, old: bytes) -> None:
+        """Waits until it is on the disk."""
+        with builtins.open(self.path, "xb", buffering=0) as file:
+            write_at(file, 0, self._HEAD.pack(self._MAGIC, size, offset, hashlib.sha256(old).digest()) + old)
+        self._sync_folder()
+
+    def restore(self, file: FileIO) -> None:
+        """Puts the bytes back, if the file's beginning says that they are needed, and removes them."""
+        file.seek(0)
+        if file.read(len(_MAGIC)) != _MAGIC:
+            offset, old = self._load(os.fstat(file.fileno()).st_size)
+            write_at(file, offset, old)
+            write_at(file, 0, _MAGIC)
+        self.remove()
+
+    def remove(self) -> None:
+        """Nothing is to be undone any more."""
+        with suppress(FileNotFoundError):
+            os.unlink(self.path)
+
+    def _load(self, size: int) -> tuple[int, bytes]:
+        try:
+            data = Path(self.path).read_bytes()
+        except FileNotFoundError:
+            raise FileError(
+                f"{self.target}: an edit was interrupted, and {self.path}, which undoes it, is gone"
+            ) from None
+        if len(data) >= self._HEAD.size:
+            magic, size_then, offset, digest = self._HEAD.unpack_from(data)
+            old = data[self._HEAD.size :]
+            if (magic, size_then, digest) == (self._MAGIC, size, hashlib.sha256(old).digest()):
+                return offset, old
+        raise FormatError(
+            f"{self.path}: expected what undoes the interrupted edit of {self.target}, found something else"
+        )
+
+    def _sync_folder(self) -> None:
+        with suppress(OSError):  # some systems cannot
+            folder = os.open(os.path.dirname(self.path), os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+
+
+def recover(file: FileIO, target: str) -> None:
+    """Takes back an edit that was interrupted."""
+    undo = Undo(target)
+    if os.path.lexists(undo.path):
+        undo.restore(file)
+    else:
+        file.seek(0)
+        if file.read(len(_EDITING)) == _EDITING:
+            undo.restore(file)
+
+
+def write_in_place(file: FileIO, target: str, old: bytes, new: bytes) -> None:
+    """Overwrites the file's beginning, `old`, with `new`, or leaves it as it was."""
+    changed = difference(old, new)
+    undo = Undo(target)
+    try:
+        undo.save(os.fstat(file.fileno()).st_size, changed.start, old[changed.start : changed.stop])
+        write_at(file, 0, _EDITING)
+        write_at(file, changed.start, new[changed.start : changed.stop])
+        write_at(file, 0, _MAGIC)
+    except BaseException:
+        undo.restore(file)
+        raise
+    undo.remove()
+
+
+def copy(target: str, header: bytes, data_begin: int, advance: Callable[[int, int], None]) -> None:
+    """Replaces the file by one with another header and the same data."""
+    reader = FileReader(Path(target))
+    total = len(header) + reader.size - data_begin
+    with AtomicFile(target) as out:
+        out.write(header)
+        for begin in range(data_begin, reader.size, _COPY_BYTES):
+            size = min(_COPY_BYTES, reader.size - begin)
+            out.write(reader.read(begin, size))
+            advance(total - (reader.size - begin - size), total)
