@@ -1,9 +1,10 @@
-"""Makes data/{kept,mixes,converted,quantized,special_tokens}.json.xz with the reference tools.
+"""Makes data/{kept,mixes,quantized,special_tokens}.json.xz and data/converted/ with the reference tools.
 
 Needs the extra `oracle` and llama.cpp:
 
-    python tests/make_reference.py LLAMA_CPP_SOURCE LLAMA_CPP_BIN
+    python tests/make_reference.py LLAMA_CPP_SOURCE LLAMA_CPP_BIN [CONVERSION ...]
 
+With names of CONVERSIONS (tiny_checkpoint.py) only their files in data/converted are made.
 LLAMA_CPP_SOURCE holds convert_hf_to_gguf.py and gguf-py; LLAMA_CPP_BIN holds llama-quantize. What the files hold is
 said in test_recipes.py, test_convert.py, test_quantize.py and test_vocab.py.
 """
@@ -29,7 +30,7 @@ import numpy as np
 from mix_cases import CASES, LETTERS, case_name, case_tensors
 from quantize_cases import CASES as QUANTIZE_CASES
 from quantize_cases import make_sources
-from tiny_checkpoint import CONVERSIONS, conversion_source, write_imatrix
+from tiny_checkpoint import CONVERSIONS, FAMILIES, conversion_source, write_imatrix
 
 import lowbit
 from lowbit.assignment import KEPT, KEPT_NAMES
@@ -109,32 +110,31 @@ runpy.run_path({script!r}, run_name="__main__")
 """
 
 
-def converted(source: Path, quantize: Path, folder: Path) -> dict[str, dict[str, str]]:
-    """Checkpoint -> format -> SHA-256 of the file that the reference tools make of it.
+def converted(source: Path, quantize: Path, folder: Path, name: str) -> dict[str, str]:
+    """Format -> SHA-256 of the file that the reference tools make of a checkpoint.
 
     "FORMAT imatrix" is with an importance matrix. What the reference refuses to make is left out.
     """
     os.environ["PYTHONPATH"] = os.pathsep.join([str(source), str(source / "gguf-py")])
-    result: dict[str, dict[str, str]] = {}
-    for name, options in CONVERSIONS.items():
-        checkpoint = conversion_source(folder, name)
-        write_imatrix(folder / "imatrix.gguf", checkpoint)
-        result[name] = {}
-        for format in ["BF16", "F16", "F32", *MIXES, *(f"{mix} imatrix" for mix in MIXES)]:
-            path = folder / f"{name}-{format}.gguf"
-            mix, _, imatrix = format.partition(" ")
-            if mix in MIXES:
-                files = (f"{name}-BF16.gguf", path.name)
-                importances = ("--imatrix", "imatrix.gguf") if imatrix else ()
-                refusals = (NO_FALLBACK, NO_IMATRIX)
-                if not run(quantize, *importances, *files, mix, 1, refusals=refusals, folder=folder):
-                    continue
-            else:
-                script = str(source / "convert_hf_to_gguf.py")
-                argv = [script, str(checkpoint), "--outtype", format.lower(), "--outfile", str(path)]
-                pre = options.get("tokenizer") or ("llama-bpe" if options.get("arch") == "llama" else "qwen2")
-                run(sys.executable, "-c", CONVERT.format(pre=pre, argv=argv, script=script))
-            result[name][format] = hashlib.sha256(path.read_bytes()).hexdigest()
+    result: dict[str, str] = {}
+    options = CONVERSIONS[name]
+    checkpoint = conversion_source(folder, name)
+    write_imatrix(folder / "imatrix.gguf", checkpoint)
+    for format in ["BF16", "F16", "F32", *MIXES, *(f"{mix} imatrix" for mix in MIXES)]:
+        path = folder / f"{name}-{format}.gguf"
+        mix, _, imatrix = format.partition(" ")
+        if mix in MIXES:
+            files = (f"{name}-BF16.gguf", path.name)
+            importances = ("--imatrix", "imatrix.gguf") if imatrix else ()
+            refusals = (NO_FALLBACK, NO_IMATRIX)
+            if not run(quantize, *importances, *files, mix, 1, refusals=refusals, folder=folder):
+                continue
+        else:
+            script = str(source / "convert_hf_to_gguf.py")
+            argv = [script, str(checkpoint), "--outtype", format.lower(), "--outfile", str(path)]
+            pre = options.get("tokenizer") or FAMILIES[options.get("arch", "qwen3")].tokenizer
+            run(sys.executable, "-c", CONVERT.format(pre=pre, argv=argv, script=script))
+        result[format] = hashlib.sha256(path.read_bytes()).hexdigest()
     return result
 
 
@@ -204,15 +204,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path)
     parser.add_argument("bin", type=Path)
+    parser.add_argument("conversions", nargs="*", metavar="CONVERSION")
     arguments = parser.parse_args()
     quantize = arguments.bin.resolve() / "llama-quantize"
     sys.path.insert(0, str(arguments.source.resolve() / "gguf-py"))  # before any other gguf
     with tempfile.TemporaryDirectory() as folder:
-        store("special_tokens", special_tokens(Path(folder)))
-        store("kept", kept(quantize, Path(folder)))
-        store("mixes", mixes(quantize, Path(folder)))
-        store("quantized", quantized(quantize, Path(folder)))
-        store("converted", converted(arguments.source.resolve(), quantize, Path(folder)))
+        if not arguments.conversions:
+            store("special_tokens", special_tokens(Path(folder)))
+            store("kept", kept(quantize, Path(folder)))
+            store("mixes", mixes(quantize, Path(folder)))
+            store("quantized", quantized(quantize, Path(folder)))
+        for name in arguments.conversions or CONVERSIONS:
+            store(f"converted/{name}", converted(arguments.source.resolve(), quantize, Path(folder), name))
 
 
 def store(name: str, value: object) -> None:

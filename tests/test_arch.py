@@ -321,3 +321,48 @@ def test_spec_needs(key: str) -> None:
 def test_spec_refuses(key: str, value: Any, error: type[Exception]) -> None:
     with pytest.raises(error):
         spec({**LLAMA, key: value})
+
+
+def test_longrope_is_kept_as_factors(tmp_path: Path) -> None:
+    opened = open_checkpoint(make_checkpoint(tmp_path / "a", "phi3", config={"partial_rotary_factor": 0.5}))
+    tensors = {tensor.name: read(tensor) for tensor in opened.tensors}
+    np.testing.assert_array_equal(tensors["rope_factors_long.weight"], np.float32([1 + 0.5 * i for i in range(16)]))
+    np.testing.assert_array_equal(tensors["rope_factors_short.weight"], np.float32([1 + 0.01 * i for i in range(16)]))
+    assert list(opened.metadata)[:3] == ["general.architecture", "phi3.rope.scaling.attn_factor", "general.type"]
+    assert opened.metadata["phi3.rope.scaling.attn_factor"] == pytest.approx((1 + np.log(4) / np.log(64)) ** 0.5)
+    assert opened.metadata["phi3.rope.dimension_count"] == 32
+    assert opened.metadata["phi3.attention.sliding_window"] == 200
+    plain = edit(make_checkpoint(tmp_path / "b", "phi3"), rope_parameters=None, sliding_window=None)
+    opened = open_checkpoint(plain)
+    assert not any(tensor.name.startswith("rope_factors") for tensor in opened.tensors)
+    assert opened.metadata["phi3.attention.sliding_window"] == 0
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("short_factor", [1.0] * 31, "'short_factor' is '31 of them', expected a list of 32 numbers"),
+        ("short_factor", [1.0] * 31 + [0.0], "'short_factor' is '0.0', expected a positive number"),
+        ("long_factor", None, "no 'long_factor'"),
+        ("long_factor", "1", "'long_factor' is '1', expected a list of 32 numbers"),
+        ("rope_type", "yarn", "'yarn', expected default or longrope"),
+        ("attention_factor", 2.0, r"attention_factor 2, the phi3 architecture computes 1\.15"),
+        ("factor", 8.0, "factor 8, the phi3 architecture computes 4"),
+        ("partial_rotary_factor", 0.01, "rotates 0 of 64"),
+        ("partial_rotary_factor", 1e30, "of 64 values a head"),
+        ("partial_rotary_factor", 51 / 64, "rotates 51 of 64"),
+    ],
+)
+def test_wrong_longrope(tmp_path: Path, key: str, value: Any, message: str) -> None:
+    folder = make_checkpoint(tmp_path / "a", "phi3")
+    rope = json.loads((folder / "config.json").read_text())["rope_parameters"] | {key: value}
+    with pytest.raises((lowbit.FormatError, lowbit.UnsupportedError), match=message):
+        open_checkpoint(edit(folder, rope_parameters=rope))
+
+
+def test_phi3_needs_its_context_and_plain_heads(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "a", "phi3")
+    with pytest.raises(lowbit.UnsupportedError, match=r"head_dim 32, the phi3 architecture has .* = 64"):
+        open_checkpoint(edit(folder, head_dim=32))
+    with pytest.raises(lowbit.FormatError, match="no 'original_max_position_embeddings'"):
+        open_checkpoint(edit(folder, head_dim=None, original_max_position_embeddings=None))

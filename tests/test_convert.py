@@ -49,13 +49,14 @@ def test_every_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str,
             np.testing.assert_array_equal(data.reshape(-1), expected(folder, name, file.infos[name].format).reshape(-1))
 
 
-CONVERTED = json.loads(lzma.decompress((Path(__file__).parent / "data" / "converted.json.xz").read_bytes()))
+HASHES = Path(__file__).parent / "data" / "converted"
+CONVERTED = {path.name[:-8]: json.loads(lzma.decompress(path.read_bytes())) for path in HASHES.glob("*.json.xz")}
 ENCODED = [name for name in MIXES if name != "COPY"]
 
 
 @pytest.mark.parametrize("name", CONVERSIONS)
 def test_the_file_of_the_reference_tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """data/converted.json.xz: checkpoint -> format -> SHA-256 of the whole file (make_reference.py)."""
+    """data/converted/NAME.json.xz: format -> SHA-256 of the whole file (make_reference.py)."""
     folder = conversion_source(tmp_path, name)
     write_imatrix(tmp_path / "imatrix.gguf", folder)
     monkeypatch.chdir(tmp_path)  # the file holds the path of its importance matrix

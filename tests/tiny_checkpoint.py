@@ -15,7 +15,7 @@ import numpy as np
 
 import lowbit
 from lowbit.arch import open_checkpoint
-from lowbit.pretokenizer import LLAMA3, QWEN2
+from lowbit.pretokenizer import GPT4O, LLAMA3, QWEN2
 from lowbit.vocab import _byte_decoder
 
 DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
@@ -28,6 +28,8 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+#: How fast Phi 3's factors grow.
+LONGROPE_STEPS = {"short": 0.01, "long": 0.5}
 
 
 def write_safetensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
@@ -149,13 +151,22 @@ def sentencepiece_pieces() -> list[tuple[str, float, int]]:
 
 
 def write_tokenizer(folder: Path, kind: str) -> None:
-    """kind: "qwen2", "llama-bpe" (starts with a special token), "smaug-bpe" (does not) or "spm"."""
-    if kind == "spm":
+    """kind: "qwen2", "gpt-4o", "llama-bpe" (starts with a special token), "smaug-bpe" (does not), "spm", or "phi-3" (as
+    "spm", with more tokens in tokenizer.json)."""
+    if kind in ("spm", "phi-3"):
         (folder / "tokenizer.model").write_bytes(sentencepiece_model(sentencepiece_pieces()))
         write_json(folder / "added_tokens.json", {"<|assistant|>": 273})
         added = {i: {"content": text, "special": True} for i, text in enumerate(["<unk>", "<s>", "</s>"])}
         config = {"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": True, "add_prefix_space": True}
         config |= {"tokenizer_class": "LlamaTokenizer", "added_tokens_decoder": added}
+        if kind == "phi-3":
+            more = [("<|end|>", True), ("<|user|>", False), ("a\u2581b", False)]
+            entries = [{"id": 274 + i, "content": text, "special": special} for i, (text, special) in enumerate(more)]
+            write_json(folder / "tokenizer.json", {"added_tokens": entries, "model": {}})
+    elif kind == "gpt-4o":
+        special = ["<|endoftext|>", "<|end|>", "<|user|>", "<|assistant|>"]
+        write_json(folder / "tokenizer.json", byte_level_tokenizer(GPT4O, special, None))
+        config = {"bos_token": special[0], "eos_token": special[0], "tokenizer_class": "GPT2Tokenizer"}
     elif kind == "qwen2":
         special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<tool>"]
         write_json(folder / "tokenizer.json", byte_level_tokenizer(QWEN2, special, None))
@@ -179,6 +190,7 @@ class Family(NamedTuple):
     head_norms: bool = False  #: norms of queries and keys
     biases: bool = False  #: of queries, keys and values
     post_norms: bool = False  #: norms after both branches
+    fused: bool = False  #: queries, keys and values in one matrix, gate and up in another
 
 
 FAMILIES = {
@@ -194,17 +206,26 @@ FAMILIES = {
         head_norms=True,
         post_norms=True,
     ),
+    "phi3": Family(
+        "Phi3ForCausalLM",
+        {"sliding_window": 200, "original_max_position_embeddings": 64},
+        tokenizer="phi-3",
+        fused=True,
+    ),
 }
 
 
-def rope_config(arch: str, old: bool) -> dict[str, Any]:
+def rope_config(arch: str, old: bool, num_pairs: int) -> dict[str, Any]:
     """Settings of the rotary embedding as transformers 4 (old) or 5 writes them."""
     if arch == "gemma3" and old:
         return {"rope_theta": 1e6, "rope_local_base_freq": 1e4, "rope_scaling": None, "sliding_window_pattern": 6}
     if arch == "gemma3":
         bases = {"full_attention": 1e6, "sliding_attention": 1e4}
         return {"rope_parameters": {kind: {"rope_type": "default", "rope_theta": t} for kind, t in bases.items()}}
-    scaling = LLAMA3_ROPE if arch == "llama" else None
+    scaling: dict[str, Any] | None = LLAMA3_ROPE if arch == "llama" else None
+    if arch == "phi3":
+        scaling = {f"{name}_factor": [1 + step * i for i in range(num_pairs)] for name, step in LONGROPE_STEPS.items()}
+        scaling["type" if old else "rope_type"] = "longrope"
     if old:
         return {"rope_theta": 10000.0, "rope_scaling": scaling}
     return {"rope_parameters": {"rope_theta": 10000.0, **(scaling or {"rope_type": "default"})}}
@@ -256,7 +277,7 @@ def make_checkpoint(
         "tie_word_embeddings": tied,
         "bos_token_id": 1,
         **family.config,
-        **rope_config(arch, old_config),
+        **rope_config(arch, old_config, int(head_dim * (config or {}).get("partial_rotary_factor", 1)) // 2),
         **({"torch_dtype": "bfloat16"} if old_config else {}),
         **(config or {}),
     }
@@ -301,7 +322,7 @@ def make_checkpoint(
             }
     if nested is not None:
         tensors = seeing_tensors(tensors, nested)
-    write_shards(folder, tensors, shards)
+    write_shards(folder, fused(tensors) if family.fused else tensors, shards)
     return folder
 
 
@@ -324,6 +345,20 @@ def seeing_tensors(text: dict[str, np.ndarray], version: str) -> dict[str, np.nd
         "multi_modal_projector.mm_input_projection_weight",
     )
     return {**tensors, **{outer + name: zeros for name in names}}
+
+
+def fused(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The same network with queries, keys and values in one matrix, and gate and up."""
+    parts = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+    result: dict[str, np.ndarray] = {}
+    for name, array in tensors.items():
+        whole = next((whole for whole, names in parts.items() if name.split(".")[-2] == names[0]), None)
+        if whole:
+            matrices = [tensors[name.replace(parts[whole][0], part)] for part in parts[whole]]
+            result[name.replace(parts[whole][0], whole)] = np.concatenate(matrices)
+        elif not any(name.split(".")[-2] in names for names in parts.values()):
+            result[name] = array
+    return result
 
 
 def write_shards(folder: Path, tensors: dict[str, np.ndarray], shards: int) -> None:
@@ -354,7 +389,7 @@ def write_imatrix(path: Path, folder: Path, chunks: int = 4) -> dict[str, np.nda
     return values
 
 
-#: The checkpoints of data/converted.json: folder name -> arguments of make_checkpoint; the embedded one has none.
+#: The checkpoints of data/converted/: folder name -> arguments of make_checkpoint; the embedded one has none.
 CONVERSIONS: dict[str, dict[str, Any]] = {
     "bard": {},
     "tiny-qwen3": {"arch": "qwen3", "layers": 1, "vocab": 280},
@@ -362,6 +397,18 @@ CONVERSIONS: dict[str, dict[str, Any]] = {
     "tiny-llama-f16": {"arch": "llama", "layers": 2, "dtype": "F16", "shards": 2, "old_config": True, "seed": 2},
     "Tiny-Smaug-7B-Chat-v1.5": {"arch": "llama", "layers": 1, "tied": True, "tokenizer": "smaug-bpe", "seed": 3},
     "tiny-spm": {"arch": "llama", "layers": 1, "tokenizer": "spm", "seed": 4},
+    "tiny-phi3.5": {"arch": "phi3", "kv_heads": 4, "seed": 6},
+    "tiny-phi4-mini": {
+        "arch": "phi3",
+        "layers": 1,
+        "dtype": "F32",
+        "shards": 2,
+        "tied": True,
+        "tokenizer": "gpt-4o",
+        "config": {"partial_rotary_factor": 0.75},
+        "old_config": True,
+        "seed": 7,
+    },
     "tiny-narrow": {"arch": "llama", "layers": 2, "hidden": 96, "ffn": 176, "head_dim": 24, "seed": 5},
 }
 

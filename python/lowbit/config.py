@@ -47,6 +47,14 @@ class Config:
             raise FormatError(f"{self.where}: {key!r} is {str(value)[:40]!r}, expected a positive number")
         return float(value)
 
+    def numbers(self, key: str, count: int) -> list[float]:
+        """A list of so many positive finite numbers."""
+        value = self._get(key, _REQUIRED)
+        if not isinstance(value, list) or len(value) != count:
+            found = f"{len(value)} of them" if isinstance(value, list) else str(value)[:40]
+            raise FormatError(f"{self.where}: {key!r} is {found!r}, expected a list of {count} numbers")
+        return [Config({key: number}, self.where).number(key) for number in value]
+
     def boolean(self, key: str, default: bool) -> bool:
         """True or false."""
         value = self._get(key, default)

@@ -23,6 +23,11 @@ TEKKEN = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}|"
     r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+GPT4O = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?[\p{{Lu}}\p{{Lt}}\p{{Lm}}\p{{Lo}}\p{{M}}]*[\p{{Ll}}\p{{Lm}}\p{{Lo}}\p{{M}}]+{_CONTRACTIONS}?|"
+    rf"[^\r\n\p{{L}}\p{{N}}]?[\p{{Lu}}\p{{Lt}}\p{{Lm}}\p{{Lo}}\p{{M}}]+[\p{{Ll}}\p{{Lm}}\p{{Lo}}\p{{M}}]*{_CONTRACTIONS}?|"
+    r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 _BYTES = ("bytes", False)
 _GPT2_BYTES = ("bytes", True)
 
@@ -63,6 +68,7 @@ NAMES: dict[tuple[Any, ...], Callable[[Facts], str]] = {
     (("split", GPT2), _BYTES): lambda facts: "gpt-2",
     (("digits", True), _GPT2_BYTES): _digits_then_gpt2,
     (("split", TEKKEN), _BYTES): lambda facts: "tekken",
+    (("split", GPT4O), _BYTES): lambda facts: "gpt-4o",  # Phi 4 mini's
 }
 
 

@@ -133,9 +133,12 @@ def _sentencepiece_keys(tokens: list[str], scores: list[float], types: list[int]
     }
 
 
-def _sentencepiece(folder: Path, tokenizer_config: dict[str, Any], vocab_size: int) -> dict[str, Any]:
+def _sentencepiece(
+    folder: Path, tokenizer: dict[str, Any], tokenizer_config: dict[str, Any], arch: str, vocab_size: int
+) -> dict[str, Any]:
     """Keys of tokenizer.model, with added_tokens.json and tokenizer_config.json on top. Ids past vocab_size are
-    left out, and ids without a piece become padding."""
+    left out, and ids without a piece become padding. Phi 3's files take tokenizer.json's added tokens as well, and
+    every token as it is spelled."""
     tokens = [f"[PAD{i}]" for i in range(vocab_size)]
     scores = [PADDING_SCORE] * vocab_size
     types = [UNUSED] * vocab_size
@@ -146,10 +149,14 @@ def _sentencepiece(folder: Path, tokenizer_config: dict[str, Any], vocab_size: i
     for text, value in (read_json(path) if path.is_file() else {}).items():
         if (i := _id(value, folder)) < vocab_size:
             tokens[i], scores[i], types[i] = text, ADDED_SCORE, USER_DEFINED
-    for i, token in _added_tokens(folder, {}, tokenizer_config).items():
+    added = _added_tokens(folder, {}, tokenizer_config)
+    is_phi3 = arch == "phi3"
+    if is_phi3:
+        added |= _added_tokens(folder, tokenizer, {})
+    for i, token in added.items():
         if i < vocab_size:
-            special = token.special or looks_special(token.text)
-            tokens[i] = token.text if special else token.text.replace(SPACE, " ")
+            special = token.special or (looks_special(token.text) and not is_phi3)
+            tokens[i] = token.text if special or is_phi3 else token.text.replace(SPACE, " ")
             scores[i], types[i] = ADDED_SCORE, CONTROL if special else USER_DEFINED
     return _sentencepiece_keys(tokens, scores, types)
 
@@ -213,8 +220,9 @@ def tokenizer_metadata(folder: Path, config: dict[str, Any], arch: str, vocab_si
     if arch == "llama" and isinstance(prefix_space, bool):
         result["tokenizer.ggml.add_space_prefix"] = prefix_space
     merges = False
-    if (folder / "tokenizer.model").is_file():
-        result |= _sentencepiece(folder, tokenizer_config, vocab_size)
+    is_gpt2 = arch == "phi3" and tokenizer_config.get("tokenizer_class") == "GPT2Tokenizer"  # Phi 4 mini's
+    if (folder / "tokenizer.model").is_file() and not is_gpt2:
+        result |= _sentencepiece(folder, tokenizer, tokenizer_config, arch, vocab_size)
     elif not tokenizer:
         raise FileError(f"{folder}: no tokenizer.json and no tokenizer.model: save the tokenizer beside the model")
     elif arch == "llama" and _is_byte_fallback(tokenizer):

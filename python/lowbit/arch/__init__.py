@@ -107,6 +107,7 @@ def open_checkpoint(source: str | os.PathLike[str]) -> OpenedCheckpoint:
     vocab_size = config.integer("vocab_size")
     metadata = {
         "general.architecture": arch.name,
+        **arch.first_metadata(config),
         "general.type": "model",
         **general_metadata(folder, checkpoint.config, num_params, hub_id, notes),
         **arch.metadata(config),

@@ -82,6 +82,8 @@ class Sizes:
             "ffn": self.ffn,
             "heads": self.num_heads * self.head_dim,
             "kv_heads": self.num_kv_heads * self.head_dim,
+            "qkv": (self.num_heads + 2 * self.num_kv_heads) * self.head_dim,
+            "gate_up": 2 * self.ffn,
             "head_dim": self.head_dim,
         }
 
@@ -148,6 +150,10 @@ class Architecture:
     def config_windows(self, config: Config) -> tuple[int, ...]:
         """How many last positions a token sees in each layer, 0 for all of them, as transformers reads config.json."""
         return (0,) * self.sizes(config).layers
+
+    def first_metadata(self, config: Config) -> dict[str, Any]:
+        """Keys that the reference writes before all but general.architecture."""
+        return {}
 
     def metadata(self, config: Config) -> dict[str, Any]:
         """The keys under the architecture's name, in the reference's order."""

@@ -1,0 +1,122 @@
+"""phi3: Phi 3, Phi 3.5 and Phi 4 mini, with fused projections, partly rotated heads and factors for long contexts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from lowbit._core import FormatError, UnsupportedError
+from lowbit.arch._base import Architecture, Sizes, Tensor
+from lowbit.config import MAX_SIZE, Config
+from lowbit.tensor_source import ArraySource, TensorSource
+
+
+class Phi3(Architecture):
+    """Rotates halves of the first part of each head, as Hugging Face does, so no tensor changes.
+
+    The rows of attn_qkv are those of queries, keys and values, the rows of ffn_up those of gate and up. A network with
+    longrope divides its frequencies by one of two vectors of factors: the short ones up to
+    original_max_position_embeddings, the long ones for a whole sequence that is longer.
+    """
+
+    name = "phi3"
+    hf_names = ("Phi3ForCausalLM",)
+    rope_interleaved = False
+    layer_tensors = (
+        Tensor("attn_norm.weight", "input_layernorm.weight", ("hidden",)),
+        Tensor("attn_qkv.weight", "self_attn.qkv_proj.weight", ("qkv", "hidden")),
+        Tensor("attn_output.weight", "self_attn.o_proj.weight", ("hidden", "heads")),
+        Tensor("ffn_norm.weight", "post_attention_layernorm.weight", ("hidden",)),
+        Tensor("ffn_up.weight", "mlp.gate_up_proj.weight", ("gate_up", "hidden")),
+        Tensor("ffn_down.weight", "mlp.down_proj.weight", ("hidden", "ffn")),
+    )
+
+    def check(self, config: Config) -> list[str]:
+        """Refuses heads of a size that has no key, and what else the graph does not express."""
+        sizes = self.sizes(config)
+        if sizes.num_heads * sizes.head_dim != sizes.hidden:
+            raise UnsupportedError(
+                f"{config.where}: head_dim {sizes.head_dim}, the phi3 architecture has hidden_size / "
+                f"num_attention_heads = {sizes.hidden / sizes.num_heads:g}"
+            )
+        return super().check(config)
+
+    def first_metadata(self, config: Config) -> dict[str, Any]:
+        """The factor of cos and sin with longrope."""
+        rope = config.rope()
+        if rope.values["rope_type"] == "default":
+            return {}
+        if rope.values["rope_type"] not in ("longrope", "su"):
+            raise UnsupportedError(
+                f"{rope.where}: rope_type {rope.values['rope_type']!r}, expected default or longrope"
+            )
+        return {"phi3.rope.scaling.attn_factor": _magnitude(config, rope)}
+
+    def metadata(self, config: Config) -> dict[str, Any]:
+        """The keys under the architecture's name."""
+        sizes = self.sizes(config)
+        return {
+            "phi3.context_length": sizes.context,
+            "phi3.rope.scaling.original_context_length": _original_context(config),
+            "phi3.embedding_length": sizes.hidden,
+            "phi3.feed_forward_length": sizes.ffn,
+            "phi3.block_count": sizes.layers,
+            "phi3.attention.head_count": sizes.num_heads,
+            "phi3.attention.head_count_kv": sizes.num_kv_heads,
+            "phi3.attention.layer_norm_rms_epsilon": sizes.norm_eps,
+            "phi3.rope.dimension_count": _rope_dim(config, sizes),
+            "phi3.rope.freq_base": config.rope().number("rope_theta"),
+        }
+
+    def config_windows(self, config: Config) -> tuple[int, ...]:
+        """sliding_window, in every layer."""
+        window = 0 if config.values.get("sliding_window") is None else config.integer("sliding_window")
+        return (window,) * self.sizes(config).layers
+
+    def late_metadata(self, config: Config) -> dict[str, Any]:
+        """The window, also where there is none."""
+        return {"phi3.attention.sliding_window": max(self.config_windows(config))}
+
+    def extra_tensors(self, config: Config) -> Iterable[TensorSource]:
+        """Factors of longrope. The reference writes them as tensors, long ones first."""
+        rope = config.rope()
+        if rope.values["rope_type"] != "default":
+            half = _rope_dim(config, self.sizes(config)) // 2
+            for which in ("long", "short"):
+                factors = rope.numbers(f"{which}_factor", half)
+                yield ArraySource(f"rope_factors_{which}.weight", np.array(factors, np.float32))
+
+
+def _original_context(config: Config) -> int:
+    """The context that the network was first trained with; config.json has it in one of two places."""
+    rope, key = config.rope(), "original_max_position_embeddings"
+    return (rope if rope.values.get(key) is not None else config).integer(key)
+
+
+def _rope_dim(config: Config, sizes: Sizes) -> int:
+    """How many values of a head are rotated."""
+    partial = config.rope().number("partial_rotary_factor", config.number("partial_rotary_factor", 1.0))
+    dim = int(sizes.head_dim * min(partial, MAX_SIZE))
+    if dim % 2 or not 0 < dim <= sizes.head_dim:
+        raise FormatError(
+            f"{config.where}: partial_rotary_factor {partial:g} rotates {dim} of {sizes.head_dim} values a head, "
+            "expected an even number of them"
+        )
+    return dim
+
+
+def _magnitude(config: Config, rope: Config) -> float:
+    """What cos and sin are multiplied by: grows with the ratio of the two contexts."""
+    context, original = config.integer("max_position_embeddings"), _original_context(config)
+    scale = context / original
+    result = math.sqrt(1 + math.log(scale) / math.log(original)) if scale > 1.0 and original > 1 else 1.0
+    for key, usual in (("factor", scale), ("attention_factor", result)):
+        if not math.isclose(given := rope.number(key, usual), usual, rel_tol=1e-6):
+            raise UnsupportedError(f"{rope.where}: {key} {given:g}, the phi3 architecture computes {usual:g}")
+    return result
+
+
+ARCHITECTURE = Phi3()
