@@ -19,7 +19,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from lowbit.arch import by_hf_name
+from lowbit.arch import hf_classes
 from lowbit.config import Config
 
 SHARD_BYTES = 2 << 30
@@ -128,7 +128,7 @@ def tokenizer(num_tokens: int) -> dict[str, Any]:
 def tensors(model: str) -> Iterator[tuple[str, str, tuple[int, ...]]]:
     """Name, type and shape of each tensor."""
     values = config(model)
-    arch = by_hf_name(values["architectures"][0])
+    arch = hf_classes()[values["architectures"][0]]
     parsed = Config(values, model)
     sizes = arch.sizes(parsed)
     for name, (entry, gguf_name) in arch.table(sizes.layers).items():

@@ -110,7 +110,7 @@ def test_defaults_are_those_of_transformers(kind: type[Any]) -> None:
     needed = ("hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size", "vocab_size",
               "max_position_embeddings", "rms_norm_eps")  # fmt: skip
     config = Config({key: full[key] for key in needed}, "config.json")
-    arch = lowbit.arch.by_gguf_name("qwen3" if kind is transformers.Qwen3Config else "llama")
+    arch = lowbit.arch.architectures()["qwen3" if kind is transformers.Qwen3Config else "llama"]
     assert arch.sizes(config).head_dim == full["head_dim"]
     assert config.rope().values["rope_theta"] == full["rope_parameters"]["rope_theta"]
     assert config.rope().values["rope_type"] == full["rope_parameters"]["rope_type"]

@@ -6,25 +6,37 @@ lazily: `lowbit.convert` writes them to a file, `lowbit.load` runs them as they 
 
 from __future__ import annotations
 
-import difflib
-import functools
-import importlib
 import os
-import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from lowbit._core import FormatError, UnsupportedError
-from lowbit.arch._base import Architecture
+from lowbit._core import FormatError
+from lowbit.arch._base import DENSE_GLOBAL, DENSE_LAYER, Architecture, Sizes, Tensor
+from lowbit.arch._registry import architectures, hf_classes, register
+from lowbit.arch._unknown import unknown_class, unknown_name
 from lowbit.checkpoint import Checkpoint, resolve
 from lowbit.config import Config
 from lowbit.model_card import general_metadata
 from lowbit.spec import ModelSpec
 from lowbit.tensor_source import TensorSource, num_elements
 from lowbit.vocab import tokenizer_metadata
+
+__all__ = [
+    "DENSE_GLOBAL",
+    "DENSE_LAYER",
+    "Architecture",
+    "OpenedCheckpoint",
+    "Sizes",
+    "Tensor",
+    "architectures",
+    "hf_classes",
+    "open_checkpoint",
+    "register",
+    "spec",
+]
 
 #: general.quantization_version of the block layouts.
 QUANTIZATION_VERSION = 2
@@ -33,44 +45,15 @@ FLOAT_FILE_TYPES = {np.dtype(np.float32): 0, np.dtype(np.float16): 1}
 BFLOAT16_FILE_TYPE = 32
 
 
-@functools.cache
-def architectures() -> dict[str, Architecture]:
-    """Every architecture by its GGUF name."""
-    found = {}
-    for module in pkgutil.iter_modules(__path__):
-        if not module.name.startswith("_"):
-            arch = importlib.import_module(f"{__name__}.{module.name}").ARCHITECTURE
-            found[arch.name] = arch
-    return found
-
-
-def by_gguf_name(name: str) -> Architecture:
-    """The architecture of general.architecture, or UnsupportedError that lists the known ones."""
-    known = architectures()
-    if name not in known:
-        raise UnsupportedError(f"architecture {name[:80]!r} is unknown{_hint(name, list(known))}")
-    return known[name]
-
-
-def by_hf_name(name: str) -> Architecture:
-    """The architecture of a class in config.json, or UnsupportedError that lists the known ones."""
-    known = {hf_name: arch for arch in architectures().values() for hf_name in arch.hf_names}
-    if name not in known:
-        raise UnsupportedError(f"architecture {name[:80]!r} is unknown{_hint(name, list(known))}")
-    return known[name]
-
-
-def _hint(name: str, known: list[str]) -> str:
-    nearest = difflib.get_close_matches(name, known, 1)
-    return f"; known: {', '.join(known)}" + (f"; nearest: {nearest[0]}" if nearest else "")
-
-
 def spec(metadata: Mapping[str, Any]) -> ModelSpec:
     """The network that a GGUF file's metadata describes."""
     name = metadata.get("general.architecture")
     if not isinstance(name, str):
         raise FormatError("metadata has no general.architecture")
-    return by_gguf_name(name).spec(metadata)
+    arch = architectures().get(name)
+    if arch is None:
+        raise unknown_name(name, ())
+    return arch.spec(metadata)
 
 
 @dataclass
@@ -97,7 +80,9 @@ def open_checkpoint(source: str | os.PathLike[str]) -> OpenedCheckpoint:
     folder, hub_id = resolve(source)
     checkpoint = Checkpoint(folder)
     config = Config(checkpoint.config, str(folder / "config.json"))
-    arch = by_hf_name(config.hf_class)
+    arch = hf_classes().get(config.hf_class)
+    if arch is None:
+        raise unknown_class(config.hf_class, config, checkpoint.tensors)
     config = arch.text_config(config)
     notes = arch.check(config)
     if skipped := [name for name in checkpoint.tensors if name.startswith(arch.left_out)]:

@@ -48,14 +48,14 @@ class Gemma3(Architecture):
     def text_config(self, config: Config) -> Config:
         """The object text_config, if there is one, over the rest; the activation under its usual name."""
         nested = config.values.get("text_config")
-        values = config.values
+        values = dict(config.values)
         if nested is not None:
             if not isinstance(nested, dict):
                 raise FormatError(f"{config.where}: text_config is {str(nested)[:40]!r}, expected an object")
             ids = {key: value for key, value in values.items() if key.endswith("_token_id") and value is not None}
             values = NESTED_DEFAULTS | values | {k: v for k, v in nested.items() if v is not None} | ids
         if "hidden_activation" in values:
-            values = {**values, "hidden_act": values["hidden_activation"]}
+            values["hidden_act"] = values.pop("hidden_activation")
         return Config(values, config.where)
 
     def hf_name(self, name: str) -> str:

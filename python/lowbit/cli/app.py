@@ -70,6 +70,21 @@ def options(
     debug: Annotated[
         bool, typer.Option("--debug", help="Show the traceback of an error, as LOWBIT_DEBUG=1 does.")
     ] = False,
+    arch: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--arch",
+            metavar="FILE.py",
+            exists=True,
+            dir_okay=False,
+            help="Run a Python file that describes an architecture (docs/add-an-arch.md); repeatable.",
+        ),
+    ] = None,
 ) -> None:
     """Quantizes checkpoints to GGUF, measures what was lost, and runs them on the CPU."""
     settings.debug = settings.debug or debug
+    if arch:
+        from lowbit.arch import register
+
+        for file in arch:
+            register(file, replace=True)

@@ -1,0 +1,83 @@
+"""Which architectures there are: the files of this folder, and what users register."""
+
+from __future__ import annotations
+
+import functools
+import importlib.machinery
+import importlib.util
+import os
+import pkgutil
+import re
+import sys
+from pathlib import Path
+
+from lowbit._core import FileError, FormatError, InputError
+from lowbit.arch._base import Architecture
+
+
+@functools.cache
+def _registered() -> dict[str, Architecture]:
+    found = {}
+    for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
+        if not module.name.startswith("_"):
+            arch = importlib.import_module(f"{__package__}.{module.name}").ARCHITECTURE
+            found[arch.name] = arch
+    return found
+
+
+def architectures() -> dict[str, Architecture]:
+    """Every architecture by its GGUF name."""
+    return dict(_registered())
+
+
+def hf_classes() -> dict[str, Architecture]:
+    """Every architecture by the classes in config.json that it serves."""
+    return {hf_name: arch for arch in _registered().values() for hf_name in arch.hf_names}
+
+
+def register(architecture: Architecture | str | os.PathLike[str], *, replace: bool = False) -> Architecture:
+    """Adds an architecture, for this process, and returns it.
+
+    architecture: an instance of a class derived from lowbit.arch.Architecture, or the path of a Python file that ends
+    with ARCHITECTURE = YourClass(). The file is executed. Nothing that a checkpoint holds ever is.
+
+    Raises InputError for what is no architecture, and unless `replace` is set for names that another one has; FileError
+    and FormatError for files that cannot be read or run.
+    """
+    arch = architecture if isinstance(architecture, Architecture) else _of_file(architecture)
+    for attribute, kind in (("name", str), ("hf_names", tuple), ("rope_interleaved", bool)):
+        if not isinstance(getattr(arch, attribute, None), kind):
+            raise InputError(f"{type(arch).__name__}.{attribute} is no {kind.__name__}")
+    if not re.fullmatch(r"[\w-]+", arch.name, re.ASCII):
+        raise InputError(f"{type(arch).__name__}.name is {arch.name[:40]!r}, expected letters, digits, - and _")
+    known = _registered()
+    if not replace:
+        taken = {known[arch.name].name} if arch.name in known else set()
+        if taken := taken | (hf_classes().keys() & set(arch.hf_names)):
+            raise InputError(f"{', '.join(sorted(taken))}: known already; replace=True puts {arch.name!r} in its place")
+    known.pop(arch.name, None)
+    known[arch.name] = arch  # last: its classes win over those of others
+    return arch
+
+
+def _of_file(path: object) -> Architecture:
+    """What a Python file calls ARCHITECTURE."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise InputError(f"an architecture or the path of a Python file is wanted, not {type(path).__name__}")
+    where = os.fspath(path)
+    name = f"lowbit_arch_{Path(where).stem}"
+    loader = importlib.machinery.SourceFileLoader(name, where)
+    spec = importlib.util.spec_from_loader(name, loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    try:
+        loader.exec_module(module)
+    except OSError as error:
+        raise FileError(f"{where}: {error.strerror or error}") from error
+    except Exception as error:
+        raise FormatError(f"{where}: {type(error).__name__}: {error}") from error
+    arch = getattr(module, "ARCHITECTURE", None)
+    if not isinstance(arch, Architecture):
+        raise InputError(f"{where}: ARCHITECTURE is {type(arch).__name__}, expected a lowbit.arch.Architecture")
+    return arch
