@@ -19,6 +19,7 @@ from lowbit.pretokenizer import GPT4O, LLAMA3, QWEN2
 from lowbit.vocab import _byte_decoder
 
 DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+FLOAT8 = {"F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2}
 WORDS = ["th", "the", "Ġt", "Ġthe", "an", "and", "Ġa", "Ġand", "in", "ing", "er", "Ġs", "re", "on", "Ġw", "ou"]
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
 LLAMA3_ROPE = {
@@ -34,7 +35,7 @@ LONGROPE_STEPS = {"short": 0.01, "long": 0.5}
 
 def write_safetensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    names = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
+    names = {np.dtype(dtype): name for name, dtype in (DTYPES | FLOAT8).items()}
     at = 0
     for name, array in tensors.items():
         header[name] = {

@@ -55,7 +55,7 @@ class StoredTensor:
         if self.dtype_name not in FLOAT_DTYPES:
             raise UnsupportedError(
                 f"{self.file.path.name}: tensor {self.name!r} has type {self.dtype_name}, expected one of "
-                f"{', '.join(FLOAT_DTYPES)}; quantized checkpoints must be dequantized first"
+                f"{', '.join(FLOAT_DTYPES)}"
             )
         return FLOAT_DTYPES[self.dtype_name]
 

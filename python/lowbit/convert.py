@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -15,6 +15,7 @@ from lowbit.arch import open_checkpoint
 from lowbit.assignment import Stored, file_order
 from lowbit.file_reader import FileReader
 from lowbit.imatrix import Imatrix, Sums, load_imatrix
+from lowbit.lora import Adapters
 from lowbit.options import ConvertOptions, QuantizeOptions, checked, moved_last
 from lowbit.plan import Input, Plan, Report
 from lowbit.recipes import FLOAT_FORMATS, Mix, find_mix
@@ -33,6 +34,8 @@ def convert(
     progress: bool = True,
     threads: int | None = None,
     dry_run: bool = False,
+    lora: Adapters = (),
+    lora_scale: float | Sequence[float] = 1.0,
     **options: Any,
 ) -> Report:
     """Makes a GGUF file of a Hugging Face folder or hub id, the same that the reference tools make.
@@ -40,7 +43,9 @@ def convert(
     format: a mix ("Q4_K_M"), a format ("Q8_0"), or "BF16", "F16", "F32". Quantized weights go through bfloat16 first,
     whatever the checkpoint has, as through the reference's intermediate file. imatrix: a file of llama-imatrix, what
     lowbit.imatrix.collect found, or importances by tensor name. With progress, a bar and notes go to stderr. With
-    dry_run nothing is written, and the report says what would be. options: those of lowbit.ConvertOptions.
+    dry_run nothing is written, and the report says what would be. lora: a PEFT adapter, or several, by folder or hub
+    id, to merge into the weights; lora_scale multiplies what they add, all or each of them. options: those of
+    lowbit.ConvertOptions.
 
     The target appears whole or not at all, and memory stays at a few chunks of rows. Raises FileError, FormatError,
     UnsupportedError (architecture, tokenizer, quantized checkpoint) or InputError (format, options, NaN in
@@ -50,7 +55,7 @@ def convert(
     if mix.is_copy:
         raise InputError("COPY is for GGUF files; of a checkpoint, BF16, F16 or F32 make one of floats")
     chosen = checked(ConvertOptions, options)
-    opened = open_checkpoint(src)
+    opened = open_checkpoint(src, lora, lora_scale)
     sources = {tensor.name: tensor for tensor in opened.tensors}
     inputs = [
         Input(Stored(name, sources[name].shape, _in_bf16_file(sources[name])), _same(sources[name]), name)

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lowbit import _core, arch, gguf
+from lowbit.lora import Adapters
 from lowbit.qtensor import QTensor, format_of
 from lowbit.spec import ModelSpec
 from lowbit.text import StopFilter
@@ -35,20 +36,25 @@ def load(
     threads: int | None = None,
     context: int | None = None,
     max_sequences: int = 8,
+    lora: Adapters = (),
+    lora_scale: float | Sequence[float] = 1.0,
 ) -> Model:
     """Opens a GGUF file, or a Hugging Face folder or hub id, to run it.
 
     A GGUF file stays mapped; its weights are used where they lie. `compute` as in `lowbit.matmul`: with "f32" a result
     never depends on what else is in a batch. `context`: tokens a sequence may hold, by default what the model was made
-    for; memory is taken as sequences grow. `max_sequences`: how many may be held at once.
+    for; memory is taken as sequences grow. `max_sequences`: how many may be held at once. `lora`, `lora_scale`:
+    adapters to merge into a checkpoint's weights, as in `lowbit.convert`.
 
     Raises FileError, FormatError or UnsupportedError for what cannot be opened, InputError for a wrong argument.
     """
     if os.path.isfile(path) or Path(path).suffix == ".gguf":
+        if not isinstance(lora, Sequence) or lora:
+            raise _core.InputError(f"{os.fspath(path)}: adapters are merged into checkpoints, not into GGUF files")
         file = gguf.open(path)
         tensors = {name: weight for name, weight in file.tensors.items() if _is_weight(weight)}
         return Model(arch.spec(file.metadata), tensors, file.metadata, path, compute, threads, context, max_sequences)
-    opened = arch.open_checkpoint(path)
+    opened = arch.open_checkpoint(path, lora, lora_scale)
     weights = {source.name: source.rows(0, source.shape[0]) for source in opened.tensors}
     return Model(opened.spec, weights, opened.metadata, path, compute, threads, context, max_sequences)
 

@@ -7,12 +7,13 @@ lazily: `lowbit.convert` writes them to a file, `lowbit.load` runs them as they 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from lowbit import lora, prequantized
 from lowbit._core import FormatError
 from lowbit.arch._base import DENSE_GLOBAL, DENSE_LAYER, Architecture, Sizes, Tensor
 from lowbit.arch._registry import architectures, hf_classes, register
@@ -75,8 +76,12 @@ class OpenedCheckpoint:
         return spec(self.metadata)
 
 
-def open_checkpoint(source: str | os.PathLike[str]) -> OpenedCheckpoint:
-    """Opens a Hugging Face folder or hub id. Reads headers and the tokenizer, no weights."""
+def open_checkpoint(
+    source: str | os.PathLike[str],
+    adapters: lora.Adapters = (),
+    adapter_scales: float | Sequence[float] = 1.0,
+) -> OpenedCheckpoint:
+    """Opens a Hugging Face folder or hub id, with LoRA adapters merged. Reads headers and the tokenizer, no weights."""
     folder, hub_id = resolve(source)
     checkpoint = Checkpoint(folder)
     config = Config(checkpoint.config, str(folder / "config.json"))
@@ -84,7 +89,8 @@ def open_checkpoint(source: str | os.PathLike[str]) -> OpenedCheckpoint:
     if arch is None:
         raise unknown_class(config.hf_class, config, checkpoint.tensors)
     config = arch.text_config(config)
-    notes = arch.check(config)
+    notes = arch.check(config) + prequantized.dequantize(checkpoint, arch.quant_methods)
+    notes += lora.merge(checkpoint, adapters, adapter_scales)
     if skipped := [name for name in checkpoint.tensors if name.startswith(arch.left_out)]:
         notes.append(f"{len(skipped)} tensors beside the text model are left out: {skipped[0]} and others")
     tensors = arch.tensors(checkpoint, config)

@@ -97,6 +97,8 @@ class Architecture:
     hidden_act: ClassVar[str] = "silu"  #: the activation in config.json that the graph has
     tied_by_default: ClassVar[bool] = False  #: tie_word_embeddings when config.json does not say
     left_out: ClassVar[tuple[str, ...]] = ()  #: prefixes of checkpoint tensors that are no part of the text model
+    #: values of quantization_config.quant_method whose tensors it reads itself, as they are stored
+    quant_methods: ClassVar[tuple[str, ...]] = ()
     global_tensors: ClassVar[tuple[Tensor, ...]] = DENSE_GLOBAL
     layer_tensors: ClassVar[tuple[Tensor, ...]] = DENSE_LAYER
 
@@ -142,9 +144,6 @@ class Architecture:
             raise UnsupportedError(
                 f"{config.where}: hidden_act {activation!r}, the {self.name} architecture has {self.hidden_act}"
             )
-        if quantization := config.values.get("quantization_config"):
-            method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
-            raise UnsupportedError(f"{config.where}: the checkpoint is quantized ({method}): dequantize it first")
         return []
 
     def config_windows(self, config: Config) -> tuple[int, ...]:

@@ -59,6 +59,14 @@ Overrides = Annotated[
 Strict = Annotated[
     bool, typer.Option("--strict", help="Refuse formats that do not fit a tensor's rows, instead of taking another.")
 ]
+Lora = Annotated[
+    list[str] | None,
+    typer.Option("--lora", metavar="DIR", help="PEFT adapter to merge, a folder or hub id; repeatable."),
+]
+LoraScale = Annotated[
+    list[float] | None,
+    typer.Option("--lora-scale", metavar="S", help="Multiplies what the adapters add: once for all, or for each."),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be written, to the byte, and write nothing.")]
 
 
@@ -68,6 +76,7 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be writt
         "lowbit convert HuggingFaceTB/SmolLM2-135M smol-bf16.gguf --format bf16",
         "lowbit convert ./model out.gguf --format IQ3_M --imatrix imatrix.gguf --strict",
         "lowbit convert ./model out.gguf --format Q4_K_M --tensor-type 'ffn_down=Q6_K' --dry-run",
+        "lowbit convert ./model tuned.gguf --lora ./adapter --lora-scale 0.5",
     )
 )
 def convert(
@@ -88,12 +97,17 @@ def convert(
     prune_layers: PruneLayers = None,
     override_kv: Overrides = None,
     strict: Strict = False,
+    lora: Lora = None,
+    lora_scale: LoraScale = None,
     threads: Threads = None,
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
     """Makes a GGUF file of a checkpoint."""
     given = dict(locals())
+    given["lora"] = lora or ()
+    scales = lora_scale or [1.0]
+    given["lora_scale"] = scales[0] if len(scales) == 1 else scales
     import lowbit
 
     _write(lowbit.convert, given)

@@ -1,0 +1,271 @@
+"""LoRA adapters, as PEFT saves them, merged into a checkpoint's weights while these are read.
+
+    W' = W + scale * B A                 (N, K) = (N, K) + (N, r) (r, K);  scale = alpha / r, or alpha / sqrt(r)
+    W' = m / |W + scale * B A| * (...)   DoRA: m (N,), the norm of each row
+
+in float32, as peft's merge_and_unload does for float32 weights: equal but for the order of sums over r and, with DoRA,
+over rows. A merged weight is float32, rounded once by the file's format. (peft rounds to the checkpoint's type after
+each adapter, and with adapters of half precision rounds B A as well.)
+
+Adapters are folders or hub ids with adapter_config.json and adapter_model.safetensors. Everything in them is checked
+against the checkpoint before anything is read: nothing that an adapter says is left out in silence.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lowbit._core import FileError, FormatError, InputError, UnsupportedError
+from lowbit.checkpoint import Checkpoint, StoredTensor, read_json, read_safetensors, resolve
+from lowbit.config import Config
+from lowbit.tensor_source import read
+
+Adapter = str | os.PathLike[str]
+Adapters = Adapter | Sequence[Adapter]
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+#: What in adapter_config.json changes the formula, or the base weights that it is about.
+UNSUPPORTED = (
+    "use_qalora", "use_bdlora", "lora_bias", "layer_replication", "alora_invocation_tokens", "trainable_token_indices",
+    "target_parameters", "arrow_config", "kasa_config", "monteclora_config", "megatron_config",
+)  # fmt: skip
+#: init_lora_weights that leave the base weights as they are; PiSSA, OLoRA and others subtract something from them.
+PLAIN_INITIALIZATIONS = (True, False, None, "gaussian", "orthogonal", "eva")
+#: Patterns of module names that cannot take more than a moment to match.
+SAFE_PATTERN = re.compile(r"(?:[\w.|^$-]|\\[.d]|\.\*|\\d\+){1,200}")
+MOST_REPEATS = 3
+
+_FACTORS = re.compile(r"(.+)\.(lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)(?:\.weight)?")
+
+
+@dataclass
+class Delta:
+    """What one adapter adds to one matrix: scale * b a, where a is (r, K) and b is (N, r).
+
+    Of embeddings peft stores the transposed factors: a is (r, N), b is (K, r).
+    """
+
+    a: StoredTensor
+    b: StoredTensor
+    scale: np.float32
+    magnitude: np.ndarray | None = None
+    transposed: bool = False
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """Rows start..stop, float32. The factors are read each time: they are small beside the rows."""
+        if self.transposed:
+            left = np.ascontiguousarray(read(self.a)[:, start:stop].T, np.float32)
+            right = read(self.b).astype(np.float32).T
+        else:
+            left, right = self.b.rows(start, stop).astype(np.float32), read(self.a).astype(np.float32)
+        product: np.ndarray = left @ right
+        product *= self.scale
+        return product
+
+
+class MergedTensor(StoredTensor):
+    """A matrix of a checkpoint with what adapters add to it, float32."""
+
+    def __init__(self, base: StoredTensor) -> None:
+        super().__init__(base.file, base.name, base.dtype_name, base.shape, base.offset)
+        self.base = base
+        self.deltas: list[Delta] = []
+
+    @property
+    def dtype(self) -> np.dtype:
+        """float32."""
+        return np.dtype(np.float32)
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """Rows start..stop of the first axis, merged."""
+        base: np.ndarray = self.base.rows(start, stop).astype(np.float32)
+        merged: np.ndarray = base.copy()
+        with np.errstate(all="ignore"):  # what becomes NaN or infinite is found where it is encoded
+            for delta in self.deltas:
+                rows = delta.rows(start, stop)
+                merged += rows
+                if delta.magnitude is not None:
+                    # The norm is of the base's weights, whatever other adapters have added meanwhile.
+                    rows += base
+                    merged *= (delta.magnitude[start:stop] / np.linalg.norm(rows, axis=1))[:, None]
+        return merged
+
+
+class _Replaced(StoredTensor):
+    """A tensor of an adapter in the place of the checkpoint's."""
+
+    def __init__(self, base: StoredTensor, own: StoredTensor) -> None:
+        super().__init__(own.file, base.name, own.dtype_name, own.shape, own.offset)
+
+
+def merge(checkpoint: Checkpoint, adapters: Adapters, scales: float | Sequence[float]) -> list[str]:
+    """Puts adapters into the checkpoint's tensors, in turn; returns notes.
+
+    scales: multiplies what each adapter adds, one number for all or one for each. Raises InputError for wrong scales,
+    FileError, FormatError and UnsupportedError for adapters that cannot be read or do not fit.
+    """
+    paths = [adapters] if isinstance(adapters, (str, os.PathLike)) else list(adapters)
+    factors = list(scales) if isinstance(scales, Sequence) else [scales] * len(paths)
+    if len(factors) != len(paths):
+        raise InputError(f"{len(factors)} scales for {len(paths)} adapters")
+    if wrong := [factor for factor in factors if not isinstance(factor, (int, float)) or not math.isfinite(factor)]:
+        raise InputError(f"the scale of an adapter is {wrong[0]!r}, expected a finite number")
+    notes = []
+    for path, factor in zip(paths, factors, strict=True):
+        folder, hub_id = resolve(path)
+        notes += _Merge(checkpoint, folder, float(factor)).run(hub_id or folder.name)
+    return notes
+
+
+class _Merge:
+    """One adapter on its way into a checkpoint."""
+
+    def __init__(self, checkpoint: Checkpoint, folder: Path, factor: float) -> None:
+        self.checkpoint = checkpoint
+        self.folder = folder
+        self.factor = factor
+        self.config = Config(_read_config(folder), str(folder / CONFIG))
+        _check(self.config)
+        self.seen: set[str] = set()
+        self.names: dict[str, str] = {}
+        for name in checkpoint.tensors:
+            self.names.setdefault(_plain_name(name), name)
+
+    def run(self, adapter_name: str) -> list[str]:
+        stored = read_safetensors(self.folder / WEIGHTS)
+        parts: dict[str, dict[str, StoredTensor]] = {}
+        for name, tensor in stored.items():
+            if match := _FACTORS.fullmatch(name):
+                parts.setdefault(match[1], {})[match[2]] = tensor
+            elif re.search(r"\.(lora|token_adapter|trainable_tokens)_?\w*\.|lora_", name):
+                raise UnsupportedError(f"{self.folder / WEIGHTS}: tensor {name!r} is not one of a LoRA adapter's")
+            else:  # modules_to_save, and trained biases
+                self._replace(name, tensor)
+        for module, factors in parts.items():
+            self._add(module, factors)
+        if not stored:
+            raise FormatError(f"{self.folder / WEIGHTS}: no tensors")
+        return self._notes(adapter_name)
+
+    def _target(self, name: str, tensor: StoredTensor) -> str:
+        """The checkpoint's name of what an adapter's tensor is about."""
+        found = self.names.get(_plain_name(name))
+        if found is None:
+            tied = ": it is tied to the embeddings" if "lm_head" in name else ""
+            raise FormatError(
+                f"{self.folder / WEIGHTS}: tensor {tensor.name!r}: the checkpoint has no {_plain_name(name)!r}{tied}"
+            )
+        return found
+
+    def _replace(self, name: str, tensor: StoredTensor) -> None:
+        target = self._target(name.replace(".base_layer.", "."), tensor)
+        base = self.checkpoint.tensors[target]
+        self._expect(tensor, base.shape, f"the checkpoint's {target!r}")
+        self.checkpoint.tensors[target] = _Replaced(base, tensor)
+
+    def _add(self, module: str, factors: dict[str, StoredTensor]) -> None:
+        is_embedding = any("embedding" in kind for kind in factors)
+        names = ("lora_embedding_A", "lora_embedding_B") if is_embedding else ("lora_A", "lora_B")
+        if missing := [name for name in names if name not in factors]:
+            raise FormatError(f"{self.folder / WEIGHTS}: {module!r} has no {missing[0]}")
+        a, b = (factors.pop(name) for name in names)
+        magnitude = factors.pop("lora_magnitude_vector", None)
+        if factors or (magnitude is not None) != self.config.boolean("use_dora", False):
+            raise FormatError(f"{self.folder / WEIGHTS}: {module!r} is not what use_dora in {CONFIG} says")
+        if is_embedding and magnitude is not None:
+            raise UnsupportedError(f"{self.folder / WEIGHTS}: {module!r} is an embedding with DoRA")
+        target = self._target(f"{module}.weight", a)
+        base = self.checkpoint.tensors[target]
+        _ = base.dtype  # refuses what is no float
+        if target in self.seen:
+            raise FormatError(f"{self.folder / WEIGHTS}: tensor {a.name!r} is about {target!r}, as another one is")
+        self.seen.add(target)
+        if len(base.shape) != 2:
+            raise FormatError(f"{a.file.path.name}: tensor {a.name!r} is about {target!r}, which is no matrix")
+        rows, columns = base.shape[::-1] if is_embedding else base.shape
+        rank = int(self._pattern_value("rank_pattern", module, self.config.integer("r")))
+        self._expect(a, (rank, columns), f"rank {rank} and the checkpoint's {target!r} {list(base.shape)}")
+        self._expect(b, (rows, rank), f"rank {rank} and the checkpoint's {target!r} {list(base.shape)}")
+        alpha = self._pattern_value("alpha_pattern", module, self.config.number("lora_alpha"))
+        scale = alpha / (math.sqrt(rank) if self.config.boolean("use_rslora", False) else rank)
+        delta = Delta(a, b, np.float32(self.factor * scale), transposed=is_embedding)
+        if magnitude is not None:
+            self._expect(magnitude, (base.shape[0],), f"the rows of {target!r}")
+            delta.magnitude = read(magnitude).astype(np.float32)
+        if not isinstance(base, MergedTensor):
+            base = self.checkpoint.tensors[target] = MergedTensor(base)
+        base.deltas.append(delta)
+
+    def _expect(self, tensor: StoredTensor, shape: tuple[int, ...], reason: str) -> None:
+        _ = tensor.dtype  # refuses what is no float
+        if tensor.shape != shape:
+            raise FormatError(
+                f"{self.folder / WEIGHTS}: tensor {tensor.name!r} has shape {list(tensor.shape)}, "
+                f"expected {list(shape)} from {reason}"
+            )
+
+    def _pattern_value(self, key: str, module: str, default: float) -> float:
+        """What a module gets of a number that patterns of names may set, the first that matches."""
+        module = module.removeprefix("base_model.model.")
+        patterns = self.config.values.get(key) or {}
+        if not isinstance(patterns, dict):
+            raise FormatError(f"{self.config.where}: {key!r} is {str(patterns)[:40]!r}, expected an object")
+        for pattern in patterns:
+            if not SAFE_PATTERN.fullmatch(pattern) or len(re.findall(r"[*+]", pattern)) > MOST_REPEATS:
+                raise UnsupportedError(f"{self.config.where}: {key} has a pattern {pattern[:80]!r} that is not simple")
+            if re.fullmatch(rf"(.*\.)?({pattern})", module):
+                values = Config(patterns, f"{self.config.where}: {key}")
+                return values.integer(pattern) if key == "rank_pattern" else values.number(pattern)
+        return default
+
+    def _notes(self, adapter_name: str) -> list[str]:
+        made_for = self.config.values.get("base_model_name_or_path")
+        own = {self.checkpoint.folder.name, str(self.checkpoint.config.get("_name_or_path", ""))}
+        last = {re.split(r"[/\\]", name.rstrip("/\\"))[-1].lower() for name in own}
+        if not isinstance(made_for, str) or not made_for:
+            return []
+        if re.split(r"[/\\]", made_for.rstrip("/\\"))[-1].lower() in last:
+            return []
+        return [f"the adapter {adapter_name} was made for {made_for[:120]}"]
+
+
+def _read_config(folder: Path) -> dict[str, object]:
+    if not folder.is_dir():
+        raise FileError(f"{folder}: no such folder, expected an adapter with {CONFIG}")
+    if not (folder / CONFIG).is_file():
+        raise FileError(f"{folder}: no {CONFIG}: not a PEFT adapter")
+    if not (folder / WEIGHTS).is_file():
+        if (folder / "adapter_model.bin").is_file():
+            raise UnsupportedError(
+                f"{folder}: adapter_model.bin is a pickle, which can run code when it is loaded; save it as "
+                "safetensors where you trust it: PeftModel.from_pretrained(base, d).save_pretrained(d)"
+            )
+        raise FileError(f"{folder}: no {WEIGHTS}")
+    return read_json(folder / CONFIG)
+
+
+def _check(config: Config) -> None:
+    """Raises UnsupportedError for what is not plain LoRA or DoRA."""
+    if (kind := config.text("peft_type", "LORA")) != "LORA":
+        raise UnsupportedError(f"{config.where}: peft_type {kind[:40]!r}, expected LORA")
+    for key in UNSUPPORTED:
+        if config.values.get(key):
+            raise UnsupportedError(f"{config.where}: {key} is set, which has no merged form here")
+    initialization = config.values.get("init_lora_weights")
+    if initialization not in PLAIN_INITIALIZATIONS:
+        raise UnsupportedError(
+            f"{config.where}: init_lora_weights {str(initialization)[:40]!r} changes the base weights; save the "
+            "adapter with path_initial_model_for_weight_conversion"
+        )
+
+
+def _plain_name(name: str) -> str:
+    """A name without the prefixes that peft and the models' wrappers put before it."""
+    return re.sub(r"^(?:base_model\.model\.)?(?:model\.|language_model\.)*", "", name)
