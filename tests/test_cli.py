@@ -17,6 +17,7 @@ COMMANDS = [
     "demo",
     "convert",
     "quantize",
+    "export",
     "inspect",
     "formats",
     "run",

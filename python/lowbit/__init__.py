@@ -17,6 +17,7 @@ from lowbit.qtensor import QTensor, dequantize, formats, quantize
 
 if TYPE_CHECKING:
     from lowbit import evaluate
+    from lowbit.export import ExportReport, export_hf
     from lowbit.model import Model, load
     from lowbit.tokenizer import Tokenizer, load_tokenizer
 
@@ -27,6 +28,7 @@ __all__ = [
     "ConvertOptions",
     "Error",
     "ErrorReport",
+    "ExportReport",
     "FileError",
     "FormatError",
     "InputError",
@@ -41,6 +43,7 @@ __all__ = [
     "dequantize",
     "error",
     "evaluate",
+    "export_hf",
     "formats",
     "gguf",
     "imatrix",
@@ -55,7 +58,14 @@ __all__ = [
 ]
 
 # Loaded when first asked for: a tokenizer's library alone costs more than the rest of the package.
-_LAZY = {"Model": "model", "Tokenizer": "tokenizer", "load": "model", "load_tokenizer": "tokenizer"}
+_LAZY = {
+    "ExportReport": "export",
+    "Model": "model",
+    "Tokenizer": "tokenizer",
+    "export_hf": "export",
+    "load": "model",
+    "load_tokenizer": "tokenizer",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -284,3 +284,26 @@ def general_metadata(
         if values:
             result[f"general.{key}"] = values
     return result
+
+
+def card_text(metadata: Mapping[str, Any]) -> str:
+    """README.md with what general.* keys say in its front matter: `general_metadata` reads the same keys from it."""
+    import yaml
+
+    card: dict[str, Any] = {}
+    for key, names in {**CARD_TEXT, **CARD_LISTS}.items():
+        value = metadata.get(f"general.{key}")
+        if isinstance(value, (str, list)):
+            card[names[-1] if key == "languages" else names[0]] = value
+    for key, name in (("base_model", "base_model"), ("dataset", "datasets")):
+        count = metadata.get(f"general.{key}.count")
+        if isinstance(count, int) and count <= len(metadata):
+            fields = ({f: metadata.get(f"general.{key}.{i}.{f}") for f in ORIGIN_FIELDS} for i in range(count))
+            card[name] = [_origin_entry({f: v for f, v in origin.items() if v is not None}) for origin in fields]
+    return f"---\n{yaml.safe_dump(card, sort_keys=False, allow_unicode=True)}---\n" if card else ""
+
+
+def _origin_entry(origin: dict[str, Any]) -> Any:
+    """A base model or dataset as the hub writes it, its id, if that says everything."""
+    model_id = str(origin.get("repo_url", "")).removeprefix("https://huggingface.co/")
+    return model_id if _origins([model_id], 0) == [origin] else origin

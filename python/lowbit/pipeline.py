@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import ml_dtypes
 import numpy as np
@@ -102,7 +102,7 @@ def _encode_rows(
 
 @dataclass(frozen=True)
 class Target:
-    """A file to write: one job for each of `infos`."""
+    """A GGUF file to write: one job for each of `infos`."""
 
     path: str
     metadata: Mapping[str, Any]
@@ -114,8 +114,34 @@ class Target:
         """The exact size."""
         return gguf.file_size(self.metadata, self.infos)
 
+    def open(self) -> gguf.Writer:
+        """Creates the file under a temporary name."""
+        return gguf.Writer(self.path, self.metadata, self.infos)
 
-def write_files(targets: Sequence[Target], threads: int, progress: Callable[[int, int], None]) -> dict[str, int]:
+
+class Appender(Protocol):
+    """A file in work: what its jobs make is appended in order, and has its name when the `with` block ends well."""
+
+    def write(self, rows: np.ndarray) -> None:
+        """Appends."""
+
+    def __enter__(self) -> Any: ...
+
+    def __exit__(self, *exception: Any) -> None: ...
+
+
+class Output(Protocol):
+    """A file to write, of any kind."""
+
+    @property
+    def jobs(self) -> Sequence[Job]:
+        """Its tensors, in order."""
+
+    def open(self) -> Appender:
+        """Creates the file under a temporary name."""
+
+
+def write_files(targets: Sequence[Output], threads: int, progress: Callable[[int, int], None]) -> dict[str, int]:
     """Writes the files, complete or not at all: none has its name before all are written, the first gets it last.
 
     `progress(done, total)` counts bytes read. Returns how many weights of which tensors were too large for float16.
@@ -127,14 +153,14 @@ def write_files(targets: Sequence[Target], threads: int, progress: Callable[[int
         ThreadPoolExecutor(1, "lowbit-read") as reader,
         ThreadPoolExecutor(1, "lowbit-write") as behind,
     ):
-        opened = [writers.enter_context(gguf.Writer(t.path, t.metadata, t.infos)) for t in targets]
+        opened = [writers.enter_context(t.open()) for t in targets]
         chunks = (
             (writer, job, start, stop)
             for target, writer in zip(targets, opened, strict=True)
             for job in target.jobs
             for start, stop in job.chunks()
         )
-        reads: deque[tuple[gguf.Writer, Job, int, Future[np.ndarray]]] = deque()
+        reads: deque[tuple[Appender, Job, int, Future[np.ndarray]]] = deque()
         writes: deque[Future[None]] = deque()
 
         def read_ahead() -> None:

@@ -1,4 +1,4 @@
-"""Reads tokenizer.model: the pieces of a SentencePiece model, without the sentencepiece or protobuf packages.
+"""Reads and writes tokenizer.model, a SentencePiece model, without the sentencepiece or protobuf packages.
 
 Only three fields matter here: ModelProto.pieces (1), and in each piece its text (1), score (2) and type (3). Everything
 else is skipped by its wire type. Input is hostile: every length is checked against what is left.
@@ -7,7 +7,7 @@ else is skipped by its wire type. Input is hostile: every length is checked agai
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -95,3 +95,33 @@ def read_pieces(path: Path) -> list[Piece]:
     if not pieces:
         raise FormatError(f"{path}: no pieces: not a SentencePiece model")
     return pieces
+
+
+def model_bytes(pieces: Iterable[Piece], space_prefix: bool) -> bytes:
+    """tokenizer.model of a BPE vocabulary with byte fallback. space_prefix: a space is put in front of a text."""
+    packed = b"".join(_packed_bytes(1, _packed_piece(piece)) for piece in pieces)
+    trainer = _packed_number(3, 2) + _packed_number(35, 1)  # model_type BPE, byte_fallback
+    # name, precompiled_charsmap: none, so that nothing is replaced; add_dummy_prefix, remove_extra_whitespaces
+    normalizer = _packed_bytes(1, b"identity") + _packed_number(3, int(space_prefix)) + _packed_number(4, 0)
+    return packed + _packed_bytes(2, trainer) + _packed_bytes(3, normalizer)
+
+
+def _packed_piece(piece: Piece) -> bytes:
+    score = _packed_varint(2 << 3 | _FIXED32) + struct.pack("<f", piece.score)
+    return _packed_bytes(1, piece.text.encode()) + score + _packed_number(3, piece.type)
+
+
+def _packed_bytes(number: int, data: bytes) -> bytes:
+    return _packed_varint(number << 3 | _BYTES) + _packed_varint(len(data)) + data
+
+
+def _packed_number(number: int, value: int) -> bytes:
+    return _packed_varint(number << 3 | _VARINT) + _packed_varint(value)
+
+
+def _packed_varint(value: int) -> bytes:
+    out = bytearray()
+    while value >= 0x80:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*out, value])

@@ -120,6 +120,20 @@ class PlusOne(Renamed):
         return shifted
 
 
+class MinusOne(Renamed):
+    """The way back from PlusOne, exact in float32."""
+
+    @property
+    def dtype(self) -> np.dtype:
+        """float32."""
+        return np.dtype(np.float32)
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """Rows start..stop of the first axis."""
+        shifted: np.ndarray = self.source.rows(start, stop).astype(np.float32) - np.float32(1)
+        return shifted
+
+
 class Decoded(Renamed):
     """Packed rows, uint8 (rows, row bytes), as the float32 weights that their format has."""
 
@@ -156,16 +170,26 @@ class InterleavedHeads(Renamed):
         super().__init__(name, source)
         self.head_rows = source.shape[0] // num_heads
 
+    def split(self) -> tuple[int, int]:
+        """A head's rows as two axes, which change places."""
+        return 2, self.head_rows // 2
+
     def rows(self, start: int, stop: int) -> np.ndarray:
         """Rows start..stop of the first axis."""
         first = start // self.head_rows
         last = -(-stop // self.head_rows)
         heads = self.source.rows(first * self.head_rows, last * self.head_rows)
         tail = heads.shape[1:]
-        paired: np.ndarray = (
-            heads.reshape(last - first, 2, self.head_rows // 2, *tail).swapaxes(1, 2).reshape(heads.shape)
-        )
+        paired: np.ndarray = heads.reshape(last - first, *self.split(), *tail).swapaxes(1, 2).reshape(heads.shape)
         return paired[start - first * self.head_rows : stop - first * self.head_rows]
+
+
+class SeparatedHeads(InterleavedHeads):
+    """The way back from InterleavedHeads."""
+
+    def split(self) -> tuple[int, int]:
+        """A head's rows as two axes, which change places."""
+        return self.head_rows // 2, 2
 
 
 def read(source: TensorSource) -> np.ndarray:

@@ -35,6 +35,11 @@ class AddedToken(NamedTuple):
     normalized: bool
 
 
+def padding_text(token_id: int) -> str:
+    """What GGUF writes for an id that has no token."""
+    return f"[PAD{token_id}]"
+
+
 def looks_special(text: str) -> bool:
     """Whether a token is a control token by its spelling."""
     return _SPECIAL_LOOKS.fullmatch(text) is not None
@@ -108,7 +113,7 @@ def _byte_level(
     for i in range(vocab_size):
         text = vocab.get(i)
         if text is None:
-            text, types[i] = f"[PAD{i}]", UNUSED
+            text, types[i] = padding_text(i), UNUSED
         elif i in added:
             text = text if added[i].normalized else _decoded(text)
             types[i] = CONTROL if added[i].special or looks_special(text) else USER_DEFINED
@@ -139,7 +144,7 @@ def _sentencepiece(
     """Keys of tokenizer.model, with added_tokens.json and tokenizer_config.json on top. Ids past vocab_size are
     left out, and ids without a piece become padding. Phi 3's files take tokenizer.json's added tokens as well, and
     every token as it is spelled."""
-    tokens = [f"[PAD{i}]" for i in range(vocab_size)]
+    tokens = [padding_text(i) for i in range(vocab_size)]
     scores = [PADDING_SCORE] * vocab_size
     types = [UNUSED] * vocab_size
     for i, piece in enumerate(read_pieces(folder / "tokenizer.model")[:vocab_size]):

@@ -7,7 +7,7 @@ lazily: `lowbit.convert` writes them to a file, `lowbit.load` runs them as they 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,7 @@ __all__ = [
     "Tensor",
     "architectures",
     "hf_classes",
+    "of_metadata",
     "open_checkpoint",
     "register",
     "spec",
@@ -48,13 +49,18 @@ BFLOAT16_FILE_TYPE = 32
 
 def spec(metadata: Mapping[str, Any]) -> ModelSpec:
     """The network that a GGUF file's metadata describes."""
+    return of_metadata(metadata).spec(metadata)
+
+
+def of_metadata(metadata: Mapping[str, Any], tensors: Iterable[str] = ()) -> Architecture:
+    """The architecture of a GGUF file. tensors: its names, which an error about an unknown one compares."""
     name = metadata.get("general.architecture")
     if not isinstance(name, str):
         raise FormatError("metadata has no general.architecture")
     arch = architectures().get(name)
     if arch is None:
-        raise unknown_name(name, ())
-    return arch.spec(metadata)
+        raise unknown_name(name, tensors)
+    return arch
 
 
 @dataclass

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from lowbit._core import FormatError, UnsupportedError
+from lowbit.arch._hf import YARN_KEYS, WayBack
 from lowbit.checkpoint import Checkpoint
 from lowbit.config import Config
 from lowbit.spec import ModelSpec
@@ -88,7 +89,7 @@ class Sizes:
         }
 
 
-class Architecture:
+class Architecture(WayBack):
     """One GGUF architecture. Subclasses set the class attributes and override what differs."""
 
     name: ClassVar[str]  #: in GGUF: general.architecture and the prefix of its keys
@@ -327,12 +328,7 @@ def rope_metadata(rope: Config, context: int) -> dict[str, Any]:
     if kind == "yarn":
         original = rope.integer("original_max_position_embeddings", context)
         result["rope.scaling.original_context_length"] = original
-        for key, gguf_key in (
-            ("extrapolation_factor", "yarn_ext_factor"),
-            ("attention_factor", "yarn_attn_factor"),
-            ("beta_fast", "yarn_beta_fast"),
-            ("beta_slow", "yarn_beta_slow"),
-        ):
+        for key, gguf_key in YARN_KEYS:
             if rope.values.get(key) is not None:
                 result[f"rope.scaling.{gguf_key}"] = rope.number(key)
     result["rope.freq_base"] = rope.number("rope_theta")

@@ -6,12 +6,15 @@ root of the hidden size; five layers with a window and rotary base 10000, then o
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from lowbit._core import FormatError, UnsupportedError
+from lowbit.arch import _hf
 from lowbit.arch._base import DENSE_LAYER, Architecture, Sizes, Tensor, rope_metadata, sliding_layers
+from lowbit.arch._keys import Keys
 from lowbit.config import Config
-from lowbit.tensor_source import PlusOne, TensorSource
+from lowbit.tensor_source import MinusOne, PlusOne, TensorSource
 
 #: What the text_config of a model that also sees may leave out, as transformers' Gemma3TextConfig has it.
 NESTED_DEFAULTS = {
@@ -127,6 +130,42 @@ class Gemma3(Architecture):
     def fix_up(self, tensor: TensorSource, config: Config) -> TensorSource:
         """GGUF's norms are whole."""
         return PlusOne(tensor.name, tensor) if tensor.name.endswith("norm.weight") else tensor
+
+    def restore(self, tensor: TensorSource, config: Config) -> TensorSource:
+        """The checkpoint's norms are less one."""
+        return MinusOne(tensor.name, tensor) if tensor.name.endswith("norm.weight") else tensor
+
+    def hf_config(self, metadata: Mapping[str, Any], tensors: Mapping[str, TensorSource]) -> dict[str, Any]:
+        """As in every architecture, with the caps and scales of `late_metadata`."""
+        get = Keys(metadata, self.name)
+        config = super().hf_config(metadata, tensors)
+        config |= {"model_type": "gemma3_text", "hidden_activation": config.pop("hidden_act")}
+        config["query_pre_attn_scalar"] = usual_scalar(self.sizes(Config(config, "config.json")))
+        if f"{self.name}.attention.scale" in metadata:
+            scalar = get.number("attention.scale") ** -2
+            config["query_pre_attn_scalar"] = round(scalar) if abs(scalar - round(scalar)) < 1e-3 else scalar
+        if f"{self.name}.final_logit_softcapping" in metadata:
+            config["final_logit_softcapping"] = _hf.decimal(get.number("final_logit_softcapping"))
+        return config
+
+    def hf_windows(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
+        """The way back from `config_windows`, with every sixth layer's as the default."""
+        get = Keys(metadata, self.name)
+        window = get.integer("attention.sliding_window", 0, minimum=0)
+        if f"{self.name}.attention.sliding_window_pattern" not in metadata:
+            windows = usual_windows(window, get.integer("block_count", maximum=_hf.MAX_LAYERS))
+            metadata = {**metadata, f"{self.name}.attention.sliding_window_pattern": [seen > 0 for seen in windows]}
+        return {"sliding_window": window or None, "layer_types": _hf.layer_types(metadata, self.name, window)}
+
+    def hf_rope(self, metadata: Mapping[str, Any], tensors: Mapping[str, TensorSource]) -> dict[str, Any]:
+        """Both bases: rope_parameters of transformers 5, and what 4 reads."""
+        rope = super().hf_rope(metadata, tensors)
+        local = _hf.decimal(Keys(metadata, self.name).number("rope.freq_base_swa", LOCAL_THETA))
+        both = {
+            "full_attention": rope["rope_parameters"],
+            "sliding_attention": {"rope_type": "default", "rope_theta": local},
+        }
+        return {**rope, "rope_parameters": both, "rope_local_base_freq": local}
 
 
 def usual_windows(window: int, num_layers: int) -> tuple[int, ...]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
-from lowbit.arch._base import Architecture
+from lowbit.arch import _hf
+from lowbit.arch._base import Architecture, Sizes
+from lowbit.arch._keys import Keys
 from lowbit.config import Config
-from lowbit.tensor_source import ArraySource, InterleavedHeads, TensorSource
+from lowbit.tensor_source import ArraySource, InterleavedHeads, SeparatedHeads, TensorSource
 
 
 class Llama(Architecture):
@@ -34,12 +36,29 @@ class Llama(Architecture):
 
     def fix_up(self, tensor: TensorSource, config: Config) -> TensorSource:
         """Reorders the rows of queries and keys."""
-        sizes = self.sizes(config)
-        if tensor.name.endswith((".attn_q.weight", ".attn_q.bias")):
-            return InterleavedHeads(tensor.name, tensor, sizes.num_heads)
-        if tensor.name.endswith((".attn_k.weight", ".attn_k.bias")):
-            return InterleavedHeads(tensor.name, tensor, sizes.num_kv_heads)
-        return tensor
+        num_heads = _num_heads(tensor.name, self.sizes(config))
+        return InterleavedHeads(tensor.name, tensor, num_heads) if num_heads else tensor
+
+    def restore(self, tensor: TensorSource, config: Config) -> TensorSource:
+        """Puts the rows of queries and keys back."""
+        num_heads = _num_heads(tensor.name, self.sizes(config))
+        return SeparatedHeads(tensor.name, tensor, num_heads) if num_heads else tensor
+
+    def hf_windows(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
+        """A file with a window is Mistral's."""
+        window = Keys(metadata, self.name).integer("attention.sliding_window", 0, minimum=0)
+        if not window:
+            return {}
+        return {"architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": window}
+
+    def hf_rope(self, metadata: Mapping[str, Any], tensors: Mapping[str, TensorSource]) -> dict[str, Any]:
+        """As in every architecture, or Llama 3's settings if the file has their factors."""
+        rope = super().hf_rope(metadata, tensors)
+        factors = tensors.get("rope_freqs.weight")
+        if factors is None:
+            return rope
+        theta = rope["rope_theta"]
+        return _hf.rope_parameters(_hf.llama3_parameters(factors, theta, llama3_factors), theta)
 
     def extra_tensors(self, config: Config) -> Iterable[TensorSource]:
         """rope_freqs.weight when the rotary embedding is scaled as in Llama 3."""
@@ -56,6 +75,13 @@ class Llama(Architecture):
                     rope.number("original_max_position_embeddings", 8192.0),
                 ),
             )
+
+
+def _num_heads(name: str, sizes: Sizes) -> int:
+    """How many heads a tensor's rows make, 0 for all but queries and keys."""
+    if name.endswith((".attn_q.weight", ".attn_q.bias")):
+        return sizes.num_heads
+    return sizes.num_kv_heads if name.endswith((".attn_k.weight", ".attn_k.bias")) else 0
 
 
 def llama3_factors(

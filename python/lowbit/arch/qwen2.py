@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from lowbit._core import FormatError
+from lowbit.arch import _hf
 from lowbit.arch._base import Architecture, sliding_layers
+from lowbit.arch._keys import Keys
 from lowbit.config import Config
+from lowbit.tensor_source import TensorSource
 
 
 class Qwen2(Architecture):
@@ -27,6 +32,23 @@ class Qwen2(Architecture):
         missing."""
         return qwen_windows(config, self.sizes(config).layers)
 
+    def hf_config(self, metadata: Mapping[str, Any], tensors: Mapping[str, TensorSource]) -> dict[str, Any]:
+        """As in every architecture; head_dim where the file has the length of keys."""
+        config = super().hf_config(metadata, tensors)
+        if f"{self.name}.attention.key_length" not in metadata:
+            del config["head_dim"]
+        return config
+
+    def hf_biases(self, tensors: Mapping[str, TensorSource]) -> dict[str, bool]:
+        """Queries, keys and values always have them: config.json does not say."""
+        if not _hf.has_biases(tensors, ("attn_q", "attn_k", "attn_v")):
+            raise FormatError("tensor blk.0.attn_q.bias is missing")
+        return {}
+
+    def hf_windows(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
+        """As Qwen 3's."""
+        return qwen_hf_windows(metadata, self.name)
+
 
 def qwen_windows(config: Config, num_layers: int) -> tuple[int, ...]:
     """The windows of Qwen 2 and 3, which are off unless use_sliding_window is set."""
@@ -35,6 +57,15 @@ def qwen_windows(config: Config, num_layers: int) -> tuple[int, ...]:
     window = config.integer("sliding_window", 4096)
     first = config.integer("max_window_layers", 28, minimum=0)
     return tuple(window * sliding for sliding in sliding_layers(config, num_layers, lambda i: i >= first))
+
+
+def qwen_hf_windows(metadata: Mapping[str, Any], arch: str) -> dict[str, Any]:
+    """The way back from `qwen_windows`. transformers 4 reads max_window_layers only."""
+    window = Keys(metadata, arch).integer("attention.sliding_window", 0, minimum=0)
+    types = _hf.layer_types(metadata, arch, window)
+    full = [i for i, kind in enumerate(types) if kind == "full_attention"]
+    settings = {"use_sliding_window": window > 0, "sliding_window": window or None, "layer_types": types}
+    return {**settings, "max_window_layers": full[-1] + 1 if full else 0}
 
 
 ARCHITECTURE = Qwen2()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from lowbit.arch._base import DENSE_LAYER, Architecture, Tensor
-from lowbit.arch.qwen2 import qwen_windows
+from lowbit.arch.qwen2 import qwen_hf_windows, qwen_windows
 from lowbit.config import Config
 
 
@@ -26,6 +29,10 @@ class Qwen3(Architecture):
     def config_windows(self, config: Config) -> tuple[int, ...]:
         """As Qwen 2's."""
         return qwen_windows(config, self.sizes(config).layers)
+
+    def hf_windows(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
+        """As Qwen 2's."""
+        return qwen_hf_windows(metadata, self.name)
 
 
 ARCHITECTURE = Qwen3()

@@ -1,0 +1,69 @@
+"""Commands that write other files than GGUF: export."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lowbit.cli.app import Json, Threads, app, examples
+from lowbit.cli.console import note, print_json, printable, size
+
+export = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+
+
+@export.callback(epilog=examples("lowbit export hf model.gguf ./model"))
+def _export() -> None:
+    """Makes of a GGUF file what other programs read."""
+
+
+@export.command(
+    epilog=examples(
+        "lowbit export hf model-bf16.gguf ./model",
+        "lowbit export hf model-Q4_K_M.gguf ./model --dtype f32",
+        "lowbit export hf model.gguf ./model --shard-size 2GB",
+    )
+)
+def hf(
+    source: Annotated[Path, typer.Argument(metavar="FILE.gguf", exists=True, dir_okay=False, help="The file to read.")],
+    target: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to write; must not exist, or be empty.")],
+    dtype: Annotated[
+        str | None,
+        typer.Option("--dtype", help="bf16, f16 or f32. [default: the file's, bf16 if it is quantized]"),
+    ] = None,
+    shard_size: Annotated[
+        str, typer.Option("--shard-size", metavar="SIZE", help="Most bytes of weights in a file: 500MB, 5GB.")
+    ] = "50GB",
+    threads: Threads = None,
+    json: Json = False,
+) -> None:
+    """Writes a Hugging Face folder with safetensors, which transformers loads."""
+    import lowbit
+
+    start = time.perf_counter()
+    report = lowbit.export_hf(source, target, dtype, _bytes(shard_size), threads=threads)
+    seconds = time.perf_counter() - start
+    if json:
+        print_json({**vars(report), "seconds": seconds})
+        return
+    for line in report.notes:
+        note(f"note: {printable(line)}")
+    files = f"{len(report.shards)} file{'s' if len(report.shards) > 1 else ''}"
+    done = f"{len(report.tensors)} tensors, {size(report.num_bytes)} in {files}, {seconds:.1f} s"
+    print(f"{report.path}: {report.dtype}, {done}")
+
+
+def _bytes(text: str) -> int:
+    """A size as people write it: 500MB, 5GB, or bytes."""
+    units = {"GB": 10**9, "MB": 10**6, "KB": 10**3, "B": 1}
+    upper = text.strip().upper()
+    unit = next((unit for unit in units if upper.endswith(unit)), "")
+    number = upper.removesuffix(unit).strip()
+    if not number.isascii() or not number.isdecimal() or not int(number):
+        raise typer.BadParameter(f"{text!r}: expected a size such as 500MB or 5GB", param_hint="--shard-size")
+    return int(number) * units.get(unit, 1)
+
+
+app.add_typer(export, name="export")

@@ -1,0 +1,215 @@
+"""`export_hf`: a GGUF file becomes a Hugging Face folder that transformers loads."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lowbit import gguf
+from lowbit._core import FileError, InputError, UnsupportedError
+from lowbit.arch import Architecture, of_metadata
+from lowbit.config import Config
+from lowbit.export_tokenizer import tokenizer_files
+from lowbit.file_reader import FileReader
+from lowbit.model_card import SAMPLING, card_text
+from lowbit.pipeline import Job, write_files
+from lowbit.progress import progress_bar
+from lowbit.recipes import FLOAT_FORMATS
+from lowbit.safetensors_writer import Shard, job_bytes
+from lowbit.tensor_source import Decoded, FileRows, TensorSource
+from lowbit.threads import num_threads
+from lowbit.tokenizer import Tokenizer
+
+__all__ = ["DTYPES", "ExportReport", "export_hf"]
+
+#: dtype of the weights -> its name in config.json.
+DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+#: What transformers writes into one file.
+SHARD_BYTES = 50 * 10**9
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What `export_hf` wrote. notes: what the folder does not keep of the file, one sentence each."""
+
+    path: str
+    dtype: str
+    num_bytes: int
+    shards: list[str] = field(repr=False)
+    tensors: list[str] = field(repr=False)
+    notes: list[str]
+
+
+def export_hf(
+    src: str | os.PathLike[str],
+    dst: str | os.PathLike[str],
+    dtype: str | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    progress: bool = True,
+    threads: int | None = None,
+) -> ExportReport:
+    """Makes a Hugging Face folder of a GGUF file: config.json, generation_config.json, the tokenizer and safetensors.
+
+    dtype: "BF16", "F16" or "F32" for all weights; by default that of the file's matrices if they are floats, else BF16.
+    Quantized weights are decoded and rounded to it; F32 holds them exactly. shard_bytes: begin another safetensors file
+    before one gets larger than this.
+
+    The folder appears whole or not at all; one that is there must be empty. Memory stays at a few chunks of rows.
+    Raises FileError, FormatError, UnsupportedError (what no checkpoint can hold) or InputError.
+    """
+    if shard_bytes < 1:
+        raise InputError(f"shard_bytes is {shard_bytes}, expected at least 1")
+    with gguf.open(src) as file:
+        sources = _sources(file)
+        arch = of_metadata(file.metadata, file.infos)
+        values = arch.hf_config(file.metadata, sources)
+        config = arch.text_config(Config(values, f"{os.fspath(src)}: config.json of its metadata"))
+        tensors = arch.hf_tensors(sources, config)
+        notes = _unkept(arch, file.metadata, config)
+        tokenizer, files = tokenizer_files(file.metadata, config.integer("max_position_embeddings"))
+        generation = _generation(file.metadata, tokenizer)
+        card = card_text(file.metadata)
+        format = _format(file, dtype)
+    files |= {"config.json": {**values, "dtype": DTYPES[format]}, "generation_config.json": generation}
+    contents = {name: value if isinstance(value, bytes) else _json(value) for name, value in files.items()}
+    if card:
+        contents["README.md"] = card.encode()
+    jobs = [Job(tensor, format) for tensor in tensors]
+    with _new_folder(Path(dst)) as folder:
+        shards = _shards(folder, jobs, shard_bytes)
+        if len(shards) > 1:
+            contents["model.safetensors.index.json"] = _json(_index(shards))
+        for name, content in contents.items():
+            (folder / name).write_bytes(content)
+        with progress_bar(f"{Path(src).name} to {format}", unit="B", enabled=progress) as advance:
+            overflows = write_files(shards, num_threads(threads), advance)
+    notes += [f"{name}: {n} weights exceed float16 and became infinite" for name, n in overflows.items()]
+    names = [Path(shard.path).name for shard in shards]
+    num_bytes = sum(shard.num_bytes for shard in shards)
+    return ExportReport(os.fspath(dst), format, num_bytes, names, [tensor.name for tensor in tensors], notes)
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _sources(file: gguf.File) -> dict[str, TensorSource]:
+    """The tensors, decoded. They are read, not mapped: what is mapped and touched counts as memory."""
+    readers = [FileReader(Path(path)) for path in file.paths]
+    found: dict[str, TensorSource] = {}
+    for name, (_, shape, format) in file.infos.items():
+        place = file.place(name)
+        reader = readers[place.path]
+        if format in FLOAT_FORMATS:
+            found[name] = FileRows(name, shape, gguf.DTYPES[format], reader, place.offset)
+        elif format in gguf.DTYPES or len(shape) != 2:
+            raise UnsupportedError(f"tensor {name}: {format} {list(shape)} is no weight of a checkpoint")
+        else:
+            packed = (shape[0], place.num_bytes // max(1, shape[0]))
+            found[name] = Decoded(FileRows(name, packed, np.dtype(np.uint8), reader, place.offset), format)
+    return found
+
+
+def _format(file: gguf.File, dtype: str | None) -> str:
+    if dtype is not None:
+        if dtype.upper() not in DTYPES:
+            raise InputError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
+        return dtype.upper()
+    matrices = {info.format for info in file.infos.values() if len(info.shape) > 1}
+    return matrices.pop() if len(matrices) == 1 and matrices <= DTYPES.keys() else "BF16"
+
+
+def _unkept(arch: Architecture, metadata: Mapping[str, Any], config: Config) -> list[str]:
+    """Notes on the architecture's keys that config.json does not hold.
+
+    Converting the folder again must give the keys of the file, or the network would be another one in silence: raises
+    UnsupportedError for a key that would come out with another value.
+    """
+    again = {**arch.first_metadata(config), **arch.metadata(config), **arch.late_metadata(config)}
+    notes = []
+    for key, value in metadata.items():
+        if not key.startswith(f"{arch.name}."):
+            continue
+        if key not in again:
+            notes.append(f"{key} is not kept: config.json has no place for it")
+        elif not np.array_equal(_rounded(value), _rounded(again[key])):
+            raise UnsupportedError(f"{key} is {value}, config.json would say {again[key]}")
+    return notes
+
+
+def _rounded(value: Any) -> Any:
+    """Floats as GGUF has them."""
+    return np.float32(value) if isinstance(value, float) else value
+
+
+def _generation(metadata: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
+    """generation_config.json: what ends a text, and the sampling that the model's makers recommend."""
+    first = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
+    ends = [*first, *sorted(tokenizer.eos_ids - {*first})]
+    ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": ends or None, "pad_token_id": tokenizer.pad_id}
+    sampling = {keys[-1]: metadata.get(f"general.sampling.{name}") for keys, name, _ in SAMPLING}
+    sampling = {
+        key: float(str(np.float32(value))) if isinstance(value, float) else value
+        for key, value in sampling.items()
+        if value is not None
+    }
+    if sampling:
+        sampling["do_sample"] = True
+    return {**{key: value for key, value in ids.items() if value is not None}, **sampling}
+
+
+def _shards(folder: Path, jobs: Sequence[Job], shard_bytes: int) -> list[Shard]:
+    """The files to write, named as transformers names them. A tensor is never cut."""
+    parts: list[list[Job]] = [[]]
+    filled = 0
+    for job in jobs:
+        if filled and filled + job_bytes(job) > shard_bytes:
+            parts.append([])
+            filled = 0
+        parts[-1].append(job)
+        filled += job_bytes(job)
+    names = [f"model-{i + 1:05d}-of-{len(parts):05d}.safetensors" for i in range(len(parts))]
+    names = names if len(parts) > 1 else ["model.safetensors"]
+    return [Shard(str(folder / name), part) for name, part in zip(names, parts, strict=True)]
+
+
+def _index(shards: Sequence[Shard]) -> dict[str, Any]:
+    weight_map = {job.source.name: Path(shard.path).name for shard in shards for job in shard.jobs}
+    total = sum(shard.num_bytes for shard in shards)
+    return {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+
+
+@contextmanager
+def _new_folder(path: Path) -> Iterator[Path]:
+    """A folder under a temporary name beside `path`, which gets that name at the end unless there is an exception."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise FileError(f"{path}: there already, expected a new or an empty folder")
+    try:
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+    except OSError as error:
+        raise FileError(f"{path}: {error.strerror}") from None
+    try:
+        yield temporary
+        os.chmod(temporary, 0o777 & ~_umask())  # mkdtemp keeps others out
+        if path.exists():
+            path.rmdir()
+        temporary.rename(path)
+    except OSError as error:
+        raise FileError(f"{path}: {error.strerror}") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
