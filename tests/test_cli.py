@@ -19,6 +19,7 @@ COMMANDS = [
     "quantize",
     "export",
     "inspect",
+    "metadata",
     "formats",
     "run",
     "chat",

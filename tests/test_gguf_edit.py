@@ -210,6 +210,15 @@ def test_types(path: Path) -> None:
         assert np.array_equal(found[key], value), key
 
 
+def test_warnings(path: Path) -> None:
+    assert (
+        edit(path, {"tokenizer.ggml.eos_token_id": 199, "tokenizer.chat_template": "{{ bos_token }}x"}).warnings == []
+    )
+    found = edit(path, {"tokenizer.ggml.eos_token_id": 200, "tokenizer.chat_template": "{% if %}"}).warnings
+    assert found[0] == "key tokenizer.ggml.eos_token_id: 200 is no token, there are 200"
+    assert found[1].startswith("key tokenizer.chat_template: chat template: Expected an expression")
+
+
 @pytest.mark.parametrize(
     ("set", "unset", "reason"),
     [
@@ -377,7 +386,7 @@ def test_killed_at_any_write(path: Path) -> None:
         if states[-1] == "half":
             with pytest.raises(lowbit.FormatError, match="magic at offset 0"):
                 lowbit.gguf.open(path)
-        edit(path)  # takes back what is half done
+        assert edit(path).recovered == (states[-1] == "half")
         assert path.read_bytes() == (after if left == after else before)
         assert not undo.exists()
     assert states == ["before", "half", "half", "half", "after"]
@@ -434,7 +443,7 @@ def test_a_damaged_way_back(path: Path, damage: Any, reason: str) -> None:
 def test_an_interrupted_edit_is_named(path: Path) -> None:
     with path.open("r+b") as file:
         file.write(b"EDIT")
-    with pytest.raises(lowbit.FormatError, match=r"being edited, or that was interrupted: gguf\.edit takes it back"):
+    with pytest.raises(lowbit.FormatError, match="that was interrupted: `lowbit metadata FILE recover`"):
         lowbit.gguf.open(path)
 
 

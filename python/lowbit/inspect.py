@@ -66,7 +66,7 @@ def inspect(path: str | os.PathLike[str]) -> Report:
         tensors = [
             _tensor(info.name, info.shape, info.format, file.num_bytes(info.name)) for info in file.infos.values()
         ]
-        metadata = {key: _plain(value) for key, value in file.metadata.items()}
+        metadata = {key: summary(value) for key, value in file.metadata.items()}
         return _report(path, f"GGUF version {file.version}", _gguf_bytes(path), metadata, tensors)
 
 
@@ -123,11 +123,14 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(value, dict):
             flat |= _flat(value, f"{prefix}{key}.")
         else:
-            flat[prefix + key] = _plain(value)
+            flat[prefix + key] = summary(value)
     return flat
 
 
-def _plain(value: Any) -> Any:
+def summary(value: Any) -> Any:
+    """A metadata value as plain Python, a long array as {"length": ..., "first": [...]}."""
+    if isinstance(value, np.generic):
+        return value.item()
     if isinstance(value, np.ndarray):
         length, first = len(value), value[:_MOST_ELEMENTS].tolist()
     elif isinstance(value, list):

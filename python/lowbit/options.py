@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from lowbit import _core, gguf
 from lowbit._core import FileError, FormatError, InputError
-from lowbit.gguf.writing import kind_name
+from lowbit.gguf.values import kind_name
 from lowbit.recipes import Mix
 
 #: Formats of activations, which no file holds.

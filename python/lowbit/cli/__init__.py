@@ -18,7 +18,17 @@ import typer
 from typer.main import get_command
 
 from lowbit._core import Error
-from lowbit.cli import demo, exporting, files, imatrix, ladder, measure, quantizing, writing  # noqa: F401  (each adds its commands)
+from lowbit.cli import (  # noqa: F401  (each adds its commands)
+    demo,
+    exporting,
+    files,
+    imatrix,
+    ladder,
+    measure,
+    metadata,
+    quantizing,
+    writing,
+)
 from lowbit.cli.app import app, settings
 
 # typer brings its own click, or uses the installed one, depending on its version; both have this class.

@@ -82,6 +82,14 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
+def one_line(value: Any, most: int = 200) -> str:
+    """A metadata value, as lowbit.inspect.summary has it, in one line of at most so many characters."""
+    if isinstance(value, dict):
+        value = f"{value['length']} elements: " + ", ".join(map(str, value["first"])) + ", ..."
+    text = printable(str(value))
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
 def size(num_bytes: int) -> str:
     """Bytes for people: "7.35 MB", thousands as in file managers and on disks' labels."""
     value, unit = float(num_bytes), "B"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lowbit.cli.app import Json, app, examples
-from lowbit.cli.console import count, print_json, print_table, printable, size
+from lowbit.cli.console import count, one_line, print_json, print_table, size
 
 if TYPE_CHECKING:
     from lowbit.inspect import Report
@@ -68,7 +68,7 @@ def inspect(
         print_json(report)
         return
     if metadata:
-        print_table(["key", "value"], [[key, _value(value)] for key, value in report.metadata.items()], "Metadata")
+        print_table(["key", "value"], [[key, one_line(value)] for key, value in report.metadata.items()], "Metadata")
     if tensors:
         rows = [
             [t.name, " x ".join(map(str, t.shape)), t.format, size(t.num_bytes), f"{t.bits_per_weight:.4g}"]
@@ -85,11 +85,3 @@ def _print_summary(report: Report) -> None:
     ]
     columns = ["format", ">tensors", ">weights", ">size", ">bits a weight"]
     print_table(columns, rows, f"{report.path}: {report.kind}, {size(report.file_bytes)}")
-
-
-def _value(value: Any) -> str:
-    """A metadata value in one line."""
-    if isinstance(value, dict):
-        value = f"{value['length']} elements: " + ", ".join(map(str, value["first"])) + ", ..."
-    text = printable(str(value))
-    return text if len(text) <= 200 else f"{text[:197]}..."

@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lowbit import _core
-from lowbit._core import InputError
+from lowbit._core import FormatError, InputError
 from lowbit.gguf.reading import SPLIT_KEYS, Path
 from lowbit.gguf.rewriting import copy, difference, locked, recover, system_errors, write_at, write_in_place
-from lowbit.gguf.writing import checked_name, encoded, kind_name
+from lowbit.gguf.values import checked_name, encoded, typed
 from lowbit.progress import progress_bar
 
 #: A string of blanks: readers that print or check it find text, and it costs them one length, where an array costs some
@@ -30,8 +30,7 @@ PADDING_KEY = "lowbit.padding"
 #: it has hundreds of KB to MB.
 RESERVED_BYTES = 16384
 
-#: Keys that only a string makes sense for, whose type readers insist on.
-_STRINGS = ("general.architecture", "tokenizer.ggml.model", "tokenizer.ggml.pre", "tokenizer.chat_template")
+_TEMPLATE_KEY = "tokenizer.chat_template"
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,8 @@ class Edit:
     """What an edit changed, or would change.
 
     in_place: whether the tensors' data stayed where it was. bytes_written: of the header, or of the whole copy; 0 if
-    the file says all of it already. padding: bytes that are reserved now.
+    the file says all of it already. padding: bytes that are reserved now. warnings: what is probably wrong with values.
+    recovered: whether an edit that was interrupted was taken back.
     """
 
     path: str
@@ -56,6 +56,8 @@ class Edit:
     in_place: bool
     bytes_written: int
     padding: int
+    warnings: list[str]
+    recovered: bool
 
 
 def padding(num_bytes: int = RESERVED_BYTES) -> dict[str, str]:
@@ -90,8 +92,7 @@ def edit(
     """
     target = os.path.realpath(os.fsdecode(path))
     with locked(target) as file:
-        if not dry_run:
-            recover(file, target)
+        recovered = not dry_run and recover(file, target)
         header = _Header(target)
         changes = header.changes(set or {}, unset)
         entries = header.changed(changes)
@@ -100,7 +101,7 @@ def edit(
             written = difference(header.bytes, new.bytes)
             if written and not dry_run:
                 write_in_place(file, target, header.bytes, new.bytes)
-            return Edit(target, changes, True, len(written), new.padding)
+            return Edit(target, changes, True, len(written), new.padding, header.warnings(changes), recovered)
         if not may_copy:
             raise header.too_small(entries)
         new = header.copied(entries, reserve)
@@ -108,7 +109,7 @@ def edit(
         if not dry_run:
             with progress_bar("copy", unit="B", enabled=progress) as advance:
                 copy(target, new.bytes, header.data_begin, advance)
-        return Edit(target, changes, False, num_bytes, reserve)
+        return Edit(target, changes, False, num_bytes, reserve, header.warnings(changes), recovered)
 
 
 def edit_unfinished(path: Path, set: Mapping[str, Any]) -> None:
@@ -172,8 +173,20 @@ class _Header:
         for key, value in set.items():
             _check_key(key)
             before = self._value(key)
-            changes.append(Change(key, before, _typed(key, value, before)))
+            changes.append(Change(key, before, typed(key, value, before)))
         return changes
+
+    def warnings(self, changes: Iterable[Change]) -> list[str]:
+        """What is odd about new values."""
+        words = self._value("tokenizer.ggml.tokens")
+        found = []
+        for change in changes:
+            if change.key.startswith(_TEMPLATE_KEY) and isinstance(change.after, str):
+                found += _template_warnings(change.key, change.after)
+            is_token = change.key.startswith("tokenizer.ggml.") and change.key.endswith("_token_id")
+            if is_token and words is not None and change.after is not None and int(change.after) >= len(words):
+                found.append(f"key {change.key}: {change.after} is no token, there are {len(words)}")
+        return found
 
     def changed(self, changes: Iterable[Change]) -> list[bytes]:
         """The entries that the file is to have, but padding."""
@@ -230,41 +243,13 @@ def _entry(key: str, value: Any) -> bytes:
     return _core.gguf_entry(key, encoded(key, value))
 
 
-def _typed(key: str, value: Any, before: Any) -> Any:
-    """`value` with the type that it gets in the file, where `before` is the key's value."""
-    kind, expected = _kind(value), "a str" if key in _STRINGS else None if before is None else _kind(before)
-    if expected not in (None, kind) and (kind, expected) != ("an int", "a float"):
-        whose = "readers expect" if before is None else "the file has"
-        raise InputError(f"key {key}: {whose} {expected} there, got {kind}")
-    if isinstance(value, (np.generic, np.ndarray)) or kind in ("a str", "an array of str"):
-        return list(value) if isinstance(value, tuple) else value
-    if kind != "an array of numbers":
-        array = np.asarray(encoded(key, value) if before is None else value)
-        return (array if before is None else _cast(key, array, before.dtype))[()]
-    array = np.asarray(value)
-    natural = {"b": np.bool_, "f": np.float32}.get(array.dtype.kind, np.int32)
-    return _cast(key, array, natural if before is None else before.dtype)
+def _template_warnings(key: str, template: str) -> list[str]:
+    from lowbit.chat import render_chat
 
-
-def _kind(value: Any) -> str:
-    kind = kind_name(value)
-    if kind != "an array":
-        return kind
-    of_str = isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value)
-    return "an array of str" if of_str else "an array of numbers"
-
-
-def _cast(key: str, array: np.ndarray, dtype: Any) -> np.ndarray:
-    """The numbers in another type. Raises InputError for those that it cannot hold, and for what are no numbers."""
-    to = np.dtype(dtype)
-    if array.dtype.kind in "biuf":
-        with np.errstate(all="ignore"):
-            cast = array.astype(to)
-        if to.kind == "f":
-            fits = bool(np.all(np.isfinite(cast) == np.isfinite(array)))
-        else:
-            whole = array.dtype.kind != "f" and (to.kind == "b") == (array.dtype.kind == "b")
-            fits = whole and cast.tolist() == array.tolist()
-        if fits:
-            return cast
-    raise InputError(f"key {key}: expected {'numbers' if array.ndim else 'a number'} that {to} holds, got {array[()]}")
+    try:
+        render_chat(template, [{"role": "user", "content": "Hello"}])
+    except FormatError as error:
+        return [f"key {key}: {error}"]
+    except InputError:
+        pass  # a template may want more than one message
+    return []

@@ -93,14 +93,16 @@ class Undo:
             write_at(file, 0, self._HEAD.pack(self._MAGIC, size, offset, hashlib.sha256(old).digest()) + old)
         self._sync_folder()
 
-    def restore(self, file: FileIO) -> None:
-        """Puts the bytes back, if the file's beginning says that they are needed, and removes them."""
+    def restore(self, file: FileIO) -> bool:
+        """Puts the bytes back and says so, if the file's beginning tells that they are needed, and removes them."""
         file.seek(0)
-        if file.read(len(_MAGIC)) != _MAGIC:
+        needed = file.read(len(_MAGIC)) != _MAGIC
+        if needed:
             offset, old = self._load(os.fstat(file.fileno()).st_size)
             write_at(file, offset, old)
             write_at(file, 0, _MAGIC)
         self.remove()
+        return needed
 
     def remove(self) -> None:
         """Nothing is to be undone any more."""
@@ -132,15 +134,11 @@ class Undo:
                 os.close(folder)
 
 
-def recover(file: FileIO, target: str) -> None:
-    """Takes back an edit that was interrupted."""
+def recover(file: FileIO, target: str) -> bool:
+    """Takes back an edit that was interrupted, if one was; says so."""
     undo = Undo(target)
-    if os.path.lexists(undo.path):
-        undo.restore(file)
-    else:
-        file.seek(0)
-        if file.read(len(_EDITING)) == _EDITING:
-            undo.restore(file)
+    file.seek(0)
+    return (os.path.lexists(undo.path) or file.read(len(_EDITING)) == _EDITING) and undo.restore(file)
 
 
 def write_in_place(file: FileIO, target: str, old: bytes, new: bytes) -> None:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from lowbit import _core
 from lowbit._core import InputError
 from lowbit.gguf.reading import DTYPES, Path, Tensor, TensorInfo
+from lowbit.gguf.values import checked_name, encoded
 from lowbit.qtensor import QTensor
 
 _TYPES = {dtype: name for name, dtype in DTYPES.items()}
@@ -92,65 +91,11 @@ def _plan(metadata: Mapping[str, Any], infos: Iterable[TensorInfo]) -> _core.Ggu
     )
 
 
-def checked_name(kind: str, name: str) -> str:
-    """The name of a key or tensor. Raises InputError for one that UTF-8 cannot encode."""
-    try:
-        name.encode()
-    except (AttributeError, UnicodeEncodeError):
-        raise InputError(f"{kind} {name!r}: expected a name that UTF-8 can encode") from None
-    return name
-
-
 def _checked_shape(name: str, shape: Iterable[int]) -> tuple[int, ...]:
     sizes = tuple(int(n) for n in shape)
     if any(not 0 <= n < 1 << 63 for n in sizes):
         raise InputError(f"tensor {name}: expected sizes from 0 to 2**63 - 1, got {sizes}")
     return sizes
-
-
-def encoded(key: str, value: Any) -> str | list[str] | npt.NDArray[Any]:
-    """The value as the core takes it: str, list of str, or contiguous little-endian array, no axes for a scalar."""
-    if isinstance(value, str):
-        return str(value)
-    if isinstance(value, np.ndarray | np.generic):
-        array = np.asarray(value)
-        if array.ndim > 1:
-            raise InputError(f"key {key}: GGUF metadata has no arrays of arrays, got shape {array.shape}")
-        return np.asarray(array, array.dtype.newbyteorder("<"), order="C")
-    if isinstance(value, bool):
-        return np.array(value)
-    if isinstance(value, int):
-        dtypes = (np.uint32, np.uint64) if value >= 0 else (np.int32, np.int64)
-        for dtype in dtypes:
-            if np.iinfo(dtype).min <= value <= np.iinfo(dtype).max:
-                return np.array(value, dtype)
-        raise InputError(f"key {key}: expected an integer of at most 64 bits, got {value}")
-    if isinstance(value, float):
-        with np.errstate(over="ignore"):
-            number = np.array(value, np.float32)
-        if math.isfinite(value) and not np.isfinite(number):
-            raise InputError(f"key {key}: {value} exceeds float32, in which a Python float is stored; use np.float64")
-        return number
-    if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
-        return list(value)
-    raise InputError(
-        f"key {key}: expected str, bool, int, float, list of str, NumPy scalar or array, got {type(value).__name__}"
-    )
-
-
-def kind_name(value: Any) -> str:
-    """What a metadata value is, whatever its width."""
-    if isinstance(value, (list, tuple)) or (isinstance(value, np.ndarray) and value.ndim):
-        return "an array"
-    for kinds, name in (
-        ((bool, np.bool_), "a bool"),
-        ((int, np.integer), "an int"),
-        ((float, np.floating), "a float"),
-        (str, "a str"),
-    ):
-        if isinstance(value, kinds):
-            return name
-    return type(value).__name__
 
 
 def _format_of(name: str, tensor: Tensor) -> str:

@@ -1,0 +1,147 @@
+"""The command that shows and changes the metadata of GGUF files."""
+
+from __future__ import annotations
+
+import json as json_format
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lowbit.cli.app import Json, app, examples
+from lowbit.cli.console import note, one_line, print_json, print_table, printable, read_text, size
+
+if TYPE_CHECKING:
+    from lowbit.gguf import Edit
+
+_USAGE = {"get": "KEY", "set": "KEY VALUE", "unset": "KEY", "recover": ""}
+
+
+@app.command(
+    context_settings={"ignore_unknown_options": True},  # -1 is a value
+    epilog=examples(
+        "lowbit metadata model.gguf",
+        "lowbit metadata model.gguf get tokenizer.chat_template",
+        "lowbit metadata model.gguf set general.name 'My model'",
+        "lowbit metadata model.gguf set tokenizer.chat_template --from-file template.jinja",
+        "lowbit metadata model.gguf set tokenizer.ggml.eos_token_id 2 --dry-run",
+        "lowbit metadata model.gguf set my.list '[1, 2, 3]' --type u8[]",
+        "lowbit metadata model.gguf unset general.url",
+    ),
+)
+def metadata(
+    path: Annotated[Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="GGUF file.")],
+    action: Annotated[
+        str | None,
+        typer.Argument(metavar="[get|set|unset|recover]", help="Without it, all keys are listed.", show_default=False),
+    ] = None,
+    operands: Annotated[list[str] | None, typer.Argument(metavar="[KEY [VALUE]]", show_default=False)] = None,
+    type: Annotated[
+        str | None,
+        typer.Option(
+            "--type", help="u8 to u64, i8 to i64, f32, f64, bool or str, with [] for an array. [default: the key's]"
+        ),
+    ] = None,
+    from_file: Annotated[
+        Path | None, typer.Option("--from-file", exists=True, dir_okay=False, help="Take VALUE from this text file.")
+    ] = None,
+    in_place: Annotated[bool, typer.Option("--in-place", help="Fail instead of copying what does not fit.")] = False,
+    reserve: Annotated[int, typer.Option("--reserve", min=0, help="Bytes of padding that a copy gets.")] = 16384,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would change, and how; write nothing.")] = False,
+    json: Json = False,
+) -> None:
+    """Shows, sets and unsets metadata.
+
+    Edits happen in place where they fit into the file's padding (lowbit.padding); else the file is copied. A key keeps
+    its type; a new one is a bool, a number or a list if VALUE is one in JSON, else a string. recover takes back an edit
+    that was interrupted, as the next edit does, too.
+    """
+    from lowbit import gguf
+
+    operands = operands or []
+    if action == "set" and from_file is not None:
+        operands = [*operands, read_text(from_file)]
+    if action is None:
+        _list(path, json)
+        return
+    if action not in _USAGE or len(operands) != len(_USAGE[action].split()):
+        expected = f"{action} {_USAGE[action]}" if action in _USAGE else ", ".join(_USAGE)
+        raise typer.BadParameter(f"expected {expected}", param_hint="ACTION")
+    if operands and operands[0].startswith("-"):
+        raise typer.BadParameter(f"there is no option {operands[0]}", param_hint="KEY")
+    if action == "get":
+        _get(path, operands[0], json)
+        return
+    recovered = not dry_run and gguf.edit(path).recovered
+    if action == "recover":
+        if json:
+            print_json({"path": str(path), "recovered": recovered})
+        else:
+            print(f"{path}: {'the interrupted edit is taken back' if recovered else 'no edit was interrupted'}")
+        return
+    changes = {operands[0]: _parsed(path, operands[0], operands[1], type)} if action == "set" else {}
+    gone = operands if action == "unset" else []
+    report = gguf.edit(path, changes, gone, may_copy=not in_place, reserve=reserve, dry_run=dry_run, progress=not json)
+    _print_edit(report, dry_run, json)
+
+
+def _parsed(path: Path, key: str, text: str, type: str | None) -> Any:
+    from lowbit import InputError, gguf
+    from lowbit.gguf.values import parsed
+
+    with gguf.open(path) as file:
+        before = file.typed(key) if key in file.metadata else None
+    try:
+        return parsed(key, text, type, before)
+    except InputError as error:
+        raise typer.BadParameter(str(error), param_hint="VALUE") from None
+
+
+def _list(path: Path, json: bool) -> None:
+    from lowbit import gguf
+    from lowbit.gguf.values import type_name
+    from lowbit.inspect import summary
+
+    with gguf.open(path) as file:
+        rows = [(key, type_name(file.typed(key)), summary(value)) for key, value in file.metadata.items()]
+    if json:
+        print_json({key: {"type": type, "value": value} for key, type, value in rows})
+    else:
+        print_table(["key", "type", "value"], [[key, type, one_line(value)] for key, type, value in rows])
+
+
+def _get(path: Path, key: str, json: bool) -> None:
+    from lowbit import InputError, gguf
+    from lowbit.gguf.values import type_name
+
+    with gguf.open(path) as file:
+        if key not in file.metadata:
+            raise InputError(f"{path}: there is no key {key}")
+        value, type = file.typed(key), type_name(file.typed(key))
+    plain = value if isinstance(value, (str, list)) else value.tolist()
+    if json:
+        print_json({"key": key, "type": type, "value": plain})
+    else:
+        print(plain if isinstance(plain, str) else json_format.dumps(plain, ensure_ascii=False))
+
+
+def _print_edit(report: Edit, dry_run: bool, json: bool) -> None:
+    from lowbit.inspect import summary
+
+    for warning in report.warnings:
+        note(f"warning: {printable(warning)}")
+    if json:
+        changes = [
+            {"key": change.key, "before": summary(change.before), "after": summary(change.after)}
+            for change in report.changes
+        ]
+        print_json(vars(report) | {"changes": changes, "written": not dry_run})
+        return
+    for change in report.changes:
+        before, after = (
+            one_line(summary(value), 80) if value is not None else "nothing" for value in (change.before, change.after)
+        )
+        print(f"{printable(change.key)}: {before} -> {after}")
+    how = "in place" if report.in_place else "by a copy"
+    would = "would be " if dry_run else ""
+    print(f"{report.path}: {size(report.bytes_written)} {would}written {how}, {report.padding} bytes of padding left")

@@ -1,0 +1,159 @@
+"""Values of GGUF metadata: their types, and Python values and text as them."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lowbit._core import InputError
+
+#: Numbers by the names that users give them.
+NUMBERS: dict[str, np.dtype[Any]] = {
+    "u8": np.dtype(np.uint8),
+    "i8": np.dtype(np.int8),
+    "u16": np.dtype(np.uint16),
+    "i16": np.dtype(np.int16),
+    "u32": np.dtype(np.uint32),
+    "i32": np.dtype(np.int32),
+    "u64": np.dtype(np.uint64),
+    "i64": np.dtype(np.int64),
+    "f32": np.dtype(np.float32),
+    "f64": np.dtype(np.float64),
+    "bool": np.dtype(np.bool_),
+}
+#: Keys that readers expect a string under, whether or not the file has them.
+STRING_KEYS = ("general.architecture", "tokenizer.ggml.model", "tokenizer.ggml.pre", "tokenizer.chat_template")
+
+
+def checked_name(kind: str, name: str) -> str:
+    """The name of a key or tensor. Raises InputError for one that UTF-8 cannot encode."""
+    try:
+        name.encode()
+    except (AttributeError, UnicodeEncodeError):
+        raise InputError(f"{kind} {name!r}: expected a name that UTF-8 can encode") from None
+    return name
+
+
+def encoded(key: str, value: Any) -> str | list[str] | npt.NDArray[Any]:
+    """The value as the core takes it: str, list of str, or contiguous little-endian array, no axes for a scalar."""
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, np.ndarray | np.generic):
+        array = np.asarray(value)
+        if array.ndim > 1:
+            raise InputError(f"key {key}: GGUF metadata has no arrays of arrays, got shape {array.shape}")
+        return np.asarray(array, array.dtype.newbyteorder("<"), order="C")
+    if isinstance(value, bool):
+        return np.array(value)
+    if isinstance(value, int):
+        dtypes = (np.uint32, np.uint64) if value >= 0 else (np.int32, np.int64)
+        for dtype in dtypes:
+            if np.iinfo(dtype).min <= value <= np.iinfo(dtype).max:
+                return np.array(value, dtype)
+        raise InputError(f"key {key}: expected an integer of at most 64 bits, got {value}")
+    if isinstance(value, float):
+        with np.errstate(over="ignore"):
+            number = np.array(value, np.float32)
+        if math.isfinite(value) and not np.isfinite(number):
+            raise InputError(f"key {key}: {value} exceeds float32, in which a Python float is stored; use np.float64")
+        return number
+    if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
+        return list(value)
+    raise InputError(
+        f"key {key}: expected str, bool, int, float, list of str, NumPy scalar or array, got {type(value).__name__}"
+    )
+
+
+def kind_name(value: Any) -> str:
+    """What a metadata value is, whatever its width."""
+    if isinstance(value, (list, tuple)) or (isinstance(value, np.ndarray) and value.ndim):
+        return "an array"
+    for kinds, name in (
+        ((bool, np.bool_), "a bool"),
+        ((int, np.integer), "an int"),
+        ((float, np.floating), "a float"),
+        (str, "a str"),
+    ):
+        if isinstance(value, kinds):
+            return name
+    return type(value).__name__
+
+
+def typed(key: str, value: Any, before: Any) -> Any:
+    """`value` with the type that it gets in the file, where `before` is the key's value."""
+    kind, expected = _kind(value), "a str" if key in STRING_KEYS else None if before is None else _kind(before)
+    if expected not in (None, kind) and (kind, expected) != ("an int", "a float"):
+        whose = "readers expect" if before is None else "the file has"
+        raise InputError(f"key {key}: {whose} {expected} there, got {kind}")
+    if isinstance(value, (np.generic, np.ndarray)) or kind in ("a str", "an array of str"):
+        return list(value) if isinstance(value, tuple) else value
+    if kind != "an array of numbers":
+        array = np.asarray(encoded(key, value) if before is None else value)
+        return (array if before is None else _cast(key, array, before.dtype))[()]
+    array = np.asarray(value)
+    natural = {"b": np.bool_, "f": np.float32}.get(array.dtype.kind, np.int32)
+    return _cast(key, array, natural if before is None else before.dtype)
+
+
+def _kind(value: Any) -> str:
+    kind = kind_name(value)
+    if kind != "an array":
+        return kind
+    of_str = isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value)
+    return "an array of str" if of_str else "an array of numbers"
+
+
+def _cast(key: str, array: np.ndarray, dtype: Any) -> np.ndarray:
+    """The numbers in another type. Raises InputError for those that it cannot hold, and for what are no numbers."""
+    to = np.dtype(dtype)
+    if array.dtype.kind in "biuf":
+        with np.errstate(all="ignore"):
+            cast = array.astype(to)
+        if to.kind == "f":
+            fits = bool(np.all(np.isfinite(cast) == np.isfinite(array)))
+        else:
+            whole = array.dtype.kind != "f" and (to.kind == "b") == (array.dtype.kind == "b")
+            fits = whole and cast.tolist() == array.tolist()
+        if fits:
+            return cast
+    raise InputError(f"key {key}: expected {'numbers' if array.ndim else 'a number'} that {to} holds, got {array[()]}")
+
+
+def type_name(value: Any) -> str:
+    """The name of a typed value's type: "u32", "str", of an array "f32[]"."""
+    if isinstance(value, (str, list)):
+        return "str" if isinstance(value, str) else "str[]"
+    name = next(name for name, dtype in NUMBERS.items() if dtype == value.dtype)
+    return f"{name}[]" if value.ndim else name
+
+
+def parsed(key: str, text: str, type: str | None, before: Any) -> Any:
+    """What a user typed, as a value for `edit`.
+
+    type: a name as of type_name, or None for that of `before`, the key's value; where there is none, bool, number or
+    list if the text is one in JSON, else str. Arrays are JSON lists. Raises InputError.
+    """
+    if type is None and before is not None:
+        type = type_name(before)
+    if type == "str":
+        return text
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = text
+    if type is None:
+        return value if isinstance(value, (bool, int, float, list)) else text
+    name = type.removesuffix("[]")
+    if name != "str" and name not in NUMBERS:
+        raise InputError(f"type {type!r}: expected {', '.join(NUMBERS)} or str, with [] for an array")
+    if isinstance(value, list) != type.endswith("[]") or isinstance(value, str):
+        raise InputError(f"key {key}: expected {'a JSON list' if type.endswith('[]') else name}, got {text!r}")
+    if name == "str":
+        if not all(isinstance(item, str) for item in value):
+            raise InputError(f"key {key}: expected a JSON list of strings")
+        return value
+    return _cast(key, np.asarray(value), NUMBERS[name])[()]
