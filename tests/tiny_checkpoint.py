@@ -35,7 +35,7 @@ LONGROPE_STEPS = {"short": 0.01, "long": 0.5}
 
 def write_safetensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    names = {np.dtype(dtype): name for name, dtype in (DTYPES | FLOAT8).items()}
+    names = {np.dtype(dtype): name for name, dtype in (DTYPES | FLOAT8).items()} | {np.dtype(np.uint8): "U8"}
     at = 0
     for name, array in tensors.items():
         header[name] = {
@@ -192,8 +192,18 @@ class Family(NamedTuple):
     biases: bool = False  #: of queries, keys and values
     post_norms: bool = False  #: norms after both branches
     fused: bool = False  #: queries, keys and values in one matrix, gate and up in another
+    sub_norms: bool = False  #: norms inside both branches
+    packed: bool = False  #: four ternary weights in a byte
 
 
+BITNET: dict[str, Any] = {
+    "hidden_act": "relu2",
+    "quantization_config": {
+        "quant_method": "bitnet",
+        "linear_class": "autobitlinear",
+        "quantization_mode": "offline",
+    },
+}
 FAMILIES = {
     "llama": Family("LlamaForCausalLM", tokenizer="llama-bpe"),
     "mistral": Family("MistralForCausalLM", {"sliding_window": 24}, tokenizer="spm"),
@@ -212,6 +222,14 @@ FAMILIES = {
         {"sliding_window": 200, "original_max_position_embeddings": 64},
         tokenizer="phi-3",
         fused=True,
+    ),
+    "bitnet": Family("BitNetForCausalLM", BITNET, tied=True, tokenizer="llama-bpe", sub_norms=True, packed=True),
+    "bitnet-bf16": Family(
+        "BitNetForCausalLM",
+        {**BITNET, "quantization_config": {**BITNET["quantization_config"], "quantization_mode": "online"}},
+        tied=True,
+        tokenizer="llama-bpe",
+        sub_norms=True,
     ),
 }
 
@@ -321,9 +339,16 @@ def make_checkpoint(
                 prefix + "pre_feedforward_layernorm.weight": norm(hidden),
                 prefix + "post_feedforward_layernorm.weight": norm(hidden),
             }
+        if family.sub_norms:
+            tensors |= {
+                prefix + "self_attn.attn_sub_norm.weight": norm(heads * head_dim),
+                prefix + "mlp.ffn_sub_norm.weight": norm(ffn),
+            }
     if nested is not None:
         tensors = seeing_tensors(tensors, nested)
-    write_shards(folder, fused(tensors) if family.fused else tensors, shards)
+    if family.fused:
+        tensors = fused(tensors)
+    write_shards(folder, packed(tensors) if family.packed else tensors, shards)
     return folder
 
 
@@ -358,6 +383,21 @@ def fused(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
             matrices = [tensors[name.replace(parts[whole][0], part)] for part in parts[whole]]
             result[name.replace(parts[whole][0], whole)] = np.concatenate(matrices)
         elif not any(name.split(".")[-2] in names for names in parts.values()):
+            result[name] = array
+    return result
+
+
+def packed(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The same network with the layers' matrices as BitNet's checkpoints have them: four ternary weights in a byte."""
+    result: dict[str, np.ndarray] = {}
+    for name, array in tensors.items():
+        if name.endswith("_proj.weight"):
+            weights = array.astype(np.float32)
+            scale = np.abs(weights).mean()
+            codes = (np.clip(np.rint(weights / scale), -1, 1) + 1).astype(np.uint8).reshape(4, -1, array.shape[1])
+            result[name] = codes[0] | codes[1] << 2 | codes[2] << 4 | codes[3] << 6
+            result[f"{name}_scale"] = scale.reshape(1).astype(array.dtype)
+        else:
             result[name] = array
     return result
 

@@ -66,7 +66,10 @@ def convert(
         metadata["general.file_type"] = mix.file_type  # where the reference converter has it
     else:
         metadata = _requantized(metadata, mix)
-    plan = Plan(mix, inputs, metadata, opened.notes, chosen, through_bfloat16=True)
+    notes = list(opened.notes)
+    if opened.exact_formats and mix.default not in opened.exact_formats:
+        notes.append(f"{mix.name} rounds the layers' matrices, which {', '.join(opened.exact_formats)} keep exactly")
+    plan = Plan(mix, inputs, metadata, notes, chosen, through_bfloat16=True)
     return plan.run(os.fspath(dst), _loaded(imatrix), progress, num_threads(threads), dry_run)
 
 

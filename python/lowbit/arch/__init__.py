@@ -70,11 +70,13 @@ class OpenedCheckpoint:
     metadata: keys in file order, values as lowbit.gguf.Writer takes them, tokenizer included.
     tensors: in file order, each already as GGUF has its values (float types only).
     notes: what GGUF does not keep, one sentence each.
+    exact_formats: those that keep the layers' matrices exactly, if those are such that not every format can (BitNet).
     """
 
     metadata: dict[str, Any]
     tensors: list[TensorSource]
     notes: list[str]
+    exact_formats: tuple[str, ...] = ()
 
     @property
     def spec(self) -> ModelSpec:
@@ -113,7 +115,7 @@ def open_checkpoint(
         "general.quantization_version": QUANTIZATION_VERSION,
         **tokenizer_metadata(folder, config.values, arch.name, vocab_size),
     }
-    return OpenedCheckpoint(metadata, tensors, notes)
+    return OpenedCheckpoint(metadata, tensors, notes, arch.exact_formats)
 
 
 def float_file_type(tensors: list[TensorSource]) -> int:

@@ -86,6 +86,7 @@ class Sizes:
             "qkv": (self.num_heads + 2 * self.num_kv_heads) * self.head_dim,
             "gate_up": 2 * self.ffn,
             "head_dim": self.head_dim,
+            "one": 1,
         }
 
 
@@ -100,6 +101,8 @@ class Architecture(WayBack):
     left_out: ClassVar[tuple[str, ...]] = ()  #: prefixes of checkpoint tensors that are no part of the text model
     #: values of quantization_config.quant_method whose tensors it reads itself, as they are stored
     quant_methods: ClassVar[tuple[str, ...]] = ()
+    #: formats that keep the layers' matrices exactly, if those are such that not every format can
+    exact_formats: ClassVar[tuple[str, ...]] = ()
     global_tensors: ClassVar[tuple[Tensor, ...]] = DENSE_GLOBAL
     layer_tensors: ClassVar[tuple[Tensor, ...]] = DENSE_LAYER
 
@@ -290,6 +293,15 @@ class _Keys:
         if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not 0 < value < math.inf:
             raise FormatError(f"{self.arch}.{key} is {str(value)[:40]!r}, expected a positive number")
         return float(value)
+
+
+def refuse_wide_heads(arch: str, config: Config, sizes: Sizes) -> None:
+    """Raises UnsupportedError for heads that are not together as wide as the hidden state."""
+    if sizes.num_heads * sizes.head_dim != sizes.hidden:
+        raise UnsupportedError(
+            f"{config.where}: head_dim {sizes.head_dim}, the {arch} architecture has hidden_size / "
+            f"num_attention_heads = {sizes.hidden / sizes.num_heads:g}"
+        )
 
 
 def sliding_layers(config: Config, num_layers: int, default: Callable[[int], bool]) -> list[bool]:

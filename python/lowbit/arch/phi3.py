@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from lowbit._core import FormatError, UnsupportedError
-from lowbit.arch._base import Architecture, Sizes, Tensor
+from lowbit.arch._base import Architecture, Sizes, Tensor, refuse_wide_heads
 from lowbit.config import MAX_SIZE, Config
 from lowbit.tensor_source import ArraySource, TensorSource
 
@@ -36,12 +36,7 @@ class Phi3(Architecture):
 
     def check(self, config: Config) -> list[str]:
         """Refuses heads of a size that has no key, and what else the graph does not express."""
-        sizes = self.sizes(config)
-        if sizes.num_heads * sizes.head_dim != sizes.hidden:
-            raise UnsupportedError(
-                f"{config.where}: head_dim {sizes.head_dim}, the phi3 architecture has hidden_size / "
-                f"num_attention_heads = {sizes.hidden / sizes.num_heads:g}"
-            )
+        refuse_wide_heads(self.name, config, self.sizes(config))
         return super().check(config)
 
     def first_metadata(self, config: Config) -> dict[str, Any]:
