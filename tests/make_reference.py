@@ -1,12 +1,12 @@
-"""Makes data/{kept,mixes,quantized,special_tokens}.json.xz and data/converted/ with the reference tools.
+"""Makes data/{kept,mixes,quantized,special_tokens,variants}.json.xz and data/converted/ with the reference tools.
 
 Needs the extra `oracle` and llama.cpp:
 
     python tests/make_reference.py LLAMA_CPP_SOURCE LLAMA_CPP_BIN [CONVERSION ...]
 
-With names of CONVERSIONS (tiny_checkpoint.py) only their files in data/converted are made.
-LLAMA_CPP_SOURCE holds convert_hf_to_gguf.py and gguf-py; LLAMA_CPP_BIN holds llama-quantize. What the files hold is
-said in test_recipes.py, test_convert.py, test_quantize.py and test_vocab.py.
+With names of CONVERSIONS (tiny_checkpoint.py) only their files in data/converted are made, with "variants" that
+file. LLAMA_CPP_SOURCE holds convert_hf_to_gguf.py and gguf-py; LLAMA_CPP_BIN holds llama-quantize. What the files hold
+is said in test_recipes.py, test_convert.py, test_quantize.py and test_vocab.py.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+from family_variants import FORMATS, VARIANTS, variant_source
 from mix_cases import CASES, LETTERS, case_name, case_tensors
 from quantize_cases import CASES as QUANTIZE_CASES
 from quantize_cases import make_sources
@@ -100,14 +101,41 @@ def kept(quantize: Path, folder: Path) -> dict[str, bool]:
     return found
 
 
-# The reference knows tokenizers by a hash and refuses the small one of the tests, so it is told what that is.
+# The reference knows tokenizers by a hash and refuses the small ones of the tests, so it is told what they are.
 CONVERT = """
 import runpy, sys
 import conversion.base
-conversion.base.TextModel.get_vocab_base_pre = lambda self, tokenizer: {pre!r}
-sys.argv = {argv!r}
-runpy.run_path({script!r}, run_name="__main__")
+for pre, checkpoint, outtype, outfile in {jobs!r}:
+    conversion.base.TextModel.get_vocab_base_pre = lambda self, tokenizer: pre
+    sys.argv = [{script!r}, checkpoint, "--outtype", outtype, "--outfile", outfile]
+    runpy.run_path({script!r}, run_name="__main__")
 """
+FLOATS = ["BF16", "F16", "F32"]
+
+
+def convert(source: Path, checkpoints: dict[Path, str]) -> dict[Path, dict[str, Path]]:
+    """Checkpoint -> format -> the file that the reference converter makes of it, beside it.
+
+    checkpoints: folder -> tokenizer.ggml.pre.
+    """
+    made = {folder: {f: folder.parent / f"{folder.name}-{f}.gguf" for f in FLOATS} for folder in checkpoints}
+    jobs = [
+        (checkpoints[folder], str(folder), format.lower(), str(path))
+        for folder, paths in made.items()
+        for format, path in paths.items()
+    ]
+    run(sys.executable, "-c", CONVERT.format(jobs=jobs, script=str(source / "convert_hf_to_gguf.py")))
+    return made
+
+
+def pre_tokenizer(arguments: dict[str, Any]) -> str:
+    """tokenizer.ggml.pre of a checkpoint that make_checkpoint writes."""
+    return arguments.get("tokenizer") or FAMILIES[arguments.get("arch", "qwen3")].tokenizer
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def converted(source: Path, quantize: Path, folder: Path, name: str) -> dict[str, str]:
@@ -115,27 +143,31 @@ def converted(source: Path, quantize: Path, folder: Path, name: str) -> dict[str
 
     "FORMAT imatrix" is with an importance matrix. What the reference refuses to make is left out.
     """
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(source), str(source / "gguf-py")])
-    result: dict[str, str] = {}
-    options = CONVERSIONS[name]
     checkpoint = conversion_source(folder, name)
     write_imatrix(folder / "imatrix.gguf", checkpoint)
-    for format in ["BF16", "F16", "F32", *MIXES, *(f"{mix} imatrix" for mix in MIXES)]:
-        path = folder / f"{name}-{format}.gguf"
+    if name == "bard":
+        checkpoint = Path(shutil.copytree(checkpoint, folder / name))
+    paths = convert(source, {checkpoint: pre_tokenizer(CONVERSIONS[name])})[checkpoint]
+    result = {format: digest(path) for format, path in paths.items()}
+    for format in [*MIXES, *(f"{mix} imatrix" for mix in MIXES)]:
         mix, _, imatrix = format.partition(" ")
-        if mix in MIXES:
-            files = (f"{name}-BF16.gguf", path.name)
-            importances = ("--imatrix", "imatrix.gguf") if imatrix else ()
-            refusals = (NO_FALLBACK, NO_IMATRIX)
-            if not run(quantize, *importances, *files, mix, 1, refusals=refusals, folder=folder):
-                continue
-        else:
-            script = str(source / "convert_hf_to_gguf.py")
-            argv = [script, str(checkpoint), "--outtype", format.lower(), "--outfile", str(path)]
-            pre = options.get("tokenizer") or FAMILIES[options.get("arch", "qwen3")].tokenizer
-            run(sys.executable, "-c", CONVERT.format(pre=pre, argv=argv, script=script))
-        result[format] = hashlib.sha256(path.read_bytes()).hexdigest()
+        files = (f"{name}-BF16.gguf", f"{name}-{format}.gguf")
+        importances = ("--imatrix", "imatrix.gguf") if imatrix else ()
+        if run(quantize, *importances, *files, mix, 1, refusals=(NO_FALLBACK, NO_IMATRIX), folder=folder):
+            result[format] = digest(folder / files[1])
     return result
+
+
+def variants(source: Path, quantize: Path, folder: Path) -> dict[str, dict[str, str]]:
+    """Checkpoint (family_variants.py) -> format -> SHA-256 of the file that the reference tools make of it."""
+    pres = {name: variant.pre or pre_tokenizer(variant.arguments) for name, variant in VARIANTS.items()}
+    made = convert(source, {variant_source(folder, name): pre for name, pre in pres.items()})
+    for checkpoint, paths in made.items():
+        for format in FORMATS:
+            if format not in paths:
+                paths[format] = folder / f"{checkpoint.name}-{format}.gguf"
+                run(quantize, paths["BF16"], paths[format], format, 1)
+    return {folder.name: {format: digest(path) for format, path in paths.items()} for folder, paths in made.items()}
 
 
 def quantized(quantize: Path, folder: Path) -> dict[str, list[str]]:
@@ -207,6 +239,7 @@ def main() -> None:
     parser.add_argument("conversions", nargs="*", metavar="CONVERSION")
     arguments = parser.parse_args()
     quantize = arguments.bin.resolve() / "llama-quantize"
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(arguments.source.resolve() / part) for part in ("", "gguf-py")])
     sys.path.insert(0, str(arguments.source.resolve() / "gguf-py"))  # before any other gguf
     with tempfile.TemporaryDirectory() as folder:
         if not arguments.conversions:
@@ -214,8 +247,11 @@ def main() -> None:
             store("kept", kept(quantize, Path(folder)))
             store("mixes", mixes(quantize, Path(folder)))
             store("quantized", quantized(quantize, Path(folder)))
-        for name in arguments.conversions or CONVERSIONS:
-            store(f"converted/{name}", converted(arguments.source.resolve(), quantize, Path(folder), name))
+        for name in arguments.conversions or ["variants", *CONVERSIONS]:
+            if name == "variants":
+                store(name, variants(arguments.source.resolve(), quantize, Path(folder)))
+            else:
+                store(f"converted/{name}", converted(arguments.source.resolve(), quantize, Path(folder), name))
 
 
 def store(name: str, value: object) -> None:

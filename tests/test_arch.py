@@ -160,7 +160,7 @@ def test_unsupported(tmp_path: Path, key: str, value: Any, message: str) -> None
         ("gemma3", {"sliding_window_pattern": 1}, None, None),
         ("gemma3", {"layer_types": ["f", "s"]}, 24, "-w"),
         ("gemma3", {"layer_types": ["s", "s"]}, 24, None),
-        ("gemma3", {"sliding_window": None}, None, None),
+        ("gemma3", {"sliding_window_pattern": 1, "sliding_window": None}, None, None),
     ],
 )
 def test_windows(tmp_path: Path, arch: str, changes: dict[str, Any], window: int | None, layers: str | None) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from family_variants import FORMATS, VARIANTS, variant_source
 from tiny_checkpoint import CONVERSIONS, DTYPES, conversion_source, make_checkpoint, write_imatrix, write_shards
 
 import lowbit
@@ -69,6 +70,20 @@ def test_the_file_of_the_reference_tools(tmp_path: Path, monkeypatch: pytest.Mon
             elif format not in FLOAT_FORMATS:
                 with pytest.raises(lowbit.InputError, match=r"garbage without importances|has no fallback"):
                     lowbit.convert(folder, "out.gguf", format, **options)
+
+
+VARIANT_HASHES = json.loads(lzma.decompress((Path(__file__).parent / "data" / "variants.json.xz").read_bytes()))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_files_of_each_family(tmp_path: Path, name: str) -> None:
+    """data/variants.json.xz: checkpoint -> format -> SHA-256 of the file of the reference tools (make_reference.py)."""
+    folder = variant_source(tmp_path, name)
+    found = {}
+    for format in FORMATS:
+        lowbit.convert(folder, tmp_path / "out.gguf", format, progress=False)
+        found[format] = hashlib.sha256((tmp_path / "out.gguf").read_bytes()).hexdigest()
+    assert found == VARIANT_HASHES[name]
 
 
 def test_the_reference_has_every_mix() -> None:

@@ -270,6 +270,7 @@ def make_checkpoint(
     scale: float = 0.05,
     config: dict[str, Any] | None = None,
     nested: str | None = None,
+    biases: bool | None = None,
 ) -> Path:
     """Writes a checkpoint and returns its folder.
 
@@ -331,7 +332,7 @@ def make_checkpoint(
                 prefix + "self_attn.q_norm.weight": norm(head_dim),
                 prefix + "self_attn.k_norm.weight": norm(head_dim),
             }
-        if family.biases:
+        if family.biases if biases is None else biases:
             sizes = {"q": heads, "k": kv_heads, "v": kv_heads}
             tensors |= {f"{prefix}self_attn.{name}_proj.bias": norm(n * head_dim) for name, n in sizes.items()}
         if family.post_norms:

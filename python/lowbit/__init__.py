@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from lowbit import gguf, imatrix, simd
+from lowbit import arch, gguf, imatrix, simd
 from lowbit._core import ContextFullError, Error, FileError, FormatError, InputError, UnsupportedError
 from lowbit.compare import ErrorReport, error
 from lowbit.convert import convert, quantize_file
@@ -39,6 +39,7 @@ __all__ = [
     "Tokenizer",
     "UnsupportedError",
     "__version__",
+    "arch",
     "convert",
     "dequantize",
     "error",

@@ -81,8 +81,8 @@ class Gemma3(Architecture):
         """sliding_window in all layers but every sixth: layer_types or sliding_window_pattern may say otherwise."""
         num_layers = self.sizes(config).layers
         pattern = config.integer("sliding_window_pattern", PATTERN)
-        window = 0 if config.is_null("sliding_window") else config.integer("sliding_window")
         sliding = sliding_layers(config, num_layers, lambda i: (i + 1) % pattern > 0)
+        window = config.integer("sliding_window") if any(sliding) else 0
         return tuple(window * is_sliding for is_sliding in sliding)
 
     def rope_metadata(self, config: Config) -> dict[str, Any]:
