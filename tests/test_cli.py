@@ -20,6 +20,8 @@ COMMANDS = [
     "export",
     "inspect",
     "metadata",
+    "split",
+    "merge",
     "formats",
     "run",
     "chat",

@@ -14,6 +14,7 @@ from lowbit.npz import load_npz, save_npz
 from lowbit.options import ConvertOptions, QuantizeOptions
 from lowbit.plan import Report
 from lowbit.qtensor import QTensor, dequantize, formats, quantize
+from lowbit.splitting import SplitReport, merge_files, split_file
 
 if TYPE_CHECKING:
     from lowbit import evaluate
@@ -36,6 +37,7 @@ __all__ = [
     "QTensor",
     "QuantizeOptions",
     "Report",
+    "SplitReport",
     "Tokenizer",
     "UnsupportedError",
     "__version__",
@@ -52,10 +54,12 @@ __all__ = [
     "load_npz",
     "load_tokenizer",
     "matmul",
+    "merge_files",
     "quantize",
     "quantize_file",
     "save_npz",
     "simd",
+    "split_file",
 ]
 
 # Loaded when first asked for: a tokenizer's library alone costs more than the rest of the package.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path as FilePath
 from typing import Any
 
 import numpy as np
@@ -13,13 +12,13 @@ from lowbit import gguf
 from lowbit._core import InputError
 from lowbit.arch import open_checkpoint
 from lowbit.assignment import Stored, file_order
-from lowbit.file_reader import FileReader
+from lowbit.gguf_source import gguf_tensors
 from lowbit.imatrix import Imatrix, Sums, load_imatrix
 from lowbit.lora import Adapters
 from lowbit.options import ConvertOptions, QuantizeOptions, checked, moved_last
 from lowbit.plan import Input, Plan, Report
-from lowbit.recipes import FLOAT_FORMATS, Mix, find_mix
-from lowbit.tensor_source import Decoded, FileRows, TensorSource
+from lowbit.recipes import Mix, find_mix
+from lowbit.tensor_source import TensorSource
 from lowbit.threads import num_threads
 
 Path = str | os.PathLike[str]
@@ -116,35 +115,11 @@ def _same(source: TensorSource) -> Callable[[str], TensorSource]:
 
 
 def _inputs(file: gguf.File, keep_split: bool) -> list[Input]:
-    """The tensors of a GGUF file. They are read, not mapped: what is mapped and touched counts as memory."""
-    readers = [FileReader(FilePath(path)) for path in file.paths]
+    tensors = gguf_tensors(file)
     names = file_order(file.infos)
     if keep_split:
         names.sort(key=lambda name: (file.place(name).path, file.place(name).offset))
-    inputs = []
-    for name in names:
-        stored, place = Stored(*file.infos[name]), file.place(name)
-        inputs.append(Input(stored, _GgufTensor(stored, place, readers[place.path]), name, place.path))
-    return inputs
-
-
-class _GgufTensor:
-    """Opens a tensor of a GGUF file as what a target format wants of it: bytes to copy, or rows of floats."""
-
-    def __init__(self, stored: Stored, place: gguf.Place, reader: FileReader) -> None:
-        self.stored = stored
-        self.place = place
-        self.reader = reader
-
-    def __call__(self, format: str) -> TensorSource:
-        name, shape, before = self.stored
-        num_rows = int(np.prod(shape[:-1], dtype=np.int64))
-        if before in FLOAT_FORMATS and format != before:
-            dtype = gguf.DTYPES[before]
-            return FileRows(name, (num_rows, shape[-1]), dtype, self.reader, self.place.offset)
-        row_bytes = self.place.num_bytes // max(1, num_rows)
-        source = FileRows(name, (num_rows, row_bytes), np.dtype(np.uint8), self.reader, self.place.offset)
-        return source if format == before else Decoded(source, before)
+    return [Input(Stored(*file.infos[name]), tensors[name], name, file.place(name).path) for name in names]
 
 
 def _requantized(metadata: dict[str, Any], mix: Mix) -> dict[str, Any]:

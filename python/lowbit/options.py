@@ -13,6 +13,7 @@ from lowbit import _core, gguf
 from lowbit._core import FileError, FormatError, InputError
 from lowbit.gguf.values import kind_name
 from lowbit.recipes import Mix
+from lowbit.splitting import SplitLimits
 
 #: Formats of activations, which no file holds.
 ACTIVATION_FORMATS = ("Q8_1", "Q8_K")
@@ -34,6 +35,9 @@ class ConvertOptions:
     include_weights, exclude_weights: the only, or the last, entries of the importance matrix to use, by parts of names.
     prune_layers: layers to leave out, counted from 0.
     override_kv: metadata keys -> bool, int, float or str to write. What is there already keeps its kind of value.
+    split_max_size, split_max_tensors: write several files, OUT-00001-of-0000N.gguf, each with at most so many bytes of
+        tensors (or text such as "2G") or tensors. A larger tensor has a file of its own; one file keeps its name.
+    no_tensor_first_split: the first of them has metadata alone.
     strict: refuse formats whose blocks do not divide the rows, instead of taking another one.
     """
 
@@ -47,6 +51,9 @@ class ConvertOptions:
     exclude_weights: Sequence[str] = ()
     prune_layers: Sequence[int] = ()
     override_kv: Mapping[str, Any] = field(default_factory=dict)
+    split_max_size: int | str = 0
+    split_max_tensors: int = 0
+    no_tensor_first_split: bool = False
     strict: bool = False
 
     def __post_init__(self) -> None:
@@ -62,6 +69,13 @@ class ConvertOptions:
             raise InputError("include_weights and exclude_weights exclude each other")
         if wrong := [layer for layer in self.prune_layers if type(layer) is not int or layer < 0]:
             raise InputError(f"prune_layers: {wrong[0]!r} is no number of a layer")
+
+        _ = self.split_limits
+
+    @property
+    def split_limits(self) -> SplitLimits:
+        """The limits of a file, if there are any."""
+        return SplitLimits.parsed(self.split_max_size, self.split_max_tensors, self.no_tensor_first_split)
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
@@ -97,6 +111,12 @@ class QuantizeOptions(ConvertOptions):
 
     allow_requantize: bool = False
     keep_split: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises InputError as ConvertOptions does, and for two ways to split."""
+        super().__post_init__()
+        if self.keep_split and self.split_limits:
+            raise InputError("keep_split and limits of a file exclude each other")
 
 
 Options = TypeVar("Options", bound=ConvertOptions)

@@ -19,6 +19,7 @@ from lowbit.options import ConvertOptions, moved_last, override
 from lowbit.pipeline import Job, Target, write_files
 from lowbit.progress import progress_bar
 from lowbit.recipes import FLOAT_FORMATS, Mix
+from lowbit.splitting import PADDED, file_name, split_keys
 from lowbit.tensor_source import TensorSource
 
 
@@ -142,16 +143,21 @@ class Plan:
         self, dst: str, metadata: dict[str, Any], files: list[int], tensors: list[Assignment], jobs: list[Job]
     ) -> list[Target]:
         infos = [gguf.TensorInfo(tensor.name, tensor.shape, tensor.format) for tensor in tensors]
-        if self.num_files is None:
+        num_files, limits = self.num_files, self.options.split_limits
+        # Of a checkpoint, floats are split as the reference converter does, all else as llama-gguf-split does.
+        is_converter = self.through_bfloat16 and self.mix.is_float
+        if limits:
+            files = limits.files([tensor.num_bytes for tensor in tensors], 1 if is_converter else PADDED)
+            num_files = max(files, default=0) + 1
+        if num_files is None or (limits and num_files == 1):
             return [Target(dst, metadata, infos, jobs)]
         targets = []
-        for i in range(self.num_files):
+        for i in range(num_files):
             inside = [k for k, file in enumerate(files) if file == i]
             keys = {} if i else metadata
-            if self.num_files > 1:
-                counts = (np.uint16(i), np.uint16(self.num_files), np.int32(len(tensors)))
-                keys = keys | dict(zip(gguf.SPLIT_KEYS, counts, strict=True))
-            path = f"{dst.removesuffix('.gguf')}-{i + 1:05d}-of-{self.num_files:05d}.gguf"
+            if num_files > 1:
+                keys = keys | split_keys(i, num_files, len(tensors), count_last=bool(limits) and not is_converter)
+            path = file_name(dst, i, num_files)
             targets.append(Target(path, keys, [infos[k] for k in inside], [jobs[k] for k in inside]))
         return targets
 

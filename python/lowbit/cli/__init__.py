@@ -27,6 +27,7 @@ from lowbit.cli import (  # noqa: F401  (each adds its commands)
     measure,
     metadata,
     quantizing,
+    splitting,
     writing,
 )
 from lowbit.cli.app import app, settings

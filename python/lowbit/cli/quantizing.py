@@ -56,6 +56,15 @@ Overrides = Annotated[
         help="Metadata to write; TYPE is int, float, bool or str; repeatable.",
     ),
 ]
+SplitMaxSize = Annotated[
+    str, typer.Option("--split-max-size", metavar="N[K|M|G]", help="Write several files with so many bytes each.")
+]
+SplitMaxTensors = Annotated[
+    int, typer.Option("--split-max-tensors", min=0, help="Write several files with so many tensors each.")
+]
+NoTensorFirst = Annotated[
+    bool, typer.Option("--no-tensor-first-split", help="The first of several files has metadata alone.")
+]
 Strict = Annotated[
     bool, typer.Option("--strict", help="Refuse formats that do not fit a tensor's rows, instead of taking another.")
 ]
@@ -75,6 +84,7 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be writt
         "lowbit convert ./SmolLM2-135M smol.gguf --format Q4_K_M",
         "lowbit convert HuggingFaceTB/SmolLM2-135M smol-bf16.gguf --format bf16",
         "lowbit convert ./model out.gguf --format IQ3_M --imatrix imatrix.gguf --strict",
+        "lowbit convert ./model out.gguf --format bf16 --split-max-size 2G",
         "lowbit convert ./model out.gguf --format Q4_K_M --tensor-type 'ffn_down=Q6_K' --dry-run",
         "lowbit convert ./model tuned.gguf --lora ./adapter --lora-scale 0.5",
     )
@@ -96,6 +106,9 @@ def convert(
     token_embedding_type: EmbeddingType = None,
     prune_layers: PruneLayers = None,
     override_kv: Overrides = None,
+    split_max_size: SplitMaxSize = "0",
+    split_max_tensors: SplitMaxTensors = 0,
+    no_tensor_first_split: NoTensorFirst = False,
     strict: Strict = False,
     lora: Lora = None,
     lora_scale: LoraScale = None,
@@ -146,6 +159,9 @@ def quantize(
     ] = False,
     prune_layers: PruneLayers = None,
     override_kv: Overrides = None,
+    split_max_size: SplitMaxSize = "0",
+    split_max_tensors: SplitMaxTensors = 0,
+    no_tensor_first_split: NoTensorFirst = False,
     strict: Strict = False,
     threads: Threads = None,
     dry_run: DryRun = False,
