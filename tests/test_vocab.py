@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_checkpoint import byte_level_tokenizer, sentencepiece_model, sentencepiece_pieces, write_json, write_tokenizer
 
 import lowbit
+from lowbit import tokenizer_gguf
 from lowbit.pretokenizer import GPT2, LLAMA3, QWEN2, pre_tokenizer_name
 from lowbit.sentencepiece import read_pieces
 from lowbit.special_tokens import special_tokens
@@ -240,3 +242,52 @@ def test_random_models(tmp_path_factory: pytest.TempPathFactory, data: bytes) ->
     path.write_bytes(data)
     with contextlib.suppress(lowbit.FormatError):
         assert read_pieces(path)
+
+
+def test_gemma3_without_a_sentencepiece_file(tmp_path: Path) -> None:
+    """Scores from merges: the file tokenizes as tokenizer.json does, whose merges have another order than its ids."""
+    texts = ["the and then", "thea", " the  a<pad>nd", "th\u00e9", "", "aa thand<0x0A>", "n\nthe<unused1>"]
+    pieces = [piece[0] for piece in sentencepiece_pieces()]
+    pieces += ["he", "hea", "\u2581th"]
+    order = [
+        "and",
+        "hea",
+        "he",
+        "the",
+        "an",
+        "th",
+        "\u2581t",
+        "\u2581and",
+        "\u2581th",
+        "\u2581the",
+    ]  # not that of the ids
+    cuts = [(piece[:i], piece[i:]) for piece in order for i in range(len(piece) - 1, 0, -1)]
+    merges = [pair for pair in cuts if set(pair) <= set(pieces)]
+    model = {"type": "BPE", "vocab": {p: i for i, p in enumerate(pieces)}, "merges": merges, "byte_fallback": True}
+    size = len(pieces)
+    special = [(0, "<unk>", True), (1, "<s>", True), (size, "<pad>", True), (size + 1, "<unused1>", False)]
+    tokenizer = tokenizers.Tokenizer.from_str(
+        json.dumps(
+            {
+                "version": "1.0",
+                "added_tokens": [
+                    {"id": i, "content": text, "special": s, "single_word": False, "lstrip": False, "rstrip": False,
+                     "normalized": False}
+                    for i, text, s in special
+                ],
+                "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"},
+                "decoder": {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}]},
+                "model": {**model, "unk_token": "<unk>", "fuse_unk": True},
+            }
+        )
+    )  # fmt: skip
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    keys = tokenizer_metadata(tmp_path, {"bos_token_id": 1}, "gemma3", len(pieces) + 4)
+    assert (keys[P + "model"], keys[P + "add_space_prefix"], P + "merges" in keys) == ("llama", False, False)
+    assert keys[P + "tokens"][-3:] == ["<unused1>", f"[PAD{len(pieces) + 2}]", f"[PAD{len(pieces) + 3}]"]
+    assert keys[P + "token_type"][[0, 3, 260, -4, -3, -1]].tolist() == [3, 6, 1, 3, 3, 5]
+    built, _ = tokenizer_gguf.build(tokenizer_gguf.Vocab(keys))
+    for text in texts:
+        assert built.encode(text, add_special_tokens=False).ids == tokenizer.encode(text).ids
+    with pytest.raises(lowbit.FormatError, match=r"tokenizer\.json: token id 277, but vocab_size"):
+        tokenizer_metadata(tmp_path, {}, "gemma3", 277)

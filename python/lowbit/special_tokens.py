@@ -116,7 +116,7 @@ def _sequence(step: Any) -> str | None:
     return sequence.get("id") if isinstance(sequence, dict) else None
 
 
-def _merges(tokenizer: dict[str, Any], folder: Path) -> list[str]:
+def tokenizer_merges(tokenizer: dict[str, Any], folder: Path) -> list[str]:
     """Merges as "left right". The pair form may hold spaces, which the byte-level alphabet writes otherwise."""
     merges = tokenizer["model"].get("merges") or []
     try:
@@ -218,7 +218,7 @@ def special_tokens(
     for role in roles.roles:
         assign(role, config.get(f"{role}_token_id"))
     result: dict[str, Any] = {}
-    if with_merges and (merges := _merges(tokenizer, folder)):
+    if with_merges and (merges := tokenizer_merges(tokenizer, folder)):
         result["tokenizer.ggml.merges"] = merges
     result |= {
         f"tokenizer.ggml.{ID_NAMES.get(role, role)}_token_id": token_id

@@ -16,7 +16,7 @@ from lowbit._core import FileError, FormatError
 from lowbit.checkpoint import read_json
 from lowbit.pretokenizer import pre_tokenizer_name
 from lowbit.sentencepiece import BYTE, CONTROL, NORMAL, UNUSED, USER_DEFINED, read_pieces
-from lowbit.special_tokens import special_tokens
+from lowbit.special_tokens import special_tokens, tokenizer_merges
 
 MAX_TOKENS = 1 << 24
 ADDED_SCORE = -1000.0
@@ -25,6 +25,7 @@ SPACE = "\u2581"
 
 #: Tokens that their makers did not mark as special, although they control the model.
 _SPECIAL_LOOKS = re.compile(r"<pad>|<mask>|<2mass>|\[@BOS@\]|<\|.*\|>|<\uff5c.*\uff5c>|<unused.*>", re.DOTALL)
+_BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
 
 class AddedToken(NamedTuple):
@@ -186,7 +187,7 @@ def _byte_fallback(folder: Path, tokenizer: dict[str, Any], tokenizer_config: di
     special = _named_tokens(tokenizer_config)
     tokens, types = [vocab[i] for i in range(size)], [NORMAL] * size
     for i, text in enumerate(tokens):
-        if re.fullmatch(r"<0x[0-9A-Fa-f]{2}>", text):
+        if _BYTE_TOKEN.fullmatch(text):
             types[i] = BYTE
         elif text in special:
             types[i] = CONTROL
@@ -195,6 +196,32 @@ def _byte_fallback(folder: Path, tokenizer: dict[str, Any], tokenizer_config: di
             tokens.append(token.text)
             types.append(CONTROL if token.text in special else USER_DEFINED)
     return _sentencepiece_keys(tokens, [ADDED_SCORE] * len(tokens), types)
+
+
+def _ranked(
+    folder: Path, tokenizer: dict[str, Any], tokenizer_config: dict[str, Any], vocab_size: int
+) -> dict[str, Any]:
+    """The same for an architecture whose files the reference makes of tokenizer.model only. A score is minus the
+    rank of the first merge that makes it: scores that order the merges as their ranks do. Longer than vocab_size or
+    with holes it is refused, shorter it is padded."""
+    where = str(folder / "tokenizer.json")
+    vocab = _base_vocab(tokenizer, where)
+    added = _added_tokens(folder, tokenizer, tokenizer_config)
+    if max((*vocab, *added)) >= vocab_size:
+        raise FormatError(f"{where}: token id {max((*vocab, *added))}, but vocab_size in config.json is {vocab_size}")
+    ranks: dict[str, int] = {}
+    for rank, merge in enumerate(tokenizer_merges(tokenizer, folder)):
+        ranks.setdefault(merge.replace(" ", "", 1), rank)
+    tokens, types = [padding_text(i) for i in range(vocab_size)], [UNUSED] * vocab_size
+    scores = [PADDING_SCORE] * vocab_size
+    for i, text in vocab.items():
+        tokens[i], scores[i] = text, float(-ranks.get(text, len(ranks)))
+        types[i] = BYTE if _BYTE_TOKEN.fullmatch(text) else NORMAL
+    for i, token in added.items():
+        special = token.special or looks_special(token.text)
+        tokens[i], scores[i] = token.text if special else token.text.replace(SPACE, " "), ADDED_SCORE
+        types[i] = CONTROL if special else USER_DEFINED
+    return _sentencepiece_keys(tokens, scores, types)
 
 
 def _is_byte_fallback(tokenizer: dict[str, Any]) -> bool:
@@ -232,6 +259,8 @@ def tokenizer_metadata(folder: Path, config: dict[str, Any], arch: str, vocab_si
         raise FileError(f"{folder}: no tokenizer.json and no tokenizer.model: save the tokenizer beside the model")
     elif arch == "llama" and _is_byte_fallback(tokenizer):
         result |= _byte_fallback(folder, tokenizer, tokenizer_config)
+    elif arch == "gemma3" and _is_byte_fallback(tokenizer):
+        result |= _ranked(folder, tokenizer, tokenizer_config, vocab_size)
     else:
         merges = True
         result |= _byte_level(folder, tokenizer, tokenizer_config, vocab_size)
