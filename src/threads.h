@@ -26,6 +26,9 @@ class TaskRef {
 // tasks that have not started by then are dropped. Calls from several threads take turns. Tasks must not call it again.
 void ParallelFor(size_t num_tasks, size_t num_threads, TaskRef task);
 
+// How many threads loops over rows of element-wise work are worth: waking the others costs more than a few rows.
+inline size_t RowThreads(size_t num_rows, size_t num_threads) { return num_rows < 4 ? 1 : num_threads; }
+
 // Processors this process may use, at least 1.
 size_t AvailableThreads();
 

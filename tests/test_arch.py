@@ -82,11 +82,10 @@ def test_both_forms_of_config_mean_the_same(tmp_path: Path, arch: str) -> None:
 def test_rope_type_under_its_older_name(tmp_path: Path) -> None:
     scaling = {"type": "linear", "factor": 2.0}
     folder = edit(make_checkpoint(tmp_path / "a", "llama", old_config=True), rope_scaling=scaling)
-    metadata = open_checkpoint(folder).metadata
-    assert metadata["llama.rope.scaling.type"] == "linear"
-    assert metadata["llama.rope.scaling.factor"] == 2.0
-    with pytest.raises(lowbit.UnsupportedError, match=r"rope\.scaling\.type 'linear'"):
-        spec(metadata)
+    opened = open_checkpoint(folder)
+    assert opened.metadata["llama.rope.scaling.type"] == "linear"
+    assert opened.metadata["llama.rope.scaling.factor"] == 2.0
+    assert opened.spec.ropes[0].frequencies[0] == 0.5
 
 
 def test_yarn(tmp_path: Path) -> None:
@@ -100,7 +99,8 @@ def test_defaults_of_config(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "a", "llama", kv_heads=4, old_config=True)
     edit(folder, num_key_value_heads=None, head_dim=None, rope_theta=None, tie_word_embeddings=None, hidden_act=None)
     found = open_checkpoint(folder).spec
-    assert (found.num_kv_heads, found.head_dim, found.rope_theta) == (4, 64, 10000.0)
+    assert (found.num_kv_heads, found.head_dim) == (4, 64)
+    assert found.ropes[0].frequencies[1] == np.float32(10000.0 ** (-1 / 32))
     qwen = edit(make_checkpoint(tmp_path / "b", head_dim=128, heads=2), head_dim=None)
     assert open_checkpoint(qwen).spec.head_dim == 128
 
@@ -290,17 +290,17 @@ LLAMA = {
 
 
 def test_spec_defaults_of_other_peoples_files() -> None:
-    found = spec(LLAMA)
+    found = spec(LLAMA, {})
     assert (found.vocab_size, found.num_kv_heads, found.head_dim, found.rope_dim) == (2, 4, 8, 8)
-    assert found.rope_theta == 10000.0
-    assert spec({**LLAMA, "llama.rope.scaling.type": "none"}) == found
-    assert spec({**LLAMA, "llama.vocab_size": np.uint32(7)}).vocab_size == 7
+    assert found.ropes[0].frequencies[2] == np.float32(0.01)
+    assert spec({**LLAMA, "llama.rope.scaling.type": "none"}, {}) == found
+    assert spec({**LLAMA, "llama.vocab_size": np.uint32(7)}, {}).vocab_size == 7
 
 
 @pytest.mark.parametrize("key", [key for key in LLAMA if key != "tokenizer.ggml.tokens"])
 def test_spec_needs(key: str) -> None:
     with pytest.raises(lowbit.FormatError, match=key):
-        spec({k: v for k, v in LLAMA.items() if k != key})
+        spec({k: v for k, v in LLAMA.items() if k != key}, {})
 
 
 @pytest.mark.parametrize(
@@ -318,7 +318,7 @@ def test_spec_needs(key: str) -> None:
 )
 def test_spec_refuses(key: str, value: Any, error: type[Exception]) -> None:
     with pytest.raises(error):
-        spec({**LLAMA, key: value})
+        spec({**LLAMA, key: value}, {})
 
 
 def test_longrope_is_kept_as_factors(tmp_path: Path) -> None:

@@ -26,17 +26,27 @@ def small() -> tuple[ModelSpec, dict[str, np.ndarray]]:
     return spec, random_tensors(spec)
 
 
-@pytest.mark.parametrize("extras", [False, True], ids=["plain", "extras"])
+VARIANTS = {"plain": {}, "extras": {"extras": True}, "fused": {"extras": True, "fused": True}}
+
+
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS.keys())
 @pytest.mark.parametrize("fields", SPECS.values(), ids=SPECS.keys())
-def test_logits(simd, fields, extras):
+def test_logits(simd, fields, variant):
     """150 tokens, which end in the third page of keys."""
     spec = make_spec(**fields)
-    tensors = random_tensors(spec, extras=extras)
+    tensors = random_tensors(spec, **variant)
     ids = random_ids(spec, 150)
     logits = forward(make_model(spec, tensors), ids)
     assert logits.shape == (150, spec.vocab_size)
     assert logits.dtype == np.float32
-    assert relative_error(logits, reference_logits(spec, tensors, ids)) < 1e-5
+    expected = reference_logits(spec, tensors, ids)
+    if not spec.int8_activations:
+        assert relative_error(logits, expected) < 1e-5
+        return
+    # A value halfway between two codes may become the other one, a step of 1 / 127 of its token's largest.
+    errors = [relative_error(a, b) for a, b in zip(logits, expected, strict=True)]
+    assert max(errors) < 3e-2
+    assert np.quantile(errors, 0.25) < 1e-5
 
 
 @pytest.mark.parametrize("scale", [30, 300, 3000, 1e30])

@@ -7,11 +7,11 @@ import threading
 
 import numpy as np
 import pytest
-from random_network import as_given, core_spec, forward, make_model, make_spec, packed, random_ids, random_tensors
+from random_network import as_given, forward, make_model, make_spec, packed, random_ids, random_tensors
 
 import lowbit
 from lowbit import _core
-from lowbit.spec import ModelSpec
+from lowbit.spec import ModelSpec, Rope
 
 
 @pytest.fixture
@@ -141,10 +141,21 @@ def test_two_threads_take_turns(small):
         ({"num_kv_heads": 8}, "num_kv_heads is 8, expected 1 to 4"),
         ({"rope_dim": 18}, "rope_dim is 18, expected 0 to 16"),
         ({"rope_dim": 7}, "rope_dim is 7, expected even"),
-        ({"norm_eps": -1.0}, "norm_eps is -1"),
-        ({"norm_eps": float("nan")}, "norm_eps is nan"),
-        ({"rope_theta": 0.0}, "rope_theta is 0"),
-        ({"rope_theta": float("nan")}, "rope_theta is nan"),
+        *(({name: bad}, f"{name} is {bad:g}, expected a number of at least 0")
+          for name in ("norm_eps", "attention_scale", "attention_softcap", "logit_softcap")
+          for bad in (-1.0, np.nan, np.inf)),
+        ({"embedding_scale": np.inf}, "embedding_scale is inf"),
+        ({"windows": (0,)}, "windows has 1 values, expected 2"),
+        ({"layer_ropes": (0, 0, 0)}, "layer_ropes has 3 values, expected 2"),
+        ({"layer_ropes": (0, 1)}, "layer_ropes has 1 for 1 ropes"),
+        ({"ropes": ()}, "layer_ropes has 0 for 0 ropes"),
+        ({"ropes": (Rope((1.0,) * 7),)}, "frequencies has 7 values, expected 8"),
+        ({"ropes": (Rope((np.nan,) * 8),)}, "frequencies is nan"),
+        ({"ropes": (Rope((1.0,) * 8, np.inf),)}, "magnitude is inf"),
+        ({"ropes": (Rope((1.0,) * 8, 1.0, (1.0,) * 9),)}, "long_frequencies has 9 values, expected 8"),
+        ({"ropes": (Rope((1.0,) * 8, 1.0, (np.inf,) * 8),)}, "long_frequencies is inf"),
+        ({"ropes": (Rope((1.0,) * 8, 1.0, (), np.nan),)}, "long_magnitude is nan"),
+        ({"activation": "gelu"}, "activation 'gelu' is not one of silu, gelu_tanh, relu2"),
     ],
     ids=str,
 )  # fmt: skip
@@ -178,7 +189,9 @@ def test_missing_and_misshapen_tensors(small):
                 continue
             with pytest.raises(lowbit.FormatError, match=f"tensor {name}: expected shape"):
                 make_model(spec, {**tensors, name: wrong})
-    for name in ("output.weight", "rope_freqs.weight", "blk.1.attn_q.bias", "blk.0.attn_k_norm.weight"):
+    optional = ["output.weight", "blk.1.attn_q.bias", "blk.0.attn_k_norm.weight", "blk.1.attn_q.scale"]
+    optional += ["blk.0.post_ffw_norm.weight", "blk.0.attn_qkv.weight", "blk.1.ffn_sub_norm.weight"]
+    for name in optional:
         with pytest.raises(lowbit.FormatError, match=rf"tensor {name}: expected shape .*, found \(3\)"):
             make_model(spec, {**tensors, name: np.ones(3, np.float32)})
 
@@ -202,10 +215,10 @@ def test_wrong_bytes(small):
         (("F33", [67, 64], q8.data), "unknown format 'F33'"),
     ):
         with pytest.raises(lowbit.InputError, match=match):
-            _core.Model(core_spec(spec), {**given, name: wrong}, "f32", 1, 100, 1)
+            _core.Model(spec.core(), {**given, name: wrong}, "f32", 1, 100, 1)
     for wrong in (None, ("F32", [67, 64]), ("F32", [-67, 64], given[name][2]), (1, [67, 64], given[name][2])):
         with pytest.raises((TypeError, RuntimeError)):
-            _core.Model(core_spec(spec), {**given, name: wrong}, "f32", 1, 100, 1)
+            _core.Model(spec.core(), {**given, name: wrong}, "f32", 1, 100, 1)
 
 
 @pytest.mark.parametrize("compute", ["f32", "int8", "bf16", "auto"])
@@ -223,7 +236,7 @@ def test_weights_that_are_not_finite(compute, bad):
             # An infinity need not show: a gate of minus infinity is 0, and a score of it, too.
             assert np.isnan(logits).all() or not np.isnan(bad), (name, format)
     tensors = random_tensors(spec, extras=True)
-    for name in ("rope_freqs.weight", "output_norm.weight", "blk.0.attn_k_norm.weight"):
+    for name in ("blk.0.ffn_up.scale", "output_norm.weight", "blk.0.attn_k_norm.weight"):
         forward(make_model(spec, {**tensors, name: np.full_like(tensors[name], bad)}, compute), ids)
         forward(make_model(spec, {**tensors, name: np.zeros_like(tensors[name])}, compute), ids)
 

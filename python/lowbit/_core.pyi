@@ -1,6 +1,6 @@
 """The C++ core. Arguments are checked here; `lowbit` is what people call."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -111,6 +111,16 @@ def matmul(
     threads: int,
 ) -> None: ...
 
+class Rope:
+    def __init__(
+        self,
+        *,
+        frequencies: Sequence[float],
+        magnitude: float,
+        long_frequencies: Sequence[float],
+        long_magnitude: float,
+    ) -> None: ...
+
 class ModelSpec:
     def __init__(
         self,
@@ -124,9 +134,18 @@ class ModelSpec:
         num_kv_heads: int,
         head_dim: int,
         norm_eps: float,
-        rope_theta: float,
+        attention_scale: float,
+        windows: Sequence[int],
         rope_dim: int,
         rope_interleaved: bool,
+        ropes: Sequence[Rope],
+        layer_ropes: Sequence[int],
+        original_context: int,
+        activation: str,
+        embedding_scale: float,
+        attention_softcap: float,
+        logit_softcap: float,
+        int8_activations: bool,
     ) -> None: ...
 
 class Model:
@@ -145,7 +164,9 @@ class Model:
         positions: npt.NDArray[np.int32],
         sequences: npt.NDArray[np.int32],
         wants_logits: npt.NDArray[np.bool_],
+        expected_length: int = 0,
     ) -> npt.NDArray[np.float32]: ...
+    def is_long(self, sequence: int) -> bool: ...
     def length(self, sequence: int) -> int: ...
     def truncate(self, sequence: int, length: int) -> None: ...
     def set_observer(self, callback: Callable[[str, npt.NDArray[np.float32]], object] | None) -> None: ...

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import os
 import secrets
@@ -53,10 +52,12 @@ def load(
             raise _core.InputError(f"{os.fspath(path)}: adapters are merged into checkpoints, not into GGUF files")
         file = gguf.open(path)
         tensors = {name: weight for name, weight in file.tensors.items() if _is_weight(weight)}
-        return Model(arch.spec(file.metadata), tensors, file.metadata, path, compute, threads, context, max_sequences)
+        spec = arch.spec(file.metadata, tensors)
+        return Model(spec, tensors, file.metadata, path, compute, threads, context, max_sequences)
     opened = arch.open_checkpoint(path, lora, lora_scale)
     weights = {source.name: source.rows(0, source.shape[0]) for source in opened.tensors}
-    return Model(opened.spec, weights, opened.metadata, path, compute, threads, context, max_sequences)
+    spec = arch.spec(opened.metadata, weights)
+    return Model(spec, weights, opened.metadata, path, compute, threads, context, max_sequences)
 
 
 def _is_weight(weight: Weight) -> bool:
@@ -124,9 +125,8 @@ class Model:
         self.weights = weights
         self._tokenizer: Tokenizer | None = None
         self._sequences = _Sequences(max_sequences)
-        fields = {k: v for k, v in dataclasses.asdict(spec).items() if k != "architecture"}
         tensors = {name: (format_of(w), list(w.shape), _bytes_of(w)) for name, w in weights.items()}
-        self._core = _core.Model(_core.ModelSpec(**fields), tensors, compute, self.threads, self.context, max_sequences)
+        self._core = _core.Model(spec.core(), tensors, compute, self.threads, self.context, max_sequences)
 
     def __repr__(self) -> str:
         return f"Model({os.fspath(self.path)!r}, {self.spec.architecture}, {self.nbytes / 1e6:.1f} MB of weights)"
@@ -151,7 +151,7 @@ class Model:
         tokens = _as_ids(ids)
         with self._sequences.take(()) as (sequence, held):
             self._rewind(sequence, held, 0)
-            pieces = [self._feed(sequence, held, piece, wanted_from=start) for piece in _pieces(tokens)]
+            pieces = [self._feed(sequence, held, piece, len(tokens), wanted_from=start) for piece in _pieces(tokens)]
             self._rewind(sequence, held, 0)
         return np.concatenate(pieces) if pieces else np.empty((0, self.spec.vocab_size), np.float32)
 
@@ -204,18 +204,17 @@ class Model:
 
     def _generate(self, ids: list[int], num: int, sampler: _core.Sampler, ends: frozenset[int]) -> Iterator[int]:
         with self._sequences.take(ids) as (sequence, held):
-            # The last token of the prompt is always computed, since its logits are needed, and always alone: read in
-            # company it could be rounded differently, and the same call again, with the rest held, give another text.
-            self._rewind(sequence, held, min(_num_shared(held, ids), len(ids) - 1))
-            for piece in _pieces(ids[len(held) : -1]):
-                self._feed(sequence, held, piece)
-            logits = self._feed(sequence, held, ids[-1:])
+            logits = self._read(sequence, held, ids)
             for i in range(num):
                 token = sampler.sample(logits[-1], held)
                 if token in ends:
                     return
                 yield token
-                if i + 1 < num:
+                if i + 1 == num:
+                    return
+                if self.spec.is_long(len(held) + 1) != self.spec.is_long(len(held)):
+                    logits = self._read(sequence, held, [*held, token])
+                else:
                     logits = self._feed(sequence, held, [token])
 
     def stream(self, prompt: Prompt, *, stop: str | Iterable[str] | None = None, **options: Any) -> Iterator[str]:
@@ -261,16 +260,23 @@ class Model:
         positions: npt.ArrayLike,
         sequences: npt.ArrayLike,
         wants_logits: npt.ArrayLike | None = None,
+        expected_length: int = 0,
     ) -> npt.NDArray[np.float32]:
         """One step of many sequences: the lower level under `logits` and `tokens`.
 
         Four arrays of one length: token ids, positions, sequence ids, and which tokens' logits to return (by default
         all). A sequence's positions continue where it ends; `truncate` forgets. Ids from 0 on are also used by the
         other methods: do not mix them on one model. Returns float32 (number wanted, vocab).
+
+        expected_length: how many tokens the sequences that begin here will come to hold, as far as is known. It matters
+        for LongRoPE (`spec.original_context` > 0): all tokens of a sequence rotate by the table for short or that for
+        long sequences, whichever it began with. One that began short raises InputError where it would become long:
+        truncate it to 0 and feed it whole.
         """
         ids = _as_int32("tokens", tokens)
         wants = np.ones(ids.shape, bool) if wants_logits is None else np.asarray(wants_logits, bool)
-        return self._core.forward(ids, _as_int32("positions", positions), _as_int32("sequences", sequences), wants)
+        positions, sequences = _as_int32("positions", positions), _as_int32("sequences", sequences)
+        return self._core.forward(ids, positions, sequences, wants, expected_length)
 
     def truncate(self, sequence: int, length: int = 0) -> None:
         """Forgets all but the first `length` tokens of a sequence given to `forward`."""
@@ -284,19 +290,33 @@ class Model:
         """
         self._core.set_observer(callback)
 
+    def _read(self, sequence: int, held: list[int], ids: list[int]) -> npt.NDArray[np.float32]:
+        """Makes a sequence hold `ids` and returns the logits after them. Reads what it does not hold yet, or all where
+        it holds tokens by another rotary table than a text of this length has."""
+        # The last token of the prompt is always computed, since its logits are needed, and always alone: read in
+        # company it could be rounded differently, and the same call again, with the rest held, give another text.
+        keep = min(_num_shared(held, ids), len(ids) - 1)
+        if self._core.is_long(sequence) != self.spec.is_long(len(ids)):
+            keep = 0
+        self._rewind(sequence, held, keep)
+        for piece in _pieces(ids[keep:-1]):
+            self._feed(sequence, held, piece, len(ids))
+        return self._feed(sequence, held, ids[-1:], len(ids))
+
     def _rewind(self, sequence: int, held: list[int], length: int) -> None:
         # In this order: if Ctrl-C comes between the two, the cache holds more than is known of, which does no harm.
         del held[length:]
         self._core.truncate(sequence, length)
 
     def _feed(
-        self, sequence: int, held: list[int], ids: list[int], wanted_from: int | None = None
+        self, sequence: int, held: list[int], ids: list[int], expected_length: int = 0, wanted_from: int | None = None
     ) -> npt.NDArray[np.float32]:
         """Logits of the positions from `wanted_from` on, or of the last."""
         num = len(ids)
         positions = np.arange(len(held), len(held) + num, dtype=np.int32)
         wants = positions >= (positions[-1] if wanted_from is None else wanted_from)
-        logits = self._core.forward(np.array(ids, np.int32), positions, np.full(num, sequence, np.int32), wants)
+        sequences = np.full(num, sequence, np.int32)
+        logits = self._core.forward(np.array(ids, np.int32), positions, sequences, wants, expected_length)
         held.extend(ids)
         return logits
 

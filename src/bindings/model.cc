@@ -75,7 +75,7 @@ class Model {
   }
 
   Dense<float> Forward(const Dense<int32_t>& tokens, const Dense<int32_t>& positions, const Dense<int32_t>& sequences,
-                       const Dense<bool>& wants_logits) {
+                       const Dense<bool>& wants_logits, size_t expected_length) {
     const auto num = static_cast<size_t>(tokens.size());
     for (const py::array* array :
          {static_cast<const py::array*>(&tokens), static_cast<const py::array*>(&positions),
@@ -87,7 +87,7 @@ class Model {
     size_t wanted = 0;
     for (size_t i = 0; i < num; ++i) wanted += wants_logits.data()[i] ? 1 : 0;
     Dense<float> logits({wanted, transformer_->spec().vocab_size});
-    const Batch batch = {num, tokens.data(), positions.data(), sequences.data(), wants_logits.data()};
+    const Batch batch = {num, tokens.data(), positions.data(), sequences.data(), wants_logits.data(), expected_length};
     float* out = logits.mutable_data();
     py::gil_scoped_release release;
     transformer_->Forward(batch, out);
@@ -97,6 +97,11 @@ class Model {
   size_t Length(int32_t sequence) {
     py::gil_scoped_release release;
     return transformer_->Length(sequence);
+  }
+
+  bool IsLong(int32_t sequence) {
+    py::gil_scoped_release release;
+    return transformer_->IsLong(sequence);
   }
 
   void Truncate(int32_t sequence, size_t length) {
@@ -139,25 +144,57 @@ void BindModel(py::module_& m) {
   m.def("matmul", &MatmulArrays, py::arg("x").noconvert(), py::arg("format"), py::arg("data"),
         py::arg("out").noconvert(), py::arg("compute"), py::arg("threads"));
 
+  py::class_<RopeTable>(m, "Rope").def(
+      py::init([](std::vector<float> frequencies, float magnitude, std::vector<float> long_frequencies,
+                  float long_magnitude) {
+        return RopeTable{std::move(frequencies), magnitude, std::move(long_frequencies), long_magnitude};
+      }),
+      py::kw_only(), py::arg("frequencies"), py::arg("magnitude"), py::arg("long_frequencies"),
+      py::arg("long_magnitude"));
+
   py::class_<ModelSpec>(m, "ModelSpec")
       .def(py::init([](size_t vocab_size, size_t context_length, size_t hidden_size, size_t intermediate_size,
                        size_t num_layers, size_t num_heads, size_t num_kv_heads, size_t head_dim, float norm_eps,
-                       float rope_theta, size_t rope_dim, bool rope_interleaved) {
-             return ModelSpec{vocab_size, context_length, hidden_size,  intermediate_size,
-                              num_layers, num_heads,      num_kv_heads, head_dim,
-                              norm_eps,   rope_theta,     rope_dim,     rope_interleaved};
+                       float attention_scale, std::vector<size_t> windows, size_t rope_dim, bool rope_interleaved,
+                       std::vector<RopeTable> ropes, std::vector<size_t> layer_ropes, size_t original_context,
+                       const std::string& activation, float embedding_scale, float attention_softcap,
+                       float logit_softcap, bool int8_activations) {
+             return ModelSpec{vocab_size,
+                              context_length,
+                              hidden_size,
+                              intermediate_size,
+                              num_layers,
+                              num_heads,
+                              num_kv_heads,
+                              head_dim,
+                              norm_eps,
+                              attention_scale,
+                              std::move(windows),
+                              rope_dim,
+                              rope_interleaved,
+                              std::move(ropes),
+                              std::move(layer_ropes),
+                              original_context,
+                              ParseActivation(activation),
+                              embedding_scale,
+                              attention_softcap,
+                              logit_softcap,
+                              int8_activations};
            }),
            py::kw_only(), py::arg("vocab_size"), py::arg("context_length"), py::arg("hidden_size"),
            py::arg("intermediate_size"), py::arg("num_layers"), py::arg("num_heads"), py::arg("num_kv_heads"),
-           py::arg("head_dim"), py::arg("norm_eps"), py::arg("rope_theta"), py::arg("rope_dim"),
-           py::arg("rope_interleaved"));
+           py::arg("head_dim"), py::arg("norm_eps"), py::arg("attention_scale"), py::arg("windows"),
+           py::arg("rope_dim"), py::arg("rope_interleaved"), py::arg("ropes"), py::arg("layer_ropes"),
+           py::arg("original_context"), py::arg("activation"), py::arg("embedding_scale"), py::arg("attention_softcap"),
+           py::arg("logit_softcap"), py::arg("int8_activations"));
 
   py::class_<Model>(m, "Model")
       .def(py::init<const ModelSpec&, const py::dict&, const std::string&, py::ssize_t, size_t, size_t>(),
            py::arg("spec"), py::arg("tensors"), py::arg("compute"), py::arg("threads"), py::arg("max_length"),
            py::arg("max_sequences"))
       .def("forward", &Model::Forward, py::arg("tokens"), py::arg("positions"), py::arg("sequences"),
-           py::arg("wants_logits"))
+           py::arg("wants_logits"), py::arg("expected_length") = 0)
+      .def("is_long", &Model::IsLong, py::arg("sequence"))
       .def("length", &Model::Length, py::arg("sequence"))
       .def("truncate", &Model::Truncate, py::arg("sequence"), py::arg("length"))
       .def("set_observer", &Model::SetObserver, py::arg("callback"));

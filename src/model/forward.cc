@@ -14,9 +14,6 @@ KvLayout CacheLayout(const ModelSpec& spec, Compute compute) {
   return {spec.num_layers, spec.num_kv_heads, spec.head_dim, compute == Compute::kF32};
 }
 
-// Waking the other threads costs more than a few rows of element-wise work.
-size_t RowThreads(size_t num_rows, size_t num_threads) { return num_rows < 4 ? 1 : num_threads; }
-
 }  // namespace
 
 class Transformer::Turn {
@@ -49,16 +46,16 @@ Transformer::Transformer(const ModelSpec& spec, const TensorMap& tensors, Comput
   if (max_length == 0 || max_length > spec.context_length) {
     throw InputError(Str("a context of ", max_length, " tokens; the model was made for 1 to ", spec.context_length));
   }
-  for (size_t i = 0; i < spec.rope_dim / 2; ++i) {
-    const float exponent = static_cast<float>(2 * i) / static_cast<float>(spec.rope_dim);
-    const float divisor = weights_.rope_freqs.empty() ? 1.0f : weights_.rope_freqs[i];
-    inverse_frequencies_.push_back(1.0f / std::pow(spec.rope_theta, exponent) / divisor);
-  }
 }
 
 size_t Transformer::Length(int32_t sequence) {
   const Turn turn(*this);
   return cache_.Length(sequence);
+}
+
+bool Transformer::IsLong(int32_t sequence) {
+  const Turn turn(*this);
+  return cache_.IsLong(sequence);
 }
 
 void Transformer::Truncate(int32_t sequence, size_t length) {
@@ -89,8 +86,15 @@ std::map<int32_t, size_t> Transformer::Admit(const Batch& batch) {
   std::map<int32_t, size_t> before;
   try {
     for (const auto& [sequence, num] : added) {
-      before[sequence] = cache_.Length(sequence);
+      const size_t length = before[sequence] = cache_.Length(sequence);
+      const size_t most = spec_.original_context == 0 ? SIZE_MAX : spec_.original_context;
+      if (length != 0 && length + num > most && !cache_.IsLong(sequence)) {
+        throw InputError(Str("sequence ", sequence, " holds ", length, " tokens with the rotary embedding of up to ",
+                             most, " tokens, and ", num,
+                             " more would need that of longer ones: truncate it to 0 and begin anew"));
+      }
       cache_.Extend(sequence, num);
+      if (length == 0) cache_.SetLong(sequence, std::max(num, batch.expected_length) > most);
     }
   } catch (...) {
     TruncateAll(before);
@@ -103,84 +107,55 @@ void Transformer::TruncateAll(const std::map<int32_t, size_t>& lengths) {
   for (const auto& [sequence, length] : lengths) cache_.Truncate(sequence, length);
 }
 
-void Transformer::Multiply(const float* x, size_t num,
-                           std::initializer_list<std::pair<const Linear*, float*>> products) {
+void Transformer::Multiply(const float* x, size_t num, std::initializer_list<std::pair<const Linear*, float*>> products,
+                           bool round_tokens) {
   std::vector<Product> list;
+  const std::string* observed = nullptr;  // rows of one tensor are observed once
   for (const auto& [linear, out] : products) {
-    if (observer_) observer_(linear->name, x, num, linear->weights.K);
+    if (observer_ && (!observed || *observed != linear->name)) observer_(linear->name, x, num, linear->weights.K);
+    observed = &linear->name;
     list.push_back({linear->weights, out, linear->weights.N});
   }
-  matmul_(x, num, list);
+  matmul_(x, num, list, round_tokens);
   for (const auto& [linear, out] : products) {
+    const size_t rows = linear->weights.N;
+    if (linear->scale != 1.0f) ScaleBy(out, linear->scale, num * rows);
     if (linear->bias.empty()) continue;
-    for (size_t t = 0; t < num; ++t) AddTo(out + t * linear->bias.size(), linear->bias.data(), linear->bias.size());
+    for (size_t t = 0; t < num; ++t) AddTo(out + t * rows, linear->bias.data(), rows);
   }
 }
 
 void Transformer::Embed(const Token* tokens, size_t num) {
   const Matrix& table = weights_.token_embd.weights;
   ParallelFor(num, RowThreads(num, matmul_.num_threads()), [&](size_t t) {
-    table.format->decode(table.Row(tokens[t].id), table.K / table.format->block_size, &x_[t * table.K]);
+    float* row = &x_[t * table.K];
+    table.format->decode(table.Row(tokens[t].id), table.K / table.format->block_size, row);
+    if (spec_.embedding_scale != 1.0f) ScaleBy(row, spec_.embedding_scale, table.K);
   });
 }
 
 void Transformer::RotaryAngles(const Token* tokens, size_t num) {
-  const size_t pairs = inverse_frequencies_.size();
-  for (size_t t = 0; t < num; ++t) {
-    for (size_t i = 0; i < pairs; ++i) {
-      const float angle = static_cast<float>(tokens[t].position) * inverse_frequencies_[i];
-      cos_[t * pairs + i] = std::cos(angle);
-      sin_[t * pairs + i] = std::sin(angle);
+  const size_t pairs = spec_.rope_dim / 2;
+  float* cos = cos_.data();
+  float* sin = sin_.data();
+  for (const RopeTable& rope : spec_.ropes) {
+    for (size_t t = 0; t < num; ++t, cos += pairs, sin += pairs) {
+      const bool is_long = !rope.long_frequencies.empty() && cache_.IsLong(tokens[t].sequence);
+      const float* frequencies = is_long ? rope.long_frequencies.data() : rope.frequencies.data();
+      const float magnitude = is_long ? rope.long_magnitude : rope.magnitude;
+      for (size_t i = 0; i < pairs; ++i) {
+        const float angle = static_cast<float>(tokens[t].position) * frequencies[i];
+        cos[i] = std::cos(angle) * magnitude;
+        sin[i] = std::sin(angle) * magnitude;
+      }
     }
   }
 }
 
-void Transformer::Norm(const std::vector<float>& weight, size_t num) {
-  const size_t hidden = spec_.hidden_size;
+void Transformer::Norm(const float* x, const std::vector<float>& weight, size_t num, float* out) {
+  const size_t width = weight.size();
   ParallelFor(num, RowThreads(num, matmul_.num_threads()),
-              [&](size_t t) { RmsNorm(&x_[t * hidden], weight.data(), hidden, spec_.norm_eps, &normed_[t * hidden]); });
-}
-
-void Transformer::FinishQueryKeyValue(const LayerWeights& w, size_t layer, const Token& token, size_t t) {
-  const size_t dim = spec_.head_dim;
-  const size_t pairs = inverse_frequencies_.size();
-  const auto finish = [&](float* heads, size_t num_heads, const std::vector<float>& norm) {
-    for (float* head = heads; head != heads + num_heads * dim; head += dim) {
-      if (!norm.empty()) RmsNorm(head, norm.data(), dim, spec_.norm_eps, head);
-      Rope(head, cos_.data() + t * pairs, sin_.data() + t * pairs, pairs, spec_.rope_interleaved);
-    }
-  };
-  float* key = &k_[t * spec_.num_kv_heads * dim];
-  finish(&q_[t * spec_.num_heads * dim], spec_.num_heads, w.attn_q_norm);
-  finish(key, spec_.num_kv_heads, w.attn_k_norm);
-  cache_.Store(token.sequence, token.position, layer, key, &v_[t * spec_.num_kv_heads * dim]);
-}
-
-void Transformer::Layer(size_t layer, const Token* tokens, size_t num) {
-  const LayerWeights& w = weights_.layers[layer];
-  const size_t threads = matmul_.num_threads();
-  const size_t q_dim = spec_.num_heads * spec_.head_dim;
-  const size_t hidden = spec_.hidden_size;
-
-  Norm(w.attn_norm, num);
-  Multiply(normed_.data(), num, {{&w.attn_q, q_.data()}, {&w.attn_k, k_.data()}, {&w.attn_v, v_.data()}});
-  ParallelFor(num, RowThreads(num, threads), [&](size_t t) { FinishQueryKeyValue(w, layer, tokens[t], t); });
-  std::vector<AttentionQuery> queries;
-  for (size_t t = 0; t < num; ++t) {
-    queries.push_back({&q_[t * q_dim], &attended_[t * q_dim], cache_.Pages(tokens[t].sequence).data(),
-                       static_cast<size_t>(tokens[t].position) + 1});
-  }
-  const float scale = 1.0f / std::sqrt(static_cast<float>(spec_.head_dim));
-  Attention(cache_.layout(), layer, spec_.num_heads, scale, queries, threads);
-  Multiply(attended_.data(), num, {{&w.attn_output, normed_.data()}});
-  AddTo(x_.data(), normed_.data(), num * hidden);
-
-  Norm(w.ffn_norm, num);
-  Multiply(normed_.data(), num, {{&w.ffn_gate, gate_.data()}, {&w.ffn_up, up_.data()}});
-  const size_t inner = spec_.intermediate_size;
-  ParallelFor(num, RowThreads(num, threads), [&](size_t t) { SwiGlu(&gate_[t * inner], &up_[t * inner], inner); });
-  Multiply(gate_.data(), num, {{&w.ffn_down, normed_.data()}});
-  AddTo(x_.data(), normed_.data(), num * hidden);
+              [&](size_t t) { RmsNorm(x + t * width, weight.data(), width, spec_.norm_eps, out + t * width); });
 }
 
 // Returns where the next chunk's logits go.
@@ -193,8 +168,9 @@ float* Transformer::Logits(const Token* tokens, size_t num, float* logits) {
     ++wanted;
   }
   if (wanted == 0) return logits;
-  Norm(weights_.output_norm, wanted);
-  Multiply(normed_.data(), wanted, {{&weights_.output, logits}});
+  Norm(x_.data(), weights_.output_norm, wanted, normed_.data());
+  Multiply(normed_.data(), wanted, {{&weights_.output, logits}}, /*round_tokens=*/false);
+  if (spec_.logit_softcap != 0) SoftCap(logits, 1.0f, spec_.logit_softcap, wanted * spec_.vocab_size);
   return logits + wanted * spec_.vocab_size;
 }
 
@@ -222,14 +198,17 @@ void Transformer::Run(const Batch& batch, float* logits) {
   for (hwy::AlignedVector<float>* buffer : {&q_, &attended_}) grow(*buffer, spec_.num_heads * spec_.head_dim);
   for (hwy::AlignedVector<float>* buffer : {&k_, &v_}) grow(*buffer, spec_.num_kv_heads * spec_.head_dim);
   for (hwy::AlignedVector<float>* buffer : {&gate_, &up_}) grow(*buffer, spec_.intermediate_size);
-  for (hwy::AlignedVector<float>* buffer : {&cos_, &sin_}) grow(*buffer, spec_.rope_dim / 2);
+  for (hwy::AlignedVector<float>* buffer : {&cos_, &sin_}) grow(*buffer, spec_.ropes.size() * (spec_.rope_dim / 2));
 
   for (size_t first = 0; first < tokens.size(); first += kMaxChunk) {
     const Token* chunk = tokens.data() + first;
     const size_t num = std::min(kMaxChunk, tokens.size() - first);
     Embed(chunk, num);
     RotaryAngles(chunk, num);
-    for (size_t layer = 0; layer < spec_.num_layers; ++layer) Layer(layer, chunk, num);
+    for (size_t layer = 0; layer < spec_.num_layers; ++layer) {
+      AttentionBranch(layer, chunk, num);
+      FeedForwardBranch(weights_.layers[layer], num);
+    }
     logits = Logits(chunk, num, logits);
   }
 }

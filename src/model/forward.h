@@ -25,6 +25,10 @@ struct Batch {
   const int32_t* positions;
   const int32_t* sequences;
   const bool* wants_logits;
+  // How many tokens the sequences that begin here will come to hold, as far as is known. It matters where the rotary
+  // embedding has long tables: a sequence keeps the table it began with, the long one if it will be longer than
+  // spec.original_context by this batch's end or by this.
+  size_t expected_length;
 };
 
 class Transformer {
@@ -41,10 +45,13 @@ class Transformer {
               size_t max_sequences);
 
   // Writes vocab_size logits for each token that wants them, in order. Throws InputError for a token or position out of
-  // place and ContextFullError. Whatever it throws, the sequences are then as long as they were.
+  // place, or a sequence that would outgrow the table it began with, and ContextFullError. Whatever it throws, the
+  // sequences are then as long as they were.
   void Forward(const Batch& batch, float* logits);
 
   size_t Length(int32_t sequence);
+  // Whether the sequence's tokens turn by the long tables.
+  bool IsLong(int32_t sequence);
   void Truncate(int32_t sequence, size_t length);
   void SetObserver(Observer observer);
 
@@ -65,11 +72,14 @@ class Transformer {
   void Run(const Batch& batch, float* logits);
   void Embed(const Token* tokens, size_t num);
   void RotaryAngles(const Token* tokens, size_t num);
-  void Layer(size_t layer, const Token* tokens, size_t num);
-  void FinishQueryKeyValue(const LayerWeights& w, size_t layer, const Token& token, size_t t);
-  void Norm(const std::vector<float>& weight, size_t num);
+  void AttentionBranch(size_t layer, const Token* tokens, size_t num);
+  void FeedForwardBranch(const LayerWeights& w, size_t num);
+  void FinishQueryKeyValue(size_t layer, const Token& token, size_t t, size_t num);
+  void AddBranch(const std::vector<float>& post_norm, size_t num);
+  void Norm(const float* x, const std::vector<float>& weight, size_t num, float* out);
   float* Logits(const Token* tokens, size_t num, float* logits);
-  void Multiply(const float* x, size_t num, std::initializer_list<std::pair<const Linear*, float*>> products);
+  void Multiply(const float* x, size_t num, std::initializer_list<std::pair<const Linear*, float*>> products,
+                bool round_tokens);
 
   ModelSpec spec_;
   Weights weights_;
@@ -79,9 +89,9 @@ class Transformer {
   std::mutex mutex_;
   std::atomic<std::thread::id> owner_{};  // of the mutex
 
-  std::vector<float> inverse_frequencies_;
   // One row a token of the chunk.
-  hwy::AlignedVector<float> x_, normed_, q_, k_, v_, attended_, gate_, up_, cos_, sin_;
+  hwy::AlignedVector<float> x_, normed_, q_, k_, v_, attended_, gate_, up_;
+  hwy::AlignedVector<float> cos_, sin_;  // [ropes][tokens of the chunk][rope_dim / 2]
 };
 
 }  // namespace lowbit

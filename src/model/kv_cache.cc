@@ -64,6 +64,11 @@ void KvCache::Truncate(int32_t sequence, size_t length) {
   if (length == 0) sequences_.erase(found);
 }
 
+bool KvCache::IsLong(int32_t sequence) const {
+  const auto found = sequences_.find(sequence);
+  return found != sequences_.end() && found->second.is_long;
+}
+
 const std::vector<uint8_t*>& KvCache::Pages(int32_t sequence) const { return sequences_.at(sequence).pages; }
 
 void KvCache::Store(int32_t sequence, size_t position, size_t layer, const float* key, const float* value) {

@@ -28,6 +28,11 @@ class KvCache {
   // Forgets all but the first `length` tokens; InputError if there are fewer.
   void Truncate(int32_t sequence, size_t length);
 
+  // Whether a sequence's keys turn by the long tables of rotary embeddings (RopeTable); so long as it holds tokens this
+  // stays as it was set after the first Extend.
+  bool IsLong(int32_t sequence) const;
+  void SetLong(int32_t sequence, bool is_long) { sequences_.at(sequence).is_long = is_long; }
+
   // Pages of a sequence that Extend has been called for; page i holds tokens 64 i to 64 i + 63.
   const std::vector<uint8_t*>& Pages(int32_t sequence) const;
 
@@ -37,6 +42,7 @@ class KvCache {
  private:
   struct Sequence {
     size_t length = 0;
+    bool is_long = false;
     std::vector<uint8_t*> pages;
   };
 

@@ -28,8 +28,22 @@ class Loader {
   }
 
   Linear GetLinear(const std::string& name, size_t rows, size_t columns) const {
-    const NamedTensor& tensor = Get(name + ".weight", {rows, columns});
-    return {name + ".weight", {tensor.format, tensor.data, rows, columns}, Optional(name + ".bias", rows)};
+    return GetRows(name, 0, rows, rows, columns);
+  }
+
+  // Rows [first, first + num) of the `total` rows of a tensor, as a map of their own.
+  Linear GetRows(const std::string& name, size_t first, size_t num, size_t total, size_t columns) const {
+    const NamedTensor& tensor = Get(name + ".weight", {total, columns});
+    const uint8_t* data = tensor.data + first * tensor.format->RowBytes(columns);
+    Linear linear = {name + ".weight", {tensor.format, data, num, columns}, Optional(name + ".bias", total)};
+    if (!linear.bias.empty()) linear.bias = {linear.bias.begin() + first, linear.bias.begin() + first + num};
+    if (Has(name + ".scale")) linear.scale = Vector(name + ".scale", 1)[0];
+    return linear;
+  }
+
+  bool HasRows(const std::string& name, size_t rows) const {
+    const auto found = tensors_.find(name);
+    return found != tensors_.end() && !found->second.shape.empty() && found->second.shape[0] == rows;
   }
 
   std::vector<float> Vector(const std::string& name, size_t num) const {
@@ -47,53 +61,41 @@ class Loader {
   const TensorMap& tensors_;
 };
 
-LayerWeights LoadLayer(const ModelSpec& spec, const Loader& loader, size_t layer) {
-  const std::string prefix = Str("blk.", layer, ".");
+void LoadAttention(const ModelSpec& spec, const Loader& loader, const std::string& prefix, LayerWeights& w) {
   const size_t hidden = spec.hidden_size;
   const size_t q_dim = spec.num_heads * spec.head_dim;
   const size_t kv_dim = spec.num_kv_heads * spec.head_dim;
-  LayerWeights w;
   w.attn_norm = loader.Vector(prefix + "attn_norm.weight", hidden);
-  w.ffn_norm = loader.Vector(prefix + "ffn_norm.weight", hidden);
   w.attn_q_norm = loader.Optional(prefix + "attn_q_norm.weight", spec.head_dim);
   w.attn_k_norm = loader.Optional(prefix + "attn_k_norm.weight", spec.head_dim);
-  w.attn_q = loader.GetLinear(prefix + "attn_q", q_dim, hidden);
-  w.attn_k = loader.GetLinear(prefix + "attn_k", kv_dim, hidden);
-  w.attn_v = loader.GetLinear(prefix + "attn_v", kv_dim, hidden);
+  w.attn_sub_norm = loader.Optional(prefix + "attn_sub_norm.weight", q_dim);
+  w.attn_post_norm = loader.Optional(prefix + "post_attention_norm.weight", hidden);
+  if (loader.Has(prefix + "attn_qkv.weight")) {
+    const size_t total = q_dim + 2 * kv_dim;
+    w.attn_q = loader.GetRows(prefix + "attn_qkv", 0, q_dim, total, hidden);
+    w.attn_k = loader.GetRows(prefix + "attn_qkv", q_dim, kv_dim, total, hidden);
+    w.attn_v = loader.GetRows(prefix + "attn_qkv", q_dim + kv_dim, kv_dim, total, hidden);
+  } else {
+    w.attn_q = loader.GetLinear(prefix + "attn_q", q_dim, hidden);
+    w.attn_k = loader.GetLinear(prefix + "attn_k", kv_dim, hidden);
+    w.attn_v = loader.GetLinear(prefix + "attn_v", kv_dim, hidden);
+  }
   w.attn_output = loader.GetLinear(prefix + "attn_output", hidden, q_dim);
-  w.ffn_gate = loader.GetLinear(prefix + "ffn_gate", spec.intermediate_size, hidden);
-  w.ffn_up = loader.GetLinear(prefix + "ffn_up", spec.intermediate_size, hidden);
-  w.ffn_down = loader.GetLinear(prefix + "ffn_down", hidden, spec.intermediate_size);
-  return w;
 }
 
-void CheckRange(const char* field, size_t value, size_t least, size_t most) {
-  if (value < least || value > most) {
-    throw InputError(Str("model description: ", field, " is ", value, ", expected ", least, " to ", most));
+void LoadFeedForward(const ModelSpec& spec, const Loader& loader, const std::string& prefix, LayerWeights& w) {
+  const size_t hidden = spec.hidden_size, inner = spec.intermediate_size;
+  w.ffn_norm = loader.Vector(prefix + "ffn_norm.weight", hidden);
+  w.ffn_sub_norm = loader.Optional(prefix + "ffn_sub_norm.weight", inner);
+  w.ffn_post_norm = loader.Optional(prefix + "post_ffw_norm.weight", hidden);
+  if (!loader.Has(prefix + "ffn_gate.weight") && loader.HasRows(prefix + "ffn_up.weight", 2 * inner)) {
+    w.ffn_gate = loader.GetRows(prefix + "ffn_up", 0, inner, 2 * inner, hidden);
+    w.ffn_up = loader.GetRows(prefix + "ffn_up", inner, inner, 2 * inner, hidden);
+  } else {
+    w.ffn_gate = loader.GetLinear(prefix + "ffn_gate", inner, hidden);
+    w.ffn_up = loader.GetLinear(prefix + "ffn_up", inner, hidden);
   }
-}
-
-// The limits are far above any model and keep every product of two of them within 64 bits.
-void CheckSpec(const ModelSpec& spec) {
-  constexpr size_t kMost = size_t{1} << 24;
-  CheckRange("vocab_size", spec.vocab_size, 1, kMost);
-  CheckRange("context_length", spec.context_length, 1, size_t{1} << 31);
-  CheckRange("hidden_size", spec.hidden_size, 1, kMost);
-  CheckRange("intermediate_size", spec.intermediate_size, 1, kMost);
-  CheckRange("num_layers", spec.num_layers, 1, 4096);
-  CheckRange("num_heads", spec.num_heads, 1, 4096);
-  CheckRange("num_kv_heads", spec.num_kv_heads, 1, spec.num_heads);
-  CheckRange("head_dim", spec.head_dim, 1, 4096);
-  CheckRange("rope_dim", spec.rope_dim, 0, spec.head_dim);
-  if (spec.num_heads % spec.num_kv_heads != 0) {
-    throw InputError(Str("model description: ", spec.num_heads, " heads cannot share ", spec.num_kv_heads,
-                         " key-value heads evenly"));
-  }
-  if (spec.rope_dim % 2 != 0)
-    throw InputError(Str("model description: rope_dim is ", spec.rope_dim, ", expected even"));
-  if (!(spec.norm_eps >= 0) || !(spec.rope_theta > 0)) {
-    throw InputError(Str("model description: norm_eps is ", spec.norm_eps, ", rope_theta is ", spec.rope_theta));
-  }
+  w.ffn_down = loader.GetLinear(prefix + "ffn_down", hidden, inner);
 }
 
 }  // namespace
@@ -105,8 +107,12 @@ Weights LoadWeights(const ModelSpec& spec, const TensorMap& tensors) {
   w.token_embd = loader.GetLinear("token_embd", spec.vocab_size, spec.hidden_size);
   w.output = loader.Has("output.weight") ? loader.GetLinear("output", spec.vocab_size, spec.hidden_size) : w.token_embd;
   w.output_norm = loader.Vector("output_norm.weight", spec.hidden_size);
-  w.rope_freqs = loader.Optional("rope_freqs.weight", spec.rope_dim / 2);
-  for (size_t layer = 0; layer < spec.num_layers; ++layer) w.layers.push_back(LoadLayer(spec, loader, layer));
+  w.layers.resize(spec.num_layers);
+  for (size_t layer = 0; layer < spec.num_layers; ++layer) {
+    const std::string prefix = Str("blk.", layer, ".");
+    LoadAttention(spec, loader, prefix, w.layers[layer]);
+    LoadFeedForward(spec, loader, prefix, w.layers[layer]);
+  }
   return w;
 }
 

@@ -19,16 +19,20 @@ struct NamedTensor {
 
 using TensorMap = std::map<std::string, NamedTensor>;
 
-// A linear map; `bias` is empty or has one value a row.
+// A linear map: scale * weights * x + bias.
 struct Linear {
-  std::string name;  // of the weight: "blk.0.attn_q.weight"
+  std::string name;  // of the weight: "blk.0.attn_q.weight"; maps that are rows of one tensor share it
   Matrix weights;
-  std::vector<float> bias;
+  std::vector<float> bias;  // one value a row, or empty
+  float scale = 1;
 };
 
+// Norms other than the first two may be empty: the network lacks them.
 struct LayerWeights {
-  std::vector<float> attn_norm, ffn_norm;
-  std::vector<float> attn_q_norm, attn_k_norm;  // head_dim values, or empty
+  std::vector<float> attn_norm, ffn_norm;            // of a branch's input
+  std::vector<float> attn_q_norm, attn_k_norm;       // of each head
+  std::vector<float> attn_sub_norm, ffn_sub_norm;    // of what attn_output and ffn_down are multiplied with
+  std::vector<float> attn_post_norm, ffn_post_norm;  // of what a branch adds
   Linear attn_q, attn_k, attn_v, attn_output;
   Linear ffn_gate, ffn_up, ffn_down;
 };
@@ -37,7 +41,6 @@ struct Weights {
   Linear token_embd;
   Linear output;  // token_embd again where the file has none
   std::vector<float> output_norm;
-  std::vector<float> rope_freqs;  // divisors of the rotary frequencies, rope_dim / 2 values, or empty
   std::vector<LayerWeights> layers;
 };
 

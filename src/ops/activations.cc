@@ -12,8 +12,30 @@ namespace lowbit {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-void QuantizeGroups(const float* HWY_RESTRICT x, size_t num_groups, int8_t* HWY_RESTRICT q, float* HWY_RESTRICT scale,
-                    float* HWY_RESTRICT scale16, float* HWY_RESTRICT sum16, float* HWY_RESTRICT sum32) {
+void RoundToken(const float* HWY_RESTRICT x, size_t K, float* HWY_RESTRICT codes, float* HWY_RESTRICT scale) {
+  const hn::CappedTag<float, 16> df;
+  const hn::RebindToSigned<decltype(df)> di32;
+  const size_t N = hn::Lanes(df);
+  // As integers, where NaN is the largest: then the scale, and so every product, is NaN.
+  auto max = hn::Zero(di32);
+  for (size_t i = 0; i < K; i += N) {
+    max = hn::Max(max, hn::BitCast(di32, hn::Abs(hn::LoadN(df, x + i, HWY_MIN(N, K - i)))));
+  }
+  const float most = hwy::BitCastScalar<float>(hn::ReduceMax(di32, max));
+  const float s = 127.0f / (most < 1e-5f ? 1e-5f : most);
+  const auto lo = hn::Set(df, -128.0f), hi = hn::Set(df, 127.0f);
+  for (size_t i = 0; i < K; i += N) {
+    const size_t n = HWY_MIN(N, K - i);
+    const auto rounded = hn::Round(hn::Mul(hn::LoadN(df, x + i, n), hn::Set(df, s)));
+    hn::StoreN(hn::Clamp(rounded, lo, hi), df, codes + i, n);
+  }
+  *scale = 1.0f / s;
+}
+
+// With `given`, x are codes already, and it is their scale.
+void QuantizeGroups(const float* HWY_RESTRICT x, size_t num_groups, const float* given, int8_t* HWY_RESTRICT q,
+                    float* HWY_RESTRICT scale, float* HWY_RESTRICT scale16, float* HWY_RESTRICT sum16,
+                    float* HWY_RESTRICT sum32) {
   const hn::CappedTag<float, 16> df;
   const hn::Rebind<int32_t, decltype(df)> di32;
   const hn::Rebind<int8_t, decltype(df)> di8;
@@ -29,7 +51,11 @@ void QuantizeGroups(const float* HWY_RESTRICT x, size_t num_groups, int8_t* HWY_
     float d = hwy::BitCastScalar<float>(hn::ReduceMax(di32, max)) / 127.0f;
     // Below the smallest normal number the inverse would overflow; such a group counts as zeros.
     if (d < 1.17549435e-38f) d = 0.0f;
-    const float inverse = d != 0.0f ? 1.0f / d : 0.0f;
+    float inverse = d != 0.0f ? 1.0f / d : 0.0f;
+    if (given) {
+      d = *given;
+      inverse = 1.0f;
+    }
     float halves[2];
     for (size_t half = 0; half < 2; ++half) {
       auto sum = hn::Zero(di32);
@@ -53,9 +79,16 @@ HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
 namespace lowbit {
+HWY_EXPORT(RoundToken);
 HWY_EXPORT(QuantizeGroups);
 
-Activations ActivationBuffer::Quantize(const float* x, size_t num_tokens, size_t K, size_t num_threads) {
+void RoundTokens(const float* x, size_t num_tokens, size_t K, size_t num_threads, float* codes, float* scales) {
+  ParallelFor(num_tokens, num_tokens < 8 ? 1 : num_threads,
+              [&](size_t t) { HWY_DYNAMIC_DISPATCH(RoundToken)(x + t * K, K, codes + t * K, scales + t); });
+}
+
+Activations ActivationBuffer::Quantize(const float* x, size_t num_tokens, size_t K, size_t num_threads,
+                                       const float* token_scales) {
   const size_t groups = K / Activations::kGroup;
   if (q_.size() < num_tokens * K) {
     q_.resize(num_tokens * K);
@@ -66,8 +99,8 @@ Activations ActivationBuffer::Quantize(const float* x, size_t num_tokens, size_t
   }
   ParallelFor(num_tokens, num_tokens < 8 ? 1 : num_threads, [&](size_t t) {
     HWY_DYNAMIC_DISPATCH(QuantizeGroups)
-    (x + t * K, groups, q_.data() + t * K, scale_.data() + t * groups, scale16_.data() + t * groups * 2,
-     sum16_.data() + t * groups * 2, sum32_.data() + t * groups);
+    (x + t * K, groups, token_scales ? token_scales + t : nullptr, q_.data() + t * K, scale_.data() + t * groups,
+     scale16_.data() + t * groups * 2, sum16_.data() + t * groups * 2, sum32_.data() + t * groups);
   });
   return {num_tokens, K, q_.data(), scale_.data(), scale16_.data(), sum16_.data(), sum32_.data()};
 }

@@ -8,11 +8,18 @@
 
 namespace lowbit {
 
+// Rounds num_tokens rows of K floats to integers with one scale a row, as BitNet (Ma et al. 2024) does and as
+// transformers computes it: codes = clamp(round to even(x * s), -128, 127), s = 127 / max(max|x|, 1e-5), x = scales *
+// codes with scales = 1 / s. Integers as floats.
+void RoundTokens(const float* x, size_t num_tokens, size_t K, size_t num_threads, float* codes, float* scales);
+
 // Storage for Activations, reused from call to call; it grows to the largest.
 class ActivationBuffer {
  public:
-  // x: num_tokens rows of K floats, K a multiple of 32. The result points into this buffer.
-  Activations Quantize(const float* x, size_t num_tokens, size_t K, size_t num_threads);
+  // x: num_tokens rows of K floats, K a multiple of 32. The result points into this buffer. With `token_scales`, x
+  // holds the codes of RoundTokens, and these are their scales: they stay as they are.
+  Activations Quantize(const float* x, size_t num_tokens, size_t K, size_t num_threads,
+                       const float* token_scales = nullptr);
 
  private:
   hwy::AlignedVector<int8_t> q_;

@@ -82,25 +82,37 @@ HWY_INLINE void Scores(const KvLayout& layout, const float* const* q, uint8_t* c
   }
 }
 
-// scores[0, num) become exp((s - max) * scale), the rest up to `padded` zero. Returns 1 / their sum.
-HWY_INLINE float Softmax(float* scores, size_t num, size_t padded, float scale) {
+// scores[i] = cap * tanh(scores[i] * scale / cap), whole vectors.
+HWY_INLINE void SoftCapScores(float* scores, size_t num, AttentionScores how) {
+  const DF df;
+  const VF factor = hn::Set(df, how.scale / how.cap), cap = hn::Set(df, how.cap);
+  for (size_t i = 0; i < num; i += hn::Lanes(df)) {
+    hn::StoreU(hn::Mul(cap, hn::Tanh(df, hn::Mul(hn::LoadU(df, scores + i), factor))), df, scores + i);
+  }
+}
+
+// scores[first, end) become exp((s - max) * scale), the others of [0, padded) zero. Returns 1 / their sum. Which lane a
+// score is added in depends on its place in its page only, so a tile's other rows do not change the sum.
+HWY_INLINE float Softmax(float* scores, size_t first, size_t end, size_t padded, float scale) {
   const DF df;
   const size_t N = hn::Lanes(df);
-  float max = scores[0];
-  size_t i = 0;
-  if (num >= N) {
-    VF most = hn::LoadU(df, scores);
-    for (; i + N <= num; i += N) most = hn::Max(most, hn::LoadU(df, scores + i));
+  float max = scores[first];
+  size_t i = first;
+  if (end - first >= N) {
+    VF most = hn::LoadU(df, scores + i);
+    for (; i + N <= end; i += N) most = hn::Max(most, hn::LoadU(df, scores + i));
     max = hn::ReduceMax(df, most);
   }
-  for (; i < num; ++i) max = HWY_MAX(max, scores[i]);
-  std::fill(scores + num, scores + padded, max);
+  for (; i < end; ++i) max = HWY_MAX(max, scores[i]);
   VF sum = hn::Zero(df);
   const VF vmax = hn::Set(df, max), vscale = hn::Set(df, scale);
-  for (i = 0; i < num; i += N) {  // pages are whole vectors, so this never leaves the row
+  const size_t begin = first / N * N;
+  std::fill(scores, scores + begin, 0.0f);
+  for (i = begin; i < end; i += N) {  // pages are whole vectors, so this never leaves the row
     const VF x = hn::Mul(hn::Sub(hn::LoadU(df, scores + i), vmax), vscale);
     VF e = hn::IfThenElse(hn::IsNaN(x), x, hn::Exp(df, x));  // Highway's Exp(NaN) is 0, which would hide it
-    if (i + N > num) e = hn::IfThenElseZero(hn::FirstN(df, num - i), e);
+    if (i < first) e = hn::IfThenZeroElse(hn::FirstN(df, first - i), e);
+    if (i + N > end) e = hn::IfThenElseZero(hn::FirstN(df, end - i), e);
     hn::StoreU(e, df, scores + i);
     sum = hn::Add(sum, e);
   }
@@ -135,37 +147,42 @@ HWY_INLINE void WeightedValues(const KvLayout& layout, const float* scores, size
 }
 
 template <typename T>
-HWY_INLINE void AttendTile(const KvLayout& layout, size_t layer, float scale, const AttentionTile& tile,
+HWY_INLINE void AttendTile(const KvLayout& layout, size_t layer, AttentionScores how, const AttentionTile& tile,
                            float* scores) {
   constexpr size_t kRows = 4;
-  const size_t num_keys = tile.num_keys[tile.num_rows - 1];
+  const size_t base = tile.FirstKey();
+  const size_t num_keys = tile.EndKey() - base;
   const size_t num_pages = (num_keys + kPage - 1) / kPage;
   const size_t stride = num_pages * kPage;
+  uint8_t* const* pages = tile.pages + base / kPage;
   const size_t offset = layout.HeadOffset(layer, tile.kv_head);
   float factor[AttentionTile::kMaxRows];
   size_t r = 0;
   for (; r + kRows <= tile.num_rows; r += kRows) {
-    Scores<kRows, T>(layout, tile.q + r, tile.pages, num_pages, offset, scores + r * stride, stride);
+    Scores<kRows, T>(layout, tile.q + r, pages, num_pages, offset, scores + r * stride, stride);
   }
   for (; r < tile.num_rows; ++r) {
-    Scores<1, T>(layout, tile.q + r, tile.pages, num_pages, offset, scores + r * stride, stride);
+    Scores<1, T>(layout, tile.q + r, pages, num_pages, offset, scores + r * stride, stride);
   }
-  for (r = 0; r < tile.num_rows; ++r) factor[r] = Softmax(scores + r * stride, tile.num_keys[r], stride, scale);
+  if (how.cap != 0) SoftCapScores(scores, tile.num_rows * stride, how);
+  for (r = 0; r < tile.num_rows; ++r) {
+    factor[r] = Softmax(scores + r * stride, tile.first_key[r] - base, tile.num_keys[r] - base, stride,
+                        how.cap != 0 ? 1.0f : how.scale);
+  }
   r = 0;
   for (; r + kRows <= tile.num_rows; r += kRows) {
-    WeightedValues<kRows, T>(layout, scores + r * stride, stride, tile.pages, num_keys, offset, factor + r,
-                             tile.out + r);
+    WeightedValues<kRows, T>(layout, scores + r * stride, stride, pages, num_keys, offset, factor + r, tile.out + r);
   }
   for (; r < tile.num_rows; ++r) {
-    WeightedValues<1, T>(layout, scores + r * stride, stride, tile.pages, num_keys, offset, factor + r, tile.out + r);
+    WeightedValues<1, T>(layout, scores + r * stride, stride, pages, num_keys, offset, factor + r, tile.out + r);
   }
 }
 
-void Attend(const KvLayout& layout, size_t layer, float scale, const AttentionTile& tile, float* scores) {
+void Attend(const KvLayout& layout, size_t layer, AttentionScores how, const AttentionTile& tile, float* scores) {
   if (layout.is_f32) {
-    AttendTile<float>(layout, layer, scale, tile, scores);
+    AttendTile<float>(layout, layer, how, tile, scores);
   } else {
-    AttendTile<hwy::float16_t>(layout, layer, scale, tile, scores);
+    AttendTile<hwy::float16_t>(layout, layer, how, tile, scores);
   }
 }
 
@@ -208,7 +225,7 @@ void StoreKeyValue(const KvLayout& layout, uint8_t* page, size_t slot, size_t la
   StoreElements(layout, page, slot, layer, halves.data(), halves.data() + num);
 }
 
-void Attention(const KvLayout& layout, size_t layer, size_t num_heads, float scale,
+void Attention(const KvLayout& layout, size_t layer, size_t num_heads, AttentionScores how,
                const std::vector<AttentionQuery>& queries, size_t num_threads) {
   const size_t group = num_heads / layout.num_kv_heads;
   std::vector<AttentionTile> tiles;
@@ -225,6 +242,7 @@ void Attention(const KvLayout& layout, size_t layer, size_t num_heads, float sca
         tile.pages = query.pages;
         tile.q[tile.num_rows] = query.q + (h * group + g) * layout.head_dim;
         tile.out[tile.num_rows] = query.out + (h * group + g) * layout.head_dim;
+        tile.first_key[tile.num_rows] = query.first_key;
         tile.num_keys[tile.num_rows++] = query.num_keys;
       }
     }
@@ -232,10 +250,10 @@ void Attention(const KvLayout& layout, size_t layer, size_t num_heads, float sca
   }
   ParallelFor(tiles.size(), num_threads, [&](size_t i) {
     const AttentionTile& tile = tiles[i];
-    const size_t padded = (tile.num_keys[tile.num_rows - 1] + kPage - 1) / kPage * kPage;
+    const size_t padded = (tile.EndKey() - tile.FirstKey() + kPage - 1) / kPage * kPage;
     thread_local hwy::AlignedVector<float> scores;
     if (scores.size() < tile.num_rows * padded) scores.resize(tile.num_rows * padded);
-    HWY_DYNAMIC_DISPATCH(Attend)(layout, layer, scale, tile, scores.data());
+    HWY_DYNAMIC_DISPATCH(Attend)(layout, layer, how, tile, scores.data());
   });
 }
 

@@ -32,7 +32,8 @@ struct AttentionQuery {
   const float* q;         // [num_heads][head_dim]
   float* out;             // [num_heads][head_dim]
   uint8_t* const* pages;  // its sequence's
-  size_t num_keys;        // it sees keys [0, num_keys)
+  size_t first_key;       // it sees keys [first_key, num_keys)
+  size_t num_keys;
 };
 
 // The unit of work: up to kMaxRows heads of neighbouring tokens of one sequence that share a key-value head.
@@ -42,15 +43,27 @@ struct AttentionTile {
   size_t num_rows;
   const float* q[kMaxRows];
   float* out[kMaxRows];
-  size_t num_keys[kMaxRows];  // ascending
+  size_t first_key[kMaxRows];  // ascending
+  size_t num_keys[kMaxRows];   // ascending
   uint8_t* const* pages;
   size_t kv_head;
+
+  // Keys are read from here on, a page's first.
+  size_t FirstKey() const { return first_key[0] / KvLayout::kPageTokens * KvLayout::kPageTokens; }
+  size_t EndKey() const { return num_keys[num_rows - 1]; }
 };
 
-// out = softmax(q k^T * scale) v for every query, num_heads a multiple of num_kv_heads. Each head's result depends on
-// its own query and keys only; but values of the few tokens behind it in its tile come in with weight 0, which only
-// values that are not finite survive. Cost: 2 * num_keys * head_dim multiply-adds a head, keys read once for 8 rows.
-void Attention(const KvLayout& layout, size_t layer, size_t num_heads, float scale,
+// What becomes of the products of queries and keys: s = q k^T * scale, and cap * tanh(s / cap) if there is a cap.
+struct AttentionScores {
+  float scale;
+  float cap;  // 0: none
+};
+
+// out = softmax(s) v for every query, num_heads a multiple of num_kv_heads. Each head's result depends on its own query
+// and keys only; but values of the few tokens behind and before its own in its tile come in with weight 0, which only
+// values that are not finite survive. Cost: 2 * (num_keys - first_key) * head_dim multiply-adds a head, and up to a
+// page more; keys read once for 8 rows.
+void Attention(const KvLayout& layout, size_t layer, size_t num_heads, AttentionScores how,
                const std::vector<AttentionQuery>& queries, size_t num_threads);
 
 // Writes one token's key and value, num_kv_heads * head_dim floats each, into slot `slot` of a page.

@@ -46,20 +46,53 @@ void RmsNorm(const float* x, const float* weight, size_t num, float eps, float* 
                 [&](auto load, auto store) HWY_ATTR { store(hn::Mul(hn::Mul(load(x), scale), load(weight)), out); });
 }
 
-void SwiGlu(float* gate, const float* up, size_t num) {
+// x / (1 + exp(-t))
+HWY_INLINE VF TimesSigmoid(VF x, VF t) {
   const DF df;
-  const VF one = hn::Set(df, 1.0f);
   // Highway's Exp is right up to 104, where it is infinite in float; beyond 178 it would give 0.
-  const VF most = hn::Set(df, 104.0f);
+  const VF exp = hn::Exp(df, hn::Min(hn::Neg(t), hn::Set(df, 104.0f)));
+  return hn::Div(x, hn::Add(hn::Set(df, 1.0f), exp));
+}
+
+void SwiGlu(float* gate, const float* up, size_t num) {
   ForEachVector(num, [&](auto load, auto store) HWY_ATTR {
     const VF g = load(gate);
-    const VF silu = hn::Div(g, hn::Add(one, hn::Exp(df, hn::Min(hn::Neg(g), most))));
-    store(hn::Mul(silu, load(up)), gate);
+    store(hn::Mul(TimesSigmoid(g, g), load(up)), gate);
+  });
+}
+
+void GeGlu(float* gate, const float* up, size_t num) {
+  const DF df;
+  const VF a = hn::Set(df, 1.5957691216f), b = hn::Set(df, 0.0713548163f);  // 2 sqrt(2 / pi), and that times 0.044715
+  ForEachVector(num, [&](auto load, auto store) HWY_ATTR {
+    const VF g = load(gate);
+    const VF twice_u = hn::Mul(g, hn::MulAdd(hn::Mul(g, g), b, a));
+    store(hn::Mul(TimesSigmoid(g, twice_u), load(up)), gate);
+  });
+}
+
+void ReGlu2(float* gate, const float* up, size_t num) {
+  ForEachVector(num, [&](auto load, auto store) HWY_ATTR {
+    const VF g = load(gate);
+    const VF positive = hn::IfThenElse(hn::Lt(g, hn::Zero(DF())), hn::Zero(DF()), g);  // unlike Max it keeps NaN
+    store(hn::Mul(hn::Mul(positive, positive), load(up)), gate);
   });
 }
 
 void AddTo(float* x, const float* y, size_t num) {
   ForEachVector(num, [&](auto load, auto store) HWY_ATTR { store(hn::Add(load(x), load(y)), x); });
+}
+
+void ScaleBy(float* x, float factor, size_t num) {
+  const VF f = hn::Set(DF(), factor);
+  ForEachVector(num, [&](auto load, auto store) HWY_ATTR { store(hn::Mul(load(x), f), x); });
+}
+
+void SoftCap(float* x, float scale, float cap, size_t num) {
+  const DF df;
+  const VF factor = hn::Set(df, scale / cap), most = hn::Set(df, cap);
+  ForEachVector(
+      num, [&](auto load, auto store) HWY_ATTR { store(hn::Mul(most, hn::Tanh(df, hn::Mul(load(x), factor))), x); });
 }
 
 void Rope(float* head, const float* cos, const float* sin, size_t num_pairs, bool interleaved) {
@@ -101,7 +134,11 @@ HWY_AFTER_NAMESPACE();
 namespace lowbit {
 HWY_EXPORT(RmsNorm);
 HWY_EXPORT(SwiGlu);
+HWY_EXPORT(GeGlu);
+HWY_EXPORT(ReGlu2);
 HWY_EXPORT(AddTo);
+HWY_EXPORT(ScaleBy);
+HWY_EXPORT(SoftCap);
 HWY_EXPORT(Rope);
 
 void RmsNorm(const float* x, const float* weight, size_t num, float eps, float* out) {
@@ -109,6 +146,14 @@ void RmsNorm(const float* x, const float* weight, size_t num, float eps, float* 
 }
 
 void SwiGlu(float* gate, const float* up, size_t num) { HWY_DYNAMIC_DISPATCH(SwiGlu)(gate, up, num); }
+
+void GeGlu(float* gate, const float* up, size_t num) { HWY_DYNAMIC_DISPATCH(GeGlu)(gate, up, num); }
+
+void ReGlu2(float* gate, const float* up, size_t num) { HWY_DYNAMIC_DISPATCH(ReGlu2)(gate, up, num); }
+
+void ScaleBy(float* x, float factor, size_t num) { HWY_DYNAMIC_DISPATCH(ScaleBy)(x, factor, num); }
+
+void SoftCap(float* x, float scale, float cap, size_t num) { HWY_DYNAMIC_DISPATCH(SoftCap)(x, scale, cap, num); }
 
 void AddTo(float* x, const float* y, size_t num) { HWY_DYNAMIC_DISPATCH(AddTo)(x, y, num); }
 

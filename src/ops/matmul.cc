@@ -4,6 +4,7 @@
 #include <type_traits>
 
 #include "src/error.h"
+#include "src/ops/elementwise.h"
 #include "src/threads.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -161,9 +162,17 @@ Compute ParseCompute(const std::string& name) {
   throw InputError(Str("compute '", name, "' is not one of auto, int8, bf16, f32"));
 }
 
-void Matmul::operator()(const float* x, size_t num_tokens, const std::vector<Product>& products) {
+void Matmul::operator()(const float* x, size_t num_tokens, const std::vector<Product>& products, bool round_tokens) {
   if (num_tokens == 0 || products.empty()) return;
   const size_t K = products[0].weights.K;
+  const float* token_scales = nullptr;
+  if (round_tokens) {
+    if (codes_.size() < num_tokens * K) codes_.resize(num_tokens * K);
+    if (token_scales_.size() < num_tokens) token_scales_.resize(num_tokens);
+    RoundTokens(x, num_tokens, K, num_threads_, codes_.data(), token_scales_.data());
+    x = codes_.data();
+    token_scales = token_scales_.data();
+  }
   std::vector<Part> parts;
   size_t num_tasks = 0;
   bool need_int8 = false, need_bf16 = false;
@@ -176,7 +185,7 @@ void Matmul::operator()(const float* x, size_t num_tokens, const std::vector<Pro
     num_tasks += (p.weights.N + rows - 1) / rows;
   }
   Activations int8{};
-  if (need_int8) int8 = int8_.Quantize(x, num_tokens, K, num_threads_);
+  if (need_int8) int8 = int8_.Quantize(x, num_tokens, K, num_threads_, token_scales);
   if (need_bf16) {
     if (bf16_.size() < num_tokens * K) bf16_.resize(num_tokens * K);
     HWY_DYNAMIC_DISPATCH(RoundToBf16)(x, num_tokens * K, bf16_.data());
@@ -191,12 +200,15 @@ void Matmul::operator()(const float* x, size_t num_tokens, const std::vector<Pro
     const size_t stride = parts[i].product->out_stride;
     if (parts[i].how == Compute::kInt8) {
       w.format->dot_int8(w.Row(first), w.RowBytes(), num_rows, int8, out, stride);
-    } else if (parts[i].how == Compute::kBf16) {
+      return;
+    }
+    if (parts[i].how == Compute::kBf16) {
       HWY_DYNAMIC_DISPATCH(PanelBf16)(DecodeBf16(w, first, num_rows), num_rows, bf16_.data(), num_tokens, K, out,
                                       stride);
     } else {
       HWY_DYNAMIC_DISPATCH(PanelF32)(DecodeF32(w, first, num_rows), num_rows, x, num_tokens, K, out, stride);
     }
+    for (size_t t = 0; round_tokens && t < num_tokens; ++t) ScaleBy(out + t * stride, token_scales[t], num_rows);
   });
 }
 

@@ -33,8 +33,10 @@ class Matmul {
  public:
   Matmul(Compute compute, size_t num_threads) : compute_(compute), num_threads_(num_threads) {}
 
-  // x: num_tokens rows of K floats. All products share x and K, and run as one parallel loop.
-  void operator()(const float* x, size_t num_tokens, const std::vector<Product>& products);
+  // x: num_tokens rows of K floats. All products share x and K, and run as one parallel loop. With `round_tokens`, x is
+  // first rounded by RoundTokens (src/ops/activations.h), and that is what every way to compute multiplies, exactly:
+  // its codes are exact in 8 bits and in bfloat16, too.
+  void operator()(const float* x, size_t num_tokens, const std::vector<Product>& products, bool round_tokens = false);
 
   Compute compute() const { return compute_; }
   size_t num_threads() const { return num_threads_; }
@@ -44,6 +46,7 @@ class Matmul {
   size_t num_threads_;
   ActivationBuffer int8_;
   hwy::AlignedVector<hwy::bfloat16_t> bf16_;
+  hwy::AlignedVector<float> codes_, token_scales_;  // of RoundTokens
 };
 
 }  // namespace lowbit

@@ -17,6 +17,7 @@ from lowbit import lora, prequantized
 from lowbit._core import FormatError
 from lowbit.arch._base import DENSE_GLOBAL, DENSE_LAYER, Architecture, Sizes, Tensor
 from lowbit.arch._registry import architectures, hf_classes, register
+from lowbit.arch._rope import Tensors
 from lowbit.arch._unknown import unknown_class, unknown_name
 from lowbit.checkpoint import Checkpoint, resolve
 from lowbit.config import Config
@@ -47,9 +48,9 @@ FLOAT_FILE_TYPES = {np.dtype(np.float32): 0, np.dtype(np.float16): 1}
 BFLOAT16_FILE_TYPE = 32
 
 
-def spec(metadata: Mapping[str, Any]) -> ModelSpec:
-    """The network that a GGUF file's metadata describes."""
-    return of_metadata(metadata).spec(metadata)
+def spec(metadata: Mapping[str, Any], tensors: Tensors) -> ModelSpec:
+    """The network that a GGUF file describes: by its metadata, and by tensors that scale rotary embeddings."""
+    return of_metadata(metadata, tensors).spec(metadata, tensors)
 
 
 def of_metadata(metadata: Mapping[str, Any], tensors: Iterable[str] = ()) -> Architecture:
@@ -80,8 +81,9 @@ class OpenedCheckpoint:
 
     @property
     def spec(self) -> ModelSpec:
-        """The network."""
-        return spec(self.metadata)
+        """The network. Reads the tensors of one axis."""
+        vectors = {tensor.name: tensor.rows(0, tensor.shape[0]) for tensor in self.tensors if len(tensor.shape) == 1}
+        return spec(self.metadata, vectors)
 
 
 def open_checkpoint(

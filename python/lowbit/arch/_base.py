@@ -12,17 +12,19 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import numpy as np
-
 from lowbit._core import FormatError, UnsupportedError
-from lowbit.arch._hf import YARN_KEYS, WayBack
+from lowbit.arch._hf import MAX_LAYERS, YARN_KEYS, WayBack, layer_types
+from lowbit.arch._keys import Keys
+from lowbit.arch._rope import Tensors, original_context, rope_of
 from lowbit.checkpoint import Checkpoint
 from lowbit.config import Config
-from lowbit.spec import ModelSpec
+from lowbit.spec import ModelSpec, Rope
 from lowbit.tensor_source import AsFloat32, Renamed, TensorSource
 
 #: Buffers that old checkpoints hold and nobody reads.
 IGNORED_SUFFIXES = (".attention.masked_bias", ".attention.bias", ".rotary_emb.inv_freq")
+#: The core's limit, far above any model: tables for each pair of a head are made before it checks.
+MAX_HEAD_DIM = 4096
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,7 @@ class Architecture(WayBack):
     quant_methods: ClassVar[tuple[str, ...]] = ()
     #: formats that keep the layers' matrices exactly, if those are such that not every format can
     exact_formats: ClassVar[tuple[str, ...]] = ()
+    int8_activations: ClassVar[bool] = False  #: inputs of the layers' linear maps are rounded to 8 bits
     global_tensors: ClassVar[tuple[Tensor, ...]] = DENSE_GLOBAL
     layer_tensors: ClassVar[tuple[Tensor, ...]] = DENSE_LAYER
 
@@ -234,65 +237,70 @@ class Architecture(WayBack):
                 table[f"model.layers.{i}.{tensor.hf}"] = (tensor, f"blk.{i}.{tensor.gguf}")
         return table
 
-    def spec(self, metadata: Mapping[str, Any]) -> ModelSpec:
+    def activation(self, get: Keys) -> str:
+        """The gate's, as ModelSpec names it."""
+        return {"gelu_pytorch_tanh": "gelu_tanh"}.get(self.hidden_act, self.hidden_act)
+
+    def embedding_scale(self, hidden: int) -> float:
+        """What embeddings are multiplied by."""
+        return 1.0
+
+    def attention_scale(self, get: Keys, head_dim: int) -> float:
+        """What products of queries and keys are multiplied by."""
+        return get.number("attention.scale", 1.0 / math.sqrt(head_dim))
+
+    def windows(self, get: Keys, num_layers: int) -> tuple[int, ...]:
+        """For each layer how many tokens one sees, itself included; 0: all. Here attention.sliding_window, for
+        all or where attention.sliding_window_pattern says so."""
+        window = get.integer("attention.sliding_window", 0, minimum=0)
+        kinds = layer_types(get.metadata, get.arch, window)
+        return tuple(window if kind == "sliding_attention" else 0 for kind in kinds)
+
+    def ropes(
+        self, get: Keys, tensors: Tensors, dim: int, windows: tuple[int, ...]
+    ) -> tuple[tuple[Rope, ...], tuple[int, ...]]:
+        """The tables of the rotary embedding, and for each layer the index of its own. Here one for all."""
+        return (rope_of(get, tensors, dim),), (0,) * len(windows)
+
+    def spec(self, metadata: Mapping[str, Any], tensors: Tensors) -> ModelSpec:
         """The network of a GGUF file. Defaults are GGUF's: head_count_kv is head_count, key_length is
         embedding_length / head_count, rope.dimension_count is key_length, rope.freq_base is 10000, and the
-        vocabulary is as long as tokenizer.ggml.tokens."""
-        get = _Keys(metadata, self.name)
+        vocabulary is as long as tokenizer.ggml.tokens. `tensors`: at least those of one axis, by their GGUF names."""
+        get = Keys(metadata, self.name)
         hidden, num_heads = get.integer("embedding_length"), get.integer("attention.head_count")
-        head_dim = get.integer("attention.key_length", hidden // num_heads)
+        head_dim = get.integer("attention.key_length", hidden // num_heads, maximum=MAX_HEAD_DIM)
         if get.integer("attention.value_length", head_dim) != head_dim:
             raise UnsupportedError(f"{self.name}.attention.value_length differs from key_length {head_dim}")
-        scaling = metadata.get(f"{self.name}.rope.scaling.type", "none")
-        if scaling != "none" and metadata.get(f"{self.name}.rope.scaling.factor", 1.0) != 1.0:
-            raise UnsupportedError(
-                f"{self.name}.rope.scaling.type {scaling!r}: scaled rotary embeddings do not run yet"
-            )
         if get.integer("expert_count", 0, minimum=0):
             raise UnsupportedError(f"{self.name}.expert_count: mixtures of experts do not run yet")
+        num_layers = get.integer("block_count", maximum=MAX_LAYERS)
+        rope_dim = get.integer("rope.dimension_count", head_dim, maximum=head_dim)
+        windows = self.windows(get, num_layers)
+        ropes, layer_ropes = self.ropes(get, tensors, rope_dim, windows)
         return ModelSpec(
             architecture=self.name,
             vocab_size=get.integer("vocab_size", len(metadata.get("tokenizer.ggml.tokens", ()))),
             context_length=get.integer("context_length"),
             hidden_size=hidden,
             intermediate_size=get.integer("feed_forward_length"),
-            num_layers=get.integer("block_count"),
+            num_layers=num_layers,
             num_heads=num_heads,
             num_kv_heads=get.integer("attention.head_count_kv", num_heads),
             head_dim=head_dim,
             norm_eps=get.number("attention.layer_norm_rms_epsilon"),
-            rope_theta=get.number("rope.freq_base", 10000.0),
-            rope_dim=get.integer("rope.dimension_count", head_dim),
+            attention_scale=self.attention_scale(get, head_dim),
+            windows=windows,
+            rope_dim=rope_dim,
             rope_interleaved=self.rope_interleaved,
+            ropes=ropes,
+            layer_ropes=layer_ropes,
+            original_context=original_context(get, ropes),
+            activation=self.activation(get),
+            embedding_scale=self.embedding_scale(hidden),
+            attention_softcap=get.number("attn_logit_softcapping", 0.0, minimum=0.0),
+            logit_softcap=get.number("final_logit_softcapping", 0.0, minimum=0.0),
+            int8_activations=self.int8_activations,
         )
-
-
-class _Keys:
-    """Typed reads of an architecture's GGUF keys."""
-
-    def __init__(self, metadata: Mapping[str, Any], arch: str) -> None:
-        self.metadata = metadata
-        self.arch = arch
-
-    def _get(self, key: str, default: Any) -> Any:
-        value = self.metadata.get(f"{self.arch}.{key}", default)
-        if value is None:
-            raise FormatError(f"metadata has no {self.arch}.{key}")
-        return value
-
-    def integer(self, key: str, default: int | None = None, minimum: int = 1) -> int:
-        value = self._get(key, default)
-        if isinstance(value, (list, np.ndarray)):
-            raise UnsupportedError(f"{self.arch}.{key} differs between layers")
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not minimum <= value < 1 << 31:
-            raise FormatError(f"{self.arch}.{key} is {str(value)[:40]!r}, expected an integer of at least {minimum}")
-        return int(value)
-
-    def number(self, key: str, default: float | None = None) -> float:
-        value = self._get(key, default)
-        if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not 0 < value < math.inf:
-            raise FormatError(f"{self.arch}.{key} is {str(value)[:40]!r}, expected a positive number")
-        return float(value)
 
 
 def refuse_wide_heads(arch: str, config: Config, sizes: Sizes) -> None:

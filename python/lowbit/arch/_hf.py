@@ -27,7 +27,7 @@ YARN_KEYS = (
     ("beta_slow", "yarn_beta_slow"),
 )
 #: The most layers of a network.
-MAX_LAYERS = 1 << 16
+MAX_LAYERS = 4096
 #: The most pairs of dimensions that a head rotates.
 _MAX_ROTATED = 1 << 16
 

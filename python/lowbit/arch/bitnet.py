@@ -24,6 +24,7 @@ import numpy as np
 
 from lowbit._core import FormatError, UnsupportedError
 from lowbit.arch._base import DENSE_LAYER, Architecture, Tensor, refuse_wide_heads
+from lowbit.arch._keys import Keys
 from lowbit.checkpoint import Checkpoint, StoredTensor
 from lowbit.config import Config
 from lowbit.tensor_source import FileRows, TensorSource
@@ -183,6 +184,10 @@ class BitNet(Architecture):
             "bitnet.rope.scaling.factor": 1.0,
             "bitnet.hidden_activation": self.hidden_act,
         }
+
+    def activation(self, get: Keys) -> str:
+        """SiLU in files without a key that says otherwise."""
+        return get.text("hidden_activation", "silu")
 
     def tensors(self, checkpoint: Checkpoint, config: Config) -> list[TensorSource]:
         """Every tensor of the file, with matrices as three values and their scales."""

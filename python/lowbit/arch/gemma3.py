@@ -6,14 +6,17 @@ root of the hidden size; five layers with a window and rotary base 10000, then o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from lowbit._core import FormatError, UnsupportedError
 from lowbit.arch import _hf
-from lowbit.arch._base import DENSE_LAYER, Architecture, Sizes, Tensor, rope_metadata, sliding_layers
+from lowbit.arch._base import DENSE_LAYER, Architecture, Tensor, rope_metadata, sliding_layers
 from lowbit.arch._keys import Keys
+from lowbit.arch._rope import Tensors, plain_rope, rope_of
 from lowbit.config import Config
+from lowbit.spec import Rope
 from lowbit.tensor_source import MinusOne, PlusOne, TensorSource
 
 #: What the text_config of a model that also sees may leave out, as transformers' Gemma3TextConfig has it.
@@ -123,7 +126,7 @@ class Gemma3(Architecture):
             if windows != usual_windows(window, sizes.layers):
                 keys["gemma3.attention.sliding_window_pattern"] = [seen > 0 for seen in windows]
         scalar = config.number("query_pre_attn_scalar", 256)
-        if scalar != usual_scalar(sizes):
+        if scalar != usual_scalar(sizes.layers, sizes.hidden, sizes.num_heads, sizes.head_dim):
             keys["gemma3.attention.scale"] = scalar**-0.5
         return keys
 
@@ -140,7 +143,9 @@ class Gemma3(Architecture):
         get = Keys(metadata, self.name)
         config = super().hf_config(metadata, tensors)
         config |= {"model_type": "gemma3_text", "hidden_activation": config.pop("hidden_act")}
-        config["query_pre_attn_scalar"] = usual_scalar(self.sizes(Config(config, "config.json")))
+        sizes = self.sizes(Config(config, "config.json"))
+        usual = usual_scalar(sizes.layers, sizes.hidden, sizes.num_heads, sizes.head_dim)
+        config["query_pre_attn_scalar"] = usual
         if f"{self.name}.attention.scale" in metadata:
             scalar = get.number("attention.scale") ** -2
             config["query_pre_attn_scalar"] = round(scalar) if abs(scalar - round(scalar)) < 1e-3 else scalar
@@ -167,15 +172,38 @@ class Gemma3(Architecture):
         }
         return {**rope, "rope_parameters": both, "rope_local_base_freq": local}
 
+    def embedding_scale(self, hidden: int) -> float:
+        """The square root of the hidden size."""
+        return math.sqrt(hidden)
+
+    def attention_scale(self, get: Keys, head_dim: int) -> float:
+        """By attention.scale, or as the reference takes for granted."""
+        hidden, num_heads = get.integer("embedding_length"), get.integer("attention.head_count")
+        scalar = usual_scalar(get.integer("block_count"), hidden, num_heads, head_dim)
+        return get.number("attention.scale", scalar**-0.5)
+
+    def windows(self, get: Keys, num_layers: int) -> tuple[int, ...]:
+        """By attention.sliding_window_pattern, or as the reference takes for granted."""
+        if f"{self.name}.attention.sliding_window_pattern" in get.metadata:
+            return super().windows(get, num_layers)
+        return usual_windows(get.integer("attention.sliding_window", 0, minimum=0), num_layers)
+
+    def ropes(
+        self, get: Keys, tensors: Tensors, dim: int, windows: tuple[int, ...]
+    ) -> tuple[tuple[Rope, ...], tuple[int, ...]]:
+        """The usual table for layers that see everything, a plain one with a base of its own for the others."""
+        local = plain_rope(get.number("rope.freq_base_swa", LOCAL_THETA), dim)
+        return (rope_of(get, tensors, dim), local), tuple(int(window > 0) for window in windows)
+
 
 def usual_windows(window: int, num_layers: int) -> tuple[int, ...]:
     """The windows of a gemma3 file that has no attention.sliding_window_pattern."""
     return tuple(window * ((i + 1) % PATTERN > 0) for i in range(num_layers))
 
 
-def usual_scalar(sizes: Sizes) -> int:
+def usual_scalar(num_layers: int, hidden: int, num_heads: int, head_dim: int) -> int:
     """query_pre_attn_scalar of a gemma3 file that has no attention.scale: the 27B model's, of 62 layers, is special."""
-    return sizes.hidden // sizes.num_heads if sizes.layers == 62 else sizes.head_dim
+    return hidden // num_heads if num_layers == 62 else head_dim
 
 
 ARCHITECTURE = Gemma3()
