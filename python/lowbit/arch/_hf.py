@@ -29,7 +29,7 @@ YARN_KEYS = (
 #: The most layers of a network.
 MAX_LAYERS = 4096
 #: The most pairs of dimensions that a head rotates.
-_MAX_ROTATED = 1 << 16
+MAX_ROTATED = 1 << 16
 
 
 class WayBack:
@@ -161,7 +161,7 @@ def llama3_parameters(factors: TensorSource, theta: float, compute: Callable[...
     far has 1, 4 and a power of two, so those are tried. `compute` is llama.llama3_factors. Raises UnsupportedError if
     none gives the same bits.
     """
-    if len(factors.shape) != 1 or not 0 < factors.shape[0] <= _MAX_ROTATED or factors.dtype != np.float32:
+    if len(factors.shape) != 1 or not 0 < factors.shape[0] <= MAX_ROTATED or factors.dtype != np.float32:
         raise FormatError(f"tensor {factors.name}: {factors.dtype} {list(factors.shape)}, expected a factor a pair")
     wanted = read(factors)
     factor = decimal(wanted.max())

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from lowbit._core import FormatError, UnsupportedError
+from lowbit.arch import _hf
 from lowbit.arch._base import Architecture, Sizes, Tensor, refuse_wide_heads
+from lowbit.arch._keys import Keys
 from lowbit.config import MAX_SIZE, Config
-from lowbit.tensor_source import ArraySource, TensorSource
+from lowbit.tensor_source import ArraySource, TensorSource, read
+
+LONG, SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
 
 
 class Phi3(Architecture):
@@ -80,9 +84,38 @@ class Phi3(Architecture):
         rope = config.rope()
         if rope.values["rope_type"] != "default":
             half = _rope_dim(config, self.sizes(config)) // 2
-            for which in ("long", "short"):
-                factors = rope.numbers(f"{which}_factor", half)
-                yield ArraySource(f"rope_factors_{which}.weight", np.array(factors, np.float32))
+            for key, name in (("long_factor", LONG), ("short_factor", SHORT)):
+                yield ArraySource(name, np.array(rope.numbers(key, half), np.float32))
+
+    def hf_config(self, metadata: Mapping[str, Any], tensors: Mapping[str, TensorSource]) -> dict[str, Any]:
+        """As in every architecture, with the first context and the rotated part of a head."""
+        get = Keys(metadata, self.name)
+        config = super().hf_config(metadata, tensors)
+        config["original_max_position_embeddings"] = get.integer("rope.scaling.original_context_length")
+        head_dim = config.pop("head_dim")
+        config["partial_rotary_factor"] = get.integer("rope.dimension_count", head_dim) / head_dim
+        return config
+
+    def hf_biases(self, tensors: Mapping[str, TensorSource]) -> dict[str, bool]:
+        """There are none."""
+        return {}
+
+    def hf_windows(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
+        """The way back from `config_windows`."""
+        return {"sliding_window": Keys(metadata, self.name).integer("attention.sliding_window", 0, minimum=0) or None}
+
+    def hf_rope(self, metadata: Mapping[str, Any], tensors: Mapping[str, TensorSource]) -> dict[str, Any]:
+        """The factors, from the tensors that hold them."""
+        rope = super().hf_rope(metadata, tensors)
+        if LONG not in tensors and SHORT not in tensors:
+            return rope
+        scaling: dict[str, Any] = {"type": "longrope"}
+        for name, factors in (("long_factor", tensors.get(LONG)), ("short_factor", tensors.get(SHORT))):
+            if factors is None or len(factors.shape) != 1 or factors.shape[0] > _hf.MAX_ROTATED:
+                raise FormatError(f"tensors {LONG} and {SHORT}: expected both, with a factor a pair")
+            scaling[name] = [_hf.decimal(factor) for factor in read(factors)]
+        both = {**rope["rope_parameters"], **scaling, "rope_type": "longrope"}
+        return {**rope, "rope_parameters": both, "rope_scaling": scaling}
 
 
 def _original_context(config: Config) -> int:
