@@ -31,6 +31,8 @@ NESTED_DEFAULTS = {
 #: Layers from one that sees everything to the next.
 PATTERN = 6
 GLOBAL_THETA, LOCAL_THETA = 1e6, 1e4
+#: Of logits, which the reference keeps, too, and of attention's scores, which it refuses.
+SOFT_CAPS = ("final_logit_softcapping", "attn_logit_softcapping")
 
 
 class Gemma3(Architecture):
@@ -74,10 +76,9 @@ class Gemma3(Architecture):
         return 256
 
     def check(self, config: Config) -> list[str]:
-        """Soft caps on attention and attention in both directions are not Gemma 3's."""
-        for key in ("attn_logit_softcapping", "use_bidirectional_attention"):
-            if config.values.get(key):
-                raise UnsupportedError(f"{config.where}: {key} is set, the gemma3 architecture has none")
+        """Attention in both directions, as embedding models have it, is not the text model's."""
+        if config.values.get("use_bidirectional_attention"):
+            raise UnsupportedError(f"{config.where}: use_bidirectional_attention is set, gemma3 looks back only")
         return super().check(config)
 
     def config_windows(self, config: Config) -> tuple[int, ...]:
@@ -118,8 +119,9 @@ class Gemma3(Architecture):
     def late_metadata(self, config: Config) -> dict[str, Any]:
         """The window, and what the reference takes for granted where a model differs: layers, scale of attention."""
         keys: dict[str, Any] = {}
-        if config.values.get("final_logit_softcapping"):
-            keys["gemma3.final_logit_softcapping"] = config.number("final_logit_softcapping")
+        for key in SOFT_CAPS:
+            if config.values.get(key):
+                keys[f"gemma3.{key}"] = config.number(key)
         sizes, windows = self.sizes(config), self.config_windows(config)
         if window := max(windows):
             keys["gemma3.attention.sliding_window"] = window
@@ -149,8 +151,9 @@ class Gemma3(Architecture):
         if f"{self.name}.attention.scale" in metadata:
             scalar = get.number("attention.scale") ** -2
             config["query_pre_attn_scalar"] = round(scalar) if abs(scalar - round(scalar)) < 1e-3 else scalar
-        if f"{self.name}.final_logit_softcapping" in metadata:
-            config["final_logit_softcapping"] = _hf.decimal(get.number("final_logit_softcapping"))
+        for key in SOFT_CAPS:
+            if f"{self.name}.{key}" in metadata:
+                config[key] = _hf.decimal(get.number(key))
         return config
 
     def hf_windows(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
