@@ -20,6 +20,7 @@ COMMANDS = [
     "export",
     "inspect",
     "metadata",
+    "diff",
     "split",
     "merge",
     "formats",

@@ -1,7 +1,7 @@
 """The command `lowbit`.
 
 Results go to stdout, everything else to stderr. The exit status is 0, 1 (the work failed; one line says why) or 2
-(wrong usage); 130 after Ctrl-C, 143 after a request to terminate.
+(wrong usage); 130 after Ctrl-C, 143 after a request to terminate. `lowbit diff` exits as diff does.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typer.main import get_command
 from lowbit._core import Error
 from lowbit.cli import (  # noqa: F401  (each adds its commands)
     demo,
+    diff,
     exporting,
     files,
     imatrix,

@@ -1,10 +1,12 @@
-"""GGUF files: `open` for reading, `write` and `Writer` for writing, `edit` for changing metadata.
+"""GGUF files: `open` for reading, `write` and `Writer` for writing, `edit` for changing metadata,
+`diff` for comparing.
 
 Reading maps the file: opening costs time and memory for the metadata alone, and tensors are read-only views of the
 map, which lives as long as any of them. A file that somebody cuts short while it is mapped ends the process (SIGBUS)
 when the lost bytes are touched; replacing it by rename, as `Writer` does, is safe, and so is `edit`.
 """
 
+from lowbit.gguf.comparing import GgufDiff, KeyDiff, TensorDiff, diff
 from lowbit.gguf.editing import PADDING_KEY, RESERVED_BYTES, Change, Edit, edit, edit_unfinished, padding
 from lowbit.gguf.reading import DTYPES, SPLIT_KEYS, File, Place, TensorInfo, open
 from lowbit.gguf.writing import Writer, file_size, write
@@ -17,9 +19,13 @@ __all__ = [
     "Change",
     "Edit",
     "File",
+    "GgufDiff",
+    "KeyDiff",
     "Place",
+    "TensorDiff",
     "TensorInfo",
     "Writer",
+    "diff",
     "edit",
     "edit_unfinished",
     "file_size",

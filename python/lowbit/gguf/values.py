@@ -28,6 +28,9 @@ NUMBERS: dict[str, np.dtype[Any]] = {
 #: Keys that readers expect a string under, whether or not the file has them.
 STRING_KEYS = ("general.architecture", "tokenizer.ggml.model", "tokenizer.ggml.pre", "tokenizer.chat_template")
 
+# A value in few words.
+_SHOWN_CHARACTERS, _SHOWN_ITEMS = 60, 4
+
 
 def checked_name(kind: str, name: str) -> str:
     """The name of a key or tensor. Raises InputError for one that UTF-8 cannot encode."""
@@ -157,3 +160,22 @@ def parsed(key: str, text: str, type: str | None, before: Any) -> Any:
             raise InputError(f"key {key}: expected a JSON list of strings")
         return value
     return _cast(key, np.asarray(value), NUMBERS[name])[()]
+
+
+def described(value: Any, other: Any = None) -> str:
+    """A typed value, None included, in few words; a long one from where it differs from the `other`."""
+    if value is None:
+        return ""
+    if isinstance(value, np.generic):
+        return str(value.item())
+    items, others = (v.tolist() if isinstance(v, np.ndarray) else v for v in (value, other))
+    if isinstance(items, str) and len(items) <= _SHOWN_CHARACTERS:
+        return items
+    first = 0
+    if type(others) is type(items):
+        pairs = enumerate(zip(items, others, strict=False))
+        first = next((i for i, (x, y) in pairs if x != y), min(len(items), len(others)))
+    if isinstance(items, str):
+        return f"{len(items)} characters, from {first}: {items[first : first + _SHOWN_CHARACTERS]}"
+    shown = ", ".join(str(item)[:_SHOWN_CHARACTERS] for item in items[first : first + _SHOWN_ITEMS])
+    return f"{len(items)} elements, from {first}: {shown}"

@@ -1,0 +1,122 @@
+"""The command that compares two GGUF files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lowbit.cli.app import Json, Threads, app, examples, settings
+from lowbit.cli.console import note, print_json, print_table, printable
+
+if TYPE_CHECKING:
+    from lowbit.gguf import GgufDiff, TensorDiff, TensorInfo
+
+_FAILED = 2  # 1 says that the files differ
+
+
+@app.command(
+    epilog=examples(
+        "lowbit diff a.gguf b.gguf",
+        "lowbit diff ours.gguf theirs.gguf --ignore 'lowbit.*' --ignore general.name",
+        "lowbit diff model-bf16.gguf model-Q4_K_M.gguf --tensors-only",
+        "lowbit diff whole.gguf parts-00001-of-00003.gguf --ignore 'split.*' --json",
+    )
+)
+def diff(
+    a: Annotated[
+        Path, typer.Argument(metavar="A.gguf", exists=True, dir_okay=False, help="GGUF file, or one of a split model.")
+    ],
+    b: Annotated[Path, typer.Argument(metavar="B.gguf", exists=True, dir_okay=False, help="The file to compare with.")],
+    keys_only: Annotated[bool, typer.Option("--keys-only", help="Leave the tensors out.")] = False,
+    tensors_only: Annotated[bool, typer.Option("--tensors-only", help="Leave the metadata out.")] = False,
+    ignore: Annotated[
+        list[str] | None,
+        typer.Option("--ignore", metavar="PATTERN", help="Leave keys out, 'lowbit.*' say; repeatable."),
+    ] = None,
+    threads: Threads = None,
+    json: Json = False,
+) -> None:
+    """Compares two GGUF files, key by key and tensor by tensor.
+
+    Where weights differ it says how many blocks, and how far apart they are. The exit status is that of diff: 0 if the
+    files say the same, 1 if they differ, 2 if that could not be found out.
+    """
+    if keys_only and tensors_only:
+        raise typer.BadParameter("--keys-only and --tensors-only leave nothing", param_hint="--keys-only")
+    import lowbit
+
+    try:
+        found = lowbit.gguf.diff(
+            a, b, keys=not tensors_only, tensors=not keys_only, ignore=ignore or (), threads=threads, progress=True
+        )
+    except (lowbit.Error, OSError) as error:
+        if settings.debug:
+            raise
+        note(f"lowbit: {' '.join(str(error).split())}")
+        raise typer.Exit(_FAILED) from None
+    if json:
+        print_json(_as_json(found))
+    else:
+        _print(found)
+    raise typer.Exit(0 if found.equal else 1)
+
+
+def _print(found: GgufDiff) -> None:
+    from lowbit.gguf.values import described
+
+    if found.keys:
+        rows = [[k.key, k.kind, _typed(k.a, described(k.a, k.b)), _typed(k.b, described(k.b, k.a))] for k in found.keys]
+        print_table(["key", "differs in", "A", "B"], rows)
+    if found.tensors:
+        columns = ["tensor", "differs in", "A", "B", ">blocks", ">relative RMSE", ">largest"]
+        print_table(columns, [_row(tensor) for tensor in found.tensors])
+    orders = [what for what, order in (("keys", found.key_order), ("tensors", found.tensor_order)) if order]
+    if orders:
+        print(f"The {' and '.join(orders)} come in another order.")
+    keys, tensors = (
+        f"{len(found.keys)} of {found.num_keys} keys",
+        f"{len(found.tensors)} of {found.num_tensors} tensors",
+    )
+    print("No difference." if found.equal else f"{keys} and {tensors} differ.")
+
+
+def _typed(value: Any, text: str) -> str:
+    from lowbit.gguf.values import type_name
+
+    return "" if value is None else f"{printable(text)} ({type_name(value)})"
+
+
+def _row(tensor: TensorDiff) -> list[str]:
+    def info(side: TensorInfo | None) -> str:
+        return "" if side is None else f"{' x '.join(map(str, side.shape))} {side.format}"
+
+    blocks = "" if tensor.blocks is None else f"{tensor.blocks} of {tensor.num_blocks}"
+    figures = ["" if number is None else f"{number:.4g}" for number in (tensor.relative, tensor.max)]
+    return [tensor.name, tensor.kind, info(tensor.a), info(tensor.b), blocks, *figures]
+
+
+def _as_json(found: GgufDiff) -> dict[str, Any]:
+    from lowbit.gguf.values import type_name
+    from lowbit.inspect import summary
+
+    def side(value: Any) -> Any:
+        return None if value is None else {"type": type_name(value), "value": summary(value)}
+
+    def info(side: TensorInfo | None) -> Any:
+        return None if side is None else side._asdict()
+
+    return {
+        "equal": found.equal,
+        "keys": [{"key": k.key, "kind": k.kind, "a": side(k.a), "b": side(k.b)} for k in found.keys],
+        "tensors": [
+            vars(tensor)
+            | {"kind": tensor.kind, "a": tensor.a and tensor.a._asdict(), "b": tensor.b and tensor.b._asdict()}
+            for tensor in found.tensors
+        ],
+        "key_order": found.key_order,
+        "tensor_order": found.tensor_order,
+        "num_keys": found.num_keys,
+        "num_tensors": found.num_tensors,
+    }
