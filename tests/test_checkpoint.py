@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from tiny_checkpoint import make_checkpoint, write_json, write_safetensors
 
 import lowbit
-from lowbit.checkpoint import Checkpoint, read_json, read_safetensors, resolve
+from lowbit.checkpoint import Checkpoint, read_json, read_safetensors
+from lowbit.hub import resolve
 from lowbit.tensor_source import InterleavedHeads, Renamed, read
 
 
@@ -161,11 +162,84 @@ def test_integer_weights_are_refused_when_used(tmp_path: Path) -> None:
         read(tensors["a"])
 
 
-def test_pickle_checkpoints_are_refused_with_a_way_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "model.pth", "model.ckpt"])
+def test_pickle_checkpoints_are_refused_with_a_way_out(tmp_path: Path, name: str) -> None:
     folder = make_checkpoint(tmp_path / "a")
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    with pytest.raises(lowbit.UnsupportedError, match="save_pretrained"):
-        Checkpoint(folder)
+    (folder / "model.safetensors").unlink()
+    (folder / name).write_bytes(b"not even read")
+    for path in (folder, folder / name):
+        with pytest.raises(lowbit.UnsupportedError, match=rf"{name} is a pickle.*save_pretrained.*refs/pr/N"):
+            Checkpoint(path)
+
+
+OTHER_FOLDERS: dict[str, tuple[list[str], type[lowbit.Error], str]] = {
+    "an adapter": (
+        ["adapter_config.json", "adapter_model.safetensors"],
+        lowbit.UnsupportedError,
+        "LoRA adapter.*--lora",
+    ),
+    "diffusers": (["model_index.json", "unet/config.json"], lowbit.UnsupportedError, "diffusers pipeline"),
+    "GGUF": (["tiny-Q4_K_M.gguf"], lowbit.UnsupportedError, r"give .*tiny-Q4_K_M\.gguf itself"),
+    "ONNX": (["onnx/model.onnx", "tokenizer.json"], lowbit.UnsupportedError, "model.onnx is an ONNX model"),
+    "the makers' form": (["params.json", "consolidated.00.pth"], lowbit.UnsupportedError, "makers' own form"),
+    "a tokenizer": (["tokenizer.json"], lowbit.FileError, "no config.json: tokenizer.json, but no model"),
+    "one folder more": (["tiny/config.json"], lowbit.FileError, r"no config\.json; there is tiny/config\.json"),
+    "nothing": ([], lowbit.FileError, "no config.json$"),
+}
+
+
+@pytest.mark.parametrize("case", OTHER_FOLDERS)
+def test_folders_that_are_something_else(tmp_path: Path, case: str) -> None:
+    names, error, message = OTHER_FOLDERS[case]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(error, match=message) as caught:
+        Checkpoint(tmp_path)
+    assert str(caught.value).startswith(str(tmp_path))
+
+
+CONFIGS: dict[str, tuple[bytes, str]] = {
+    "empty": (b"", "not valid JSON"),
+    "cut off": (b'{"architectures": ["Qwen3ForCausalLM"', r"not valid JSON \(Expecting ',' delimiter: line 1"),
+    "a BOM": ("\ufeff{}".encode(), r"not valid JSON \(Unexpected UTF-8 BOM"),
+    "UTF-16": ("{}".encode("utf-16"), "not valid JSON"),
+    "a list": (b"[]", "expected a JSON object, found list"),
+    "deeply nested": (b'{"a": ' + b"[" * 200000, "not valid JSON"),
+    "a name twice": (b'{"a": 1, "a": 2}', "duplicate name 'a'"),
+    "too long": (b"{}" + b" " * (16 << 20), "16777218 bytes, expected at most 16777216"),
+    "no class": (b"{}", "architectures"),
+}
+
+
+@pytest.mark.parametrize("case", CONFIGS)
+def test_broken_config(tmp_path: Path, case: str) -> None:
+    folder = make_checkpoint(tmp_path / "a")
+    data, message = CONFIGS[case]
+    (folder / "config.json").write_bytes(data)
+    with pytest.raises(lowbit.FormatError, match=message) as caught:
+        lowbit.convert(folder, tmp_path / "out.gguf", progress=False)
+    assert "config.json" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_links_as_the_hub_keeps_them(tmp_path: Path) -> None:
+    """Names in an index are plain; where links lead is up to who made the folder. The cache of the hub is of links."""
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "0123"
+    make_checkpoint(blobs, shards=2)
+    snapshot.mkdir(parents=True)
+    for path in blobs.iterdir():
+        (snapshot / path.name).symlink_to(Path("../../blobs") / path.name)
+    assert Checkpoint(snapshot).tensors.keys() == Checkpoint(blobs).tensors.keys()
+
+
+def test_code_of_a_checkpoint_is_ignored(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "a")
+    config = json.loads((folder / "config.json").read_text())
+    write_json(folder / "config.json", {**config, "auto_map": {"AutoModelForCausalLM": "evil.Model"}})
+    (folder / "evil.py").write_text("raise SystemExit")
+    report = lowbit.convert(folder, tmp_path / "out.gguf", "Q8_0", progress=False, dry_run=True)
+    assert any("auto_map" in note and "never run" in note for note in report.notes)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])

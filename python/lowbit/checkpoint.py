@@ -17,12 +17,15 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from lowbit._core import FileError, FormatError, UnsupportedError
+from lowbit._core import Error, FileError, FormatError, UnsupportedError
 from lowbit.file_reader import FileReader
 from lowbit.tensor_source import FileRows
 
 MAX_HEADER_BYTES = 100 << 20  # the cap of the safetensors library
-MAX_JSON_BYTES = 512 << 20  # tokenizer.json of the largest vocabularies is below 40 MB
+MAX_JSON_BYTES = 128 << 20  # tokenizer.json of the largest vocabularies is below 40 MB
+MAX_CONFIG_BYTES = 16 << 20  # Python's objects take up to thirty times as much
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+INDEX = "model.safetensors.index.json"
 MAX_DIMS = 8
 MAX_SHARDS = 100_000
 
@@ -86,11 +89,11 @@ def parse_json(data: bytes, where: str) -> dict[str, Any]:
     return value
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
     """The JSON object in a file."""
     file = FileReader(path)
-    if file.size > MAX_JSON_BYTES:
-        raise FormatError(f"{path}: {file.size} bytes, expected at most {MAX_JSON_BYTES}")
+    if file.size > max_bytes:
+        raise FormatError(f"{path}: {file.size} bytes, expected at most {max_bytes}")
     return parse_json(file.read(0, file.size), str(path))
 
 
@@ -142,7 +145,7 @@ def read_safetensors(path: Path) -> dict[str, StoredTensor]:
     return {tensor.name: tensor for tensor in sorted((e[2] for e in entries), key=lambda t: t.name)}
 
 
-def _index_shards(folder: Path, index: Path) -> tuple[list[str], set[str]]:
+def index_shards(index: Path) -> tuple[list[str], set[str]]:
     """File names, sorted, and tensor names of model.safetensors.index.json."""
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
@@ -165,14 +168,42 @@ def _unindexed_shards(folder: Path) -> list[str]:
     return names
 
 
-def _refuse(folder: Path) -> None:
-    """Raises with a way out when there are no safetensors files."""
-    if any(folder.glob("pytorch_model*.bin")) or any(folder.glob("*.pth")):
-        raise UnsupportedError(
-            f"{folder}: a pickle checkpoint (.bin) can run code when it is loaded, so lowbit reads safetensors only; "
-            "convert it where you trust it: AutoModelForCausalLM.from_pretrained(d).save_pretrained(d)"
+def _pickle(folder: Path, name: str) -> Error:
+    return UnsupportedError(
+        f"{folder}: {name} is a pickle, which can run code when it is loaded, so lowbit reads safetensors only; write "
+        "them where you trust it: AutoModelForCausalLM.from_pretrained(d).save_pretrained(d), or take them from the "
+        "hub, where converted ones are proposed as revision refs/pr/N"
+    )
+
+
+def _not_a_checkpoint(folder: Path, missing: str) -> Error:
+    """What a folder is instead, and what to do with it."""
+
+    def found(*patterns: str) -> str:
+        paths = (path for pattern in patterns for path in sorted(folder.glob(pattern)))
+        return next((str(path.relative_to(folder)) for path in paths), "")
+
+    if name := found("adapter_config.json"):
+        return UnsupportedError(
+            f"{folder}: this is a LoRA adapter, not a model: convert its base model (base_model_name_or_path in "
+            f"{name}) with --lora and this folder"
         )
-    raise FileError(f"{folder}: no model.safetensors and no model.safetensors.index.json")
+    if found("model_index.json"):
+        return UnsupportedError(f"{folder}: this is a diffusers pipeline; lowbit reads language models")
+    if name := found("*.gguf"):
+        return UnsupportedError(f"{folder}: this folder holds GGUF files: give {folder / name} itself")
+    if name := found("*.onnx", "onnx/*.onnx"):
+        return UnsupportedError(f"{folder}: {name} is an ONNX model; lowbit reads safetensors")
+    if name := found("consolidated*", "params.json"):
+        return UnsupportedError(f"{folder}: {name} is in its makers' own form; take the one for transformers")
+    if name := found(*(f"*{suffix}" for suffix in PICKLES)):
+        return _pickle(folder, name)
+    hint = ""
+    if name := found("*/config.json"):
+        hint = f"; there is {name}"
+    elif name := found("tokenizer.json", "tokenizer.model"):
+        hint = f": {name}, but no model"
+    return FileError(f"{folder}: no {missing}{hint}")
 
 
 class Checkpoint:
@@ -183,19 +214,23 @@ class Checkpoint:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
+        if self.folder.is_file():
+            if self.folder.suffix in PICKLES:
+                raise _pickle(self.folder.parent, self.folder.name)
+            raise FileError(f"{self.folder}: a file, expected the folder of a checkpoint")
         if not self.folder.is_dir():
             raise FileError(f"{self.folder}: no such folder")
         if not (self.folder / "config.json").is_file():
-            raise FileError(f"{self.folder}: no config.json: not a Hugging Face checkpoint")
-        self.config = read_json(self.folder / "config.json")
-        index = self.folder / "model.safetensors.index.json"
+            raise _not_a_checkpoint(self.folder, "config.json")
+        self.config = read_json(self.folder / "config.json", MAX_CONFIG_BYTES)
+        index = self.folder / INDEX
         expected: set[str] | None = None
         if index.is_file():
-            shards, expected = _index_shards(self.folder, index)
+            shards, expected = index_shards(index)
         else:
             shards = _unindexed_shards(self.folder)
         if not shards:
-            _refuse(self.folder)
+            raise _not_a_checkpoint(self.folder, "model.safetensors")
         if len(shards) > MAX_SHARDS:
             raise FormatError(f"{self.folder}: {len(shards)} files, expected at most {MAX_SHARDS}")
         if missing := [name for name in shards if not (self.folder / name).is_file()]:
@@ -216,19 +251,3 @@ class Checkpoint:
 
 def _listed(names: list[str]) -> str:
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-
-
-def resolve(source: str | os.PathLike[str]) -> tuple[Path, str | None]:
-    """A folder, or a hub id ("org/name") which is downloaded. Returns the folder and the hub id, if it was one."""
-    path = Path(source)
-    if path.exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(source), re.ASCII):
-        return path, None
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
-
-    patterns = ["*.json", "*.safetensors", "tokenizer.model", "*.jinja", "README.md"]
-    try:
-        return Path(snapshot_download(str(source), allow_patterns=patterns)), str(source)
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise FileError(f"{source}: no such folder, and not downloaded from the hub: {reason}") from None

@@ -14,8 +14,8 @@ from typing import Any
 from lowbit import evaluate
 from lowbit._core import InputError
 from lowbit.bench import bench
-from lowbit.checkpoint import resolve
 from lowbit.convert import convert, quantize_file
+from lowbit.hub import resolve
 from lowbit.imatrix import Imatrix, Sums, collect, load_imatrix
 from lowbit.inspect import inspect
 from lowbit.model import Model, load

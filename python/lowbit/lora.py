@@ -23,8 +23,9 @@ from pathlib import Path
 import numpy as np
 
 from lowbit._core import FileError, FormatError, InputError, UnsupportedError
-from lowbit.checkpoint import Checkpoint, StoredTensor, read_json, read_safetensors, resolve
+from lowbit.checkpoint import Checkpoint, StoredTensor, read_json, read_safetensors
 from lowbit.config import Config
+from lowbit.hub import resolve
 from lowbit.tensor_source import read
 
 Adapter = str | os.PathLike[str]
@@ -105,11 +106,14 @@ class _Replaced(StoredTensor):
         super().__init__(own.file, base.name, own.dtype_name, own.shape, own.offset)
 
 
-def merge(checkpoint: Checkpoint, adapters: Adapters, scales: float | Sequence[float]) -> list[str]:
-    """Puts adapters into the checkpoint's tensors, in turn; returns notes.
+def merge(
+    checkpoint: Checkpoint, adapters: Adapters, scales: float | Sequence[float], hub_id: str | None = None
+) -> list[str]:
+    """Puts adapters into the checkpoint's tensors, in turn; returns notes, one if they were made for another model.
 
-    scales: multiplies what each adapter adds, one number for all or one for each. Raises InputError for wrong scales,
-    FileError, FormatError and UnsupportedError for adapters that cannot be read or do not fit.
+    hub_id: the checkpoint's. scales: multiplies what each adapter adds, one number for all or one for each. Raises
+    InputError for wrong scales, FileError, FormatError and UnsupportedError for adapters that cannot be read or do not
+    fit.
     """
     paths = [adapters] if isinstance(adapters, (str, os.PathLike)) else list(adapters)
     factors = list(scales) if isinstance(scales, Sequence) else [scales] * len(paths)
@@ -119,9 +123,19 @@ def merge(checkpoint: Checkpoint, adapters: Adapters, scales: float | Sequence[f
         raise InputError(f"the scale of an adapter is {wrong[0]!r}, expected a finite number")
     notes = []
     for path, factor in zip(paths, factors, strict=True):
-        folder, hub_id = resolve(path)
-        notes += _Merge(checkpoint, folder, float(factor)).run(hub_id or folder.name)
+        folder, adapter_id = resolve(path)
+        step = _Merge(checkpoint, folder, float(factor))
+        step.run()
+        names = [hub_id or checkpoint.folder.name, str(checkpoint.config.get("_name_or_path", ""))]
+        made_for = step.config.text("base_model_name_or_path", "")
+        if made_for and _last_part(made_for) not in map(_last_part, names):
+            notes.append(f"the adapter {adapter_id or folder.name} was made for {made_for[:120]}")
     return notes
+
+
+def _last_part(name: str) -> str:
+    """What a path or hub id is called, whoever keeps it."""
+    return re.split(r"[/\\]", name.rstrip("/\\"))[-1].lower()
 
 
 class _Merge:
@@ -138,7 +152,7 @@ class _Merge:
         for name in checkpoint.tensors:
             self.names.setdefault(_plain_name(name), name)
 
-    def run(self, adapter_name: str) -> list[str]:
+    def run(self) -> None:
         stored = read_safetensors(self.folder / WEIGHTS)
         parts: dict[str, dict[str, StoredTensor]] = {}
         for name, tensor in stored.items():
@@ -152,7 +166,6 @@ class _Merge:
             self._add(module, factors)
         if not stored:
             raise FormatError(f"{self.folder / WEIGHTS}: no tensors")
-        return self._notes(adapter_name)
 
     def _target(self, name: str, tensor: StoredTensor) -> str:
         """The checkpoint's name of what an adapter's tensor is about."""
@@ -224,16 +237,6 @@ class _Merge:
                 values = Config(patterns, f"{self.config.where}: {key}")
                 return values.integer(pattern) if key == "rank_pattern" else values.number(pattern)
         return default
-
-    def _notes(self, adapter_name: str) -> list[str]:
-        made_for = self.config.values.get("base_model_name_or_path")
-        own = {self.checkpoint.folder.name, str(self.checkpoint.config.get("_name_or_path", ""))}
-        last = {re.split(r"[/\\]", name.rstrip("/\\"))[-1].lower() for name in own}
-        if not isinstance(made_for, str) or not made_for:
-            return []
-        if re.split(r"[/\\]", made_for.rstrip("/\\"))[-1].lower() in last:
-            return []
-        return [f"the adapter {adapter_name} was made for {made_for[:120]}"]
 
 
 def _read_config(folder: Path) -> dict[str, object]:

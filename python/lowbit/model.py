@@ -57,7 +57,7 @@ def load(
     opened = arch.open_checkpoint(path, lora, lora_scale)
     weights = {source.name: source.rows(0, source.shape[0]) for source in opened.tensors}
     spec = arch.spec(opened.metadata, weights)
-    return Model(spec, weights, opened.metadata, path, compute, threads, context, max_sequences)
+    return Model(spec, weights, opened.metadata, opened.folder, compute, threads, context, max_sequences)
 
 
 def _is_weight(weight: Weight) -> bool:

@@ -13,6 +13,7 @@ import tokenizers
 from tokenizers import processors
 
 from lowbit._core import Error, FileError, FormatError, InputError, UnsupportedError
+from lowbit.hub import resolve
 from lowbit.text import TextStream, piece_decoder
 
 # The largest real tokenizer.json are near 40 MB.
@@ -214,7 +215,7 @@ class _HasMetadata(Protocol):
 
 
 def load_tokenizer(path: str | os.PathLike[str] | _HasMetadata) -> Tokenizer:
-    """The tokenizer of a Hugging Face folder, a GGUF file, or an open `lowbit.gguf` file.
+    """The tokenizer of a Hugging Face folder or hub id, a GGUF file, or an open `lowbit.gguf` file.
 
     Raises FileError (missing), FormatError (broken) or UnsupportedError (a kind of tokenizer lowbit does not have).
     """
@@ -222,7 +223,7 @@ def load_tokenizer(path: str | os.PathLike[str] | _HasMetadata) -> Tokenizer:
         if not isinstance(getattr(path, "metadata", None), Mapping):
             raise InputError(f"expected a path or an open GGUF file, got {type(path).__name__}")
         return from_metadata(path.metadata)
-    where = Path(path)
+    where, _ = resolve(path, weights=False)
     if where.is_dir():
         return _from_folder(where)
     if not where.is_file():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,9 @@ from lowbit.arch._base import DENSE_GLOBAL, DENSE_LAYER, Architecture, Sizes, Te
 from lowbit.arch._registry import architectures, hf_classes, register
 from lowbit.arch._rope import Tensors
 from lowbit.arch._unknown import unknown_class, unknown_name
-from lowbit.checkpoint import Checkpoint, resolve
+from lowbit.checkpoint import Checkpoint
 from lowbit.config import Config
+from lowbit.hub import resolve
 from lowbit.model_card import general_metadata
 from lowbit.spec import ModelSpec
 from lowbit.tensor_source import TensorSource, num_elements
@@ -68,12 +70,14 @@ def of_metadata(metadata: Mapping[str, Any], tensors: Iterable[str] = ()) -> Arc
 class OpenedCheckpoint:
     """A Hugging Face folder as its GGUF file will be.
 
+    folder: where it lies, in the hub's cache if it came from there.
     metadata: keys in file order, values as lowbit.gguf.Writer takes them, tokenizer included.
     tensors: in file order, each already as GGUF has its values (float types only).
     notes: what GGUF does not keep, one sentence each.
     exact_formats: those that keep the layers' matrices exactly, if those are such that not every format can (BitNet).
     """
 
+    folder: Path
     metadata: dict[str, Any]
     tensors: list[TensorSource]
     notes: list[str]
@@ -100,7 +104,9 @@ def open_checkpoint(
         raise unknown_class(config.hf_class, config, checkpoint.tensors)
     config = arch.text_config(config)
     notes = arch.check(config) + prequantized.dequantize(checkpoint, arch.quant_methods)
-    notes += lora.merge(checkpoint, adapters, adapter_scales)
+    notes += lora.merge(checkpoint, adapters, adapter_scales, hub_id)
+    if checkpoint.config.get("auto_map"):
+        notes.append("auto_map in config.json is ignored: code that comes with a checkpoint is never run")
     if skipped := [name for name in checkpoint.tensors if name.startswith(arch.left_out)]:
         notes.append(f"{len(skipped)} tensors beside the text model are left out: {skipped[0]} and others")
     tensors = arch.tensors(checkpoint, config)
@@ -117,7 +123,7 @@ def open_checkpoint(
         "general.quantization_version": QUANTIZATION_VERSION,
         **tokenizer_metadata(folder, config.values, arch.name, vocab_size),
     }
-    return OpenedCheckpoint(metadata, tensors, notes, arch.exact_formats)
+    return OpenedCheckpoint(folder, metadata, tensors, notes, arch.exact_formats)
 
 
 def float_file_type(tensors: list[TensorSource]) -> int:

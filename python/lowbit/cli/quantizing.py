@@ -72,6 +72,9 @@ Lora = Annotated[
     list[str] | None,
     typer.Option("--lora", metavar="DIR", help="PEFT adapter to merge, a folder or hub id; repeatable."),
 ]
+Revision = Annotated[
+    str | None, typer.Option("--revision", help="Branch, tag or commit of a hub id; org/name@REVISION says the same.")
+]
 LoraScale = Annotated[
     list[float] | None,
     typer.Option("--lora-scale", metavar="S", help="Multiplies what the adapters add: once for all, or for each."),
@@ -82,7 +85,7 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be writt
 @app.command(
     epilog=examples(
         "lowbit convert ./SmolLM2-135M smol.gguf --format Q4_K_M",
-        "lowbit convert HuggingFaceTB/SmolLM2-135M smol-bf16.gguf --format bf16",
+        "lowbit convert HuggingFaceTB/SmolLM2-135M smol-bf16.gguf --format bf16 --revision main",
         "lowbit convert ./model out.gguf --format IQ3_M --imatrix imatrix.gguf --strict",
         "lowbit convert ./model out.gguf --format bf16 --split-max-size 2G",
         "lowbit convert ./model out.gguf --format Q4_K_M --tensor-type 'ffn_down=Q6_K' --dry-run",
@@ -110,6 +113,7 @@ def convert(
     split_max_tensors: SplitMaxTensors = 0,
     no_tensor_first_split: NoTensorFirst = False,
     strict: Strict = False,
+    revision: Revision = None,
     lora: Lora = None,
     lora_scale: LoraScale = None,
     threads: Threads = None,
@@ -118,6 +122,10 @@ def convert(
 ) -> None:
     """Makes a GGUF file of a checkpoint."""
     given = dict(locals())
+    if (pin := given.pop("revision")) is not None:
+        if Path(source).exists():
+            raise typer.BadParameter(f"{source} is a folder, not a hub id", param_hint="--revision")
+        given["source"] = f"{source}@{pin}"
     given["lora"] = lora or ()
     scales = lora_scale or [1.0]
     given["lora_scale"] = scales[0] if len(scales) == 1 else scales
