@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lowbit
+from lowbit.file_reader import FileReader
 from lowbit.gguf import edit, rewriting
 
 METADATA: dict[str, Any] = {
@@ -438,6 +439,20 @@ def test_a_damaged_way_back(path: Path, damage: Any, reason: str) -> None:
     with pytest.raises(lowbit.Error, match=reason):
         edit(path, {"general.name": "x"})
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_copy_that_fails_leaves_nothing(path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    before = path.read_bytes()
+
+    def failing(*_: Any) -> bytes:
+        raise error
+
+    monkeypatch.setattr(FileReader, "read", failing)  # once the header is written
+    with pytest.raises(lowbit.FileError if isinstance(error, OSError) else KeyboardInterrupt):
+        edit(path, {"general.name": "n" * 5000})
+    assert path.read_bytes() == before
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
 def test_an_interrupted_edit_is_named(path: Path) -> None:

@@ -46,7 +46,9 @@ def metadata(
         Path | None, typer.Option("--from-file", exists=True, dir_okay=False, help="Take VALUE from this text file.")
     ] = None,
     in_place: Annotated[bool, typer.Option("--in-place", help="Fail instead of copying what does not fit.")] = False,
-    reserve: Annotated[int, typer.Option("--reserve", min=0, help="Bytes of padding that a copy gets.")] = 16384,
+    reserve: Annotated[
+        int | None, typer.Option("--reserve", min=0, help="Bytes of padding that a copy gets. [default: 16 KiB]")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would change, and how; write nothing.")] = False,
     json: Json = False,
 ) -> None:
@@ -81,7 +83,8 @@ def metadata(
         return
     changes = {operands[0]: _parsed(path, operands[0], operands[1], type)} if action == "set" else {}
     gone = operands if action == "unset" else []
-    report = gguf.edit(path, changes, gone, may_copy=not in_place, reserve=reserve, dry_run=dry_run, progress=not json)
+    padding = gguf.RESERVED_BYTES if reserve is None else reserve
+    report = gguf.edit(path, changes, gone, may_copy=not in_place, reserve=padding, dry_run=dry_run, progress=True)
     _print_edit(report, dry_run, json)
 
 
