@@ -19,9 +19,8 @@ from lowbit.checkpoint import Checkpoint
 from lowbit.tensor_source import read
 
 #: Keys that the checkpoint leaves out and its tokenizer takes by default: the folder spells them out.
-DEFAULTS = dict.fromkeys(
-    ("tiny-spm", "tiny-phi3.5"), {"tokenizer.ggml.eos_token_id": 2, "tokenizer.ggml.unknown_token_id": 0}
-)
+SPM_DEFAULTS = {"tokenizer.ggml.eos_token_id": 2, "tokenizer.ggml.unknown_token_id": 0}
+DEFAULTS = {"tiny-spm": SPM_DEFAULTS, "tiny-phi3.5": SPM_DEFAULTS}
 
 
 def raw(tensor: Any) -> bytes:
