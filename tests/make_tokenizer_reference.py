@@ -1,23 +1,28 @@
 """Writes tests/data/tokenizers.json.xz: small vocabularies and the ids that llama.cpp gives.
 
-    make_tokenizer_reference.py MODELS LLAMA_TOKENIZE
+    make_tokenizer_reference.py MODELS LIBLLAMA
 
 MODELS is the folder `models` of a llama.cpp checkout (MIT), with ggml-vocab-*.gguf and their .inp (texts) and .out
-(ids); LLAMA_TOKENIZE its program of that name, asked for the ids of TEXTS. Vocabularies are cut to the tokens that the
+(ids); LIBLLAMA its libllama.so, asked for the ids of TEXTS. Vocabularies are cut to the tokens that the
 texts can reach: dropping a token that is no part of any text cannot change the ids of one. The others are renumbered,
-the ids too.
+the ids too. The unigram model loses its table of characters (it would be most of the file), so its ids are asked for
+once more, of the cut-down vocabulary.
 """
 
 import json
 import lzma
-import subprocess
+import re
 import sys
 import tempfile
+import unicodedata
 from pathlib import Path
 
-from gguf import GGUFReader
+from gguf import GGUFReader, GGUFWriter
+from llama_vocabulary import LlamaVocabulary
 
-VOCABS = ("gpt-2", "qwen2", "llama-bpe", "llama-spm", "phi-3")
+CHARSMAP = "tokenizer.ggml.precompiled_charsmap"
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
+MARK = "\u2581"
 SEPARATOR = "\n__ggml_vocab_test__\n"
 # Beside llama.cpp's own texts: special tokens in the text, ties between merges, scripts, code, odd white space.
 TEXTS = [
@@ -56,31 +61,36 @@ def fields(path: Path) -> dict:
     """The tokenizer metadata of a GGUF file."""
     reader = GGUFReader(path)
     names = [name for name in reader.fields if name.startswith(("tokenizer.", "general.name"))]
-    return {name: reader.fields[name].contents() for name in names}
+    return {name: reader.fields[name].contents() for name in names if name != CHARSMAP}
 
 
-def llama_ids(program: str, vocab: Path, text: str, special: bool) -> list[int]:
-    """Ids of `text` by llama.cpp: with BOS and special tokens, or as plain text."""
-    with tempfile.NamedTemporaryFile() as file:
-        file.write(text.encode())
-        file.flush()
-        plain = [] if special else ["--no-bos", "--no-parse-special"]
-        command = [program, "-m", str(vocab), "-f", file.name, "--ids", "--log-disable", *plain]
-        return json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+def spelled(texts: list[str], model: str) -> str:
+    """All that the tokens of a vocabulary can be part of."""
+    if model == "gpt2":
+        return "\n".join(map(byte_text, texts))
+    marked = [f"{MARK}{text}".replace(" ", MARK) for text in texts]
+    if model == "bert":  # the file marks where words begin, and accents are stripped
+        plain = [
+            "".join(c for c in unicodedata.normalize("NFD", t.lower()) if not unicodedata.combining(c)) for t in texts
+        ]
+        return "\n".join([*plain, *(re.sub(r"(\w+|[^\w\s])", MARK + r"\1", t) for t in plain), *marked])
+    return "\n".join(marked)
 
 
 def reduced(metadata: dict, texts: list[str], used: set[int]) -> tuple[dict, dict[int, int]]:
     """`metadata` with the tokens that are part of `texts`, and the new id of each old one."""
     tokens, types = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"]
-    merged = metadata["tokenizer.ggml.model"] == "gpt2"
-    shown = [byte_text(text) if merged else f" {text}".replace(" ", "\u2581") for text in texts]
-    whole = "\n".join(shown)
+    model = metadata["tokenizer.ggml.model"]
+    merged = model == "gpt2"
+    whole = spelled(texts, model)
+    reserved = (USER_DEFINED,) if model == "gemma4" else (CONTROL, USER_DEFINED)  # thousands of unused ones
     kept = [
         i
         for i, token in enumerate(tokens)
         if i in used
-        or types[i] in (2, 3, 6)
-        or (types[i] in (1, 4) and (token in whole or (merged and len(token) == 1)))
+        or types[i] in (UNKNOWN, BYTE)
+        or (types[i] in reserved and "unused" not in token and "reserved" not in token)
+        or (types[i] in (NORMAL, USER_DEFINED) and (token in whole or (merged and len(token) == 1)))
     ]
     new = {old: i for i, old in enumerate(kept)}
     names = {tokens[i] for i in kept}
@@ -88,32 +98,73 @@ def reduced(metadata: dict, texts: list[str], used: set[int]) -> tuple[dict, dic
     for name in ("tokens", "token_type", "scores"):
         if (values := metadata.get(f"tokenizer.ggml.{name}")) is not None:
             small[f"tokenizer.ggml.{name}"] = [values[i] for i in kept]
-    if merged:
-        merges = metadata["tokenizer.ggml.merges"]
-        small["tokenizer.ggml.merges"] = [m for m in merges if m.replace(" ", "") in names and {*m.split(" ")} <= names]
+    if (merges := metadata.get("tokenizer.ggml.merges")) is not None:
+        parts = [(m, m[: m.index(" ", 1)], m[m.index(" ", 1) + 1 :]) for m in merges]
+        small["tokenizer.ggml.merges"] = [m for m, a, b in parts if {a, b, a + b} <= names]
     for name, value in small.items():
         if name.endswith("_token_id"):
             small[name] = new[value]
     return small, new
 
 
+def write_vocabulary(path: Path, metadata: dict) -> None:
+    """A GGUF file that llama.cpp takes for a vocabulary."""
+    writer = GGUFWriter(path, "llama")
+    writer.add_vocab_size(len(metadata["tokenizer.ggml.tokens"]))
+    for key, value in metadata.items():
+        name = key.rsplit(".", 1)[1]
+        if name == "token_type":
+            writer.add_token_types(value)
+        elif name == "scores":
+            writer.add_token_scores(value)
+        elif isinstance(value, list):
+            writer.add_array(key, value)
+        elif isinstance(value, bool):
+            writer.add_bool(key, value)
+        elif isinstance(value, int):
+            writer.add_uint32(key, value)
+        elif key.startswith("tokenizer."):
+            writer.add_string(key, value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+
+
+def given_cases(path: Path) -> list[tuple[str, bool, list[int]]]:
+    """(text, with BOS and special tokens, ids) of the texts that llama.cpp keeps beside a vocabulary."""
+    given = Path(f"{path}.inp")
+    if not given.is_file():
+        return []
+    texts = given.read_bytes().decode().split(SEPARATOR)
+    lines = Path(f"{path}.out").read_text().split("\n")[: len(texts)]
+    return [(text, False, [int(i) for i in line.split()]) for text, line in zip(texts, lines, strict=True)]
+
+
 def main() -> None:
     """Write the file and print its size."""
-    models, program = Path(sys.argv[1]), sys.argv[2]
+    models, library = Path(sys.argv[1]), sys.argv[2]
     result = {}
-    for name in VOCABS:
-        path = models / f"ggml-vocab-{name}.gguf"
+    for path in sorted(models.glob("ggml-vocab-*.gguf")):
+        name = path.stem.removeprefix("ggml-vocab-")
         metadata = fields(path)
-        texts = path.with_suffix(".gguf.inp").read_bytes().decode().split(SEPARATOR)
-        lines = path.with_suffix(".gguf.out").read_text().split("\n")[: len(texts)]
-        cases = [[text, False, [int(i) for i in line.split()]] for text, line in zip(texts, lines, strict=True)]
-        cases += [
-            [text, special, llama_ids(program, path, text, special)] for text in TEXTS for special in (False, True)
-        ]
-        ends = [metadata[key] for key in metadata if key.endswith("_token_id")]
+        if metadata["tokenizer.ggml.model"] == "bert":  # these stand for keys that the file lacks
+            metadata["tokenizer.ggml.bos_token_id"] = 101
+        vocabulary = LlamaVocabulary(library, path)
+        cases = given_cases(path)
+        cases += [(text, special, vocabulary.encode(text, special)) for text in TEXTS for special in (False, True)]
+        vocabulary.close()
+        ends = [value for key, value in metadata.items() if key.endswith("_token_id")]
         small, new = reduced(metadata, [case[0] for case in cases], {i for case in cases for i in case[2]} | {*ends})
-        result[name] = {"metadata": small, "cases": [[t, s, [new[i] for i in ids]] for t, s, ids in cases]}
-        print(f"{name}: {len(new)} tokens, {len(cases)} cases")
+        cases = [(text, special, [new[i] for i in ids]) for text, special, ids in cases]
+        with tempfile.TemporaryDirectory() as folder:
+            cut = Path(folder) / "cut.gguf"
+            write_vocabulary(cut, small)
+            vocabulary = LlamaVocabulary(library, cut)
+            again = [(text, special, vocabulary.encode(text, special)) for text, special, _ in cases]
+            vocabulary.close()
+        changed = [case[0] for case, other in zip(cases, again, strict=True) if case != other]
+        result[name] = {"metadata": small, "cases": again}
+        print(f"{name}: {len(new)} tokens, {len(cases)} cases, {len(changed)} changed {changed[:2]}", flush=True)
     out = Path(__file__).parent / "data" / "tokenizers.json.xz"
     out.write_bytes(lzma.compress(json.dumps(result, ensure_ascii=False).encode(), preset=9))
     print(f"{out}: {out.stat().st_size} bytes")

@@ -198,14 +198,12 @@ def _known_ends(backend: tokenizers.Tokenizer) -> set[int]:
     return set(ids.values())
 
 
-def _surround(backend: tokenizers.Tokenizer, roles: Mapping[str, int], add_bos: bool, add_eos: bool) -> None:
-    """Make `backend` put BOS in front and EOS behind, as far as they exist."""
-    bos = backend.id_to_token(roles["bos"]) if add_bos and "bos" in roles else None
-    eos = backend.id_to_token(roles["eos"]) if add_eos and "eos" in roles else None
-    named = {token: roles[role] for token, role in ((bos, "bos"), (eos, "eos")) if token is not None}
-    single = [*([bos] if bos is not None else []), "$A", *([eos] if eos is not None else [])]
+def _surround(backend: tokenizers.Tokenizer, first: int | None, last: int | None) -> None:
+    """Make `backend` put these tokens in front of a text and behind it."""
+    named = {token_id: backend.id_to_token(token_id) for token_id in (first, last) if token_id is not None}
+    single = [*([named[first]] if first in named else []), "$A", *([named[last]] if last in named else [])]
     backend.post_processor = processors.TemplateProcessing(
-        single=single, pair=[*single, "$B"], special_tokens=list(named.items())
+        single=single, pair=[*single, "$B"], special_tokens=[(token, token_id) for token_id, token in named.items()]
     )
 
 
@@ -240,13 +238,17 @@ def from_metadata(metadata: Mapping[str, Any]) -> Tokenizer:
 
     vocab = Vocab(metadata)
     with _contained(FormatError, "tokenizer.ggml"):
-        backend, add_bos = build(vocab)
-        defaults = {"bos": 1, "eos": 2, "unk": 0} if vocab.model == "llama" else {}
+        backend, defaults, first, last = build(vocab)
         keys = {"unk": "unknown", "sep": "seperator", "pad": "padding"}  # "seperator" is the key's spelling
         ids = {r: vocab.token_id(f"tokenizer.ggml.{keys.get(r, r)}_token_id", defaults.get(r)) for r in _ROLES}
         roles = {role: token_id for role, token_id in ids.items() if token_id is not None}
-        add_bos = vocab.flag("tokenizer.ggml.add_bos_token", add_bos)
-        _surround(backend, roles, add_bos, vocab.flag("tokenizer.ggml.add_eos_token", False))
+        add_bos = vocab.flag("tokenizer.ggml.add_bos_token", first == "bos")
+        add_eos = vocab.flag("tokenizer.ggml.add_eos_token", last == "eos")
+        _surround(
+            backend,
+            roles.get("bos") if add_bos else None,
+            roles.get("eos") if add_eos else roles.get(last) if last != "eos" else None,
+        )
         ends = [vocab.token_id(f"tokenizer.ggml.{name}_token_id") for name in ("eot", "eom")]
         key = "tokenizer.chat_template"
         names = {name: "default" if name == key else name[len(key) + 1 :] for name in metadata if name.startswith(key)}
@@ -267,7 +269,8 @@ def _from_folder(folder: Path) -> Tokenizer:
         backend.no_truncation()
         roles = _roles(backend, config)
         if backend.post_processor is None:  # else it decides, whatever the configuration says, as in transformers 5
-            _surround(backend, roles, config.get("add_bos_token") is True, config.get("add_eos_token") is True)
+            first, last = (roles.get(r) if config.get(f"add_{r}_token") is True else None for r in ("bos", "eos"))
+            _surround(backend, first, last)
         model, generation = _json(folder / "config.json"), _json(folder / "generation_config.json")
         ends = [i for source in (model, generation) for i in _ids(source.get("eos_token_id"))]
         size = _ids(model.get("vocab_size"))

@@ -1,14 +1,15 @@
 """A `tokenizers.Tokenizer` built from the metadata of a GGUF file.
 
-Two families: byte-level BPE (`gpt2`, and `gemma4`, which is BPE over plain text) with its merges in the file, and
-SentencePiece BPE (`llama`), whose file has scores: a pair of pieces merges if the two together are a piece, best score
-first. That is BPE with the merges ranked by score, so they are written out from the scores here.
+Byte-level BPE (`gpt2`, and `gemma4`, which is BPE over plain text) has its merges in the file. SentencePiece BPE
+(`llama`) has scores: a pair of pieces merges if the two together are a piece, best score first. That is BPE with the
+merges ranked by score, so they are written out from the scores here. SentencePiece's unigram model (`t5`) and WordPiece
+(`bert`) are what embedding models use.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tokenizers
@@ -75,6 +76,13 @@ class Vocab:
             raise FormatError(f"tokenizer.ggml.scores: NaN at index {int(np.isnan(scores).argmax())}")
         return scores.astype(np.float64)
 
+    def bytes(self, key: str) -> bytes:
+        """An array of bytes, b"" where there is none."""
+        value = self._metadata.get(key, np.empty(0, np.uint8))
+        if not isinstance(value, np.ndarray) or value.dtype.itemsize != 1 or value.dtype.kind not in "iu":
+            raise FormatError(f"{key}: expected an array of bytes, found {_kind(value)}")
+        return value.tobytes()
+
     def merges(self) -> list[tuple[str, str]]:
         """The merges, best first. Both parts and what they make must be tokens."""
         merges = []
@@ -112,22 +120,41 @@ def _kind(value: Any) -> str:
     return "nothing" if value is None else f"{type(value).__name__} {str(value)[:40]!r}"
 
 
-def build(vocab: Vocab) -> tuple[tokenizers.Tokenizer, bool]:
-    """The tokenizer without its BOS/EOS rule, and whether the family adds a BOS unless the file says otherwise."""
+class Family(NamedTuple):
+    """A kind of tokenizer: its backend without BOS and EOS, and what holds where the file is silent.
+
+    ids: role -> id. first, last: the roles of the tokens around a text, "" for none.
+    """
+
+    backend: tokenizers.Tokenizer
+    ids: dict[str, int]
+    first: str = ""
+    last: str = ""
+
+
+def build(vocab: Vocab) -> Family:
+    """The tokenizer that the file's arrays describe."""
     if vocab.model == "llama":
-        tokenizer, add_bos = _sentencepiece(vocab), True
+        family = Family(_sentencepiece(vocab), {"bos": 1, "eos": 2, "unk": 0}, first="bos")
     elif vocab.model == "gpt2":
         name = vocab.text("tokenizer.ggml.pre", "default")
         if name not in PRE_TOKENIZERS:
             raise UnsupportedError(f"tokenizer.ggml.pre: the pre-tokenizer {name!r} is not known")
         pre = PRE_TOKENIZERS[name]
-        tokenizer, add_bos = _byte_level(vocab, pre), pre.add_bos
+        family = Family(_byte_level(vocab, pre), {}, first="bos" if pre.add_bos else "")
     elif vocab.model == "gemma4":
-        tokenizer, add_bos = _plain_bpe(vocab), True
+        family = Family(_plain_bpe(vocab), {}, first="bos")
+    elif vocab.model == "t5":
+        family = Family(_unigram(vocab), {"eos": 1, "unk": 2, "pad": 0}, last="eos")
+    elif vocab.model == "bert":
+        ids = {"bos": 101, "unk": 100, "sep": 102, "pad": 0, "mask": 103}
+        family = Family(_word_piece(vocab), ids, first="bos", last="sep")
     else:
-        raise UnsupportedError(f"tokenizer.ggml.model: {vocab.model!r} is not supported (gpt2, llama and gemma4 are)")
-    _add_special(vocab, tokenizer)
-    return tokenizer, add_bos
+        raise UnsupportedError(
+            f"tokenizer.ggml.model: {vocab.model!r} is not supported (bert, gemma4, gpt2, llama and t5 are)"
+        )
+    _add_special(vocab, family.backend)
+    return family
 
 
 def _byte_level(vocab: Vocab, pre: PreTokenizer) -> tokenizers.Tokenizer:
@@ -178,6 +205,45 @@ def _plain_bpe(vocab: Vocab) -> tokenizers.Tokenizer:
     return tokenizer
 
 
+def _unigram(vocab: Vocab) -> tokenizers.Tokenizer:
+    unknown = vocab.token_id("tokenizer.ggml.unknown_token_id", 2)
+    pieces = list(zip(vocab.tokens, vocab.scores().tolist(), strict=True))
+    tokenizer = tokenizers.Tokenizer(models.Unigram(pieces, unknown, bool((vocab.types == BYTE).any())))
+    steps: list[normalizers.Normalizer] = []
+    if charsmap := vocab.bytes("tokenizer.ggml.precompiled_charsmap"):
+        steps.append(normalizers.Precompiled(charsmap))
+    prefix = vocab.flag("tokenizer.ggml.add_space_prefix", True)
+    if vocab.flag("tokenizer.ggml.remove_extra_whitespaces", False):
+        steps += [normalizers.Replace(Regex("^ +| +$"), ""), normalizers.Replace(Regex(" +"), " ")]
+        prefix = True
+    steps += [normalizers.Prepend(_MARK)] if prefix else []
+    tokenizer.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", _MARK)])
+    tokenizer.decoder = decoders.Metaspace(_MARK, "always" if prefix else "never")
+    return tokenizer
+
+
+def _word_piece(vocab: Vocab) -> tokenizers.Tokenizer:
+    """The file marks the pieces that begin a word, and the model those that do not."""
+    unknown = vocab.token_id("tokenizer.ggml.unknown_token_id", 100)
+    ids = {_word_piece_text(token): i for token, i in vocab.ids.items()}
+    if unknown is None or len(ids) != len(vocab.tokens):
+        raise FormatError("tokenizer.ggml.tokens: expected an unknown token and no word piece twice")
+    model = models.WordPiece(vocab=ids, unk_token=_word_piece_text(vocab.tokens[unknown]))
+    tokenizer = tokenizers.Tokenizer(model)
+    lowercase = vocab.flag("tokenizer.ggml.normalizer.lowercase", True)
+    accents = vocab.flag("tokenizer.ggml.normalizer.strip_accents", lowercase)
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=accents)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    return tokenizer
+
+
+def _word_piece_text(token: str) -> str:
+    if token.startswith(_MARK):
+        return token[1:]
+    return token if token.startswith("[") and token.endswith("]") else f"##{token}"
+
+
 def score_merges(vocab: Vocab) -> list[tuple[str, str]]:
     """The merges that the scores imply, best first; of one piece's merges the one with the longest left part first.
 
@@ -206,7 +272,7 @@ def _add_special(vocab: Vocab, tokenizer: tokenizers.Tokenizer) -> None:
     phi3 = "phi-3" in name or "phi3" in name
     tokens = []
     for token_id in np.flatnonzero(np.isin(vocab.types, (UNKNOWN, CONTROL, USER_DEFINED))).tolist():
-        content = vocab.tokens[token_id]
+        content = _word_piece_text(vocab.tokens[token_id]) if vocab.model == "bert" else vocab.tokens[token_id]
         strip = phi3 and content not in ("<unk>", "<s>", "<|endoftext|>")
         special = bool(vocab.types[token_id] != USER_DEFINED)
         tokens.append(AddedToken(content, special=special, normalized=False, rstrip=strip))
