@@ -17,8 +17,11 @@ import tempfile
 import unicodedata
 from pathlib import Path
 
-from gguf import GGUFReader, GGUFWriter
+import numpy as np
+from gguf import GGUFWriter
 from llama_vocabulary import LlamaVocabulary
+
+import lowbit
 
 CHARSMAP = "tokenizer.ggml.precompiled_charsmap"
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
@@ -59,9 +62,10 @@ def byte_text(text: str) -> str:
 
 def fields(path: Path) -> dict:
     """The tokenizer metadata of a GGUF file."""
-    reader = GGUFReader(path)
-    names = [name for name in reader.fields if name.startswith(("tokenizer.", "general.name"))]
-    return {name: reader.fields[name].contents() for name in names if name != CHARSMAP}
+    with lowbit.gguf.open(path) as file:
+        names = [name for name in file.metadata if name.startswith(("tokenizer.", "general.name")) and name != CHARSMAP]
+        values = {name: file.metadata[name] for name in names}
+    return {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in values.items()}
 
 
 def spelled(texts: list[str], model: str) -> str:
@@ -123,7 +127,7 @@ def write_vocabulary(path: Path, metadata: dict) -> None:
             writer.add_bool(key, value)
         elif isinstance(value, int):
             writer.add_uint32(key, value)
-        elif key.startswith("tokenizer."):
+        else:
             writer.add_string(key, value)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -125,3 +126,11 @@ def test_bad_arguments() -> None:
         evaluate.perplexity(model, TEXT, 16, max_windows=0)
     with pytest.raises(lowbit.InputError, match="expected vocabularies of one size, got a has 23, b has 24"):
         evaluate.compare({"a": model, "b": Model(1, Tokenizer(), vocab=24)}, TEXT, 16)
+
+
+def test_special_tokens_written_out_are_text():
+    tokenizer = lowbit.load_tokenizer(Path(lowbit.__file__).parent / "data" / "bard")
+    special = sorted(tokenizer.special_ids)
+    text = "".join(map(tokenizer.token, special)) * 4
+    assert not np.isin(evaluate.windows_of(tokenizer, text, 8), special).any()
+    assert np.isin(evaluate.windows_of(tokenizer, text, 8, parse_special=True), special).all()

@@ -158,19 +158,22 @@ def test_pre_tokenizers_with_a_pattern(pattern: str, bos: str | None, expected: 
 
 
 @pytest.mark.parametrize(
-    "change",
+    "pre_tokenizer",
     [
-        {"pre_tokenizer": None},
-        {"pre_tokenizer": {"type": "Whitespace"}},
-        {"pre_tokenizer": {**BYTES, "add_prefix_space": True}},
-        {"pre_tokenizer": sequence({"type": "Split", "pattern": {"Regex": "x"}, "behavior": "Isolated"}, BYTES)},
-        {"pre_tokenizer": sequence(3)},
-        {"normalizer": {"type": "Lowercase"}},
+        {**BYTES, "add_prefix_space": True},
+        sequence({"type": "Split", "pattern": {"Regex": "x"}, "behavior": "Isolated"}, BYTES),
+        sequence({"type": "Split", "pattern": {"Regex": QWEN2}, "behavior": "Removed"}, BYTES),
     ],
 )
-def test_unknown_pre_tokenizers_are_no_guess(change: dict[str, Any]) -> None:
+def test_unknown_pre_tokenizers_are_no_guess(pre_tokenizer: Any) -> None:
+    tokenizer = byte_level_tokenizer(QWEN2, [], None)
+    assert pre_tokenizer_name({**tokenizer, "pre_tokenizer": pre_tokenizer}, "x") == "default"
+
+
+@pytest.mark.parametrize("pre_tokenizer", [None, {"type": "Whitespace"}, sequence(3)])
+def test_pre_tokenizers_without_bytes_are_refused(pre_tokenizer: Any) -> None:
     with pytest.raises(lowbit.UnsupportedError):
-        pre_tokenizer_name({**byte_level_tokenizer(QWEN2, [], None), **change}, "x")
+        pre_tokenizer_name({**byte_level_tokenizer(QWEN2, [], None), "pre_tokenizer": pre_tokenizer}, "x")
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,9 @@ import numpy as np
 
 REFERENCE = json.loads(lzma.decompress((Path(__file__).parent / "data" / "tokenizers.json.xz").read_bytes()))
 
+#: One vocabulary of each kind, for tests that take long.
+KINDS = ("llama-bpe", "llama-spm", "phi-3", "gemma-4", "bert-bge", "nomic-bert-moe")
+
 
 def metadata(name: str) -> dict:
     """Tokenizer metadata as a GGUF reader gives it: numeric arrays are ndarrays."""

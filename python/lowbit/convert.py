@@ -20,6 +20,7 @@ from lowbit.plan import Input, Plan, Report
 from lowbit.recipes import Mix, find_mix
 from lowbit.tensor_source import TensorSource
 from lowbit.threads import num_threads
+from lowbit.tokenizer_carried import carried_tokenizer
 
 Path = str | os.PathLike[str]
 Importances = Path | Mapping[str, Any] | Imatrix | Sums
@@ -68,6 +69,8 @@ def convert(
     notes = list(opened.notes)
     if opened.exact_formats and mix.default not in opened.exact_formats:
         notes.append(f"{mix.name} rounds the layers' matrices, which {', '.join(opened.exact_formats)} keep exactly")
+    if chosen.keep_tokenizer or is_unnamed(metadata):
+        metadata |= carried_tokenizer(opened.folder, metadata, notes)
     plan = Plan(mix, inputs, metadata, notes, chosen, through_bfloat16=True)
     return plan.run(os.fspath(dst), _loaded(imatrix), progress, num_threads(threads), dry_run)
 

@@ -151,12 +151,13 @@ def compare(
     }
 
 
-def windows_of(tokenizer: Tokenizer, text: str, ctx: int, **options: bool) -> npt.NDArray[np.int64]:
+def windows_of(tokenizer: Tokenizer, text: str, ctx: int, parse_special: bool = False) -> npt.NDArray[np.int64]:
     """The tokens of `text` as rows of `ctx`, each with BOS in the first place if the tokenizer has it begin a text.
 
-    `options` go to the tokenizer. Raises InputError for a text too short for one row.
+    Special tokens written out in the text are text, unless `parse_special`, as llama-perplexity and llama-imatrix have
+    it. Raises InputError for a text too short for one row.
     """
-    tokens = np.asarray(tokenizer.encode(text, add_special_tokens=True, **options), np.int64)
+    tokens = np.asarray(tokenizer.encode(text, add_special_tokens=True, parse_special=parse_special), np.int64)
     if len(tokens) < ctx:
         raise InputError(f"text: {len(tokens)} tokens, expected at least {ctx}, one window")
     windows: npt.NDArray[np.int64] = tokens[: len(tokens) // ctx * ctx].reshape(-1, ctx).copy()

@@ -234,21 +234,21 @@ def load_tokenizer(path: str | os.PathLike[str] | _HasMetadata) -> Tokenizer:
 
 def from_metadata(metadata: Mapping[str, Any]) -> Tokenizer:
     """The tokenizer that GGUF metadata describes (`tokenizer.ggml.*`, `tokenizer.chat_template*`)."""
-    from lowbit.tokenizer_gguf import Vocab, build
+    from lowbit.tokenizer_definition import DEFINITION_KEY, build_defined
+    from lowbit.tokenizer_gguf import Vocab, build, family
 
     vocab = Vocab(metadata)
     with _contained(FormatError, "tokenizer.ggml"):
-        backend, defaults, first, last = build(vocab)
+        defaults, first, last = family(vocab)
+        backend, is_framed = build_defined(vocab) if vocab.has(DEFINITION_KEY) else (build(vocab), False)
         keys = {"unk": "unknown", "sep": "seperator", "pad": "padding"}  # "seperator" is the key's spelling
         ids = {r: vocab.token_id(f"tokenizer.ggml.{keys.get(r, r)}_token_id", defaults.get(r)) for r in _ROLES}
         roles = {role: token_id for role, token_id in ids.items() if token_id is not None}
         add_bos = vocab.flag("tokenizer.ggml.add_bos_token", first == "bos")
         add_eos = vocab.flag("tokenizer.ggml.add_eos_token", last == "eos")
-        _surround(
-            backend,
-            roles.get("bos") if add_bos else None,
-            roles.get("eos") if add_eos else roles.get(last) if last != "eos" else None,
-        )
+        if not is_framed:
+            end = roles.get("eos") if add_eos else roles.get(last) if last != "eos" else None
+            _surround(backend, roles.get("bos") if add_bos else None, end)
         ends = [vocab.token_id(f"tokenizer.ggml.{name}_token_id") for name in ("eot", "eom")]
         key = "tokenizer.chat_template"
         names = {name: "default" if name == key else name[len(key) + 1 :] for name in metadata if name.startswith(key)}

@@ -83,17 +83,19 @@ class Vocab:
             raise FormatError(f"{key}: expected an array of bytes, found {_kind(value)}")
         return value.tobytes()
 
-    def merges(self) -> list[tuple[str, str]]:
+    def has(self, key: str) -> bool:
+        """Whether the file has this key."""
+        return key in self._metadata
+
+    def merges(self, key: str = "tokenizer.ggml.merges") -> list[tuple[str, str]]:
         """The merges, best first. Both parts and what they make must be tokens."""
         merges = []
-        for i, merge in enumerate(self._strings("tokenizer.ggml.merges")):
+        for i, merge in enumerate(self._strings(key)):
             cut = merge.find(" ", 1)
             pair = (merge[:cut], merge[cut + 1 :])
             unknown = [part for part in (*pair, "".join(pair)) if part not in self.ids]
             if cut < 0 or unknown:
-                raise FormatError(
-                    f"tokenizer.ggml.merges: expected two tokens that make a third at index {i}, found {merge!r}"
-                )
+                raise FormatError(f"{key}: expected two tokens that make a third at index {i}, found {merge!r}")
             merges.append(pair)
         return merges
 
@@ -121,40 +123,50 @@ def _kind(value: Any) -> str:
 
 
 class Family(NamedTuple):
-    """A kind of tokenizer: its backend without BOS and EOS, and what holds where the file is silent.
+    """What holds for a kind of tokenizer where the file is silent.
 
     ids: role -> id. first, last: the roles of the tokens around a text, "" for none.
     """
 
-    backend: tokenizers.Tokenizer
     ids: dict[str, int]
     first: str = ""
     last: str = ""
 
 
-def build(vocab: Vocab) -> Family:
-    """The tokenizer that the file's arrays describe."""
-    if vocab.model == "llama":
-        family = Family(_sentencepiece(vocab), {"bos": 1, "eos": 2, "unk": 0}, first="bos")
-    elif vocab.model == "gpt2":
-        name = vocab.text("tokenizer.ggml.pre", "default")
-        if name not in PRE_TOKENIZERS:
-            raise UnsupportedError(f"tokenizer.ggml.pre: the pre-tokenizer {name!r} is not known")
-        pre = PRE_TOKENIZERS[name]
-        family = Family(_byte_level(vocab, pre), {}, first="bos" if pre.add_bos else "")
-    elif vocab.model == "gemma4":
-        family = Family(_plain_bpe(vocab), {}, first="bos")
-    elif vocab.model == "t5":
-        family = Family(_unigram(vocab), {"eos": 1, "unk": 2, "pad": 0}, last="eos")
-    elif vocab.model == "bert":
-        ids = {"bos": 101, "unk": 100, "sep": 102, "pad": 0, "mask": 103}
-        family = Family(_word_piece(vocab), ids, first="bos", last="sep")
+_FAMILIES = {
+    "llama": Family({"bos": 1, "eos": 2, "unk": 0}, first="bos"),
+    "gpt2": Family({}),
+    "gemma4": Family({}, first="bos"),
+    "t5": Family({"eos": 1, "unk": 2, "pad": 0}, last="eos"),
+    "bert": Family({"bos": 101, "unk": 100, "sep": 102, "pad": 0, "mask": 103}, first="bos", last="sep"),
+}
+
+
+def family(vocab: Vocab) -> Family:
+    """The kind that the file names. Raises UnsupportedError for one that lowbit does not have."""
+    if vocab.model not in _FAMILIES:
+        known = ", ".join(sorted(_FAMILIES))
+        raise UnsupportedError(f"tokenizer.ggml.model: {vocab.model!r} is not supported, only {known} are")
+    found = _FAMILIES[vocab.model]
+    return found._replace(first="bos") if vocab.model == "gpt2" and _pre_tokenizer(vocab).add_bos else found
+
+
+def build(vocab: Vocab) -> tokenizers.Tokenizer:
+    """The tokenizer that the file's arrays describe, without its BOS and EOS."""
+    if vocab.model == "gpt2":
+        tokenizer = _byte_level(vocab, _pre_tokenizer(vocab))
     else:
-        raise UnsupportedError(
-            f"tokenizer.ggml.model: {vocab.model!r} is not supported (bert, gemma4, gpt2, llama and t5 are)"
-        )
-    _add_special(vocab, family.backend)
-    return family
+        kinds = {"llama": _sentencepiece, "gemma4": _plain_bpe, "t5": _unigram, "bert": _word_piece}
+        tokenizer = kinds[vocab.model](vocab)
+    _add_special(vocab, tokenizer)
+    return tokenizer
+
+
+def _pre_tokenizer(vocab: Vocab) -> PreTokenizer:
+    name = vocab.text("tokenizer.ggml.pre", "default")
+    if name not in PRE_TOKENIZERS:
+        raise UnsupportedError(f"tokenizer.ggml.pre: the pre-tokenizer {name!r} is not known")
+    return PRE_TOKENIZERS[name]
 
 
 def _byte_level(vocab: Vocab, pre: PreTokenizer) -> tokenizers.Tokenizer:
@@ -214,7 +226,7 @@ def _unigram(vocab: Vocab) -> tokenizers.Tokenizer:
         steps.append(normalizers.Precompiled(charsmap))
     prefix = vocab.flag("tokenizer.ggml.add_space_prefix", True)
     if vocab.flag("tokenizer.ggml.remove_extra_whitespaces", False):
-        steps += [normalizers.Replace(Regex("^ +| +$"), ""), normalizers.Replace(Regex(" +"), " ")]
+        steps += [normalizers.Replace(Regex(r"\A +| +\z"), ""), normalizers.Replace(Regex(" +"), " ")]
         prefix = True
     steps += [normalizers.Prepend(_MARK)] if prefix else []
     tokenizer.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", _MARK)])

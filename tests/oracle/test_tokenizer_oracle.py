@@ -8,7 +8,7 @@ import pytest
 from chat_templates import CALLS, MESSAGES, TEMPLATES, TOOLS
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizer_cases import REFERENCE, metadata
+from tokenizer_cases import KINDS, REFERENCE, metadata
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import lowbit
@@ -21,7 +21,7 @@ BARD = Path(lowbit.__file__).parent / "data" / "bard"
 TEXT = st.text() | st.text("ab \n\t<|>_é你😀\u2581'S1").map(lambda text: text * 2)
 
 
-@pytest.fixture(scope="module", params=["bard", *sorted(REFERENCE)])
+@pytest.fixture(scope="module", params=["bard", "gpt-2", "qwen2", *KINDS])
 def pair(request, tmp_path_factory) -> tuple[lowbit.Tokenizer, PreTrainedTokenizerFast]:
     """A folder as lowbit and as transformers load it; of a GGUF vocabulary, its own tokenizer.json."""
     folder = tmp_path_factory.mktemp(request.param)

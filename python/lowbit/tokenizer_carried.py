@@ -1,0 +1,53 @@
+"""Whether a converted file tokenizes as its source does, and what it has to carry so that it does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lowbit._core import Error
+from lowbit.checkpoint import read_json
+from lowbit.tokenizer import from_metadata, load_tokenizer
+from lowbit.tokenizer_definition import DEFINITION_KEY, MERGES_KEY, definition
+from lowbit.tokenizer_differences import tokenizer_differences
+
+
+def carried_tokenizer(folder: Path, metadata: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
+    """Keys for the end of a file, with which `metadata`'s tokenizer gives the ids of the folder's own; {} if it does.
+
+    What `tokenizer_differences` finds decides. `notes` is told what other programs will do otherwise.
+    """
+    try:
+        source, plain = load_tokenizer(folder), from_metadata(metadata)
+        bare = tokenizer_differences(source, plain)
+    except Error as error:
+        notes.append(f"the tokenizer was not compared with its source: {error}")
+        return {}
+    path = folder / "tokenizer.json"
+    if not bare.differences or not path.is_file():
+        return {}
+    tokenizer = read_json(path)
+    with_frame = source.encode("") != plain.encode("")
+    carried: dict[str, Any] = {DEFINITION_KEY: definition(tokenizer, metadata, with_frame)}
+    left = tokenizer_differences(source, from_metadata({**metadata, **carried}))
+    if left.differences and "tokenizer.ggml.merges" not in metadata and (merges := _merges(tokenizer)):
+        carried[MERGES_KEY] = merges
+        left = tokenizer_differences(source, from_metadata({**metadata, **carried}))
+    notes.append(
+        f"{DEFINITION_KEY} keeps what GGUF has no key for; programs that ignore it tokenize "
+        f"{len(bare.differences)} of {bare.num_texts} test texts otherwise, as {bare.differences[0]}"
+    )
+    if left.differences:
+        notes.append(
+            f"{len(left.differences)} of {left.num_texts} test texts are tokenized otherwise than by the source, as "
+            f"{left.differences[0]}"
+        )
+    return carried
+
+
+def _merges(tokenizer: dict[str, Any]) -> list[str]:
+    """The merges of a BPE model whose file has scores instead, or [] where they cannot be written with a blank."""
+    merges = tokenizer["model"].get("merges") or []
+    pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
+    return [] if any(len(pair) != 2 or " " in "".join(pair) for pair in pairs) else [" ".join(pair) for pair in pairs]

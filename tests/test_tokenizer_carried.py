@@ -1,0 +1,152 @@
+"""Parts of a tokenizer that GGUF has no key for travel with the file: the ids stay those of the source."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_checkpoint import byte_level_tokenizer, write_json, write_tokenizer
+
+import lowbit
+from lowbit.pretokenizer import QWEN2
+from lowbit.tokenizer import from_metadata, load_tokenizer
+from lowbit.tokenizer_carried import carried_tokenizer
+from lowbit.tokenizer_definition import DEFINITION_KEY, MERGES_KEY
+from lowbit.tokenizer_differences import tokenizer_differences
+from lowbit.vocab import tokenizer_metadata
+
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+
+
+def split(pattern: str, **options: Any) -> dict[str, Any]:
+    step = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False, **options}
+    return {"type": "Sequence", "pretokenizers": [step, BYTES]}
+
+
+def frame(*tokens: str, ids: tuple[int, ...]) -> dict[str, Any]:
+    """A post_processor that puts tokens before a text."""
+    pieces = [{"SpecialToken": {"id": token, "type_id": 0}} for token in tokens]
+    special = {t: {"id": t, "ids": [i], "tokens": [t]} for t, i in zip(tokens, ids, strict=True)}
+    single = [*pieces, {"Sequence": {"id": "A", "type_id": 0}}]
+    return {"type": "TemplateProcessing", "single": single, "pair": [*single, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": special}  # fmt: skip
+
+
+CHANGES: dict[str, dict[str, Any]] = {
+    "normal form": {"normalizer": {"type": "NFC"}},
+    "normalizer": {"normalizer": {"type": "Lowercase"}},
+    "unknown split": {"pre_tokenizer": split("[a-z]+|\\d\\d?|\\s+|.")},
+    "removed": {"pre_tokenizer": split("\\s+", behavior="Removed")},
+    "prefix": {"pre_tokenizer": {**BYTES, "add_prefix_space": True, "use_regex": True}},
+    "frame": {"post_processor": frame("<|im_start|>", "<|im_end|>", ids=(273, 274))},
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_tokenizer(tmp_path, "qwen2")
+    return tmp_path
+
+
+def edit(folder: Path, **changes: Any) -> None:
+    path = folder / "tokenizer.json"
+    write_json(path, {**json.loads(path.read_text()), **changes})
+
+
+def carried(folder: Path) -> tuple[dict[str, Any], list[str], lowbit.Tokenizer]:
+    """The keys that go along, the notes, and the tokenizer of the whole."""
+    notes: list[str] = []
+    metadata = tokenizer_metadata(folder, {}, "qwen3", 280)
+    keys = carried_tokenizer(folder, metadata, notes)
+    return keys, notes, from_metadata({**metadata, **keys})
+
+
+def test_nothing_is_carried_where_nothing_is_lost(folder: Path) -> None:
+    assert carried(folder)[:2] == ({}, [])
+
+
+@pytest.fixture(scope="module", params=list(CHANGES))
+def changed(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What is carried of a changed tokenizer, the notes, the source and the result."""
+    folder = tmp_path_factory.mktemp("source")
+    write_tokenizer(folder, "qwen2")
+    edit(folder, **CHANGES[request.param])
+    keys, notes, result = carried(folder)
+    return keys, notes, load_tokenizer(folder), result
+
+
+def test_what_is_carried(changed: Any) -> None:
+    keys, notes, source, result = changed
+    assert list(keys) == [DEFINITION_KEY]
+    assert len(notes) == 1
+    assert notes[0].startswith(f"{DEFINITION_KEY} keeps what GGUF has no key for; programs that ignore it tokenize ")
+    assert tokenizer_differences(source, result).equal
+
+
+@settings(max_examples=60, deadline=None)
+@given(text=st.text())
+def test_ids_are_the_sources(changed: Any, text: str) -> None:
+    _, _, source, result = changed
+    for parse_special in (True, False):
+        assert result.encode(text, parse_special=parse_special) == source.encode(text, parse_special=parse_special)
+
+
+def test_white_space_that_added_tokens_swallow(folder: Path) -> None:
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    edit(folder, added_tokens=[{**token, "rstrip": True} for token in tokenizer["added_tokens"]])
+    keys, _, result = carried(folder)
+    assert list(keys) == [DEFINITION_KEY]
+    assert tokenizer_differences(load_tokenizer(folder), result).equal
+
+
+def test_merges_that_do_not_follow_from_scores(tmp_path: Path) -> None:
+    tokenizer = byte_level_tokenizer(QWEN2, [], None)
+    vocab = ["<unk>", *(f"<0x{i:02X}>" for i in range(256)), "\u2581", "a", "b", "ab", "ba"]
+    tokenizer["model"] = {"type": "BPE", "vocab": {t: i for i, t in enumerate(vocab)}, "byte_fallback": True,
+                          "unk_token": "<unk>", "fuse_unk": True, "merges": ["b a", "a b"]}  # fmt: skip
+    steps = [{"type": "ByteFallback"}, {"type": "Fuse"}]
+    tokenizer |= {"pre_tokenizer": None, "normalizer": None, "decoder": {"type": "Sequence", "decoders": steps}}
+    write_json(tmp_path / "tokenizer.json", tokenizer)
+    metadata = tokenizer_metadata(tmp_path, {}, "llama", 300)
+    notes: list[str] = []
+    keys = carried_tokenizer(tmp_path, metadata, notes)
+    assert list(keys) == [DEFINITION_KEY, MERGES_KEY]
+    source, result = load_tokenizer(tmp_path), from_metadata({**metadata, **keys})
+    for text in ("ab", "aba", "abab", "bab", "é"):
+        assert result.encode(text, add_special_tokens=False) == source.encode(text, add_special_tokens=False)
+
+
+FAULTS = {
+    "not text": (7, "FormatError"),
+    "not JSON": ("{", "FormatError: .*not JSON"),
+    "deep": ("[" * 100000, "FormatError: .*not JSON"),
+    "large": (" " * (5 << 20), "FormatError: .*expected at most"),
+    "no object": ("[]", "FormatError: .*expected an object"),
+    "no model": ("{}", "UnsupportedError: .*model 'None'"),
+    "unknown model": ('{"model": {"type": "WordLevel"}}', "UnsupportedError: .*'WordLevel'"),
+    "model is a list": ('{"model": []}', "FormatError: .*expected an object"),
+    "broken pattern": ('{"model": {"type": "BPE"}, "pre_tokenizer": {"type": "Split", "pattern": {"Regex": "("}, '
+                       '"behavior": "Isolated", "invert": false}}', "FormatError"),
+    "added past the end": ('{"model": {"type": "BPE"}, "added_tokens": [[270, 1000000000, []]]}', "FormatError: .*270"),
+    "added before the start": ('{"model": {"type": "BPE"}, "added_tokens": [[-1, 1, []]]}', "FormatError"),
+    "added is no row": ('{"model": {"type": "BPE"}, "added_tokens": [5]}', "FormatError"),
+    "contents out of range": ('{"model": {"type": "BPE"}, "contents": {"9999": "x"}}', "FormatError: .*9999"),
+    "contents is no text": ('{"model": {"type": "BPE"}, "contents": {"1": 1}}', "FormatError"),
+    "wrong option": ('{"model": {"type": "BPE", "dropout": "x"}}', "FormatError"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_hostile_definitions(folder: Path, fault: str) -> None:
+    value, message = FAULTS[fault]
+    metadata = tokenizer_metadata(folder, {}, "qwen3", 280)
+    with pytest.raises(lowbit.Error) as caught:
+        from_metadata({**metadata, DEFINITION_KEY: value})
+    error = f"{type(caught.value).__name__}: {caught.value}"
+    assert "\n" not in error
+    assert re.match(message, error), error
