@@ -20,7 +20,7 @@ from lowbit.plan import Input, Plan, Report
 from lowbit.recipes import Mix, find_mix
 from lowbit.tensor_source import TensorSource
 from lowbit.threads import num_threads
-from lowbit.tokenizer_carried import carried_tokenizer
+from lowbit.tokenizer_carried import carried_tokenizer, is_unnamed
 
 Path = str | os.PathLike[str]
 Importances = Path | Mapping[str, Any] | Imatrix | Sums

@@ -8,9 +8,15 @@ from typing import Any
 
 from lowbit._core import Error
 from lowbit.checkpoint import read_json
+from lowbit.pretokenizer import UNKNOWN
 from lowbit.tokenizer import from_metadata, load_tokenizer
 from lowbit.tokenizer_definition import DEFINITION_KEY, MERGES_KEY, definition
 from lowbit.tokenizer_differences import tokenizer_differences
+
+
+def is_unnamed(metadata: Mapping[str, Any]) -> bool:
+    """Whether no name fits how the tokenizer cuts words, so that without its own definition the file is wrong."""
+    return metadata.get("tokenizer.ggml.model") == "gpt2" and metadata.get("tokenizer.ggml.pre") == UNKNOWN
 
 
 def carried_tokenizer(folder: Path, metadata: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
