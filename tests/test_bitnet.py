@@ -92,6 +92,12 @@ def test_metadata(tmp_path: Path) -> None:
     assert metadata["bitnet.rope.freq_base"] == 10000.0
 
 
+def test_there_is_no_way_back(tmp_path: Path) -> None:
+    lowbit.convert(make_checkpoint(tmp_path / "a", "bitnet"), tmp_path / "a.gguf", "TQ2_0", progress=False)
+    with pytest.raises(lowbit.UnsupportedError, match="bitnet: ternary matrices are not exported"):
+        lowbit.export_hf(tmp_path / "a.gguf", tmp_path / "hf", progress=False)
+
+
 def test_the_default_base_is_bitnets(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "a", "bitnet")
     change_config(folder, rope_parameters=None)

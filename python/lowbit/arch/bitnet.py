@@ -189,6 +189,10 @@ class BitNet(Architecture):
         """SiLU in files without a key that says otherwise."""
         return get.text("hidden_activation", "silu")
 
+    def hf_config(self, metadata: Mapping[str, Any], tensors: Mapping[str, TensorSource]) -> dict[str, Any]:
+        """There is no way back yet: floats without quantization_config would be another network to transformers."""
+        raise UnsupportedError("bitnet: ternary matrices are not exported to a Hugging Face folder yet")
+
     def tensors(self, checkpoint: Checkpoint, config: Config) -> list[TensorSource]:
         """Every tensor of the file, with matrices as three values and their scales."""
         ternary = copy.copy(checkpoint)
