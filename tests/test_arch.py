@@ -170,11 +170,18 @@ def test_windows(tmp_path: Path, arch: str, changes: dict[str, Any], window: int
     folder = make_checkpoint(tmp_path / "a", arch, config=changes)
     if changes.get("sliding_window") == "missing":
         edit(folder, sliding_window=None)
-    keys = open_checkpoint(folder).metadata
+    opened = open_checkpoint(folder)
+    keys = opened.metadata
     name = keys["general.architecture"]
     assert keys.get(f"{name}.attention.sliding_window") == window
-    pattern = None if layers is None else [kind == "w" for kind in layers]
-    assert keys.get(f"{name}.attention.sliding_window_pattern") == pattern
+    pattern = keys.get(f"{name}.attention.sliding_window_pattern")
+    assert (None if pattern is None else "".join("-w"[int(flag)] for flag in pattern)) == layers
+    seen = opened.spec.windows
+    lowbit.convert(folder, tmp_path / "m.gguf", "BF16", progress=False)
+    with lowbit.gguf.open(tmp_path / "m.gguf") as file:
+        assert spec(file.metadata, {}).windows == seen
+    expected = layers or ("ww" if window else "--")
+    assert seen == tuple((window or 0) * (kind == "w") for kind in expected)
 
 
 @pytest.mark.parametrize("types", [["sliding_attention"], ["full_attention", "chunked_attention"], "full_attention"])
@@ -364,3 +371,36 @@ def test_phi3_needs_its_context_and_plain_heads(tmp_path: Path) -> None:
         open_checkpoint(edit(folder, head_dim=32))
     with pytest.raises(lowbit.FormatError, match="no 'original_max_position_embeddings'"):
         open_checkpoint(edit(folder, head_dim=None, original_max_position_embeddings=None))
+
+
+GEMMA3 = {
+    **{key.replace("llama.", "gemma3."): value for key, value in LLAMA.items()},
+    "general.architecture": "gemma3",
+    "gemma3.block_count": 7,
+    "gemma3.attention.sliding_window": 24,
+    "gemma3.rope.freq_base": 1e6,
+}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "layers"),
+    [(None, "wwwww-w"), (2, "w-w-w-w"), (0, "wwwwwww"), (1, "-------"), (np.arange(7) != 1, "w-wwwww")],
+)
+def test_what_gemma3_files_take_for_granted(pattern: Any, layers: str) -> None:
+    """As llama.cpp's loader reads them: every sixth layer sees everything, base 10000 with a window, scale by head."""
+    keys = {} if pattern is None else {"gemma3.attention.sliding_window_pattern": pattern}
+    found = spec({**GEMMA3, **keys}, {})
+    assert found.windows == tuple(24 * (kind == "w") for kind in layers)
+    assert [found.ropes[i].frequencies[1] for i in found.layer_ropes] == pytest.approx(
+        [(1e4 if kind == "w" else 1e6) ** -0.25 for kind in layers]
+    )
+    assert found.attention_scale == pytest.approx(8**-0.5)
+    assert found.embedding_scale == pytest.approx(32**0.5)
+    assert spec({**GEMMA3, "gemma3.block_count": 62, "gemma3.attention.key_length": 16}, {}).attention_scale == 8**-0.5
+    assert spec({**GEMMA3, "gemma3.attention.scale": 0.25}, {}).attention_scale == 0.25
+
+
+@pytest.mark.parametrize("pattern", [-1, "all", np.array([True]), 1.5])
+def test_bad_patterns(pattern: Any) -> None:
+    with pytest.raises(lowbit.FormatError, match=r"gemma3\.attention\.sliding_window_pattern"):
+        spec({**GEMMA3, "gemma3.attention.sliding_window_pattern": pattern}, {})

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import numpy as np
+
 from lowbit._core import FormatError, UnsupportedError
 from lowbit.arch._hf import MAX_LAYERS, YARN_KEYS, WayBack, layer_types
 from lowbit.arch._keys import Keys
@@ -329,7 +331,7 @@ def window_metadata(arch: str, windows: tuple[int, ...]) -> dict[str, Any]:
         return {}
     keys: dict[str, Any] = {f"{arch}.attention.sliding_window": max(windows)}
     if not all(windows):
-        keys[f"{arch}.attention.sliding_window_pattern"] = [window > 0 for window in windows]
+        keys[f"{arch}.attention.sliding_window_pattern"] = np.array(windows) > 0
     return keys
 
 

@@ -180,6 +180,9 @@ def layer_types(metadata: Mapping[str, Any], arch: str, window: int) -> list[str
     pattern = metadata.get(f"{arch}.attention.sliding_window_pattern")
     if pattern is None:
         pattern = [window > 0] * num_layers
+    elif isinstance(pattern, (int, np.integer)):  # every layer but each n-th; 0: every layer
+        period = get.integer("attention.sliding_window_pattern", minimum=0)
+        pattern = [period == 0 or (i + 1) % period > 0 for i in range(num_layers)]
     if not isinstance(pattern, (list, np.ndarray)) or len(pattern) != num_layers:
         raise FormatError(f"{arch}.attention.sliding_window_pattern: expected a value for each of {num_layers} layers")
     return ["sliding_attention" if has_window else "full_attention" for has_window in pattern]

@@ -10,6 +10,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from lowbit._core import FormatError, UnsupportedError
 from lowbit.arch import _hf
 from lowbit.arch._base import DENSE_LAYER, Architecture, Tensor, rope_metadata, sliding_layers
@@ -126,7 +128,7 @@ class Gemma3(Architecture):
         if window := max(windows):
             keys["gemma3.attention.sliding_window"] = window
             if windows != usual_windows(window, sizes.layers):
-                keys["gemma3.attention.sliding_window_pattern"] = [seen > 0 for seen in windows]
+                keys["gemma3.attention.sliding_window_pattern"] = np.array(windows) > 0
         scalar = config.number("query_pre_attn_scalar", 256)
         if scalar != usual_scalar(sizes.layers, sizes.hidden, sizes.num_heads, sizes.head_dim):
             keys["gemma3.attention.scale"] = scalar**-0.5
