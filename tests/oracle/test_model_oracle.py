@@ -1,4 +1,4 @@
-"""Parity with transformers in float32, for tiny random checkpoints of both architectures and their variants."""
+"""Parity with transformers in float32, for tiny random checkpoints of every architecture and its variants."""
 
 from __future__ import annotations
 
@@ -7,13 +7,26 @@ import shutil
 from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, MistralConfig, PreTrainedModel, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    MistralConfig,
+    Phi3Config,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
+)
+from transformers.models.gemma3 import Gemma3ForCausalLM
 from transformers.models.llama import LlamaForCausalLM
 from transformers.models.mistral import MistralForCausalLM
+from transformers.models.phi3 import Phi3ForCausalLM
+from transformers.models.qwen2 import Qwen2ForCausalLM
 from transformers.models.qwen3 import Qwen3ForCausalLM
 
 import lowbit
@@ -50,11 +63,53 @@ LLAMA3 = {
         "original_max_position_embeddings": 64,
     }
 }
-LLAMA, QWEN3, MISTRAL = (
+LINEAR = {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 3.0}}
+YARN = {
+    "rope_parameters": {
+        "rope_type": "yarn",
+        "rope_theta": 10000.0,
+        "factor": 4.0,
+        "original_max_position_embeddings": 128,
+    }
+}
+LLAMA, QWEN2, QWEN3, MISTRAL, GEMMA3, PHI3 = (
     (LlamaConfig, LlamaForCausalLM),
+    (Qwen2Config, Qwen2ForCausalLM),
     (Qwen3Config, Qwen3ForCausalLM),
     (MistralConfig, MistralForCausalLM),
+    (Gemma3TextConfig, Gemma3ForCausalLM),
+    (Phi3Config, Phi3ForCausalLM),
 )
+GEMMA = {
+    "hidden_activation": "gelu_pytorch_tanh",
+    "query_pre_attn_scalar": 16,
+    "sliding_window": 16,
+    "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+    "rope_parameters": {
+        "full_attention": {"rope_type": "default", "rope_theta": 1e6},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+    },
+    "tie_word_embeddings": True,
+}
+
+
+def longrope(partial: float, head_dim: int = 16) -> dict[str, Any]:
+    """Phi's, switched at 64 tokens."""
+    pairs = int(head_dim * partial) // 2
+    return {
+        "rope_parameters": {
+            "rope_type": "longrope",
+            "rope_theta": 10000.0,
+            "short_factor": [1 + 0.05 * i for i in range(pairs)],
+            "long_factor": [1 + 2.0 * i for i in range(pairs)],
+            "original_max_position_embeddings": 64,
+            "partial_rotary_factor": partial,
+        },
+        "original_max_position_embeddings": 64,
+        "partial_rotary_factor": partial,
+    }
+
+
 NETWORKS = {
     "llama": (LLAMA, PLAIN),
     "llama-tied": (LLAMA, {**PLAIN, "tie_word_embeddings": True}),
@@ -65,6 +120,33 @@ NETWORKS = {
     "llama3": (LLAMA, LLAMA3),
     "llama3-tied-wide-heads": (LLAMA, {**LLAMA3, "tie_word_embeddings": True, "head_dim": 64}),
     "mistral": (MISTRAL, {**PLAIN, "sliding_window": None}),
+    "mistral-window": (MISTRAL, {**PLAIN, "sliding_window": 16}),
+    "llama-linear": (LLAMA, LINEAR),
+    "llama-yarn": (LLAMA, YARN),
+    "llama-yarn-tuned": (
+        LLAMA,
+        {"rope_parameters": {**YARN["rope_parameters"], "beta_fast": 4.0, "beta_slow": 0.5, "attention_factor": 1.3}},
+    ),
+    "qwen2": (QWEN2, PLAIN),
+    "qwen2-yarn": (QWEN2, {**YARN, "tie_word_embeddings": True}),
+    "qwen2-window": (QWEN2, {**PLAIN, "use_sliding_window": True, "sliding_window": 24, "max_window_layers": 1}),
+    "gemma3": (GEMMA3, GEMMA),
+    "gemma3-scaled": (
+        GEMMA3,
+        {
+            **GEMMA,
+            "query_pre_attn_scalar": 24,
+            "head_dim": 32,
+            "final_logit_softcapping": 8.0,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+            },
+        },
+    ),
+    "phi3.5": (PHI3, {**longrope(1.0), "sliding_window": 200}),
+    "phi4-mini": (PHI3, {**longrope(0.75), "tie_word_embeddings": True, "sliding_window": None}),
+    "phi3-window": (PHI3, {**PLAIN, "sliding_window": 16}),
     "qwen3": (QWEN3, PLAIN),
     "qwen3-tied": (QWEN3, {**PLAIN, "tie_word_embeddings": True}),
     "qwen3-wide-heads": (QWEN3, {**PLAIN, "head_dim": 128}),
@@ -113,13 +195,11 @@ def oracle_logits(model: PreTrainedModel, ids: np.ndarray) -> np.ndarray:
 
 
 def oracle_greedy(model: PreTrainedModel, ids: np.ndarray, num: int) -> list[int]:
-    tokens = [*ids]
+    """By transformers' own loop, which also decides when a sequence is computed anew."""
+    model.generation_config.eos_token_id = None
     with torch.no_grad():
-        out = model(torch.tensor(ids)[None], use_cache=True)
-        for _ in range(num):
-            tokens.append(int(out.logits[0, -1].argmax()))
-            out = model(torch.tensor([tokens[-1:]]), past_key_values=out.past_key_values, use_cache=True)
-    return tokens[len(ids) :]
+        out = model.generate(torch.tensor(ids)[None], max_new_tokens=num, do_sample=False, pad_token_id=0)
+    return out[0, len(ids) :].tolist()
 
 
 def check(logits: np.ndarray, expected: np.ndarray) -> None:
@@ -138,7 +218,7 @@ def test_logits(network, source):
     at = 100  # sequences of our own, away from those that the model hands out
     model = lowbit.load(source, compute="f32", max_sequences=3)
     for a, b in pairwise([0, 1, 63, 64, 130, 300]):
-        check(model.forward(ids[0][a:b], np.arange(a, b), np.full(b - a, at)), expected[0][a:b])
+        check(model.forward(ids[0][a:b], np.arange(a, b), np.full(b - a, at), expected_length=300), expected[0][a:b])
     model.truncate(at)
     order = sorted((position, i) for i, s in enumerate(ids) for position in range(len(s)))
     positions, sequences = (np.array(part) for part in zip(*order, strict=True))
@@ -157,7 +237,6 @@ def test_greedy_tokens(network, source):
 
 def test_all_positions_of_the_context():
     """bard at every position it was made for."""
-    from transformers import AutoModelForCausalLM
 
     ids = random_ids(1024, seed=5)
     expected = oracle_logits(AutoModelForCausalLM.from_pretrained(BARD, dtype=torch.float32), ids)
