@@ -18,6 +18,7 @@ COMMANDS = [
     "convert",
     "quantize",
     "export",
+    "verify",
     "inspect",
     "metadata",
     "diff",

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from lowbit.export import ExportReport, export_hf
     from lowbit.model import Model, load
     from lowbit.tokenizer import Tokenizer, load_tokenizer
+    from lowbit.verification import Verdict, VerificationError, verify
 
 __version__ = "0.1.0"
 
@@ -40,6 +41,8 @@ __all__ = [
     "SplitReport",
     "Tokenizer",
     "UnsupportedError",
+    "Verdict",
+    "VerificationError",
     "__version__",
     "arch",
     "convert",
@@ -60,6 +63,7 @@ __all__ = [
     "save_npz",
     "simd",
     "split_file",
+    "verify",
 ]
 
 # Loaded when first asked for: a tokenizer's library alone costs more than the rest of the package.
@@ -67,9 +71,12 @@ _LAZY = {
     "ExportReport": "export",
     "Model": "model",
     "Tokenizer": "tokenizer",
+    "Verdict": "verification",
+    "VerificationError": "verification",
     "export_hf": "export",
     "load": "model",
     "load_tokenizer": "tokenizer",
+    "verify": "verification",
 }
 
 

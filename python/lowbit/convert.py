@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lowbit import gguf
 from lowbit._core import InputError
-from lowbit.arch import open_checkpoint
+from lowbit.arch import OpenedCheckpoint, open_checkpoint
 from lowbit.assignment import Stored, file_order
 from lowbit.gguf_source import gguf_tensors
 from lowbit.imatrix import Imatrix, Sums, load_imatrix
 from lowbit.lora import Adapters
 from lowbit.options import ConvertOptions, QuantizeOptions, checked, moved_last
-from lowbit.plan import Input, Plan, Report
+from lowbit.plan import Finishing, Input, Plan, Report
+from lowbit.provenance import Hashing, recipe_metadata, reserved_bytes, source_files
 from lowbit.recipes import Mix, find_mix
-from lowbit.tensor_source import TensorSource
+from lowbit.tensor_source import TensorSource, num_elements
 from lowbit.threads import num_threads
 from lowbit.tokenizer_carried import carried_tokenizer, is_unnamed
+
+if TYPE_CHECKING:
+    from lowbit.verification import Verdict
+
+#: Models with fewer weights are verified unless the caller says otherwise.
+VERIFIED_WEIGHTS = 10**9
 
 Path = str | os.PathLike[str]
 Importances = Path | Mapping[str, Any] | Imatrix | Sums
@@ -36,6 +44,8 @@ def convert(
     dry_run: bool = False,
     lora: Adapters = (),
     lora_scale: float | Sequence[float] = 1.0,
+    provenance: bool = False,
+    verify: bool | None = False,
     **options: Any,
 ) -> Report:
     """Makes a GGUF file of a Hugging Face folder or hub id, the same that the reference tools make.
@@ -44,12 +54,15 @@ def convert(
     whatever the checkpoint has, as through the reference's intermediate file. imatrix: a file of llama-imatrix, what
     lowbit.imatrix.collect found, or importances by tensor name. With progress, a bar and notes go to stderr. With
     dry_run nothing is written, and the report says what would be. lora: a PEFT adapter, or several, by folder or hub
-    id, to merge into the weights; lora_scale multiplies what they add, all or each of them. options: those of
-    lowbit.ConvertOptions.
+    id, to merge into the weights; lora_scale multiplies what they add, all or each of them. provenance: adds
+    what the file was made of and how, under lowbit.provenance. verify: compares the complete file with its source as
+    `lowbit.verify` does, before it gets its name, and adds what was found under lowbit.verify; None: only if the model
+    has fewer than a billion weights, and a tokenizer that differs is said, not refused. Both stand at the end of the
+    metadata. options: those of lowbit.ConvertOptions.
 
     The target appears whole or not at all, and memory stays at a few chunks of rows. Raises FileError, FormatError,
-    UnsupportedError (architecture, tokenizer, quantized checkpoint) or InputError (format, options, NaN in
-    the weights).
+    UnsupportedError (architecture, tokenizer, quantized checkpoint), InputError (format, options, NaN in
+    the weights) or VerificationError (whose `verdict` says what differs).
     """
     mix = find_mix(format)
     if mix.is_copy:
@@ -72,7 +85,62 @@ def convert(
     if chosen.keep_tokenizer or is_unnamed(metadata):
         metadata |= carried_tokenizer(opened.folder, metadata, notes)
     plan = Plan(mix, inputs, metadata, notes, chosen, through_bfloat16=True)
-    return plan.run(os.fspath(dst), _loaded(imatrix), progress, num_threads(threads), dry_run)
+    is_strict = verify is True
+    if verify is None:
+        verify = _is_small(opened) and not chosen.prune_layers and not chosen.split_limits
+    if verify and chosen.prune_layers:
+        raise InputError("verify: a model without some of its layers is not the one it was made of")
+    if verify and chosen.split_limits:
+        raise InputError("verify: files of a split model are verified when they have names, with lowbit verify")
+    importances = _loaded(imatrix)
+    if not provenance and not verify:
+        return plan.run(os.fspath(dst), importances, progress, num_threads(threads), dry_run)
+    given = _unusual(chosen) | ({"lora_scale": lora_scale} if opened.origin.adapters else {})
+    with Hashing(source_files(opened.origin, imatrix) if provenance and not dry_run else []) as hashing:
+        verdict: Verdict | None = None
+
+        def keys(path: str) -> dict[str, Any]:
+            nonlocal verdict
+            found: dict[str, Any] = {}
+            if verify:
+                verdict = _verified(path, os.fspath(dst), os.fspath(src), opened, chosen, threads, progress)
+                if not verdict.ok and (is_strict or verdict.word == "failed"):
+                    raise verdict.error()
+                found = verdict.metadata()
+            recipe = recipe_metadata(mix.name, given, opened.origin) | hashing.metadata() if provenance else {}
+            return recipe | found
+
+        room = reserved_bytes(source_files(opened.origin, imatrix), given)
+        plan.finishing = Finishing(gguf.RESERVED_BYTES + room, keys)
+        report = plan.run(os.fspath(dst), importances, progress, num_threads(threads), dry_run)
+    report.verdict = verdict
+    return report
+
+
+def _is_small(opened: OpenedCheckpoint) -> bool:
+    return sum(num_elements(tensor.shape) for tensor in opened.tensors) < VERIFIED_WEIGHTS
+
+
+def _unusual(options: ConvertOptions) -> dict[str, Any]:
+    """The options that were given."""
+    values = {option.name: getattr(options, option.name) for option in fields(options)}
+    return {name: value for name, value in values.items() if value}
+
+
+def _verified(
+    path: str,
+    dst: str,
+    src: str,
+    opened: OpenedCheckpoint,
+    options: ConvertOptions,
+    threads: int | None,
+    progress: bool,
+) -> Verdict:
+    """The verdict on a file that has no name yet."""
+    from lowbit.verification import compare_with
+
+    changed = list(options.override_kv)
+    return compare_with(path, dst, src, opened, changed=changed, threads=threads, progress=progress)
 
 
 def quantize_file(
@@ -99,7 +167,7 @@ def quantize_file(
         inputs = _inputs(file, chosen.keep_split)
         metadata = {key: file.typed(key) for key in file.metadata if key not in gguf.SPLIT_KEYS}
         num_files = len(file.paths) if chosen.keep_split else None
-    metadata = _requantized(metadata, mix)
+    metadata = _inherited(_requantized(metadata, mix), mix)
     plan = Plan(mix, inputs, metadata, [], chosen, allow_requantize=chosen.allow_requantize, num_files=num_files)
     return plan.run(os.fspath(dst), _loaded(imatrix), progress, num_threads(threads), dry_run)
 
@@ -123,6 +191,15 @@ def _inputs(file: gguf.File, keep_split: bool) -> list[Input]:
     if keep_split:
         names.sort(key=lambda name: (file.place(name).path, file.place(name).offset))
     return [Input(Stored(*file.infos[name]), tensors[name], name, file.place(name).path) for name in names]
+
+
+def _inherited(metadata: dict[str, Any], mix: Mix) -> dict[str, Any]:
+    """Of lowbit's keys, at the end: what the file was made of stays true, with one recipe more, a verdict does not."""
+    own = {key: metadata.pop(key) for key in list(metadata) if key.startswith("lowbit.")}
+    recipe = "lowbit.provenance.recipe"
+    if recipe in own and not mix.is_copy:
+        own[recipe] = f"{own[recipe]}, then {mix.name}"
+    return metadata | {key: value for key, value in own.items() if not key.startswith("lowbit.verify.")}
 
 
 def _requantized(metadata: dict[str, Any], mix: Mix) -> dict[str, Any]:

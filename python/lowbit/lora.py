@@ -115,7 +115,7 @@ def merge(
     InputError for wrong scales, FileError, FormatError and UnsupportedError for adapters that cannot be read or do not
     fit.
     """
-    paths = [adapters] if isinstance(adapters, (str, os.PathLike)) else list(adapters)
+    paths = _as_list(adapters)
     factors = list(scales) if isinstance(scales, Sequence) else [scales] * len(paths)
     if len(factors) != len(paths):
         raise InputError(f"{len(factors)} scales for {len(paths)} adapters")
@@ -136,6 +136,15 @@ def merge(
 def _last_part(name: str) -> str:
     """What a path or hub id is called, whoever keeps it."""
     return re.split(r"[/\\]", name.rstrip("/\\"))[-1].lower()
+
+
+def folders(adapters: Adapters) -> list[Path]:
+    """Where adapters lie."""
+    return [resolve(path)[0] for path in _as_list(adapters)]
+
+
+def _as_list(adapters: Adapters) -> list[Adapter]:
+    return [adapters] if isinstance(adapters, (str, os.PathLike)) else list(adapters)
 
 
 class _Merge:

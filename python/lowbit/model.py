@@ -55,6 +55,17 @@ def load(
         spec = arch.spec(file.metadata, tensors)
         return Model(spec, tensors, file.metadata, path, compute, threads, context, max_sequences)
     opened = arch.open_checkpoint(path, lora, lora_scale)
+    return load_opened(opened, compute, threads, context, max_sequences)
+
+
+def load_opened(
+    opened: arch.OpenedCheckpoint,
+    compute: str = "auto",
+    threads: int | None = None,
+    context: int | None = None,
+    max_sequences: int = 8,
+) -> Model:
+    """`load` for a checkpoint that is open. Reads all weights."""
     weights = {source.name: source.rows(0, source.shape[0]) for source in opened.tensors}
     spec = arch.spec(opened.metadata, weights)
     return Model(spec, weights, opened.metadata, opened.folder, compute, threads, context, max_sequences)

@@ -141,10 +141,16 @@ class Output(Protocol):
         """Creates the file under a temporary name."""
 
 
-def write_files(targets: Sequence[Output], threads: int, progress: Callable[[int, int], None]) -> dict[str, int]:
+def write_files(
+    targets: Sequence[Output],
+    threads: int,
+    progress: Callable[[int, int], None],
+    finishing: Callable[[Sequence[Appender]], None] = lambda files: None,
+) -> dict[str, int]:
     """Writes the files, complete or not at all: none has its name before all are written, the first gets it last.
 
-    `progress(done, total)` counts bytes read. Returns how many weights of which tensors were too large for float16.
+    `progress(done, total)` counts bytes read. `finishing` is called with the complete files before they have names.
+    Returns how many weights of which tensors were too large for float16.
     """
     overflows: dict[str, int] = {}
     done, total = 0, sum(job.source.dtype.itemsize * math.prod(job.source.shape) for t in targets for job in t.jobs)
@@ -184,6 +190,7 @@ def write_files(targets: Sequence[Output], threads: int, progress: Callable[[int
             progress(done, total)
         for write in writes:
             write.result()
+        finishing(opened)
     return overflows
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -16,16 +16,19 @@ from lowbit._core import InputError, UnsupportedError
 from lowbit.assignment import Assignment, Stored, assign, needs_imatrix, num_experts
 from lowbit.imatrix import Imatrix
 from lowbit.options import ConvertOptions, moved_last, override
-from lowbit.pipeline import Job, Target, write_files
+from lowbit.pipeline import Appender, Job, Target, write_files
 from lowbit.progress import progress_bar
 from lowbit.recipes import FLOAT_FORMATS, Mix
 from lowbit.splitting import PADDED, file_name, split_keys
 from lowbit.tensor_source import TensorSource
 
+if TYPE_CHECKING:
+    from lowbit.verification import Verdict
+
 
 @dataclass
 class Report:
-    """What a conversion wrote, or would write.
+    """What a conversion wrote, or would write. verdict: what a verification found, if there was one.
 
     tensors: name, shape, format before, format, fallback and size of each, in file order. notes: what the file does not
     keep of its source, and what else should be known. paths: the files, several where a split model is kept split.
@@ -37,6 +40,7 @@ class Report:
     tensors: list[Assignment] = field(repr=False)
     notes: list[str]
     paths: list[str] = field(repr=False)
+    verdict: Verdict | None = field(default=None, compare=False, repr=False)
 
     @property
     def fallbacks(self) -> list[str]:
@@ -61,6 +65,16 @@ class Input(NamedTuple):
     file: int = 0
 
 
+class Finishing(NamedTuple):
+    """Keys that are known when everything is written. reserved: the bytes they need at most, and what stays for edits.
+
+    keys: is given where the complete file lies until it has its name; raises if it should not get one.
+    """
+
+    reserved: int
+    keys: Callable[[str], Mapping[str, Any]]
+
+
 @dataclass
 class Plan:
     """Everything about what to write but the choices of formats. num_files: how many, for a model that stays split."""
@@ -73,6 +87,7 @@ class Plan:
     through_bfloat16: bool = False
     allow_requantize: bool = False
     num_files: int | None = None
+    finishing: Finishing | None = None
 
     def run(self, dst: str, importances: Imatrix | None, progress: bool, threads: int, dry_run: bool) -> Report:
         """Assigns formats, and writes the files unless it is a dry run."""
@@ -83,6 +98,8 @@ class Plan:
         if importances:
             metadata = moved_last(metadata, importances.metadata())
         inputs, metadata = prune(self.inputs, metadata, self.options)
+        if self.finishing:
+            metadata = moved_last(metadata, gguf.padding(self.finishing.reserved))
         stored = [tensor.stored for tensor in inputs]
         tensors = assign(self.mix, stored, model, self.options, has_imatrix=importances is not None)
         jobs = [self._job(tensor, chosen, importances) for tensor, chosen in zip(inputs, tensors, strict=True)]
@@ -97,12 +114,17 @@ class Plan:
             _print_notes([*report.notes, *_grouped(report.fallbacks)])
         if not dry_run:
             with progress_bar(self.mix.name, unit="B", enabled=progress) as advance:
-                overflows = write_files(targets, threads, advance)
+                overflows = write_files(targets, threads, advance, self._finish)
             lost = [f"{name}: {n} weights exceed float16 and became infinite" for name, n in overflows.items()]
             report.notes.extend(lost)
             if progress:
                 _print_notes(lost)
         return report
+
+    def _finish(self, files: Sequence[Appender]) -> None:
+        first = files[0]
+        if self.finishing and isinstance(first, gguf.Writer):
+            gguf.edit_unfinished(first.temporary_path, self.finishing.keys(first.temporary_path))
 
     def _job(self, tensor: Input, chosen: Assignment, importances: Imatrix | None) -> Job:
         name, shape, before = tensor.stored

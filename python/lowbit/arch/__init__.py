@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -66,22 +66,36 @@ def of_metadata(metadata: Mapping[str, Any], tensors: Iterable[str] = ()) -> Arc
     return arch
 
 
+class Origin(NamedTuple):
+    """Folders and files of a checkpoint. hub_id: if it was downloaded. adapters: folders of LoRA adapters."""
+
+    folder: Path
+    hub_id: str | None
+    weights: list[Path]
+    adapters: list[Path]
+
+
 @dataclass
 class OpenedCheckpoint:
     """A Hugging Face folder as its GGUF file will be.
 
-    folder: where it lies, in the hub's cache if it came from there.
     metadata: keys in file order, values as lowbit.gguf.Writer takes them, tokenizer included.
     tensors: in file order, each already as GGUF has its values (float types only).
     notes: what GGUF does not keep, one sentence each.
     exact_formats: those that keep the layers' matrices exactly, if those are such that not every format can (BitNet).
+    origin: what all this was read from.
     """
 
-    folder: Path
     metadata: dict[str, Any]
     tensors: list[TensorSource]
     notes: list[str]
-    exact_formats: tuple[str, ...] = ()
+    exact_formats: tuple[str, ...]
+    origin: Origin
+
+    @property
+    def folder(self) -> Path:
+        """Where it lies, in the hub's cache if it came from there."""
+        return self.origin.folder
 
     @property
     def spec(self) -> ModelSpec:
@@ -103,6 +117,7 @@ def open_checkpoint(
     if arch is None:
         raise unknown_class(config.hf_class, config, checkpoint.tensors)
     config = arch.text_config(config)
+    weights = {tensor.file.path for tensor in checkpoint.tensors.values()}
     notes = arch.check(config) + prequantized.dequantize(checkpoint, arch.quant_methods)
     notes += lora.merge(checkpoint, adapters, adapter_scales, hub_id)
     if checkpoint.config.get("auto_map"):
@@ -123,7 +138,8 @@ def open_checkpoint(
         "general.quantization_version": QUANTIZATION_VERSION,
         **tokenizer_metadata(folder, config.values, arch.name, vocab_size),
     }
-    return OpenedCheckpoint(folder, metadata, tensors, notes, arch.exact_formats)
+    origin = Origin(folder, hub_id, sorted(weights), lora.folders(adapters))
+    return OpenedCheckpoint(metadata, tensors, notes, arch.exact_formats, origin)
 
 
 def float_file_type(tensors: list[TensorSource]) -> int:

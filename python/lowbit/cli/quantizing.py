@@ -11,6 +11,7 @@ import typer
 
 from lowbit.cli.app import Json, Threads, app, examples
 from lowbit.cli.console import print_json, print_table, size
+from lowbit.cli.verifying import print_verdict, showing_failed_verdict, verdict_as_json
 
 if TYPE_CHECKING:
     from lowbit.plan import Report
@@ -89,6 +90,8 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be writt
         "lowbit convert ./model out.gguf --format IQ3_M --imatrix imatrix.gguf --strict",
         "lowbit convert ./model out.gguf --format bf16 --split-max-size 2G",
         "lowbit convert ./model out.gguf --format Q4_K_M --tensor-type 'ffn_down=Q6_K' --dry-run",
+        "lowbit convert ./model-8B out.gguf --format Q8_0 --verify",
+        "lowbit convert ./model out.gguf --no-verify --no-provenance  # the reference's bytes, nothing added",
         "lowbit convert ./model tuned.gguf --lora ./adapter --lora-scale 0.5",
     )
 )
@@ -112,6 +115,16 @@ def convert(
     split_max_size: SplitMaxSize = "0",
     split_max_tensors: SplitMaxTensors = 0,
     no_tensor_first_split: NoTensorFirst = False,
+    verify: Annotated[
+        bool | None,
+        typer.Option(
+            "--verify/--no-verify",
+            help="Compare the file with its source before it gets its name. [default: below a billion weights]",
+        ),
+    ] = None,
+    provenance: Annotated[
+        bool, typer.Option("--provenance/--no-provenance", help="Write into the file what it was made of, with hashes.")
+    ] = True,
     strict: Strict = False,
     revision: Revision = None,
     lora: Lora = None,
@@ -194,7 +207,8 @@ def _write(make: Callable[..., Report], given: dict[str, Any]) -> None:
     for name in ("include_weights", "exclude_weights"):
         given[name] = given[name] or ()
     start = time.perf_counter()
-    report = make(given.pop("source"), given.pop("target"), given.pop("format"), **given)
+    with showing_failed_verdict(json):
+        report = make(given.pop("source"), given.pop("target"), given.pop("format"), **given)
     seconds = time.perf_counter() - start
     if json:
         print_json(_as_json(report, seconds, not given["dry_run"]))
@@ -206,6 +220,8 @@ def _write(make: Callable[..., Report], given: dict[str, Any]) -> None:
         f"would have {report.file_bytes} bytes" if given["dry_run"] else f"{size(report.file_bytes)} in {seconds:.1f} s"
     )
     files = f" ({len(report.paths)} files)" if len(report.paths) > 1 else ""
+    if report.verdict is not None:
+        print_verdict(report.verdict)
     print(f"{report.path}{files}: {report.format}, {done}, {report.bits_per_weight:.2f} bits a weight")
 
 
@@ -220,6 +236,7 @@ def _as_json(report: Report, seconds: float, written: bool) -> dict[str, Any]:
         "seconds": seconds,
         "fallbacks": report.fallbacks,
         "notes": report.notes,
+        "verdict": None if report.verdict is None else verdict_as_json(report.verdict),
         "tensors": [t._asdict() | {"num_bytes": t.num_bytes} for t in report.tensors],
     }
 
