@@ -10,7 +10,7 @@ What is compared, and what fails:
 - tokenizer: `tokenizer_differences`, and chat templates. Any difference fails; a conversion that verifies without being
   asked writes the file all the same, with the verdict "differs", because GGUF cannot say all that tokenizer.json can.
 - logits: of both networks on a built-in text, in float32. Equal tensors must give equal logits; otherwise all must be
-  finite, and from 4 bits a weight on the mean divergence at most 1 nat. Below, the figures say what the format cost.
+  finite, and from 8 bits a weight on the mean divergence at most 1 nat. Below, the figures say what the format cost.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ _OWN_KEYS = ("general.file_type", "general.quantization_version")
 _ROUNDING = {"F32": 0.0, "F16": 2.0**-11, "BF16": 2.0**-8}
 #: Equal weights give equal logits, whatever the order of sums in float32.
 _LOGITS_TOLERANCE = 1e-5
-#: With so many bits a weight the networks' predictions are close: every mix is below 0.1 nats on trained and on random
-#: networks, where settings that differ (rotary base, norms' epsilon) reach several.
-_MANY_BITS, _DIVERGENCE = 4.0, 1.0
+#: With so many bits a weight predictions are close, below 0.001 nats, where settings that differ (rotary base, norms'
+#: epsilon) cost more than one. At 4 bits an untrained network of 28 layers is at 0.94 already.
+_MANY_BITS, _DIVERGENCE = 8.0, 1.0
 
 
 class VerificationError(Error):
