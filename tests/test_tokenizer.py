@@ -259,7 +259,9 @@ def test_broken_tokenizer_json(tmp_path, content, message):
 
 def test_broken_folders(tmp_path):
     assert matches("FileError", error_of(lowbit.load_tokenizer, tmp_path / "missing"))
-    assert matches("UnsupportedError: .*no tokenizer.json", error_of(lowbit.load_tokenizer, tmp_path))
+    assert matches(
+        "UnsupportedError: .*no tokenizer.json, and no tokenizer.model", error_of(lowbit.load_tokenizer, tmp_path)
+    )
     folder_with(tmp_path, tokenizer_json=json.dumps(TINY))
     for config in ("[]", "{", "[" * 100000, '{"chat_template": 5}', '{"chat_template": [{"name": "x"}]}'):
         folder_with(tmp_path, tokenizer_config_json=config)

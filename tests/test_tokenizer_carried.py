@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_checkpoint import byte_level_tokenizer, write_json, write_tokenizer
+from tiny_checkpoint import byte_level_tokenizer, make_checkpoint, write_json, write_tokenizer
 
 import lowbit
 from lowbit.pretokenizer import QWEN2
@@ -119,6 +119,17 @@ def test_merges_that_do_not_follow_from_scores(tmp_path: Path) -> None:
     source, result = load_tokenizer(tmp_path), from_metadata({**metadata, **keys})
     for text in ("ab", "aba", "abab", "bab", "é"):
         assert result.encode(text, add_special_tokens=False) == source.encode(text, add_special_tokens=False)
+
+
+def test_files_that_say_what_they_were_made_of_carry_it(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path, "qwen3")
+    edit(tmp_path, normalizer={"type": "Lowercase"})
+    for provenance in (True, False):
+        lowbit.convert(tmp_path, tmp_path / "out.gguf", "BF16", progress=False, provenance=provenance)
+        with lowbit.gguf.open(tmp_path / "out.gguf") as file:
+            assert (DEFINITION_KEY in file.metadata) == provenance
+            ids = load_tokenizer(file).encode("THE and")
+        assert (ids == load_tokenizer(tmp_path).encode("THE and")) == provenance
 
 
 FAULTS = {

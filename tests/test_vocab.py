@@ -18,7 +18,7 @@ from tiny_checkpoint import byte_level_tokenizer, sentencepiece_model, sentencep
 import lowbit
 from lowbit import tokenizer_gguf
 from lowbit.pretokenizer import GPT2, LLAMA3, QWEN2, pre_tokenizer_name
-from lowbit.sentencepiece import read_pieces
+from lowbit.sentencepiece import read_model
 from lowbit.special_tokens import special_tokens
 from lowbit.vocab import looks_special, tokenizer_metadata
 
@@ -215,7 +215,7 @@ def test_tokens_that_look_special() -> None:
 def test_pieces(tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.model"
     path.write_bytes(sentencepiece_model(sentencepiece_pieces()))
-    assert [tuple(piece) for piece in read_pieces(path)] == sentencepiece_pieces()
+    assert [tuple(piece) for piece in read_model(path).pieces] == sentencepiece_pieces()
 
 
 @pytest.mark.parametrize(
@@ -236,7 +236,7 @@ def test_broken_models(tmp_path: Path, data: bytes, message: str) -> None:
     path = tmp_path / "tokenizer.model"
     path.write_bytes(data)
     with pytest.raises(lowbit.FormatError, match=message):
-        read_pieces(path)
+        read_model(path)
 
 
 @given(st.binary(max_size=64))
@@ -244,7 +244,7 @@ def test_random_models(tmp_path_factory: pytest.TempPathFactory, data: bytes) ->
     path = tmp_path_factory.mktemp("fuzz") / "tokenizer.model"
     path.write_bytes(data)
     with contextlib.suppress(lowbit.FormatError):
-        assert read_pieces(path)
+        assert read_model(path)
 
 
 def test_gemma3_without_a_sentencepiece_file(tmp_path: Path) -> None:
@@ -289,7 +289,7 @@ def test_gemma3_without_a_sentencepiece_file(tmp_path: Path) -> None:
     assert (keys[P + "model"], keys[P + "add_space_prefix"], P + "merges" in keys) == ("llama", False, False)
     assert keys[P + "tokens"][-3:] == ["<unused1>", f"[PAD{len(pieces) + 2}]", f"[PAD{len(pieces) + 3}]"]
     assert keys[P + "token_type"][[0, 3, 260, -4, -3, -1]].tolist() == [3, 6, 1, 3, 3, 5]
-    built, _ = tokenizer_gguf.build(tokenizer_gguf.Vocab(keys))
+    built = tokenizer_gguf.build(tokenizer_gguf.Vocab(keys))
     for text in texts:
         assert built.encode(text, add_special_tokens=False).ids == tokenizer.encode(text).ids
     with pytest.raises(lowbit.FormatError, match=r"tokenizer\.json: token id 277, but vocab_size"):

@@ -55,10 +55,11 @@ def convert(
     lowbit.imatrix.collect found, or importances by tensor name. With progress, a bar and notes go to stderr. With
     dry_run nothing is written, and the report says what would be. lora: a PEFT adapter, or several, by folder or hub
     id, to merge into the weights; lora_scale multiplies what they add, all or each of them. provenance: adds
-    what the file was made of and how, under lowbit.provenance. verify: compares the complete file with its source as
-    `lowbit.verify` does, before it gets its name, and adds what was found under lowbit.verify; None: only if the model
-    has fewer than a billion weights, and a tokenizer that differs is said, not refused. Both stand at the end of the
-    metadata. options: those of lowbit.ConvertOptions.
+    what the file was made of and how, under lowbit.provenance, and where GGUF has no key for a part of the tokenizer
+    and ids would change, that part under lowbit.tokenizer (a pre-tokenizer without a name always is). verify:
+    compares the complete file with its source as `lowbit.verify` does, before it gets its name, and adds what was
+    found under lowbit.verify; None: only if the model has fewer than a billion weights, and a tokenizer that differs
+    is said, not refused. All of them stand at the end of the metadata. options: those of lowbit.ConvertOptions.
 
     The target appears whole or not at all, and memory stays at a few chunks of rows. Raises FileError, FormatError,
     UnsupportedError (architecture, tokenizer, quantized checkpoint), InputError (format, options, NaN in
@@ -82,7 +83,7 @@ def convert(
     notes = list(opened.notes)
     if opened.exact_formats and mix.default not in opened.exact_formats:
         notes.append(f"{mix.name} rounds the layers' matrices, which {', '.join(opened.exact_formats)} keep exactly")
-    if chosen.keep_tokenizer or is_unnamed(metadata):
+    if provenance or is_unnamed(metadata):
         metadata |= carried_tokenizer(opened.folder, metadata, notes)
     plan = Plan(mix, inputs, metadata, notes, chosen, through_bfloat16=True)
     is_strict = verify is True

@@ -38,8 +38,6 @@ class ConvertOptions:
     split_max_size, split_max_tensors: write several files, OUT-00001-of-0000N.gguf, each with at most so many bytes of
         tensors (or text such as "2G") or tensors. A larger tensor has a file of its own; one file keeps its name.
     no_tensor_first_split: the first of them has metadata alone.
-    keep_tokenizer: compare the tokenizer with its source, and where GGUF has no key for a part of it and ids would
-        change, carry that part in `lowbit.tokenizer.definition`. A pre-tokenizer without a name in GGUF always is.
     strict: refuse formats whose blocks do not divide the rows, instead of taking another one.
     """
 
@@ -56,7 +54,6 @@ class ConvertOptions:
     split_max_size: int | str = 0
     split_max_tensors: int = 0
     no_tensor_first_split: bool = False
-    keep_tokenizer: bool = False
     strict: bool = False
 
     def __post_init__(self) -> None:

@@ -1,7 +1,8 @@
 """Reads and writes tokenizer.model, a SentencePiece model, without the sentencepiece or protobuf packages.
 
-Only three fields matter here: ModelProto.pieces (1), and in each piece its text (1), score (2) and type (3). Everything
-else is skipped by its wire type. Input is hostile: every length is checked against what is left.
+Of ModelProto, pieces (1; each has its text (1), score (2) and type (3)), trainer_spec (2) and normalizer_spec (3) are
+read, of the latter two what `Model` names. Everything else is skipped by its wire type. Input is hostile: every length
+is checked against what is left.
 """
 
 from __future__ import annotations
@@ -17,7 +18,24 @@ MAX_FILE_BYTES = 256 << 20
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 
+UNIGRAM, BPE = 1, 2
+
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+
+
+#: Messages of a model -> their name, and their fields that matter: number -> (name in `Model`, wire type).
+_SPECS = {
+    2: ("trainer_spec", {3: ("model_type", _VARINT), 24: ("space_suffix", _VARINT), 35: ("byte_fallback", _VARINT)}),
+    3: (
+        "normalizer_spec",
+        {
+            2: ("charsmap", _BYTES),
+            3: ("add_dummy_prefix", _VARINT),
+            4: ("remove_extra_whitespaces", _VARINT),
+            5: ("escape_whitespaces", _VARINT),
+        },
+    ),
+}
 
 
 class Piece(NamedTuple):
@@ -26,6 +44,19 @@ class Piece(NamedTuple):
     text: str
     score: float
     type: int
+
+
+class Model(NamedTuple):
+    """What a tokenizer.model says of how it tokenizes; the defaults are SentencePiece's."""
+
+    pieces: list[Piece]
+    model_type: int = UNIGRAM
+    byte_fallback: bool = False
+    space_suffix: bool = False  #: the space that a text gets comes behind it (treat_whitespace_as_suffix)
+    charsmap: bytes = b""  #: of the normalizer (precompiled_charsmap)
+    add_dummy_prefix: bool = True
+    remove_extra_whitespaces: bool = True
+    escape_whitespaces: bool = True
 
 
 def _varint(data: memoryview, at: int, where: str) -> tuple[int, int]:
@@ -80,8 +111,8 @@ def _piece(data: memoryview, where: str) -> Piece:
     return Piece(text, score, kind)
 
 
-def read_pieces(path: Path) -> list[Piece]:
-    """The vocabulary of a tokenizer.model, in the order of ids."""
+def read_model(path: Path) -> Model:
+    """A tokenizer.model. Raises FileError or FormatError."""
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise FormatError(f"{path}: {path.stat().st_size} bytes, expected at most {MAX_FILE_BYTES}")
@@ -89,12 +120,21 @@ def read_pieces(path: Path) -> list[Piece]:
     except OSError as error:
         raise FileError(f"{path}: {error.strerror}") from None
     pieces: list[Piece] = []
+    found: dict[str, Any] = {}
     for number, wire, value in _fields(data, str(path)):
-        if number == 1 and wire == _BYTES:
+        if wire != _BYTES:
+            continue
+        if number == 1:
             pieces.append(_piece(value, f"{path}: piece {len(pieces)}"))
+        elif number in _SPECS:
+            where, names = _SPECS[number]
+            for field, kind, entry in _fields(value, f"{path}: {where}"):
+                if names.get(field, ("", -1))[1] == kind:
+                    name = names[field][0]
+                    found[name] = (bytes if kind == _BYTES else int if name == "model_type" else bool)(entry)
     if not pieces:
         raise FormatError(f"{path}: no pieces: not a SentencePiece model")
-    return pieces
+    return Model(pieces, **found)
 
 
 def model_bytes(pieces: Iterable[Piece], space_prefix: bool) -> bytes:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import tokenizers
-from tokenizers import processors
+from tokenizers import models, processors
 
 from lowbit._core import Error, FileError, FormatError, InputError, UnsupportedError
 from lowbit.hub import resolve
@@ -257,14 +257,11 @@ def from_metadata(metadata: Mapping[str, Any]) -> Tokenizer:
 
 
 def _from_folder(folder: Path) -> Tokenizer:
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise UnsupportedError(f"{folder}: no tokenizer.json (a tokenizer.model or vocab.json alone is not supported)")
-    text = _read(path)
     config = _json(folder / "tokenizer_config.json")
     config = {**_json(folder / "special_tokens_map.json"), **config}
-    with _contained(FormatError, str(path)):
-        backend = tokenizers.Tokenizer.from_str(text)
+    with _contained(FormatError, str(folder / "tokenizer.json")):
+        backend, defaults = _backend(folder, config)
+        config = {**defaults, **config}
         backend.no_padding()
         backend.no_truncation()
         roles = _roles(backend, config)
@@ -275,6 +272,22 @@ def _from_folder(folder: Path) -> Tokenizer:
         ends = [i for source in (model, generation) for i in _ids(source.get("eos_token_id"))]
         size = _ids(model.get("vocab_size"))
         return Tokenizer(backend, roles, ends, max(size, default=0), _templates(folder, config))
+
+
+def _backend(folder: Path, config: Mapping[str, Any]) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
+    """A folder's backend, and what its kind of file takes for granted in tokenizer_config.json."""
+    if (folder / "tokenizer.json").is_file():
+        return tokenizers.Tokenizer.from_str(_read(folder / "tokenizer.json")), {}
+    from lowbit.tokenizer_files import byte_level_definition, sentencepiece_tokenizer
+
+    if (folder / "tokenizer.model").is_file():
+        backend = sentencepiece_tokenizer(folder, config)
+        names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+        framed = "add_bos_token" if isinstance(backend.model, models.BPE) else "add_eos_token"
+        return backend, {**names, framed: True}
+    if (folder / "vocab.json").is_file():
+        return tokenizers.Tokenizer.from_str(json.dumps(byte_level_definition(folder, config))), {}
+    raise UnsupportedError(f"{folder}: no tokenizer.json, and no tokenizer.model or vocab.json instead of it")
 
 
 def _roles(backend: tokenizers.Tokenizer, config: Mapping[str, Any]) -> dict[str, int]:

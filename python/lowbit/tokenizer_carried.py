@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,10 +31,10 @@ def carried_tokenizer(folder: Path, metadata: Mapping[str, Any], notes: list[str
     except Error as error:
         notes.append(f"the tokenizer was not compared with its source: {error}")
         return {}
-    path = folder / "tokenizer.json"
-    if not bare.differences or not path.is_file():
+    if not bare.differences:
         return {}
-    tokenizer = read_json(path)
+    path = folder / "tokenizer.json"
+    tokenizer = read_json(path) if path.is_file() else json.loads(source.backend.to_str())
     with_frame = source.encode("") != plain.encode("")
     carried: dict[str, Any] = {DEFINITION_KEY: definition(tokenizer, metadata, with_frame)}
     left = tokenizer_differences(source, from_metadata({**metadata, **carried}))

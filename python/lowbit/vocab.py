@@ -15,8 +15,9 @@ import numpy as np
 from lowbit._core import FileError, FormatError
 from lowbit.checkpoint import read_json
 from lowbit.pretokenizer import pre_tokenizer_name
-from lowbit.sentencepiece import BYTE, CONTROL, NORMAL, UNUSED, USER_DEFINED, read_pieces
+from lowbit.sentencepiece import BYTE, CONTROL, NORMAL, UNUSED, USER_DEFINED, read_model
 from lowbit.special_tokens import special_tokens, tokenizer_merges
+from lowbit.tokenizer_files import byte_level_definition
 
 MAX_TOKENS = 1 << 24
 ADDED_SCORE = -1000.0
@@ -148,7 +149,7 @@ def _sentencepiece(
     tokens = [padding_text(i) for i in range(vocab_size)]
     scores = [PADDING_SCORE] * vocab_size
     types = [UNUSED] * vocab_size
-    for i, piece in enumerate(read_pieces(folder / "tokenizer.model")[:vocab_size]):
+    for i, piece in enumerate(read_model(folder / "tokenizer.model").pieces[:vocab_size]):
         tokens[i], scores[i] = piece.text, piece.score
         types[i] = NORMAL if piece.type == USER_DEFINED else piece.type
     path = folder / "added_tokens.json"
@@ -255,6 +256,9 @@ def tokenizer_metadata(folder: Path, config: dict[str, Any], arch: str, vocab_si
     is_gpt2 = arch == "phi3" and tokenizer_config.get("tokenizer_class") == "GPT2Tokenizer"  # Phi 4 mini's
     if (folder / "tokenizer.model").is_file() and not is_gpt2:
         result |= _sentencepiece(folder, tokenizer, tokenizer_config, arch, vocab_size)
+    elif not tokenizer and (folder / "vocab.json").is_file():
+        merges, tokenizer = True, byte_level_definition(folder, tokenizer_config)
+        result |= _byte_level(folder, tokenizer, tokenizer_config, vocab_size)
     elif not tokenizer:
         raise FileError(f"{folder}: no tokenizer.json and no tokenizer.model: save the tokenizer beside the model")
     elif arch == "llama" and _is_byte_fallback(tokenizer):

@@ -152,7 +152,7 @@ def test_tokens_are_those_of_the_tokenizer(tmp_path: Path, kind: str) -> None:
 def test_pieces_are_those_of_sentencepiece(tmp_path: Path) -> None:
     write_tokenizer(tmp_path, "spm")
     model = SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
-    pieces = lowbit.sentencepiece.read_pieces(tmp_path / "tokenizer.model")
+    pieces = lowbit.sentencepiece.read_model(tmp_path / "tokenizer.model").pieces
     assert len(pieces) == model.vocab_size()
     for i, piece in enumerate(pieces):
         assert piece.text == model.IdToPiece(i)

@@ -1,0 +1,112 @@
+"""Folders with tokenizer.model or vocab.json alone, against sentencepiece and transformers."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sentencepiece
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_checkpoint import byte_level_tokenizer, write_json, write_tokenizer
+from transformers import AutoTokenizer
+
+import lowbit
+from lowbit.pretokenizer import QWEN2
+from lowbit.tokenizer import from_metadata
+from lowbit.tokenizer_carried import carried_tokenizer
+from lowbit.tokenizer_differences import TEXTS
+from lowbit.vocab import tokenizer_metadata
+
+pytestmark = pytest.mark.oracle
+
+README = Path(__file__).parents[2] / "README.md"
+LETTERS = st.text("ab the\n\t_é你😀\u2581\uff21\ufb01'S1").map(lambda text: text * 2)
+TEXT = st.text() | LETTERS
+#: Options of sentencepiece's trainer, by what they stand for.
+MODELS: dict[str, dict[str, Any]] = {
+    "llama-spm": {"model_type": "bpe", "byte_fallback": True, "normalization_rule_name": "identity",
+                  "remove_extra_whitespaces": False},
+    "gemma": {"model_type": "bpe", "byte_fallback": True, "normalization_rule_name": "identity",
+              "remove_extra_whitespaces": False, "add_dummy_prefix": False,
+              "user_defined_symbols": ["<mask>", "[multimodal]", "\u2581\u2581", "\u2581\u2581\u2581"]},
+    "bpe-nfkc": {"model_type": "bpe", "byte_fallback": True, "normalization_rule_name": "nmt_nfkc"},
+    "bpe-unknown": {"model_type": "bpe", "normalization_rule_name": "nfkc_cf", "remove_extra_whitespaces": True},
+    "unigram": {"model_type": "unigram", "byte_fallback": True, "normalization_rule_name": "nmt_nfkc"},
+    "unigram-identity": {"model_type": "unigram", "normalization_rule_name": "identity",
+                         "remove_extra_whitespaces": False},
+}  # fmt: skip
+
+
+#: The tokenizers library normalizes graphemes, SentencePiece the longest match; its unigram model takes the name of a
+#: byte for that byte.
+LEFT_OUT = re.compile("[\u0300-\u036f\u1100-\u11ff]|<0x")
+
+
+@pytest.fixture(scope="module", params=list(MODELS))
+def pair(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("spm")
+    model = io.BytesIO()
+    sentences = [line for line in (*README.read_text().splitlines(), *TEXTS) if line.strip()]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(sentences), model_writer=model, vocab_size=800, character_coverage=0.98,
+        hard_vocab_limit=False, minloglevel=2, num_threads=1, **MODELS[request.param],
+    )  # fmt: skip
+    (folder / "tokenizer.model").write_bytes(model.getvalue())
+    theirs = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    return lowbit.load_tokenizer(folder), theirs, request.param in ("llama-spm", "gemma")
+
+
+def test_ids_of_the_test_texts(pair: Any) -> None:
+    ours, theirs, is_plain = pair
+    texts = [text for text in TEXTS if is_plain or not LEFT_OUT.search(text)]
+    assert len(texts) > 15
+    for text in texts:
+        assert ours.encode(text, add_special_tokens=False) == theirs.encode(text), text
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_ids_and_back(pair: Any, data: Any) -> None:
+    ours, theirs, is_plain = pair
+    text = data.draw(TEXT if is_plain else LETTERS)
+    ids = theirs.encode(text)
+    assert ours.encode(text, add_special_tokens=False) == ids
+    if theirs.unk_id() not in ids and "\u2581" not in text:
+        assert ours.decode(ids) == theirs.decode(ids)
+
+
+def test_special_tokens_and_added_ones(tmp_path: Path) -> None:
+    """Against transformers, which takes the tokens' flags from the same files."""
+    write_tokenizer(tmp_path, "spm")
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    for legacy in (True, False):
+        more = {"273": {"content": "<|assistant|>", "special": True, "rstrip": True}}
+        decoder = {**config["added_tokens_decoder"], **more}
+        write_json(tmp_path / "tokenizer_config.json", {**config, "legacy": legacy, "added_tokens_decoder": decoder})
+        ours, theirs = lowbit.load_tokenizer(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+        assert (ours.bos_id, ours.eos_id) == (theirs.bos_token_id, theirs.eos_token_id) == (1, 2)
+        for text in ("the and", "a<s>the", "the<|assistant|>  the", "</s><|assistant|>\nthe", ""):
+            assert ours.encode(text) == theirs.encode(text), text
+
+
+@pytest.mark.parametrize("kind", ["GPT2Tokenizer", "Qwen2Tokenizer"])
+def test_vocab_and_merges(tmp_path: Path, kind: str) -> None:
+    model = byte_level_tokenizer(QWEN2, [], None)["model"]
+    write_json(tmp_path / "vocab.json", model["vocab"])
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n" + "\n".join(map(" ".join, model["merges"])) + "\n")
+    end = {"272": {"content": "<|endoftext|>", "special": True}, "273": {"content": "<tool>", "special": False}}
+    config = {"tokenizer_class": kind, "added_tokens_decoder": end, "unk_token": "<|endoftext|>"}
+    write_json(tmp_path / "tokenizer_config.json", {**config, "bos_token": None, "eos_token": "<|endoftext|>"})
+    ours, theirs = lowbit.load_tokenizer(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    assert ours.eos_id == theirs.eos_token_id == 272
+    for text in (*TEXTS, "the<tool>and <|endoftext|> in"):
+        assert ours.encode(text) == theirs.encode(text), text
+    keys = tokenizer_metadata(tmp_path, {}, "qwen2", 280)
+    converted = from_metadata(keys | carried_tokenizer(tmp_path, keys, []))
+    for text in TEXTS:
+        assert converted.encode(text) == theirs.encode(text), text
