@@ -1,9 +1,10 @@
 """Whole files: converting a checkpoint and quantizing a GGUF file, ours against llama.cpp's two tools.
 
-Of a checkpoint, ours is `lowbit convert`, the peer's convert_hf_to_gguf.py to a bf16 file, then llama-quantize; for
-f32, f16 and bf16 the first alone. Of a GGUF file, ours is `lowbit quantize`, the peer's llama-quantize. Whole
-processes, from start to exit, into the same folder, which is emptied after each so that neither waits for the other's
-data to reach the disk. The run that is checked warms the page cache and does not count.
+Of a checkpoint, ours is `lowbit convert` without what the peer has not (verification, provenance), the peer's
+convert_hf_to_gguf.py to a bf16 file, then llama-quantize; for f32, f16 and bf16 the first alone. Of a GGUF file, ours
+is `lowbit quantize`, the peer's llama-quantize. Whole processes, from start to exit, into the same folder, which is
+emptied after each so that neither waits for the other's data to reach the disk. The run that is checked warms the
+page cache and does not count.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Conversion:
         self.peer_commands = []
         middle = source
         if source.is_dir():
-            ours = ["convert", str(source), str(self.target), "--format", format]
+            ours = ["convert", str(source), str(self.target), "--format", format, "--no-verify", "--no-provenance"]
             middle = self.peer_target if format in FLOATS else folder / "middle.gguf"
             converter = [options.peer_python, str(peer.source / "convert_hf_to_gguf.py"), str(source)]
             outtype = format if format in FLOATS else "bf16"

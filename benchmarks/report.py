@@ -13,7 +13,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- results: written by benchmarks/report.py -->", "<!-- end of results -->"
-TITLES = {"formats": "Encoding and decoding", "convert": "Whole files", "model": "Running models"}
+TITLES = {"formats": "Encoding and decoding", "convert": "Whole files", "model": "Running models", "memory": "Memory"}
 
 Record = dict[str, Any]
 
@@ -108,7 +108,16 @@ def model_table(results: list[Record]) -> list[str]:
     return table(header, rows)
 
 
-TABLES = {"formats": format_table, "convert": convert_table, "model": model_table}
+def memory_table(results: list[Record]) -> list[str]:
+    header = ["shapes of", "million weights", "peak MB", "seconds", "encoding alone", "reading and writing alone"]
+    rows = []
+    for entry in results:
+        seconds = [number(entry[key]) for key in ("wall_s", "encoding_s", "copying_s")]
+        rows.append([entry["model"], number(entry["weights"] / 1e6), number(entry["peak_rss"] / 1e6), *seconds])
+    return table(header, rows)
+
+
+TABLES = {"formats": format_table, "convert": convert_table, "model": model_table, "memory": memory_table}
 
 
 def _list(value: Any) -> list[Any]:
@@ -123,11 +132,12 @@ def section(record: Record) -> str:
     simd = " and ".join(targets)
     blocks = {(e.get("format"), e.get("operation")): e.get("differing_blocks", 0) for e in record["results"]}
     differing = sum(blocks.values())
+    pairs = f"; {threads}, {settings['pairs']} pairs" if "pairs" in settings else f"; {threads}"
+    against = f"; {peer['name']} {peer['version']}, build `{peer['build']}`" if peer else ""
     facts = [
-        f"{machine['cpu']}, {machine['cores']} cores, {machine['system']}; {threads}, {settings['pairs']} pairs; "
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['system']}{pairs}; "
         f"load {machine['load']:.2f} before and {machine['load_after']:.2f} after.",
-        f"lowbit {machine['lowbit']} ({machine['commit']}) on {simd}; {peer['name']} {peer['version']}, "
-        f"build `{peer['build']}`.",
+        f"lowbit {machine['lowbit']} ({machine['commit']}) on {simd}{against}.",
         *([f"{differing} encoded blocks differ from the peer's."] if differing else []),
     ]
     title = f"### {TITLES[record['benchmark']]}, {threads}, {simd}"
