@@ -51,7 +51,7 @@ class ConvertOptions:
     exclude_weights: Sequence[str] = ()
     prune_layers: Sequence[int] = ()
     override_kv: Mapping[str, Any] = field(default_factory=dict)
-    split_max_size: int | str = 0
+    split_max_size: int | str = "0"
     split_max_tensors: int = 0
     no_tensor_first_split: bool = False
     strict: bool = False
