@@ -19,13 +19,11 @@ from lowbit._core import FileError, InputError, UnsupportedError
 from lowbit.arch import Architecture, of_metadata
 from lowbit.config import Config
 from lowbit.export_tokenizer import tokenizer_files
-from lowbit.file_reader import FileReader
+from lowbit.gguf_source import gguf_tensors
 from lowbit.model_card import SAMPLING, card_text
 from lowbit.pipeline import Job, write_files
 from lowbit.progress import progress_bar
-from lowbit.recipes import FLOAT_FORMATS
 from lowbit.safetensors_writer import Shard, job_bytes
-from lowbit.tensor_source import Decoded, FileRows, TensorSource
 from lowbit.threads import num_threads
 from lowbit.tokenizer import Tokenizer
 
@@ -69,7 +67,7 @@ def export_hf(
     if shard_bytes < 1:
         raise InputError(f"shard_bytes is {shard_bytes}, expected at least 1")
     with gguf.open(src) as file:
-        sources = _sources(file)
+        sources = {name: tensor.weights() for name, tensor in gguf_tensors(file).items()}
         arch = of_metadata(file.metadata, file.infos)
         values = arch.hf_config(file.metadata, sources)
         config = arch.text_config(Config(values, f"{os.fspath(src)}: config.json of its metadata"))
@@ -100,23 +98,6 @@ def export_hf(
 
 def _json(value: Any) -> bytes:
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
-
-
-def _sources(file: gguf.File) -> dict[str, TensorSource]:
-    """The tensors, decoded. They are read, not mapped: what is mapped and touched counts as memory."""
-    readers = [FileReader(Path(path)) for path in file.paths]
-    found: dict[str, TensorSource] = {}
-    for name, (_, shape, format) in file.infos.items():
-        place = file.place(name)
-        reader = readers[place.path]
-        if format in FLOAT_FORMATS:
-            found[name] = FileRows(name, shape, gguf.DTYPES[format], reader, place.offset)
-        elif format in gguf.DTYPES or len(shape) != 2:
-            raise UnsupportedError(f"tensor {name}: {format} {list(shape)} is no weight of a checkpoint")
-        else:
-            packed = (shape[0], place.num_bytes // max(1, shape[0]))
-            found[name] = Decoded(FileRows(name, packed, np.dtype(np.uint8), reader, place.offset), format)
-    return found
 
 
 def _format(file: gguf.File, dtype: str | None) -> str:

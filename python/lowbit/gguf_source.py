@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 
 from lowbit import gguf
+from lowbit._core import UnsupportedError
 from lowbit.file_reader import FileReader
 from lowbit.recipes import FLOAT_FORMATS
 from lowbit.tensor_source import Decoded, FileRows, TensorSource
 
 
 class GgufTensor:
-    """Opens a tensor as what a target format wants of it: bytes to copy, or rows of floats."""
+    """A tensor of a file. Called, it opens as what a target format wants of it: bytes to copy, or rows of floats."""
 
     def __init__(self, info: gguf.TensorInfo, place: gguf.Place, reader: FileReader) -> None:
         self.info = info
@@ -23,14 +24,28 @@ class GgufTensor:
 
     def __call__(self, format: str) -> TensorSource:
         """Rows for a target of this format; bytes of its own one have a row each, too."""
-        name, shape, before = self.info
-        num_rows = math.prod(shape[:-1])
+        _, shape, before = self.info
         if before in FLOAT_FORMATS and format != before:
-            dtype = gguf.DTYPES[before]
-            return FileRows(name, (num_rows, shape[-1]), dtype, self.reader, self.place.offset)
-        row_bytes = self.place.num_bytes // max(1, num_rows)
-        source = FileRows(name, (num_rows, row_bytes), np.dtype(np.uint8), self.reader, self.place.offset)
-        return source if format == before else Decoded(source, before)
+            return self._rows((math.prod(shape[:-1]), shape[-1]), gguf.DTYPES[before])
+        packed = self._packed()
+        return packed if format == before else Decoded(packed, before)
+
+    def weights(self) -> TensorSource:
+        """The weights as floats, in the tensor's shape. Raises UnsupportedError for integers, and for blocks that are
+        not in a matrix."""
+        name, shape, format = self.info
+        if format in FLOAT_FORMATS:
+            return self._rows(shape, gguf.DTYPES[format])
+        if format in gguf.DTYPES or len(shape) != 2:
+            raise UnsupportedError(f"tensor {name}: {format} {list(shape)} is no weight of a checkpoint")
+        return Decoded(self._packed(), format)
+
+    def _packed(self) -> FileRows:
+        num_rows = math.prod(self.info.shape[:-1])
+        return self._rows((num_rows, self.place.num_bytes // max(1, num_rows)), np.dtype(np.uint8))
+
+    def _rows(self, shape: tuple[int, ...], dtype: np.dtype) -> FileRows:
+        return FileRows(self.info.name, shape, dtype, self.reader, self.place.offset)
 
 
 def gguf_tensors(file: gguf.File) -> dict[str, GgufTensor]:
