@@ -6,16 +6,39 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers as backends
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_checkpoint import byte_level_tokenizer
 from tokenizer_cases import KINDS, REFERENCE, metadata
 
 import lowbit
+from lowbit.pretokenizer import GPT4O, QWEN2, TEKKEN
 from lowbit.text import StopFilter
 from lowbit.tokenizer import from_metadata
+from lowbit.tokenizer_differences import TEXTS
+from lowbit.vocab import tokenizer_metadata
 
 BARD = Path(lowbit.__file__).parent / "data" / "bard"
 TEXT = st.text() | st.text("ab \n\t<|>_é你😀\u2581").map(lambda text: text * 2)
+
+
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+
+
+def chain(*steps: dict) -> dict:
+    return {"type": "Sequence", "pretokenizers": [*steps]}
+
+
+def split(pattern: str) -> dict:
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+
+
+CHAINS = {
+    "tekken": chain(split(TEKKEN), BYTES),
+    "gpt-4o": chain(split(GPT4O), BYTES),
+    "smollm": chain({"type": "Digits", "individual_digits": True}, {**BYTES, "use_regex": True}),
+}
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +56,25 @@ def test_ids_are_those_of_llama_cpp(tokenizers, name):
         left_out = {"llama-spm": "\0\0", "bert-bge": "\uc138|\u0e27", "aquila": r"</s>|<\|endoftext"}.get(name, "</s>")
         if not re.search(left_out, text):
             assert t.encode(text, add_special_tokens=special, parse_special=special) == ids, (text, special)
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_ids_are_those_of_the_tokenizers_library(tmp_path, name):
+    """Families without a vocabulary in llama.cpp: a small tokenizer.json of each, and what GGUF keeps of it."""
+    tokenizer = byte_level_tokenizer(QWEN2, ["<|endoftext|>", "<|im_start|>", "<fim_prefix>"], None)
+    if name == "smollm":  # known by its second token
+        words = sorted(tokenizer["model"]["vocab"], key=tokenizer["model"]["vocab"].get)
+        words = [words[0], "<|im_start|>", *words[1:]]
+        tokenizer["model"]["vocab"] = {word: i for i, word in enumerate(words)}
+        ids = {"<|endoftext|>": len(words), "<|im_start|>": 1, "<fim_prefix>": len(words) + 1}
+        tokenizer["added_tokens"] = [{**token, "id": ids[token["content"]]} for token in tokenizer["added_tokens"]]
+    tokenizer["pre_tokenizer"] = CHAINS[name]
+    folder_with(tmp_path, tokenizer_json=json.dumps(tokenizer))
+    keys = tokenizer_metadata(tmp_path, {}, "llama", 280)
+    assert keys["tokenizer.ggml.pre"] == name
+    theirs, ours = backends.Tokenizer.from_file(str(tmp_path / "tokenizer.json")), from_metadata(keys)
+    for text in (*TEXTS, "the<|im_start|>and"):
+        assert ours.encode(text) == theirs.encode(text).ids
 
 
 @pytest.mark.parametrize(
