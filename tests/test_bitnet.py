@@ -92,10 +92,50 @@ def test_metadata(tmp_path: Path) -> None:
     assert metadata["bitnet.rope.freq_base"] == 10000.0
 
 
-def test_there_is_no_way_back(tmp_path: Path) -> None:
-    lowbit.convert(make_checkpoint(tmp_path / "a", "bitnet"), tmp_path / "a.gguf", "TQ2_0", progress=False)
-    with pytest.raises(lowbit.UnsupportedError, match="bitnet: ternary matrices are not exported"):
+@pytest.mark.parametrize("format", ["F16", "TQ1_0", "TQ2_0"])
+@pytest.mark.parametrize("form", FORMS)
+def test_the_way_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, format: str) -> None:
+    """A packed checkpoint comes back as it was, master weights as a packed one that makes the same file."""
+    monkeypatch.setattr(lowbit.pipeline, "CHUNK_WEIGHTS", 5000)
+    folder = make_checkpoint(tmp_path / "a", form, tied=form == "bitnet")
+    lowbit.convert(folder, tmp_path / "a.gguf", format, progress=False)
+    report = lowbit.export_hf(tmp_path / "a.gguf", tmp_path / "hf", "F32", progress=False)
+    assert report.notes == []
+    lowbit.convert(tmp_path / "hf", tmp_path / "b.gguf", format, progress=False)
+    with lowbit.gguf.open(tmp_path / "a.gguf") as a, lowbit.gguf.open(tmp_path / "b.gguf") as b:
+        assert list(a.metadata) == list(b.metadata)
+        for key, value in a.metadata.items():
+            np.testing.assert_array_equal(value, b.metadata[key], key)
+        assert a.infos == b.infos
+        for name in (name for name, info in a.infos.items() if info.format in EXACT):  # not the embeddings in Q6_K
+            assert np.array_equal(_values(a.tensors[name]), _values(b.tensors[name])), name
+    stored, back = raw(folder), raw(tmp_path / "hf")
+    assert back[MATRIX].dtype == np.uint8
+    if form == "bitnet":
+        assert back.keys() == stored.keys()
+        assert all(np.array_equal(back[name], stored[name]) for name in stored if "_proj.weight" in name)
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert config["hidden_act"] == "relu2"
+    settings = {"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "offline"}
+    assert config["quantization_config"] == settings
+
+
+def _values(tensor: Any) -> np.ndarray:
+    """Master weights may have left a zero its sign, which no packed form has."""
+    return np.asarray(tensor.dequantize() if isinstance(tensor, lowbit.QTensor) else tensor)
+
+
+def test_what_is_not_ternary_makes_no_folder(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "a", "bitnet")
+    lowbit.convert(folder, tmp_path / "a.gguf", "Q8_0", progress=False)
+    with pytest.raises(lowbit.UnsupportedError, match=r"blk\.0\.ffn_down\.weight: .* at row .*, expected -1, 0 or 1"):
         lowbit.export_hf(tmp_path / "a.gguf", tmp_path / "hf", progress=False)
+    lowbit.convert(
+        folder, tmp_path / "a.gguf", "TQ2_0", override_kv={"bitnet.hidden_activation": "silu"}, progress=False
+    )
+    with pytest.raises(lowbit.UnsupportedError, match=r"hidden_activation is 'silu'"):
+        lowbit.export_hf(tmp_path / "a.gguf", tmp_path / "hf", progress=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "a.gguf"]
 
 
 def test_the_default_base_is_bitnets(tmp_path: Path) -> None:

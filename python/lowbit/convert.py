@@ -159,6 +159,9 @@ def quantize_file(
     format: also "COPY", which copies. A split model is read whole, whichever of its files `src` names. options: those
     of lowbit.QuantizeOptions.
 
+    What lowbit.provenance says of `src` goes along, with this step's format behind the recipe. There is no hash of
+    `src`: the sources whose hashes are there make it again, and reading it twice costs as much as many a format does.
+
     Tensors that have the wanted format already are copied. Raises InputError for others that are quantized, unless
     allow_requantize is set: what one format lost, the next takes for truth.
     """

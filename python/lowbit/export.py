@@ -58,7 +58,8 @@ def export_hf(
     """Makes a Hugging Face folder of a GGUF file: config.json, generation_config.json, the tokenizer and safetensors.
 
     dtype: "BF16", "F16" or "F32" for all weights; by default that of the file's matrices if they are floats, else BF16.
-    Quantized weights are decoded and rounded to it; F32 holds them exactly. shard_bytes: begin another safetensors file
+    Quantized weights are decoded and rounded to it; F32 holds them exactly. BitNet's ternary matrices are packed
+    instead, four weights in a byte, whatever the dtype. shard_bytes: begin another safetensors file
     before one gets larger than this.
 
     The folder appears whole or not at all; one that is there must be empty. Memory stays at a few chunks of rows.
@@ -81,7 +82,7 @@ def export_hf(
     contents = {name: value if isinstance(value, bytes) else _json(value) for name, value in files.items()}
     if card:
         contents["README.md"] = card.encode()
-    jobs = [Job(tensor, format) for tensor in tensors]
+    jobs = [Job(tensor, arch.hf_format(tensor, format)) for tensor in tensors]
     with _new_folder(Path(dst)) as folder:
         shards = _shards(folder, jobs, shard_bytes)
         if len(shards) > 1:

@@ -23,7 +23,10 @@ _ALIGNMENT = 8
 
 @dataclass(frozen=True)
 class Shard:
-    """A safetensors file to write: `pipeline.write_files` takes it as it takes a GGUF file. Formats are float ones."""
+    """A safetensors file to write: `pipeline.write_files` takes it as it takes a GGUF file.
+
+    Formats are those of floats, and U8 of sources that are bytes.
+    """
 
     path: str
     jobs: Sequence[Job]

@@ -10,8 +10,11 @@ import sentencepiece
 import torch
 from tiny_checkpoint import make_checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.integrations import bitnet
 
 import lowbit
+from lowbit.checkpoint import Checkpoint
+from lowbit.tensor_source import FileRows, read
 
 pytestmark = pytest.mark.oracle
 torch.set_num_threads(1)
@@ -71,3 +74,20 @@ def test_sentencepiece_reads_tokenizer_model(tmp_path: Path) -> None:
     assert processor.vocab_size() == ours.vocab_size
     for text in TEXTS:
         assert processor.encode(text) == ours.encode(text, add_special_tokens=False, parse_special=False), text
+
+
+def test_transformers_unpacks_the_same_ternary_weights(tmp_path: Path) -> None:
+    source = make_checkpoint(tmp_path / "source", "bitnet-bf16")
+    lowbit.convert(source, tmp_path / "a.gguf", "TQ2_0", progress=False)
+    lowbit.export_hf(tmp_path / "a.gguf", tmp_path / "hf", progress=False)
+    tensors = Checkpoint(tmp_path / "hf").tensors
+    unpack = bitnet.unpack_weights.__wrapped__  # not compiled
+    names = {"attn_q": "self_attn.q_proj", "attn_output": "self_attn.o_proj", "ffn_down": "mlp.down_proj"}
+    with lowbit.gguf.open(tmp_path / "a.gguf") as file:
+        for ours, theirs in names.items():
+            stored = tensors[f"model.layers.1.{theirs}.weight"]
+            packed = read(FileRows(stored.name, stored.shape, np.dtype(np.uint8), stored.file, stored.offset))
+            weights = file.tensors[f"blk.1.{ours}.weight"].dequantize()
+            assert np.array_equal(unpack(torch.from_numpy(packed), torch.float32).numpy(), weights)
+            scale = read(tensors[f"model.layers.1.{theirs}.weight_scale"])
+            assert np.array_equal(scale, file.tensors[f"blk.1.{ours}.scale"])

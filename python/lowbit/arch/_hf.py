@@ -103,6 +103,10 @@ class WayBack:
         """A tensor of a GGUF file as the checkpoint has it: the way back from `fix_up`, and still its GGUF name."""
         return tensor
 
+    def hf_format(self, tensor: TensorSource, dtype: str) -> str:
+        """The type that a tensor of `hf_tensors` has in a checkpoint of that dtype, as safetensors calls it."""
+        return dtype
+
     def hf_tensors(self, tensors: Mapping[str, TensorSource], config: Config) -> list[TensorSource]:
         """The tensors of a GGUF file as a checkpoint with that config.json has them, ordered by name.
 

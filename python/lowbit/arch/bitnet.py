@@ -24,12 +24,15 @@ import numpy as np
 
 from lowbit._core import FormatError, UnsupportedError
 from lowbit.arch._base import DENSE_LAYER, Architecture, Tensor, refuse_wide_heads
+from lowbit.arch._hf import decimal, rope_parameters
 from lowbit.arch._keys import Keys
 from lowbit.checkpoint import Checkpoint, StoredTensor
 from lowbit.config import Config
-from lowbit.tensor_source import FileRows, TensorSource
+from lowbit.tensor_source import FileRows, Renamed, TensorSource
 
 ROWS_PER_BYTE = 4
+#: quantization_config of packed checkpoints whose scales multiply.
+PACKED_SETTINGS = {"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "offline"}
 #: Weights read at a time to find the mean of a master matrix: 16 MiB as float32.
 CHUNK_WEIGHTS = 4 << 20
 #: Means below this count as this.
@@ -126,6 +129,37 @@ class MasterScale(StoredTensor):
         return scale[start:stop]
 
 
+class Packed(Renamed):
+    """A ternary matrix as packed checkpoints have it, uint8 (rows / 4, columns): the way back from PackedTensor."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the bytes."""
+        return self.source.shape[0] // ROWS_PER_BYTE, self.source.shape[1]
+
+    @property
+    def dtype(self) -> np.dtype:
+        """uint8."""
+        return np.dtype(np.uint8)
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """Rows start..stop of the first axis. Raises UnsupportedError for a weight that is not -1, 0 or 1."""
+        height, columns = self.shape
+        out = np.zeros((stop - start, columns), np.uint8)
+        for i in range(ROWS_PER_BYTE):
+            first = i * height + start
+            weights = self.source.rows(first, first + len(out)).astype(np.float32)
+            is_other = (weights != 0) & (np.abs(weights) != 1)
+            if is_other.any():
+                row, column = np.argwhere(is_other)[0].tolist()
+                raise UnsupportedError(
+                    f"tensor {self.name}: {weights[row, column]} at row {first + row}, column {column}, expected -1, 0 "
+                    "or 1: a checkpoint of BitNet holds nothing else"
+                )
+            out |= (weights + 1).astype(np.uint8) << np.uint8(2 * i)
+        return out
+
+
 def _checked(value: np.ndarray, stored: StoredTensor, allow_zero: bool = False) -> np.ndarray:
     """The same number, if it can be a scale."""
     if not np.isfinite(value[0]) or value[0] < 0 or (value[0] == 0 and not allow_zero):
@@ -190,8 +224,34 @@ class BitNet(Architecture):
         return get.text("hidden_activation", "silu")
 
     def hf_config(self, metadata: Mapping[str, Any], tensors: Mapping[str, TensorSource]) -> dict[str, Any]:
-        """There is no way back yet: floats without quantization_config would be another network to transformers."""
-        raise UnsupportedError("bitnet: ternary matrices are not exported to a Hugging Face folder yet")
+        """The packed form's, as bitnet-b1.58-2B-4T has it; head_dim where the file has the length of keys."""
+        activation = Keys(metadata, self.name).text("hidden_activation", "silu")
+        if activation != self.hidden_act:
+            raise UnsupportedError(
+                f"bitnet.hidden_activation is {activation!r}, transformers' BitNet has {self.hidden_act}"
+            )
+        config = super().hf_config(metadata, tensors)
+        if "bitnet.attention.key_length" not in metadata:
+            del config["head_dim"]
+        return {**config, "quantization_config": PACKED_SETTINGS}
+
+    def hf_rope(self, metadata: Mapping[str, Any], tensors: Mapping[str, TensorSource]) -> dict[str, Any]:
+        """The base alone: the scaling in the keys is one by 1, or `lowbit export hf` refuses it."""
+        return rope_parameters({"rope_type": "default"}, decimal(Keys(metadata, self.name).number("rope.freq_base")))
+
+    def hf_format(self, tensor: TensorSource, dtype: str) -> str:
+        """Matrices are bytes; scales stay float32, which holds those of master weights, too."""
+        if tensor.dtype == np.uint8:
+            return "U8"
+        return "F32" if tensor.name.endswith("_proj.weight_scale") else dtype
+
+    def restore(self, tensor: TensorSource, config: Config) -> TensorSource:
+        """The layers' matrices packed, everything else as it is."""
+        if not tensor.name.startswith("blk.") or len(tensor.shape) != 2:
+            return tensor
+        if tensor.shape[0] % ROWS_PER_BYTE:
+            raise UnsupportedError(f"tensor {tensor.name}: {tensor.shape[0]} rows, expected a multiple of 4 to pack")
+        return Packed(tensor.name, tensor)
 
     def tensors(self, checkpoint: Checkpoint, config: Config) -> list[TensorSource]:
         """Every tensor of the file, with matrices as three values and their scales."""
