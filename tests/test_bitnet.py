@@ -167,6 +167,7 @@ def change_config(folder: Path, **changes: Any) -> None:
         ({"quantization_config": {"quant_method": "bitnet", "use_rms_norm": True}}, "use_rms_norm is set"),
         ({"quantization_config": {"quant_method": "bitnet", "modules_to_not_convert": ["x"]}}, "modules_to_not"),
         ({"hidden_act": "silu"}, "hidden_act 'silu', the bitnet architecture has relu2"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}}, "rope_type 'linear'"),
         ({"head_dim": 32}, "head_dim 32, the bitnet architecture"),
     ],
 )

@@ -198,6 +198,9 @@ class BitNet(Architecture):
     def check(self, config: Config) -> list[str]:
         """Refuses what no graph of BitNet has."""
         refuse_wide_heads(self.name, config, self.sizes(config))
+        rope = config.rope()
+        if (kind := rope.values["rope_type"]) != "default":
+            raise UnsupportedError(f"{rope.where}: rope_type {kind!r}, the bitnet architecture scales by 1")
         settings = _settings(config)
         for key in ("modules_to_not_convert", "use_rms_norm"):
             if settings.values.get(key) not in (None, False, [], ["lm_head"]):
