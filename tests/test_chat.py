@@ -133,3 +133,45 @@ def test_templates_of_a_folder(tmp_path):
         t.apply_chat_template(USER, template="rag")
     (tmp_path / "chat_template.jinja").write_text("{{ eos_token is defined }}")
     assert lowbit.load_tokenizer(tmp_path).apply_chat_template(USER) == "False"
+
+
+def test_functions_that_are_no_tools():
+    def undocumented(a: int): ...
+
+    def untyped(a):
+        """Does.
+
+        Args:
+            a: it
+        """
+
+    def undescribed(a: int):
+        """Does."""
+
+    def unknown(a: lowbit.Tokenizer):
+        """Does.
+
+        Args:
+            a: it
+        """
+
+    for tool, message in (
+        (undocumented, "undocumented: expected a docstring"),
+        (untyped, "untyped: expected a type hint of a"),
+        (undescribed, "undescribed: expected a description under Args: of a"),
+        (unknown, "unknown: a: the type .* has no JSON schema"),
+    ):
+        with pytest.raises(lowbit.InputError, match=message):
+            render_chat(CHATML, USER, tools=[tool])
+
+
+def test_a_message_to_go_on_with():
+    messages = [*USER, {"role": "assistant", "content": [{"type": "text", "text": "Fine, "}]}]
+    template = "{% for m in messages %}[{{ m.content if m.content is string else m.content[0].text }}]{% endfor %}"
+    assert render_chat(template, messages, continue_final_message=True) == "[x][Fine, "
+    assert render_chat(CHATML, USER, continue_final_message=True).endswith("user\nx")
+    for wrong in ([], [{"role": "user"}]):
+        with pytest.raises(lowbit.InputError, match="has no text"):
+            render_chat(template, wrong, continue_final_message=True)
+    with pytest.raises(lowbit.InputError, match="leaves the end"):
+        render_chat("{{ messages[0].role }}", USER, continue_final_message=True)

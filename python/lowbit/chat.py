@@ -8,6 +8,7 @@ are far above what a real conversation needs.
 from __future__ import annotations
 
 import functools
+import inspect
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,6 +25,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 from lowbit._core import Error, FormatError, InputError
+from lowbit.chat_tools import json_schema
 
 _MAX_STEPS = 1_000_000  # turns of loops, calls, operators and filters of one rendering
 _MAX_SIZE = 16 << 20  # characters or items of one value, and of all output
@@ -52,6 +54,8 @@ _STRUCTURAL = frozenset((
     "unique",
 ))
 # fmt: on
+# Stands behind the message to continue; its blank shows whether the template trims texts.
+_END_MARK = "LOWBIT_END_OF_FINAL_MESSAGE "
 _WIDE_FIELD = re.compile(r"\d{6}")
 
 _steps: ContextVar[int] = ContextVar("lowbit_chat_steps", default=0)
@@ -319,13 +323,16 @@ def render_chat(
     template: str,
     messages: Sequence[Mapping[str, Any]],
     add_generation_prompt: bool = True,
-    tools: Sequence[Mapping[str, Any]] | None = None,
+    tools: Sequence[Mapping[str, Any] | Callable[..., Any]] | None = None,
+    continue_final_message: bool = False,
     **variables: Any,
 ) -> str:
     """The prompt that `template` makes of `messages`, as transformers' `apply_chat_template` renders it.
 
-    `tools` are JSON schemas; `variables` are what else the template reads (`bos_token`, `enable_thinking`, ...). Raises
-    InputError if the template refuses the messages, FormatError if the template itself is wrong or asks for too much.
+    `tools` are JSON schemas, or functions to make them of (see `chat_tools`). With `continue_final_message` the prompt
+    ends where the last message's text does, for the model to go on with it. `variables` are what else the template
+    reads (`bos_token`, `enable_thinking`, ...). Raises InputError if the template refuses the messages, FormatError if
+    the template itself is wrong or asks for too much.
     """
     if not isinstance(template, str) or len(template) > _MAX_TEMPLATE:
         raise FormatError(f"chat template: expected a string of at most {_MAX_TEMPLATE} characters")
@@ -333,14 +340,18 @@ def render_chat(
         raise InputError("messages must be a sequence of mappings such as {'role': 'user', 'content': '...'}")
     count = _steps.set(0)
     try:
-        names = {**_plain(variables), "messages": [_message(message) for message in messages], "tools": _plain(tools)}
+        schemas = None if tools is None else [_tool(tool) for tool in tools]
+        names = {**_plain(variables), "messages": [_message(message) for message in messages], "tools": schemas}
         names.setdefault("documents", None)
+        if continue_final_message:
+            add_generation_prompt = False
+            _mark_end(names["messages"])
         pieces, size = [], 0
         for piece in _compiled(template).generate(add_generation_prompt=add_generation_prompt, **names):
             size += len(piece)
             _check_size(size)
             pieces.append(piece)
-        return "".join(pieces)
+        return _cut_at_mark("".join(pieces)) if continue_final_message else "".join(pieces)
     except Error:
         raise
     except _RefusedError as cause:
@@ -349,6 +360,31 @@ def render_chat(
         raise FormatError(f"chat template: {_line(cause)}") from cause
     finally:
         _steps.reset(count)
+
+
+def _tool(value: Any) -> Any:
+    return json_schema(value) if inspect.isfunction(value) or inspect.ismethod(value) else _plain(value)
+
+
+def _mark_end(messages: list[dict[str, Any]]) -> None:
+    """Puts the mark behind the text of the last message."""
+    content = messages[-1].get("content") if messages else None
+    if isinstance(content, str):
+        messages[-1]["content"] = content + _END_MARK
+        return
+    part = next((p for p in reversed(content or []) if isinstance(p, dict) and isinstance(p.get("text"), str)), None)
+    if part is None:
+        raise InputError("continue_final_message: the last message has no text")
+    part["text"] += _END_MARK
+
+
+def _cut_at_mark(text: str) -> str:
+    """The text up to the mark; where the template trims texts, the blanks before it go, too."""
+    place = text.rfind(_END_MARK.strip())
+    if place < 0:
+        raise InputError("continue_final_message: the template leaves the end of the last message out")
+    is_whole = text.startswith(_END_MARK, place)
+    return text[:place] if is_whole else text[:place].rstrip()
 
 
 def _line(cause: Exception) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -134,12 +134,14 @@ class Tokenizer:
         self,
         messages: Sequence[Mapping[str, Any]],
         add_generation_prompt: bool = True,
-        tools: Sequence[Mapping[str, Any]] | None = None,
+        tools: Sequence[Mapping[str, Any] | Callable[..., Any]] | None = None,
         template: str | None = None,
         **variables: Any,
     ) -> str:
         """The prompt for `messages`, by the template named `template` ("default", or "tool_use" where tools are given).
 
+        tools: JSON schemas, or functions with type hints and a docstring in Google's style. `variables` are what else
+        the template reads, or `continue_final_message=True`: the prompt ends where the last message does.
         The template writes BOS itself, so encode the result with `add_special_tokens=False`, or use `encode_chat`.
         Raises UnsupportedError if there is no such template, InputError if it refuses the messages, FormatError if it
         is broken.
