@@ -261,7 +261,7 @@ def from_metadata(metadata: Mapping[str, Any]) -> Tokenizer:
 def _from_folder(folder: Path) -> Tokenizer:
     config = _json(folder / "tokenizer_config.json")
     config = {**_json(folder / "special_tokens_map.json"), **config}
-    with _contained(FormatError, str(folder / "tokenizer.json")):
+    with _contained(FormatError, f"{folder}: tokenizer.json or what stands for it"):
         backend, defaults = _backend(folder, config)
         config = {**defaults, **config}
         backend.no_padding()
