@@ -95,6 +95,20 @@ def test_yarn(tmp_path: Path) -> None:
     assert metadata["qwen3.rope.freq_base"] == 1e6
 
 
+def test_yarn_settings_without_a_key_of_their_own(tmp_path: Path) -> None:
+    rope = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e6, "original_max_position_embeddings": 64}
+    folder = make_checkpoint(tmp_path / "a")
+
+    def magnitude(**more: float) -> float:
+        return open_checkpoint(edit(folder, rope_parameters={**rope, **more})).spec.ropes[0].magnitude
+
+    assert magnitude(mscale=2.0, mscale_all_dim=0.5) == pytest.approx(1.2772588722 / 1.0693147181)
+    assert magnitude(mscale=2.0, mscale_all_dim=0.5, attention_factor=1.5) == 1.5
+    assert magnitude(mscale=2.0) == pytest.approx(1.1386294361)  # as transformers, which wants both
+    with pytest.raises(lowbit.UnsupportedError, match="truncate"):
+        magnitude(truncate=False)
+
+
 def test_defaults_of_config(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "a", "llama", kv_heads=4, old_config=True)
     edit(folder, num_key_value_heads=None, head_dim=None, rope_theta=None, tie_word_embeddings=None, hidden_act=None)

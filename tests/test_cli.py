@@ -12,6 +12,7 @@ import pytest
 from tiny_checkpoint import make_checkpoint
 
 import lowbit
+from lowbit.bench import bench
 
 COMMANDS = [
     "demo",
@@ -271,6 +272,11 @@ def test_bench(bard: Path) -> None:
     assert (report["prompt_tokens"], report["new_tokens"], report["runs"], report["threads"]) == (16, 4, 2, 1)
     assert report["prefill_tokens_per_s"] > 0
     assert report["decode_tokens_per_s"] > 0
+
+
+def test_bench_over_the_switch_of_longrope(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "phi", "phi3")  # another rotary table beyond 64 tokens
+    assert bench(folder, 60, 10, 1, threads=1).decode_tokens_per_s > 0
 
 
 def test_chat_remembers_and_ends(tmp_path: Path) -> None:

@@ -283,7 +283,7 @@ def make_checkpoint(
     tied = family.tied if tied is None else tied
     values: dict[str, Any] = {
         "architectures": [family.hf_class],
-        "model_type": "gemma3_text" if arch == "gemma3" else arch,
+        "model_type": {"gemma3": "gemma3_text", "bitnet-bf16": "bitnet"}.get(arch, arch),
         "hidden_size": hidden,
         "intermediate_size": ffn,
         "num_hidden_layers": layers,

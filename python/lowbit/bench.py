@@ -91,10 +91,11 @@ def _run(model: models.Model, prompt: np.ndarray, new_tokens: int) -> tuple[floa
     model.truncate(0)
     last = np.zeros(len(prompt), bool)
     last[-1] = True
+    length = len(prompt) + new_tokens
     start = time.perf_counter()
-    logits = model.forward(prompt, np.arange(len(prompt)), np.zeros(len(prompt), np.int32), last)
+    logits = model.forward(prompt, np.arange(len(prompt)), np.zeros(len(prompt), np.int32), last, length)
     read = time.perf_counter()
-    for position in range(len(prompt), len(prompt) + new_tokens):
+    for position in range(len(prompt), length):
         logits = model.forward([logits[0].argmax()], [position], [0])
     end = time.perf_counter()
     if not np.isfinite(logits).all():

@@ -353,8 +353,20 @@ def rope_metadata(rope: Config, context: int) -> dict[str, Any]:
         for key, gguf_key in YARN_KEYS:
             if rope.values.get(key) is not None:
                 result[f"rope.scaling.{gguf_key}"] = rope.number(key)
+        if rope.values.get("attention_factor") is None and (factor := _yarn_magnitude(rope)) is not None:
+            result["rope.scaling.yarn_attn_factor"] = factor
+        if not rope.boolean("truncate", True):
+            raise UnsupportedError(f"{rope.where}: truncate is false, and GGUF has no key for YaRN with an exact ramp")
     result["rope.freq_base"] = rope.number("rope_theta")
     return result
+
+
+def _yarn_magnitude(rope: Config) -> float | None:
+    """YaRN's magnitude where config.json gives it as mscale and mscale_all_dim, of which transformers wants both."""
+    if not rope.values.get("mscale") or not rope.values.get("mscale_all_dim"):
+        return None
+    slope = 0.1 * math.log(max(rope.number("factor"), 1.0))
+    return (slope * rope.number("mscale") + 1) / (slope * rope.number("mscale_all_dim") + 1)
 
 
 def stays_float32(tensor: TensorSource) -> bool:
