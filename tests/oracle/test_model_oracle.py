@@ -315,6 +315,5 @@ def test_bitnet_logits(tmp_path, form, kind, record_property):
             if not any(flips(ours[name], x) for name, x in theirs.items()):
                 found.append(difference(logits, expected))
     record_property("logits", max(found))
-    record_property("sequences", len(found))
     assert len(found) >= 12
     assert max(found) < 1e-4
