@@ -122,7 +122,9 @@ class GgufParser {
   void ReadVersion() {
     const std::string_view magic(reinterpret_cast<const char*>(reader_.Take(4, "magic")), 4);
     if (magic == kGgufEditMagic) {
-      reader_.Fail("magic", 0, "the metadata is being edited, or that was interrupted: `lowbit metadata FILE recover` takes it back");
+      reader_.Fail(
+          "magic", 0,
+          "the metadata is being edited, or that was interrupted: `lowbit metadata FILE recover` takes it back");
     }
     if (magic != "GGUF") reader_.Fail("magic", 0, Str("expected \"GGUF\", found ", Quoted(magic)));
     const uint32_t version = reader_.Read<uint32_t>("version");
