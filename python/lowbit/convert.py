@@ -22,7 +22,6 @@ from lowbit.provenance import Hashing, recipe_metadata, reserved_bytes, source_f
 from lowbit.recipes import Mix, find_mix
 from lowbit.tensor_source import TensorSource, num_elements
 from lowbit.threads import num_threads
-from lowbit.tokenizer_carried import carried_tokenizer, is_unnamed
 
 if TYPE_CHECKING:
     from lowbit.verification import Verdict
@@ -65,6 +64,9 @@ def convert(
     UnsupportedError (architecture, tokenizer, quantized checkpoint), InputError (format, options, NaN in
     the weights) or VerificationError (whose `verdict` says what differs).
     """
+    # The library of tokenizers costs more to load than the rest of the package.
+    from lowbit.tokenizer_carried import carried_tokenizer, is_unnamed
+
     mix = find_mix(format)
     if mix.is_copy:
         raise InputError("COPY is for GGUF files; of a checkpoint, BF16, F16 or F32 make one of floats")
@@ -124,8 +126,9 @@ def _is_small(opened: OpenedCheckpoint) -> bool:
 
 def _unusual(options: ConvertOptions) -> dict[str, Any]:
     """The options that were given."""
+    usual = type(options)()
     values = {option.name: getattr(options, option.name) for option in fields(options)}
-    return {name: value for name, value in values.items() if value}
+    return {name: value for name, value in values.items() if value and value != getattr(usual, name)}
 
 
 def _verified(

@@ -17,7 +17,6 @@ from lowbit.checkpoint import read_json
 from lowbit.pretokenizer import pre_tokenizer_name
 from lowbit.sentencepiece import BYTE, CONTROL, NORMAL, UNUSED, USER_DEFINED, read_model
 from lowbit.special_tokens import special_tokens, tokenizer_merges
-from lowbit.tokenizer_files import byte_level_definition
 
 MAX_TOKENS = 1 << 24
 ADDED_SCORE = -1000.0
@@ -257,6 +256,8 @@ def tokenizer_metadata(folder: Path, config: dict[str, Any], arch: str, vocab_si
     if (folder / "tokenizer.model").is_file() and not is_gpt2:
         result |= _sentencepiece(folder, tokenizer, tokenizer_config, arch, vocab_size)
     elif not tokenizer and (folder / "vocab.json").is_file():
+        from lowbit.tokenizer_files import byte_level_definition  # with the library of tokenizers
+
         merges, tokenizer = True, byte_level_definition(folder, tokenizer_config)
         result |= _byte_level(folder, tokenizer, tokenizer_config, vocab_size)
     elif not tokenizer:
