@@ -21,7 +21,7 @@ class Tokenizer:
     bos: int | None = None
     eos: int | None = None
 
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+    def encode(self, text: str, add_special_tokens: bool = True, parse_special: bool = True) -> list[int]:
         ids = [ord(c) % 20 for c in text]
         if not add_special_tokens:
             return ids

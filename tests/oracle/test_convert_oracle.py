@@ -92,7 +92,8 @@ def test_checkpoints_that_transformers_saves(tmp_path: Path, arch: str) -> None:
 def test_metadata_is_the_configuration(tmp_path: Path, arch: str, old: bool) -> None:
     folder = make_checkpoint(tmp_path / "a", arch, old_config=old)
     config = AutoConfig.from_pretrained(folder)
-    spec = open_checkpoint(folder).spec
+    opened = open_checkpoint(folder)
+    spec = opened.spec
     assert spec.num_layers == config.num_hidden_layers
     assert spec.hidden_size == config.hidden_size
     assert spec.intermediate_size == config.intermediate_size
@@ -100,7 +101,7 @@ def test_metadata_is_the_configuration(tmp_path: Path, arch: str, old: bool) -> 
     assert spec.head_dim == config.head_dim
     assert spec.context_length == config.max_position_embeddings
     assert spec.norm_eps == config.rms_norm_eps
-    assert spec.rope_theta == config.rope_parameters["rope_theta"]
+    assert opened.metadata[f"{spec.architecture}.rope.freq_base"] == config.rope_parameters["rope_theta"]
 
 
 @pytest.mark.parametrize("kind", [transformers.LlamaConfig, transformers.MistralConfig, transformers.Qwen3Config])
