@@ -132,6 +132,8 @@ def tensors(model: str) -> Iterator[tuple[str, str, tuple[int, ...]]]:
     parsed = Config(values, model)
     sizes = arch.sizes(parsed)
     for name, (entry, gguf_name) in arch.table(sizes.layers).items():
+        if name.endswith("_scale"):
+            continue  # beside its matrix, below
         wanted = entry.required or (gguf_name == "output.weight" and not values["tie_word_embeddings"])
         if wanted or (arch.name == "qwen2" and gguf_name.endswith(("attn_q.bias", "attn_k.bias", "attn_v.bias"))):
             shape = tuple(sizes.named[size] for size in entry.shape)

@@ -109,7 +109,7 @@ def main() -> None:
             f"{entry['wall_s']:.1f} s; encoding alone {entry['encoding_s']:.1f} s, "
             f"reading and writing alone {entry['copying_s']:.1f} s",
         )
-    recorder.finish()
+        recorder.finish()  # after each: the large ones take minutes
 
 
 if __name__ == "__main__":
