@@ -14,11 +14,11 @@ from tokenizers import models, processors
 
 from lowbit._core import Error, FileError, FormatError, InputError, UnsupportedError
 from lowbit.hub import resolve
+from lowbit.special_tokens import ID_NAMES, ROLES
 from lowbit.text import TextStream, piece_decoder
 
 # The largest real tokenizer.json are near 40 MB.
 _MAX_JSON = 256 << 20
-_ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 # Tokens that end a turn or a document. Chat models of both kinds of file name only some of theirs.
 # fmt: off
 _ENDS = frozenset((
@@ -243,8 +243,7 @@ def from_metadata(metadata: Mapping[str, Any]) -> Tokenizer:
     with _contained(FormatError, "tokenizer.ggml"):
         defaults, first, last = family(vocab)
         backend, is_framed = build_defined(vocab) if vocab.has(DEFINITION_KEY) else (build(vocab), False)
-        keys = {"unk": "unknown", "sep": "seperator", "pad": "padding"}  # "seperator" is the key's spelling
-        ids = {r: vocab.token_id(f"tokenizer.ggml.{keys.get(r, r)}_token_id", defaults.get(r)) for r in _ROLES}
+        ids = {r: vocab.token_id(f"tokenizer.ggml.{ID_NAMES.get(r, r)}_token_id", defaults.get(r)) for r in ROLES}
         roles = {role: token_id for role, token_id in ids.items() if token_id is not None}
         add_bos = vocab.flag("tokenizer.ggml.add_bos_token", first == "bos")
         add_eos = vocab.flag("tokenizer.ggml.add_eos_token", last == "eos")
@@ -295,7 +294,7 @@ def _backend(folder: Path, config: Mapping[str, Any]) -> tuple[tokenizers.Tokeni
 def _roles(backend: tokenizers.Tokenizer, config: Mapping[str, Any]) -> dict[str, int]:
     """Ids of the tokens that the configuration names, each a text or {"content": text}."""
     roles = {}
-    for role in _ROLES:
+    for role in ROLES:
         value = config.get(f"{role}_token")
         token = value.get("content") if isinstance(value, dict) else value
         token_id = backend.token_to_id(token) if isinstance(token, str) else None

@@ -32,7 +32,8 @@ MERGES_KEY = "lowbit.tokenizer.merges"
 # Tables of characters (Precompiled) are the largest part, 300 KB.
 _MAX_DEFINITION = 4 << 20
 _PARTS = ("normalizer", "pre_tokenizer", "decoder")
-_FLAGS = ("special", "single_word", "lstrip", "rstrip", "normalized")
+#: What a tokenizer.json says of an added token.
+FLAGS = ("special", "single_word", "lstrip", "rstrip", "normalized")
 _MODEL_OPTIONS = {
     "BPE": ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk", "byte_fallback",
             "ignore_merges"),
@@ -45,7 +46,7 @@ def definition(tokenizer: dict[str, Any], metadata: Mapping[str, Any], with_fram
     tokens = metadata["tokenizer.ggml.tokens"]
     added = sorted((t for t in tokenizer.get("added_tokens") or [] if t["id"] < len(tokens)), key=lambda t: t["id"])
     # Of ids in a row, the difference from the place in the list is the same.
-    rows = groupby(enumerate(added), lambda item: (item[1]["id"] - item[0], [f for f in _FLAGS if item[1].get(f)]))
+    rows = groupby(enumerate(added), lambda item: (item[1]["id"] - item[0], [f for f in FLAGS if item[1].get(f)]))
     groups = [([token for _, token in group], flags) for (_, flags), group in rows]
     value = {
         **{part: tokenizer.get(part) for part in _PARTS},
@@ -114,7 +115,7 @@ def _added(rows: Any, tokens: list[str]) -> list[AddedToken]:
     for row in rows if isinstance(rows, list) else []:
         match row:
             case [int(first), int(count), [*flags]] if first >= 0 and 0 <= count <= len(tokens) - first:
-                set_flags = {flag: flag in flags for flag in _FLAGS}
+                set_flags = {flag: flag in flags for flag in FLAGS}
                 added += [AddedToken(token, **set_flags) for token in tokens[first : first + count]]
             case _:
                 raise FormatError(

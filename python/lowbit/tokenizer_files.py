@@ -19,12 +19,12 @@ from lowbit._core import FileError, FormatError, UnsupportedError
 from lowbit.checkpoint import MAX_JSON_BYTES, read_json
 from lowbit.pretokenizer import QWEN2
 from lowbit.sentencepiece import BPE, BYTE, CONTROL, UNIGRAM, UNKNOWN, USER_DEFINED, Model, read_model
+from lowbit.special_tokens import ROLES
+from lowbit.tokenizer_definition import FLAGS
 from lowbit.tokenizer_gguf import Vocab, score_merges
+from lowbit.vocab import checked_id
 
 _MARK = "\u2581"
-_FLAGS = ("special", "single_word", "lstrip", "rstrip", "normalized")
-_NAMED = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
-_MAX_TOKENS = 1 << 24
 
 
 def added_tokens(folder: Path, config: Mapping[str, Any]) -> dict[int, AddedToken]:
@@ -36,31 +36,23 @@ def added_tokens(folder: Path, config: Mapping[str, Any]) -> dict[int, AddedToke
     special = _special(config)
     found: dict[int, AddedToken] = {}
     for text, token_id in (read_json(path) if path.is_file() else {}).items():
-        found[_id(token_id, path)] = AddedToken(text, special=text in special, normalized=text not in special)
+        found[checked_id(token_id, path)] = AddedToken(text, special=text in special, normalized=text not in special)
     for token_id, entry in decoder.items():
         if not isinstance(entry, dict) or not isinstance(entry.get("content"), str):
             raise FormatError(f"{folder / 'tokenizer_config.json'}: added token {token_id[:40]!r} has no content")
         text = entry["content"]
-        flags = {flag: entry[flag] for flag in _FLAGS if isinstance(entry.get(flag), bool)}
+        flags = {flag: entry[flag] for flag in FLAGS if isinstance(entry.get(flag), bool)}
         flags["special"] = flags.get("special", False) or text in special
-        found[_id(token_id, folder / "tokenizer_config.json")] = AddedToken(text, **flags)
+        found[checked_id(token_id, folder / "tokenizer_config.json")] = AddedToken(text, **flags)
     return dict(sorted(found.items()))
 
 
 def _special(config: Mapping[str, Any]) -> set[str]:
     """Texts that the configuration gives a role."""
     extra = config.get("additional_special_tokens") or []
-    values = [*(config.get(f"{role}_token") for role in _NAMED), *(extra if isinstance(extra, list) else [])]
+    values = [*(config.get(f"{role}_token") for role in ROLES), *(extra if isinstance(extra, list) else [])]
     texts = (value.get("content") if isinstance(value, dict) else value for value in values)
     return {text for text in texts if isinstance(text, str)}
-
-
-def _id(value: Any, path: Path) -> int:
-    if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 10:
-        value = int(value)
-    if type(value) is not int or not 0 <= value < _MAX_TOKENS:
-        raise FormatError(f"{path}: token id {str(value)[:40]!r}, expected an integer below {_MAX_TOKENS}")
-    return value
 
 
 def sentencepiece_tokenizer(folder: Path, config: Mapping[str, Any]) -> tokenizers.Tokenizer:
@@ -174,7 +166,7 @@ def byte_level_definition(folder: Path, config: Mapping[str, Any]) -> dict[str, 
     return {
         "version": "1.0",
         "added_tokens": [
-            {"id": i, "content": token.content, **{flag: getattr(token, flag) for flag in _FLAGS}}
+            {"id": i, "content": token.content, **{flag: getattr(token, flag) for flag in FLAGS}}
             for i, token in added.items()
         ],
         "normalizer": normalizer,

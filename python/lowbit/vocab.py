@@ -75,15 +75,17 @@ def _added_tokens(folder: Path, tokenizer: dict[str, Any], tokenizer_config: dic
         if not isinstance(entry, dict) or not isinstance(entry.get("content"), str):
             raise FormatError(f"{folder}: added token {str(token_id)[:40]!r} has no content")
         special = bool(entry.get("special", False))
-        found[_id(token_id, folder)] = AddedToken(entry["content"], special, bool(entry.get("normalized", not special)))
+        token = AddedToken(entry["content"], special, bool(entry.get("normalized", not special)))
+        found[checked_id(token_id, folder)] = token
     return found
 
 
-def _id(value: Any, folder: Path) -> int:
+def checked_id(value: Any, path: Path) -> int:
+    """A token id of a JSON file, where it may be text. Raises FormatError."""
     if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 10:
         value = int(value)
     if type(value) is not int or not 0 <= value < MAX_TOKENS:
-        raise FormatError(f"{folder}: token id {str(value)[:40]!r}, expected an integer below {MAX_TOKENS}")
+        raise FormatError(f"{path}: token id {str(value)[:40]!r}, expected an integer below {MAX_TOKENS}")
     return value
 
 
@@ -95,7 +97,7 @@ def _base_vocab(tokenizer: dict[str, Any], where: str) -> dict[int, str]:
         raise FormatError(f"{where}: model is not a BPE vocabulary")
     found: dict[int, str] = {}
     for text, token_id in vocab.items():
-        if found.setdefault(_id(token_id, Path(where)), text) != text:
+        if found.setdefault(checked_id(token_id, Path(where)), text) != text:
             raise FormatError(f"{where}: tokens {found[token_id]!r} and {text!r} have the same id {token_id}")
     return found
 
@@ -153,7 +155,7 @@ def _sentencepiece(
         types[i] = NORMAL if piece.type == USER_DEFINED else piece.type
     path = folder / "added_tokens.json"
     for text, value in (read_json(path) if path.is_file() else {}).items():
-        if (i := _id(value, folder)) < vocab_size:
+        if (i := checked_id(value, folder)) < vocab_size:
             tokens[i], scores[i], types[i] = text, ADDED_SCORE, USER_DEFINED
     added = _added_tokens(folder, {}, tokenizer_config)
     is_phi3 = arch == "phi3"
