@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -64,14 +65,31 @@ def convert(
     UnsupportedError (architecture, tokenizer, quantized checkpoint), InputError (format, options, NaN in
     the weights) or VerificationError (whose `verdict` says what differs).
     """
-    # The library of tokenizers costs more to load than the rest of the package.
-    from lowbit.tokenizer_carried import carried_tokenizer, is_unnamed
-
     mix = find_mix(format)
     if mix.is_copy:
         raise InputError("COPY is for GGUF files; of a checkpoint, BF16, F16 or F32 make one of floats")
     chosen = checked(ConvertOptions, options)
     opened = open_checkpoint(src, lora, lora_scale)
+    plan = _plan(opened, mix, chosen, provenance)
+    is_verified = _is_verified(verify, opened, chosen)
+    importances = _loaded(imatrix)
+    sources = source_files(opened.origin, imatrix) if provenance else []
+    with Hashing([] if dry_run else sources) as hashing:
+        if provenance or is_verified:
+            given = _unusual(chosen) | ({"lora_scale": lora_scale} if opened.origin.adapters else {})
+            plan.finishing = Finishing(
+                gguf.RESERVED_BYTES + reserved_bytes(sources, given),
+                (lambda: recipe_metadata(mix.name, given, opened.origin) | hashing.metadata()) if provenance else None,
+                partial(_verdict, src, dst, opened, chosen, verify is True, threads, progress) if is_verified else None,
+            )
+        return plan.run(os.fspath(dst), importances, progress, num_threads(threads), dry_run)
+
+
+def _plan(opened: OpenedCheckpoint, mix: Mix, options: ConvertOptions, with_tokenizer: bool) -> Plan:
+    """What to write of a checkpoint. with_tokenizer: also what GGUF has no key for of the tokenizer."""
+    # The library of tokenizers costs more to load than the rest of the package.
+    from lowbit.tokenizer_carried import carried_tokenizer, is_unnamed
+
     sources = {tensor.name: tensor for tensor in opened.tensors}
     inputs = [
         Input(Stored(name, sources[name].shape, _in_bf16_file(sources[name])), _same(sources[name]), name)
@@ -85,43 +103,21 @@ def convert(
     notes = list(opened.notes)
     if opened.exact_formats and mix.default not in opened.exact_formats:
         notes.append(f"{mix.name} rounds the layers' matrices, which {', '.join(opened.exact_formats)} keep exactly")
-    if provenance or is_unnamed(metadata):
+    if with_tokenizer or is_unnamed(metadata):
         metadata |= carried_tokenizer(opened.folder, metadata, notes)
-    plan = Plan(mix, inputs, metadata, notes, chosen, through_bfloat16=True)
-    is_strict = verify is True
+    return Plan(mix, inputs, metadata, notes, options, through_bfloat16=True)
+
+
+def _is_verified(verify: bool | None, opened: OpenedCheckpoint, options: ConvertOptions) -> bool:
+    """Whether a conversion verifies its file. Raises InputError where it is asked to and cannot."""
     if verify is None:
-        verify = _is_small(opened) and not chosen.prune_layers and not chosen.split_limits
-    if verify and chosen.prune_layers:
+        is_small = sum(num_elements(tensor.shape) for tensor in opened.tensors) < VERIFIED_WEIGHTS
+        return is_small and not options.prune_layers and not options.split_limits
+    if verify and options.prune_layers:
         raise InputError("verify: a model without some of its layers is not the one it was made of")
-    if verify and chosen.split_limits:
+    if verify and options.split_limits:
         raise InputError("verify: files of a split model are verified when they have names, with lowbit verify")
-    importances = _loaded(imatrix)
-    if not provenance and not verify:
-        return plan.run(os.fspath(dst), importances, progress, num_threads(threads), dry_run)
-    given = _unusual(chosen) | ({"lora_scale": lora_scale} if opened.origin.adapters else {})
-    with Hashing(source_files(opened.origin, imatrix) if provenance and not dry_run else []) as hashing:
-        verdict: Verdict | None = None
-
-        def keys(path: str) -> dict[str, Any]:
-            nonlocal verdict
-            found: dict[str, Any] = {}
-            if verify:
-                verdict = _verified(path, os.fspath(dst), os.fspath(src), opened, chosen, threads, progress)
-                if not verdict.ok and (is_strict or verdict.word == "failed"):
-                    raise verdict.error()
-                found = verdict.metadata()
-            recipe = recipe_metadata(mix.name, given, opened.origin) | hashing.metadata() if provenance else {}
-            return recipe | found
-
-        room = reserved_bytes(source_files(opened.origin, imatrix), given)
-        plan.finishing = Finishing(gguf.RESERVED_BYTES + room, keys)
-        report = plan.run(os.fspath(dst), importances, progress, num_threads(threads), dry_run)
-    report.verdict = verdict
-    return report
-
-
-def _is_small(opened: OpenedCheckpoint) -> bool:
-    return sum(num_elements(tensor.shape) for tensor in opened.tensors) < VERIFIED_WEIGHTS
+    return verify
 
 
 def _unusual(options: ConvertOptions) -> dict[str, Any]:
@@ -131,20 +127,25 @@ def _unusual(options: ConvertOptions) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value and value != getattr(usual, name)}
 
 
-def _verified(
-    path: str,
-    dst: str,
-    src: str,
+def _verdict(
+    src: Path,
+    dst: Path,
     opened: OpenedCheckpoint,
     options: ConvertOptions,
+    is_strict: bool,
     threads: int | None,
     progress: bool,
+    path: str,
 ) -> Verdict:
-    """The verdict on a file that has no name yet."""
+    """The verdict on a file at `path` that has no name yet. Raises VerificationError if it should not get one."""
     from lowbit.verification import compare_with
 
+    names = os.fspath(dst), os.fspath(src)
     changed = list(options.override_kv)
-    return compare_with(path, dst, src, opened, changed=changed, threads=threads, progress=progress)
+    verdict = compare_with(path, *names, opened, changed=changed, threads=threads, progress=progress)
+    if not verdict.ok and (is_strict or verdict.word == "failed"):
+        raise verdict.error()
+    return verdict
 
 
 def quantize_file(

@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -66,13 +67,15 @@ class Input(NamedTuple):
 
 
 class Finishing(NamedTuple):
-    """Keys that are known when everything is written. reserved: the bytes they need at most, and what stays for edits.
+    """What is known when everything is written. reserved: the bytes its keys need at most, and what stays for edits.
 
-    keys: is given where the complete file lies until it has its name; raises if it should not get one.
+    made_of: gives keys. verdict: is given where the complete file lies until it has its name; raises if it should not
+    get one.
     """
 
     reserved: int
-    keys: Callable[[str], Mapping[str, Any]]
+    made_of: Callable[[], Mapping[str, Any]] | None
+    verdict: Callable[[str], Verdict] | None
 
 
 @dataclass
@@ -114,17 +117,21 @@ class Plan:
             _print_notes([*report.notes, *_grouped(report.fallbacks)])
         if not dry_run:
             with progress_bar(self.mix.name, unit="B", enabled=progress) as advance:
-                overflows = write_files(targets, threads, advance, self._finish)
+                overflows = write_files(targets, threads, advance, partial(self._finish, report))
             lost = [f"{name}: {n} weights exceed float16 and became infinite" for name, n in overflows.items()]
             report.notes.extend(lost)
             if progress:
                 _print_notes(lost)
         return report
 
-    def _finish(self, files: Sequence[Appender]) -> None:
+    def _finish(self, report: Report, files: Sequence[Appender]) -> None:
         first = files[0]
         if self.finishing and isinstance(first, gguf.Writer):
-            gguf.edit_unfinished(first.temporary_path, self.finishing.keys(first.temporary_path))
+            keys = dict(self.finishing.made_of() if self.finishing.made_of else {})
+            if self.finishing.verdict:
+                report.verdict = self.finishing.verdict(first.temporary_path)
+                keys |= report.verdict.metadata()
+            gguf.edit_unfinished(first.temporary_path, keys)
 
     def _job(self, tensor: Input, chosen: Assignment, importances: Imatrix | None) -> Job:
         name, shape, before = tensor.stored
