@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,29 +11,19 @@ from pathlib import Path
 
 import pytest
 from tiny_checkpoint import make_checkpoint
+from typer.main import get_command
 
 import lowbit
 from lowbit.bench import bench
+from lowbit.cli.app import app
 
+# fmt: off
 COMMANDS = [
-    "demo",
-    "convert",
-    "quantize",
-    "export",
-    "verify",
-    "inspect",
-    "metadata",
-    "diff",
-    "split",
-    "merge",
-    "formats",
-    "run",
-    "chat",
-    "bench",
-    "perplexity",
-    "imatrix",
-    "ladder",
+    "demo", "convert", "quantize", "run", "chat",
+    "verify", "perplexity", "ladder", "bench", "imatrix",
+    "inspect", "diff", "metadata", "formats", "split", "merge", "export",
 ]
+# fmt: on
 
 
 def run(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
@@ -44,9 +35,9 @@ def run(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
 def test_help_lists_the_commands() -> None:
     result = run("--help")
     assert (result.returncode, result.stderr) == (0, "")
-    listed = result.stdout.split("Commands:")[1]
-    for command in COMMANDS:
-        assert f"\n  {command} " in listed
+    listed = result.stdout.split("Convert and run:")[1].split("Examples:")[0]
+    assert re.findall(r"^  (\w+)  ", listed, re.MULTILINE) == COMMANDS
+    assert sorted(COMMANDS) == sorted(get_command(app).commands)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -8,9 +8,10 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 Threads = Annotated[
     int | None,
@@ -22,6 +23,36 @@ Compute = Annotated[
 ]
 ModelPath = Annotated[str, typer.Argument(metavar="MODEL", help="GGUF file, checkpoint folder or hub id.")]
 ExistingFile = Annotated[Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="Text in UTF-8.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be written, to the byte, and write nothing.")]
+SplitMaxSize = Annotated[
+    str, typer.Option("--split-max-size", metavar="N[K|M|G]", help="Several files, each of so many bytes of tensors.")
+]
+SplitMaxTensors = Annotated[
+    int, typer.Option("--split-max-tensors", min=0, help="Several files, each of so many tensors.")
+]
+NoTensorFirst = Annotated[
+    bool, typer.Option("--no-tensor-first-split", help="The first of several files has metadata alone.")
+]
+
+#: The commands as the help lists them.
+SECTIONS = {
+    "Convert and run": ("demo", "convert", "quantize", "run", "chat"),
+    "Measure and verify": ("verify", "perplexity", "ladder", "bench", "imatrix"),
+    "Files": ("inspect", "diff", "metadata", "formats", "split", "merge", "export"),
+}
+
+
+class Commands(TyperGroup):
+    """Lists its commands in sections."""
+
+    # typer brings its own click, or uses the installed one, depending on its version.
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Writes the sections."""
+        longest = max(map(len, self.commands))
+        for section, names in SECTIONS.items():
+            texts = [self.commands[name].get_short_help_str(formatter.width - longest - 6) for name in names]
+            with formatter.section(section):
+                formatter.write_dl([(name.ljust(longest), text) for name, text in zip(names, texts, strict=True)])
 
 
 @dataclass
@@ -35,6 +66,7 @@ settings = Settings()
 
 app = typer.Typer(
     name="lowbit",
+    cls=Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lowbit.cli.app import Json, Threads, app, examples
+from lowbit.cli.app import DryRun, Json, NoTensorFirst, SplitMaxSize, SplitMaxTensors, Threads, app, examples
 from lowbit.cli.console import print_json, print_table, size
 from lowbit.cli.verifying import print_verdict, showing_failed_verdict, verdict_as_json
 
@@ -57,15 +57,6 @@ Overrides = Annotated[
         help="Metadata to write; TYPE is int, float, bool or str; repeatable.",
     ),
 ]
-SplitMaxSize = Annotated[
-    str, typer.Option("--split-max-size", metavar="N[K|M|G]", help="Write several files with so many bytes each.")
-]
-SplitMaxTensors = Annotated[
-    int, typer.Option("--split-max-tensors", min=0, help="Write several files with so many tensors each.")
-]
-NoTensorFirst = Annotated[
-    bool, typer.Option("--no-tensor-first-split", help="The first of several files has metadata alone.")
-]
 Strict = Annotated[
     bool, typer.Option("--strict", help="Refuse formats that do not fit a tensor's rows, instead of taking another.")
 ]
@@ -80,7 +71,6 @@ LoraScale = Annotated[
     list[float] | None,
     typer.Option("--lora-scale", metavar="S", help="Multiplies what the adapters add: once for all, or for each."),
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be written, to the byte, and write nothing.")]
 
 
 @app.command(

@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lowbit.cli.app import Json, app, examples
+from lowbit.cli.app import DryRun, Json, NoTensorFirst, SplitMaxSize, SplitMaxTensors, app, examples
 from lowbit.cli.console import print_json, print_table, size
 
 if TYPE_CHECKING:
     from lowbit.splitting import SplitReport
-
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be written, to the byte, and write nothing.")]
 
 
 @app.command(
@@ -26,13 +24,9 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be writt
 def split(
     source: Annotated[Path, typer.Argument(metavar="IN.gguf", exists=True, dir_okay=False, help="The file to read.")],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="Files are OUT-00001-of-0000N.gguf and so on.")],
-    split_max_size: Annotated[
-        str, typer.Option("--split-max-size", metavar="N[K|M|G]", help="Bytes of tensors in each file.")
-    ] = "0",
-    split_max_tensors: Annotated[int, typer.Option("--split-max-tensors", min=0, help="Tensors in each file.")] = 0,
-    no_tensor_first_split: Annotated[
-        bool, typer.Option("--no-tensor-first-split", help="The first file has metadata alone.")
-    ] = False,
+    split_max_size: SplitMaxSize = "0",
+    split_max_tensors: SplitMaxTensors = 0,
+    no_tensor_first_split: NoTensorFirst = False,
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:

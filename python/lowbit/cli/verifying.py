@@ -34,9 +34,9 @@ def verify(
     threads: Threads = None,
     json: Json = False,
 ) -> None:
-    """Compares a GGUF file with the checkpoint it was made of: metadata, tensors, tokenizer, logits.
+    """Compares a GGUF file with the checkpoint it was made of.
 
-    Exits with 1 if they differ where they must not.
+    Metadata, tensors, tokenizer and logits. Exits with 1 if they differ where they must not.
     """
     import lowbit
 
