@@ -309,7 +309,7 @@ def test_broken_folders(tmp_path):
         folder_with(tmp_path, tokenizer_config_json=config)
         assert matches("FormatError: .*tokenizer_config.json", error_of(lowbit.load_tokenizer, tmp_path))
     (tmp_path / "tokenizer.json").write_bytes(b'{"version": "\xff"}')
-    assert matches("FormatError: .*not UTF-8", error_of(lowbit.load_tokenizer, tmp_path))
+    assert matches("FormatError: .*tokenizer.json.*invalid unicode", error_of(lowbit.load_tokenizer, tmp_path))
 
 
 def test_wrong_arguments(tokenizers):

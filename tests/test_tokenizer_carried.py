@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_checkpoint import byte_level_tokenizer, make_checkpoint, write_json, write_tokenizer
+from tiny_checkpoint import byte_level_tokenizer, make_checkpoint, opened_tokenizer, write_json, write_tokenizer
 
 import lowbit
 from lowbit.pretokenizer import QWEN2
 from lowbit.tokenizer import from_metadata, load_tokenizer
 from lowbit.tokenizer_carried import carried_tokenizer
 from lowbit.tokenizer_definition import DEFINITION_KEY, MERGES_KEY
-from lowbit.tokenizer_differences import tokenizer_differences
+from lowbit.tokenizer_differences import record, tokenizer_differences
 from lowbit.vocab import tokenizer_metadata
 
 BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
@@ -62,7 +62,7 @@ def carried(folder: Path) -> tuple[dict[str, Any], list[str], lowbit.Tokenizer]:
     """The keys that go along, the notes, and the tokenizer of the whole."""
     notes: list[str] = []
     metadata = tokenizer_metadata(folder, {}, "qwen3", 280)
-    keys = carried_tokenizer(folder, metadata, notes)
+    keys = carried_tokenizer(opened_tokenizer(folder), metadata, notes)
     return keys, notes, from_metadata({**metadata, **keys})
 
 
@@ -85,7 +85,7 @@ def test_what_is_carried(changed: Any) -> None:
     assert list(keys) == [DEFINITION_KEY]
     assert len(notes) == 1
     assert notes[0].startswith(f"{DEFINITION_KEY} keeps what GGUF has no key for; programs that ignore it tokenize ")
-    assert tokenizer_differences(source, result).equal
+    assert tokenizer_differences(record(source), result).equal
 
 
 @settings(max_examples=60, deadline=None)
@@ -101,7 +101,7 @@ def test_white_space_that_added_tokens_swallow(folder: Path) -> None:
     edit(folder, added_tokens=[{**token, "rstrip": True} for token in tokenizer["added_tokens"]])
     keys, _, result = carried(folder)
     assert list(keys) == [DEFINITION_KEY]
-    assert tokenizer_differences(load_tokenizer(folder), result).equal
+    assert tokenizer_differences(record(load_tokenizer(folder)), result).equal
 
 
 def test_merges_that_do_not_follow_from_scores(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_merges_that_do_not_follow_from_scores(tmp_path: Path) -> None:
     write_json(tmp_path / "tokenizer.json", tokenizer)
     metadata = tokenizer_metadata(tmp_path, {}, "llama", 300)
     notes: list[str] = []
-    keys = carried_tokenizer(tmp_path, metadata, notes)
+    keys = carried_tokenizer(opened_tokenizer(tmp_path), metadata, notes)
     assert list(keys) == [DEFINITION_KEY, MERGES_KEY]
     source, result = load_tokenizer(tmp_path), from_metadata({**metadata, **keys})
     for text in ("ab", "aba", "abab", "bab", "é"):

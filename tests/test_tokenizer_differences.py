@@ -9,7 +9,7 @@ from tokenizers import Regex, pre_tokenizers
 
 from lowbit.pretokenizers import PRE_TOKENIZERS
 from lowbit.tokenizer import Tokenizer, from_metadata
-from lowbit.tokenizer_differences import TEXTS, tokenizer_differences
+from lowbit.tokenizer_differences import TEXTS, record, tokenizer_differences
 
 
 def changed(name: str, **parts: object) -> Tokenizer:
@@ -21,7 +21,7 @@ def changed(name: str, **parts: object) -> Tokenizer:
 
 @pytest.mark.parametrize("name", KINDS)
 def test_nothing_differs_from_itself(name):
-    report = tokenizer_differences(from_metadata(metadata(name)), from_metadata(metadata(name)))
+    report = tokenizer_differences(record(from_metadata(metadata(name))), from_metadata(metadata(name)))
     assert report.equal
     assert report.num_texts > len(TEXTS)
 
@@ -48,7 +48,7 @@ def test_the_texts_hold_what_tokenizers_get_wrong():
     ],
 )
 def test_each_part_counts(name, parts):
-    assert not tokenizer_differences(from_metadata(metadata(name)), changed(name, **parts)).equal
+    assert not tokenizer_differences(record(from_metadata(metadata(name))), changed(name, **parts)).equal
 
 
 def words(splits: tuple[str, ...]) -> list[list[str]]:
@@ -68,13 +68,14 @@ def test_the_texts_tell_all_pre_tokenizers_apart():
 
 def test_what_a_difference_says():
     a, b = from_metadata(metadata("qwen2")), changed("qwen2", normalizer={"type": "Lowercase"})
-    (difference,) = tokenizer_differences(a, b, ["x yZ"], added=False).differences
+    (difference,) = tokenizer_differences(record(a, ["x yZ"], added=False), b).differences
     assert (difference.source_ids, difference.result_ids) == (a.encode("x yZ"), a.encode("x yz"))
     assert str(difference) == f"'x yZ': ids from token 2 on are {b.encode('z')}, expected {a.encode('Z')}"
-    (difference,) = tokenizer_differences(a, changed("qwen2", decoder=None), ["x y"], added=False).differences
+    (difference,) = tokenizer_differences(record(a, ["x y"], added=False), changed("qwen2", decoder=None)).differences
     assert str(difference) == "'x y': decoded 'x Ġy', expected 'x y'"
     fields = metadata("qwen2")
     other = a.eos_id - 1
-    report = tokenizer_differences(a, from_metadata({**fields, "tokenizer.ggml.eos_token_id": other}), [], added=False)
+    source = record(a, [], added=False)
+    report = tokenizer_differences(source, from_metadata({**fields, "tokenizer.ggml.eos_token_id": other}))
     assert report.tokens == (("eos", a.eos_id, other),)
     assert (report.num_texts, report.differences, report.equal) == (0, (), False)

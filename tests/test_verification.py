@@ -20,6 +20,7 @@ from tiny_checkpoint import conversion_source, make_checkpoint, write_imatrix
 import lowbit
 from lowbit import provenance, verification
 from lowbit.recipes import FLOAT_FORMATS, MIXES
+from lowbit.tokenizer_differences import TokenizerRecord
 
 Damage = Callable[[Path], None]
 
@@ -165,7 +166,7 @@ def test_unasked_a_tokenizer_that_differs_is_said(tmp_path: Path, monkeypatch: p
     source = make_checkpoint(tmp_path / "source", layers=1)
     original = verification.tokenizer_differences
 
-    def differing(a: lowbit.Tokenizer, b: lowbit.Tokenizer) -> Any:
+    def differing(a: TokenizerRecord, b: lowbit.Tokenizer) -> Any:
         return dataclasses.replace(original(a, b), tokens=(("bos", 1, 2),))
 
     monkeypatch.setattr(verification, "tokenizer_differences", differing)

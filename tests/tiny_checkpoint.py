@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 
 import lowbit
-from lowbit.arch import open_checkpoint
+from lowbit.arch import OpenedCheckpoint, Origin, open_checkpoint
 from lowbit.pretokenizer import GPT4O, LLAMA3, QWEN2
 from lowbit.vocab import _byte_decoder
 
@@ -179,6 +179,11 @@ def write_tokenizer(folder: Path, kind: str) -> None:
         config = {"eos_token": "<|end_of_text|>", "tokenizer_class": "PreTrainedTokenizerFast"}
         config |= {"bos_token": bos} if bos else {}
     write_json(folder / "tokenizer_config.json", {**config, "chat_template": TEMPLATE, "model_max_length": 128})
+
+
+def opened_tokenizer(folder: Path) -> OpenedCheckpoint:
+    """A folder that holds a tokenizer alone, as an open checkpoint."""
+    return OpenedCheckpoint({}, [], [], (), Origin(folder, None, [], []))
 
 
 class Family(NamedTuple):

@@ -104,7 +104,7 @@ def _plan(opened: OpenedCheckpoint, mix: Mix, options: ConvertOptions, with_toke
     if opened.exact_formats and mix.default not in opened.exact_formats:
         notes.append(f"{mix.name} rounds the layers' matrices, which {', '.join(opened.exact_formats)} keep exactly")
     if with_tokenizer or is_unnamed(metadata):
-        metadata |= carried_tokenizer(opened.folder, metadata, notes)
+        metadata |= carried_tokenizer(opened, metadata, notes)
     return Plan(mix, inputs, metadata, notes, options, through_bfloat16=True)
 
 

@@ -13,6 +13,7 @@ import tokenizers
 from tokenizers import models, processors
 
 from lowbit._core import Error, FileError, FormatError, InputError, UnsupportedError
+from lowbit.checkpoint import read_json
 from lowbit.hub import resolve
 from lowbit.special_tokens import ID_NAMES, ROLES
 from lowbit.text import TextStream, piece_decoder
@@ -278,7 +279,7 @@ def _from_folder(folder: Path) -> Tokenizer:
 def _backend(folder: Path, config: Mapping[str, Any]) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
     """A folder's backend, and what its kind of file takes for granted in tokenizer_config.json."""
     if (folder / "tokenizer.json").is_file():
-        return tokenizers.Tokenizer.from_str(_read(folder / "tokenizer.json")), {}
+        return tokenizers.Tokenizer.from_buffer(_read(folder / "tokenizer.json")), {}
     from lowbit.tokenizer_files import byte_level_definition, sentencepiece_tokenizer
 
     if (folder / "tokenizer.model").is_file():
@@ -322,28 +323,25 @@ def _templates(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
         raise FormatError(f"{folder / 'tokenizer_config.json'}: chat_template names and templates must be strings")
     files = {"default": folder / "chat_template.jinja"} if (folder / "chat_template.jinja").is_file() else {}
     files.update({file.stem: file for file in sorted((folder / "additional_chat_templates").glob("*.jinja"))})
-    return {**templates, **{name: _read(file) for name, file in files.items()}}
+    return {**templates, **{name: _text(file) for name, file in files.items()}}
 
 
-def _read(path: Path) -> str:
+def _read(path: Path) -> bytes:
     try:
         if path.stat().st_size > _MAX_JSON:
             raise FormatError(f"{path}: expected at most {_MAX_JSON} bytes, found {path.stat().st_size}")
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as cause:
-        raise FormatError(f"{path}: not UTF-8 at offset {cause.start}") from None
+        return path.read_bytes()
     except OSError as cause:
         raise FileError(f"{path}: {cause.strerror}") from None
 
 
+def _text(path: Path) -> str:
+    try:
+        return _read(path).decode("utf-8")
+    except UnicodeDecodeError as cause:
+        raise FormatError(f"{path}: not UTF-8 at offset {cause.start}") from None
+
+
 def _json(path: Path) -> dict[str, Any]:
     """The object in an optional JSON file, {} if there is none."""
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(_read(path))
-    except (ValueError, RecursionError) as cause:
-        raise FormatError(f"{path}: not JSON: {cause}") from None
-    if not isinstance(value, dict):
-        raise FormatError(f"{path}: expected a JSON object, found {type(value).__name__}")
-    return value
+    return read_json(path, _MAX_JSON) if path.is_file() else {}

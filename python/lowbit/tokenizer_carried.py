@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from lowbit._core import Error
+from lowbit.arch import OpenedCheckpoint
 from lowbit.checkpoint import read_json
+from lowbit.heap import trim_heap
 from lowbit.pretokenizer import UNKNOWN
 from lowbit.tokenizer import from_metadata, load_tokenizer
 from lowbit.tokenizer_definition import DEFINITION_KEY, MERGES_KEY, definition
-from lowbit.tokenizer_differences import tokenizer_differences
+from lowbit.tokenizer_differences import TokenizerRecord, TokenizerReport, tokenizer_differences
 
 
 def is_unnamed(metadata: Mapping[str, Any]) -> bool:
@@ -20,27 +21,27 @@ def is_unnamed(metadata: Mapping[str, Any]) -> bool:
     return metadata.get("tokenizer.ggml.model") == "gpt2" and metadata.get("tokenizer.ggml.pre") == UNKNOWN
 
 
-def carried_tokenizer(folder: Path, metadata: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
-    """Keys for the end of a file, with which `metadata`'s tokenizer gives the ids of the folder's own; {} if it does.
+def carried_tokenizer(opened: OpenedCheckpoint, metadata: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
+    """Keys for the end of a file, with which `metadata`'s tokenizer gives the ids of the checkpoint's; {} if it does.
 
     What `tokenizer_differences` finds decides. `notes` is told what other programs will do otherwise.
     """
     try:
-        source, plain = load_tokenizer(folder), from_metadata(metadata)
-        bare = tokenizer_differences(source, plain)
+        source = opened.tokenizer_record
+        bare = _differences(source, metadata)
     except Error as error:
         notes.append(f"the tokenizer was not compared with its source: {error}")
         return {}
     if not bare.differences:
         return {}
-    path = folder / "tokenizer.json"
-    tokenizer = read_json(path) if path.is_file() else json.loads(source.backend.to_str())
-    with_frame = source.encode("") != plain.encode("")
+    path = opened.folder / "tokenizer.json"
+    tokenizer = read_json(path) if path.is_file() else json.loads(load_tokenizer(opened.folder).backend.to_str())
+    with_frame = any(not difference.text for difference in bare.differences)
     carried: dict[str, Any] = {DEFINITION_KEY: definition(tokenizer, metadata, with_frame)}
-    left = tokenizer_differences(source, from_metadata({**metadata, **carried}))
+    left = _differences(source, {**metadata, **carried})
     if left.differences and "tokenizer.ggml.merges" not in metadata and (merges := _merges(tokenizer)):
         carried[MERGES_KEY] = merges
-        left = tokenizer_differences(source, from_metadata({**metadata, **carried}))
+        left = _differences(source, {**metadata, **carried})
     notes.append(
         f"{DEFINITION_KEY} keeps what GGUF has no key for; programs that ignore it tokenize "
         f"{len(bare.differences)} of {bare.num_texts} test texts otherwise, as {bare.differences[0]}"
@@ -51,6 +52,12 @@ def carried_tokenizer(folder: Path, metadata: Mapping[str, Any], notes: list[str
             f"{left.differences[0]}"
         )
     return carried
+
+
+def _differences(source: TokenizerRecord, metadata: Mapping[str, Any]) -> TokenizerReport:
+    found = tokenizer_differences(source, from_metadata(metadata))
+    trim_heap()
+    return found
 
 
 def _merges(tokenizer: dict[str, Any]) -> list[str]:

@@ -6,14 +6,14 @@ space of every kind, characters that a normalizer changes, bytes without a token
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice, takewhile
 
 from lowbit._core import InputError
 from lowbit.tokenizer import Tokenizer
 
-__all__ = ["TEXTS", "TokenizerDifference", "TokenizerReport", "tokenizer_differences"]
+__all__ = ["TEXTS", "TokenizerDifference", "TokenizerRecord", "TokenizerReport", "record", "tokenizer_differences"]
 
 # Of a vocabulary's added tokens, how many are written out in texts; reserved ones come in thousands.
 _MAX_ADDED = 96
@@ -107,26 +107,49 @@ class TokenizerReport:
         return not self.differences and not self.tokens
 
 
-def tokenizer_differences(
-    source: Tokenizer, result: Tokenizer, texts: Iterable[str] = TEXTS, *, added: bool = True
-) -> TokenizerReport:
-    """Where `result` tokenizes otherwise than `source`; both from `lowbit.load_tokenizer`.
+@dataclass(frozen=True)
+class TokenizerRecord:
+    """What a tokenizer makes of texts: all that comparing needs, and small, where vocabularies take 100 MB and more.
 
-    Every text is encoded by both, with the special tokens of its beginning and end and those written out in it, and
-    the ids are decoded by both. `added` puts texts around the source's first added tokens besides. Takes tens of
-    milliseconds for the built-in texts, whatever the size of the vocabulary; nothing is kept of them. An error that
-    one of the two raises counts as no ids. Never raises for what the texts or vocabularies hold.
+    ids: of each text; none if it cannot be encoded. decoded: of these ids. roles: "bos" and "eos" -> id.
     """
-    differences, count = [], 0
-    for text in [*texts, *(_around_added(source) if added else ())]:
-        count += 1
-        ids, found = _ids(source, text), _ids(result, text)
-        before, after = (_text(tokenizer, ids) for tokenizer in (source, result)) if ids == found else ("", "")
-        if ids != found or before != after:
-            differences.append(TokenizerDifference(text, ids, found, before, after))
-    roles = (("bos", source.bos_id, result.bos_id), ("eos", source.eos_id, result.eos_id))
-    tokens = tuple((name, a, b) for name, a, b in roles if a is not None and a != b)
-    return TokenizerReport(count, tuple(differences), tokens)
+
+    texts: tuple[str, ...]
+    ids: tuple[list[int], ...]
+    decoded: tuple[str, ...]
+    roles: Mapping[str, int | None]
+    chat_templates: Mapping[str, str]
+
+
+def record(tokenizer: Tokenizer, texts: Iterable[str] = TEXTS, *, added: bool = True) -> TokenizerRecord:
+    """What `tokenizer` makes of `texts` and, if `added`, of others around its first added tokens.
+
+    Texts are encoded with the special tokens of their beginning and end and those written out in them. Takes tens of
+    milliseconds for the built-in texts, whatever the size of the vocabulary. Never raises for what texts or vocabulary
+    hold: a text that the tokenizer refuses has no ids.
+    """
+    texts = (*texts, *(_around_added(tokenizer) if added else ()))
+    ids = tuple(_ids(tokenizer, text) for text in texts)
+    decoded = tuple(_text(tokenizer, some) for some in ids)
+    return TokenizerRecord(texts, ids, decoded, _named(tokenizer), tokenizer.chat_templates)
+
+
+def tokenizer_differences(source: TokenizerRecord, result: Tokenizer) -> TokenizerReport:
+    """Where `result` does otherwise than what is on record of its source. Never raises, as `record` does not."""
+    differences = []
+    for text, ids, decoded in zip(source.texts, source.ids, source.decoded, strict=True):
+        found = _ids(result, text)
+        if ids != found:
+            differences.append(TokenizerDifference(text, ids, found))
+        elif decoded != (after := _text(result, ids)):
+            differences.append(TokenizerDifference(text, ids, found, decoded, after))
+    roles = _named(result)
+    tokens = tuple((name, a, roles[name]) for name, a in source.roles.items() if a is not None and a != roles[name])
+    return TokenizerReport(len(source.texts), tuple(differences), tokens)
+
+
+def _named(tokenizer: Tokenizer) -> dict[str, int | None]:
+    return {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id}
 
 
 def _around_added(tokenizer: Tokenizer) -> Iterator[str]:

@@ -20,7 +20,6 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -154,7 +153,7 @@ def compare_with(
     except Error as error:
         checks.append(Check("tokenizer", False, f"the file's cannot be loaded: {error}"))
         return Verdict(shown, source, checks)
-    checks.append(_tokenizer(opened.folder, result))
+    checks.append(_tokenizer(opened, result))
     limit = 0.0 if checks[1].figures["worst_rmse"] == 0 else _DIVERGENCE if bits >= _MANY_BITS else math.inf
     checks.append(_logits(path, opened, result.encode(TEXT)[:NUM_TOKENS], limit, count))
     return Verdict(shown, source, checks)
@@ -249,9 +248,9 @@ def _chunks(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
     yield from ((start, min(start + step, shape[0])) for start in range(0, shape[0], step))
 
 
-def _tokenizer(folder: Path, result: Tokenizer) -> Check:
+def _tokenizer(opened: OpenedCheckpoint, result: Tokenizer) -> Check:
     try:
-        source = load_tokenizer(folder)
+        source = opened.tokenizer_record
     except Error as error:
         return Check("tokenizer", None, f"not run: {error}")
     report = tokenizer_differences(source, result)

@@ -12,7 +12,7 @@ import pytest
 import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_checkpoint import byte_level_tokenizer, write_json, write_tokenizer
+from tiny_checkpoint import byte_level_tokenizer, opened_tokenizer, write_json, write_tokenizer
 from transformers import AutoTokenizer
 
 import lowbit
@@ -107,6 +107,6 @@ def test_vocab_and_merges(tmp_path: Path, kind: str) -> None:
     for text in (*TEXTS, "the<tool>and <|endoftext|> in"):
         assert ours.encode(text) == theirs.encode(text), text
     keys = tokenizer_metadata(tmp_path, {}, "qwen2", 280)
-    converted = from_metadata(keys | carried_tokenizer(tmp_path, keys, []))
+    converted = from_metadata(keys | carried_tokenizer(opened_tokenizer(tmp_path), keys, []))
     for text in TEXTS:
         assert converted.encode(text) == theirs.encode(text), text

@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -22,17 +23,22 @@ from lowbit.arch._rope import Tensors
 from lowbit.arch._unknown import unknown_class, unknown_name
 from lowbit.checkpoint import Checkpoint
 from lowbit.config import Config
+from lowbit.heap import trim_heap
 from lowbit.hub import resolve
 from lowbit.model_card import general_metadata
 from lowbit.spec import ModelSpec
 from lowbit.tensor_source import TensorSource, num_elements
 from lowbit.vocab import tokenizer_metadata
 
+if TYPE_CHECKING:
+    from lowbit.tokenizer_differences import TokenizerRecord
+
 __all__ = [
     "DENSE_GLOBAL",
     "DENSE_LAYER",
     "Architecture",
     "OpenedCheckpoint",
+    "Origin",
     "Sizes",
     "Tensor",
     "architectures",
@@ -102,6 +108,16 @@ class OpenedCheckpoint:
         """The network. Reads the tensors of one axis."""
         vectors = {tensor.name: tensor.rows(0, tensor.shape[0]) for tensor in self.tensors if len(tensor.shape) == 1}
         return spec(self.metadata, vectors)
+
+    @cached_property
+    def tokenizer_record(self) -> TokenizerRecord:
+        """What the checkpoint's own tokenizer does. Raises as `lowbit.load_tokenizer` does."""
+        from lowbit.tokenizer import load_tokenizer  # with a library that takes long to load
+        from lowbit.tokenizer_differences import record
+
+        found = record(load_tokenizer(self.folder))
+        trim_heap()
+        return found
 
 
 def open_checkpoint(
