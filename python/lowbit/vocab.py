@@ -80,12 +80,12 @@ def _added_tokens(folder: Path, tokenizer: dict[str, Any], tokenizer_config: dic
     return found
 
 
-def checked_id(value: Any, path: Path) -> int:
+def checked_id(value: Any, where: str | Path) -> int:
     """A token id of a JSON file, where it may be text. Raises FormatError."""
     if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 10:
         value = int(value)
     if type(value) is not int or not 0 <= value < MAX_TOKENS:
-        raise FormatError(f"{path}: token id {str(value)[:40]!r}, expected an integer below {MAX_TOKENS}")
+        raise FormatError(f"{where}: token id {str(value)[:40]!r}, expected an integer below {MAX_TOKENS}")
     return value
 
 
@@ -97,7 +97,7 @@ def _base_vocab(tokenizer: dict[str, Any], where: str) -> dict[int, str]:
         raise FormatError(f"{where}: model is not a BPE vocabulary")
     found: dict[int, str] = {}
     for text, token_id in vocab.items():
-        if found.setdefault(checked_id(token_id, Path(where)), text) != text:
+        if found.setdefault(checked_id(token_id, where), text) != text:
             raise FormatError(f"{where}: tokens {found[token_id]!r} and {text!r} have the same id {token_id}")
     return found
 
