@@ -241,7 +241,9 @@ def sha256(path: Path) -> str:
 def test_provenance(tmp_path: Path) -> None:
     source = make_checkpoint(tmp_path / "source", shards=2)
     write_imatrix(tmp_path / "i.gguf", source)
-    options: dict[str, Any] = {"imatrix": tmp_path / "i.gguf", "tensor_types": [("ffn_up", "Q6_K")], "progress": False}
+    (tmp_path / "types.txt").write_text("ffn_up=Q6_K")
+    options: dict[str, Any] = {"imatrix": tmp_path / "i.gguf", "tensor_type_file": tmp_path / "types.txt"}
+    options["progress"] = False
     dry = lowbit.convert(source, tmp_path / "a.gguf", "Q4_K_M", provenance=True, verify=True, dry_run=True, **options)
     report = lowbit.convert(source, tmp_path / "a.gguf", "Q4_K_M", provenance=True, verify=True, **options)
     assert report == dry
@@ -250,10 +252,10 @@ def test_provenance(tmp_path: Path) -> None:
     hashes = dict(zip(found["lowbit.provenance.files"], found["lowbit.provenance.sha256"], strict=True))
     assert hashes.pop("imatrix/i.gguf") == sha256(tmp_path / "i.gguf")
     assert hashes == {path.name: sha256(path) for path in source.iterdir() if ".index." not in path.name}
-    assert found["lowbit.provenance.recipe"] == "Q4_K_M"
-    assert found["lowbit.provenance.version"] == lowbit.__version__
+    assert found["lowbit.provenance.recipe"] == ["Q4_K_M"]
+    assert found["lowbit.provenance.version"] == [lowbit.__version__]
     assert found["lowbit.provenance.source"] == "source"
-    assert json.loads(found["lowbit.provenance.options"]) == {"tensor_types": [["ffn_up", "Q6_K"]]}
+    assert [json.loads(step) for step in found["lowbit.provenance.options"]] == [{"tensor_types": [["ffn_up", "Q6_K"]]}]
     assert str(tmp_path) not in str(found)
 
 
@@ -279,10 +281,56 @@ def test_quantizing_keeps_the_origin_and_drops_the_verdict(tmp_path: Path) -> No
     lowbit.convert(source, tmp_path / "a.gguf", "BF16", provenance=True, verify=True, progress=False)
     lowbit.quantize_file(tmp_path / "a.gguf", tmp_path / "b.gguf", "Q4_K_M", progress=False)
     found = metadata(tmp_path / "b.gguf", "lowbit.")
-    assert found["lowbit.provenance.recipe"] == "BF16, then Q4_K_M"
+    assert found["lowbit.provenance.recipe"] == ["BF16", "Q4_K_M"]
     assert not [key for key in found if key.startswith("lowbit.verify.")]
     assert list(metadata(tmp_path / "b.gguf"))[-1] == lowbit.gguf.PADDING_KEY
     assert lowbit.verify(tmp_path / "b.gguf", source, progress=False).ok
+
+
+def test_quantizing_adds_a_step(tmp_path: Path) -> None:
+    source = make_checkpoint(tmp_path / "source")
+    write_imatrix(tmp_path / "i.gguf", source)
+    lowbit.convert(source, tmp_path / "a.gguf", "BF16", provenance=True, progress=False)
+    steps: list[tuple[str, dict[str, Any]]] = [
+        ("Q8_0", {"imatrix": tmp_path / "i.gguf", "pure": True}),
+        ("COPY", {}),  # changes nothing
+        ("COPY", {"override_kv": {"general.name": "Mine"}}),
+        ("Q4_0", {"allow_requantize": True}),
+    ]
+    for number, (format, options) in enumerate(steps):
+        files = tmp_path / f"{'abcd'[number]}.gguf", tmp_path / f"{'bcde'[number]}.gguf"
+        dry = lowbit.quantize_file(*files, format, dry_run=True, progress=False, **options)
+        assert dry == lowbit.quantize_file(*files, format, progress=False, **options)
+        assert files[1].stat().st_size == dry.file_bytes
+    before, found = (metadata(tmp_path / f"{name}.gguf", "lowbit.provenance.") for name in "ae")
+    assert found.pop("lowbit.provenance.recipe") == ["BF16", "Q8_0", "COPY", "Q4_0"]
+    assert found.pop("lowbit.provenance.version") == [lowbit.__version__] * 4
+    assert [json.loads(step) for step in found.pop("lowbit.provenance.options")] == [
+        {}, {"pure": True}, {"override_kv": {"general.name": "Mine"}}, {"allow_requantize": True},
+    ]  # fmt: skip
+    assert found.pop("lowbit.provenance.files") == [*before["lowbit.provenance.files"], "imatrix/i.gguf"]
+    assert found.pop("lowbit.provenance.sha256") == [*before["lowbit.provenance.sha256"], sha256(tmp_path / "i.gguf")]
+    assert found == {"lowbit.provenance.source": "source"}
+
+
+def test_a_file_without_an_origin_gets_none(tmp_path: Path) -> None:
+    source = make_checkpoint(tmp_path / "source")
+    lowbit.convert(source, tmp_path / "a.gguf", "BF16", progress=False)
+    lowbit.quantize_file(tmp_path / "a.gguf", tmp_path / "b.gguf", "Q8_0", pure=True, progress=False)
+    assert metadata(tmp_path / "b.gguf", "lowbit.") == {}
+
+
+@pytest.mark.parametrize("key", ["recipe", "options", "sha256"])
+@pytest.mark.parametrize("value", ["text", np.uint8(1), np.arange(3, dtype=np.uint8)])
+def test_an_origin_of_another_form(tmp_path: Path, key: str, value: Any) -> None:
+    source = make_checkpoint(tmp_path / "source")
+    lowbit.convert(source, tmp_path / "a.gguf", "BF16", provenance=True, progress=False)
+    lowbit.gguf.edit(tmp_path / "a.gguf", unset=[f"lowbit.provenance.{key}"])
+    lowbit.gguf.edit(tmp_path / "a.gguf", set={f"lowbit.provenance.{key}": value})
+    write_imatrix(tmp_path / "i.gguf", source)
+    with pytest.raises(lowbit.FormatError, match=rf"a.gguf: lowbit.provenance.{key}: expected an array of texts"):
+        lowbit.quantize_file(tmp_path / "a.gguf", tmp_path / "b.gguf", "Q8_0", tmp_path / "i.gguf", progress=False)
+    assert not (tmp_path / "b.gguf").exists()
 
 
 def test_files_of_the_hubs_cache(tmp_path: Path) -> None:

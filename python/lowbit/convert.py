@@ -19,7 +19,7 @@ from lowbit.imatrix import Imatrix, Sums, load_imatrix
 from lowbit.lora import Adapters
 from lowbit.options import ConvertOptions, QuantizeOptions, checked, moved_last
 from lowbit.plan import Finishing, Input, Plan, Report
-from lowbit.provenance import Hashing, recipe_metadata, reserved_bytes, source_files
+from lowbit.provenance import Hashing, recipe_metadata, reserved_bytes, source_files, with_step
 from lowbit.recipes import Mix, find_mix
 from lowbit.tensor_source import TensorSource, num_elements
 from lowbit.threads import num_threads
@@ -121,9 +121,10 @@ def _is_verified(verify: bool | None, opened: OpenedCheckpoint, options: Convert
 
 
 def _unusual(options: ConvertOptions) -> dict[str, Any]:
-    """The options that were given."""
+    """The options that were given. What tensor_type_file says is in tensor_types."""
     usual = type(options)()
     values = {option.name: getattr(options, option.name) for option in fields(options)}
+    del values["tensor_type_file"]
     return {name: value for name, value in values.items() if value and value != getattr(usual, name)}
 
 
@@ -163,8 +164,9 @@ def quantize_file(
     format: also "COPY", which copies. A split model is read whole, whichever of its files `src` names. options: those
     of lowbit.QuantizeOptions.
 
-    What lowbit.provenance says of `src` goes along, with this step's format behind the recipe. There is no hash of
-    `src`: the sources whose hashes are there make it again, and reading it twice costs as much as many a format does.
+    What lowbit.provenance says of `src` goes along, and this step is added: format, options, the importance matrix's
+    hash. There is no hash of `src`: the sources whose hashes are there make it again, and reading it twice costs as
+    much as many a format does. Where `src` says nothing, nothing is added to what llama-quantize writes.
 
     Tensors that have the wanted format already are copied. Raises InputError for others that are quantized, unless
     allow_requantize is set: what one format lost, the next takes for truth.
@@ -175,9 +177,13 @@ def quantize_file(
         inputs = _inputs(file, chosen.keep_split)
         metadata = {key: file.typed(key) for key in file.metadata if key not in gguf.SPLIT_KEYS}
         num_files = len(file.paths) if chosen.keep_split else None
-    metadata = _inherited(_requantized(metadata, mix), mix)
+    importances = _loaded(imatrix)
+    given = _unusual(chosen)
+    if given or not mix.is_copy:
+        metadata = with_step(metadata, os.fspath(src), mix.name, given, imatrix)
+    metadata = _own_last(_requantized(metadata, mix))
     plan = Plan(mix, inputs, metadata, [], chosen, allow_requantize=chosen.allow_requantize, num_files=num_files)
-    return plan.run(os.fspath(dst), _loaded(imatrix), progress, num_threads(threads), dry_run)
+    return plan.run(os.fspath(dst), importances, progress, num_threads(threads), dry_run)
 
 
 def _loaded(imatrix: Importances | None) -> Imatrix | None:
@@ -201,13 +207,10 @@ def _inputs(file: gguf.File, keep_split: bool) -> list[Input]:
     return [Input(Stored(*file.infos[name]), tensors[name], name, file.place(name).path) for name in names]
 
 
-def _inherited(metadata: dict[str, Any], mix: Mix) -> dict[str, Any]:
-    """Of lowbit's keys, at the end: what the file was made of stays true, with one recipe more, a verdict does not."""
-    own = {key: metadata.pop(key) for key in list(metadata) if key.startswith("lowbit.")}
-    recipe = "lowbit.provenance.recipe"
-    if recipe in own and not mix.is_copy:
-        own[recipe] = f"{own[recipe]}, then {mix.name}"
-    return metadata | {key: value for key, value in own.items() if not key.startswith("lowbit.verify.")}
+def _own_last(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """lowbit's keys at the end, without the verdict on another file."""
+    kept = {key: value for key, value in metadata.items() if not key.startswith("lowbit.verify.")}
+    return moved_last(kept, {key: value for key, value in kept.items() if key.startswith("lowbit.")})
 
 
 def _requantized(metadata: dict[str, Any], mix: Mix) -> dict[str, Any]:

@@ -1,5 +1,10 @@
 """lowbit.provenance.*: what a file was made of, and how, in keys at the end of its metadata.
 
+    source, revision            folder or hub id, and its commit where that is known
+    files, sha256               of each file that was read: its name and hash
+    recipe, version, options    of each step, a conversion and what was quantized of its file: the format, lowbit's
+                                version, and a JSON object with the options that are not the usual ones
+
 Source files are hashed while the conversion runs, by a thread of its own that reads them through the page cache: the
 conversion reads rows in the target's order, and SHA-256 needs bytes in the file's. Big files in the hub's cache lie
 under their SHA-256, as the hub says it, which is taken at its word.
@@ -18,7 +23,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lowbit._core import FileError
+from lowbit._core import FileError, FormatError
+from lowbit.gguf.values import type_name
 
 if TYPE_CHECKING:
     from lowbit.arch import Origin
@@ -47,8 +53,12 @@ def source_files(origin: Origin, imatrix: object) -> list[SourceFile]:
     for number, folder in enumerate(origin.adapters):
         files += [SourceFile(f"lora.{number}/{path.name}", path) for path in sorted(folder.glob("adapter_*.*"))]
     if isinstance(imatrix, (str, os.PathLike)):
-        files.append(SourceFile(f"imatrix/{Path(imatrix).name}", Path(imatrix)))
+        files.append(_imatrix_file(imatrix))
     return files
+
+
+def _imatrix_file(path: str | os.PathLike[str]) -> SourceFile:
+    return SourceFile(f"imatrix/{Path(path).name}", Path(path))
 
 
 class Hashing:
@@ -102,16 +112,42 @@ def sha256(path: Path, cancelled: threading.Event | None = None) -> str:
     return digest.hexdigest()
 
 
-def recipe_metadata(format: str, options: Mapping[str, Any], origin: Origin) -> dict[str, Any]:
-    """Keys with the version, the format, the options that are not the usual ones (JSON), and where it came from."""
+def _step(format: str, options: Mapping[str, Any]) -> dict[str, str]:
     from lowbit import __version__
 
-    keys = {"version": __version__, "recipe": format, "source": origin.hub_id or origin.folder.resolve().name}
-    if options:
-        keys["options"] = json.dumps(options, ensure_ascii=False, default=str)
+    return {"recipe": format, "version": __version__, "options": json.dumps(options, ensure_ascii=False, default=str)}
+
+
+def recipe_metadata(format: str, options: Mapping[str, Any], origin: Origin) -> dict[str, Any]:
+    """Keys of a conversion: its step, and where it came from."""
+    keys: dict[str, Any] = {name: [value] for name, value in _step(format, options).items()}
+    keys["source"] = origin.hub_id or origin.folder.resolve().name
     if origin.hub_id and re.fullmatch("[0-9a-f]{40}", origin.folder.name):  # the cache calls a snapshot by its commit
         keys["revision"] = origin.folder.name
     return {PREFIX + key: value for key, value in keys.items()}
+
+
+def with_step(
+    metadata: Mapping[str, Any], where: str, format: str, options: Mapping[str, Any], imatrix: object
+) -> dict[str, Any]:
+    """The metadata of a file `where`, with a step more if it says how it was made.
+
+    The importance matrix joins the files if it is one. Raises FileError, and FormatError for keys of another form.
+    """
+    if f"{PREFIX}recipe" not in metadata:
+        return dict(metadata)
+    added = _step(format, options)
+    if isinstance(imatrix, (str, os.PathLike)):
+        file = _imatrix_file(imatrix)
+        added |= {"files": file.name, "sha256": sha256(file.path)}
+    result = dict(metadata)
+    for name, value in added.items():
+        before = metadata.get(PREFIX + name)
+        if not isinstance(before, list):
+            found = "nothing" if before is None else type_name(before)
+            raise FormatError(f"{where}: {PREFIX}{name}: expected an array of texts, found {found}")
+        result[PREFIX + name] = [*before, value]
+    return result
 
 
 def reserved_bytes(files: Sequence[SourceFile], options: Mapping[str, Any]) -> int:
