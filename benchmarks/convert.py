@@ -10,6 +10,7 @@ page cache and does not count.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -17,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import harness
-import numpy as np
 from harness import Sample
 from peer import Peer
 
@@ -74,38 +74,16 @@ class Conversion:
         self._run(self.commands, self._env)
         self._run(self.peer_commands, self._peer_env)
         size = self.target.stat().st_size
-        with gguf.open(self.target) as ours, gguf.open(self.peer_target) as theirs:
-            differing = [name for name in {*ours.tensors, *theirs.tensors} if not _same(ours, theirs, name)]
-            keys = [key for key in {*ours.metadata, *theirs.metadata} if not key.startswith("lowbit.")]
-            differing += [key for key in keys if _value(ours, key) != _value(theirs, key)]
-            weights = sum(int(np.prod(tensor.shape)) for tensor in ours.tensors.values())
-            tensors = len(ours.tensors)
+        found = gguf.diff(self.target, self.peer_target, ignore="lowbit.*")
+        differing = [tensor.name for tensor in found.tensors] + [key.key for key in found.keys]
+        with gguf.open(self.target) as ours:
+            weights, tensors = sum(math.prod(info.shape) for info in ours.infos.values()), len(ours.infos)
         self._clear()
         if differing:
             raise SystemExit(
                 f"the files differ in {len(differing)} tensors or keys: {', '.join(sorted(differing)[:8])}"
             )
         return {"tensors": tensors, "weights": weights, "file_bytes": size}
-
-
-def _same(ours: gguf.File, theirs: gguf.File, name: str) -> bool:
-    """Whether both have the tensor, in the same format and shape, with the same bytes."""
-    if name not in ours.tensors or name not in theirs.tensors:
-        return False
-    a, b = ours.tensors[name], theirs.tensors[name]
-    if type(a) is not type(b) or a.shape != b.shape:
-        return False
-    if isinstance(a, lowbit.QTensor):
-        return a.format == b.format and np.array_equal(a.data, b.data)
-    return a.dtype == b.dtype and np.array_equal(a.view(np.uint8), b.view(np.uint8))
-
-
-def _value(file: gguf.File, key: str) -> Any:
-    """A key's value with its type, as something that compares."""
-    if key not in file.metadata:
-        return None
-    value = file.typed(key)
-    return (str(value.dtype), value.tolist()) if isinstance(value, np.generic | np.ndarray) else value
 
 
 def parse() -> argparse.Namespace:

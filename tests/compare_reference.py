@@ -16,9 +16,6 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 import lowbit
 
@@ -45,38 +42,15 @@ def reference_file(source: Path, quantize: Path, checkpoint: Path, format: str, 
     return path
 
 
-def content(path: Path) -> tuple[dict[str, Any], dict[str, tuple[Any, bytes]]]:
-    """Typed metadata, and format, shape and bytes of every tensor."""
-    with lowbit.gguf.open(path) as file:
-        keys = {key: file.typed(key) for key in file.metadata if key not in ADDED}
-        tensors = {}
-        for name, tensor in file.tensors.items():
-            data = tensor.data if isinstance(tensor, lowbit.QTensor) else np.ascontiguousarray(tensor).view(np.uint8)
-            tensors[name] = (file.infos[name], data.tobytes())
-        return keys, tensors
-
-
-def same(a: Any, b: Any) -> bool:
-    """Equal in value and type."""
-    if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
-        return isinstance(a, type(b)) and a.dtype == b.dtype and np.array_equal(a, b)
-    return type(a) is type(b) and bool(a == b)
-
-
 def difference(expected: Path, found: Path) -> str:
     """Identical, equal, or what differs first."""
     if expected.read_bytes() == found.read_bytes():
         return "identical"
-    (expected_keys, expected_tensors), (keys, tensors) = content(expected), content(found)
-    for what, a, b in (("key", expected_keys, keys), ("tensor", expected_tensors, tensors)):
-        if missing := [name for name in a if name not in b]:
-            return f"{what} {missing[0]} is missing"
-        if extra := [name for name in b if name not in a]:
-            return f"{what} {extra[0]} is not the reference's"
-        for name in a:
-            if not same(a[name], b[name]):
-                shown = f": {str(b[name])[:60]}, expected {str(a[name])[:60]}" if what == "key" else ""
-                return f"{what} {name} differs{shown}"
+    differing = lowbit.gguf.diff(expected, found, ignore=ADDED)
+    for key in differing.keys:
+        return f"key {key.key} differs ({key.kind}): {str(key.b)[:60]}, expected {str(key.a)[:60]}"
+    for tensor in differing.tensors:
+        return f"tensor {tensor.name} differs ({tensor.kind}): {tensor.b}, expected {tensor.a}"
     return "equal"
 
 
