@@ -312,6 +312,14 @@ def test_broken_folders(tmp_path):
     assert matches("FormatError: .*tokenizer.json.*invalid unicode", error_of(lowbit.load_tokenizer, tmp_path))
 
 
+def test_line_ends_of_a_template(tmp_path):
+    """As Python reads a text, and with it transformers."""
+    folder_with(tmp_path, tokenizer_json=json.dumps(TINY))
+    path = tmp_path / "chat_template.jinja"
+    path.write_bytes(b"{{ messages }}\r\n\n a\rb\r\r\n")
+    assert lowbit.load_tokenizer(tmp_path).chat_templates == {"default": path.read_text(encoding="utf-8")}
+
+
 def test_wrong_arguments(tokenizers):
     t = tokenizers["bard"]
     for call in (

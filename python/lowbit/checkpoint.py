@@ -18,7 +18,7 @@ import ml_dtypes
 import numpy as np
 
 from lowbit._core import Error, FileError, FormatError, UnsupportedError
-from lowbit.file_reader import FileReader
+from lowbit.file_reader import FileReader, read_bytes
 from lowbit.tensor_source import FileRows
 
 MAX_HEADER_BYTES = 100 << 20  # the cap of the safetensors library
@@ -91,10 +91,7 @@ def parse_json(data: bytes, where: str) -> dict[str, Any]:
 
 def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
     """The JSON object in a file."""
-    file = FileReader(path)
-    if file.size > max_bytes:
-        raise FormatError(f"{path}: {file.size} bytes, expected at most {max_bytes}")
-    return parse_json(file.read(0, file.size), str(path))
+    return parse_json(read_bytes(path, max_bytes), str(path))
 
 
 def _is_size(value: Any) -> bool:

@@ -1,4 +1,5 @@
-"""Reads a file at offsets into memory of one's own, so that resident memory is what is held, not what was touched."""
+"""Files read at offsets into memory of one's own, so that resident memory is what is held, not what was touched; small
+ones whole."""
 
 from __future__ import annotations
 
@@ -7,7 +8,27 @@ import threading
 import weakref
 from pathlib import Path
 
-from lowbit._core import FileError
+from lowbit._core import FileError, FormatError
+
+
+def read_bytes(path: Path, max_bytes: int | None = None) -> bytes:
+    """A file's content. Raises FileError, and FormatError if it has more than so many bytes."""
+    try:
+        size = path.stat().st_size
+        if max_bytes is not None and size > max_bytes:
+            raise FormatError(f"{path}: {size} bytes, expected at most {max_bytes}")
+        return path.read_bytes()
+    except OSError as error:
+        raise FileError(f"{path}: {error.strerror}") from None
+
+
+def read_text(path: Path, max_bytes: int | None = None) -> str:
+    """A file's text in UTF-8, whatever its line ends are with those of Unix. Raises as `read_bytes` does."""
+    try:
+        text = read_bytes(path, max_bytes).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise FormatError(f"{path}: not UTF-8 at offset {error.start}") from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 class FileReader:

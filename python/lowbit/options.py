@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lowbit import _core, gguf
-from lowbit._core import FileError, FormatError, InputError
+from lowbit._core import FormatError, InputError
+from lowbit.file_reader import read_text
 from lowbit.gguf.values import kind_name
 from lowbit.recipes import Mix
 from lowbit.splitting import SplitLimits
@@ -150,15 +151,7 @@ def _read_tensor_types(path: str | os.PathLike[str] | None) -> list[tuple[str, s
     if path is None:
         return []
     try:
-        if os.path.getsize(path) > MAX_TENSOR_TYPE_BYTES:
-            raise FormatError(f"{os.fspath(path)}: expected at most {MAX_TENSOR_TYPE_BYTES} bytes of tensor types")
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise FileError(f"{os.fspath(path)}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise FormatError(f"{os.fspath(path)}: not UTF-8 at offset {error.start}") from None
-    try:
-        return [parse_tensor_type(item) for item in text.split()]
+        return [parse_tensor_type(item) for item in read_text(Path(path), MAX_TENSOR_TYPE_BYTES).split()]
     except InputError as error:
         raise FormatError(f"{os.fspath(path)}: {error}") from None
 

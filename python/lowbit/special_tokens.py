@@ -12,6 +12,7 @@ from typing import Any
 
 from lowbit._core import FormatError
 from lowbit.checkpoint import read_json
+from lowbit.file_reader import read_text
 
 ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 #: Names of the id keys where they are not the role's own. "seperator" is GGUF's spelling.
@@ -128,28 +129,19 @@ def tokenizer_merges(tokenizer: dict[str, Any], folder: Path) -> list[str]:
         raise FormatError(f"{folder / 'tokenizer.json'}: a merge is neither a string nor a pair of strings") from None
 
 
-def _template_file(path: Path) -> str:
-    if path.stat().st_size > MAX_TEMPLATE_BYTES:
-        raise FormatError(f"{path}: {path.stat().st_size} bytes, expected at most {MAX_TEMPLATE_BYTES}")
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise FormatError(f"{path}: not UTF-8 at offset {error.start}") from None
-
-
 def _chat_template(folder: Path, tokenizer_config: dict[str, Any]) -> Any:
     """The template: one string, or a list of {"name", "template"}."""
     if (template := tokenizer_config.get("chat_template")) is not None:
         return template
     jinja = folder / "chat_template.jinja"
     if jinja.is_file():
-        default = _template_file(jinja)
+        default = read_text(jinja, MAX_TEMPLATE_BYTES)
         others = sorted((folder / "additional_chat_templates").glob("*.jinja"))
         if not others:
             return default
         return [
             {"name": "default", "template": default},
-            *({"name": path.stem, "template": _template_file(path)} for path in others),
+            *({"name": path.stem, "template": read_text(path, MAX_TEMPLATE_BYTES)} for path in others),
         ]
     path = folder / "chat_template.json"
     return read_json(path).get("chat_template") if path.is_file() else None

@@ -13,13 +13,12 @@ import tokenizers
 from tokenizers import models, processors
 
 from lowbit._core import Error, FileError, FormatError, InputError, UnsupportedError
-from lowbit.checkpoint import read_json
+from lowbit.checkpoint import MAX_JSON_BYTES, read_json
+from lowbit.file_reader import read_bytes, read_text
 from lowbit.hub import resolve
-from lowbit.special_tokens import ID_NAMES, ROLES
+from lowbit.special_tokens import ID_NAMES, MAX_TEMPLATE_BYTES, ROLES
 from lowbit.text import TextStream, piece_decoder
 
-# The largest real tokenizer.json are near 40 MB.
-_MAX_JSON = 256 << 20
 # Tokens that end a turn or a document. Chat models of both kinds of file name only some of theirs.
 # fmt: off
 _ENDS = frozenset((
@@ -279,7 +278,7 @@ def _from_folder(folder: Path) -> Tokenizer:
 def _backend(folder: Path, config: Mapping[str, Any]) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
     """A folder's backend, and what its kind of file takes for granted in tokenizer_config.json."""
     if (folder / "tokenizer.json").is_file():
-        return tokenizers.Tokenizer.from_buffer(_read(folder / "tokenizer.json")), {}
+        return tokenizers.Tokenizer.from_buffer(read_bytes(folder / "tokenizer.json", MAX_JSON_BYTES)), {}
     from lowbit.tokenizer_files import byte_level_definition, sentencepiece_tokenizer
 
     if (folder / "tokenizer.model").is_file():
@@ -323,25 +322,9 @@ def _templates(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
         raise FormatError(f"{folder / 'tokenizer_config.json'}: chat_template names and templates must be strings")
     files = {"default": folder / "chat_template.jinja"} if (folder / "chat_template.jinja").is_file() else {}
     files.update({file.stem: file for file in sorted((folder / "additional_chat_templates").glob("*.jinja"))})
-    return {**templates, **{name: _text(file) for name, file in files.items()}}
-
-
-def _read(path: Path) -> bytes:
-    try:
-        if path.stat().st_size > _MAX_JSON:
-            raise FormatError(f"{path}: expected at most {_MAX_JSON} bytes, found {path.stat().st_size}")
-        return path.read_bytes()
-    except OSError as cause:
-        raise FileError(f"{path}: {cause.strerror}") from None
-
-
-def _text(path: Path) -> str:
-    try:
-        return _read(path).decode("utf-8")
-    except UnicodeDecodeError as cause:
-        raise FormatError(f"{path}: not UTF-8 at offset {cause.start}") from None
+    return {**templates, **{name: read_text(file, MAX_TEMPLATE_BYTES) for name, file in files.items()}}
 
 
 def _json(path: Path) -> dict[str, Any]:
     """The object in an optional JSON file, {} if there is none."""
-    return read_json(path, _MAX_JSON) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}

@@ -15,8 +15,9 @@ import numpy as np
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 
-from lowbit._core import FileError, FormatError, UnsupportedError
+from lowbit._core import FormatError, UnsupportedError
 from lowbit.checkpoint import MAX_JSON_BYTES, read_json
+from lowbit.file_reader import read_text
 from lowbit.pretokenizer import QWEN2
 from lowbit.sentencepiece import BPE, BYTE, CONTROL, UNIGRAM, UNKNOWN, USER_DEFINED, Model, read_model
 from lowbit.special_tokens import ROLES
@@ -177,12 +178,5 @@ def byte_level_definition(folder: Path, config: Mapping[str, Any]) -> dict[str, 
 
 
 def _merges(path: Path) -> list[str]:
-    try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise FormatError(f"{path}: {path.stat().st_size} bytes, expected at most {MAX_JSON_BYTES}")
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise FormatError(f"{path}: not UTF-8 at offset {error.start}") from None
-    except OSError as error:
-        raise FileError(f"{path}: {error.strerror}") from None
-    return [line for line in (line.rstrip("\r") for line in lines) if line and not line.startswith("#version")]
+    lines = read_text(path, MAX_JSON_BYTES).split("\n")
+    return [line for line in lines if line and not line.startswith("#version")]

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, is_dataclass
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -30,16 +29,6 @@ def console() -> Console:
 def note(text: str) -> None:
     """One line on stderr."""
     print(text, file=sys.stderr, flush=True)
-
-
-def read_text(path: Path) -> str:
-    """A file's text. Raises FormatError unless it is UTF-8."""
-    from lowbit._core import FormatError
-
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise FormatError(f"{path}: not UTF-8 at offset {error.start}") from None
 
 
 def print_json(value: Any) -> None:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lowbit.cli.app import Compute, Json, Threads, app, examples
-from lowbit.cli.console import note, print_json, print_table, read_text
+from lowbit.cli.console import note, print_json, print_table
+from lowbit.file_reader import read_text
 from lowbit.progress import progress_bar
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lowbit.cli.app import Compute, Json, ModelPath, Threads, app, examples
-from lowbit.cli.console import print_json, print_table, read_text, size
+from lowbit.cli.console import print_json, print_table, size
+from lowbit.file_reader import read_text
 from lowbit.progress import progress_bar
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from lowbit.cli.app import Compute, ExistingFile, Json, ModelPath, Threads, app, examples
-from lowbit.cli.console import print_json, print_table, read_text
+from lowbit.cli.console import print_json, print_table
+from lowbit.file_reader import read_text
 from lowbit.progress import progress_bar
 
 

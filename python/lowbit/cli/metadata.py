@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lowbit.cli.app import Json, app, examples
-from lowbit.cli.console import note, one_line, print_json, print_table, printable, read_text, size
+from lowbit.cli.console import note, one_line, print_json, print_table, printable, size
+from lowbit.file_reader import read_text
 
 if TYPE_CHECKING:
     from lowbit.gguf import Edit
