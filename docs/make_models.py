@@ -33,12 +33,16 @@ MEMORY = ROOT / "benchmarks" / "results" / "memory.json"
 
 
 class Family(NamedTuple):
-    """A row: released models, words of which the names of their tests have one, a model of benchmarks/memory.py."""
+    """A row: released models, words of which the names of their tests have one, a model of benchmarks/memory.py.
+
+    different: where it is written why files are not the reference's; then the words are a file of tests of their own.
+    """
 
     models: str
     gguf: str
     words: tuple[str, str, str, str]
     shapes: str
+    different: str = ""
 
 
 FAMILIES = (
@@ -51,7 +55,13 @@ FAMILIES = (
     Family("Gemma 3: 270M, 1B, text of 4B", "gemma3", ("gemma-3", "gemma3", "gemma", "gemma"), "gemma-3-1b"),
     Family("Phi-3, Phi-3.5", "phi3", ("phi3", "phi3.5", "phi-3", "Phi-3"), "Phi-3.5-mini"),
     Family("Phi-4-mini", "phi3", ("phi4", "phi4", "gpt-4o", "Phi-4"), "Phi-4-mini"),
-    Family("BitNet b1.58", "bitnet", ("", "bitnet", "llama-bpe", "bitnet"), "bitnet-b1.58-2B-4T"),
+    Family(
+        "BitNet b1.58",
+        "bitnet",
+        ("tests/test_bitnet.py", "bitnet", "llama-bpe", "bitnet"),
+        "bitnet-b1.58-2B-4T",
+        "bitnet.md",
+    ),
 )
 
 
@@ -64,17 +74,22 @@ class Result(NamedTuple):
     figures: dict[str, float]  #: what it recorded
 
 
+def tests(family: Family) -> list[tuple[str, list[str]]]:
+    """Of each column the file, and words of which the names of its tests have one; of none: all."""
+    columns = list(zip(TESTS.values(), map(str.split, family.words), strict=True))
+    return [(columns[0][1][0], []), *columns[1:]] if family.different else columns
+
+
 def commands(family: Family) -> list[list[str]]:
     """What each cell runs."""
-    tests = [
-        ["pytest", path, "-k", " or ".join(w.split())] for path, w in zip(TESTS.values(), family.words, strict=True)
-    ]
-    return [*tests, ["python", "benchmarks/memory.py", family.shapes]]
+    commands = [["pytest", file, *(["-k", " or ".join(words)] if words else [])] for file, words in tests(family)]
+    return [*commands, ["python", "benchmarks/memory.py", family.shapes]]
 
 
 def run_tests(junit: Path) -> None:
-    """Runs every test of the columns. A failure shows in the table."""
-    command = [sys.executable, "-m", "pytest", "-q", "-n", "auto", f"--junitxml={junit}", *TESTS.values()]
+    """Runs every test of the table. A failure shows in it."""
+    files = sorted({file for family in FAMILIES for file, _ in tests(family)})
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "auto", f"--junitxml={junit}", *files]
     subprocess.run(command, cwd=ROOT, check=False)
 
 
@@ -89,12 +104,9 @@ def results(junit: Path) -> list[Result]:
     return found
 
 
-def cell(found: list[Result], file: str, words: str) -> str:
-    """How many tests passed, and the largest of the figures that they recorded. BitNet's files are not the
-    reference's, so there is no test that they are."""
-    if not words:
-        return "[differs](bitnet.md)"
-    chosen = [r for r in found if r.file == file and any(word.lower() in r.name.lower() for word in words.split())]
+def cell(found: list[Result], file: str, words: list[str]) -> str:
+    """How many tests passed, and the largest of the figures that they recorded."""
+    chosen = [r for r in found if r.file == file and any(word.lower() in r.name.lower() for word in words or [""])]
     failed = sum(not result.passed for result in chosen)
     if failed or not chosen:
         return f"**{failed} of {len(chosen)} failed**"
@@ -129,10 +141,9 @@ def main(junit_files: list[Path]) -> None:
             run_tests(junit_files[0])
         found = [result for junit in junit_files for result in results(junit)]
     memory = memory_cells()
-    rows = [
-        [*(cell(found, file, w) for file, w in zip(TESTS.values(), f.words, strict=True)), memory.get(f.shapes, "-")]
-        for f in FAMILIES
-    ]
+    rows = [[*(cell(found, *test) for test in tests(f)), memory.get(f.shapes, "-")] for f in FAMILIES]
+    for family, row in zip(FAMILIES, rows, strict=True):
+        row[0] += f", [differs]({family.different})" if family.different else ""
     path = DOCS / "models.md"
     before, rest = path.read_text().split(BEGIN)
     path.write_text("".join([before, BEGIN, "\n\n", page(rows), "\n", END, rest.split(END)[1]]))

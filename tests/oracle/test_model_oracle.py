@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import shutil
 from importlib.resources import files
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -288,32 +288,47 @@ def flips(ours: np.ndarray, theirs: np.ndarray) -> bool:
     return bool(differ.any())
 
 
-@pytest.mark.parametrize("kind", ["folder", "gguf"])
-@pytest.mark.parametrize("form", ["bitnet", "bitnet-bf16"])
-def test_bitnet_logits(tmp_path, form, kind, record_property):
+@pytest.fixture(scope="module", params=product(["bitnet", "bitnet-bf16"], ["folder", "gguf"]), ids="-".join)
+def bitnet(request, tmp_path_factory):
+    """A BitNet of transformers, and what lowbit loads."""
+    form, kind = request.param
+    path = tmp_path_factory.mktemp("bitnet")
+    source = folder = make_checkpoint(path / "a", form, hidden=256, ffn=256, heads=4, kv_heads=2)
+    if kind == "gguf":
+        source = path / "a.gguf"
+        lowbit.convert(folder, source, format="f32", progress=False)
+    # transformers unpacks weights only where it loads them as bfloat16.
+    dtype = torch.bfloat16 if form == "bitnet" else torch.float32
+    network = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager")
+    with torch.compiler.set_stance("force_eager"):  # else transformers' rounding needs a compiler, and its time
+        yield torch.nn.Module.float(network).eval(), source
+
+
+def test_bitnet_logits(bitnet, record_property):
     """Equal as long as all codes of activations are. Where one is on an edge, the order of a sum decides, and the rest
     of the sequence is another calculation: few sequences may have one."""
-    source = folder = make_checkpoint(tmp_path / "a", form, hidden=256, ffn=256, heads=4, kv_heads=2)
-    if kind == "gguf":
-        source = tmp_path / "a.gguf"
-        lowbit.convert(folder, source, format="f32", progress=False)
-    with torch.compiler.set_stance("force_eager"):  # else transformers' rounding needs a compiler, and its time
-        # transformers unpacks weights only where it loads them as bfloat16.
-        dtype = torch.bfloat16 if form == "bitnet" else torch.float32
-        network = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager")
-        network = torch.nn.Module.float(network).eval()
-        theirs, ours = bitnet_inputs(network), dict[str, np.ndarray]()
-        model = lowbit.load(source, compute="f32")
-        model.observe(lambda name, x: ours.update({name: x.copy()}))
-        found = []
-        for seed in range(20):
-            ids = np.random.RandomState(seed).randint(0, 288, 12)
-            expected = oracle_logits(network, ids)
-            model.truncate(0)
-            logits = model.forward(ids, np.arange(12), np.zeros(12, int))
-            assert len(theirs) == 8
-            if not any(flips(ours[name], x) for name, x in theirs.items()):
-                found.append(difference(logits, expected))
+    network, source = bitnet
+    theirs, ours = bitnet_inputs(network), dict[str, np.ndarray]()
+    model = lowbit.load(source, compute="f32")
+    model.observe(lambda name, x: ours.update({name: x.copy()}))
+    found = []
+    for seed in range(20):
+        ids = np.random.RandomState(seed).randint(0, 288, 12)
+        expected = oracle_logits(network, ids)
+        model.truncate(0)
+        logits = model.forward(ids, np.arange(12), np.zeros(12, int))
+        assert len(theirs) == 8
+        if not any(flips(ours[name], x) for name, x in theirs.items()):
+            found.append(difference(logits, expected))
     record_property("logits", max(found))
     assert len(found) >= 12
     assert max(found) < 1e-4
+
+
+@pytest.mark.parametrize("seed", [8, 11])
+def test_bitnet_greedy_tokens(bitnet, seed):
+    """Prompts after which the best token always leads by 0.3 % of the logits' range, codes on an edge or not."""
+    network, source = bitnet
+    ids = np.random.RandomState(seed).randint(0, 288, 8)
+    tokens = list(lowbit.load(source, compute="f32").tokens(ids, max_tokens=64, ignore_eos=True))
+    assert tokens == oracle_greedy(network, ids, 64)
