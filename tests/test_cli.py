@@ -18,6 +18,7 @@ from lowbit.bench import bench
 from lowbit.cli.app import app
 
 # fmt: off
+DATA = Path(str(files("lowbit"))) / "data"
 COMMANDS = [
     "demo", "convert", "quantize", "run", "chat",
     "verify", "perplexity", "ladder", "bench", "imatrix",
@@ -68,6 +69,12 @@ def test_version() -> None:
         ["formats", "--nonsense"],
         ["bench", "model.gguf", "-n", "0"],
         ["perplexity", "m", "/nowhere"],
+        ["convert", str(DATA / "bard"), "x.gguf", "--format", "Q9_9"],
+        ["ladder", str(DATA / "bard"), "--rungs", "Q9_9"],
+        ["run", "model.gguf", "x", "--compute", "int3"],
+        ["export", "hf", __file__, "x", "--dtype", "int8"],
+        ["split", __file__, "x"],
+        ["metadata", __file__, "list"],
     ],
 )
 def test_wrong_usage(arguments: list[str]) -> None:
@@ -75,6 +82,22 @@ def test_wrong_usage(arguments: list[str]) -> None:
     assert (result.returncode, result.stdout) == (2, "")
     assert "Usage: lowbit" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "meant"),
+    [
+        ("--format", "q4_km", "Q4_K_M or"),
+        ("--format", "Q4KM", "Q4_K_M"),
+        ("--format", "bf15", "BF16"),
+        ("--tensor-type", "ffn=Q4K", "Q4_K"),
+        ("--output-tensor-type", "MXFP5", "MXFP4"),
+    ],
+)
+def test_misspelt_formats(option: str, value: str, meant: str, tmp_path: Path) -> None:
+    result = run("convert", str(DATA / "bard"), str(tmp_path / "x.gguf"), option, value)
+    assert result.returncode in (1, 2)
+    assert f"did you mean {meant}" in result.stderr
 
 
 def test_formats_are_those_of_the_package() -> None:
@@ -97,9 +120,6 @@ def test_reader_that_goes_away() -> None:
     result = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
     os.close(writer)
     assert (result.returncode, result.stderr) == (1, "")
-
-
-DATA = Path(str(files("lowbit"))) / "data"
 
 
 @pytest.fixture(scope="module")
@@ -291,22 +311,25 @@ FAILURES = {
     "missing": (["inspect", "/no/such/file.gguf"], "/no/such/file.gguf"),
     "no checkpoint": (["convert", "/no/such/folder", "{tmp}/x.gguf", "-f", "Q8_0"], "/no/such/folder"),
     "not GGUF": (["inspect", __file__], "test_cli.py"),
-    "unknown format": (["convert", str(DATA / "bard"), "{tmp}/x.gguf", "-f", "Q9_9"], "Q9_9"),
     "short text": (
         ["perplexity", str(DATA / "bard"), str(DATA / "bard" / "generation_config.json")],
         "expected at least 512",
     ),
     "context": (["bench", str(DATA / "bard"), "-p", "2000"], "1024"),
-    "compute": (["run", str(DATA / "bard"), "x", "--compute", "int3"], "int3"),
+    "GGUF for a folder": (["convert", "{bard}", "{tmp}/x.gguf"], "lowbit quantize takes GGUF files"),
+    "no importances": (["convert", str(DATA / "bard"), "{tmp}/x.gguf", "-f", "IQ2_XXS"], "--imatrix"),
+    "a key misspelt": (["metadata", "{bard}", "get", "general.nam"], "did you mean general.name"),
+    "a key misspelt to unset": (["metadata", "{bard}", "unset", "General.name"], "did you mean general.name"),
     "no template": (["chat", str(DATA / "bard")], "chat template"),
     "empty prompt": (["run", str(DATA / "bard"), ""], "prompt"),
 }
 
 
 @pytest.mark.parametrize("name", FAILURES)
-def test_failure_is_one_line(name: str, tmp_path: Path) -> None:
+def test_failure_is_one_line(name: str, bard: Path, tmp_path: Path) -> None:
     arguments, expected = FAILURES[name]
-    result = run(*(argument.replace("{tmp}", str(tmp_path)) for argument in arguments), input="Hello\n")
+    texts = (argument.replace("{tmp}", str(tmp_path)).replace("{bard}", str(bard)) for argument in arguments)
+    result = run(*texts, input="Hello\n")
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr.startswith("lowbit: ")
     assert result.stderr.count("\n") == 1

@@ -83,7 +83,7 @@ def test_fallbacks_say_why() -> None:
 def test_names_in_any_case_and_aliases() -> None:
     assert find_mix("q4_k_m") is find_mix("Q4_K") is MIXES["Q4_K_M"]
     assert find_mix("bf16").is_float
-    with pytest.raises(lowbit.InputError, match="expected one of F32, F16, BF16, COPY, Q4_0"):
+    with pytest.raises(lowbit.InputError, match="'Q4_K_XL', did you mean Q4_K_S or Q4_K_M"):
         find_mix("Q4_K_XL")
 
 

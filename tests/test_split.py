@@ -167,7 +167,7 @@ def test_the_commands(wholes: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "m-00003-of-00003.gguf" in capsys.readouterr().out
     assert cli.run(["merge", f"{prefix}-00002-of-00003.gguf", whole, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["tensors"] == [46]
-    assert cli.run(["split", source, prefix]) == 1
+    assert cli.run(["split", source, prefix]) == 2
     assert "must say where to split" in capsys.readouterr().err
     assert cli.run(["convert", str(BARD), whole, "-f", "bf16", "--split-max-size", "2M", "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["paths"]) > 2

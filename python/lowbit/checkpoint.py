@@ -138,7 +138,8 @@ def read_safetensors(path: Path) -> dict[str, StoredTensor]:
             raise FormatError(f"{path.name}: tensor {tensor.name!r} at offset {begin} {problem}, expected {at}")
         at = end
     if data_start + at != file.size:
-        raise FormatError(f"{path}: tensors end at byte {data_start + at}, the file at {file.size}")
+        cut = ": it is cut off" if file.size < data_start + at else ""
+        raise FormatError(f"{path}: tensors end at byte {data_start + at}, the file at {file.size}{cut}")
     return {tensor.name: tensor for tensor in sorted((e[2] for e in entries), key=lambda t: t.name)}
 
 
@@ -214,9 +215,10 @@ class Checkpoint:
         if self.folder.is_file():
             if self.folder.suffix in PICKLES:
                 raise _pickle(self.folder.parent, self.folder.name)
-            raise FileError(f"{self.folder}: a file, expected the folder of a checkpoint")
+            other = "; lowbit quantize takes GGUF files" if self.folder.suffix == ".gguf" else ""
+            raise FileError(f"{self.folder}: a file, expected the folder of a checkpoint{other}")
         if not self.folder.is_dir():
-            raise FileError(f"{self.folder}: no such folder")
+            raise FileError(f"{self.folder}: no such folder, and no hub id such as Qwen/Qwen3-0.6B")
         if not (self.folder / "config.json").is_file():
             raise _not_a_checkpoint(self.folder, "config.json")
         self.config = read_json(self.folder / "config.json", MAX_CONFIG_BYTES)

@@ -19,6 +19,7 @@ from lowbit.imatrix import Imatrix, Sums, load_imatrix
 from lowbit.lora import Adapters
 from lowbit.options import ConvertOptions, QuantizeOptions, checked, moved_last
 from lowbit.plan import Finishing, Input, Plan, Report
+from lowbit.progress import waiting
 from lowbit.provenance import Hashing, recipe_metadata, reserved_bytes, source_files, with_step
 from lowbit.recipes import Mix, find_mix
 from lowbit.tensor_source import TensorSource, num_elements
@@ -143,7 +144,8 @@ def _verdict(
 
     names = os.fspath(dst), os.fspath(src)
     changed = list(options.override_kv)
-    verdict = compare_with(path, *names, opened, changed=changed, threads=threads, progress=progress)
+    with waiting("Verifying", enabled=progress):
+        verdict = compare_with(path, *names, opened, changed=changed, threads=threads, progress=progress)
     if not verdict.ok and (is_strict or verdict.word == "failed"):
         raise verdict.error()
     return verdict

@@ -159,7 +159,9 @@ def windows_of(tokenizer: Tokenizer, text: str, ctx: int, parse_special: bool = 
     """
     tokens = np.asarray(tokenizer.encode(text, add_special_tokens=True, parse_special=parse_special), np.int64)
     if len(tokens) < ctx:
-        raise InputError(f"text: {len(tokens)} tokens, expected at least {ctx}, one window")
+        raise InputError(
+            f"text: {len(tokens)} tokens, expected at least {ctx}, one window: take a longer text or a smaller ctx"
+        )
     windows: npt.NDArray[np.int64] = tokens[: len(tokens) // ctx * ctx].reshape(-1, ctx).copy()
     begin = tokenizer.encode("", add_special_tokens=True)[:1]
     if begin and begin[0] == tokens[0]:

@@ -15,6 +15,7 @@ from lowbit.file_reader import read_text
 from lowbit.gguf.values import kind_name
 from lowbit.recipes import Mix
 from lowbit.splitting import SplitLimits
+from lowbit.suggest import did_you_mean
 
 #: Formats of activations, which no file holds.
 ACTIVATION_FORMATS = ("Q8_1", "Q8_K")
@@ -133,6 +134,9 @@ def checked(kind: type[Options], given: Mapping[str, Any]) -> Options:
 
 
 def _checked_format(format: str) -> str:
+    known = [known.name for known in _core.formats()]
+    if format.upper() not in known and (near := did_you_mean(format, known)):
+        raise InputError(f"unknown format {format!r}{near}")
     name = str(_core.get_format(format).name)
     if name in ACTIVATION_FORMATS:
         raise InputError(f"{name} is a format of activations, not of tensors in a file")

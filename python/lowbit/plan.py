@@ -139,7 +139,8 @@ class Plan:
         if chosen.format != before:
             if is_packed and not self.allow_requantize:
                 raise InputError(
-                    f"tensor {name} is {before} already: quantize from a file of floats, or with allow_requantize"
+                    f"tensor {name} is {before} already: quantize from a file of floats, or with allow_requantize "
+                    "(--allow-requantize)"
                 )
             if not is_packed and before not in FLOAT_FORMATS:
                 raise UnsupportedError(f"tensor {name} is {before}, which is not quantized")
@@ -162,7 +163,7 @@ class Plan:
             there = "the importance matrix has none for" if importances else "there is no importance matrix for"
             reason = f"{needing[0]}{more}: garbage without importances, and {there} {'them' if more else 'it'}"
             if not dry_run:
-                raise InputError(reason)
+                raise InputError(f"{reason}; lowbit imatrix collects them, imatrix (--imatrix) takes them")
             return [reason]
         if importances and bare:
             return [f"the importance matrix has nothing for {', '.join(t.name for t in bare)}: encoded without"]

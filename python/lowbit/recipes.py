@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lowbit._core import FormatError, InputError, UnsupportedError
+from lowbit.suggest import did_you_mean
 
 FLOAT_FORMATS = ("F32", "F16", "BF16")
 
@@ -345,9 +346,10 @@ ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
 
 
 def find_mix(name: str) -> Mix:
-    """A mix by name, in any case, or by its number (general.file_type). Raises InputError that lists the names."""
+    """A mix by name, in any case, or by its number (general.file_type). Raises InputError that says which is near."""
     key = ALIASES.get(name.upper(), name.upper())
     found = MIXES.get(key) or next((mix for mix in _MIXES if str(mix.file_type) == key), None)
     if found is None:
-        raise InputError(f"unknown format {name!r}, expected one of {', '.join(MIXES)}")
+        near = did_you_mean(name, [*MIXES, *ALIASES])
+        raise InputError(f"unknown format {name!r}{near or ', expected one of ' + ', '.join(MIXES)}")
     return found

@@ -126,7 +126,8 @@ class GgufParser {
           "magic", 0,
           "the metadata is being edited, or that was interrupted: `lowbit metadata FILE recover` takes it back");
     }
-    if (magic != "GGUF") reader_.Fail("magic", 0, Str("expected \"GGUF\", found ", Quoted(magic)));
+    if (magic != "GGUF")
+      reader_.Fail("magic", 0, Str("expected \"GGUF\", found ", Quoted(magic), ": this is no GGUF file"));
     const uint32_t version = reader_.Read<uint32_t>("version");
     const auto unsupported = [&](const char* why) {
       throw UnsupportedError(Str(Quoted(file_->path()), ": version at offset 4: ", why));

@@ -6,6 +6,7 @@ The rest of the package is imported inside the functions that use it, so that `l
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,8 +19,26 @@ Threads = Annotated[
     typer.Option("--threads", "-t", min=1, max=1024, help="Threads. [default: LOWBIT_THREADS, else one a processor]"),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")]
+
+
+def one_of(*values: str) -> Callable[[str | None], str | None]:
+    """A callback that refuses other values."""
+
+    def check(value: str | None) -> str | None:
+        if value is not None and value.lower() not in values:
+            raise typer.BadParameter(f"{value!r} is not one of {', '.join(values)}")
+        return value and value.lower()
+
+    return check
+
+
 Compute = Annotated[
-    str, typer.Option("--compute", help="Arithmetic of matrix products: auto, int8, bf16, or f32, which is exact.")
+    str,
+    typer.Option(
+        "--compute",
+        help="Arithmetic of matrix products: auto, int8, bf16, or f32, which is exact.",
+        callback=one_of("auto", "int8", "bf16", "f32"),
+    ),
 ]
 ModelPath = Annotated[str, typer.Argument(metavar="MODEL", help="GGUF file, checkpoint folder or hub id.")]
 ExistingFile = Annotated[Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="Text in UTF-8.")]
@@ -33,6 +52,31 @@ SplitMaxTensors = Annotated[
 NoTensorFirst = Annotated[
     bool, typer.Option("--no-tensor-first-split", help="The first of several files has metadata alone.")
 ]
+Lora = Annotated[
+    list[str] | None,
+    typer.Option("--lora", metavar="DIR", help="PEFT adapter to merge, a folder or hub id; repeatable."),
+]
+LoraScale = Annotated[
+    list[float] | None,
+    typer.Option("--lora-scale", metavar="S", help="Multiplies what the adapters add: once for all, or for each."),
+]
+
+
+def scale_of(lora_scale: list[float] | None) -> float | list[float]:
+    """What --lora-scale means: one number for all adapters, or one for each."""
+    scales = lora_scale or [1.0]
+    return scales[0] if len(scales) == 1 else scales
+
+
+def parsed(option: str, parse: Callable[[str], Any], texts: Sequence[str]) -> list[Any]:
+    """What an option was given, parsed; text that cannot be is wrong usage."""
+    from lowbit import InputError
+
+    try:
+        return [parse(text) for text in texts]
+    except InputError as error:
+        raise typer.BadParameter(str(error), param_hint=option) from None
+
 
 #: The commands as the help lists them.
 SECTIONS = {

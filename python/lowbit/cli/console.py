@@ -11,7 +11,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, JustifyMethod
 
 # Tables that go into a file or a pipe are as wide as they need to be.
 _PIPE_WIDTH = 100_000
@@ -49,7 +49,10 @@ def _plain(value: Any) -> Any:
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:
-    """A table; columns whose name begins with `>` are aligned to the right."""
+    """A table; columns whose name begins with `>` are aligned to the right, and those without a word are left out.
+
+    What the first column holds, names, stays whole if that leaves half of the terminal.
+    """
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -57,12 +60,17 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: st
     # The title comes from paths and files, too.
     heading = None if title is None else Text(printable(title), style="bold")
     table = Table(box=box.SIMPLE_HEAD, title=heading, title_justify="left", pad_edge=False)
-    for column in columns:
-        right = column.startswith(">")
-        table.add_column(column.removeprefix(">"), justify="right" if right else "left", overflow="fold")
-    for row in rows:
-        # Text, not markup: names come from files.
-        table.add_row(*(Text(printable(cell)) for cell in row))
+    # Text, not markup: names come from files.
+    cells = [[Text(printable(cell)) for cell in row] for row in rows]
+    widest = [max((row[i].cell_len for row in cells), default=1) for i in range(len(columns))]
+    whole = widest[0] <= console().width // 2
+    for i, column in enumerate(columns):
+        if not widest[i]:
+            continue
+        justify: JustifyMethod = "right" if column.startswith(">") else "left"
+        table.add_column(column.removeprefix(">"), justify=justify, overflow="fold", no_wrap=whole and i == 0)
+    for row in cells:
+        table.add_row(*(cell for cell, width in zip(row, widest, strict=True) if width))
     console().print(table)
 
 
@@ -73,6 +81,8 @@ def printable(text: str) -> str:
 
 def one_line(value: Any, most: int = 200) -> str:
     """A metadata value, as lowbit.inspect.summary has it, in one line of at most so many characters."""
+    if isinstance(value, str) and value.isspace():
+        return f"{len(value)} blanks"
     if isinstance(value, dict):
         value = f"{value['length']} elements: " + ", ".join(map(str, value["first"])) + ", ..."
     text = printable(str(value))

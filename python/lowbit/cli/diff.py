@@ -89,12 +89,17 @@ def _typed(value: Any, text: str) -> str:
 
 
 def _row(tensor: TensorDiff) -> list[str]:
-    def info(side: TensorInfo | None) -> str:
-        return "" if side is None else f"{' x '.join(map(str, side.shape))} {side.format}"
+    def info(side: TensorInfo | None, other: TensorInfo | None = None) -> str:
+        if side is None:
+            return ""
+        # Once is enough, on a terminal of 80 columns.
+        return (
+            side.format if other and other.shape == side.shape else f"{' x '.join(map(str, side.shape))} {side.format}"
+        )
 
     blocks = "" if tensor.blocks is None else f"{tensor.blocks} of {tensor.num_blocks}"
     figures = ["" if number is None else f"{number:.4g}" for number in (tensor.relative, tensor.max)]
-    return [tensor.name, tensor.kind, info(tensor.a), info(tensor.b), blocks, *figures]
+    return [tensor.name, tensor.kind, info(tensor.a), info(tensor.b, tensor.a), blocks, *figures]
 
 
 def _as_json(found: GgufDiff) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from lowbit.cli.app import Json, Threads, app, examples
+from lowbit.cli.app import Json, Threads, app, examples, one_of
 from lowbit.cli.console import note, print_json, printable, size
 
 export = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
@@ -31,7 +31,11 @@ def hf(
     target: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to write; must not exist, or be empty.")],
     dtype: Annotated[
         str | None,
-        typer.Option("--dtype", help="bf16, f16 or f32. [default: the file's, bf16 if it is quantized]"),
+        typer.Option(
+            "--dtype",
+            help="bf16, f16 or f32. [default: the file's, bf16 if it is quantized]",
+            callback=one_of("bf16", "f16", "f32"),
+        ),
     ] = None,
     shard_size: Annotated[
         str, typer.Option("--shard-size", metavar="SIZE", help="Most bytes of weights in a file: 500MB, 5GB.")

@@ -122,7 +122,4 @@ def _print(sums: Sums, out: Path | None, json: bool) -> None:
     size = f" of {sums.chunk_size} tokens" if sums.chunk_size else ""
     title = f"{len(reports)} tensors, {sums.chunk_count} windows{size}"
     columns = ["tensor", ">columns", ">experts seen", ">tokens", ">columns never seen"]
-    if all(report.matrices == 1 for report in reports):
-        columns.pop(2)
-        rows = [row[:2] + row[3:] for row in rows]
     print_table(columns, rows, title if out is None else f"{out}: {title}")

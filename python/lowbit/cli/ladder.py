@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lowbit.cli.app import Compute, Json, ModelPath, Threads, app, examples
+from lowbit.cli.app import Compute, Json, ModelPath, Threads, app, examples, parsed
 from lowbit.cli.console import print_json, print_table, size
 from lowbit.file_reader import read_text
 from lowbit.progress import progress_bar
@@ -52,12 +52,14 @@ def ladder_command(
     a time.
     """
     from lowbit.ladder import RUNGS, ladder
+    from lowbit.recipes import find_mix
 
     if plot:
         from lowbit.ladder_plot import check
 
         check(plot)  # now rather than after the work
     chosen = RUNGS if rungs is None else [name.strip() for name in rungs.split(",")]
+    parsed("--rungs", find_mix, chosen)
     content = None if text is None else read_text(text)
     with progress_bar("Climbing down") as advance:
         found = ladder(

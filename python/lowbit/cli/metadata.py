@@ -68,7 +68,7 @@ def metadata(
         _list(path, json)
         return
     if action not in _USAGE or len(operands) != len(_USAGE[action].split()):
-        expected = f"{action} {_USAGE[action]}" if action in _USAGE else ", ".join(_USAGE)
+        expected = f"{action} {_USAGE[action]}" if action in _USAGE else f"{', '.join(_USAGE)}, or nothing, which lists"
         raise typer.BadParameter(f"expected {expected}", param_hint="ACTION")
     if operands and operands[0].startswith("-"):
         raise typer.BadParameter(f"there is no option {operands[0]}", param_hint="KEY")
@@ -117,10 +117,11 @@ def _list(path: Path, json: bool) -> None:
 def _get(path: Path, key: str, json: bool) -> None:
     from lowbit import InputError, gguf
     from lowbit.gguf.values import type_name
+    from lowbit.suggest import did_you_mean
 
     with gguf.open(path) as file:
         if key not in file.metadata:
-            raise InputError(f"{path}: there is no key {key}")
+            raise InputError(f"{path}: there is no key {key}{did_you_mean(key, file.metadata)}")
         value, type = file.typed(key), type_name(file.typed(key))
     plain = value if isinstance(value, (str, list)) else value.tolist()
     if json:

@@ -9,7 +9,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lowbit.cli.app import DryRun, Json, NoTensorFirst, SplitMaxSize, SplitMaxTensors, Threads, app, examples
+from lowbit.cli.app import (
+    DryRun,
+    Json,
+    Lora,
+    LoraScale,
+    NoTensorFirst,
+    SplitMaxSize,
+    SplitMaxTensors,
+    Threads,
+    app,
+    examples,
+    parsed,
+    scale_of,
+)
 from lowbit.cli.console import print_json, print_table, size
 from lowbit.cli.verifying import print_verdict, showing_failed_verdict, verdict_as_json
 
@@ -60,16 +73,8 @@ Overrides = Annotated[
 Strict = Annotated[
     bool, typer.Option("--strict", help="Refuse formats that do not fit a tensor's rows, instead of taking another.")
 ]
-Lora = Annotated[
-    list[str] | None,
-    typer.Option("--lora", metavar="DIR", help="PEFT adapter to merge, a folder or hub id; repeatable."),
-]
 Revision = Annotated[
     str | None, typer.Option("--revision", help="Branch, tag or commit of a hub id; org/name@REVISION says the same.")
-]
-LoraScale = Annotated[
-    list[float] | None,
-    typer.Option("--lora-scale", metavar="S", help="Multiplies what the adapters add: once for all, or for each."),
 ]
 
 
@@ -130,8 +135,7 @@ def convert(
             raise typer.BadParameter(f"{source} is a folder, not a hub id", param_hint="--revision")
         given["source"] = f"{source}@{pin}"
     given["lora"] = lora or ()
-    scales = lora_scale or [1.0]
-    given["lora_scale"] = scales[0] if len(scales) == 1 else scales
+    given["lora_scale"] = scale_of(lora_scale)
     import lowbit
 
     _write(lowbit.convert, given)
@@ -188,12 +192,14 @@ def quantize(
 def _write(make: Callable[..., Report], given: dict[str, Any]) -> None:
     """Calls lowbit.convert or lowbit.quantize_file with what the command was given, and prints what it wrote."""
     from lowbit.options import parse_override, parse_tensor_type
+    from lowbit.recipes import find_mix
 
     json = given.pop("json")
-    given["tensor_types"] = _parsed("--tensor-type", parse_tensor_type, given.pop("tensor_type") or [])
-    given["override_kv"] = dict(_parsed("--override-kv", parse_override, given["override_kv"] or []))
+    parsed("FORMAT", find_mix, [given["format"]])
+    given["tensor_types"] = parsed("--tensor-type", parse_tensor_type, given.pop("tensor_type") or [])
+    given["override_kv"] = dict(parsed("--override-kv", parse_override, given["override_kv"] or []))
     layers = given["prune_layers"]
-    given["prune_layers"] = _parsed("--prune-layers", _layer, layers.split(",") if layers else [])
+    given["prune_layers"] = parsed("--prune-layers", _layer, layers.split(",") if layers else [])
     for name in ("include_weights", "exclude_weights"):
         given[name] = given[name] or ()
     start = time.perf_counter()
@@ -237,13 +243,3 @@ def _layer(text: str) -> int:
     if not text.isascii() or not text.isdigit():
         raise InputError(f"{text!r}: expected numbers of layers with commas between")
     return int(text)
-
-
-def _parsed(option: str, parse: Callable[[str], Any], texts: list[str]) -> list[Any]:
-    """What an option was given, parsed; text that cannot be is wrong usage."""
-    from lowbit import InputError
-
-    try:
-        return [parse(text) for text in texts]
-    except InputError as error:
-        raise typer.BadParameter(str(error), param_hint=option) from None

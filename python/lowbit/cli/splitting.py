@@ -34,6 +34,8 @@ def split(
 
     The files equal llama-gguf-split's. All of them appear, or none.
     """
+    if split_max_size == "0" and not split_max_tensors:
+        raise typer.BadParameter("--split-max-size or --split-max-tensors must say where to split")
     import lowbit
 
     report = lowbit.split_file(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lowbit.cli.app import Json, Threads, app, examples
+from lowbit.cli.app import Json, Lora, LoraScale, Threads, app, examples, scale_of
 from lowbit.cli.console import print_json, print_table, printable
 
 if TYPE_CHECKING:
@@ -22,25 +22,27 @@ _WORDS = {True: "ok", False: "FAILED", None: "not run"}
     epilog=examples(
         "lowbit verify model-Q4_K_M.gguf ./model",
         "lowbit verify model.gguf Qwen/Qwen3-0.6B --json",
-        "lowbit verify tuned.gguf ./model --lora ./adapter",
+        "lowbit verify tuned.gguf ./model --lora ./adapter --lora-scale 0.5",
     )
 )
 def verify(
     file: Annotated[Path, typer.Argument(metavar="FILE.gguf", exists=True, dir_okay=False, help="The file to verify.")],
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="The checkpoint it was made of: folder or hub id.")],
-    lora: Annotated[
-        list[str] | None, typer.Option("--lora", metavar="DIR", help="LoRA adapter that was merged; repeatable.")
-    ] = None,
+    lora: Lora = None,
+    lora_scale: LoraScale = None,
     threads: Threads = None,
     json: Json = False,
 ) -> None:
     """Compares a GGUF file with the checkpoint it was made of.
 
-    Metadata, tensors, tokenizer and logits. Exits with 1 if they differ where they must not.
+    Metadata, tensors, tokenizer and logits; adapters as they were given to convert. Exits with 1 if they differ where
+    they must not.
     """
     import lowbit
+    from lowbit.progress import waiting
 
-    verdict = lowbit.verify(file, source, lora=lora or (), threads=threads)
+    with waiting("Verifying"):
+        verdict = lowbit.verify(file, source, lora=lora or (), lora_scale=scale_of(lora_scale), threads=threads)
     if json:
         print_json(verdict_as_json(verdict))
     else:

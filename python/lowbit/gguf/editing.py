@@ -22,6 +22,7 @@ from lowbit.gguf.reading import SPLIT_KEYS, Path
 from lowbit.gguf.rewriting import copy, difference, locked, recover, system_errors, write_at, write_in_place
 from lowbit.gguf.values import checked_name, encoded, typed
 from lowbit.progress import progress_bar
+from lowbit.suggest import did_you_mean
 
 #: A string of blanks: readers that print or check it find text, and it costs them one length, where an array costs some
 #: of them a step for each byte.
@@ -166,7 +167,7 @@ class _Header:
             if key in set:
                 raise InputError(f"key {key}: to be set and unset")
             if key not in self._keys:
-                raise InputError(f"{self.path}: there is no key {key}")
+                raise InputError(f"{self.path}: there is no key {key}{did_you_mean(key, self._keys)}")
             if key == "general.architecture":
                 raise InputError(f"key {key}: nobody can read a file without it")
         changes = [Change(key, self._value(key), None) for key in gone]

@@ -171,6 +171,8 @@ def described(value: Any, other: Any = None) -> str:
     items, others = (v.tolist() if isinstance(v, np.ndarray) else v for v in (value, other))
     if isinstance(items, str) and len(items) <= _SHOWN_CHARACTERS:
         return items
+    if isinstance(items, str) and items.isspace():
+        return f"{len(items)} blanks"
     first = 0
     if type(others) is type(items):
         pairs = enumerate(zip(items, others, strict=False))
