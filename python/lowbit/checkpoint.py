@@ -150,7 +150,7 @@ def index_shards(index: Path) -> tuple[list[str], set[str]]:
         raise FormatError(f"{index}: no weight_map")
     for name, shard in weight_map.items():
         # Only plain names: an index may not point out of its folder. (A link inside it is the owner's own doing.)
-        if not isinstance(shard, str) or not re.fullmatch(r"[\w.-]+\.safetensors", shard, re.ASCII):
+        if not isinstance(shard, str) or not re.fullmatch(r"[\w.-]{1,200}\.safetensors", shard, re.ASCII):
             raise FormatError(
                 f"{index.name}: tensor {name!r} is in file {str(shard)[:80]!r}, expected a plain file name"
             )

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
+
+import numpy as np
 
 from lowbit._core import FormatError, UnsupportedError
 
 #: Sizes in config.json are checked against this before anything is computed from them.
 MAX_SIZE = 1 << 31
+
+#: The numbers above zero that float32 has. (An integer of any length can be compared with them, not made a float.)
+LEAST_FLOAT32, MOST_FLOAT32 = float(np.finfo(np.float32).smallest_subnormal), float(np.finfo(np.float32).max)
 
 _REQUIRED = object()
 
@@ -41,9 +45,9 @@ class Config:
         return value
 
     def number(self, key: str, default: Any = _REQUIRED) -> float:
-        """A positive finite number."""
+        """A positive number of float32's range, which is what GGUF keeps of it."""
         value = self._get(key, default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not LEAST_FLOAT32 <= value <= MOST_FLOAT32:
             raise FormatError(f"{self.where}: {key!r} is {str(value)[:40]!r}, expected a positive number")
         return float(value)
 

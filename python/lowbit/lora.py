@@ -24,7 +24,7 @@ import numpy as np
 
 from lowbit._core import FileError, FormatError, InputError, UnsupportedError
 from lowbit.checkpoint import Checkpoint, StoredTensor, read_json, read_safetensors
-from lowbit.config import Config
+from lowbit.config import MOST_FLOAT32, Config
 from lowbit.hub import resolve
 from lowbit.tensor_source import read
 
@@ -119,7 +119,7 @@ def merge(
     factors = list(scales) if isinstance(scales, Sequence) else [scales] * len(paths)
     if len(factors) != len(paths):
         raise InputError(f"{len(factors)} scales for {len(paths)} adapters")
-    if wrong := [factor for factor in factors if not isinstance(factor, (int, float)) or not math.isfinite(factor)]:
+    if wrong := [f for f in factors if not isinstance(f, (int, float)) or not abs(f) <= MOST_FLOAT32]:
         raise InputError(f"the scale of an adapter is {wrong[0]!r}, expected a finite number")
     notes = []
     for path, factor in zip(paths, factors, strict=True):

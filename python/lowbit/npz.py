@@ -94,7 +94,7 @@ def _errors(path: Path) -> Iterator[None]:
     except OSError as error:
         raise FileError(f"{os.fspath(path)}: {error.strerror or error}") from None
     except (zipfile.BadZipFile, ValueError, EOFError, RuntimeError, OverflowError, struct.error) as error:
-        raise FormatError(f"{os.fspath(path)}: not an .npz file: {error}") from None
+        raise FormatError(f"{os.fspath(path)}: not an .npz file: {str(error)[:200]}") from None
 
 
 class _Member:

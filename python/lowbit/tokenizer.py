@@ -18,6 +18,7 @@ from lowbit.file_reader import read_bytes, read_text
 from lowbit.hub import resolve
 from lowbit.special_tokens import ID_NAMES, MAX_TEMPLATE_BYTES, ROLES
 from lowbit.text import TextStream, piece_decoder
+from lowbit.tokenizer_limits import check_growth, state
 
 # Tokens that end a turn or a document. Chat models of both kinds of file name only some of theirs.
 # fmt: off
@@ -63,7 +64,8 @@ class Tokenizer:
     ) -> None:
         self.backend = backend
         self._plain: tokenizers.Tokenizer | None = None
-        self._decoder: dict[str, Any] | None = _state(backend.decoder)
+        self._decoder = state(backend.decoder)
+        check_growth(backend)
         self._special = frozenset(i for i, t in backend.get_added_tokens_decoder().items() if t.special)
         self._roles = dict(roles)
         self.bos_id = self._roles.get("bos")
@@ -183,10 +185,6 @@ class Tokenizer:
             plain.encode_special_tokens = True
             self._plain = plain
         return self._plain
-
-
-def _state(part: Any) -> dict[str, Any] | None:
-    return None if part is None else json.loads(part.__getstate__())
 
 
 def _known_ends(backend: tokenizers.Tokenizer) -> set[int]:

@@ -111,10 +111,12 @@ def _model(vocab: Vocab, tokens: list[str], options: dict[str, Any]) -> models.M
 
 
 def _added(rows: Any, tokens: list[str]) -> list[AddedToken]:
-    added = []
+    added: list[AddedToken] = []
     for row in rows if isinstance(rows, list) else []:
         match row:
             case [int(first), int(count), [*flags]] if first >= 0 and 0 <= count <= len(tokens) - first:
+                if len(added) + count > len(tokens):
+                    raise FormatError(f"{DEFINITION_KEY}: added_tokens: more than the {len(tokens)} tokens there are")
                 set_flags = {flag: flag in flags for flag in FLAGS}
                 added += [AddedToken(token, **set_flags) for token in tokens[first : first + count]]
             case _:

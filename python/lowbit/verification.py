@@ -174,8 +174,9 @@ def _file(file: gguf.File, opened: OpenedCheckpoint, changed: Sequence[str]) -> 
 
 
 def _equal(a: Any, b: Any) -> bool:
-    if isinstance(a, float):
-        return bool(np.float32(a) == np.float32(b))
+    if isinstance(a, float) and isinstance(b, (int, float)):
+        with np.errstate(over="ignore"):
+            return bool(np.float32(a) == np.float32(b))
     return bool(a == b if isinstance(a, (str, list)) and isinstance(b, (str, list)) else np.array_equal(a, b))
 
 

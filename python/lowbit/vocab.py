@@ -93,7 +93,7 @@ def _base_vocab(tokenizer: dict[str, Any], where: str) -> dict[int, str]:
     """Tokens of tokenizer.json's model by id."""
     model = tokenizer.get("model")
     vocab = model.get("vocab") if isinstance(model, dict) else None
-    if not isinstance(vocab, dict) or model.get("type") != "BPE":  # type: ignore[union-attr]
+    if not isinstance(vocab, dict) or not vocab or model.get("type") != "BPE":  # type: ignore[union-attr]
         raise FormatError(f"{where}: model is not a BPE vocabulary")
     found: dict[int, str] = {}
     for text, token_id in vocab.items():

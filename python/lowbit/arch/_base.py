@@ -279,9 +279,10 @@ class Architecture(WayBack):
         rope_dim = get.integer("rope.dimension_count", head_dim, maximum=head_dim)
         windows = self.windows(get, num_layers)
         ropes, layer_ropes = self.ropes(get, tensors, rope_dim, windows)
+        tokens = metadata.get("tokenizer.ggml.tokens")
         return ModelSpec(
             architecture=self.name,
-            vocab_size=get.integer("vocab_size", len(metadata.get("tokenizer.ggml.tokens", ()))),
+            vocab_size=get.integer("vocab_size", len(tokens) if isinstance(tokens, list) else None),
             context_length=get.integer("context_length"),
             hidden_size=hidden,
             intermediate_size=get.integer("feed_forward_length"),

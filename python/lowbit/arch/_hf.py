@@ -86,7 +86,7 @@ class WayBack:
     def hf_rope(self, metadata: Mapping[str, Any], tensors: Mapping[str, TensorSource]) -> dict[str, Any]:
         """The rotary embedding's settings in config.json: the way back from `rope_metadata`."""
         get = Keys(metadata, self.name)
-        rope: dict[str, Any] = {"rope_type": metadata.get(f"{self.name}.rope.scaling.type", "none")}
+        rope: dict[str, Any] = {"rope_type": get.text("rope.scaling.type", "none")}
         theta = decimal(get.number("rope.freq_base", 10000.0))
         if rope["rope_type"] == "none":
             rope["rope_type"] = "default"
@@ -155,7 +155,10 @@ def token_ids(metadata: Mapping[str, Any]) -> dict[str, int]:
     """bos_token_id, eos_token_id and pad_token_id, as far as the file names them."""
     names = {"bos": "bos", "eos": "eos", "pad": "padding"}
     keys = {f"{role}_token_id": f"tokenizer.ggml.{name}_token_id" for role, name in names.items()}
-    return {role: int(metadata[key]) for role, key in keys.items() if key in metadata}
+    ids = {role: metadata[key] for role, key in keys.items() if key in metadata}
+    if wrong := [role for role, value in ids.items() if type(value) is not int]:
+        raise FormatError(f"{keys[wrong[0]]} is {str(ids[wrong[0]])[:40]!r}, expected an integer")
+    return ids
 
 
 def llama3_parameters(factors: TensorSource, theta: float, compute: Callable[..., np.ndarray]) -> dict[str, Any]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from lowbit._core import FormatError, UnsupportedError
+from lowbit.config import LEAST_FLOAT32, MOST_FLOAT32
 
 
 class Keys:
@@ -43,10 +43,10 @@ class Keys:
         return int(value)
 
     def number(self, key: str, default: float | None = None, minimum: float | None = None) -> float:
-        """A finite number of at least `minimum`, by default a positive one."""
+        """A number of at least `minimum`, by default a positive one, that float32 holds."""
         value = self._get(key, default)
         is_number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
-        if not is_number or not value < math.inf or not (value > 0 if minimum is None else value >= minimum):
+        if not is_number or not (LEAST_FLOAT32 if minimum is None else minimum) <= value <= MOST_FLOAT32:
             expected = "a positive number" if minimum is None else f"a number of at least {minimum}"
             raise FormatError(f"{self.arch}.{key} is {str(value)[:40]!r}, expected {expected}")
         return float(value)

@@ -23,6 +23,7 @@ ONE = np.ones(1, np.float32)
 Tensors = Mapping[str, QTensor | npt.NDArray[Any]]
 
 
+@np.errstate(all="ignore")  # what becomes of extreme numbers is checked at the end
 def rope_of(get: Keys, tensors: Tensors, dim: int) -> Rope:
     """The rotary embedding that the keys rope.* and the tensors rope_*.weight describe: plain, scaled linearly or as in
     Llama 3, YaRN or LongRoPE. `dim`: rotated values of a head.
@@ -51,6 +52,7 @@ def rope_of(get: Keys, tensors: Tensors, dim: int) -> Rope:
     return Rope(_table(frequencies))
 
 
+@np.errstate(all="ignore")
 def plain_rope(base: float, dim: int) -> Rope:
     """The rotary embedding as Su et al. 2021 have it: frequencies base ** (-2 i / dim)."""
     return Rope(_table(ONE / _powers(base, dim)))

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from lowbit._core import FormatError
 from lowbit.arch import _hf
 from lowbit.arch._base import Architecture, Sizes
 from lowbit.arch._keys import Keys
@@ -64,17 +65,17 @@ class Llama(Architecture):
         """rope_freqs.weight when the rotary embedding is scaled as in Llama 3."""
         rope = config.rope()
         if rope.values["rope_type"] == "llama3":
-            yield ArraySource(
-                "rope_freqs.weight",
-                llama3_factors(
-                    self.sizes(config).head_dim,
-                    rope.number("rope_theta"),
-                    rope.number("factor", 8.0),
-                    rope.number("low_freq_factor", 1.0),
-                    rope.number("high_freq_factor", 4.0),
-                    rope.number("original_max_position_embeddings", 8192.0),
-                ),
+            factors = llama3_factors(
+                self.sizes(config).head_dim,
+                rope.number("rope_theta"),
+                rope.number("factor", 8.0),
+                rope.number("low_freq_factor", 1.0),
+                rope.number("high_freq_factor", 4.0),
+                rope.number("original_max_position_embeddings", 8192.0),
             )
+            if not (np.isfinite(factors) & (factors > 0)).all():
+                raise FormatError(f"{rope.where}: its numbers make factors that are not positive and finite")
+            yield ArraySource("rope_freqs.weight", factors)
 
 
 def _num_heads(name: str, sizes: Sizes) -> int:
@@ -84,6 +85,7 @@ def _num_heads(name: str, sizes: Sizes) -> int:
     return sizes.num_kv_heads if name.endswith((".attn_k.weight", ".attn_k.bias")) else 0
 
 
+@np.errstate(all="ignore")  # extreme numbers, and equal factors, between which nothing lies
 def llama3_factors(
     dim: int, theta: float, factor: float, low_freq_factor: float, high_freq_factor: float, original_context: float
 ) -> np.ndarray:
@@ -97,9 +99,8 @@ def llama3_factors(
     frequencies = one / np.power(np.float64(theta), exponents.astype(np.float64)).astype(np.float32)
     wavelengths = one / frequencies * np.float32(2 * math.pi)  # torch divides a number by multiplying its inverse
     smooth = one / wavelengths * old - np.float32(low_freq_factor)
-    with np.errstate(divide="ignore", invalid="ignore"):  # where the two factors are equal nothing lies between
-        smooth = smooth / np.float32(high_freq_factor - low_freq_factor)
-        between = one / ((one - smooth) / np.float32(factor) + smooth)
+    smooth = smooth / np.float32(high_freq_factor - low_freq_factor)
+    between = one / ((one - smooth) / np.float32(factor) + smooth)
     result: np.ndarray = np.where(
         wavelengths > np.float32(original_context / low_freq_factor), np.float32(factor), between
     )

@@ -1,0 +1,156 @@
+"""Hostile checkpoints, adapters and tokenizers: typed errors that name the place, in bounded time and memory.
+
+Each case is one that a mutation fuzzer found. tests/test_malformed.py does the same for the bytes of GGUF files.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_checkpoint import LLAMA3_ROPE, make_checkpoint, write_safetensors
+
+import lowbit
+
+HUGE = 10**400  # JSON has integers of any length
+SIZES = {"layers": 1, "hidden": 64, "ffn": 64, "head_dim": 16}
+
+
+def change(folder: Path, name: str, edit: Callable[[dict[str, Any]], Any]) -> None:
+    """Changes the object in a JSON file."""
+    value = json.loads((folder / name).read_text())
+    edit(value)
+    (folder / name).write_text(json.dumps(value))
+
+
+def refused(folder: Path, target: Path, message: str, error: type[lowbit.Error] = lowbit.FormatError) -> None:
+    """Neither converts nor runs, and says why."""
+    with pytest.raises(error, match=message):
+        lowbit.convert(folder, target, "F32", progress=False)
+    assert not target.exists()
+    with pytest.raises(error, match=message):
+        lowbit.load(folder)
+
+
+YARN = {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64}
+NUMBERS = [
+    ({"rms_norm_eps": HUGE}, "'rms_norm_eps' is '1000"),
+    ({"rms_norm_eps": 1e-300}, "'rms_norm_eps' is '1e-300'"),  # zero in a file
+    ({"rope_parameters": {"rope_theta": 1e300}}, r"'rope_theta' is '1e\+300'"),
+    ({"rope_parameters": {**YARN, "beta_fast": 1e308}}, "'beta_fast'"),  # the logarithm of zero
+    ({"rope_parameters": {**YARN, "beta_slow": 5e-324}}, "'beta_slow'"),  # and of infinity
+    ({"rope_parameters": {**YARN, "factor": HUGE}}, "'factor'"),
+]
+
+
+@pytest.mark.parametrize(("config", "message"), NUMBERS, ids=range(len(NUMBERS)))
+def test_numbers_of_a_configuration_that_float32_does_not_hold(
+    tmp_path: Path, config: dict[str, Any], message: str
+) -> None:
+    folder = make_checkpoint(tmp_path / "m", config=config, **SIZES)
+    refused(folder, tmp_path / "o.gguf", message)
+
+
+def test_a_scaling_whose_factors_are_no_numbers(tmp_path: Path) -> None:
+    rope = {**LLAMA3_ROPE, "factor": 1e-44, "rope_theta": 100.0}
+    folder = make_checkpoint(tmp_path / "m", "llama", config={"rope_parameters": rope}, **SIZES)
+    refused(folder, tmp_path / "o.gguf", "rope_parameters: its numbers make factors")
+
+
+METADATA = [
+    ("qwen3.rope.freq_base", np.float64(1e300), lowbit.load, r"qwen3.rope.freq_base is '1e\+300'"),
+    ("qwen3.attention.scale", np.float64(1e-300), lowbit.load, "qwen3.attention.scale is '1e-300'"),
+    ("tokenizer.ggml.tokens", 7, lowbit.load, "metadata has no qwen3.vocab_size"),
+    ("tokenizer.ggml.bos_token_id", "one", None, "tokenizer.ggml.bos_token_id is 'one'"),
+    ("qwen3.rope.scaling.type", np.zeros(3, np.float32), None, "qwen3.rope.scaling.type is"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "use", "message"), METADATA, ids=range(len(METADATA)))
+def test_metadata_of_the_wrong_kind(
+    tmp_path: Path, key: str, value: Any, use: Callable[[Path], Any] | None, message: str
+) -> None:
+    lowbit.convert(make_checkpoint(tmp_path / "m", **SIZES), tmp_path / "a.gguf", "F32", progress=False)
+    with lowbit.gguf.open(tmp_path / "a.gguf") as file:
+        metadata = {name: file.typed(name) for name in file.metadata} | {key: value}
+        lowbit.gguf.write(tmp_path / "b.gguf", metadata, file.tensors)
+    with pytest.raises(lowbit.FormatError, match=message):
+        use(tmp_path / "b.gguf") if use else lowbit.export_hf(tmp_path / "b.gguf", tmp_path / "hf", progress=False)
+
+
+def replace(old: str, new: str) -> dict[str, Any]:
+    return {"type": "Replace", "pattern": {"String": old}, "content": new}
+
+
+def sequence(name: str, *steps: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "Sequence", name: list(steps)}
+
+
+A, B = {"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}
+TWICE = {"type": "TemplateProcessing", "single": [A, A], "pair": [A, B], "special_tokens": {}}
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+ANYWHERE = {"type": "Replace", "pattern": {"Regex": "(?=e)"}, "content": "e"}
+#: Each makes of a text of 50 letters one of gigabytes, or far more.
+BOMBS = [
+    {"normalizer": sequence("normalizers", *[replace("e", "ee")] * 40)},
+    {"normalizer": sequence("normalizers", *[replace("e", "e" * 1000)] * 4)},
+    {"normalizer": sequence("normalizers", *[ANYWHERE] * 40)},
+    {"normalizer": sequence("normalizers", *[{"type": "ByteLevel"}] * 40)},
+    {"normalizer": sequence("normalizers", sequence("normalizers", *[replace("", "aaaa")] * 20))},
+    {"pre_tokenizer": sequence("pretokenizers", *[BYTES] * 40)},
+    {"post_processor": sequence("processors", *[TWICE] * 40)},
+    {"decoder": sequence("decoders", *[replace("e", "ee")] * 40)},
+]
+
+
+@pytest.mark.parametrize("bomb", BOMBS, ids=range(len(BOMBS)))
+def test_tokenizers_that_make_long_texts_of_short_ones(tmp_path: Path, bomb: dict[str, Any]) -> None:
+    folder = make_checkpoint(tmp_path / "m", **SIZES)
+    lowbit.convert(folder, tmp_path / "a.gguf", "F32", progress=False)
+    definition = {"model": {"type": "BPE"}, "decoder": BYTES, **bomb}
+    with lowbit.gguf.open(tmp_path / "a.gguf") as file:
+        metadata = {**file.metadata, "lowbit.tokenizer.definition": json.dumps(definition)}
+    change(folder, "tokenizer.json", lambda tokenizer: tokenizer.update(bomb))
+    for source in (lambda: lowbit.load_tokenizer(folder), lambda: lowbit.tokenizer.from_metadata(metadata)):
+        with pytest.raises(lowbit.FormatError, match=r"its steps can make .* times as long"):
+            source()
+
+
+def test_a_definition_that_adds_its_tokens_again_and_again(tmp_path: Path) -> None:
+    lowbit.convert(make_checkpoint(tmp_path / "m", **SIZES), tmp_path / "a.gguf", "F32", progress=False)
+    with lowbit.gguf.open(tmp_path / "a.gguf") as file:
+        metadata = dict(file.metadata)
+    rows = [[0, len(metadata["tokenizer.ggml.tokens"]), []]] * 10**5
+    metadata["lowbit.tokenizer.definition"] = json.dumps({"model": {"type": "BPE"}, "added_tokens": rows})
+    with pytest.raises(lowbit.FormatError, match=r"added_tokens: more than the 288 tokens"):
+        lowbit.tokenizer.from_metadata(metadata)
+
+
+def test_a_tokenizer_without_tokens(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "m", **SIZES)
+    change(folder, "tokenizer.json", lambda tokenizer: tokenizer.update(added_tokens=[]))
+    change(folder, "tokenizer.json", lambda tokenizer: tokenizer["model"].update(vocab={}, merges=[]))
+    change(folder, "tokenizer_config.json", lambda config: config.pop("added_tokens_decoder", None))
+    with pytest.raises(lowbit.FormatError, match=r"tokenizer.json: model is not a BPE vocabulary"):
+        lowbit.convert(folder, tmp_path / "o.gguf", "F32", progress=False)
+
+
+def test_a_file_name_in_the_index_that_no_system_has(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "m", shards=2, **SIZES)
+    name = "x" * 5000 + ".safetensors"
+    change(folder, "model.safetensors.index.json", lambda index: index["weight_map"].update({"a": name}))
+    refused(folder, tmp_path / "o.gguf", "tensor 'a' is in file 'xxx")
+
+
+def test_a_scale_of_an_adapter_that_is_no_float(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "m", **SIZES)
+    adapter = tmp_path / "a"
+    adapter.mkdir()
+    write_safetensors(adapter / "adapter_model.safetensors", {"x.lora_A.weight": np.zeros((1, 1), np.float32)})
+    (adapter / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 1, "lora_alpha": 1}')
+    with pytest.raises(lowbit.InputError, match="the scale of an adapter is 1000"):
+        lowbit.load(folder, lora=adapter, lora_scale=HUGE)
