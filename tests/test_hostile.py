@@ -154,3 +154,15 @@ def test_a_scale_of_an_adapter_that_is_no_float(tmp_path: Path) -> None:
     (adapter / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 1, "lora_alpha": 1}')
     with pytest.raises(lowbit.InputError, match="the scale of an adapter is 1000"):
         lowbit.load(folder, lora=adapter, lora_scale=HUGE)
+
+
+@pytest.mark.parametrize("value", ["a text", np.float64(1e300), np.zeros(2, np.float32)])
+def test_a_verified_file_with_another_value_for_a_float(tmp_path: Path, value: Any) -> None:
+    folder = make_checkpoint(tmp_path / "m", **SIZES)
+    lowbit.convert(folder, tmp_path / "a.gguf", "F32", progress=False)
+    with lowbit.gguf.open(tmp_path / "a.gguf") as file:
+        metadata = {name: file.typed(name) for name in file.metadata} | {"qwen3.rope.freq_base": value}
+        lowbit.gguf.write(tmp_path / "b.gguf", metadata, file.tensors)
+    verdict = lowbit.verify(tmp_path / "b.gguf", folder, progress=False)
+    assert not verdict.ok
+    assert "qwen3.rope.freq_base" in verdict.checks[0].detail
