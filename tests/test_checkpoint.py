@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from tiny_checkpoint import make_checkpoint, write_json, write_safetensors
 
 import lowbit
-from lowbit.checkpoint import Checkpoint, read_json, read_safetensors
+from lowbit.checkpoint import Checkpoint, mapped, read_json, read_safetensors
 from lowbit.hub import resolve
-from lowbit.tensor_source import InterleavedHeads, Renamed, read
+from lowbit.tensor_source import InterleavedHeads, PlusOne, Renamed, read
 
 
 def raw(path: Path, header: Any, data: bytes = b"", size: int | None = None) -> Path:
@@ -154,6 +154,39 @@ def test_file_that_shrinks_is_an_error(tmp_path: Path) -> None:
         file.truncate(1000)
     with pytest.raises(lowbit.FileError, match="became shorter"):
         read(tensor)
+
+
+def test_tensors_are_mapped_where_they_are_in_order(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    arrays = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "none": np.zeros((0, 3), np.float32)}
+    write_safetensors(path, arrays)
+    stored = read_safetensors(path)
+    found = mapped(Renamed("b", Renamed("c", stored["a"])))
+    assert (found == arrays["a"]).all()
+    assert not found.flags.writeable
+    assert mapped(stored["none"]).shape == (0, 3)
+    changed = mapped(PlusOne("b", stored["a"]))
+    assert (changed == arrays["a"] + 1).all()
+    assert changed.flags.writeable
+    data = path.read_bytes()
+    (size,) = struct.unpack("<Q", data[:8])
+    path.write_bytes(struct.pack("<Q", size + 1) + data[8 : 8 + size] + b" " + data[8 + size :])
+    assert stored["a"].offset % 4 == 0
+    assert (read_safetensors(path)["a"].offset % 4) == 1
+    odd = mapped(read_safetensors(path)["a"])
+    assert (odd == arrays["a"]).all()
+    assert odd.flags.aligned
+
+
+def test_mapping_a_file_that_shrank_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    write_safetensors(path, {"a": np.zeros(1024, np.float32)})
+    tensor = read_safetensors(path)["a"]
+    for size in (1000, 0):
+        with open(path, "r+b") as file:
+            file.truncate(size)
+        with pytest.raises(lowbit.FileError, match=r"became shorter|cannot be mapped"):
+            mapped(tensor)
 
 
 def test_integer_weights_are_refused_when_used(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 
 from lowbit._core import Error, FileError, FormatError, UnsupportedError
 from lowbit.file_reader import FileReader, read_bytes
-from lowbit.tensor_source import FileRows
+from lowbit.tensor_source import FileRows, Renamed, TensorSource, read
 
 MAX_HEADER_BYTES = 100 << 20  # the cap of the safetensors library
 MAX_JSON_BYTES = 128 << 20  # tokenizer.json of the largest vocabularies is below 40 MB
@@ -64,7 +64,19 @@ class StoredTensor:
 
     def rows(self, start: int, stop: int) -> np.ndarray:
         """Rows start..stop of the first axis, freshly read."""
-        return FileRows(self.name, self.shape, self.dtype, self.file, self.offset).rows(start, stop)
+        return self.in_file.rows(start, stop)
+
+    @property
+    def in_file(self) -> FileRows:
+        """Where the rows are."""
+        return FileRows(self.name, self.shape, self.dtype, self.file, self.offset)
+
+
+def mapped(source: TensorSource) -> np.ndarray:
+    """A whole tensor: mapped if a file has it as it is, else read."""
+    while type(source) is Renamed:  # what is derived of it, and of StoredTensor, changes values
+        source = source.source
+    return source.in_file.mapped() if type(source) is StoredTensor else read(source)
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

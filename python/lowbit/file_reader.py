@@ -1,8 +1,9 @@
-"""Files read at offsets into memory of one's own, so that resident memory is what is held, not what was touched; small
-ones whole."""
+"""Files read at offsets into memory of one's own, so that resident memory is what is held, not what was touched; or
+mapped; small ones whole."""
 
 from __future__ import annotations
 
+import mmap
 import os
 import threading
 import weakref
@@ -44,6 +45,19 @@ class FileReader:
         except OSError as error:
             raise FileError(f"{path}: {error.strerror}") from None
         self._lock = threading.Lock()
+        self._map: mmap.mmap | None = None
+
+    def map(self, offset: int, size: int) -> memoryview:
+        """`size` bytes (1 at least) from the offset, read-only, whose pages the system reads and drops as it likes."""
+        try:
+            with self._lock:
+                self._map = self._map or mmap.mmap(self._descriptor, 0, access=mmap.ACCESS_READ)
+        except (OSError, ValueError) as error:
+            raise FileError(f"{self.path}: cannot be mapped: {error}") from None
+        part = memoryview(self._map)[offset : offset + size]
+        if len(part) != size:
+            raise FileError(f"{self.path}: the file became shorter while it was read, at offset {offset + len(part)}")
+        return part
 
     def read_into(self, offset: int, out: memoryview) -> None:
         """Fills `out` (bytes) from the offset, or raises FileError."""

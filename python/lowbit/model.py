@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lowbit import _core, arch, gguf
+from lowbit.checkpoint import mapped
 from lowbit.lora import Adapters
 from lowbit.qtensor import QTensor, format_of
 from lowbit.spec import ModelSpec
@@ -40,7 +41,8 @@ def load(
 ) -> Model:
     """Opens a GGUF file, or a Hugging Face folder or hub id, to run it.
 
-    A GGUF file stays mapped; its weights are used where they lie. `compute` as in `lowbit.matmul`: with "f32" a result
+    Files stay mapped, and weights are used where they lie; those of a folder are read that change on the way (fp8,
+    adapters, rows that another order of rotary pairs exchanges). `compute` as in `lowbit.matmul`: with "f32" a result
     never depends on what else is in a batch. `context`: tokens a sequence may hold, by default what the model was made
     for; memory is taken as sequences grow. `max_sequences`: how many may be held at once. `lora`, `lora_scale`:
     adapters to merge into a checkpoint's weights, as in `lowbit.convert`.
@@ -65,8 +67,8 @@ def load_opened(
     context: int | None = None,
     max_sequences: int = 8,
 ) -> Model:
-    """`load` for a checkpoint that is open. Reads all weights."""
-    weights = {source.name: source.rows(0, source.shape[0]) for source in opened.tensors}
+    """`load` for a checkpoint that is open."""
+    weights = {source.name: mapped(source) for source in opened.tensors}
     spec = arch.spec(opened.metadata, weights)
     return Model(spec, weights, opened.metadata, opened.folder, compute, threads, context, max_sequences)
 

@@ -70,6 +70,14 @@ class FileRows:
             self.file.read_into(self.offset + start * row_bytes, out.reshape(-1).view(np.uint8).data)
         return out
 
+    def mapped(self) -> np.ndarray:
+        """All rows, read-only, where the file has them; read if elements are not aligned there."""
+        count = math.prod(self.shape)
+        if count == 0 or self.offset % self.dtype.itemsize:
+            return self.rows(0, self.shape[0])
+        data = self.file.map(self.offset, count * self.dtype.itemsize)
+        return np.frombuffer(data, np.uint8).view(self.dtype).reshape(self.shape)
+
 
 class Renamed:
     """Another source under another name."""
