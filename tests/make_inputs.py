@@ -8,16 +8,15 @@ Needs the extra `oracle` and llama.cpp:
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
-import sys
 import tempfile
 from pathlib import Path
 
 from input_cases import FLOAT8_CASES, make_float8
-from make_reference import CONVERT, run, store
+from make_reference import convert, run
+from stored import sha256, store
 
-FORMATS = ("F32", "BF16", "F16", "Q8_0", "Q4_K_M")
+QUANTIZED = ("Q8_0", "Q4_K_M")
 
 
 def main() -> None:
@@ -27,23 +26,17 @@ def main() -> None:
     arguments = parser.parse_args()
     source, quantize = arguments.source.resolve(), arguments.bin.resolve() / "llama-quantize"
     os.environ["PYTHONPATH"] = os.pathsep.join([str(source), str(source / "gguf-py")])
-    script = str(source / "convert_hf_to_gguf.py")
     result: dict[str, dict[str, str]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, case in FLOAT8_CASES.items():
             if not case.in_reference:
                 continue
             checkpoint, _ = make_float8(Path(folder) / name, name)
-            result[name] = {}
-            for format in FORMATS:
-                path = Path(folder) / f"{name}-{format}.gguf"
-                if format in ("F32", "BF16", "F16"):
-                    argv = [script, str(checkpoint), "--outtype", format.lower(), "--outfile", str(path)]
-                    pre = "llama-bpe" if case.arch == "llama" else "qwen2"
-                    run(sys.executable, "-c", CONVERT.format(pre=pre, argv=argv, script=script))
-                else:
-                    run(quantize, path.with_name(f"{name}-BF16.gguf"), path, format, 1)
-                result[name][format] = hashlib.sha256(path.read_bytes()).hexdigest()
+            paths = convert(source, {checkpoint: "llama-bpe" if case.arch == "llama" else "qwen2"})[checkpoint]
+            for format in QUANTIZED:
+                paths[format] = checkpoint.with_name(f"{name}-{format}.gguf")
+                run(quantize, paths["BF16"], paths[format], format, 1)
+            result[name] = {format: sha256(path) for format, path in paths.items()}
     store("inputs", result)
 
 

@@ -12,15 +12,14 @@ is said in test_recipes.py, test_convert.py, test_quantize.py and test_vocab.py.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
-import lzma
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -31,12 +30,12 @@ from family_variants import FORMATS, VARIANTS, variant_source
 from mix_cases import CASES, LETTERS, case_name, case_tensors
 from quantize_cases import CASES as QUANTIZE_CASES
 from quantize_cases import make_sources
+from stored import hashes, sha256, store
 from tiny_checkpoint import CONVERSIONS, FAMILIES, conversion_source, write_imatrix
 
 import lowbit
 from lowbit.assignment import KEPT, KEPT_NAMES
 
-DATA = Path(__file__).parent / "data"
 MIXES = [
     "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q2_K_S", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_K_S", "Q4_K_M",
     "Q5_K_S", "Q5_K_M", "Q6_K", "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ3_XXS", "IQ3_XS", "IQ3_S",
@@ -105,12 +104,21 @@ def kept(quantize: Path, folder: Path) -> dict[str, bool]:
 CONVERT = """
 import runpy, sys
 import conversion.base
-for pre, checkpoint, outtype, outfile in {jobs!r}:
+for pre, *arguments in {jobs!r}:
     conversion.base.TextModel.get_vocab_base_pre = lambda self, tokenizer: pre
-    sys.argv = [{script!r}, checkpoint, "--outtype", outtype, "--outfile", outfile]
+    sys.argv = [{script!r}, *arguments]
     runpy.run_path({script!r}, run_name="__main__")
 """
 FLOATS = ["BF16", "F16", "F32"]
+
+
+def run_converter(source: Path, jobs: Iterable[Sequence[object]]) -> None:
+    """Runs the reference converter for each job: tokenizer.ggml.pre, checkpoint, format, file, and other arguments."""
+    arguments = [
+        [pre, str(checkpoint), "--outtype", format.lower(), "--outfile", str(path), *options]
+        for pre, checkpoint, format, path, *options in jobs
+    ]
+    run(sys.executable, "-c", CONVERT.format(jobs=arguments, script=str(source / "convert_hf_to_gguf.py")))
 
 
 def convert(source: Path, checkpoints: dict[Path, str]) -> dict[Path, dict[str, Path]]:
@@ -119,23 +127,13 @@ def convert(source: Path, checkpoints: dict[Path, str]) -> dict[Path, dict[str, 
     checkpoints: folder -> tokenizer.ggml.pre.
     """
     made = {folder: {f: folder.parent / f"{folder.name}-{f}.gguf" for f in FLOATS} for folder in checkpoints}
-    jobs = [
-        (checkpoints[folder], str(folder), format.lower(), str(path))
-        for folder, paths in made.items()
-        for format, path in paths.items()
-    ]
-    run(sys.executable, "-c", CONVERT.format(jobs=jobs, script=str(source / "convert_hf_to_gguf.py")))
+    run_converter(source, [(checkpoints[f], f, *item) for f, paths in made.items() for item in paths.items()])
     return made
 
 
 def pre_tokenizer(arguments: dict[str, Any]) -> str:
     """tokenizer.ggml.pre of a checkpoint that make_checkpoint writes."""
     return arguments.get("tokenizer") or FAMILIES[arguments.get("arch", "qwen3")].tokenizer
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def converted(source: Path, quantize: Path, folder: Path, name: str) -> dict[str, str]:
@@ -148,13 +146,13 @@ def converted(source: Path, quantize: Path, folder: Path, name: str) -> dict[str
     if name == "bard":
         checkpoint = Path(shutil.copytree(checkpoint, folder / name))
     paths = convert(source, {checkpoint: pre_tokenizer(CONVERSIONS[name])})[checkpoint]
-    result = {format: digest(path) for format, path in paths.items()}
+    result = {format: sha256(path) for format, path in paths.items()}
     for format in [*MIXES, *(f"{mix} imatrix" for mix in MIXES)]:
         mix, _, imatrix = format.partition(" ")
         files = (f"{name}-BF16.gguf", f"{name}-{format}.gguf")
         importances = ("--imatrix", "imatrix.gguf") if imatrix else ()
         if run(quantize, *importances, *files, mix, 1, refusals=(NO_FALLBACK, NO_IMATRIX), folder=folder):
-            result[format] = digest(folder / files[1])
+            result[format] = sha256(folder / files[1])
     return result
 
 
@@ -167,7 +165,7 @@ def variants(source: Path, quantize: Path, folder: Path) -> dict[str, dict[str, 
             if format not in paths:
                 paths[format] = folder / f"{checkpoint.name}-{format}.gguf"
                 run(quantize, paths["BF16"], paths[format], format, 1)
-    return {folder.name: {format: digest(path) for format, path in paths.items()} for folder, paths in made.items()}
+    return {folder.name: {format: sha256(path) for format, path in paths.items()} for folder, paths in made.items()}
 
 
 def quantized(quantize: Path, folder: Path) -> dict[str, list[str]]:
@@ -177,8 +175,7 @@ def quantized(quantize: Path, folder: Path) -> dict[str, list[str]]:
     for name, case in QUANTIZE_CASES.items():
         (folder / "out").mkdir()
         run(quantize, *case.arguments, case.source, "out/out.gguf", case.format, 1, folder=folder)
-        files = sorted((folder / "out").iterdir())
-        result[name] = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
+        result[name] = hashes(folder / "out")
         shutil.rmtree(folder / "out")
     return result
 
@@ -252,10 +249,6 @@ def main() -> None:
                 store(name, variants(arguments.source.resolve(), quantize, Path(folder)))
             else:
                 store(f"converted/{name}", converted(arguments.source.resolve(), quantize, Path(folder), name))
-
-
-def store(name: str, value: object) -> None:
-    (DATA / f"{name}.json.xz").write_bytes(lzma.compress(json.dumps(value).encode()))
 
 
 if __name__ == "__main__":

@@ -7,22 +7,18 @@ LLAMA_CPP_SOURCE holds convert_hf_to_gguf.py and gguf-py, LLAMA_CPP_BIN llama-gg
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
 import tempfile
 from pathlib import Path
 
-from make_reference import CONVERT, run, store
+from make_reference import run, run_converter
 from split_cases import CONVERSIONS, SPLITS
+from stored import hashes, store
 
 import lowbit
 
 BARD = Path(lowbit.__file__).parent / "data" / "bard"
-
-
-def hashes(folder: Path) -> list[str]:
-    return [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())]
 
 
 def main() -> None:
@@ -41,12 +37,10 @@ def main() -> None:
             merged.parent.mkdir()
             run(binary, "--merge", min(parts.iterdir()), merged)
             result["merge"][case] = hashes(merged.parent)
-        script = str(source / "convert_hf_to_gguf.py")
         for case, (format, arguments, _) in CONVERSIONS.items():
             parts = folder / f"{case} converted"
             parts.mkdir()
-            argv = [script, str(BARD), "--outtype", format.lower(), "--outfile", str(parts / "m.gguf"), *arguments]
-            run(sys.executable, "-c", CONVERT.format(pre="qwen2", argv=argv, script=script))
+            run_converter(source, [("qwen2", BARD, format, parts / "m.gguf", *arguments)])
             result["convert"][case] = hashes(parts)
     store("split", result)
 

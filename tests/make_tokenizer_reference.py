@@ -9,8 +9,6 @@ the ids too. The unigram model loses its table of characters (it would be most o
 once more, of the cut-down vocabulary.
 """
 
-import json
-import lzma
 import re
 import sys
 import tempfile
@@ -20,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from gguf import GGUFWriter
 from llama_vocabulary import LlamaVocabulary
+from stored import store
 
 import lowbit
 
@@ -169,9 +168,7 @@ def main() -> None:
         changed = [case[0] for case, other in zip(cases, again, strict=True) if case != other]
         result[name] = {"metadata": small, "cases": again}
         print(f"{name}: {len(new)} tokens, {len(cases)} cases, {len(changed)} changed {changed[:2]}", flush=True)
-    out = Path(__file__).parent / "data" / "tokenizers.json.xz"
-    out.write_bytes(lzma.compress(json.dumps(result, ensure_ascii=False).encode(), preset=9))
-    print(f"{out}: {out.stat().st_size} bytes")
+    store("tokenizers", result)
 
 
 main()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import lzma
 import os
 import subprocess
 import sys
@@ -15,6 +13,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from family_variants import FORMATS, VARIANTS, variant_source
+from stored import sha256, stored
 from tiny_checkpoint import CONVERSIONS, DTYPES, conversion_source, make_checkpoint, write_imatrix, write_shards
 
 import lowbit
@@ -50,8 +49,7 @@ def test_every_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str,
             np.testing.assert_array_equal(data.reshape(-1), expected(folder, name, file.infos[name].format).reshape(-1))
 
 
-HASHES = Path(__file__).parent / "data" / "converted"
-CONVERTED = {path.name[:-8]: json.loads(lzma.decompress(path.read_bytes())) for path in HASHES.glob("*.json.xz")}
+CONVERTED = {name: stored(f"converted/{name}") for name in CONVERSIONS}
 ENCODED = [name for name in MIXES if name != "COPY"]
 
 
@@ -66,13 +64,13 @@ def test_the_file_of_the_reference_tools(tmp_path: Path, monkeypatch: pytest.Mon
             options: dict[str, Any] = {"imatrix": imatrix, "progress": False}
             if key in CONVERTED[name]:
                 lowbit.convert(folder, "out.gguf", format, **options)
-                assert hashlib.sha256(Path("out.gguf").read_bytes()).hexdigest() == CONVERTED[name][key], key
+                assert sha256(Path("out.gguf")) == CONVERTED[name][key], key
             elif format not in FLOAT_FORMATS:
                 with pytest.raises(lowbit.InputError, match=r"garbage without importances|has no fallback"):
                     lowbit.convert(folder, "out.gguf", format, **options)
 
 
-VARIANT_HASHES = json.loads(lzma.decompress((Path(__file__).parent / "data" / "variants.json.xz").read_bytes()))
+VARIANT_HASHES = stored("variants")
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -82,7 +80,7 @@ def test_files_of_each_family(tmp_path: Path, name: str) -> None:
     found = {}
     for format in FORMATS:
         lowbit.convert(folder, tmp_path / "out.gguf", format, progress=False)
-        found[format] = hashlib.sha256((tmp_path / "out.gguf").read_bytes()).hexdigest()
+        found[format] = sha256(tmp_path / "out.gguf")
     assert found == VARIANT_HASHES[name]
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import lzma
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from input_cases import FLOAT8_CASES, compressed, make_float8
+from stored import sha256, stored
 from tiny_checkpoint import make_checkpoint, write_json, write_safetensors
 
 import lowbit
@@ -19,7 +18,7 @@ from lowbit.checkpoint import Checkpoint
 from lowbit.prequantized import dequantize
 from lowbit.tensor_source import read
 
-REFERENCE = json.loads(lzma.decompress((Path(__file__).parent / "data" / "inputs.json.xz").read_bytes()))
+REFERENCE = stored("inputs")
 
 
 @pytest.mark.parametrize("name", REFERENCE)
@@ -28,7 +27,7 @@ def test_the_file_of_the_reference_tools(tmp_path: Path, name: str) -> None:
     folder, _ = make_float8(tmp_path / name, name)
     for format, digest in REFERENCE[name].items():
         lowbit.convert(folder, tmp_path / "out.gguf", format, progress=False)
-        assert hashlib.sha256((tmp_path / "out.gguf").read_bytes()).hexdigest() == digest, format
+        assert sha256(tmp_path / "out.gguf") == digest, format
 
 
 def test_the_reference_has_all_that_it_takes() -> None:

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import lzma
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from mix_cases import CASES, LETTERS, Case, case_name, case_tensors
+from stored import stored
 
 import lowbit
 from lowbit import ConvertOptions
 from lowbit.assignment import Stored, assign, can_quantize, file_order
 from lowbit.recipes import ALIASES, MIXES, Network, find_mix
 
-REFERENCE = json.loads(lzma.decompress((Path(__file__).parent / "data" / "mixes.json.xz").read_bytes()))
+REFERENCE = stored("mixes")
 
 
-def stored(case: Case) -> tuple[dict[str, Any], list[Stored]]:
+def inputs(case: Case) -> tuple[dict[str, Any], list[Stored]]:
     metadata, shapes = case_tensors(case)
     tensors = [Stored(name, shape, "F32" if len(shape) == 1 else "BF16") for name, shape in shapes.items()]
     return metadata, tensors
@@ -27,7 +25,7 @@ def stored(case: Case) -> tuple[dict[str, Any], list[Stored]]:
 
 @pytest.mark.parametrize("case", CASES, ids=case_name)
 def test_same_types_as_llama_quantize(case: Case) -> None:
-    metadata, tensors = stored(case)
+    metadata, tensors = inputs(case)
     assert [tensor.name for tensor in tensors] == file_order(tensor.name for tensor in tensors)
     names = {letter: format for format, letter in LETTERS.items()}
     for mix, letters in REFERENCE[case_name(case)].items():
@@ -41,7 +39,7 @@ def test_same_types_as_llama_quantize(case: Case) -> None:
 
 
 def test_pure_has_one_format() -> None:
-    metadata, tensors = stored(Case("falcon", 4))
+    metadata, tensors = inputs(Case("falcon", 4))
     with pytest.raises(lowbit.UnsupportedError, match="falcon"):
         assign(find_mix("Q3_K_M"), tensors, metadata)
     pure = assign(find_mix("MXFP4_MOE"), tensors, metadata, ConvertOptions(pure=True))
@@ -67,7 +65,7 @@ def test_the_reference_covers_every_quantized_mix() -> None:
 
 
 def test_fallbacks_say_why() -> None:
-    metadata, tensors = stored(Case("llama", 1, hidden=96, ffn=80))
+    metadata, tensors = inputs(Case("llama", 1, hidden=96, ffn=80))
     found = {t.name: t for t in assign(find_mix("Q4_K_S"), tensors, metadata)}
     assert found["blk.0.attn_q.weight"].fallback == (
         "blk.0.attn_q.weight: rows of 96 weights are no multiple of 256: Q4_K -> Q5_0, +1 bits a weight"
@@ -76,7 +74,7 @@ def test_fallbacks_say_why() -> None:
     assert found["output.weight"].format == "Q8_0"
     assert "Q6_K -> Q8_0" in str(found["output.weight"].fallback)
     assert found["blk.0.attn_norm.weight"].fallback is None
-    metadata, tensors = stored(Case("llama", 1))
+    metadata, tensors = inputs(Case("llama", 1))
     assert not any(t.fallback for t in assign(find_mix("Q4_K_M"), tensors, metadata))
 
 
@@ -88,7 +86,7 @@ def test_names_in_any_case_and_aliases() -> None:
 
 
 def test_overrides_come_first_and_do_not_count_as_layers() -> None:
-    metadata, tensors = stored(Case("llama", 16))
+    metadata, tensors = inputs(Case("llama", 16))
     plain = assign(find_mix("Q4_K_M"), tensors, metadata)
     changed = assign(
         find_mix("Q4_K_M"),
@@ -110,7 +108,7 @@ def test_overrides_come_first_and_do_not_count_as_layers() -> None:
 
 
 def test_names_that_are_kept_are_those_of_llama_quantize() -> None:
-    reference = json.loads(lzma.decompress((Path(__file__).parent / "data" / "kept.json.xz").read_bytes()))
+    reference = stored("kept")
     assert {name: can_quantize(name, (2, 32)) for name in reference} == reference
 
 

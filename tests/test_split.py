@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import lzma
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from split_cases import CONVERSIONS, SPLITS
+from stored import hashes, stored
 
 import lowbit
 from lowbit import cli, pipeline
@@ -18,7 +17,7 @@ from lowbit.splitting import SplitLimits
 
 DATA = Path(__file__).parent / "data"
 BARD = Path(lowbit.__file__).parent / "data" / "bard"
-REFERENCE: dict[str, dict[str, list[str]]] = json.loads(lzma.decompress((DATA / "split.json.xz").read_bytes()))
+REFERENCE: dict[str, dict[str, list[str]]] = stored("split")
 
 
 @pytest.fixture(scope="module")
@@ -27,10 +26,6 @@ def wholes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for format in {format for format, *_ in SPLITS.values()}:
         lowbit.convert(BARD, folder / f"{format}.gguf", format, progress=False)
     return folder
-
-
-def hashes(folder: Path) -> list[str]:
-    return [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())]
 
 
 @pytest.mark.parametrize("name", SPLITS)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from stored import sha256
 from tiny_checkpoint import conversion_source, make_checkpoint, write_imatrix
 
 import lowbit
@@ -232,10 +233,6 @@ def test_small_models_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         lowbit.convert(source, tmp_path / "a.gguf", "Q8_0", verify=True, prune_layers=[1], progress=False)
     monkeypatch.setattr(convert, "VERIFIED_WEIGHTS", 1000)
     assert lowbit.convert(source, tmp_path / "a.gguf", "Q8_0", verify=None, progress=False).verdict is None
-
-
-def sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def test_provenance(tmp_path: Path) -> None:

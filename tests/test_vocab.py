@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import lzma
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest
 import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
+from stored import stored
 from tiny_checkpoint import byte_level_tokenizer, sentencepiece_model, sentencepiece_pieces, write_json, write_tokenizer
 
 import lowbit
@@ -93,7 +93,7 @@ def test_byte_fallback_without_scores(tmp_path: Path) -> None:
     assert set(keys[P + "scores"].tolist()) == {-1000.0}
 
 
-SPECIAL = json.loads(lzma.decompress((Path(__file__).parent / "data" / "special_tokens.json.xz").read_bytes()))
+SPECIAL = stored("special_tokens")
 
 
 @pytest.mark.parametrize("group", range(8))

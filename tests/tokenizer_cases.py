@@ -1,12 +1,9 @@
 """Cut-down vocabularies and the ids that llama.cpp gives for them, from tests/make_tokenizer_reference.py."""
 
-import json
-import lzma
-from pathlib import Path
-
 import numpy as np
+from stored import stored
 
-REFERENCE = json.loads(lzma.decompress((Path(__file__).parent / "data" / "tokenizers.json.xz").read_bytes()))
+REFERENCE = stored("tokenizers")
 
 #: One vocabulary of each kind, for tests that take long.
 KINDS = ("llama-bpe", "llama-spm", "phi-3", "gemma-4", "bert-bge", "nomic-bert-moe")
