@@ -1,8 +1,18 @@
-"""What the whole suite shares: where the oracle tests are collected."""
+"""What the whole suite shares: where the oracle tests are collected, and fixtures of several files."""
+
+from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from importlib.util import find_spec
+
+import numpy as np
+import pytest
+from random_network import make_spec, random_tensors
+
+import lowbit
+from lowbit.spec import ModelSpec
 
 # tests/oracle compares with torch and transformers. Without the extra `oracle` there is nothing to compare with; CI
 # installs it and fails if one of these tests did not run.
@@ -20,3 +30,17 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 def pytest_report_header() -> str:
     """Says whether the oracle tests are part of this run."""
     return f"oracle tests: left out, no {', '.join(missing)}" if missing else "oracle tests: included"
+
+
+@pytest.fixture(params=lowbit.simd.targets())
+def simd(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every SIMD target that this CPU has, in turn."""
+    with lowbit.simd.force(request.param):
+        yield request.param
+
+
+@pytest.fixture
+def small() -> tuple[ModelSpec, dict[str, np.ndarray]]:
+    """A network and its weights."""
+    spec = make_spec(context_length=200)
+    return spec, random_tensors(spec)

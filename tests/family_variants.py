@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tiny_checkpoint import make_checkpoint, write_json
+from tiny_checkpoint import edit_json, make_checkpoint, write_json
 
 FORMATS = ["BF16", "F16", "F32", "Q8_0", "Q4_0", "Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_M", "Q6_K", "IQ4_XS"]
 LLAMA32_ROPE = {
@@ -98,5 +98,5 @@ def variant_source(folder: Path, name: str) -> Path:
         if changes is None:
             (made / file).unlink()
         else:
-            write_json(made / file, {**json.loads((made / file).read_text()), **changes})
+            edit_json(made / file, changes)
     return made

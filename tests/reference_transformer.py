@@ -35,6 +35,13 @@ def silu(x: np.ndarray) -> np.ndarray:
         return x / (1 + np.exp(-x))
 
 
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Of each row, in float64."""
+    x = logits.astype(np.float64)
+    x = x - x.max(axis=-1, keepdims=True)
+    return x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
+
+
 def gelu_tanh(x: np.ndarray) -> np.ndarray:
     """x / 2 * (1 + tanh(u)), with 1 + tanh(u) = 2 / (1 + exp(-2 u))."""
     with np.errstate(over="ignore"):

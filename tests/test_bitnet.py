@@ -9,7 +9,7 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from tiny_checkpoint import make_checkpoint, write_json, write_safetensors
+from tiny_checkpoint import edit_json, make_checkpoint, write_safetensors
 
 import lowbit
 from lowbit.arch import architectures, open_checkpoint
@@ -152,8 +152,7 @@ def test_scales_that_divide(tmp_path: Path) -> None:
 
 
 def change_config(folder: Path, **changes: Any) -> None:
-    path = folder / "config.json"
-    write_json(path, json.loads(path.read_text()) | changes)
+    edit_json(folder / "config.json", changes)
 
 
 @pytest.mark.parametrize(

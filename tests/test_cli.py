@@ -10,6 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
+from command import run
 from tiny_checkpoint import make_checkpoint
 from typer.main import get_command
 
@@ -25,12 +26,6 @@ COMMANDS = [
     "inspect", "diff", "metadata", "formats", "split", "merge", "export",
 ]
 # fmt: on
-
-
-def run(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
-    """The command, on its way to a pipe."""
-    command = [sys.executable, "-m", "lowbit", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, encoding="utf-8", **options)  # type: ignore[call-overload]
 
 
 def test_help_lists_the_commands() -> None:

@@ -14,12 +14,6 @@ FORMATS = [f.name for f in lowbit.formats()]
 RELATIVE = 1e-12
 
 
-@pytest.fixture(params=lowbit.simd.targets())
-def simd(request):
-    with lowbit.simd.force(request.param):
-        yield
-
-
 def weights(*shape: int, seed: int = 1) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 

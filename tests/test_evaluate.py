@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from reference_transformer import log_softmax
 
 import lowbit
 from lowbit import evaluate
@@ -42,11 +43,6 @@ class Model:
         self.seen.append([int(i) for i in ids])
         rows = [self.table[ids[max(t - 1, 0)], ids[t]] * (1 + t) for t in range(len(ids))]
         return np.array(rows[start:], np.float32)
-
-
-def log_softmax(row: np.ndarray) -> np.ndarray:
-    row = row.astype(np.float64)
-    return row - np.log(np.exp(row - row.max()).sum()) - row.max()
 
 
 def definition(model: Model, text: str, ctx: int) -> tuple[list[float], list[np.ndarray]]:

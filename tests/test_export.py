@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
+from command import run
 from tiny_checkpoint import CONVERSIONS, DTYPES, conversion_source, make_checkpoint
 
 import lowbit
@@ -226,14 +225,13 @@ def test_the_folder_is_there_when_all_is_written(tmp_path: Path, monkeypatch: py
 
 def test_the_command(tmp_path: Path) -> None:
     path = make_gguf(tmp_path)
-    arguments = [sys.executable, "-m", "lowbit", "export", "hf", str(path), str(tmp_path / "hf")]
-    options = {"capture_output": True, "text": True, "check": False}
-    wrong = subprocess.run([*arguments, "--shard-size", "5 apples"], **options)  # type: ignore[call-overload]
+    arguments = ("export", "hf", path, tmp_path / "hf")
+    wrong = run(*arguments, "--shard-size", "5 apples")
     assert (wrong.returncode, wrong.stdout) == (2, "")
-    done = subprocess.run([*arguments, "--shard-size", "600KB", "--dtype", "f32", "--json"], **options)  # type: ignore[call-overload]
+    done = run(*arguments, "--shard-size", "600KB", "--dtype", "f32", "--json")
     assert (done.returncode, done.stderr) == (0, "")
     report = json.loads(done.stdout)
     assert (report["dtype"], len(report["shards"]) > 1) == ("F32", True)
-    again = subprocess.run(arguments, **options)  # type: ignore[call-overload]
+    again = run(*arguments)
     assert again.returncode == 1
     assert again.stderr.startswith(f"lowbit: {tmp_path / 'hf'}: there already")

@@ -77,12 +77,6 @@ def golden() -> dict[str, np.ndarray]:
     return vectors | {"F32": vectors["input"].view(np.uint8), "F32.dequant": vectors["input"]}
 
 
-@pytest.fixture(params=lowbit.simd.targets())
-def simd(request):
-    with lowbit.simd.force(request.param):
-        yield request.param
-
-
 @pytest.fixture(params=NAMES)
 def name(request) -> str:
     return request.param

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import huggingface_hub
 import pytest
+from command import run
 from hub_server import Hub, serve
 from huggingface_hub import constants
 from tiny_checkpoint import make_checkpoint
@@ -211,12 +210,12 @@ def test_a_full_disk(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_command(tmp_path: Path, hub: Hub) -> None:
     commit = hub.repositories[NAME].refs["main"]
     environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "NO_PROXY": "127.0.0.1"}
-    command = [sys.executable, "-m", "lowbit", "convert", NAME, str(tmp_path / "out.gguf"), "--format", "Q8_0"]
-    first = subprocess.run([*command, "--revision", commit], env=environment, capture_output=True, text=True)
+    command = ("convert", NAME, tmp_path / "out.gguf", "--format", "Q8_0")
+    first = run(*command, "--revision", commit, env=environment)
     assert first.returncode == 0, first.stderr
     assert "Fetching" not in first.stderr  # no bars where there is no terminal
     environment["HF_HUB_OFFLINE"] = "1"
-    again = subprocess.run([*command, "--revision", commit[:-1]], env=environment, capture_output=True, text=True)
+    again = run(*command, "--revision", commit[:-1], env=environment)
     assert (again.returncode, again.stdout) == (1, "")
     assert "HF_HUB_OFFLINE is set" in again.stderr
 

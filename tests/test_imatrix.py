@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from command import run
 from make_imatrix import (
     BARD_CHUNKS,
     BARD_CONTEXT,
@@ -271,16 +272,11 @@ def test_conversion_names_what_was_not_seen(tmp_path: Path, tiny: lowbit.Model) 
         np.testing.assert_array_equal(file.tensors["blk.0.attn_q.weight"].data, expected)
 
 
-def command(*arguments: object) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-m", "lowbit", "imatrix", *map(str, arguments)]
-    return subprocess.run(line, capture_output=True, text=True, check=False)
-
-
 def test_command(tmp_path: Path, stored: dict[str, Path], tiny: lowbit.Model) -> None:
     text, out = tmp_path / "tiny.txt", tmp_path / "out.gguf"
     text.write_text(TINY_TEXT)
     options = ["-c", TINY_CONTEXT, "--from-chunk", TINY_FIRST, "--chunks", TINY_CHUNKS, "--compute", "f32"]
-    result = command(tiny.path, text, "-o", out, *options, "--in-file", stored["old"], "--json")
+    result = run("imatrix", tiny.path, text, "-o", out, *options, "--in-file", stored["old"], "--json")
     assert (result.returncode, result.stderr) == (0, "")
     report = json.loads(result.stdout)
     assert (report["chunk_count"], report["chunk_size"]) == (2 * TINY_CHUNKS, TINY_CONTEXT)
@@ -288,23 +284,25 @@ def test_command(tmp_path: Path, stored: dict[str, Path], tiny: lowbit.Model) ->
     assert [t["tokens"] for t in report["tensors"]] == [2 * TINY_CHUNKS * TINY_CONTEXT] * 7
     written = imatrix.read(out)
     assert written.entries.keys() == {tensor["name"] for tensor in report["tensors"]}
-    table = command("--in-file", out)
+    table = run("imatrix", "--in-file", out)
     assert (table.returncode, table.stderr) == (0, "")
     assert f"7 tensors, {2 * TINY_CHUNKS} windows of {TINY_CONTEXT} tokens" in table.stdout
     # Looking at a file shows it as it is, and joining it with itself counts it twice.
-    assert json.loads(command("--in-file", stored["old"], "--json").stdout)["tensors"][0]["tokens"] == TINY_CHUNKS
+    assert (
+        json.loads(run("imatrix", "--in-file", stored["old"], "--json").stdout)["tensors"][0]["tokens"] == TINY_CHUNKS
+    )
     for names in (["--in-file", out, "--in-file", out], ["--in-file", f"{out},{out}"]):
-        joined = command(*names, "-o", tmp_path / "twice,.gguf", "--json")
+        joined = run("imatrix", *names, "-o", tmp_path / "twice,.gguf", "--json")
         assert json.loads(joined.stdout)["chunk_count"] == 4 * TINY_CHUNKS
-    comma = command("--in-file", tmp_path / "twice,.gguf", "--json")
+    comma = run("imatrix", "--in-file", tmp_path / "twice,.gguf", "--json")
     assert json.loads(comma.stdout)["chunk_count"] == 4 * TINY_CHUNKS
-    missing = command("--in-file", f"{out},none.gguf")
+    missing = run("imatrix", "--in-file", f"{out},none.gguf")
     assert (missing.returncode, missing.stderr) == (1, "lowbit: none.gguf: No such file or directory\n")
 
 
 def test_command_warns_of_what_was_not_seen(tmp_path: Path) -> None:
     imatrix.Sums({"a": experts([2, 0]), "b": experts([4])}).save(tmp_path / "i.gguf")
-    result = command("--in-file", tmp_path / "i.gguf")
+    result = run("imatrix", "--in-file", tmp_path / "i.gguf")
     assert result.returncode == 0
     assert result.stderr.count("\n") == 1
     assert "no token of a for 1 of 2 experts" in result.stderr
@@ -314,10 +312,10 @@ def test_command_warns_of_what_was_not_seen(tmp_path: Path) -> None:
 def test_wrong_usage(tmp_path: Path, stored: dict[str, Path], tiny: lowbit.Model) -> None:
     (tmp_path / "t.txt").write_text(TINY_TEXT)
     for arguments in ([], [tiny.path], [tiny.path, tmp_path / "t.txt"], [tiny.path, "--in-file", stored["tiny"]]):
-        result = command(*arguments)
+        result = run("imatrix", *arguments)
         assert (result.returncode, result.stdout) == (2, "")
         assert "Usage: lowbit imatrix" in result.stderr
-    result = command(tiny.path, tmp_path / "t.txt", "-o", tmp_path / "none" / "x.gguf")
+    result = run("imatrix", tiny.path, tmp_path / "t.txt", "-o", tmp_path / "none" / "x.gguf")
     assert (result.returncode, result.stderr.count("\n")) == (1, 1)
     assert "no such folder" in result.stderr
 

@@ -11,6 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
+from command import run
 from tiny_checkpoint import make_checkpoint
 
 import lowbit
@@ -125,20 +126,15 @@ def test_importances_that_do_not_fit_leave_nothing(text: str, empty: Path) -> No
     assert list(empty.iterdir()) == []
 
 
-def command(*arguments: object) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-m", "lowbit", "ladder", *map(str, arguments)]
-    return subprocess.run(line, capture_output=True, text=True, check=False, encoding="utf-8")
-
-
 def test_command(empty: Path) -> None:
     options = [BARD, DATA / "bard-valid.txt", "--rungs", "Q8_0, Q2_K", "-c", CONTEXT, "--windows", 1]
-    result = command(*options, "--json")
+    result = run("ladder", *options, "--json")
     assert (result.returncode, result.stderr) == (0, "")
     report = json.loads(result.stdout)
     report |= {"original": Rung(**report["original"]), "rungs": [Rung(**rung) for rung in report["rungs"]]}
     found = Ladder(**report)
     assert [rung.format for rung in found.rungs] == ["Q8_0", "Q2_K"]
-    table = command(*options).stdout
+    table = run("ladder", *options).stdout
     for rung in (found.original, *found.rungs):
         assert f" {rung.format} " in table
         assert f" {rung.bits_per_weight:.2f} " in table
@@ -147,7 +143,7 @@ def test_command(empty: Path) -> None:
 
 def test_pictures_that_cannot_be_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, message in (("x.bmp", r"ends in \.png, \.svg, \.pdf"), ("none/x.png", "no such folder")):
-        result = command(BARD, "--plot", tmp_path / name)
+        result = run("ladder", BARD, "--plot", tmp_path / name)
         assert (result.returncode, result.stdout, result.stderr.count("\n")) == (1, "", 1)
         with pytest.raises(lowbit.InputError, match=message):
             check(tmp_path / name)

@@ -66,6 +66,7 @@ def test_sums(tmp_path: Path, dtype: Any, rslora: bool) -> None:
     tensors = {key: value for module in SHAPES for key, value in factors(module, dtype=dtype).items()}
     before = {name: read(tensor) for name, tensor in Checkpoint(base).tensors.items()}
     after = merged(base, make_adapter(tmp_path / "a", tensors, use_rslora=rslora), 0.5)
+    assert after.keys() == before.keys() >= {f"{module}.weight" for module in SHAPES}
     scale = 0.5 * 8 / (math.sqrt(4) if rslora else 4)
     for name, array in after.items():
         module = name.removesuffix(".weight")

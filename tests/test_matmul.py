@@ -26,12 +26,6 @@ MAX_TOKENS = 20
 AUTO_INT8_TOKENS = 8
 
 
-@pytest.fixture(params=lowbit.simd.targets())
-def simd(request):
-    with lowbit.simd.force(request.param):
-        yield request.param
-
-
 @pytest.fixture(params=list(FORMATS))
 def name(request) -> str:
     return request.param

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from reference_transformer import log_softmax
 
 import lowbit
 from lowbit import _core
@@ -9,12 +10,6 @@ from lowbit import _core
 SHAPES = [(1, 1), (1, 2), (3, 7), (5, 257), (64, 2048), (2, 32003)]
 # Each term is rounded to 2**-53 of itself a few times, and sums of vocab terms lose at most a factor log2(vocab) more.
 RELATIVE = 64 * 2.0**-53
-
-
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    x = logits.astype(np.float64)
-    x = x - x.max(axis=-1, keepdims=True)
-    return x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
 
 
 def random_logits(seed: int, shape: tuple[int, int], scale: float = 4.0) -> np.ndarray:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from reference_transformer import silu
 from tiny_checkpoint import make_checkpoint
 
 import lowbit
@@ -113,10 +114,6 @@ def test_threads_change_no_bit(gguf_file, reference, compute, format):
     alone = run(1)
     assert run(2) == alone
     assert run(3) == alone
-
-
-def silu(x: np.ndarray) -> np.ndarray:
-    return x / (1 + np.exp(-x))
 
 
 @pytest.mark.parametrize("format", MIXES)

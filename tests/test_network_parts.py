@@ -11,12 +11,6 @@ import lowbit
 from lowbit.spec import Rope
 
 
-@pytest.fixture(params=lowbit.simd.targets())
-def simd(request):
-    with lowbit.simd.force(request.param):
-        yield request.param
-
-
 def inputs(model, ids: np.ndarray) -> dict[str, np.ndarray]:
     """What each weight is multiplied with."""
     seen: dict[str, np.ndarray] = {}

@@ -15,12 +15,6 @@ from lowbit import _core
 FORMATS = {f.name: f for f in lowbit.formats() if f.block_size > 1}
 
 
-@pytest.fixture(params=lowbit.simd.targets())
-def simd(request):
-    with lowbit.simd.force(request.param):
-        yield
-
-
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("share", [0.0, 1e-3, 0.02])
 def test_the_first_broken_block_is_found(simd, name: str, share: float) -> None:

@@ -10,7 +10,14 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_checkpoint import byte_level_tokenizer, make_checkpoint, opened_tokenizer, write_json, write_tokenizer
+from tiny_checkpoint import (
+    byte_level_tokenizer,
+    edit_json,
+    make_checkpoint,
+    opened_tokenizer,
+    write_json,
+    write_tokenizer,
+)
 
 import lowbit
 from lowbit.pretokenizer import QWEN2
@@ -54,8 +61,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def edit(folder: Path, **changes: Any) -> None:
-    path = folder / "tokenizer.json"
-    write_json(path, {**json.loads(path.read_text()), **changes})
+    edit_json(folder / "tokenizer.json", changes)
 
 
 def carried(folder: Path) -> tuple[dict[str, Any], list[str], lowbit.Tokenizer]:

@@ -11,20 +11,6 @@ from random_network import SPECS, forward, make_model, make_spec, packed, random
 from reference_transformer import reference_logits
 
 import lowbit
-from lowbit.spec import ModelSpec
-
-
-@pytest.fixture(params=lowbit.simd.targets())
-def simd(request):
-    with lowbit.simd.force(request.param):
-        yield request.param
-
-
-@pytest.fixture
-def small() -> tuple[ModelSpec, dict[str, np.ndarray]]:
-    spec = make_spec(context_length=200)
-    return spec, random_tensors(spec)
-
 
 VARIANTS = {"plain": {}, "extras": {"extras": True}, "fused": {"extras": True, "fused": True}}
 

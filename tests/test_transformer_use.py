@@ -11,14 +11,7 @@ from random_network import as_given, forward, make_model, make_spec, packed, ran
 
 import lowbit
 from lowbit import _core
-from lowbit.spec import ModelSpec, Rope
-
-
-@pytest.fixture
-def small() -> tuple[ModelSpec, dict[str, np.ndarray]]:
-    spec = make_spec(context_length=200)
-    return spec, random_tensors(spec)
-
+from lowbit.spec import Rope
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The observer

@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import json
 import re
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from command import run
 from stored import sha256
 from tiny_checkpoint import conversion_source, make_checkpoint, write_imatrix
 
@@ -356,30 +356,23 @@ def test_a_source_that_vanishes(tmp_path: Path) -> None:
         hashing.metadata()
 
 
-def command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    words = [sys.executable, "-m", "lowbit", *map(str, arguments)]
-    return subprocess.run(words, capture_output=True, text=True, check=False, encoding="utf-8")
-
-
 def test_the_commands(tmp_path: Path) -> None:
     source, path = make_checkpoint(tmp_path / "source"), tmp_path / "a.gguf"
-    done = command("convert", source, path, "-f", "Q8_0")
+    done = run("convert", source, path, "-f", "Q8_0")
     assert done.returncode == 0, done.stderr
     assert f"{path} against {source}: ok" in done.stdout
     assert [line.split()[:2] for line in done.stdout.splitlines()[4:8]] == [
         ["file", "ok"], ["tensors", "ok"], ["tokenizer", "ok"], ["logits", "ok"],
     ]  # fmt: skip
     assert "lowbit.provenance.recipe" in metadata(path)
-    report = json.loads(command("convert", source, path, "-f", "Q8_0", "--json").stdout)
+    report = json.loads(run("convert", source, path, "-f", "Q8_0", "--json").stdout)
     assert report["verdict"]["ok"] is True
     assert report["verdict"]["checks"][1]["checked"] == 24
-    assert (
-        command("convert", source, tmp_path / "b.gguf", "-f", "Q8_0", "--no-verify", "--no-provenance").returncode == 0
-    )
+    assert run("convert", source, tmp_path / "b.gguf", "-f", "Q8_0", "--no-verify", "--no-provenance").returncode == 0
     lowbit.convert(source, tmp_path / "bare.gguf", "Q8_0", progress=False)
     assert (tmp_path / "b.gguf").read_bytes() == (tmp_path / "bare.gguf").read_bytes()
     other = make_checkpoint(tmp_path / "other", seed=1)
-    wrong = command("verify", path, other)
+    wrong = run("verify", path, other)
     assert (wrong.returncode, wrong.stderr) == (1, "")
     assert "FAILED" in wrong.stdout
-    assert json.loads(command("verify", path, source, "--json").stdout)["ok"] is True
+    assert json.loads(run("verify", path, source, "--json").stdout)["ok"] is True

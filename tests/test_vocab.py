@@ -13,7 +13,14 @@ import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 from stored import stored
-from tiny_checkpoint import byte_level_tokenizer, sentencepiece_model, sentencepiece_pieces, write_json, write_tokenizer
+from tiny_checkpoint import (
+    byte_level_tokenizer,
+    edit_json,
+    sentencepiece_model,
+    sentencepiece_pieces,
+    write_json,
+    write_tokenizer,
+)
 
 import lowbit
 from lowbit import tokenizer_gguf
@@ -23,11 +30,6 @@ from lowbit.special_tokens import special_tokens
 from lowbit.vocab import looks_special, tokenizer_metadata
 
 P = "tokenizer.ggml."
-
-
-def edit(folder: Path, name: str, **changes: Any) -> None:
-    path = folder / name
-    write_json(path, {**json.loads(path.read_text()), **changes})
 
 
 def test_byte_level(tmp_path: Path) -> None:
@@ -107,13 +109,14 @@ def test_special_tokens_as_the_reference_reads_them(tmp_path: Path, group: int) 
 
 def test_named_templates(tmp_path: Path) -> None:
     write_tokenizer(tmp_path, "qwen2")
-    edit(tmp_path, "tokenizer_config.json", chat_template=[
-        {"name": "default", "template": "d"}, {"name": "tool-use", "template": "t"}, {"name": "broken"}])  # fmt: skip
+    config = tmp_path / "tokenizer_config.json"
+    named = [{"name": "default", "template": "d"}, {"name": "tool-use", "template": "t"}, {"name": "broken"}]
+    edit_json(config, {"chat_template": named})
     keys = tokenizer_metadata(tmp_path, {}, "qwen3", 280)
     assert keys["tokenizer.chat_template"] == "d"
     assert keys["tokenizer.chat_template.tool_use"] == "t"
     assert keys["tokenizer.chat_templates"] == ["tool_use"]
-    edit(tmp_path, "tokenizer_config.json", chat_template=None)
+    edit_json(config, {"chat_template": None})
     assert "tokenizer.chat_template" not in tokenizer_metadata(tmp_path, {}, "qwen3", 280)
     (tmp_path / "chat_template.jinja").write_text("file")
     assert tokenizer_metadata(tmp_path, {}, "qwen3", 280)["tokenizer.chat_template"] == "file"
@@ -195,7 +198,7 @@ def test_pre_tokenizers_without_bytes_are_refused(pre_tokenizer: Any) -> None:
 )
 def test_broken_tokenizer_json(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     write_tokenizer(tmp_path, "qwen2")
-    edit(tmp_path, "tokenizer.json", **change)
+    edit_json(tmp_path / "tokenizer.json", change)
     with pytest.raises(lowbit.FormatError, match=message):
         tokenizer_metadata(tmp_path, {}, "qwen3", 280)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,6 +55,11 @@ def write_safetensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=1), encoding="utf-8")
+
+
+def edit_json(path: Path, changes: Mapping[str, Any]) -> None:
+    """Sets values of the object in a file."""
+    write_json(path, {**json.loads(path.read_text(encoding="utf-8")), **changes})
 
 
 def byte_level_tokenizer(pattern: str, special: list[str], bos: str | None) -> dict[str, Any]:

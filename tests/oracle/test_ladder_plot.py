@@ -69,7 +69,9 @@ def test_figures_without_a_place(crowded: Ladder, tmp_path: Path) -> None:
     """Zero and infinity are not on a logarithmic axis; a single rung has no scale of sizes."""
     rungs = [rung("BF16", 16, 0.0), rung("IQ1_S", 2, float("inf"), float("inf")), rung("TQ1_0", 2, float("nan"))]
     for some in (rungs, rungs[:1], [rung("Q8_0", 8.5, 1e-4)]):
-        ladder_plot.draw(dataclasses.replace(crowded, rungs=some), tmp_path / "x.png")
+        path = tmp_path / f"{len(some)}-{some[0].format}.png"
+        ladder_plot.draw(dataclasses.replace(crowded, rungs=some), path)
+        assert path.read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_failure_leaves_what_was_there(crowded: Ladder, tmp_path: Path) -> None:
