@@ -124,9 +124,9 @@ def verify(
 ) -> Verdict:
     """Compares a GGUF file with the Hugging Face folder or hub id that it was made of, and of LoRA adapters.
 
-    Differences are in the verdict. Both networks are run in float32, from where the files are mapped; memory holds those
-    weights of the source that change on the way. Raises FileError, FormatError or UnsupportedError if one of the two
-    cannot be opened.
+    Differences are in the verdict. Both networks are run in float32, from where the files are mapped; memory holds
+    those weights of the source that change on the way. Raises FileError, FormatError or UnsupportedError if one of the
+    two cannot be opened.
     """
     opened = open_checkpoint(source, lora, lora_scale)
     return compare_with(path, os.fspath(path), os.fspath(source), opened, threads=threads, progress=progress)
