@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,30 @@ def test_hub_id_beats_the_folder(tmp_path: Path) -> None:
 def test_odd_cards(tmp_path: Path, card: str) -> None:
     (tmp_path / "README.md").write_text(card)
     assert general(tmp_path)[0]["general.name"]
+
+
+MERGES = "a0: &a0 {x: 1}\n" + "".join(f"a{i}: &a{i} {{<<: [*a{i - 1}, *a{i - 1}]}}\n" for i in range(1, 60))
+LISTS = "license: &a0 [x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 60))
+
+
+@pytest.mark.parametrize(
+    ("card", "reason"),
+    [
+        (MERGES, "an alias"),
+        (LISTS, "an alias"),
+        ("tags: " + "[" * 100_000, "more than 64 levels"),
+        ("tags: [" + "x, " * 400_000 + "x]", "expected at most 1048576"),
+        ("license: !!timestamp x", "AttributeError|NoneType"),
+        ("license: !!bool x", "'x'"),
+        ("license: !!python/name:os.system", "could not determine a constructor"),
+    ],
+    ids=["merges", "lists", "deep", "long", "date", "bool", "code"],
+)
+def test_cards_that_would_take_hours_or_break_the_parser(tmp_path: Path, card: str, reason: str) -> None:
+    (tmp_path / "README.md").write_text(f"---\n{card}\n---\n")
+    found, notes = general(tmp_path)
+    assert "general.license" not in found
+    assert re.search(f"README.md: the front matter is not valid YAML and was left out.*({reason})", notes[0])
 
 
 def test_what_was_left_out_is_said(tmp_path: Path) -> None:
