@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -221,6 +224,26 @@ def test_the_folder_is_there_when_all_is_written(tmp_path: Path, monkeypatch: py
         "README.md", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
         "tokenizer_config.json",
     ]  # fmt: skip
+
+
+def test_what_a_killed_export_left_is_removed_and_not_that_of_one_at_work(tmp_path: Path) -> None:
+    path, folder = make_gguf(tmp_path), tmp_path / "out"
+    folder.mkdir()
+    code = f"""import os, signal, lowbit.export as e
+e.write_files = lambda *_: (print("writing", flush=True), signal.pause())
+e.export_hf({str(path)!r}, {str(folder / "hf")!r}, progress=False)"""
+    other = folder / ".hf.abcdefgh.parts"
+    other.mkdir()
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as at_work:
+        assert at_work.stdout is not None
+        assert at_work.stdout.readline() == "writing\n"
+        (begun,) = folder.glob(".hf.*.part")
+        lowbit.export_hf(path, folder / "hf", progress=False)
+        assert set(folder.iterdir()) == {begun, other, folder / "hf"}
+        at_work.kill()
+    shutil.rmtree(folder / "hf")
+    lowbit.export_hf(path, folder / "hf", progress=False)
+    assert set(folder.iterdir()) == {other, folder / "hf"}
 
 
 def test_the_command(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +27,11 @@ from lowbit.progress import progress_bar
 from lowbit.safetensors_writer import Shard, job_bytes
 from lowbit.threads import num_threads
 from lowbit.tokenizer import Tokenizer
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 __all__ = ["DTYPES", "ExportReport", "export_hf"]
 
@@ -176,7 +182,9 @@ def _new_folder(path: Path) -> Iterator[Path]:
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise FileError(f"{path}: there already, expected a new or an empty folder")
     try:
+        _remove_stale(path)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+        lock = _locked(temporary)
     except OSError as error:
         raise FileError(f"{path}: {error.strerror}") from None
     try:
@@ -189,6 +197,32 @@ def _new_folder(path: Path) -> Iterator[Path]:
         raise FileError(f"{path}: {error.strerror}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def _locked(folder: Path) -> int | None:
+    """A handle that keeps a folder locked until it is closed or the process ends; None if another holds the lock, or
+    on a system that has none for folders."""
+    handle = None
+    if fcntl is not None:
+        try:
+            handle = os.open(folder, os.O_RDONLY)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            if handle is not None:
+                os.close(handle)
+            return None
+    return handle
+
+
+def _remove_stale(path: Path) -> None:
+    """Removes what exports to `path` left that were killed."""
+    for folder in path.parent.iterdir():
+        is_temporary = re.fullmatch(rf"\.{re.escape(path.name)}\.\w{{8}}\.part", folder.name) is not None
+        if is_temporary and not folder.is_symlink() and (lock := _locked(folder)) is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(lock)
 
 
 def _umask() -> int:
