@@ -226,6 +226,15 @@ def test_the_folder_is_there_when_all_is_written(tmp_path: Path, monkeypatch: py
     ]  # fmt: skip
 
 
+def test_an_error_names_the_folder_that_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(shards: list[pipeline.Output], *_: object) -> None:
+        raise lowbit.FileError(f'cannot write "{shards[0].path}": No space left on device')
+
+    monkeypatch.setattr("lowbit.export.write_files", full)
+    with pytest.raises(lowbit.FileError, match=f'^cannot write "{tmp_path}/hf/model.safetensors": No space'):
+        lowbit.export_hf(make_gguf(tmp_path), tmp_path / "hf", progress=False)
+
+
 def test_what_a_killed_export_left_is_removed_and_not_that_of_one_at_work(tmp_path: Path) -> None:
     path, folder = make_gguf(tmp_path), tmp_path / "out"
     folder.mkdir()

@@ -166,3 +166,12 @@ def test_a_verified_file_with_another_value_for_a_float(tmp_path: Path, value: A
     verdict = lowbit.verify(tmp_path / "b.gguf", folder, progress=False)
     assert not verdict.ok
     assert "qwen3.rope.freq_base" in verdict.checks[0].detail
+
+
+@pytest.mark.parametrize("value", [3e38, np.inf, np.nan])
+def test_sums_of_an_importance_matrix_beyond_float32(tmp_path: Path, value: float) -> None:
+    tensors = {"t.in_sum2": np.full(4, value, np.float32), "t.counts": np.float32([1])}
+    lowbit.gguf.write(tmp_path / "i.gguf", {"imatrix.chunk_count": 1, "imatrix.chunk_size": 8}, tensors)
+    sums = lowbit.imatrix.read(tmp_path / "i.gguf")
+    with pytest.raises(lowbit.FormatError, match="imatrix: t: expected one axis of finite numbers"):
+        lowbit.imatrix.merge([sums, sums]).imatrix()

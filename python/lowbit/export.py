@@ -193,6 +193,8 @@ def _new_folder(path: Path) -> Iterator[Path]:
         if path.exists():
             path.rmdir()
         temporary.rename(path)
+    except FileError as error:
+        raise FileError(str(error).replace(str(temporary), str(path))) from None
     except OSError as error:
         raise FileError(f"{path}: {error.strerror}") from None
     finally:

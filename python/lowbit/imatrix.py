@@ -85,7 +85,8 @@ class Entry(NamedTuple):
         """Means, float32 (matrices * columns,); 1 in matrices where nothing was counted, as llama-quantize has it."""
         counted = self.counts[:, None] > 0
         divisor = np.where(counted, self.counts[:, None], 1).astype(np.float32)
-        means: npt.NDArray[np.float32] = np.where(counted, self.sums / divisor, np.float32(1))
+        with np.errstate(all="ignore"):
+            means: npt.NDArray[np.float32] = np.where(counted, self.sums / divisor, np.float32(1))
         return means.reshape(-1)
 
 
@@ -266,6 +267,7 @@ class _Legacy:
             raise self._error(f"{what}: not UTF-8") from None
 
 
+@np.errstate(all="ignore")  # sums of damaged files; importances are checked
 def merge(parts: Iterable[Sums]) -> Sums:
     """One matrix of several texts: sums and counts added up, as llama-imatrix does with several --in-file.
 
