@@ -70,34 +70,20 @@ def byte_level_tokenizer(pattern: str, special: list[str], bos: str | None) -> d
     for word in WORDS:
         cut = next(i for i in range(1, len(word)) if word[:i] in vocab and word[i:] in vocab)
         merges.append([word[:cut], word[cut:]])
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     added = [
-        {
-            "id": len(vocab) + i,
-            "content": text,
-            "single_word": False,
-            "lstrip": False,
-            "rstrip": False,
-            "normalized": False,
-            "special": text != "<tool>",
-        }
-        for i, text in enumerate(special)
+        {"id": len(vocab) + i, "content": text, **flags, "special": text != "<tool>"} for i, text in enumerate(special)
     ]
     processor: dict[str, Any] = {
-        "type": "ByteLevel",
-        "add_prefix_space": True,
-        "trim_offsets": False,
-        "use_regex": True,
-    }
+        "type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False, "use_regex": True,
+    }  # fmt: skip
     if bos:
-        token, a, b = (
-            ({"SpecialToken": {"id": bos, "type_id": 0}},),
-            {"id": "A", "type_id": 0},
-            {"id": "B", "type_id": 1},
-        )
+        first, second = ({"SpecialToken": {"id": bos, "type_id": number}} for number in (0, 1))
+        a, b = ({"Sequence": {"id": name, "type_id": number}} for number, name in enumerate("AB"))
         template = {
             "type": "TemplateProcessing",
-            "single": [*token, {"Sequence": a}],
-            "pair": [*token, {"Sequence": a}, {"SpecialToken": {"id": bos, "type_id": 1}}, {"Sequence": b}],
+            "single": [first, a],
+            "pair": [first, a, second, b],
             "special_tokens": {bos: {"id": bos, "ids": [len(vocab) + special.index(bos)], "tokens": [bos]}},
         }
         processor = {"type": "Sequence", "processors": [processor, template]}
@@ -292,9 +278,7 @@ def make_checkpoint(
     folder.mkdir(parents=True, exist_ok=True)
     family = FAMILIES[arch]
     tied = family.tied if tied is None else tied
-    values: dict[str, Any] = {
-        "architectures": [family.hf_class],
-        "model_type": {"gemma3": "gemma3_text", "bitnet-bf16": "bitnet"}.get(arch, arch),
+    sizes = {
         "hidden_size": hidden,
         "intermediate_size": ffn,
         "num_hidden_layers": layers,
@@ -302,6 +286,11 @@ def make_checkpoint(
         "num_key_value_heads": kv_heads,
         "head_dim": head_dim,
         "vocab_size": vocab,
+    }
+    values: dict[str, Any] = {
+        "architectures": [family.hf_class],
+        "model_type": {"gemma3": "gemma3_text", "bitnet-bf16": "bitnet"}.get(arch, arch),
+        **sizes,
         "max_position_embeddings": 256,
         "rms_norm_eps": 1e-5,
         **({} if "hidden_activation" in family.config else {"hidden_act": "silu"}),
@@ -314,54 +303,64 @@ def make_checkpoint(
     }
     write_json(folder / "config.json", values if nested is None else seeing_config(values))
     write_tokenizer(folder, tokenizer or family.tokenizer)
-    random = np.random.RandomState(seed)
-
-    def matrix(rows: int, columns: int) -> np.ndarray:
-        return (scale * random.standard_normal((rows, columns))).astype(DTYPES[dtype])
-
-    def norm(size: int) -> np.ndarray:
-        return (1 + 0.1 * random.standard_normal(size)).astype(DTYPES[dtype])
-
-    tensors = {"model.embed_tokens.weight": matrix(vocab, hidden), "model.norm.weight": norm(hidden)}
-    if not tied:
-        tensors["lm_head.weight"] = matrix(vocab, hidden)
-    for i in range(layers):
-        prefix = f"model.layers.{i}."
-        tensors |= {
-            prefix + "input_layernorm.weight": norm(hidden),
-            prefix + "post_attention_layernorm.weight": norm(hidden),
-            prefix + "self_attn.q_proj.weight": matrix(heads * head_dim, hidden),
-            prefix + "self_attn.k_proj.weight": matrix(kv_heads * head_dim, hidden),
-            prefix + "self_attn.v_proj.weight": matrix(kv_heads * head_dim, hidden),
-            prefix + "self_attn.o_proj.weight": matrix(hidden, heads * head_dim),
-            prefix + "mlp.gate_proj.weight": matrix(ffn, hidden),
-            prefix + "mlp.up_proj.weight": matrix(ffn, hidden),
-            prefix + "mlp.down_proj.weight": matrix(hidden, ffn),
-        }
-        if family.head_norms:
-            tensors |= {
-                prefix + "self_attn.q_norm.weight": norm(head_dim),
-                prefix + "self_attn.k_norm.weight": norm(head_dim),
-            }
-        if family.biases if biases is None else biases:
-            sizes = {"q": heads, "k": kv_heads, "v": kv_heads}
-            tensors |= {f"{prefix}self_attn.{name}_proj.bias": norm(n * head_dim) for name, n in sizes.items()}
-        if family.post_norms:
-            tensors |= {
-                prefix + "pre_feedforward_layernorm.weight": norm(hidden),
-                prefix + "post_feedforward_layernorm.weight": norm(hidden),
-            }
-        if family.sub_norms:
-            tensors |= {
-                prefix + "self_attn.attn_sub_norm.weight": norm(heads * head_dim),
-                prefix + "mlp.ffn_sub_norm.weight": norm(ffn),
-            }
+    draw = Draw(np.random.RandomState(seed), DTYPES[dtype], scale)
+    tensors = network_tensors(draw, family, sizes, tied, family.biases if biases is None else biases)
     if nested is not None:
         tensors = seeing_tensors(tensors, nested)
     if family.fused:
         tensors = fused(tensors)
     write_shards(folder, packed(tensors) if family.packed else tensors, shards)
     return folder
+
+
+class Draw(NamedTuple):
+    """Random weights."""
+
+    random: np.random.RandomState
+    dtype: Any
+    scale: float
+
+    def matrix(self, rows: int, columns: int) -> np.ndarray:
+        return (self.scale * self.random.standard_normal((rows, columns))).astype(self.dtype)
+
+    def norm(self, size: int) -> np.ndarray:
+        return (1 + 0.1 * self.random.standard_normal(size)).astype(self.dtype)
+
+
+def network_tensors(
+    draw: Draw, family: Family, sizes: Mapping[str, int], tied: bool, biases: bool
+) -> dict[str, np.ndarray]:
+    """The tensors of a network under Hugging Face's names. sizes: as config.json calls them."""
+    hidden, ffn, vocab = sizes["hidden_size"], sizes["intermediate_size"], sizes["vocab_size"]
+    heads, kv_heads, head_dim = sizes["num_attention_heads"], sizes["num_key_value_heads"], sizes["head_dim"]
+    tensors = {"model.embed_tokens.weight": draw.matrix(vocab, hidden), "model.norm.weight": draw.norm(hidden)}
+    if not tied:
+        tensors["lm_head.weight"] = draw.matrix(vocab, hidden)
+    for i in range(sizes["num_hidden_layers"]):
+        layer = {
+            "input_layernorm.weight": draw.norm(hidden),
+            "post_attention_layernorm.weight": draw.norm(hidden),
+            "self_attn.q_proj.weight": draw.matrix(heads * head_dim, hidden),
+            "self_attn.k_proj.weight": draw.matrix(kv_heads * head_dim, hidden),
+            "self_attn.v_proj.weight": draw.matrix(kv_heads * head_dim, hidden),
+            "self_attn.o_proj.weight": draw.matrix(hidden, heads * head_dim),
+            "mlp.gate_proj.weight": draw.matrix(ffn, hidden),
+            "mlp.up_proj.weight": draw.matrix(ffn, hidden),
+            "mlp.down_proj.weight": draw.matrix(hidden, ffn),
+        }
+        norms: dict[str, int] = {}
+        if family.head_norms:
+            norms |= {"self_attn.q_norm.weight": head_dim, "self_attn.k_norm.weight": head_dim}
+        if biases:
+            counts = {"q": heads, "k": kv_heads, "v": kv_heads}
+            norms |= {f"self_attn.{name}_proj.bias": count * head_dim for name, count in counts.items()}
+        if family.post_norms:
+            norms |= {f"{when}_feedforward_layernorm.weight": hidden for when in ("pre", "post")}
+        if family.sub_norms:
+            norms |= {"self_attn.attn_sub_norm.weight": heads * head_dim, "mlp.ffn_sub_norm.weight": ffn}
+        layer |= {name: draw.norm(size) for name, size in norms.items()}
+        tensors |= {f"model.layers.{i}.{name}": array for name, array in layer.items()}
+    return tensors
 
 
 def seeing_config(text: dict[str, Any]) -> dict[str, Any]:

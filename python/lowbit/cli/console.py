@@ -91,19 +91,18 @@ def one_line(value: Any, most: int = 200) -> str:
 
 def size(num_bytes: int) -> str:
     """Bytes for people: "7.35 MB", thousands as in file managers and on disks' labels."""
-    value, unit = float(num_bytes), "B"
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if value < 999.5 or unit == "TB":
-            break
-        value /= 1000
-    return f"{num_bytes} B" if unit == "B" else f"{value:.3g} {unit}"
+    return _scaled(num_bytes, ("B", "kB", "MB", "GB", "TB"))
 
 
 def count(number: int) -> str:
     """A number of weights for people: "3.67 M"."""
-    value, unit = float(number), ""
-    for unit in ("", "K", "M", "G", "T"):
-        if value < 999.5 or unit == "T":
+    return _scaled(number, ("", "K", "M", "G", "T"))
+
+
+def _scaled(number: int, units: Sequence[str]) -> str:
+    value = float(number)
+    for unit in units:
+        if value < 999.5 or unit == units[-1]:
             break
         value /= 1000
-    return str(number) if unit == "" else f"{value:.3g} {unit}"
+    return f"{number} {unit}".rstrip() if unit == units[0] else f"{value:.3g} {unit}"
