@@ -315,6 +315,8 @@ FAILURES = {
     "no importances": (["convert", str(DATA / "bard"), "{tmp}/x.gguf", "-f", "IQ2_XXS"], "--imatrix"),
     "a key misspelt": (["metadata", "{bard}", "get", "general.nam"], "did you mean general.name"),
     "a key misspelt to unset": (["metadata", "{bard}", "unset", "General.name"], "did you mean general.name"),
+    "source for target": (["quantize", "{bard}", "{bard}", "Q8_0"], "would replace a file that is being read"),
+    "model for target": (["imatrix", "{bard}", __file__, "-o", "{bard}"], "would replace a file that is being read"),
     "no template": (["chat", str(DATA / "bard")], "chat template"),
     "empty prompt": (["run", str(DATA / "bard"), ""], "prompt"),
 }

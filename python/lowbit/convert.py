@@ -178,13 +178,14 @@ def quantize_file(
     with gguf.open(src) as file:
         inputs = _inputs(file, chosen.keep_split)
         metadata = {key: file.typed(key) for key in file.metadata if key not in gguf.SPLIT_KEYS}
-        num_files = len(file.paths) if chosen.keep_split else None
+        num_files, paths = len(file.paths) if chosen.keep_split else None, file.paths
     importances = _loaded(imatrix)
     given = _unusual(chosen)
     if given or not mix.is_copy:
         metadata = with_step(metadata, os.fspath(src), mix.name, given, imatrix)
     metadata = _own_last(_requantized(metadata, mix))
-    plan = Plan(mix, inputs, metadata, [], chosen, allow_requantize=chosen.allow_requantize, num_files=num_files)
+    requantize = chosen.allow_requantize
+    plan = Plan(mix, inputs, metadata, [], chosen, allow_requantize=requantize, num_files=num_files, reads=paths)
     return plan.run(os.fspath(dst), importances, progress, num_threads(threads), dry_run)
 
 

@@ -7,8 +7,9 @@ moment is a handful of chunks, whatever the size of the model.
 from __future__ import annotations
 
 import math
+import os
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -139,6 +140,14 @@ class Output(Protocol):
 
     def open(self) -> Appender:
         """Creates the file under a temporary name."""
+
+
+def refuse_replacing(read: Iterable[str], written: Iterable[str]) -> None:
+    """Raises InputError if one of the files to be written is one of those that are read: it would be lost."""
+    sources = [path for path in read if os.path.exists(path)]
+    for target in written:
+        if os.path.exists(target) and any(os.path.samefile(target, path) for path in sources):
+            raise InputError(f"{target}: would replace a file that is being read")
 
 
 def write_files(

@@ -17,7 +17,7 @@ from lowbit._core import InputError, UnsupportedError
 from lowbit.assignment import Assignment, Stored, assign, needs_imatrix, num_experts
 from lowbit.imatrix import Imatrix
 from lowbit.options import ConvertOptions, moved_last, override
-from lowbit.pipeline import Appender, Job, Target, write_files
+from lowbit.pipeline import Appender, Job, Target, refuse_replacing, write_files
 from lowbit.progress import progress_bar
 from lowbit.recipes import FLOAT_FORMATS, Mix
 from lowbit.splitting import PADDED, file_name, split_keys
@@ -80,7 +80,10 @@ class Finishing(NamedTuple):
 
 @dataclass
 class Plan:
-    """Everything about what to write but the choices of formats. num_files: how many, for a model that stays split."""
+    """Everything about what to write but the choices of formats.
+
+    num_files: how many, for a model that stays split. reads: files that must not be replaced.
+    """
 
     mix: Mix
     inputs: Sequence[Input]
@@ -91,6 +94,7 @@ class Plan:
     allow_requantize: bool = False
     num_files: int | None = None
     finishing: Finishing | None = None
+    reads: Sequence[str] = ()
 
     def run(self, dst: str, importances: Imatrix | None, progress: bool, threads: int, dry_run: bool) -> Report:
         """Assigns formats, and writes the files unless it is a dry run."""
@@ -107,6 +111,7 @@ class Plan:
         tensors = assign(self.mix, stored, model, self.options, has_imatrix=importances is not None)
         jobs = [self._job(tensor, chosen, importances) for tensor, chosen in zip(inputs, tensors, strict=True)]
         targets = self._targets(dst, metadata, [tensor.file for tensor in inputs], tensors, jobs)
+        refuse_replacing(self.reads, [target.path for target in targets])
         file_bytes = sum(target.file_bytes for target in targets)
         report = Report(dst, self.mix.name, file_bytes, tensors, list(self.notes), [target.path for target in targets])
         report.notes += self._without_importances(tensors, jobs, importances, dry_run)

@@ -13,7 +13,7 @@ import numpy as np
 from lowbit import gguf
 from lowbit._core import InputError
 from lowbit.gguf_source import GgufTensor, gguf_tensors
-from lowbit.pipeline import Job, Target, write_files
+from lowbit.pipeline import Job, Target, refuse_replacing, write_files
 from lowbit.progress import progress_bar
 
 Path = str | os.PathLike[str]
@@ -150,10 +150,7 @@ def _copy(path: str, metadata: Mapping[str, Any], tensors: Sequence[GgufTensor])
 
 
 def _written(file: gguf.File, targets: Sequence[Target], title: str, progress: bool, dry_run: bool) -> SplitReport:
-    for target in targets:
-        for path in file.paths:
-            if os.path.exists(target.path) and os.path.samefile(target.path, path):
-                raise InputError(f"{target.path}: would replace a file that is being read")
+    refuse_replacing(file.paths, [target.path for target in targets])
     if not dry_run:
         with progress_bar(title, unit="B", enabled=progress) as advance:
             write_files(targets, 1, advance)

@@ -57,9 +57,9 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: st
     from rich.table import Table
     from rich.text import Text
 
-    # The title comes from paths and files, too.
-    heading = None if title is None else Text(printable(title), style="bold")
-    table = Table(box=box.SIMPLE_HEAD, title=heading, title_justify="left", pad_edge=False)
+    if title is not None:
+        console().print(Text(printable(title), style="bold"))  # a table's own is folded to its width
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     # Text, not markup: names come from files.
     cells = [[Text(printable(cell)) for cell in row] for row in rows]
     widest = [max((row[i].cell_len for row in cells), default=1) for i in range(len(columns))]

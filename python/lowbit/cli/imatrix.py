@@ -57,6 +57,7 @@ def imatrix_command(
     """
     import lowbit
     from lowbit import imatrix
+    from lowbit.pipeline import refuse_replacing
 
     if (model is None) != (text is None) or not (text or in_file):
         raise typer.BadParameter("expected MODEL and TEXT, or --in-file without both")
@@ -64,6 +65,8 @@ def imatrix_command(
         raise typer.BadParameter("expected the file to write", param_hint="--out")
     if out and not out.absolute().parent.is_dir():  # found out now rather than after the work
         raise lowbit.FileError(f"{out}: no such folder")
+    if out:
+        refuse_replacing([part for part in (model, text and str(text)) if part], [str(out)])
     parts = [imatrix.read(path) for option in in_file or [] for path in _paths(option)]
     if model and text:
         content = read_text(text)
