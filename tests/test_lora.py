@@ -16,7 +16,7 @@ from input_cases import make_float8
 from tiny_checkpoint import make_checkpoint, write_json, write_safetensors
 
 import lowbit
-from lowbit import lora
+from lowbit import cli, lora
 from lowbit.arch import open_checkpoint
 from lowbit.checkpoint import Checkpoint
 from lowbit.tensor_source import read
@@ -149,6 +149,16 @@ def test_files_and_models_have_the_merged_weights(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.asarray(model.weights["blk.0.ffn_up.weight"]), found)
     with pytest.raises(lowbit.InputError, match="adapters are merged into checkpoints"):
         lowbit.load(tmp_path / "out.gguf", lora=adapter)
+
+
+def test_the_command_verifies_what_was_merged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = make_checkpoint(tmp_path / "base", layers=1)
+    adapter, out = str(make_adapter(tmp_path / "a", factors(UP))), str(tmp_path / "out.gguf")
+    scaled = ["--lora", adapter, "--lora-scale", "0.5"]
+    assert cli.run(["convert", str(base), out, "-f", "bf16", *scaled, "--no-verify"]) == 0
+    assert cli.run(["verify", out, str(base), *scaled]) == 0
+    assert cli.run(["verify", out, str(base), "--lora", adapter]) == 1
+    assert "blk.0.ffn_up.weight (BF16) is off by" in capsys.readouterr().out
 
 
 A, B = f"{PREFIX}{UP}.lora_A.weight", f"{PREFIX}{UP}.lora_B.weight"

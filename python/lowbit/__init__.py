@@ -1,4 +1,4 @@
-"""lowbit: quantize Hugging Face checkpoints to GGUF, measure what was lost, run them on the CPU."""
+"""Quantizes Hugging Face checkpoints to GGUF, measures what was lost, and runs them on the CPU."""
 
 from __future__ import annotations
 

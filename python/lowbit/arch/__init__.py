@@ -57,12 +57,19 @@ BFLOAT16_FILE_TYPE = 32
 
 
 def spec(metadata: Mapping[str, Any], tensors: Tensors) -> ModelSpec:
-    """The network that a GGUF file describes: by its metadata, and by tensors that scale rotary embeddings."""
+    """The network that a GGUF file describes: by its metadata, and by tensors that scale rotary embeddings.
+
+    Raises UnsupportedError for an unknown architecture or what its graph does not express, FormatError for keys that
+    are missing or wrong.
+    """
     return of_metadata(metadata, tensors).spec(metadata, tensors)
 
 
 def of_metadata(metadata: Mapping[str, Any], tensors: Iterable[str] = ()) -> Architecture:
-    """The architecture of a GGUF file. tensors: its names, which an error about an unknown one compares."""
+    """The architecture of a GGUF file. tensors: its names, which an error about an unknown one compares.
+
+    Raises UnsupportedError for an unknown one, FormatError if the metadata names none.
+    """
     name = metadata.get("general.architecture")
     if not isinstance(name, str):
         raise FormatError("metadata has no general.architecture")
@@ -125,7 +132,10 @@ def open_checkpoint(
     adapters: lora.Adapters = (),
     adapter_scales: float | Sequence[float] = 1.0,
 ) -> OpenedCheckpoint:
-    """Opens a Hugging Face folder or hub id, with LoRA adapters merged. Reads headers and the tokenizer, no weights."""
+    """Opens a Hugging Face folder or hub id, with LoRA adapters merged. Reads headers and the tokenizer, no weights.
+
+    Raises FileError, FormatError, or UnsupportedError (architecture, tokenizer, quantized checkpoint).
+    """
     folder, hub_id = resolve(source)
     checkpoint = Checkpoint(folder)
     config = Config(checkpoint.config, str(folder / "config.json"))
