@@ -318,6 +318,7 @@ FAILURES = {
     "source for target": (["quantize", "{bard}", "{bard}", "Q8_0"], "would replace a file that is being read"),
     "model for target": (["imatrix", "{bard}", __file__, "-o", "{bard}"], "would replace a file that is being read"),
     "no template": (["chat", str(DATA / "bard")], "chat template"),
+    "no Unicode": (["run", str(DATA / "bard"), "a\udcff"], "text is not Unicode at character 1"),
     "empty prompt": (["run", str(DATA / "bard"), ""], "prompt"),
 }
 

@@ -88,6 +88,10 @@ class Tokenizer:
         """
         if not isinstance(text, str):
             raise InputError(f"text must be a str, got {type(text).__name__}")
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:  # a byte that is not UTF-8 on the command line or in a pipe, say
+            raise InputError(f"text is not Unicode at character {error.start}: {text[error.start]!r}") from None
         with _contained(InputError, "text cannot be tokenized"):
             backend = self.backend if parse_special else self._without_special()
             return backend.encode(text, add_special_tokens=add_special_tokens).ids
@@ -154,7 +158,10 @@ class Tokenizer:
         source = self.chat_templates.get(name)
         if source is None:
             if not self.chat_templates:
-                raise UnsupportedError("this model has no chat template")
+                raise UnsupportedError(
+                    "this model has no chat template: it continues a text (lowbit run), or is given one "
+                    "(lowbit metadata FILE set tokenizer.chat_template)"
+                )
             has = ", ".join(sorted(self.chat_templates))
             raise UnsupportedError(f"this model has no chat template {name!r}, only {has}")
         variables = {**self.special_tokens, **variables}

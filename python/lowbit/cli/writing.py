@@ -112,6 +112,8 @@ def chat(
         "seed": seed,
     }
     beginning = [{"role": "system", "content": system}] if system else []
+    if not loaded.tokenizer.chat_templates:
+        loaded.tokenizer.apply_chat_template(beginning)  # says so now, rather than after the first line
     messages = list(beginning)
     for line in _lines():
         if line == "/reset":
