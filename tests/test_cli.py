@@ -95,6 +95,14 @@ def test_misspelt_formats(option: str, value: str, meant: str, tmp_path: Path) -
     assert f"did you mean {meant}" in result.stderr
 
 
+def test_a_folder_for_a_gguf_file() -> None:
+    folder = str(DATA / "bard")
+    for command in (["quantize", folder, "x.gguf", "Q8_0"], ["verify", folder, "x"], ["export", "hf", folder, "x"]):
+        result = run(*command)
+        assert (result.returncode, result.stdout) == (2, "")
+        assert "lowbit convert makes a GGUF file of a checkpoint" in result.stderr
+
+
 def test_formats_are_those_of_the_package() -> None:
     result = run("formats", "--json")
     assert (result.returncode, result.stderr) == (0, "")

@@ -21,6 +21,17 @@ Threads = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")]
 
 
+def gguf_argument(metavar: str, help: str) -> Any:
+    """An argument that names a GGUF file which is there."""
+
+    def check(path: Path) -> Path:
+        if path.is_dir():
+            raise typer.BadParameter(f"{path} is a folder; lowbit convert makes a GGUF file of a checkpoint")
+        return path
+
+    return typer.Argument(metavar=metavar, exists=True, callback=check, help=help)
+
+
 def one_of(*values: str) -> Callable[[str | None], str | None]:
     """A callback that refuses other values."""
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lowbit.cli.app import Json, Threads, app, examples, settings
+from lowbit.cli.app import Json, Threads, app, examples, gguf_argument, settings
 from lowbit.cli.console import note, print_json, print_table, printable
 
 if TYPE_CHECKING:
@@ -25,10 +25,8 @@ _FAILED = 2  # 1 says that the files differ
     )
 )
 def diff(
-    a: Annotated[
-        Path, typer.Argument(metavar="A.gguf", exists=True, dir_okay=False, help="GGUF file, or one of a split model.")
-    ],
-    b: Annotated[Path, typer.Argument(metavar="B.gguf", exists=True, dir_okay=False, help="The file to compare with.")],
+    a: Annotated[Path, gguf_argument("A.gguf", "GGUF file, or one of a split model.")],
+    b: Annotated[Path, gguf_argument("B.gguf", "The file to compare with.")],
     keys_only: Annotated[bool, typer.Option("--keys-only", help="Leave the tensors out.")] = False,
     tensors_only: Annotated[bool, typer.Option("--tensors-only", help="Leave the metadata out.")] = False,
     ignore: Annotated[

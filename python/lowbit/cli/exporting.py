@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from lowbit.cli.app import Json, Threads, app, examples, one_of
+from lowbit.cli.app import Json, Threads, app, examples, gguf_argument, one_of
 from lowbit.cli.console import note, print_json, printable, size
 
 export = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
@@ -27,7 +27,7 @@ def _export() -> None:
     )
 )
 def hf(
-    source: Annotated[Path, typer.Argument(metavar="FILE.gguf", exists=True, dir_okay=False, help="The file to read.")],
+    source: Annotated[Path, gguf_argument("FILE.gguf", "The file to read.")],
     target: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to write; must not exist, or be empty.")],
     dtype: Annotated[
         str | None,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lowbit.cli.app import Json, app, examples
+from lowbit.cli.app import Json, app, examples, gguf_argument
 from lowbit.cli.console import note, one_line, print_json, print_table, printable, size
 from lowbit.file_reader import read_text
 
@@ -31,7 +31,7 @@ _USAGE = {"get": "KEY", "set": "KEY VALUE", "unset": "KEY", "recover": ""}
     ),
 )
 def metadata(
-    path: Annotated[Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="GGUF file.")],
+    path: Annotated[Path, gguf_argument("FILE", "GGUF file.")],
     action: Annotated[
         str | None,
         typer.Argument(metavar="[get|set|unset|recover]", help="Without it, all keys are listed.", show_default=False),

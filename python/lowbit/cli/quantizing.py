@@ -20,6 +20,7 @@ from lowbit.cli.app import (
     Threads,
     app,
     examples,
+    gguf_argument,
     parsed,
     scale_of,
 )
@@ -152,7 +153,7 @@ def convert(
     )
 )
 def quantize(
-    source: Annotated[Path, typer.Argument(metavar="IN.gguf", exists=True, dir_okay=False, help="The file to read.")],
+    source: Annotated[Path, gguf_argument("IN.gguf", "The file to read.")],
     target: Annotated[Path, typer.Argument(metavar="OUT.gguf", dir_okay=False, help="The file to write.")],
     format: Annotated[
         str, typer.Argument(metavar="FORMAT", help="A mix (Q4_K_M), a format (Q8_0), their number, or COPY.")

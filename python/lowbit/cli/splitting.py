@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lowbit.cli.app import DryRun, Json, NoTensorFirst, SplitMaxSize, SplitMaxTensors, app, examples
+from lowbit.cli.app import DryRun, Json, NoTensorFirst, SplitMaxSize, SplitMaxTensors, app, examples, gguf_argument
 from lowbit.cli.console import print_json, print_table, size
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     )
 )
 def split(
-    source: Annotated[Path, typer.Argument(metavar="IN.gguf", exists=True, dir_okay=False, help="The file to read.")],
+    source: Annotated[Path, gguf_argument("IN.gguf", "The file to read.")],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="Files are OUT-00001-of-0000N.gguf and so on.")],
     split_max_size: SplitMaxSize = "0",
     split_max_tensors: SplitMaxTensors = 0,
@@ -53,9 +53,7 @@ def split(
     epilog=examples("lowbit merge model-00001-of-00003.gguf model.gguf", "lowbit inspect model-00001-of-00003.gguf")
 )
 def merge(
-    source: Annotated[
-        Path, typer.Argument(metavar="IN-00001-of-0000N.gguf", exists=True, dir_okay=False, help="One of the files.")
-    ],
+    source: Annotated[Path, gguf_argument("IN-00001-of-0000N.gguf", "One of the files.")],
     target: Annotated[Path, typer.Argument(metavar="OUT.gguf", dir_okay=False, help="The file to write.")],
     dry_run: DryRun = False,
     json: Json = False,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lowbit.cli.app import Json, Lora, LoraScale, Threads, app, examples, scale_of
+from lowbit.cli.app import Json, Lora, LoraScale, Threads, app, examples, gguf_argument, scale_of
 from lowbit.cli.console import print_json, print_table, printable
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ _WORDS = {True: "ok", False: "FAILED", None: "not run"}
     )
 )
 def verify(
-    file: Annotated[Path, typer.Argument(metavar="FILE.gguf", exists=True, dir_okay=False, help="The file to verify.")],
+    file: Annotated[Path, gguf_argument("FILE.gguf", "The file to verify.")],
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="The checkpoint it was made of: folder or hub id.")],
     lora: Lora = None,
     lora_scale: LoraScale = None,
