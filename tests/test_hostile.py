@@ -175,3 +175,21 @@ def test_sums_of_an_importance_matrix_beyond_float32(tmp_path: Path, value: floa
     sums = lowbit.imatrix.read(tmp_path / "i.gguf")
     with pytest.raises(lowbit.FormatError, match="imatrix: t: expected one axis of finite numbers"):
         lowbit.imatrix.merge([sums, sums]).imatrix()
+
+
+def test_an_export_of_a_file_whose_definition_is_a_unigram_model(tmp_path: Path) -> None:
+    lowbit.convert(make_checkpoint(tmp_path / "m", "mistral", **SIZES), tmp_path / "a.gguf", "F32", progress=False)
+    definition = {"model": {"type": "Unigram", "unk_id": 0}, "decoder": BYTES}
+    with lowbit.gguf.open(tmp_path / "a.gguf") as file:
+        metadata = {**file.metadata, "lowbit.tokenizer.definition": json.dumps(definition)}
+        lowbit.gguf.write(tmp_path / "b.gguf", metadata, file.tensors)
+    lowbit.export_hf(tmp_path / "b.gguf", tmp_path / "hf", progress=False)
+    tokenizers = [lowbit.load_tokenizer(tmp_path / name) for name in ("b.gguf", "hf")]
+    assert tokenizers[0].encode("an other", False) == tokenizers[1].encode("an other", False)
+
+
+@pytest.mark.parametrize("value", ["one", np.zeros(2, np.uint16), np.float32(0), True])
+def test_an_edit_of_a_file_whose_number_in_a_split_model_is_none(tmp_path: Path, value: Any) -> None:
+    lowbit.gguf.write(tmp_path / "a.gguf", {"general.architecture": "llama", "split.no": value}, {})
+    with pytest.raises(lowbit.FormatError, match=r"key split.no: expected an integer, found (a|an) "):
+        lowbit.gguf.edit(tmp_path / "a.gguf", {"general.name": "a"})

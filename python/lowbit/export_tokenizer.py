@@ -34,7 +34,8 @@ def _definition(tokenizer: Tokenizer) -> dict[str, Any]:
     """tokenizer.json. Rows of the embedding without a token, which GGUF numbers, are no tokens here."""
     definition: dict[str, Any] = json.loads(tokenizer.backend.to_str())
     vocab = definition["model"]["vocab"]
-    definition["model"]["vocab"] = {text: i for text, i in vocab.items() if text != padding_text(i)}
+    if isinstance(vocab, dict):  # a unigram model's is a list, where each has its place
+        definition["model"]["vocab"] = {text: i for text, i in vocab.items() if text != padding_text(i)}
     return definition
 
 

@@ -20,7 +20,7 @@ from lowbit import _core
 from lowbit._core import FormatError, InputError
 from lowbit.gguf.reading import SPLIT_KEYS, Path
 from lowbit.gguf.rewriting import copy, difference, locked, recover, system_errors, write_at, write_in_place
-from lowbit.gguf.values import checked_name, encoded, typed
+from lowbit.gguf.values import checked_name, encoded, kind_name, typed
 from lowbit.progress import progress_bar
 from lowbit.suggest import did_you_mean
 
@@ -150,7 +150,10 @@ class _Header:
         begins = [*self._core.entry_begins(), self._core.infos_begin]
         self._keys = {key: i for i, key in enumerate(self._core.keys())}
         self._entries = {key: header[begins[i] : begins[i + 1]] for key, i in self._keys.items()}
-        if "split.no" in self._keys and int(self._value("split.no")):
+        number = self._value("split.no")
+        if number is not None and not isinstance(number, np.integer):
+            raise FormatError(f"{path}: key split.no: expected an integer, found {kind_name(number)}")
+        if number:
             raise InputError(f"{path}: the keys of a split model are in its first file")
 
     def _value(self, key: str) -> Any:
