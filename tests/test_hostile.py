@@ -193,3 +193,28 @@ def test_an_edit_of_a_file_whose_number_in_a_split_model_is_none(tmp_path: Path,
     lowbit.gguf.write(tmp_path / "a.gguf", {"general.architecture": "llama", "split.no": value}, {})
     with pytest.raises(lowbit.FormatError, match=r"key split.no: expected an integer, found (a|an) "):
         lowbit.gguf.edit(tmp_path / "a.gguf", {"general.name": "a"})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("general.sampling.temp", np.float64(1e300), r"expected a finite number, found 1e\+300"),
+        ("general.sampling.temp", np.float32(np.nan), "expected a finite number, found nan"),
+        ("general.sampling.top_k", np.zeros(2, np.int32), "general.sampling.top_k: expected one value"),
+        ("tokenizer.ggml.add_sep_token", np.zeros(2, np.bool_), "add_sep_token is an array"),
+        ("tokenizer.ggml.add_space_prefix", np.zeros(2, np.bool_), "add_prefix_space is an array"),
+        ("qwen3.rope.scaling.attn_factor", np.float64(1e300), None),  # noted as not kept
+        ("qwen3.attention.key_length", np.float64(1e300), "attention.key_length"),
+    ],
+)
+def test_an_export_of_numbers_that_json_has_not(tmp_path: Path, key: str, value: Any, message: str | None) -> None:
+    lowbit.convert(make_checkpoint(tmp_path / "m", **SIZES), tmp_path / "a.gguf", "F32", progress=False)
+    with lowbit.gguf.open(tmp_path / "a.gguf") as file:
+        metadata = {name: file.typed(name) for name in file.metadata} | {key: value}
+        lowbit.gguf.write(tmp_path / "b.gguf", metadata, file.tensors)
+    if message is None:
+        assert key in lowbit.export_hf(tmp_path / "b.gguf", tmp_path / "hf", progress=False).notes[0]
+        return
+    with pytest.raises(lowbit.FormatError, match=message):
+        lowbit.export_hf(tmp_path / "b.gguf", tmp_path / "hf", progress=False)
+    assert not (tmp_path / "hf").exists()

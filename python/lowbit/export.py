@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from lowbit import gguf
-from lowbit._core import FileError, InputError, UnsupportedError
+from lowbit._core import FileError, FormatError, InputError, UnsupportedError
 from lowbit.arch import Architecture, of_metadata
+from lowbit.arch._hf import decimal
 from lowbit.config import Config
 from lowbit.export_tokenizer import tokenizer_files
 from lowbit.gguf_source import gguf_tensors
@@ -130,13 +131,14 @@ def _unkept(arch: Architecture, metadata: Mapping[str, Any], config: Config) -> 
         if key not in again:
             notes.append(f"{key} is not kept: config.json has no place for it")
         elif not np.array_equal(_rounded(value), _rounded(again[key])):
-            raise UnsupportedError(f"{key} is {value}, config.json would say {again[key]}")
+            raise UnsupportedError(f"{key} is {str(value)[:60]}, config.json would say {str(again[key])[:60]}")
     return notes
 
 
 def _rounded(value: Any) -> Any:
     """Floats as GGUF has them."""
-    return np.float32(value) if isinstance(value, float) else value
+    with np.errstate(over="ignore"):
+        return np.float32(value) if isinstance(value, float) else value
 
 
 def _generation(metadata: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
@@ -144,12 +146,13 @@ def _generation(metadata: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, 
     first = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
     ends = [*first, *sorted(tokenizer.eos_ids - {*first})]
     ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": ends or None, "pad_token_id": tokenizer.pad_id}
-    sampling = {keys[-1]: metadata.get(f"general.sampling.{name}") for keys, name, _ in SAMPLING}
-    sampling = {
-        key: float(str(np.float32(value))) if isinstance(value, float) else value
-        for key, value in sampling.items()
-        if value is not None
-    }
+    sampling: dict[str, Any] = {}
+    for keys, name, _ in SAMPLING:
+        value = metadata.get(f"general.sampling.{name}")
+        if isinstance(value, (list, np.ndarray)):
+            raise FormatError(f"general.sampling.{name}: expected one value, found an array")
+        if value is not None:
+            sampling[keys[-1]] = decimal(value) if isinstance(value, float) else value
     if sampling:
         sampling["do_sample"] = True
     return {**{key: value for key, value in ids.items() if value is not None}, **sampling}

@@ -6,6 +6,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
+from lowbit._core import FormatError
 from lowbit.sentencepiece import USER_DEFINED, Piece, model_bytes
 from lowbit.special_tokens import ADDED_ROLES
 from lowbit.tokenizer import Tokenizer, from_metadata
@@ -52,6 +55,8 @@ def _config(tokenizer: Tokenizer, metadata: Mapping[str, Any], context: int) -> 
     added = {f"add_{role}_token": metadata.get(f"tokenizer.ggml.add_{role}_token") for role in ADDED_ROLES}
     if (prefix := metadata.get("tokenizer.ggml.add_space_prefix")) is not None:
         added["add_prefix_space"] = prefix
+    if wrong := [key for key, value in added.items() if isinstance(value, (list, np.ndarray))]:
+        raise FormatError(f"tokenizer.ggml: {wrong[0]} is an array, expected a boolean")
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         **tokenizer.special_tokens,

@@ -13,7 +13,7 @@ import numpy as np
 
 from lowbit._core import FormatError, UnsupportedError
 from lowbit.arch._keys import Keys
-from lowbit.config import Config
+from lowbit.config import MOST_FLOAT32, Config
 from lowbit.tensor_source import Renamed, TensorSource, read
 
 if TYPE_CHECKING:
@@ -137,7 +137,9 @@ class WayBack:
 
 
 def decimal(value: Any) -> float:
-    """A float32 as the shortest decimal that rounds to it."""
+    """A float32 as the shortest decimal that rounds to it. Raises FormatError for what JSON has no number for."""
+    if not abs(value) <= MOST_FLOAT32:
+        raise FormatError(f"expected a finite number, found {value}")
     return float(str(np.float32(value)))
 
 
