@@ -64,6 +64,13 @@ def _bytes(tensor: object) -> bytes:
     return (tensor.data if isinstance(tensor, lowbit.QTensor) else tensor).tobytes()  # type: ignore[attr-defined]
 
 
+def test_a_file_says_where_it_is_from(tmp_path: Path, hub: Hub) -> None:
+    lowbit.convert(NAME, tmp_path / "hub.gguf", "Q8_0", provenance=True, progress=False)
+    with lowbit.gguf.open(tmp_path / "hub.gguf") as file:
+        assert file.metadata["lowbit.provenance.source"] == NAME
+        assert file.metadata["lowbit.provenance.revision"] == hub.repositories[NAME].refs["main"]
+
+
 def test_what_is_in_the_cache_is_not_fetched_again(hub: Hub) -> None:
     folder, name = resolve(NAME)
     assert name == NAME

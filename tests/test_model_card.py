@@ -135,14 +135,37 @@ def test_card(tmp_path: Path) -> None:
     assert found["general.tags"] == ["chat", "text-generation"]
     assert found["general.base_model.0.repo_url"] == "https://huggingface.co/org/Base-7B-v2"
     assert (found["general.name"], found["general.basename"]) == ("My Model 7B Chat", "My-Model")
-    metadata = gguf.Metadata.load(None, folder, None, int(7e9))
-    metadata.version = str(metadata.version)  # the reference cannot write a number here
-    writer = gguf.GGUFWriter(None, "llama")
-    metadata.set_gguf_meta_model(writer)
-    reference = {key: value.value for key, value in writer.kv_data[0].items() if key != "general.architecture"}
+    reference = reference_keys(folder)
     assert list(found) == list(reference)
     for key, value in reference.items():
         assert found[key] == (np.float32(value) if isinstance(value, float) else value), key
+
+
+def reference_keys(folder: Path) -> dict[str, Any]:
+    metadata = gguf.Metadata.load(None, folder, None, int(7e9))
+    if metadata.version is not None:
+        metadata.version = str(metadata.version)  # the reference cannot write a number here
+    writer = gguf.GGUFWriter(None, "llama")
+    metadata.set_gguf_meta_model(writer)
+    return {key: value.value for key, value in writer.kv_data[0].items() if key != "general.architecture"}
+
+
+@pytest.mark.parametrize(
+    "card",
+    [
+        "license: mit\n---\nlicense: mit\n---\n",
+        "---\nlicense: mit\n",
+        "---\nbase_model: Base-7B\n---\n",
+        "---\nbase_model:\n- org/A-1B\n- https://huggingface.co/org/B-2B-v1\n- {name: C, organization: d}\n---\n",
+        "---\ndatasets: set\nlicense: mit\n---\nlicense: other\n",
+        "---\ndatasets: [org/a, {repo_url: https://x.org/y}]\n---\n",
+    ],
+)
+def test_cards_as_the_reference_reads_them(tmp_path: Path, card: str) -> None:
+    folder = tmp_path / "My-Model-7B-chat"
+    folder.mkdir()
+    (folder / "README.md").write_text(card)
+    assert list(general(folder)[0].items()) == list(reference_keys(folder).items())
 
 
 def test_hub_id_beats_the_folder(tmp_path: Path) -> None:

@@ -107,6 +107,14 @@ def test_special_tokens_as_the_reference_reads_them(tmp_path: Path, group: int) 
         assert list(found.items()) == list(expected.items()), (tokenizer, tokenizer_config, config)
 
 
+def test_steps_that_are_none(tmp_path: Path) -> None:
+    """A post_processor that the tokenizers library would not load."""
+    steps = [5, "x", None, [], {"type": 5}, {"type": "ByteLevel"}]
+    found = special_tokens(tmp_path, {}, {"post_processor": {"processors": steps}}, {"bos_token": "a"}, False, 5)
+    assert found == {P + "add_bos_token": False, P + "add_eos_token": False}
+    assert special_tokens(tmp_path, {}, {"post_processor": {"processors": 5}}, {}, False, 5) == {}
+
+
 def test_named_templates(tmp_path: Path) -> None:
     write_tokenizer(tmp_path, "qwen2")
     config = tmp_path / "tokenizer_config.json"
