@@ -153,7 +153,7 @@ def reference_keys(folder: Path) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "card",
     [
-        "license: mit\n---\nlicense: mit\n---\n",
+        "# A model\nlicense: mit\n---\n",
         "---\nlicense: mit\n",
         "---\nbase_model: Base-7B\n---\n",
         "---\nbase_model:\n- org/A-1B\n- https://huggingface.co/org/B-2B-v1\n- {name: C, organization: d}\n---\n",
