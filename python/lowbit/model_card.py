@@ -250,8 +250,9 @@ def _sampling(folder: Path, notes: list[str]) -> dict[str, Any]:
         if value is None:
             continue
         try:
-            result[f"general.sampling.{name}"] = convert(value)
-        except (TypeError, ValueError, OverflowError):
+            with np.errstate(over="raise"):
+                result[f"general.sampling.{name}"] = convert(value)
+        except (TypeError, ValueError, ArithmeticError):
             notes.append(f"generation_config.json: {keys[0]} is {str(value)[:40]!r} and was left out")
     return result
 
