@@ -296,3 +296,8 @@ def test_core_checks_sizes():
     with pytest.raises(ValueError, match="not writeable"):
         call(out=frozen)
     assert not frozen.any()
+
+
+def test_weights_that_are_no_array() -> None:
+    with pytest.raises(lowbit.InputError, match="w is a list, expected a QTensor or an array"):
+        lowbit.matmul(np.ones((1, 2), np.float32), [[1.0, 2.0]])  # type: ignore[arg-type]
