@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 from tiny_checkpoint import edit_json, make_checkpoint, write_json
 
 FORMATS = ["BF16", "F16", "F32", "Q8_0", "Q4_0", "Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_M", "Q6_K", "IQ4_XS"]
+#: Those that are made of files of F16 and F32 besides.
+THROUGH = ["Q8_0", "Q4_K_M"]
 LLAMA32_ROPE = {
     "rope_type": "llama3",
     "factor": 32.0,

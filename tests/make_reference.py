@@ -20,13 +20,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
+from itertools import product
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import ml_dtypes
 import numpy as np
-from family_variants import FORMATS, VARIANTS, variant_source
+from family_variants import FORMATS, THROUGH, VARIANTS, variant_source
 from mix_cases import CASES, LETTERS, case_name, case_tensors
 from quantize_cases import CASES as QUANTIZE_CASES
 from quantize_cases import make_sources
@@ -157,7 +158,10 @@ def converted(source: Path, quantize: Path, folder: Path, name: str) -> dict[str
 
 
 def variants(source: Path, quantize: Path, folder: Path) -> dict[str, dict[str, str]]:
-    """Checkpoint (family_variants.py) -> format -> SHA-256 of the file that the reference tools make of it."""
+    """Checkpoint (family_variants.py) -> format -> SHA-256 of the file that the reference tools make of it.
+
+    "FORMAT through BEFORE" is quantized from a file of that format, others from BF16.
+    """
     pres = {name: variant.pre or pre_tokenizer(variant.arguments) for name, variant in VARIANTS.items()}
     made = convert(source, {variant_source(folder, name): pre for name, pre in pres.items()})
     for checkpoint, paths in made.items():
@@ -165,6 +169,9 @@ def variants(source: Path, quantize: Path, folder: Path) -> dict[str, dict[str, 
             if format not in paths:
                 paths[format] = folder / f"{checkpoint.name}-{format}.gguf"
                 run(quantize, paths["BF16"], paths[format], format, 1)
+        for before, format in product(("F16", "F32"), THROUGH):
+            paths[f"{format} through {before}"] = path = folder / f"{checkpoint.name}-{before}-{format}.gguf"
+            run(quantize, paths[before], path, format, 1)
     return {folder.name: {format: sha256(path) for format, path in paths.items()} for folder, paths in made.items()}
 
 

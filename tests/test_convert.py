@@ -12,7 +12,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from family_variants import FORMATS, VARIANTS, variant_source
+from family_variants import FORMATS, THROUGH, VARIANTS, variant_source
 from stored import sha256, stored
 from tiny_checkpoint import CONVERSIONS, DTYPES, conversion_source, make_checkpoint, write_imatrix, write_shards
 
@@ -78,10 +78,31 @@ def test_files_of_each_family(tmp_path: Path, name: str) -> None:
     """data/variants.json.xz: checkpoint -> format -> SHA-256 of the file of the reference tools (make_reference.py)."""
     folder = variant_source(tmp_path, name)
     found = {}
-    for format in FORMATS:
-        lowbit.convert(folder, tmp_path / "out.gguf", format, progress=False)
-        found[format] = sha256(tmp_path / "out.gguf")
+    for key in [*FORMATS, *(f"{format} through {before}" for before in ("F16", "F32") for format in THROUGH)]:
+        format, _, before = key.partition(" through ")
+        lowbit.convert(folder, tmp_path / "out.gguf", format, intermediate=before or None, progress=False)
+        found[key] = sha256(tmp_path / "out.gguf")
     assert found == VARIANT_HASHES[name]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "format", "before", "rounded"),
+    [("BF16", "Q8_0", None, None), ("F16", "Q8_0", None, "F16 through BF16"), ("F32", "Q8_0", "F16", "F32 through F16"),
+     ("F16", "Q8_0", "f16", None), ("F16", "Q8_0", "F32", None), ("F16", "BF16", None, None)],
+)  # fmt: skip
+def test_rounding_twice_is_said(
+    tmp_path: Path, dtype: str, format: str, before: str | None, rounded: str | None
+) -> None:
+    folder = make_checkpoint(tmp_path / "a", layers=1, dtype=dtype)
+    report = lowbit.convert(folder, tmp_path / "out.gguf", format, intermediate=before, dry_run=True, progress=False)
+    assert report.notes == ([] if rounded is None else [next(note for note in report.notes if rounded in note)])
+
+
+def test_nothing_comes_between_floats(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "a", layers=1)
+    for format, before, message in (("F16", "F32", "nothing comes between"), ("Q8_0", "Q4_0", "expected one of")):
+        with pytest.raises(lowbit.InputError, match=message):
+            lowbit.convert(folder, tmp_path / "out.gguf", format, intermediate=before, progress=False)
 
 
 def test_the_reference_has_every_mix() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from lowbit.options import ConvertOptions, QuantizeOptions, checked, moved_last
 from lowbit.plan import Finishing, Input, Plan, Report
 from lowbit.progress import waiting
 from lowbit.provenance import Hashing, recipe_metadata, reserved_bytes, source_files, with_step
-from lowbit.recipes import Mix, find_mix
+from lowbit.recipes import FLOAT_FORMATS, Mix, find_mix
 from lowbit.tensor_source import TensorSource, num_elements
 from lowbit.threads import num_threads
 
@@ -45,17 +45,19 @@ def convert(
     dry_run: bool = False,
     lora: Adapters = (),
     lora_scale: float | Sequence[float] = 1.0,
+    intermediate: str | None = None,
     provenance: bool = False,
     verify: bool | None = False,
     **options: Any,
 ) -> Report:
     """Makes a GGUF file of a Hugging Face folder or hub id, the same that the reference tools make.
 
-    format: a mix ("Q4_K_M"), a format ("Q8_0"), or "BF16", "F16", "F32". Quantized weights go through bfloat16 first,
-    whatever the checkpoint has, as through the reference's intermediate file. imatrix: a file of llama-imatrix, what
+    format: a mix ("Q4_K_M"), a format ("Q8_0"), or "BF16", "F16", "F32". imatrix: a file of llama-imatrix, what
     lowbit.imatrix.collect found, or importances by tensor name. With progress, a bar and notes go to stderr. With
     dry_run nothing is written, and the report says what would be. lora: a PEFT adapter, or several, by folder or hub
-    id, to merge into the weights; lora_scale multiplies what they add, all or each of them. provenance: adds
+    id, to merge into the weights; lora_scale multiplies what they add, all or each of them. intermediate: what
+    weights become before they are quantized, "BF16" (the default), "F16", or "F32", which keeps them all: the format of
+    the file that the reference converter makes for its quantizer. provenance: adds
     what the file was made of and how, under lowbit.provenance, and where GGUF has no key for a part of the tokenizer
     and ids would change, that part under lowbit.tokenizer (a pre-tokenizer without a name always is). verify:
     compares the complete file with its source as `lowbit.verify` does, before it gets its name, and adds what was
@@ -69,15 +71,17 @@ def convert(
     mix = find_mix(format)
     if mix.is_copy:
         raise InputError("COPY is for GGUF files; of a checkpoint, BF16, F16 or F32 make one of floats")
+    between = _intermediate(mix, intermediate)
     chosen = checked(ConvertOptions, options)
     opened = open_checkpoint(src, lora, lora_scale)
-    plan = _plan(opened, mix, chosen, provenance)
+    plan = _plan(opened, mix, between, chosen, provenance)
     is_verified = _is_verified(verify, opened, chosen)
     importances = _loaded(imatrix)
     sources = source_files(opened.origin, imatrix) if provenance else []
     with Hashing([] if dry_run else sources) as hashing:
         if provenance or is_verified:
             given = _unusual(chosen) | ({"lora_scale": lora_scale} if opened.origin.adapters else {})
+            given |= {"intermediate": between} if intermediate else {}
             plan.finishing = Finishing(
                 gguf.RESERVED_BYTES + reserved_bytes(sources, given),
                 (lambda: recipe_metadata(mix.name, given, opened.origin) | hashing.metadata()) if provenance else None,
@@ -86,14 +90,24 @@ def convert(
         return plan.run(os.fspath(dst), importances, progress, num_threads(threads), dry_run)
 
 
-def _plan(opened: OpenedCheckpoint, mix: Mix, options: ConvertOptions, with_tokenizer: bool) -> Plan:
+def _intermediate(mix: Mix, format: str | None) -> str:
+    """The format between a checkpoint's and a mix's."""
+    found = (format or "BF16").upper()
+    if found not in FLOAT_FORMATS:
+        raise InputError(f"intermediate: {format!r}, expected one of {', '.join(FLOAT_FORMATS)}")
+    if format and mix.is_float:
+        raise InputError(f"intermediate: {mix.name} is not quantized, so nothing comes between")
+    return found
+
+
+def _plan(opened: OpenedCheckpoint, mix: Mix, intermediate: str, options: ConvertOptions, with_tokenizer: bool) -> Plan:
     """What to write of a checkpoint. with_tokenizer: also what GGUF has no key for of the tokenizer."""
     # The library of tokenizers costs more to load than the rest of the package.
     from lowbit.tokenizer_carried import carried_tokenizer, is_unnamed
 
     sources = {tensor.name: tensor for tensor in opened.tensors}
     inputs = [
-        Input(Stored(name, sources[name].shape, _in_bf16_file(sources[name])), _same(sources[name]), name)
+        Input(Stored(name, sources[name].shape, _before(sources[name], intermediate)), _same(sources[name]), name)
         for name in (sources if mix.is_float else file_order(sources))
     ]
     metadata = dict(opened.metadata)
@@ -104,9 +118,14 @@ def _plan(opened: OpenedCheckpoint, mix: Mix, options: ConvertOptions, with_toke
     notes = list(opened.notes)
     if opened.exact_formats and mix.default not in opened.exact_formats:
         notes.append(f"{mix.name} rounds the layers' matrices, which {', '.join(opened.exact_formats)} keep exactly")
+    if rounded := _rounded(sources.values(), mix, intermediate):
+        notes.append(
+            f"weights go from {rounded} through {intermediate} before they are quantized, as they do between the "
+            f"reference's two tools; intermediate {rounded} (--intermediate) keeps what that rounds"
+        )
     if with_tokenizer or is_unnamed(metadata):
         metadata |= carried_tokenizer(opened, metadata, notes)
-    return Plan(mix, inputs, metadata, notes, options, through_bfloat16=True)
+    return Plan(mix, inputs, metadata, notes, options, intermediate=intermediate)
 
 
 def _is_verified(verify: bool | None, opened: OpenedCheckpoint, options: ConvertOptions) -> bool:
@@ -193,9 +212,16 @@ def _loaded(imatrix: Importances | None) -> Imatrix | None:
     return None if imatrix is None else load_imatrix(imatrix)
 
 
-def _in_bf16_file(source: TensorSource) -> str:
+def _rounded(sources: Iterable[TensorSource], mix: Mix, intermediate: str) -> str | None:
+    """The checkpoint's format, if that between it and the mix's does not hold all of its values."""
+    types = {source.dtype for source in sources if len(source.shape) > 1}
+    lost = [name for name in FLOAT_FORMATS if gguf.DTYPES[name] in types and name != intermediate]
+    return lost[0] if lost and not mix.is_float and intermediate != "F32" else None
+
+
+def _before(source: TensorSource, intermediate: str) -> str:
     """The format that a tensor has in the reference's intermediate file."""
-    return "F32" if source.dtype == np.float32 and len(source.shape) <= 1 else "BF16"
+    return "F32" if source.dtype == np.float32 and len(source.shape) <= 1 else intermediate
 
 
 def _same(source: TensorSource) -> Callable[[str], TensorSource]:

@@ -40,8 +40,8 @@ class Job:
     format: str
     #: float32 (matrices, columns): a tensor may stack the matrices of several experts, whose rows follow each other.
     importance: np.ndarray | None = None
-    #: Encoded blocks see weights that went through a bf16 file, as the reference's two tools have it.
-    through_bfloat16: bool = False
+    #: Encoded blocks see weights that went through a file of this format, as the reference's two tools have it.
+    through: str | None = None
 
     @property
     def is_quantized(self) -> bool:
@@ -70,8 +70,8 @@ class Job:
         """The bytes of some rows in the file."""
         if rows.dtype == np.uint8:  # packed already
             return rows
-        if self.through_bfloat16 and rows.dtype != _BFLOAT16:
-            rows = _encode_rows(rows, "BF16", None, threads, True).view(_BFLOAT16)
+        if self.through and rows.dtype != gguf.DTYPES[self.through]:
+            rows = _encode_rows(rows, self.through, None, threads, True).view(gguf.DTYPES[self.through])
         if _NAMES[rows.dtype] == self.format:
             return rows
         matrix = rows.reshape(-1, rows.shape[-1])

@@ -82,7 +82,8 @@ class Finishing(NamedTuple):
 class Plan:
     """Everything about what to write but the choices of formats.
 
-    num_files: how many, for a model that stays split. reads: files that must not be replaced.
+    intermediate: of a checkpoint, the format that weights take before they are quantized. num_files: how many, for a
+    model that stays split. reads: files that must not be replaced.
     """
 
     mix: Mix
@@ -90,7 +91,7 @@ class Plan:
     metadata: dict[str, Any]
     notes: list[str]
     options: ConvertOptions
-    through_bfloat16: bool = False
+    intermediate: str | None = None
     allow_requantize: bool = False
     num_files: int | None = None
     finishing: Finishing | None = None
@@ -149,8 +150,8 @@ class Plan:
                 )
             if not is_packed and before not in FLOAT_FORMATS:
                 raise UnsupportedError(f"tensor {name} is {before}, which is not quantized")
-        rounded = self.through_bfloat16 and not self.mix.is_float and before == "BF16"
-        job = Job(tensor.open(chosen.format), chosen.format, through_bfloat16=rounded)
+        through = before if self.intermediate and before != "F32" and not self.mix.is_float else None
+        job = Job(tensor.open(chosen.format), chosen.format, through=through)
         if importances and job.is_encoded:
             matrices = num_experts(shape)
             importance = importances.importance(tensor.origin, matrices * shape[-1])
@@ -180,7 +181,7 @@ class Plan:
         infos = [gguf.TensorInfo(tensor.name, tensor.shape, tensor.format) for tensor in tensors]
         num_files, limits = self.num_files, self.options.split_limits
         # Of a checkpoint, floats are split as the reference converter does, all else as llama-gguf-split does.
-        is_converter = self.through_bfloat16 and self.mix.is_float
+        is_converter = self.intermediate and self.mix.is_float
         if limits:
             files = limits.files([tensor.num_bytes for tensor in tensors], 1 if is_converter else PADDED)
             num_files = max(files, default=0) + 1

@@ -87,6 +87,7 @@ Revision = Annotated[
         "lowbit convert ./model out.gguf --format bf16 --split-max-size 2G",
         "lowbit convert ./model out.gguf --format Q4_K_M --tensor-type 'ffn_down=Q6_K' --dry-run",
         "lowbit convert ./model-8B out.gguf --format Q8_0 --verify",
+        "lowbit convert ./model-f16 out.gguf --format Q6_K --intermediate f16",
         "lowbit convert ./model out.gguf --no-verify --no-provenance  # the reference's bytes, nothing added",
         "lowbit convert ./model tuned.gguf --lora ./adapter --lora-scale 0.5",
     )
@@ -125,6 +126,13 @@ def convert(
     revision: Revision = None,
     lora: Lora = None,
     lora_scale: LoraScale = None,
+    intermediate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FORMAT",
+            help="What weights become before they are quantized: bf16, f16, or f32, which keeps all. [default: bf16]",
+        ),
+    ] = None,
     threads: Threads = None,
     dry_run: DryRun = False,
     json: Json = False,
