@@ -122,6 +122,7 @@ class OpenedCheckpoint:
         from lowbit.tokenizer import load_tokenizer  # with a library that takes long to load
         from lowbit.tokenizer_differences import record
 
+        trim_heap()  # of what reading its metadata left
         found = record(load_tokenizer(self.folder))
         trim_heap()
         return found
