@@ -42,6 +42,12 @@ def test_reasoning_has_every_name_and_json_is_not_escaped():
     assert text.endswith('{"a": [1, 2.5, null, true], "b": "<&\'\\">é"}')
 
 
+@pytest.mark.parametrize("messages", ["hello", {"role": "user"}, ["hello"], [{"rol": "user", "content": "x"}]])
+def test_what_is_no_message(messages):
+    with pytest.raises(lowbit.InputError, match="messages must be a sequence of mappings"):
+        render_chat(REASONING, messages)
+
+
 def test_the_messages_stay_as_they_were():
     messages = [dict(message) for message in MESSAGES]
     render_chat(REASONING, messages)

@@ -336,7 +336,7 @@ def render_chat(
     """
     if not isinstance(template, str) or len(template) > _MAX_TEMPLATE:
         raise FormatError(f"chat template: expected a string of at most {_MAX_TEMPLATE} characters")
-    if isinstance(messages, (str, Mapping)) or not all(isinstance(message, Mapping) for message in messages):
+    if isinstance(messages, (str, Mapping)) or not all(isinstance(m, Mapping) and "role" in m for m in messages):
         raise InputError("messages must be a sequence of mappings such as {'role': 'user', 'content': '...'}")
     count = _steps.set(0)
     try:
