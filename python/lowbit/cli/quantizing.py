@@ -21,6 +21,7 @@ from lowbit.cli.app import (
     app,
     examples,
     gguf_argument,
+    one_of,
     parsed,
     scale_of,
 )
@@ -131,6 +132,7 @@ def convert(
         typer.Option(
             metavar="FORMAT",
             help="What weights become before they are quantized: bf16, f16, or f32, which keeps all. [default: bf16]",
+            callback=one_of("bf16", "f16", "f32"),
         ),
     ] = None,
     threads: Threads = None,
