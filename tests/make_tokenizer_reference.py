@@ -21,10 +21,9 @@ from llama_vocabulary import LlamaVocabulary
 from stored import store
 
 import lowbit
+from lowbit.sentencepiece import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, USER_DEFINED
 
 CHARSMAP = "tokenizer.ggml.precompiled_charsmap"
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
-MARK = "\u2581"
 SEPARATOR = "\n__ggml_vocab_test__\n"
 # Beside llama.cpp's own texts: special tokens in the text, ties between merges, scripts, code, odd white space.
 TEXTS = [
@@ -71,12 +70,12 @@ def spelled(texts: list[str], model: str) -> str:
     """All that the tokens of a vocabulary can be part of."""
     if model == "gpt2":
         return "\n".join(map(byte_text, texts))
-    marked = [f"{MARK}{text}".replace(" ", MARK) for text in texts]
+    marked = [f"{SPACE}{text}".replace(" ", SPACE) for text in texts]
     if model == "bert":  # the file marks where words begin, and accents are stripped
         plain = [
             "".join(c for c in unicodedata.normalize("NFD", t.lower()) if not unicodedata.combining(c)) for t in texts
         ]
-        return "\n".join([*plain, *(re.sub(r"(\w+|[^\w\s])", MARK + r"\1", t) for t in plain), *marked])
+        return "\n".join([*plain, *(re.sub(r"(\w+|[^\w\s])", SPACE + r"\1", t) for t in plain), *marked])
     return "\n".join(marked)
 
 

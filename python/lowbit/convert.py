@@ -57,12 +57,12 @@ def convert(
     dry_run nothing is written, and the report says what would be. lora: a PEFT adapter, or several, by folder or hub
     id, to merge into the weights; lora_scale multiplies what they add, all or each of them. intermediate: what
     weights become before they are quantized, "BF16" (the default), "F16", or "F32", which keeps them all: the format of
-    the file that the reference converter makes for its quantizer. provenance: adds
-    what the file was made of and how, under lowbit.provenance, and where GGUF has no key for a part of the tokenizer
-    and ids would change, that part under lowbit.tokenizer (a pre-tokenizer without a name always is). verify:
-    compares the complete file with its source as `lowbit.verify` does, before it gets its name, and adds what was
-    found under lowbit.verify; None: only if the model has fewer than a billion weights, and a tokenizer that differs
-    is said, not refused. All of them stand at the end of the metadata. options: those of lowbit.ConvertOptions.
+    the file that the reference converter makes for its quantizer. provenance: adds what the file was made of and how,
+    under lowbit.provenance, and where GGUF has no key for a part of the tokenizer and ids would change, that part under
+    lowbit.tokenizer (a pre-tokenizer without a name always is). verify: compares the complete file with its source as
+    `lowbit.verify` does, before it gets its name, and adds what was found under lowbit.verify; None: only if the model
+    has fewer than a billion weights, and a tokenizer that differs is said, not refused. All of them stand at the end of
+    the metadata. options: those of lowbit.ConvertOptions.
 
     The target appears whole or not at all, and memory stays at a few chunks of rows. Raises FileError, FormatError,
     UnsupportedError (architecture, tokenizer, quantized checkpoint), InputError (format, options, NaN in
@@ -74,8 +74,8 @@ def convert(
     between = _intermediate(mix, intermediate)
     chosen = checked(ConvertOptions, options)
     opened = open_checkpoint(src, lora, lora_scale)
-    plan = _plan(opened, mix, between, chosen, provenance)
     is_verified = _is_verified(verify, opened, chosen)
+    plan = _plan(opened, mix, between, chosen, provenance)
     importances = _loaded(imatrix)
     sources = source_files(opened.origin, imatrix) if provenance else []
     with Hashing([] if dry_run else sources) as hashing:

@@ -19,6 +19,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -106,45 +107,44 @@ class _Replaced(StoredTensor):
         super().__init__(own.file, base.name, own.dtype_name, own.shape, own.offset)
 
 
+class Merged(NamedTuple):
+    """What was merged: a note for each adapter that was made for another model, and the folders of all."""
+
+    notes: list[str]
+    folders: list[Path]
+
+
 def merge(
     checkpoint: Checkpoint, adapters: Adapters, scales: float | Sequence[float], hub_id: str | None = None
-) -> list[str]:
-    """Puts adapters into the checkpoint's tensors, in turn; returns notes, one if they were made for another model.
+) -> Merged:
+    """Puts adapters into the checkpoint's tensors, in turn.
 
     hub_id: the checkpoint's. scales: multiplies what each adapter adds, one number for all or one for each. Raises
     InputError for wrong scales, FileError, FormatError and UnsupportedError for adapters that cannot be read or do not
     fit.
     """
-    paths = _as_list(adapters)
+    paths = [adapters] if isinstance(adapters, (str, os.PathLike)) else list(adapters)
     factors = list(scales) if isinstance(scales, Sequence) else [scales] * len(paths)
     if len(factors) != len(paths):
         raise InputError(f"{len(factors)} scales for {len(paths)} adapters")
     if wrong := [f for f in factors if not isinstance(f, (int, float)) or not abs(f) <= MOST_FLOAT32]:
         raise InputError(f"the scale of an adapter is {wrong[0]!r}, expected a finite number")
-    notes = []
+    merged = Merged([], [])
     for path, factor in zip(paths, factors, strict=True):
         folder, adapter_id = resolve(path)
+        merged.folders.append(folder)
         step = _Merge(checkpoint, folder, float(factor))
         step.run()
         names = [hub_id or checkpoint.folder.name, str(checkpoint.config.get("_name_or_path", ""))]
         made_for = step.config.text("base_model_name_or_path", "")
         if made_for and _last_part(made_for) not in map(_last_part, names):
-            notes.append(f"the adapter {adapter_id or folder.name} was made for {made_for[:120]}")
-    return notes
+            merged.notes.append(f"the adapter {adapter_id or folder.name} was made for {made_for[:120]}")
+    return merged
 
 
 def _last_part(name: str) -> str:
     """What a path or hub id is called, whoever keeps it."""
     return re.split(r"[/\\]", name.rstrip("/\\"))[-1].lower()
-
-
-def folders(adapters: Adapters) -> list[Path]:
-    """Where adapters lie."""
-    return [resolve(path)[0] for path in _as_list(adapters)]
-
-
-def _as_list(adapters: Adapters) -> list[Adapter]:
-    return [adapters] if isinstance(adapters, (str, os.PathLike)) else list(adapters)
 
 
 class _Merge:

@@ -15,21 +15,19 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import ml_dtypes
 import numpy as np
 
 from lowbit import _core, gguf
 from lowbit._core import InputError
 from lowbit.recipes import FLOAT_FORMATS
-from lowbit.tensor_source import TensorSource
+from lowbit.tensor_source import TensorSource, row_ranges
 
 #: Weights of a chunk: 8 MiB as bfloat16. Less gains nothing, more costs memory.
 CHUNK_WEIGHTS = 4 << 20
 #: Chunks that may be read, and written, ahead of and behind the one being encoded.
 CHUNKS_AHEAD = 2
 
-_NAMES = {np.dtype(np.float32): "F32", np.dtype(np.float16): "F16", np.dtype(ml_dtypes.bfloat16): "BF16"}
-_BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+_NAMES = {gguf.DTYPES[name]: name for name in FLOAT_FORMATS}
 
 
 @dataclass(frozen=True)
@@ -61,10 +59,9 @@ class Job:
     def chunks(self) -> Iterator[tuple[int, int]]:
         """Ranges of rows, all of one range with the same importances."""
         shape = self.source.shape
-        step = max(1, CHUNK_WEIGHTS // max(1, math.prod(shape[1:])))
+        row_size = math.prod(shape[1:])
         for first in range(0, shape[0], max(1, self.num_rows)):
-            last = first + self.num_rows
-            yield from ((start, min(start + step, last)) for start in range(first, last, step))
+            yield from row_ranges(first, first + self.num_rows, row_size, CHUNK_WEIGHTS)
 
     def encode(self, rows: np.ndarray, start: int, threads: int) -> np.ndarray:
         """The bytes of some rows in the file."""

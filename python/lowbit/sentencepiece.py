@@ -12,11 +12,15 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lowbit._core import FileError, FormatError
+from lowbit._core import FormatError
+from lowbit.file_reader import read_bytes
 
 MAX_FILE_BYTES = 256 << 20
 
+#: Types of pieces, which tokenizer.ggml.token_type has as well.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+#: What stands for a blank in pieces.
+SPACE = "\u2581"
 
 UNIGRAM, BPE = 1, 2
 
@@ -113,12 +117,7 @@ def _piece(data: memoryview, where: str) -> Piece:
 
 def read_model(path: Path) -> Model:
     """A tokenizer.model. Raises FileError or FormatError."""
-    try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise FormatError(f"{path}: {path.stat().st_size} bytes, expected at most {MAX_FILE_BYTES}")
-        data = memoryview(path.read_bytes())
-    except OSError as error:
-        raise FileError(f"{path}: {error.strerror}") from None
+    data = memoryview(read_bytes(path, MAX_FILE_BYTES))
     pieces: list[Piece] = []
     found: dict[str, Any] = {}
     for number, wire, value in _fields(data, str(path)):

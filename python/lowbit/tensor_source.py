@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Protocol
 
 import numpy as np
@@ -203,6 +204,12 @@ class SeparatedHeads(InterleavedHeads):
 def read(source: TensorSource) -> np.ndarray:
     """The whole tensor as an array of its shape."""
     return source.rows(0, source.shape[0])
+
+
+def row_ranges(first: int, last: int, row_size: int, most: int) -> Iterator[tuple[int, int]]:
+    """The rows first..last in ranges (start, stop), each of one row or of at most `most` elements."""
+    step = max(1, most // max(1, row_size))
+    yield from ((start, min(start + step, last)) for start in range(first, last, step))
 
 
 def num_elements(shape: tuple[int, ...]) -> int:

@@ -25,7 +25,8 @@ import tokenizers
 from tokenizers import AddedToken, models
 
 from lowbit._core import FormatError, UnsupportedError
-from lowbit.tokenizer_gguf import UNUSED, Vocab, score_merges
+from lowbit.sentencepiece import UNUSED
+from lowbit.tokenizer_gguf import Vocab, score_merges
 
 DEFINITION_KEY = "lowbit.tokenizer.definition"
 MERGES_KEY = "lowbit.tokenizer.merges"

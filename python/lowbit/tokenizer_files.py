@@ -19,13 +19,11 @@ from lowbit._core import FormatError, UnsupportedError
 from lowbit.checkpoint import MAX_JSON_BYTES, read_json
 from lowbit.file_reader import read_text
 from lowbit.pretokenizer import QWEN2
-from lowbit.sentencepiece import BPE, BYTE, CONTROL, UNIGRAM, UNKNOWN, USER_DEFINED, Model, read_model
+from lowbit.sentencepiece import BPE, BYTE, CONTROL, SPACE, UNIGRAM, UNKNOWN, USER_DEFINED, Model, read_model
 from lowbit.special_tokens import ROLES
 from lowbit.tokenizer_definition import FLAGS
 from lowbit.tokenizer_gguf import Vocab, score_merges
 from lowbit.vocab import checked_id
-
-_MARK = "\u2581"
 
 
 def added_tokens(folder: Path, config: Mapping[str, Any]) -> dict[int, AddedToken]:
@@ -72,12 +70,12 @@ def sentencepiece_tokenizer(folder: Path, config: Mapping[str, Any]) -> tokenize
     vocab, added = _vocabulary(path, model, added_tokens(folder, config))
     tokenizer = tokenizers.Tokenizer(_model(vocab, model))
     tokenizer.normalizer = _normalizer(model)
-    pieces = [decoders.Replace(_MARK, " "), decoders.ByteFallback(), decoders.Fuse()]
+    pieces = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     if model.add_dummy_prefix:
         # Metaspace puts its mark before what does not begin with it: a blank, which only stands there if it is the one.
         scheme = "always" if config.get("legacy") is True else "first"
         front = pre_tokenizers.Metaspace(" ", prepend_scheme=scheme, split=False)
-        mark = pre_tokenizers.Metaspace(_MARK, prepend_scheme="never", split=False)
+        mark = pre_tokenizers.Metaspace(SPACE, prepend_scheme="never", split=False)
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence([front, mark])
     strip = [decoders.Strip(" ", 1, 0)] if model.add_dummy_prefix or model.remove_extra_whitespaces else []
     tokenizer.decoder = decoders.Sequence([*pieces, *strip])
@@ -90,10 +88,10 @@ def _normalizer(model: Model) -> normalizers.Normalizer:
     one superfluous."""
     steps: list[normalizers.Normalizer] = [normalizers.Precompiled(model.charsmap)] if model.charsmap else []
     if not model.remove_extra_whitespaces:
-        return normalizers.Sequence([*steps, normalizers.Replace(" ", _MARK)])
-    steps += [normalizers.Replace(Regex(" +"), " "), normalizers.Replace(Regex(f"[ {_MARK}]+\\z"), "")]
+        return normalizers.Sequence([*steps, normalizers.Replace(" ", SPACE)])
+    steps += [normalizers.Replace(Regex(" +"), " "), normalizers.Replace(Regex(f"[ {SPACE}]+\\z"), "")]
     steps += [] if model.add_dummy_prefix else [normalizers.Replace(Regex(r"\A "), "")]
-    return normalizers.Sequence([*steps, normalizers.Replace(Regex(r"(?!\A) "), _MARK)])
+    return normalizers.Sequence([*steps, normalizers.Replace(Regex(r"(?!\A) "), SPACE)])
 
 
 def _vocabulary(path: Path, model: Model, added: Mapping[int, AddedToken]) -> tuple[Vocab, list[AddedToken]]:

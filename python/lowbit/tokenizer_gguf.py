@@ -17,12 +17,10 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 
 from lowbit._core import FormatError, UnsupportedError
 from lowbit.pretokenizers import PRE_TOKENIZERS, PreTokenizer
+from lowbit.sentencepiece import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, USER_DEFINED
 
-# Values of tokenizer.ggml.token_type.
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 # A piece is cut at every place to find its merges, which is quadratic in its length.
 _MAX_PIECE = 1024
-_MARK = "\u2581"  # SentencePiece writes a space as this
 
 
 class Vocab:
@@ -192,11 +190,11 @@ def _sentencepiece(vocab: Vocab) -> tokenizers.Tokenizer:
             byte_fallback=True,
         )
     )
-    to_mark = normalizers.Replace(" ", _MARK)
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(_MARK), to_mark]) if prefix else to_mark
+    to_mark = normalizers.Replace(" ", SPACE)
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), to_mark]) if prefix else to_mark
     strip = [decoders.Strip(" ", 1, 0)] if prefix else []
     tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace(_MARK, " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
+        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
     )
     return tokenizer
 
@@ -211,9 +209,9 @@ def _plain_bpe(vocab: Vocab) -> tokenizers.Tokenizer:
         byte_fallback=True,
     )
     tokenizer = tokenizers.Tokenizer(model)
-    tokenizer.normalizer = normalizers.Replace(" ", _MARK)
+    tokenizer.normalizer = normalizers.Replace(" ", SPACE)
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[^\n]+|[\n]+"), "isolated")
-    tokenizer.decoder = decoders.Sequence([decoders.Replace(_MARK, " "), decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()])
     return tokenizer
 
 
@@ -228,9 +226,9 @@ def _unigram(vocab: Vocab) -> tokenizers.Tokenizer:
     if vocab.flag("tokenizer.ggml.remove_extra_whitespaces", False):
         steps += [normalizers.Replace(Regex(r"\A +| +\z"), ""), normalizers.Replace(Regex(" +"), " ")]
         prefix = True
-    steps += [normalizers.Prepend(_MARK)] if prefix else []
-    tokenizer.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", _MARK)])
-    tokenizer.decoder = decoders.Metaspace(_MARK, "always" if prefix else "never")
+    steps += [normalizers.Prepend(SPACE)] if prefix else []
+    tokenizer.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", SPACE)])
+    tokenizer.decoder = decoders.Metaspace(SPACE, "always" if prefix else "never")
     return tokenizer
 
 
@@ -251,7 +249,7 @@ def _word_piece(vocab: Vocab) -> tokenizers.Tokenizer:
 
 
 def _word_piece_text(token: str) -> str:
-    if token.startswith(_MARK):
+    if token.startswith(SPACE):
         return token[1:]
     return token if token.startswith("[") and token.endswith("]") else f"##{token}"
 

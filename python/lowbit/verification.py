@@ -34,7 +34,7 @@ from lowbit.pipeline import CHUNK_WEIGHTS
 from lowbit.progress import progress_bar
 from lowbit.qtensor import QTensor, format_of
 from lowbit.recipes import FLOAT_FORMATS
-from lowbit.tensor_source import TensorSource, num_elements
+from lowbit.tensor_source import TensorSource, num_elements, row_ranges
 from lowbit.threads import num_threads
 from lowbit.tokenizer import Tokenizer, load_tokenizer
 from lowbit.tokenizer_differences import tokenizer_differences
@@ -246,8 +246,7 @@ def _chunks(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
     if len(shape) == 1:
         yield 0, shape[0]
         return
-    step = max(1, CHUNK_WEIGHTS // max(1, num_elements(shape[1:])))
-    yield from ((start, min(start + step, shape[0])) for start in range(0, shape[0], step))
+    yield from row_ranges(0, shape[0], num_elements(shape[1:]), CHUNK_WEIGHTS)
 
 
 def _tokenizer(opened: OpenedCheckpoint, result: Tokenizer) -> Check:

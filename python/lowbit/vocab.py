@@ -15,13 +15,12 @@ import numpy as np
 from lowbit._core import FileError, FormatError
 from lowbit.checkpoint import read_json
 from lowbit.pretokenizer import pre_tokenizer_name
-from lowbit.sentencepiece import BYTE, CONTROL, NORMAL, UNUSED, USER_DEFINED, read_model
+from lowbit.sentencepiece import BYTE, CONTROL, NORMAL, SPACE, UNUSED, USER_DEFINED, read_model
 from lowbit.special_tokens import special_tokens, tokenizer_merges
 
 MAX_TOKENS = 1 << 24
 ADDED_SCORE = -1000.0
 PADDING_SCORE = -10000.0
-SPACE = "\u2581"
 
 #: Tokens that their makers did not mark as special, although they control the model.
 _SPECIAL_LOOKS = re.compile(r"<pad>|<mask>|<2mass>|\[@BOS@\]|<\|.*\|>|<\uff5c.*\uff5c>|<unused.*>", re.DOTALL)

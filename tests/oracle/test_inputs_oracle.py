@@ -74,7 +74,7 @@ def test_adapters_in_float32(tmp_path: Path, name: str) -> None:
     model = trained(tmp_path / "adapter", base, **ADAPTERS[name])
     expected = model.merge_and_unload().state_dict()
     checkpoint = Checkpoint(base)
-    assert lora.merge(checkpoint, tmp_path / "adapter", 1.0) == []
+    assert lora.merge(checkpoint, tmp_path / "adapter", 1.0).notes == []
     changed = 0
     for key, stored in checkpoint.tensors.items():
         np.testing.assert_allclose(read(stored), expected[key].numpy(), rtol=2e-6, atol=2e-7, err_msg=key)

@@ -146,7 +146,8 @@ def open_checkpoint(
     config = arch.text_config(config)
     weights = {tensor.file.path for tensor in checkpoint.tensors.values()}
     notes = arch.check(config) + prequantized.dequantize(checkpoint, arch.quant_methods)
-    notes += lora.merge(checkpoint, adapters, adapter_scales, hub_id)
+    merged = lora.merge(checkpoint, adapters, adapter_scales, hub_id)
+    notes += merged.notes
     if checkpoint.config.get("auto_map"):
         notes.append("auto_map in config.json is ignored: code that comes with a checkpoint is never run")
     if skipped := [name for name in checkpoint.tensors if name.startswith(arch.left_out)]:
@@ -165,7 +166,7 @@ def open_checkpoint(
         "general.quantization_version": QUANTIZATION_VERSION,
         **tokenizer_metadata(folder, config.values, arch.name, vocab_size),
     }
-    origin = Origin(folder, hub_id, sorted(weights), lora.folders(adapters))
+    origin = Origin(folder, hub_id, sorted(weights), merged.folders)
     return OpenedCheckpoint(metadata, tensors, notes, arch.exact_formats, origin)
 
 

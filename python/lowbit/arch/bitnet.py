@@ -28,7 +28,7 @@ from lowbit.arch._hf import decimal, rope_parameters
 from lowbit.arch._keys import Keys
 from lowbit.checkpoint import Checkpoint, StoredTensor
 from lowbit.config import Config
-from lowbit.tensor_source import FileRows, Renamed, TensorSource
+from lowbit.tensor_source import FileRows, Renamed, TensorSource, row_ranges
 
 ROWS_PER_BYTE = 4
 #: quantization_config of packed checkpoints whose scales multiply.
@@ -101,8 +101,7 @@ class MasterTensor(StoredTensor):
     def inverse_scale(self) -> np.ndarray:
         """One over the mean of |w|, float32 (1,). Reads the whole matrix, the first time."""
         rows, columns = self.shape
-        step = max(1, CHUNK_WEIGHTS // max(1, columns))
-        parts = (self.stored.rows(i, min(i + step, rows)).astype(np.float32) for i in range(0, rows, step))
+        parts = (self.stored.rows(*ends).astype(np.float32) for ends in row_ranges(0, rows, columns, CHUNK_WEIGHTS))
         total = sum(float(np.abs(part).sum(dtype=np.float64)) for part in parts)
         mean = np.array([total / max(1, rows * columns)], np.float32)
         inverse: np.ndarray = 1 / np.maximum(_checked(mean, self, allow_zero=True), MIN_MEAN)
