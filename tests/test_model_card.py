@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -188,23 +187,26 @@ LISTS = "license: &a0 [x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" f
 
 
 @pytest.mark.parametrize(
-    ("card", "reason"),
+    "card",
     [
-        (MERGES, "an alias"),
-        (LISTS, "an alias"),
-        ("tags: " + "[" * 100_000, "more than 64 levels"),
-        ("tags: [" + "x, " * 400_000 + "x]", "expected at most 1048576"),
-        ("license: !!timestamp x", "AttributeError|NoneType"),
-        ("license: !!bool x", "'x'"),
-        ("license: !!python/name:os.system", "could not determine a constructor"),
+        MERGES,
+        LISTS,
+        "tags: " + "[" * 65 + "]" * 65,
+        "tags: " + "[" * 100_000,
+        "tags: [" + "x, " * 400_000 + "x]",
+        "license: !!timestamp x",
+        "license: !!bool x",
+        "license: !!python/name:os.system",
     ],
-    ids=["merges", "lists", "deep", "long", "date", "bool", "code"],
+    ids=["merges", "lists", "levels", "deep", "long", "date", "bool", "code"],
 )
-def test_cards_that_would_take_hours_or_break_the_parser(tmp_path: Path, card: str, reason: str) -> None:
+def test_cards_that_would_take_hours_or_break_the_parser(tmp_path: Path, card: str) -> None:
     (tmp_path / "README.md").write_text(f"---\n{card}\n---\n")
     found, notes = general(tmp_path)
-    assert "general.license" not in found
-    assert re.search(f"README.md: the front matter is not valid YAML and was left out.*({reason})", notes[0])
+    assert not {"general.license", "general.tags"} & found.keys()
+    assert [note.partition(" (")[0] for note in notes] == [
+        "README.md: the front matter is not valid YAML and was left out"
+    ]
 
 
 def test_what_was_left_out_is_said(tmp_path: Path) -> None:
