@@ -10,7 +10,7 @@ import tokenizers as backends
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_checkpoint import byte_level_tokenizer
-from tokenizer_cases import KINDS, REFERENCE, metadata
+from tokenizer_cases import KINDS, REFERENCE, TURNS, metadata, normalized_llama
 
 import lowbit
 from lowbit.pretokenizer import GPT4O, QWEN2, TEKKEN
@@ -200,6 +200,18 @@ def test_special_tokens_and_ends(tokenizers):
     assert spm.decode(spm.encode("a"), skip_special_tokens=True) == "a"
     changed = {**metadata("llama-spm"), "tokenizer.ggml.add_bos_token": False, "tokenizer.ggml.add_eos_token": True}
     assert from_metadata(changed).encode("a") == [*spm.encode("a")[1:], spm.eos_id]
+
+
+def test_normalized_special_tokens_are_written_as_they_are(tmp_path):
+    """The library calls them by their normalized form, "\u2581<s>"."""
+    tokenizer = lowbit.load_tokenizer(normalized_llama(tmp_path, "PreTrainedTokenizerFast"))
+    assert tokenizer.special_tokens == {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    assert [tokenizer.token(i) for i in range(3)] == ["<unk>", "<s>", "</s>"]
+    assert [tokenizer.id(tokenizer.token(i)) for i in range(3)] == [0, 1, 2]
+    assert tokenizer.apply_chat_template(TURNS) == "<s>[INST] hi [/INST] a b </s><s>[INST] c [/INST]"
+    ids = [1, 1, 292, 2, 574, 0]
+    stream = tokenizer.stream()
+    assert "".join(map(stream.push, ids)) + stream.flush() == tokenizer.decode(ids)
 
 
 def test_gguf_file_and_open_file(tmp_path, tokenizers):

@@ -66,7 +66,9 @@ class Tokenizer:
         self._plain: tokenizers.Tokenizer | None = None
         self._decoder = state(backend.decoder)
         check_growth(backend)
-        self._special = frozenset(i for i, t in backend.get_added_tokens_decoder().items() if t.special)
+        added = backend.get_added_tokens_decoder()
+        self._special = frozenset(i for i, t in added.items() if t.special)
+        self._added = {i: t.content for i, t in added.items()}
         self._roles = dict(roles)
         self.bos_id = self._roles.get("bos")
         self.eos_id = self._roles.get("eos")
@@ -108,11 +110,12 @@ class Tokenizer:
         `continuation`: the ids go on from an earlier text, so the space in front of the first word stays.
         """
         pieces = piece_decoder(self._decoder, self._decode_tokens, continuation)
-        return TextStream(pieces, self.token, self._special if skip_special_tokens else frozenset())
+        return TextStream(pieces, self._piece, self._special if skip_special_tokens else frozenset())
 
     def token(self, token_id: int) -> str:
         """The token as the vocabulary writes it, "" for an id that has none. Raises InputError out of range."""
-        return self.backend.id_to_token(self._checked(token_id)) or ""
+        piece = self._piece(token_id)
+        return self._added.get(token_id, piece)
 
     def id(self, token: str) -> int:
         """Id of a token as the vocabulary writes it. Raises InputError if there is none."""
@@ -180,6 +183,10 @@ class Tokenizer:
             raise InputError(f"token id {value} is outside of the vocabulary of {self.vocab_size}")
         return value
 
+    def _piece(self, token_id: int) -> str:
+        """What a decoder gets of an id: of an added token that is matched in normalized text, its normalized form."""
+        return self.backend.id_to_token(self._checked(token_id)) or ""
+
     def _decode_tokens(self, tokens: list[str]) -> str:
         decoder = self.backend.decoder
         with _contained(InputError, "ids cannot be decoded"):
@@ -207,7 +214,8 @@ def _known_ends(backend: tokenizers.Tokenizer) -> set[int]:
 
 def _surround(backend: tokenizers.Tokenizer, first: int | None, last: int | None) -> None:
     """Make `backend` put these tokens in front of a text and behind it."""
-    named = {token_id: backend.id_to_token(token_id) for token_id in (first, last) if token_id is not None}
+    added = backend.get_added_tokens_decoder()
+    named = {i: added[i].content if i in added else backend.id_to_token(i) for i in (first, last) if i is not None}
     single = [*([named[first]] if first in named else []), "$A", *([named[last]] if last in named else [])]
     backend.post_processor = processors.TemplateProcessing(
         single=single, pair=[*single, "$B"], special_tokens=[(token, token_id) for token_id, token in named.items()]
@@ -282,18 +290,24 @@ def _from_folder(folder: Path) -> Tokenizer:
 
 def _backend(folder: Path, config: Mapping[str, Any]) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
     """A folder's backend, and what its kind of file takes for granted in tokenizer_config.json."""
-    if (folder / "tokenizer.json").is_file():
-        return tokenizers.Tokenizer.from_buffer(read_bytes(folder / "tokenizer.json", MAX_JSON_BYTES)), {}
-    from lowbit.tokenizer_files import byte_level_definition, sentencepiece_tokenizer
+    from lowbit.tokenizer_files import byte_level_definition, rebuilt_definition, sentencepiece_tokenizer
 
+    if (folder / "tokenizer.json").is_file():
+        rebuilt = rebuilt_definition(folder, config)
+        content = read_bytes(folder / "tokenizer.json", MAX_JSON_BYTES) if rebuilt is None else _packed(rebuilt)
+        return tokenizers.Tokenizer.from_buffer(content), {}
     if (folder / "tokenizer.model").is_file():
         backend = sentencepiece_tokenizer(folder, config)
         names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
         framed = "add_bos_token" if isinstance(backend.model, models.BPE) else "add_eos_token"
         return backend, {**names, framed: True}
     if (folder / "vocab.json").is_file():
-        return tokenizers.Tokenizer.from_str(json.dumps(byte_level_definition(folder, config))), {}
+        return tokenizers.Tokenizer.from_buffer(_packed(byte_level_definition(folder, config))), {}
     raise UnsupportedError(f"{folder}: no tokenizer.json, and no tokenizer.model or vocab.json instead of it")
+
+
+def _packed(definition: Mapping[str, Any]) -> bytes:
+    return json.dumps(definition).encode()
 
 
 def _roles(backend: tokenizers.Tokenizer, config: Mapping[str, Any]) -> dict[str, int]:

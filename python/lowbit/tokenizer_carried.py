@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from lowbit._core import Error
@@ -14,6 +15,7 @@ from lowbit.pretokenizer import UNKNOWN
 from lowbit.tokenizer import from_metadata, load_tokenizer
 from lowbit.tokenizer_definition import DEFINITION_KEY, MERGES_KEY, definition
 from lowbit.tokenizer_differences import TokenizerRecord, TokenizerReport, tokenizer_differences
+from lowbit.tokenizer_files import rebuilt_definition
 
 
 def is_unnamed(metadata: Mapping[str, Any]) -> bool:
@@ -34,8 +36,7 @@ def carried_tokenizer(opened: OpenedCheckpoint, metadata: Mapping[str, Any], not
         return {}
     if not bare.differences:
         return {}
-    path = opened.folder / "tokenizer.json"
-    tokenizer = read_json(path) if path.is_file() else json.loads(load_tokenizer(opened.folder).backend.to_str())
+    tokenizer = _definition(opened.folder)
     with_frame = any(not difference.text for difference in bare.differences)
     carried: dict[str, Any] = {DEFINITION_KEY: definition(tokenizer, metadata, with_frame)}
     left = _differences(source, {**metadata, **carried})
@@ -52,6 +53,15 @@ def carried_tokenizer(opened: OpenedCheckpoint, metadata: Mapping[str, Any], not
             f"{left.differences[0]}"
         )
     return carried
+
+
+def _definition(folder: Path) -> dict[str, Any]:
+    """The folder's tokenizer.json, or what stands for it."""
+    path, config = folder / "tokenizer.json", folder / "tokenizer_config.json"
+    if not path.is_file():
+        found: dict[str, Any] = json.loads(load_tokenizer(folder).backend.to_str())
+        return found
+    return rebuilt_definition(folder, read_json(config) if config.is_file() else {}) or read_json(path)
 
 
 def _differences(source: TokenizerRecord, metadata: Mapping[str, Any]) -> TokenizerReport:

@@ -1,4 +1,5 @@
-"""Tokenizers of folders without tokenizer.json: SentencePiece's tokenizer.model, or GPT-2's vocab.json and merges.txt.
+"""Tokenizers of folders without tokenizer.json: SentencePiece's tokenizer.model, or GPT-2's vocab.json and merges.txt;
+and the tokenizer.json that is not taken as it is.
 
 What SentencePiece does with a text (its own normalizer, one space in front, pieces that are matched before all others)
 is put together from the steps that the tokenizers library has. Added tokens and their flags are those of
@@ -24,6 +25,34 @@ from lowbit.special_tokens import ROLES
 from lowbit.tokenizer_definition import FLAGS
 from lowbit.tokenizer_gguf import Vocab, score_merges
 from lowbit.vocab import checked_id
+
+#: config.json's model_type -> transformers takes tokenizer.json as it is, whatever tokenizer_class says.
+_TAKEN_AS_THEY_ARE = ("mistral", "phi3")
+
+
+def rebuilt_definition(folder: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """A folder's tokenizer.json with parts that transformers replaces, None where it is taken as it is.
+
+    The first files of Llama 2 and their fine-tunes mark special tokens as `normalized`. Their normalizer puts a mark in
+    front of a text, so that such a token is found behind a blank only: of "</s><s>" the second is plain text.
+    transformers builds every LlamaTokenizer without a normalizer. Where tokens are marked, lowbit does the same.
+    config: tokenizer_config.json.
+    """
+    if str(config.get("tokenizer_class", "")).removesuffix("Fast") != "LlamaTokenizer":
+        return None
+    tokenizer, model = read_json(folder / "tokenizer.json"), folder / "config.json"
+    added, normalizer = tokenizer.get("added_tokens"), tokenizer.get("normalizer")
+    steps = normalizer.get("normalizers") if isinstance(normalizer, dict) else None
+    if not isinstance(steps, list) or {"type": "Prepend", "prepend": SPACE} not in steps:
+        return None
+    if not any(isinstance(t, dict) and t.get("normalized") and t.get("special") for t in added or []):
+        return None
+    if model.is_file() and read_json(model).get("model_type") in _TAKEN_AS_THEY_ARE:
+        return None
+    has_prefix = config.get("add_prefix_space") is not False
+    scheme = "never" if not has_prefix else "always" if config.get("legacy") is True else "first"
+    front = {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": scheme, "split": False}
+    return {**tokenizer, "normalizer": None, "pre_tokenizer": front}
 
 
 def added_tokens(folder: Path, config: Mapping[str, Any]) -> dict[int, AddedToken]:

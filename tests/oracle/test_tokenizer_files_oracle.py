@@ -13,6 +13,7 @@ import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_checkpoint import byte_level_tokenizer, opened_tokenizer, write_json, write_tokenizer
+from tokenizer_cases import SPECIAL_TEXTS, TURNS, normalized_llama
 from transformers import AutoTokenizer
 
 import lowbit
@@ -92,6 +93,26 @@ def test_special_tokens_and_added_ones(tmp_path: Path) -> None:
         assert (ours.bos_id, ours.eos_id) == (theirs.bos_token_id, theirs.eos_token_id) == (1, 2)
         for text in ("the and", "a<s>the", "the<|assistant|>  the", "</s><|assistant|>\nthe", ""):
             assert ours.encode(text) == theirs.encode(text), text
+
+
+@pytest.mark.parametrize("has_model", [True, False])
+@pytest.mark.parametrize(
+    ("kind", "legacy"), [("LlamaTokenizer", None), ("LlamaTokenizerFast", True), ("PreTrainedTokenizerFast", None)]
+)
+def test_special_tokens_that_are_normalized(tmp_path: Path, kind: str, legacy: bool | None, has_model: bool) -> None:
+    """The first Llama 2 and its fine-tunes: from the folder, from its GGUF file, and from the export of that."""
+    normalized_llama(tmp_path, kind, legacy, has_model)
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    keys = tokenizer_metadata(tmp_path, {}, "llama", theirs.vocab_size)
+    result = from_metadata(keys | carried_tokenizer(opened_tokenizer(tmp_path), keys, []))
+    for ours in (lowbit.load_tokenizer(tmp_path), result):
+        assert ours.special_tokens == {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+        for text in (*SPECIAL_TEXTS, *TEXTS):
+            assert ours.encode(text) == theirs.encode(text), text
+            assert ours.encode(text, add_special_tokens=False) == theirs.encode(text, add_special_tokens=False), text
+            assert ours.decode(theirs.encode(text)) == theirs.decode(theirs.encode(text)), text
+        assert ours.apply_chat_template(TURNS) == theirs.apply_chat_template(TURNS, tokenize=False)
+        assert ours.encode_chat(TURNS) == theirs.apply_chat_template(TURNS, return_dict=False)
 
 
 @pytest.mark.parametrize("kind", ["GPT2Tokenizer", "Qwen2Tokenizer"])
