@@ -115,6 +115,46 @@ def test_modules_to_save_take_the_place(tmp_path: Path) -> None:
     np.testing.assert_array_equal(after["model.norm.weight"], norm)
 
 
+EMBEDDINGS, OUTPUT = f"{PREFIX}{EMBED}.weight", f"{PREFIX}lm_head.weight"
+WRAPPED = ".modules_to_save.default.weight"
+
+
+@pytest.mark.parametrize("spelling", [".weight", ".modules_to_save.weight", WRAPPED])
+@pytest.mark.parametrize("saved", [["embed_tokens"], ["lm_head"], ["model.embed_tokens", "lm_head"]])
+def test_saved_modules_untie(tmp_path: Path, saved: list[str], spelling: str) -> None:
+    base = make_checkpoint(tmp_path / "base", layers=1, dtype="F32")
+    shared = read(Checkpoint(base).tensors[f"{EMBED}.weight"])
+    new = {name: np.full((288, 256), i, np.float32) for i, name in enumerate([EMBEDDINGS, OUTPUT])}
+    given = {name: new[name] for name in new if name.split(".")[-2] in [module.split(".")[-1] for module in saved]}
+    tensors = {name.replace(".weight", spelling): value for name, value in given.items()}
+    opened = open_checkpoint(base, make_adapter(tmp_path / "a", {**GOOD, **tensors}, modules_to_save=saved))
+    found = {tensor.name: read(tensor) for tensor in opened.tensors}
+    np.testing.assert_array_equal(found["token_embd.weight"], given.get(EMBEDDINGS, shared))
+    np.testing.assert_array_equal(found["output.weight"], given.get(OUTPUT, shared))
+    assert [tensor.name for tensor in opened.tensors][:2] == [
+        "output.weight",
+        "token_embd.weight",
+    ]  # as in a merged file
+
+
+def test_a_later_adapter_changes_one_of_the_untied(tmp_path: Path) -> None:
+    base = make_checkpoint(tmp_path / "base", layers=1, dtype="F32")
+    low_rank, later = factors(EMBED, seed=1), factors(EMBED, seed=2)
+    saved = {OUTPUT: np.ones((288, 256), np.float32)}
+    paths = [
+        make_adapter(tmp_path / "1", low_rank),
+        make_adapter(tmp_path / "2", saved, modules_to_save=["lm_head"]),
+        make_adapter(tmp_path / "3", later),
+    ]
+    before = read(Checkpoint(base).tensors[f"{EMBED}.weight"])
+    opened = open_checkpoint(base, paths)
+    found = {tensor.name: read(tensor) for tensor in opened.tensors}
+    expected = before + 2 * product(low_rank, EMBED) + 2 * product(later, EMBED)
+    np.testing.assert_allclose(found["token_embd.weight"], expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(found["output.weight"], 1)
+    assert [note.split()[2] for note in opened.notes if "changes the output" in note] == ["1"]
+
+
 def test_patterns_set_rank_and_alpha(tmp_path: Path) -> None:
     base = make_checkpoint(tmp_path / "base", layers=1, dtype="F32")
     tensors = factors(UP, rank=2)
@@ -170,10 +210,16 @@ BROKEN: dict[str, tuple[dict[str, np.ndarray], dict[str, Any], str]] = {
     "B alone": ({B: GOOD[B]}, {}, "has no lora_A"),
     "A alone": ({A: GOOD[A]}, {}, "has no lora_B"),
     "no such layer": ({k.replace("layers.0", "layers.7"): v for k, v in GOOD.items()}, {}, "no 'layers.7.mlp.up_proj"),
-    "a tied output": ({k.replace(UP, "lm_head"): v for k, v in GOOD.items()}, {}, "'lm_head.weight': it is tied"),
+    "a tied output": ({k.replace(UP, "lm_head"): v for k, v in GOOD.items()}, {}, "is about the output, which is tied"),
     "a norm": ({k.replace(UP, "model.norm"): v for k, v in GOOD.items()}, {}, "which is no matrix"),
     "twice": ({**GOOD, **{k.replace(".model.model.", ".model."): v for k, v in GOOD.items()}}, {}, "as another one is"),
-    "larger embeddings": ({f"{PREFIX}{EMBED}.weight": np.zeros((300, 256), np.float32)}, {}, r"expected \[288, 256\]"),
+    "larger embeddings": (
+        {f"{PREFIX}{EMBED}.weight": np.zeros((300, 256), np.float32)},
+        {},
+        r"expected \[288, 256\] from .* give the base the same tokens first, with resize_token_embeddings",
+    ),
+    "a saved module that is not there": (GOOD, {"modules_to_save": ["lm_head"]}, "no 'lm_head.weight', which modules_"),
+    "modules_to_save of text": (GOOD, {"modules_to_save": "lm_head"}, "'lm_head', expected a list of names"),
     "an unknown kind": ({f"{PREFIX}{UP}.lora_C.weight": GOOD[A]}, {}, "lora_C.weight' is not one of a LoRA adapter's"),
     "nothing": ({}, {}, "no tensors"),
     "a magnitude without DoRA": ({**GOOD, **M}, {}, "not what use_dora in adapter_config.json says"),
@@ -197,7 +243,7 @@ def test_refusals(tmp_path: Path, case: str) -> None:
     base = make_checkpoint(tmp_path / "base", layers=1)
     adapter = make_adapter(tmp_path / "a", tensors, **settings)
     with pytest.raises((lowbit.FormatError, lowbit.UnsupportedError), match=message) as caught:
-        lora.merge(Checkpoint(base), adapter, 1.0)
+        lora.merge(Checkpoint(base), adapter, 1.0, tied=True)
     assert str(adapter) in str(caught.value) or "adapter_model" in str(caught.value)
     assert "\n" not in str(caught.value)
 

@@ -43,10 +43,14 @@ FLOAT_DTYPES: dict[str, np.dtype] = {
 
 
 class StoredTensor:
-    """A tensor in a safetensors file; a TensorSource."""
+    """A tensor in a safetensors file; a TensorSource.
+
+    shard: the name of the checkpoint's file that it stands in, which orders a conversion's tensors.
+    """
 
     def __init__(self, file: FileReader, name: str, dtype_name: str, shape: tuple[int, ...], offset: int) -> None:
         self.file = file
+        self.shard = file.path.name
         self.name = name
         self.dtype_name = dtype_name
         self.shape = shape

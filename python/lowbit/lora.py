@@ -7,12 +7,17 @@ in float32, as peft's merge_and_unload does for float32 weights: equal but for t
 over rows. A merged weight is float32, rounded once by the file's format. (peft rounds to the checkpoint's type after
 each adapter, and with adapters of half precision rounds B A as well.)
 
+Where output and embeddings are one matrix, adapters untie them as they do in PEFT's merged model: `modules_to_save`
+with either one does, unless ensure_weight_tying is set. Whole matrices that modules_to_save does not name
+(save_embedding_layers) and low-rank factors of the embeddings change both.
+
 Adapters are folders or hub ids with adapter_config.json and adapter_model.safetensors. Everything in them is checked
 against the checkpoint before anything is read: nothing that an adapter says is left out in silence.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import re
@@ -27,7 +32,7 @@ from lowbit._core import FileError, FormatError, InputError, UnsupportedError
 from lowbit.checkpoint import Checkpoint, StoredTensor, read_json, read_safetensors
 from lowbit.config import MOST_FLOAT32, Config
 from lowbit.hub import resolve
-from lowbit.tensor_source import read
+from lowbit.tensor_source import read, row_ranges
 
 Adapter = str | os.PathLike[str]
 Adapters = Adapter | Sequence[Adapter]
@@ -43,6 +48,10 @@ PLAIN_INITIALIZATIONS = (True, False, None, "gaussian", "orthogonal", "eva")
 #: Patterns of module names that cannot take more than a moment to match.
 SAFE_PATTERN = re.compile(r"(?:[\w.|^$-]|\\[.d]|\.\*|\\d\+){1,200}")
 MOST_REPEATS = 3
+
+#: The two names of one matrix in a tied checkpoint, as `_plain_name` has them.
+EMBEDDINGS, OUTPUT = "embed_tokens.weight", "lm_head.weight"
+COMPARED_ELEMENTS = 1 << 22
 
 _FACTORS = re.compile(r"(.+)\.(lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)(?:\.weight)?")
 
@@ -75,10 +84,16 @@ class Delta:
 class MergedTensor(StoredTensor):
     """A matrix of a checkpoint with what adapters add to it, float32."""
 
-    def __init__(self, base: StoredTensor) -> None:
+    def __init__(self, base: StoredTensor, deltas: Sequence[Delta]) -> None:
         super().__init__(base.file, base.name, base.dtype_name, base.shape, base.offset)
+        self.shard = base.shard
         self.base = base
-        self.deltas: list[Delta] = []
+        self.deltas = deltas
+
+    @classmethod
+    def adding(cls, tensor: StoredTensor, delta: Delta) -> MergedTensor:
+        """A tensor with one more delta."""
+        return cls(tensor.base, [*tensor.deltas, delta]) if isinstance(tensor, MergedTensor) else cls(tensor, [delta])
 
     @property
     def dtype(self) -> np.dtype:
@@ -105,23 +120,28 @@ class _Replaced(StoredTensor):
 
     def __init__(self, base: StoredTensor, own: StoredTensor) -> None:
         super().__init__(own.file, base.name, own.dtype_name, own.shape, own.offset)
+        self.shard = base.shard
 
 
 class Merged(NamedTuple):
-    """What was merged: a note for each adapter that was made for another model, and the folders of all."""
+    """What was merged: notes on what a user should know of it, and the folders of all adapters."""
 
     notes: list[str]
     folders: list[Path]
 
 
 def merge(
-    checkpoint: Checkpoint, adapters: Adapters, scales: float | Sequence[float], hub_id: str | None = None
+    checkpoint: Checkpoint,
+    adapters: Adapters,
+    scales: float | Sequence[float],
+    hub_id: str | None = None,
+    tied: bool = False,
 ) -> Merged:
     """Puts adapters into the checkpoint's tensors, in turn.
 
-    hub_id: the checkpoint's. scales: multiplies what each adapter adds, one number for all or one for each. Raises
-    InputError for wrong scales, FileError, FormatError and UnsupportedError for adapters that cannot be read or do not
-    fit.
+    hub_id: the checkpoint's. scales: multiplies what each adapter adds, one number for all or one for each. tied:
+    whether config.json says that output and embeddings are one matrix. Raises InputError for wrong scales, FileError,
+    FormatError and UnsupportedError for adapters that cannot be read or do not fit.
     """
     paths = [adapters] if isinstance(adapters, (str, os.PathLike)) else list(adapters)
     factors = list(scales) if isinstance(scales, Sequence) else [scales] * len(paths)
@@ -133,8 +153,10 @@ def merge(
     for path, factor in zip(paths, factors, strict=True):
         folder, adapter_id = resolve(path)
         merged.folders.append(folder)
-        step = _Merge(checkpoint, folder, float(factor))
+        step = _Merge(checkpoint, folder, float(factor), tied)
         step.run()
+        tied = step.tied
+        merged.notes.extend(step.notes)
         names = [hub_id or checkpoint.folder.name, str(checkpoint.config.get("_name_or_path", ""))]
         made_for = step.config.text("base_model_name_or_path", "")
         if made_for and _last_part(made_for) not in map(_last_part, names):
@@ -150,12 +172,14 @@ def _last_part(name: str) -> str:
 class _Merge:
     """One adapter on its way into a checkpoint."""
 
-    def __init__(self, checkpoint: Checkpoint, folder: Path, factor: float) -> None:
+    def __init__(self, checkpoint: Checkpoint, folder: Path, factor: float, tied: bool) -> None:
         self.checkpoint = checkpoint
         self.folder = folder
         self.factor = factor
+        self.tied = tied
         self.config = Config(_read_config(folder), str(folder / CONFIG))
         _check(self.config)
+        self.notes: list[str] = []
         self.seen: set[str] = set()
         self.names: dict[str, str] = {}
         for name in checkpoint.tensors:
@@ -163,33 +187,86 @@ class _Merge:
 
     def run(self) -> None:
         stored = read_safetensors(self.folder / WEIGHTS)
+        if not stored:
+            raise FormatError(f"{self.folder / WEIGHTS}: no tensors")
         parts: dict[str, dict[str, StoredTensor]] = {}
+        whole: dict[str, StoredTensor] = {}
         for name, tensor in stored.items():
             if match := _FACTORS.fullmatch(name):
                 parts.setdefault(match[1], {})[match[2]] = tensor
             elif re.search(r"\.(lora|token_adapter|trainable_tokens)_?\w*\.|lora_", name):
                 raise UnsupportedError(f"{self.folder / WEIGHTS}: tensor {name!r} is not one of a LoRA adapter's")
-            else:  # modules_to_save, and trained biases
-                self._replace(name, tensor)
+            elif (plain := re.sub(r"\.modules_to_save(\.default)?\.", ".", name)) == name or plain not in stored:
+                whole[plain] = tensor
+        if {EMBEDDINGS, OUTPUT} & {*map(_base_name, whole), *(_plain_name(f"{module}.weight") for module in parts)}:
+            self._tie()
+        self._replace_all(whole)
         for module, factors in parts.items():
             self._add(module, factors)
-        if not stored:
-            raise FormatError(f"{self.folder / WEIGHTS}: no tensors")
 
-    def _target(self, name: str, tensor: StoredTensor) -> str:
-        """The checkpoint's name of what an adapter's tensor is about."""
-        found = self.names.get(_plain_name(name))
-        if found is None:
-            tied = ": it is tied to the embeddings" if "lm_head" in name else ""
+    @property
+    def _is_shared(self) -> bool:
+        """Whether output and embeddings are one tensor of the checkpoint."""
+        return self.tied and (EMBEDDINGS in self.names) != (OUTPUT in self.names)
+
+    def _tie(self) -> None:
+        """Makes one tensor of equal ones, as transformers does when it loads a checkpoint that ought to be tied."""
+        if self.tied and {EMBEDDINGS, OUTPUT} <= self.names.keys():
+            first, second = (self.checkpoint.tensors[self.names[name]] for name in (EMBEDDINGS, OUTPUT))
+            if _are_equal(first, second):
+                del self.checkpoint.tensors[self.names.pop(OUTPUT)]
+
+    def _untie(self) -> None:
+        """Gives embeddings and output a tensor each."""
+        there, absent = (EMBEDDINGS, OUTPUT) if EMBEDDINGS in self.names else (OUTPUT, EMBEDDINGS)
+        tensor = copy.copy(self.checkpoint.tensors[self.names[there]])
+        tensor.name = absent if absent == OUTPUT else f"model.{absent}"
+        self.checkpoint.tensors[tensor.name] = tensor
+        self.names[absent] = tensor.name
+        self.tied = False
+
+    def _replace_all(self, whole: dict[str, StoredTensor]) -> None:
+        """Puts in what an adapter has whole: modules_to_save, trained biases, and weights of the base saved with it."""
+        saved: dict[str, StoredTensor] = {}  # what unties
+        if self._is_shared and not self.config.boolean("ensure_weight_tying", False):
+            saved = {name: tensor for name, tensor in whole.items() if self._is_saved(_plain_name(name))}
+            for key in filter(self._is_saved, (EMBEDDINGS, OUTPUT)):
+                if key not in map(_plain_name, saved):
+                    raise FormatError(f"{self.folder / WEIGHTS}: no {key!r}, which modules_to_save in {CONFIG} names")
+        # Where one tensor has two names, torch loads the output's last.
+        for name in sorted(whole.keys() - saved.keys(), key=lambda name: (_base_name(name) == OUTPUT, name)):
+            self._replace(_base_name(name), whole[name])
+        if saved:
+            self._untie()
+        for name, tensor in saved.items():
+            self._replace(_plain_name(name), tensor)
+
+    def _is_saved(self, plain: str) -> bool:
+        """Whether modules_to_save means the embeddings' or the output's tensor: PEFT compares the ends of names."""
+        names = self.config.values.get("modules_to_save") or []
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise FormatError(
-                f"{self.folder / WEIGHTS}: tensor {tensor.name!r}: the checkpoint has no {_plain_name(name)!r}{tied}"
+                f"{self.config.where}: 'modules_to_save' is {str(names)[:40]!r}, expected a list of names"
             )
+        modules = {EMBEDDINGS: "base_model.model.model.embed_tokens", OUTPUT: "base_model.model.lm_head"}
+        return any(modules[plain].endswith(name) for name in names) if plain in modules else False
+
+    def _target(self, plain: str, tensor: StoredTensor) -> str:
+        """The checkpoint's name of what an adapter's tensor is about."""
+        found = self.names.get(plain)
+        if found is None and self._is_shared and plain in (EMBEDDINGS, OUTPUT):
+            found = self.names.get(EMBEDDINGS, self.names.get(OUTPUT))
+        if found is None:
+            raise FormatError(f"{self.folder / WEIGHTS}: tensor {tensor.name!r}: the checkpoint has no {plain!r}")
         return found
 
-    def _replace(self, name: str, tensor: StoredTensor) -> None:
-        target = self._target(name.replace(".base_layer.", "."), tensor)
+    def _replace(self, plain: str, tensor: StoredTensor) -> None:
+        target = self._target(plain, tensor)
         base = self.checkpoint.tensors[target]
-        self._expect(tensor, base.shape, f"the checkpoint's {target!r}")
+        _ = base.dtype  # refuses what is no float
+        resized = tensor.shape[1:] == base.shape[1:] and plain in (EMBEDDINGS, OUTPUT)
+        hint = ": give the base the same tokens first, with resize_token_embeddings" if resized else ""
+        self._expect(tensor, base.shape, f"the checkpoint's {target!r}{hint}")
         self.checkpoint.tensors[target] = _Replaced(base, tensor)
 
     def _add(self, module: str, factors: dict[str, StoredTensor]) -> None:
@@ -203,7 +280,19 @@ class _Merge:
             raise FormatError(f"{self.folder / WEIGHTS}: {module!r} is not what use_dora in {CONFIG} says")
         if is_embedding and magnitude is not None:
             raise UnsupportedError(f"{self.folder / WEIGHTS}: {module!r} is an embedding with DoRA")
-        target = self._target(f"{module}.weight", a)
+        plain = _plain_name(f"{module}.weight")
+        target = self._target(plain, a)
+        if self._is_shared and plain == OUTPUT:
+            raise UnsupportedError(
+                f"{self.folder / WEIGHTS}: tensor {a.name!r} is about the output, which is tied to the embeddings, so "
+                "that it would change both; merge it into a base saved with an lm_head of its own and "
+                "tie_word_embeddings false"
+            )
+        if self._is_shared and plain == EMBEDDINGS:
+            self.notes.append(
+                f"the adapter {self.folder.name} changes the output with the embeddings that it is tied to, as PEFT's "
+                "merge_and_unload does; unmerged, it changes the embeddings alone"
+            )
         base = self.checkpoint.tensors[target]
         _ = base.dtype  # refuses what is no float
         if target in self.seen:
@@ -221,9 +310,7 @@ class _Merge:
         if magnitude is not None:
             self._expect(magnitude, (base.shape[0],), f"the rows of {target!r}")
             delta.magnitude = read(magnitude).astype(np.float32)
-        if not isinstance(base, MergedTensor):
-            base = self.checkpoint.tensors[target] = MergedTensor(base)
-        base.deltas.append(delta)
+        self.checkpoint.tensors[target] = MergedTensor.adding(base, delta)
 
     def _expect(self, tensor: StoredTensor, shape: tuple[int, ...], reason: str) -> None:
         _ = tensor.dtype  # refuses what is no float
@@ -276,6 +363,19 @@ def _check(config: Config) -> None:
             f"{config.where}: init_lora_weights {str(initialization)[:40]!r} changes the base weights; save the "
             "adapter with path_initial_model_for_weight_conversion"
         )
+
+
+def _base_name(name: str) -> str:
+    """The plain name, also of what an adapter has of the base's own weights."""
+    return _plain_name(re.sub(r"\.(base_layer|original_module)\.", ".", name))
+
+
+def _are_equal(first: StoredTensor, second: StoredTensor) -> bool:
+    """Whether two tensors hold the same values."""
+    return first.shape == second.shape and all(
+        np.array_equal(first.rows(start, stop), second.rows(start, stop))
+        for start, stop in row_ranges(0, first.shape[0], math.prod(first.shape[1:]), COMPARED_ELEMENTS)
+    )
 
 
 def _plain_name(name: str) -> str:

@@ -196,13 +196,17 @@ class Architecture(WayBack):
         """A tensor under its GGUF name as its values are in GGUF. Called before norms and biases become float32."""
         return tensor
 
+    def is_tied(self, config: Config) -> bool:
+        """Whether config.json says that output and embeddings are one matrix."""
+        return config.boolean("tie_word_embeddings", self.tied_by_default)
+
     def tensors(self, checkpoint: Checkpoint, config: Config) -> list[TensorSource]:
         """Every tensor of the file, checked against config.json, in file order."""
         sizes = self.sizes(config)
         if sizes.layers > len(checkpoint.tensors):
             raise FormatError(f"{config.where}: {sizes.layers} layers, but only {len(checkpoint.tensors)} tensors")
         table = self.table(sizes.layers)
-        tied = config.boolean("tie_word_embeddings", self.tied_by_default)
+        tied = self.is_tied(config)
         names = {
             self.hf_name(name): name
             for name in checkpoint.tensors
@@ -376,7 +380,7 @@ def stays_float32(tensor: TensorSource) -> bool:
 
 
 def _position(checkpoint: Checkpoint, name: str) -> tuple[str, str]:
-    return checkpoint.tensors[name].file.path.name, name
+    return checkpoint.tensors[name].shard, name
 
 
 def layer_of(name: str) -> int:
