@@ -3,12 +3,14 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 from importlib.resources import files
 from pathlib import Path
 
+import numpy as np
 import pytest
 from command import run
 from tiny_checkpoint import make_checkpoint
@@ -251,6 +253,15 @@ def test_run_writes_the_continuation_alone(bard: Path) -> None:
     assert run("run", str(bard), "-", *options, input="ROMEO:").stdout == result.stdout
     report = json.loads(run("run", str(bard), "ROMEO:", *options, "--json").stdout)
     assert report["text"] + "\n" == result.stdout
+
+
+def test_what_is_ignored_in_a_file_is_one_note(bard: Path, tmp_path: Path) -> None:
+    path = shutil.copy(bard, tmp_path / "x.gguf")
+    lowbit.gguf.edit(path, {"tokenizer.ggml.padding_token_id": np.uint32(0xFFFFFFFF)})
+    found = run("run", path, "KING", "-n", 2)
+    notes = [line for line in found.stderr.splitlines() if line.startswith("note:")]
+    assert (found.returncode, len(notes)) == (0, 1)
+    assert notes[0].startswith("note: tokenizer.ggml.padding_token_id is 4294967295, which none of the 2048 tokens has")
 
 
 def test_sampling_options_reach_the_model(bard: Path) -> None:

@@ -65,7 +65,7 @@ METADATA = [
     ("qwen3.rope.freq_base", np.float64(1e300), lowbit.load, r"qwen3.rope.freq_base is '1e\+300'"),
     ("qwen3.attention.scale", np.float64(1e-300), lowbit.load, "qwen3.attention.scale is '1e-300'"),
     ("tokenizer.ggml.tokens", 7, lowbit.load, "metadata has no qwen3.vocab_size"),
-    ("tokenizer.ggml.bos_token_id", "one", None, "tokenizer.ggml.bos_token_id is 'one'"),
+    ("tokenizer.ggml.bos_token_id", "one", None, "tokenizer.ggml.bos_token_id: expected an integer"),
     ("qwen3.rope.scaling.type", np.zeros(3, np.float32), None, "qwen3.rope.scaling.type is"),
 ]
 

@@ -228,6 +228,53 @@ def test_gguf_file_and_open_file(tmp_path, tokenizers):
         assert lowbit.load_tokenizer(file).encode(text) == t.encode(text)
 
 
+SPECIAL_KEYS = ("bos", "eos", "unknown", "seperator", "padding", "cls", "mask", "eot", "eom")
+
+
+@pytest.mark.parametrize("name", ["gpt-2", "llama-spm", "bert-bge"])
+@pytest.mark.parametrize("key", SPECIAL_KEYS)
+def test_ids_that_no_token_has_are_ignored(tmp_path, caplog, name, key):
+    """As if the key were not there, which llama.cpp does as well; real files have the largest number for "none"."""
+    key = f"tokenizer.ggml.{key}_token_id"
+    fields = {**metadata(name), "general.architecture": "x"}
+    fields.pop(key, None)
+    expected = from_metadata(fields)
+    for value in (np.uint32(0xFFFFFFFF), np.int32(-1), np.uint32(len(fields["tokenizer.ggml.tokens"]))):
+        caplog.clear()
+        lowbit.gguf.write(tmp_path / "x.gguf", {**fields, key: value}, {})
+        tokenizer = lowbit.load_tokenizer(tmp_path / "x.gguf")
+        assert [record.getMessage() for record in caplog.records] == tokenizer.notes
+        assert len(tokenizer.notes) == 1
+        assert tokenizer.notes[0].startswith(f"{key} is {value}, which none of the ")
+        assert tokenizer.special_tokens == expected.special_tokens
+        assert (tokenizer.eos_ids, tokenizer.encode("a")) == (expected.eos_ids, expected.encode("a"))
+    for wrong in ("2", 1.5, True, -2, np.array([2]), ["2"]):
+        with pytest.raises(lowbit.FormatError, match=key):
+            from_metadata({**fields, key: wrong})
+
+
+def test_ends_that_a_file_keeps_under_our_key():
+    fields = metadata("gpt-2")
+    key = "lowbit.tokenizer.eos_token_ids"
+    ends = from_metadata(fields).eos_ids
+    assert from_metadata({**fields, key: np.uint32([7, 5])}).eos_ids == ends | {5, 7}
+    for wrong in (7, "7", ["7"], [7.5], np.float32([7]), np.int32([-1]), np.uint32([1 << 31]), np.uint32([[7]])):
+        with pytest.raises(lowbit.FormatError, match=key):
+            from_metadata({**fields, key: wrong})
+
+
+def test_no_pre_tokenizer_is_the_default_one():
+    """llama.cpp's choice, with a warning as well."""
+    fields = metadata("gpt-2")
+    fields.pop("tokenizer.ggml.pre")
+    tokenizer = from_metadata(fields)
+    named = from_metadata({**fields, "tokenizer.ggml.pre": "default"})
+    assert len(tokenizer.notes) == 1
+    assert tokenizer.notes[0].startswith("tokenizer.ggml.pre is missing")
+    assert named.notes == []
+    assert tokenizer.encode("don't 12345") == named.encode("don't 12345")
+
+
 GGUF_FAULTS = {
     "no model": ({"tokenizer.ggml.model": None}, "FormatError: tokenizer.ggml.model: expected a string"),
     "model of another kind": ({"tokenizer.ggml.model": 7}, "FormatError: .*found int"),
@@ -238,11 +285,10 @@ GGUF_FAULTS = {
     "tokens are numbers": ({"tokenizer.ggml.tokens": np.arange(3)}, "FormatError: .*array of strings"),
     "too few types": ({"tokenizer.ggml.token_type": np.ones(3, np.int32)}, "FormatError: .*one a token, found 3"),
     "types are text": ({"tokenizer.ggml.token_type": ["a"]}, "FormatError: .*array of numbers"),
-    "merges missing": ({"tokenizer.ggml.merges": None}, "FormatError: tokenizer.ggml.merges"),
+    "merges missing": ({"tokenizer.ggml.merges": None}, "FormatError: tokenizer.ggml.merges: missing.*convert"),
     "merge of unknown tokens": ({"tokenizer.ggml.merges": ["\u4f60 \u597d"]}, "FormatError: .*index 0"),
     "merge of one token": ({"tokenizer.ggml.merges": ["a"]}, "FormatError: .*index 0"),
-    "bos out of range": ({"tokenizer.ggml.bos_token_id": 1 << 31}, "FormatError: .*bos_token_id: expected an id below"),
-    "bos negative": ({"tokenizer.ggml.bos_token_id": -1}, "FormatError: .*bos_token_id"),
+    "bos negative": ({"tokenizer.ggml.bos_token_id": -2}, "FormatError: .*bos_token_id"),
     "eos is text": ({"tokenizer.ggml.eos_token_id": "2"}, "FormatError: .*integer"),
     "add_bos is text": ({"tokenizer.ggml.add_bos_token": "yes"}, "FormatError: .*boolean"),
     "template is a number": ({"tokenizer.chat_template": 1}, "FormatError: tokenizer.chat_template"),

@@ -82,6 +82,7 @@ def export_hf(
         tensors = arch.hf_tensors(sources, config)
         notes = _unkept(arch, file.metadata, config)
         tokenizer, files = tokenizer_files(file.metadata, config.integer("max_position_embeddings"))
+        notes += tokenizer.notes
         generation = _generation(file.metadata, tokenizer)
         card = card_text(file.metadata)
         format = _format(file, dtype)

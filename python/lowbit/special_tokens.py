@@ -7,8 +7,11 @@ tokenizer_config.json, then config.json; the ids of texts from tokenizer.json's 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from lowbit._core import FormatError
 from lowbit.checkpoint import read_json
@@ -22,6 +25,68 @@ UNKEPT_ROLES = ("cls",)
 #: Roles whose adding GGUF has a key for.
 ADDED_ROLES = ("bos", "eos", "sep")
 MAX_TEMPLATE_BYTES = 4 << 20
+#: What a file can hold as an id.
+_MAX_ID = (1 << 32) - 1
+
+# Tokens that end a turn or a document. Chat models of both kinds of file name only some of theirs.
+# fmt: off
+_ENDS = frozenset((
+    "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>",
+    "<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>",
+    "<end_of_utterance>", "<eos>", "<turn|>", "<|tool_response>", "<\uff5cend\u2581of\u2581sentence\uff5c>", "[e~[",
+    "<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]", "<|fim_repo|>", "<|repo_name|>", "<fim-repo>",
+    "<REPO>", "<reponame>", "<|file_sep|>",
+))
+# fmt: on
+
+
+def id_key(role: str) -> str:
+    """The key of a special token's id."""
+    return f"tokenizer.ggml.{ID_NAMES.get(role, role)}_token_id"
+
+
+def checked_special(key: str, value: Any, num_tokens: int) -> int | None:
+    """The id under a file's key, None for one that no token has.
+
+    Real files have the largest number, which is -1 as well, for "none". Raises FormatError for what is no id.
+    """
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
+        raise FormatError(f"{key}: expected an integer, found {type(value).__name__} {str(value)[:40]!r}")
+    if value < -1:
+        raise FormatError(f"{key}: expected an id below {num_tokens}, found {value}")
+    return int(value) if 0 <= value < num_tokens else None
+
+
+def listed_ends(folder: Path, num_tokens: int, notes: list[str]) -> set[int]:
+    """The ids under eos_token_id in config.json and generation_config.json. One that no token has is noted instead."""
+    found: set[int] = set()
+    unknown: dict[str, list[str]] = {}
+    for path in (folder / "config.json", folder / "generation_config.json"):
+        value = read_json(path).get("eos_token_id") if path.is_file() else None
+        for i in value if isinstance(value, list) else [] if value is None else [value]:
+            if type(i) is int and 0 <= i < num_tokens:
+                found.add(i)
+            else:
+                unknown.setdefault(repr(i)[:40], []).append(path.name)
+    for value, names in unknown.items():
+        where = " and ".join(dict.fromkeys(names))
+        notes.append(f"{where}: eos_token_id names {value}, which none of the {num_tokens} tokens has: ignored")
+    return found
+
+
+def known_ends(ids: Mapping[str, int]) -> set[int]:
+    """Those of the added tokens that end a text by what they are called.
+
+    Added ones only: byte-level vocabularies have merged pieces such as "</s>", which are text.
+    """
+    found = {text: i for text, i in ids.items() if text in _ENDS}
+    # Harmony and Solar close each message with <|end|>, and their turns otherwise; Gemma 4 has an unused </s>.
+    names = found.keys()
+    if {"<|return|>", "<|call|>"} <= names or (names & {"<|call|>", "<|calls|>"} and "<|flush|>" in names):
+        found.pop("<|end|>", None)
+    if "<|tool_response>" in found:
+        found.pop("</s>", None)
+    return set(found.values())
 
 
 class _Roles:
@@ -194,7 +259,7 @@ def special_tokens(
     ids: dict[str, int] = {}
 
     def assign(role: str, token_id: Any) -> None:
-        if type(token_id) is int and token_id >= 0 and (num_tokens is None or token_id < num_tokens):
+        if type(token_id) is int and 0 <= token_id <= (_MAX_ID if num_tokens is None else num_tokens - 1):
             ids.setdefault(role, token_id)
 
     template: dict[str, Any] = {}
@@ -212,10 +277,6 @@ def special_tokens(
     result: dict[str, Any] = {}
     if with_merges and (merges := tokenizer_merges(tokenizer, folder)):
         result["tokenizer.ggml.merges"] = merges
-    result |= {
-        f"tokenizer.ggml.{ID_NAMES.get(role, role)}_token_id": token_id
-        for role, token_id in ids.items()
-        if role not in UNKEPT_ROLES
-    }
+    result |= {id_key(role): token_id for role, token_id in ids.items() if role not in UNKEPT_ROLES}
     result |= {f"tokenizer.ggml.add_{role}_token": added for role, added in roles.added.items() if role in ADDED_ROLES}
     return result | template

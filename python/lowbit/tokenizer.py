@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,20 +17,11 @@ from lowbit._core import Error, FileError, FormatError, InputError, UnsupportedE
 from lowbit.checkpoint import MAX_JSON_BYTES, read_json
 from lowbit.file_reader import read_bytes, read_text
 from lowbit.hub import resolve
-from lowbit.special_tokens import ID_NAMES, MAX_TEMPLATE_BYTES, ROLES
+from lowbit.special_tokens import MAX_TEMPLATE_BYTES, ROLES, id_key, known_ends, listed_ends
 from lowbit.text import TextStream, piece_decoder
 from lowbit.tokenizer_limits import check_growth, state
 
-# Tokens that end a turn or a document. Chat models of both kinds of file name only some of theirs.
-# fmt: off
-_ENDS = frozenset((
-    "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>",
-    "<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>",
-    "<end_of_utterance>", "<eos>", "<turn|>", "<|tool_response>", "<\uff5cend\u2581of\u2581sentence\uff5c>", "[e~[",
-    "<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]", "<|fim_repo|>", "<|repo_name|>", "<fim-repo>",
-    "<REPO>", "<reponame>", "<|file_sep|>",
-))
-# fmt: on
+_log = logging.getLogger("lowbit")
 
 
 @contextlib.contextmanager
@@ -52,6 +44,7 @@ class Tokenizer:
         eos_ids: every id that ends a generation, `eos_id` included.
         vocab_size: number of ids; those without a token decode to nothing.
         chat_templates: name -> Jinja source.
+        notes: what the files say that was ignored, one sentence each.
     """
 
     def __init__(
@@ -61,6 +54,7 @@ class Tokenizer:
         eos_ids: Iterable[int] = (),
         vocab_size: int = 0,
         chat_templates: Mapping[str, str] | None = None,
+        notes: Iterable[str] = (),
     ) -> None:
         self.backend = backend
         self._plain: tokenizers.Tokenizer | None = None
@@ -73,10 +67,11 @@ class Tokenizer:
         self.bos_id = self._roles.get("bos")
         self.eos_id = self._roles.get("eos")
         self.pad_id = self._roles.get("pad")
-        ends = _known_ends(backend) | set(eos_ids)
+        ends = known_ends({t.content: i for i, t in added.items()}) | set(eos_ids)
         self.eos_ids = frozenset(ends if self.eos_id is None else ends | {self.eos_id})
-        self.vocab_size = max(vocab_size, max(backend.get_vocab().values(), default=-1) + 1)
+        self.vocab_size = vocab_size or _num_ids(backend, 0)
         self.chat_templates = dict(chat_templates or {})
+        self.notes = list(notes)
 
     def __repr__(self) -> str:
         return f"<lowbit.Tokenizer of {self.vocab_size} tokens>"
@@ -201,17 +196,6 @@ class Tokenizer:
         return self._plain
 
 
-def _known_ends(backend: tokenizers.Tokenizer) -> set[int]:
-    # Added tokens only: byte-level vocabularies have merged pieces such as "</s>", which are text.
-    ids = {added.content: i for i, added in backend.get_added_tokens_decoder().items() if added.content in _ENDS}
-    # Harmony and Solar close each message with <|end|>, and their turns otherwise; Gemma 4 has an unused </s>.
-    if {"<|return|>", "<|call|>"} <= ids.keys() or (ids.keys() & {"<|call|>", "<|calls|>"} and "<|flush|>" in ids):
-        ids.pop("<|end|>", None)
-    if "<|tool_response>" in ids:
-        ids.pop("</s>", None)
-    return set(ids.values())
-
-
 def _surround(backend: tokenizers.Tokenizer, first: int | None, last: int | None) -> None:
     """Make `backend` put these tokens in front of a text and behind it."""
     added = backend.get_added_tokens_decoder()
@@ -230,8 +214,17 @@ class _HasMetadata(Protocol):
 def load_tokenizer(path: str | os.PathLike[str] | _HasMetadata) -> Tokenizer:
     """The tokenizer of a Hugging Face folder or hub id, a GGUF file, or an open `lowbit.gguf` file.
 
+    What is ignored in the files (ids that no token has, say) is logged by "lowbit" as a warning, and in its `notes`.
     Raises FileError (missing), FormatError (broken) or UnsupportedError (a kind of tokenizer lowbit does not have).
     """
+    tokenizer = read_tokenizer(path)
+    for note in tokenizer.notes:
+        _log.warning("%s", note)
+    return tokenizer
+
+
+def read_tokenizer(path: str | os.PathLike[str] | _HasMetadata) -> Tokenizer:
+    """`load_tokenizer` for those who pass its notes on themselves."""
     if not isinstance(path, (str, os.PathLike)):
         if not isinstance(getattr(path, "metadata", None), Mapping):
             raise InputError(f"expected a path or an open GGUF file, got {type(path).__name__}")
@@ -249,25 +242,26 @@ def load_tokenizer(path: str | os.PathLike[str] | _HasMetadata) -> Tokenizer:
 
 def from_metadata(metadata: Mapping[str, Any]) -> Tokenizer:
     """The tokenizer that GGUF metadata describes (`tokenizer.ggml.*`, `tokenizer.chat_template*`)."""
-    from lowbit.tokenizer_definition import DEFINITION_KEY, build_defined
+    from lowbit.tokenizer_definition import DEFINITION_KEY, EOS_IDS_KEY, build_defined
     from lowbit.tokenizer_gguf import Vocab, build, family
 
     vocab = Vocab(metadata)
     with _contained(FormatError, "tokenizer.ggml"):
         defaults, first, last = family(vocab)
         backend, is_framed = build_defined(vocab) if vocab.has(DEFINITION_KEY) else (build(vocab), False)
-        ids = {r: vocab.token_id(f"tokenizer.ggml.{ID_NAMES.get(r, r)}_token_id", defaults.get(r)) for r in ROLES}
+        ids = {role: vocab.token_id(id_key(role), defaults.get(role)) for role in ROLES}
         roles = {role: token_id for role, token_id in ids.items() if token_id is not None}
         add_bos = vocab.flag("tokenizer.ggml.add_bos_token", first == "bos")
         add_eos = vocab.flag("tokenizer.ggml.add_eos_token", last == "eos")
         if not is_framed:
             end = roles.get("eos") if add_eos else roles.get(last) if last != "eos" else None
             _surround(backend, roles.get("bos") if add_bos else None, end)
-        ends = [vocab.token_id(f"tokenizer.ggml.{name}_token_id") for name in ("eot", "eom")]
+        ends = [i for name in ("eot", "eom") if (i := vocab.token_id(id_key(name))) is not None]
+        ends += vocab.token_ids(EOS_IDS_KEY)
         key = "tokenizer.chat_template"
         names = {name: "default" if name == key else name[len(key) + 1 :] for name in metadata if name.startswith(key)}
         templates = {short: vocab.text(name) for name, short in names.items() if name != f"{key}s"}
-        return Tokenizer(backend, roles, [i for i in ends if i is not None], len(vocab.tokens), templates)
+        return Tokenizer(backend, roles, ends, _num_ids(backend, len(vocab.tokens)), templates, vocab.notes)
 
 
 def _from_folder(folder: Path) -> Tokenizer:
@@ -282,10 +276,16 @@ def _from_folder(folder: Path) -> Tokenizer:
         if backend.post_processor is None:  # else it decides, whatever the configuration says, as in transformers 5
             first, last = (roles.get(r) if config.get(f"add_{r}_token") is True else None for r in ("bos", "eos"))
             _surround(backend, first, last)
-        model, generation = _json(folder / "config.json"), _json(folder / "generation_config.json")
-        ends = [i for source in (model, generation) for i in _ids(source.get("eos_token_id"))]
-        size = _ids(model.get("vocab_size"))
-        return Tokenizer(backend, roles, ends, max(size, default=0), _templates(folder, config))
+        size = _json(folder / "config.json").get("vocab_size")
+        vocab_size = _num_ids(backend, size if type(size) is int and size < 1 << 31 else 0)
+        notes: list[str] = []
+        ends = listed_ends(folder, vocab_size, notes)
+        return Tokenizer(backend, roles, ends, vocab_size, _templates(folder, config), notes)
+
+
+def _num_ids(backend: tokenizers.Tokenizer, least: int) -> int:
+    """The number of ids: as many as the embedding has rows, or more."""
+    return max(least, max(backend.get_vocab().values(), default=-1) + 1)
 
 
 def _backend(folder: Path, config: Mapping[str, Any]) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
@@ -320,11 +320,6 @@ def _roles(backend: tokenizers.Tokenizer, config: Mapping[str, Any]) -> dict[str
         if token_id is not None:
             roles[role] = token_id
     return roles
-
-
-def _ids(value: Any) -> Sequence[int]:
-    values = value if isinstance(value, list) else [value]
-    return [v for v in values if isinstance(v, int) and not isinstance(v, bool) and 0 <= v < 1 << 31]
 
 
 def _templates(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:

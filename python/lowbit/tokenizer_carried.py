@@ -7,13 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lowbit._core import Error
 from lowbit.arch import OpenedCheckpoint
 from lowbit.checkpoint import read_json
 from lowbit.heap import trim_heap
 from lowbit.pretokenizer import UNKNOWN
-from lowbit.tokenizer import from_metadata, load_tokenizer
-from lowbit.tokenizer_definition import DEFINITION_KEY, MERGES_KEY, definition
+from lowbit.tokenizer import from_metadata, read_tokenizer
+from lowbit.tokenizer_definition import DEFINITION_KEY, EOS_IDS_KEY, MERGES_KEY, definition
 from lowbit.tokenizer_differences import TokenizerRecord, TokenizerReport, tokenizer_differences
 from lowbit.tokenizer_files import rebuilt_definition
 
@@ -30,13 +32,23 @@ def carried_tokenizer(opened: OpenedCheckpoint, metadata: Mapping[str, Any], not
     """
     try:
         source = opened.tokenizer_record
-        bare = _differences(source, metadata)
+        bare = from_metadata(metadata)
     except Error as error:
         notes.append(f"the tokenizer was not compared with its source: {error}")
         return {}
-    if not bare.differences:
-        return {}
-    tokenizer = _definition(opened.folder)
+    ends = {i for i in source.eos_ids if i < len(metadata["tokenizer.ggml.tokens"])}
+    carried: dict[str, Any] = {EOS_IDS_KEY: np.array(sorted(ends), np.uint32)} if ends - bare.eos_ids else {}
+    report = tokenizer_differences(source, bare)
+    del bare
+    trim_heap()
+    return carried | (_carried_definition(opened.folder, source, report, metadata, notes) if report.differences else {})
+
+
+def _carried_definition(
+    folder: Path, source: TokenizerRecord, bare: TokenizerReport, metadata: Mapping[str, Any], notes: list[str]
+) -> dict[str, Any]:
+    """The definition, and merges where scores do not give them. bare: what differs without."""
+    tokenizer = _definition(folder)
     with_frame = any(not difference.text for difference in bare.differences)
     carried: dict[str, Any] = {DEFINITION_KEY: definition(tokenizer, metadata, with_frame)}
     left = _differences(source, {**metadata, **carried})
@@ -59,7 +71,7 @@ def _definition(folder: Path) -> dict[str, Any]:
     """The folder's tokenizer.json, or what stands for it."""
     path, config = folder / "tokenizer.json", folder / "tokenizer_config.json"
     if not path.is_file():
-        found: dict[str, Any] = json.loads(load_tokenizer(folder).backend.to_str())
+        found: dict[str, Any] = json.loads(read_tokenizer(folder).backend.to_str())
         return found
     return rebuilt_definition(folder, read_json(config) if config.is_file() else {}) or read_json(path)
 

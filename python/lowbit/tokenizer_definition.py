@@ -11,7 +11,8 @@ that added tokens swallow, an unusual frame of special tokens or a pre-tokenizer
     contents                                id -> text of added tokens that `tokenizer.ggml.tokens` spells otherwise
 
 The vocabulary stays where every reader looks for it, but for BPE merges of a file that has scores instead, which do not
-always follow from them: those are `lowbit.tokenizer.merges`. Other programs ignore both keys.
+always follow from them: those are `lowbit.tokenizer.merges`. `lowbit.tokenizer.eos_token_ids` are all ids that end a
+text, where config.json or generation_config.json lists more than GGUF has keys for. Other programs ignore these keys.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from lowbit.tokenizer_gguf import Vocab, score_merges
 
 DEFINITION_KEY = "lowbit.tokenizer.definition"
 MERGES_KEY = "lowbit.tokenizer.merges"
+#: All ids that end a text, where the keys of GGUF name only some.
+EOS_IDS_KEY = "lowbit.tokenizer.eos_token_ids"
 # Tables of characters (Precompiled) are the largest part, 300 KB.
 _MAX_DEFINITION = 4 << 20
 _PARTS = ("normalizer", "pre_tokenizer", "decoder")

@@ -111,7 +111,8 @@ class TokenizerReport:
 class TokenizerRecord:
     """What a tokenizer makes of texts: all that comparing needs, and small, where vocabularies take 100 MB and more.
 
-    ids: of each text; none if it cannot be encoded. decoded: of these ids. roles: "bos" and "eos" -> id.
+    ids: of each text; none if it cannot be encoded. decoded: of these ids. roles: "bos" and "eos" -> id. eos_ids: all
+    that end a text.
     """
 
     texts: tuple[str, ...]
@@ -119,6 +120,7 @@ class TokenizerRecord:
     decoded: tuple[str, ...]
     roles: Mapping[str, int | None]
     chat_templates: Mapping[str, str]
+    eos_ids: frozenset[int]
 
 
 def record(tokenizer: Tokenizer, texts: Iterable[str] = TEXTS, *, added: bool = True) -> TokenizerRecord:
@@ -131,7 +133,7 @@ def record(tokenizer: Tokenizer, texts: Iterable[str] = TEXTS, *, added: bool = 
     texts = (*texts, *(_around_added(tokenizer) if added else ()))
     ids = tuple(_ids(tokenizer, text) for text in texts)
     decoded = tuple(_text(tokenizer, some) for some in ids)
-    return TokenizerRecord(texts, ids, decoded, _named(tokenizer), tokenizer.chat_templates)
+    return TokenizerRecord(texts, ids, decoded, _named(tokenizer), tokenizer.chat_templates, tokenizer.eos_ids)
 
 
 def tokenizer_differences(source: TokenizerRecord, result: Tokenizer) -> TokenizerReport:

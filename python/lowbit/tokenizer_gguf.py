@@ -18,6 +18,7 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from lowbit._core import FormatError, UnsupportedError
 from lowbit.pretokenizers import PRE_TOKENIZERS, PreTokenizer
 from lowbit.sentencepiece import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, USER_DEFINED
+from lowbit.special_tokens import checked_special
 
 # A piece is cut at every place to find its merges, which is quadratic in its length.
 _MAX_PIECE = 1024
@@ -28,6 +29,7 @@ class Vocab:
 
     def __init__(self, metadata: Mapping[str, Any]) -> None:
         self._metadata = metadata
+        self._notes: dict[str, str] = {}
         self.model = self.text("tokenizer.ggml.model")
         self.tokens = self._strings("tokenizer.ggml.tokens")
         if not self.tokens:
@@ -55,15 +57,32 @@ class Vocab:
         return bool(value)
 
     def token_id(self, key: str, default: int | None = None) -> int | None:
-        """An id that the file names, or None; an id outside of the vocabulary is an error."""
+        """An id that the file names, or `default`; one that no token has is noted and taken for none."""
         value = self._metadata.get(key)
-        if value is None:
-            return default if default is None or default < len(self.tokens) else None
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-            raise FormatError(f"{key}: expected an integer, found {_kind(value)}")
-        if not 0 <= value < len(self.tokens):
-            raise FormatError(f"{key}: expected an id below {len(self.tokens)}, found {value}")
-        return int(value)
+        found = None if value is None else checked_special(key, value, len(self.tokens))
+        if found is None and value is not None:
+            self.note(key, f"is {value}, which none of the {len(self.tokens)} tokens has: ignored")
+        if found is None and default is not None and default < len(self.tokens):
+            return default
+        return found
+
+    def token_ids(self, key: str) -> list[int]:
+        """An array of ids, [] where there is none."""
+        value = self._metadata.get(key, np.empty(0, np.uint32))
+        if not isinstance(value, np.ndarray) or value.dtype.kind not in "iu" or value.ndim != 1:
+            raise FormatError(f"{key}: expected an array of integers, found {_kind(value)}")
+        if len(value) and not (value.min() >= 0 and value.max() < len(self.tokens)):
+            raise FormatError(f"{key}: expected ids below {len(self.tokens)}, found {value.min()} to {value.max()}")
+        return [int(i) for i in value]
+
+    def note(self, key: str, sentence: str) -> None:
+        """Keeps what was ignored, once a key."""
+        self._notes[key] = f"{key} {sentence}"
+
+    @property
+    def notes(self) -> list[str]:
+        """What was ignored so far, one sentence each."""
+        return list(self._notes.values())
 
     def scores(self) -> np.ndarray:
         """Scores of the pieces, float64 (N,)."""
@@ -87,6 +106,10 @@ class Vocab:
 
     def merges(self, key: str = "tokenizer.ggml.merges") -> list[tuple[str, str]]:
         """The merges, best first. Both parts and what they make must be tokens."""
+        if not self.has(key):
+            raise FormatError(
+                f"{key}: missing, and without it a {self.model} vocabulary cannot tokenize: convert the model again"
+            )
         merges = []
         for i, merge in enumerate(self._strings(key)):
             cut = merge.find(" ", 1)
@@ -152,6 +175,12 @@ def family(vocab: Vocab) -> Family:
 def build(vocab: Vocab) -> tokenizers.Tokenizer:
     """The tokenizer that the file's arrays describe, without its BOS and EOS."""
     if vocab.model == "gpt2":
+        if not vocab.has("tokenizer.ggml.pre"):
+            vocab.note(
+                "tokenizer.ggml.pre",
+                "is missing, as in files before May 2024: words are cut in the default way, which is wrong for most "
+                "models; convert the model again, or name the way (lowbit metadata FILE set tokenizer.ggml.pre NAME)",
+            )
         tokenizer = _byte_level(vocab, _pre_tokenizer(vocab))
     else:
         kinds = {"llama": _sentencepiece, "gemma4": _plain_bpe, "t5": _unigram, "bert": _word_piece}

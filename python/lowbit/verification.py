@@ -36,7 +36,7 @@ from lowbit.qtensor import QTensor, format_of
 from lowbit.recipes import FLOAT_FORMATS
 from lowbit.tensor_source import TensorSource, num_elements, row_ranges
 from lowbit.threads import num_threads
-from lowbit.tokenizer import Tokenizer, load_tokenizer
+from lowbit.tokenizer import Tokenizer, read_tokenizer
 from lowbit.tokenizer_differences import tokenizer_differences
 from lowbit.verification_text import NUM_TOKENS, TEXT
 
@@ -150,7 +150,7 @@ def compare_with(
     if checks[1].ok is False:  # no use in running what is not the same network
         return Verdict(shown, source, checks)
     try:
-        result = load_tokenizer(path)
+        result = read_tokenizer(path)
     except Error as error:
         checks.append(Check("tokenizer", False, f"the file's cannot be loaded: {error}"))
         return Verdict(shown, source, checks)

@@ -28,6 +28,7 @@ from lowbit.hub import resolve
 from lowbit.model_card import general_metadata
 from lowbit.spec import ModelSpec
 from lowbit.tensor_source import TensorSource, num_elements
+from lowbit.tokenizer_notes import tokenizer_notes
 from lowbit.vocab import tokenizer_metadata
 
 if TYPE_CHECKING:
@@ -119,11 +120,11 @@ class OpenedCheckpoint:
     @cached_property
     def tokenizer_record(self) -> TokenizerRecord:
         """What the checkpoint's own tokenizer does. Raises as `lowbit.load_tokenizer` does."""
-        from lowbit.tokenizer import load_tokenizer  # with a library that takes long to load
+        from lowbit.tokenizer import read_tokenizer  # with a library that takes long to load
         from lowbit.tokenizer_differences import record
 
         trim_heap()  # of what reading its metadata left
-        found = record(load_tokenizer(self.folder))
+        found = record(read_tokenizer(self.folder))
         trim_heap()
         return found
 
@@ -155,6 +156,8 @@ def open_checkpoint(
     tensors = arch.tensors(checkpoint, config)
     num_params = sum(num_elements(tensor.shape) for tensor in tensors)
     vocab_size = config.integer("vocab_size")
+    tokenizer = tokenizer_metadata(folder, config.values, arch.name, vocab_size)
+    notes += tokenizer_notes(folder, config.values, tokenizer)
     metadata = {
         "general.architecture": arch.name,
         **arch.first_metadata(config),
@@ -164,7 +167,7 @@ def open_checkpoint(
         "general.file_type": float_file_type(tensors),
         **arch.late_metadata(config),
         "general.quantization_version": QUANTIZATION_VERSION,
-        **tokenizer_metadata(folder, config.values, arch.name, vocab_size),
+        **tokenizer,
     }
     origin = Origin(folder, hub_id, sorted(weights), merged.folders)
     return OpenedCheckpoint(metadata, tensors, notes, arch.exact_formats, origin)

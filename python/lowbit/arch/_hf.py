@@ -14,6 +14,7 @@ import numpy as np
 from lowbit._core import FormatError, UnsupportedError
 from lowbit.arch._keys import Keys
 from lowbit.config import MOST_FLOAT32, Config
+from lowbit.special_tokens import checked_special, id_key
 from lowbit.tensor_source import Renamed, TensorSource, read
 
 if TYPE_CHECKING:
@@ -154,13 +155,15 @@ def has_biases(tensors: Mapping[str, TensorSource], parts: tuple[str, ...]) -> b
 
 
 def token_ids(metadata: Mapping[str, Any]) -> dict[str, int]:
-    """bos_token_id, eos_token_id and pad_token_id, as far as the file names them."""
-    names = {"bos": "bos", "eos": "eos", "pad": "padding"}
-    keys = {f"{role}_token_id": f"tokenizer.ggml.{name}_token_id" for role, name in names.items()}
-    ids = {role: metadata[key] for role, key in keys.items() if key in metadata}
-    if wrong := [role for role, value in ids.items() if type(value) is not int]:
-        raise FormatError(f"{keys[wrong[0]]} is {str(ids[wrong[0]])[:40]!r}, expected an integer")
-    return ids
+    """bos_token_id, eos_token_id and pad_token_id, as far as the file names them and tokens have them."""
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    count = len(tokens) if isinstance(tokens, list) else 0
+    found: dict[str, int] = {}
+    for role in ("bos", "eos", "pad"):
+        if (value := metadata.get(id_key(role))) is not None:
+            token_id = checked_special(id_key(role), value, count)
+            found |= {} if token_id is None else {f"{role}_token_id": token_id}
+    return found
 
 
 def llama3_parameters(factors: TensorSource, theta: float, compute: Callable[..., np.ndarray]) -> dict[str, Any]:

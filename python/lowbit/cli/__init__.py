@@ -7,6 +7,7 @@ Results go to stdout, everything else to stderr. The exit status is 0, 1 (the wo
 from __future__ import annotations
 
 import io
+import logging
 import os
 import signal
 import sys
@@ -32,10 +33,12 @@ from lowbit.cli import (  # noqa: F401  (each adds its commands)
     writing,
 )
 from lowbit.cli.app import app, settings
+from lowbit.cli.console import Notes
 
 # typer brings its own click, or uses the installed one, depending on its version; both have this class.
 _UsageError = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 _INTERRUPTED = 128 + signal.SIGINT
+_NOTES = Notes()
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -48,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def run(arguments: Sequence[str]) -> int:
     """Runs the command with `arguments` and returns its exit status."""
+    logging.getLogger("lowbit").addHandler(_NOTES)
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
         status = get_command(app).main(list(arguments), prog_name="lowbit", standalone_mode=False)
