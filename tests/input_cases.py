@@ -8,10 +8,69 @@ from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
-from tiny_checkpoint import FLOAT8, make_checkpoint, write_json, write_safetensors
+from tiny_checkpoint import FLOAT8, edit_json, make_checkpoint, write_json, write_safetensors
 
-from lowbit.checkpoint import Checkpoint
+from lowbit.checkpoint import INDEX, Checkpoint
 from lowbit.tensor_source import read
+
+
+def _sharded(folder: Path, tensors: dict[str, np.ndarray], prefix: str = "model", index: str = INDEX) -> None:
+    """Two files and their index."""
+    names, where = sorted(tensors), {}
+    for i, part in enumerate((names[::2], names[1::2])):
+        file = f"{prefix}-0000{i + 1}-of-00002.safetensors"
+        write_safetensors(folder / file, {name: tensors[name] for name in part})
+        where |= dict.fromkeys(part, file)
+    write_json(folder / index, {"metadata": {"total_size": 0}, "weight_map": where})
+
+
+#: What lies in a folder, in the order in which it is written -> the one of 1, 2, 3 that is taken, and what is left.
+SOURCE_CASES: dict[str, tuple[list[str], int, str]] = {
+    "an old index": (["shards", "no shards", "single"], 2, "model.safetensors.index.json"),
+    "shards and one file": (
+        ["shards", "single"],
+        2,
+        "model-00001-of-00002.safetensors, model-00002-of-00002.safetensors",
+    ),
+    "an index of the one file": (["single", "index of single"], 1, "model.safetensors.index.json"),
+    "the maker's form, too": (["shards", "consolidated"], 1, "consolidated.safetensors"),
+    "a variant": (["single", "variant"], 1, "model.fp16.safetensors"),
+    "a variant in shards": (["shards", "variant shards"], 1, "model.fp16-00001-of-00002.safetensors"),
+    "pickles": (["single", "pickle", "old pickle"], 1, "consolidated.00.pth, pytorch_model.bin"),
+    "shards of another number": (["shards", "stray shard"], 1, "model-00001-of-00003.safetensors"),
+    "a file by name": (["single", "other", "named other"], 2, "model.safetensors"),
+    "an index by name": (["single", "other shards", "named index"], 2, "model.safetensors"),
+}
+
+
+def make_sources(folder: Path, case: str) -> tuple[Path, int, str]:
+    """A checkpoint with several sets of weights, set i times i: (folder, the one to take, what is left)."""
+    parts, taken, left = SOURCE_CASES[case]
+    make_checkpoint(folder, "qwen3", dtype="F32", layers=1, hidden=64, ffn=96, head_dim=16)
+    first = {name: read(tensor) for name, tensor in Checkpoint(folder).tensors.items()}
+    (folder / "model.safetensors").unlink()
+    sets = iter({name: value * np.float32(i) for name, value in first.items()} for i in (1, 2, 3))
+    for part in parts:
+        if part in ("single", "consolidated", "variant", "other", "stray shard"):
+            name = {"single": "model", "variant": "model.fp16", "stray shard": "model-00001-of-00003"}.get(part, part)
+            write_safetensors(folder / f"{name}.safetensors", next(sets))
+        elif part.endswith("shards") and part != "no shards":
+            prefix = {"shards": "model", "variant shards": "model.fp16", "other shards": "other"}[part]
+            index = {"shards": INDEX, "other shards": "other.safetensors.index.json"}.get(part, f"{INDEX}.fp16.json")
+            _sharded(folder, next(sets), prefix, index)
+        elif part == "no shards":
+            for path in folder.glob("model-*"):
+                path.unlink()
+        elif part == "index of single":
+            write_json(
+                folder / INDEX, {"weight_map": {"model.norm.weight": "model.safetensors", "none": "gone.safetensors"}}
+            )
+        elif part.startswith("named"):
+            name = "other.safetensors" + (".index.json" if part == "named index" else "")
+            edit_json(folder / "config.json", {"transformers_weights": name})
+        else:
+            (folder / {"pickle": "pytorch_model.bin", "old pickle": "consolidated.00.pth"}[part]).write_bytes(b"pickle")
+    return folder, taken, left
 
 
 class Float8Case(NamedTuple):

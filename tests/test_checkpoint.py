@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_checkpoint import make_checkpoint, write_json, write_safetensors
+from input_cases import SOURCE_CASES, make_sources
+from tiny_checkpoint import edit_json, make_checkpoint, write_json, write_safetensors
 
 import lowbit
 from lowbit.checkpoint import Checkpoint, mapped, read_json, read_safetensors
@@ -79,6 +80,50 @@ def test_index_and_files_disagree(tmp_path: Path, change: str, problem: str) -> 
     write_json(path, index)
     with pytest.raises(lowbit.FormatError, match=problem):
         Checkpoint(folder)
+
+
+@pytest.mark.parametrize("case", SOURCE_CASES)
+def test_several_sets_of_weights(tmp_path: Path, case: str) -> None:
+    """tests/oracle/test_inputs_oracle.py asks transformers which one it takes."""
+    folder, taken, left = make_sources(tmp_path / "a", case)
+    one = read(Checkpoint(make_sources(tmp_path / "b", "pickles")[0]).tensors["model.norm.weight"])
+    np.testing.assert_array_equal(read(Checkpoint(folder).tensors["model.norm.weight"]), taken * one)
+    report = lowbit.convert(folder, tmp_path / "out.gguf", "Q8_0", progress=False)
+    (note,) = (note for note in report.notes if note.startswith("weights are read from"))
+    assert f"left: {left}" in note
+
+
+@pytest.mark.parametrize("name", ["../a.safetensors", "weights.bin", 3, "", "a/b.safetensors"])
+def test_config_names_weights_in_its_folder(tmp_path: Path, name: Any) -> None:
+    folder = make_checkpoint(tmp_path / "a")
+    edit_json(folder / "config.json", {"transformers_weights": name})
+    with pytest.raises(lowbit.FormatError, match=r"'transformers_weights' is .*expected the plain name"):
+        Checkpoint(folder)
+
+
+def test_weights_by_name_that_are_not_there(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "a")
+    for name in ("other.safetensors", "other.safetensors.index.json"):
+        edit_json(folder / "config.json", {"transformers_weights": name})
+        with pytest.raises(lowbit.FileError, match=name):
+            Checkpoint(folder)
+
+
+def test_a_file_that_is_cut_off_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    write_safetensors(path, {"a": np.zeros(1024, np.float32)})
+    data = path.read_bytes()
+    header = struct.unpack("<Q", data[:8])[0] + 8
+    for size, message in (
+        (header - 1, f"cut off: its header alone needs {header} bytes, found {header - 1}; download it again"),
+        (
+            len(data) - 1,
+            f"tensors end at byte {len(data)}, the file at {len(data) - 1}: it is cut off, download it again",
+        ),
+    ):
+        path.write_bytes(data[:size])
+        with pytest.raises(lowbit.FormatError, match=message):
+            read_safetensors(path)
 
 
 def test_the_same_tensor_twice(tmp_path: Path) -> None:
@@ -233,7 +278,7 @@ def test_folders_that_are_something_else(tmp_path: Path, case: str) -> None:
 
 
 CONFIGS: dict[str, tuple[bytes, str]] = {
-    "empty": (b"", "not valid JSON"),
+    "empty": (b"", "the file is empty: download it again"),
     "cut off": (b'{"architectures": ["Qwen3ForCausalLM"', r"not valid JSON \(Expecting ',' delimiter: line 1"),
     "a BOM": ("\ufeff{}".encode(), r"not valid JSON \(Unexpected UTF-8 BOM"),
     "UTF-16": ("{}".encode("utf-16"), "not valid JSON"),

@@ -12,7 +12,7 @@ import pytest
 from command import run
 from hub_server import Hub, serve
 from huggingface_hub import constants
-from tiny_checkpoint import make_checkpoint
+from tiny_checkpoint import edit_json, make_checkpoint
 
 import lowbit
 from lowbit.hub import resolve
@@ -120,6 +120,23 @@ def test_a_server_that_is_gone(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Non
     assert resolve(NAME)[0] == folder
     with pytest.raises(lowbit.FileError, match=r"http://127\.0\.0\.1:9 does not give it: .*refused"):
         resolve("maker/another")
+
+
+def test_one_file_is_taken_before_an_index(tmp_path: Path, hub: Hub) -> None:
+    folder = make_checkpoint(tmp_path / "both", shards=2)
+    make_checkpoint(tmp_path / "one")
+    (tmp_path / "one" / "model.safetensors").rename(folder / "model.safetensors")
+    hub.add("maker/both", folder)
+    resolve("maker/both")
+    assert [name for name in hub.downloads() if name.endswith(".safetensors")] == ["model.safetensors"]
+
+
+def test_weights_that_config_names(tmp_path: Path, hub: Hub) -> None:
+    folder = make_checkpoint(tmp_path / "named")
+    (folder / "model.safetensors").rename(folder / "other.safetensors")
+    edit_json(folder / "config.json", {"transformers_weights": "other.safetensors"})
+    hub.add("maker/named", folder)
+    assert (resolve("maker/named")[0] / "other.safetensors").is_file()
 
 
 def test_revisions(tmp_path: Path, hub: Hub) -> None:

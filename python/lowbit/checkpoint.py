@@ -12,20 +12,23 @@ import math
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
 from lowbit._core import Error, FileError, FormatError, UnsupportedError
 from lowbit.file_reader import FileReader, read_bytes
+from lowbit.foreign import ERROR_KEYS, named
 from lowbit.tensor_source import FileRows, Renamed, TensorSource, read
 
 MAX_HEADER_BYTES = 100 << 20  # the cap of the safetensors library
 MAX_JSON_BYTES = 128 << 20  # tokenizer.json of the largest vocabularies is below 40 MB
 MAX_CONFIG_BYTES = 16 << 20  # Python's objects take up to thirty times as much
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-INDEX = "model.safetensors.index.json"
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+#: Names under which folders keep weights that may be a second set.
+WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin*", "consolidated*.pth")
 MAX_DIMS = 8
 MAX_SHARDS = 100_000
 
@@ -107,7 +110,11 @@ def parse_json(data: bytes, where: str) -> dict[str, Any]:
 
 def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
     """The JSON object in a file."""
-    return parse_json(read_bytes(path, max_bytes), str(path))
+    with named(path):
+        value = parse_json(read_bytes(path, max_bytes), str(path))
+        if value and value.keys() <= ERROR_KEYS:
+            raise FormatError(f"{path}: expected settings, found {str(value)[:80]}")
+        return value
 
 
 def _is_size(value: Any) -> bool:
@@ -135,10 +142,20 @@ def _entry(file: FileReader, data_start: int, name: str, entry: Any) -> tuple[in
 
 def read_safetensors(path: Path) -> dict[str, StoredTensor]:
     """The tensors of one safetensors file, ordered by name. Reads the header only."""
-    file = FileReader(path)
+    with named(path):
+        return _tensors(FileReader(path))
+
+
+def _tensors(file: FileReader) -> dict[str, StoredTensor]:
+    path = file.path
     if file.size < 8:
         raise FormatError(f"{path}: {file.size} bytes, too short for a safetensors file")
     header_bytes = int.from_bytes(file.read(0, 8), "little")
+    if file.size - 8 < header_bytes <= MAX_HEADER_BYTES and file.read(8, min(1, file.size - 8)) in (b"", b"{"):
+        raise FormatError(
+            f"{path}: the file is cut off: its header alone needs {header_bytes + 8} bytes, found {file.size}; "
+            "download it again"
+        )
     if header_bytes > min(MAX_HEADER_BYTES, file.size - 8):
         raise FormatError(
             f"{path}: header of {header_bytes} bytes, expected at most {min(MAX_HEADER_BYTES, file.size - 8)}"
@@ -154,7 +171,7 @@ def read_safetensors(path: Path) -> dict[str, StoredTensor]:
             raise FormatError(f"{path.name}: tensor {tensor.name!r} at offset {begin} {problem}, expected {at}")
         at = end
     if data_start + at != file.size:
-        cut = ": it is cut off" if file.size < data_start + at else ""
+        cut = ": it is cut off, download it again" if file.size < data_start + at else ""
         raise FormatError(f"{path}: tensors end at byte {data_start + at}, the file at {file.size}{cut}")
     return {tensor.name: tensor for tensor in sorted((e[2] for e in entries), key=lambda t: t.name)}
 
@@ -171,6 +188,39 @@ def index_shards(index: Path) -> tuple[list[str], set[str]]:
                 f"{index.name}: tensor {name!r} is in file {str(shard)[:80]!r}, expected a plain file name"
             )
     return sorted(set(weight_map.values())), set(weight_map)
+
+
+class WeightFiles(NamedTuple):
+    """Files with a checkpoint's weights. listing: the index that names them. tensors: those that it says they hold."""
+
+    names: list[str]
+    listing: Path | None = None
+    tensors: set[str] | None = None
+
+
+def weight_files(folder: Path, config: dict[str, Any]) -> WeightFiles:
+    """The files that transformers takes, in its order: what transformers_weights in config.json names,
+    model.safetensors, the files of the index. Without any of these, numbered and other files model*.safetensors.
+
+    Raises FileError or FormatError for an index that cannot be read, and for a name that is no plain file name.
+    """
+    explicit = config.get("transformers_weights")
+    if explicit is not None and not (
+        isinstance(explicit, str) and re.fullmatch(r"[\w.-]{1,200}\.safetensors(\.index\.json)?", explicit, re.ASCII)
+    ):
+        raise FormatError(
+            f"{folder / 'config.json'}: 'transformers_weights' is {str(explicit)[:80]!r}, expected the plain name of a "
+            "safetensors file or its index"
+        )
+    if explicit is None and (folder / SINGLE).is_file():
+        explicit = SINGLE
+    if explicit and not explicit.endswith(".json"):
+        return WeightFiles([explicit])
+    index = folder / (explicit or INDEX)
+    if explicit or index.is_file():
+        names, tensors = index_shards(index)
+        return WeightFiles(names, index, tensors)
+    return WeightFiles(_unindexed_shards(folder))
 
 
 def _unindexed_shards(folder: Path) -> list[str]:
@@ -223,7 +273,8 @@ def _not_a_checkpoint(folder: Path, missing: str) -> Error:
 class Checkpoint:
     """A folder with config.json and safetensors files.
 
-    Attributes: folder, config (the JSON object), tensors (name -> StoredTensor in the order of file and name).
+    Attributes: folder, config (the JSON object), tensors (name -> StoredTensor in the order of file and name), notes
+    (on other files with weights, which are left).
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -238,12 +289,7 @@ class Checkpoint:
         if not (self.folder / "config.json").is_file():
             raise _not_a_checkpoint(self.folder, "config.json")
         self.config = read_json(self.folder / "config.json", MAX_CONFIG_BYTES)
-        index = self.folder / INDEX
-        expected: set[str] | None = None
-        if index.is_file():
-            shards, expected = index_shards(index)
-        else:
-            shards = _unindexed_shards(self.folder)
+        shards, index, expected = weight_files(self.folder, self.config)
         if not shards:
             raise _not_a_checkpoint(self.folder, "model.safetensors")
         if len(shards) > MAX_SHARDS:
@@ -256,12 +302,22 @@ class Checkpoint:
                 if name in self.tensors:
                     raise FormatError(f"{shard}: tensor {name!r} is also in {self.tensors[name].file.path.name}")
                 self.tensors[name] = tensor
-        if expected is not None and expected != self.tensors.keys():
+        self.notes = _notes_on_others(self.folder, shards, index)
+        if index is not None and expected is not None and expected != self.tensors.keys():
             for problem, names in (("lacks", expected - self.tensors.keys()), ("has", self.tensors.keys() - expected)):
                 if names:
                     raise FormatError(
                         f"{index}: the files' content {problem} {_listed(sorted(names))}, unlike the index"
                     )
+
+
+def _notes_on_others(folder: Path, shards: list[str], index: Path | None) -> list[str]:
+    """Which files with weights are not read, if there are any."""
+    read_names = {*shards, index.name if index else ""}
+    left = sorted({path.name for pattern in WEIGHT_PATTERNS for path in folder.glob(pattern)} - read_names)
+    if not left:
+        return []
+    return [f"weights are read from {_listed([index.name] if index else shards)}; left: {_listed(left)}"]
 
 
 def _listed(names: list[str]) -> str:

@@ -15,16 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from lowbit._core import Error, FileError, UnsupportedError
-from lowbit.checkpoint import INDEX, PICKLES, index_shards
+from lowbit.checkpoint import PICKLES, SINGLE, read_json, weight_files
 
 #: What is read beside the weights.
 SMALL_FILES = [
-    "config.json", "generation_config.json", "model.safetensors.index.json", "adapter_config.json", "README.md",
+    "config.json", "generation_config.json", "*.safetensors.index.json", "adapter_config.json", "README.md",
     "tokenizer*.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
     "chat_template.json", "chat_template.jinja", "additional_chat_templates/*.jinja",
 ]  # fmt: skip
-#: The weights where no index names them.
-WEIGHT_FILES = ["model*.safetensors", "adapter_model.safetensors"]
+#: The weights where they are one file, and where no index names several.
+SINGLE_FILES = [SINGLE, "adapter_model.safetensors"]
+OTHER_FILES = ["model*.safetensors"]
 
 _PART = r"[A-Za-z0-9_-][\w.-]*"
 _ID = re.compile(rf"(?P<id>{_PART}/{_PART})(?:@(?P<revision>[\w./-]+))?", re.ASCII)
@@ -41,11 +42,13 @@ def resolve(source: str | os.PathLike[str], weights: bool = True) -> tuple[Path,
     if path.exists() or match is None:
         return path, None
     repository, revision = match["id"], match["revision"]
-    folder = _download(repository, revision, SMALL_FILES)
+    folder = _download(repository, revision, SMALL_FILES + (SINGLE_FILES if weights else []))
     if weights:
-        index = folder / INDEX
-        shards = index_shards(index)[0] if index.is_file() else WEIGHT_FILES
-        _download(repository, folder.name, shards)  # the folder is named by the commit
+        config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+        names = weight_files(folder, config).names or SINGLE_FILES[1:]
+        if missing := [name for name in names if not (folder / name).is_file()]:
+            shards = OTHER_FILES if missing == SINGLE_FILES[1:] else missing
+            _download(repository, folder.name, shards)  # the folder is named by the commit
         if not any(folder.glob("*.safetensors")):
             raise _without_weights(repository, folder.name)
     return folder, repository

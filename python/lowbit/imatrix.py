@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from lowbit import _core, gguf
 from lowbit._core import FormatError, InputError
+from lowbit.foreign import named
 
 if TYPE_CHECKING:
     from lowbit.model import Model
@@ -186,7 +187,8 @@ def read(path: Path) -> Sums:
         with open(path, "rb") as file:
             if file.read(4) != b"GGUF":
                 file.seek(0)
-                return _Legacy(path, file.read()).sums()
+                with named(path):
+                    return _Legacy(path, file.read()).sums()
     except OSError as error:
         raise _core.FileError(f"{path}: {error.strerror}") from None
     with gguf.open(path) as opened:

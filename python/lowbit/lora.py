@@ -37,7 +37,7 @@ from lowbit.tensor_source import read, row_ranges
 Adapter = str | os.PathLike[str]
 Adapters = Adapter | Sequence[Adapter]
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 #: What in adapter_config.json changes the formula, or the base weights that it is about.
 UNSUPPORTED = (
     "use_qalora", "use_bdlora", "lora_bias", "layer_replication", "alora_invocation_tokens", "trainable_token_indices",
@@ -180,6 +180,8 @@ class _Merge:
         self.config = Config(_read_config(folder), str(folder / CONFIG))
         _check(self.config)
         self.notes: list[str] = []
+        if (folder / PICKLE).is_file():
+            self.notes.append(f"the adapter {folder.name} is read from {WEIGHTS}; left: {PICKLE}")
         self.seen: set[str] = set()
         self.names: dict[str, str] = {}
         for name in checkpoint.tensors:
@@ -341,9 +343,9 @@ def _read_config(folder: Path) -> dict[str, object]:
     if not (folder / CONFIG).is_file():
         raise FileError(f"{folder}: no {CONFIG}: not a PEFT adapter")
     if not (folder / WEIGHTS).is_file():
-        if (folder / "adapter_model.bin").is_file():
+        if (folder / PICKLE).is_file():
             raise UnsupportedError(
-                f"{folder}: adapter_model.bin is a pickle, which can run code when it is loaded; save it as "
+                f"{folder}: {PICKLE} is a pickle, which can run code when it is loaded; save it as "
                 "safetensors where you trust it: PeftModel.from_pretrained(base, d).save_pretrained(d)"
             )
         raise FileError(f"{folder}: no {WEIGHTS}")

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from lowbit._core import FormatError
 from lowbit.file_reader import read_bytes
+from lowbit.foreign import named
 
 MAX_FILE_BYTES = 256 << 20
 
@@ -117,6 +118,11 @@ def _piece(data: memoryview, where: str) -> Piece:
 
 def read_model(path: Path) -> Model:
     """A tokenizer.model. Raises FileError or FormatError."""
+    with named(path):
+        return _parsed(path)
+
+
+def _parsed(path: Path) -> Model:
     data = memoryview(read_bytes(path, MAX_FILE_BYTES))
     pieces: list[Piece] = []
     found: dict[str, Any] = {}

@@ -16,6 +16,7 @@ from tokenizers import models, processors
 from lowbit._core import Error, FileError, FormatError, InputError, UnsupportedError
 from lowbit.checkpoint import MAX_JSON_BYTES, read_json
 from lowbit.file_reader import read_bytes, read_text
+from lowbit.foreign import named
 from lowbit.hub import resolve
 from lowbit.special_tokens import MAX_TEMPLATE_BYTES, ROLES, id_key, known_ends, listed_ends
 from lowbit.text import TextStream, piece_decoder
@@ -267,7 +268,7 @@ def from_metadata(metadata: Mapping[str, Any]) -> Tokenizer:
 def _from_folder(folder: Path) -> Tokenizer:
     config = _json(folder / "tokenizer_config.json")
     config = {**_json(folder / "special_tokens_map.json"), **config}
-    with _contained(FormatError, f"{folder}: tokenizer.json or what stands for it"):
+    with named(folder / "tokenizer.json"), _contained(FormatError, f"{folder}: tokenizer.json or what stands for it"):
         backend, defaults = _backend(folder, config)
         config = {**defaults, **config}
         backend.no_padding()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from input_cases import make_float8
+from input_cases import SOURCE_CASES, make_float8, make_sources
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from tiny_checkpoint import make_checkpoint, write_safetensors
@@ -35,6 +35,14 @@ def test_8_bit_floats_in_blocks(tmp_path: Path, name: str) -> None:
     dequantize(checkpoint, ())
     for key in weights:
         np.testing.assert_array_equal(read(checkpoint.tensors[key]), state[key].numpy())
+
+
+@pytest.mark.parametrize("case", SOURCE_CASES)
+def test_weights_are_those_that_transformers_takes(tmp_path: Path, case: str) -> None:
+    folder, _, _ = make_sources(tmp_path / "a", case)
+    state = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict()
+    for name, tensor in Checkpoint(folder).tensors.items():
+        np.testing.assert_array_equal(read(tensor), state[name].numpy())
 
 
 def trained(folder: Path, base: Path, dtype: torch.dtype = torch.float32, **settings: Any) -> Any:

@@ -146,7 +146,7 @@ def open_checkpoint(
         raise unknown_class(config.hf_class, config, checkpoint.tensors)
     config = arch.text_config(config)
     weights = {tensor.file.path for tensor in checkpoint.tensors.values()}
-    notes = arch.check(config) + prequantized.dequantize(checkpoint, arch.quant_methods)
+    notes = checkpoint.notes + arch.check(config) + prequantized.dequantize(checkpoint, arch.quant_methods)
     merged = lora.merge(checkpoint, adapters, adapter_scales, hub_id, arch.is_tied(config))
     notes += merged.notes
     if checkpoint.config.get("auto_map"):

@@ -18,6 +18,7 @@ import numpy as np
 
 from lowbit import _core
 from lowbit._core import FormatError, InputError
+from lowbit.foreign import GGUF_MAGIC, named
 from lowbit.gguf.reading import SPLIT_KEYS, Path
 from lowbit.gguf.rewriting import copy, difference, locked, recover, system_errors, write_at, write_in_place
 from lowbit.gguf.values import checked_name, encoded, kind_name, typed
@@ -139,7 +140,8 @@ class _Header:
     """The bytes of one file before its tensors' data, taken apart."""
 
     def __init__(self, path: str) -> None:
-        self._core = _core.GgufFile.open_one(os.fsencode(path))
+        with named(path, expected=GGUF_MAGIC):
+            self._core = _core.GgufFile.open_one(os.fsencode(path))
         self.path = path
         self.data_begin = self._core.data_begin
         self._alignment = self._core.alignment

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
@@ -12,6 +13,7 @@ import numpy.typing as npt
 
 from lowbit import _core
 from lowbit._core import InputError, UnsupportedError
+from lowbit.foreign import GGUF_MAGIC, named
 from lowbit.qtensor import QTensor
 
 Path: TypeAlias = str | bytes | os.PathLike[str] | os.PathLike[bytes]
@@ -68,8 +70,9 @@ class File:
     """
 
     def __init__(self, path: Path) -> None:
-        self._core: _core.GgufFile | None = _core.GgufFile.open(os.fsencode(path))
         self.path = os.fsdecode(path)
+        with named(*_files(self.path), expected=GGUF_MAGIC):
+            self._core: _core.GgufFile | None = _core.GgufFile.open(os.fsencode(path))
         self.version = self._core.version
         self.alignment = self._core.alignment
         self._keys = {key: index for index, key in enumerate(self._core.keys())}
@@ -137,6 +140,13 @@ class File:
             f"<lowbit.gguf.File {self.path!r}: version {self.version}, "
             f"{len(self.metadata)} keys, {len(self.tensors)} tensors>"
         )
+
+
+def _files(path: str) -> Iterator[str]:
+    """The file, and all files of the split model that it is one of."""
+    yield path
+    if split := re.fullmatch(r"(.*-)\d{5}(-of-(\d{5})\.gguf)", path, re.ASCII | re.DOTALL):
+        yield from (f"{split[1]}{number:05}{split[2]}" for number in range(1, int(split[3]) + 1))
 
 
 class _Metadata(Mapping[str, Any]):
