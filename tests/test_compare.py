@@ -114,7 +114,7 @@ def test_errors() -> None:
         ((w.astype(np.float64), q), "weights: expected float32, float16 or bfloat16, got float64"),
         ((w, w.astype(np.float64)), "weights: expected float32, float16 or bfloat16, got float64"),
         ((np.float32(1), np.float32([1])), "differ in shape"),
-        ((w, q, 0), "threads: expected at least 1"),
+        ((w, q, 0), "threads: expected 1 to 1024"),
     ):
         with pytest.raises(lowbit.InputError, match=message):
             lowbit.error(*arguments)

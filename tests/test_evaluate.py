@@ -114,7 +114,7 @@ def test_bad_arguments() -> None:
     with pytest.raises(lowbit.InputError, match="text: 5 tokens, expected at least 16, one window"):
         evaluate.perplexity(model, "four", 16)
     for ctx in (2, 65):
-        with pytest.raises(lowbit.InputError, match=f"ctx: expected 3 to 64 for model '', got {ctx}"):
+        with pytest.raises(lowbit.InputError, match=f"ctx: expected 3 to 64, got {ctx}"):
             evaluate.perplexity(model, TEXT, ctx)
     with pytest.raises(lowbit.InputError, match="expected at least one model"):
         evaluate.compare({}, TEXT)

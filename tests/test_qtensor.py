@@ -163,7 +163,7 @@ def test_environment_decides(monkeypatch):
         with pytest.raises(lowbit.InputError, match="LOWBIT_THREADS: expected a number of threads"):
             num_threads()
     monkeypatch.setenv("LOWBIT_THREADS", "0")
-    with pytest.raises(lowbit.InputError, match="expected at least 1, got 0"):
+    with pytest.raises(lowbit.InputError, match="threads: expected 1 to 1024, got 0"):
         num_threads()
 
 

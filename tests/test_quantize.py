@@ -123,7 +123,7 @@ REFUSED: dict[str, tuple[str, str, dict[str, Any], str]] = {
     ),
     "no such layer": ("llama.gguf", "Q4_0", {"prune_layers": [1, 4]}, "layers 0 to 3, got 4"),
     "no layer left": ("llama.gguf", "Q4_0", {"prune_layers": range(4)}, "some but not all"),
-    "not a layer": ("llama.gguf", "Q4_0", {"prune_layers": [-1]}, "-1 is no number of a layer"),
+    "not a layer": ("llama.gguf", "Q4_0", {"prune_layers": [-1]}, "prune_layers: expected 0 to 2147483647, got -1"),
     "two numbers of layers": (
         "llama.gguf", "Q4_0", {"prune_layers": [1], "override_kv": {"llama.block_count": 4}}, "llama.block_count",
     ),

@@ -86,7 +86,7 @@ def test_limits() -> None:
         ({"split_max_size": "2 G"}, "expected a number of bytes such as 2000000000 or 2G, got '2 G'"),
         ({"split_max_size": -1}, "expected a number of bytes"),
         ({"split_max_size": "1" * 30}, "expected a number of bytes"),
-        ({"split_max_tensors": -1}, "expected a number of tensors"),
+        ({"split_max_tensors": -1}, "split_max_tensors: expected at least 0, got -1"),
         ({"split_max_tensors": 1, "split_max_size": 1}, "exclude each other"),
         ({"no_tensor_first_split": True}, "nothing says where to split"),
     ],

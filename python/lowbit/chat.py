@@ -26,6 +26,7 @@ from jinja2.utils import Namespace
 
 from lowbit._core import Error, FormatError, InputError
 from lowbit.chat_tools import json_schema
+from lowbit.quoting import reason
 
 _MAX_STEPS = 1_000_000  # turns of loops, calls, operators and filters of one rendering
 _MAX_SIZE = 16 << 20  # characters or items of one value, and of all output
@@ -355,9 +356,9 @@ def render_chat(
     except Error:
         raise
     except _RefusedError as cause:
-        raise InputError(f"chat template refused the messages: {_line(cause)}") from None
+        raise InputError(f"chat template refused the messages: {reason(cause)}") from None
     except Exception as cause:  # whatever a template may do wrong, MemoryError and RecursionError included
-        raise FormatError(f"chat template: {_line(cause)}") from cause
+        raise FormatError(f"chat template: {reason(cause)}") from cause
     finally:
         _steps.reset(count)
 
@@ -385,7 +386,3 @@ def _cut_at_mark(text: str) -> str:
         raise InputError("continue_final_message: the template leaves the end of the last message out")
     is_whole = text.startswith(_END_MARK, place)
     return text[:place] if is_whole else text[:place].rstrip()
-
-
-def _line(cause: Exception) -> str:
-    return " ".join(str(cause).split())[:300] or type(cause).__name__

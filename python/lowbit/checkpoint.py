@@ -20,6 +20,7 @@ import numpy as np
 from lowbit._core import Error, FileError, FormatError, UnsupportedError
 from lowbit.file_reader import FileReader, read_bytes
 from lowbit.foreign import ERROR_KEYS, named
+from lowbit.quoting import listed, reason
 from lowbit.tensor_source import FileRows, Renamed, TensorSource, read
 
 MAX_HEADER_BYTES = 100 << 20  # the cap of the safetensors library
@@ -100,7 +101,7 @@ def parse_json(data: bytes, where: str) -> dict[str, Any]:
     try:
         value = json.loads(data.decode("utf-8"), object_pairs_hook=_no_duplicates)
     except (ValueError, RecursionError) as error:
-        raise FormatError(f"{where}: not valid JSON ({' '.join(str(error).split())[:120]})") from None
+        raise FormatError(f"{where}: not valid JSON ({reason(error)})") from None
     except FormatError as error:
         raise FormatError(f"{where}: {error}") from None
     if not isinstance(value, dict):
@@ -295,7 +296,7 @@ class Checkpoint:
         if len(shards) > MAX_SHARDS:
             raise FormatError(f"{self.folder}: {len(shards)} files, expected at most {MAX_SHARDS}")
         if missing := [name for name in shards if not (self.folder / name).is_file()]:
-            raise FileError(f"{self.folder}: missing {len(missing)} of {len(shards)} files: {_listed(missing)}")
+            raise FileError(f"{self.folder}: missing {len(missing)} of {len(shards)} files: {listed(missing)}")
         self.tensors: dict[str, StoredTensor] = {}
         for shard in shards:
             for name, tensor in read_safetensors(self.folder / shard).items():
@@ -307,7 +308,7 @@ class Checkpoint:
             for problem, names in (("lacks", expected - self.tensors.keys()), ("has", self.tensors.keys() - expected)):
                 if names:
                     raise FormatError(
-                        f"{index}: the files' content {problem} {_listed(sorted(names))}, unlike the index"
+                        f"{index}: the files' content {problem} {listed(sorted(names))}, unlike the index"
                     )
 
 
@@ -317,8 +318,4 @@ def _notes_on_others(folder: Path, shards: list[str], index: Path | None) -> lis
     left = sorted({path.name for pattern in WEIGHT_PATTERNS for path in folder.glob(pattern)} - read_names)
     if not left:
         return []
-    return [f"weights are read from {_listed([index.name] if index else shards)}; left: {_listed(left)}"]
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    return [f"weights are read from {listed([index.name] if index else shards)}; left: {listed(left)}"]

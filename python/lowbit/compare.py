@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lowbit import _core
+from lowbit import _core, arguments
 from lowbit.qtensor import QTensor, format_of, matrices
 from lowbit.threads import num_threads
 
@@ -46,7 +46,7 @@ def error(w: npt.ArrayLike, q: QTensor | npt.NDArray[Any], threads: int | None =
     Computed in float64, a few rows at a time: no decoded copy is made. NaN or an infinity in either gives NaN or
     infinity. Raises InputError for another dtype or shape.
     """
-    weights = np.asarray(w)
+    weights = arguments.array("w", w)
     format = format_of(q)
     if not isinstance(q, QTensor):
         q = QTensor(np.ascontiguousarray(q).view(np.uint8), format)

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from lowbit import _core
+from lowbit import _core, arguments
 from lowbit._core import InputError
+from lowbit.quoting import listed, shown
 from lowbit.threads import num_threads
 
 if TYPE_CHECKING:
@@ -110,18 +111,19 @@ def compare(
     Raises InputError for no models, vocabularies of different sizes, a `ctx` below 3 or above what a model takes, and
     a text too short for one window.
     """
+    for model in arguments.mapping("models", models).values():
+        if not hasattr(model, "spec"):
+            raise arguments.wrong("models", "models that lowbit.load made", model)
+    if max_windows is not None:
+        max_windows = arguments.integer("max_windows", max_windows, 1)
     if not models:
         raise InputError("compare: expected at least one model, got none")
     sizes = {name: model.spec.vocab_size for name, model in models.items()}
     if len(set(sizes.values())) > 1:
-        listed = ", ".join(f"{name} has {size}" for name, size in sizes.items())
-        raise InputError(f"models: expected vocabularies of one size, got {listed}")
-    for name, model in models.items():
-        if not 3 <= ctx <= model.context:
-            raise InputError(f"ctx: expected 3 to {model.context} for model {name!r}, got {ctx}")
+        found = listed(f"{shown(name)} has {size}" for name, size in sizes.items())
+        raise InputError(f"models: expected vocabularies of one size, got {found}")
+    ctx = arguments.integer("ctx", ctx, 3, min(model.context for model in models.values()))
     windows = windows_of(next(iter(models.values())).tokenizer, text, ctx)[:max_windows]
-    if len(windows) == 0:
-        raise InputError(f"max_windows: expected at least 1, got {max_windows}")
     workers = num_threads(threads)
 
     losses: dict[str, list[Floats]] = {name: [] for name in models}

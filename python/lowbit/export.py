@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from lowbit import gguf
+from lowbit import arguments, gguf
 from lowbit._core import FileError, FormatError, InputError, UnsupportedError
 from lowbit.arch import Architecture, of_metadata
 from lowbit.arch._hf import decimal
@@ -25,6 +25,7 @@ from lowbit.gguf_source import gguf_tensors
 from lowbit.model_card import SAMPLING, card_text
 from lowbit.pipeline import Job, write_files
 from lowbit.progress import progress_bar
+from lowbit.quoting import quoted
 from lowbit.safetensors_writer import Shard, job_bytes
 from lowbit.threads import num_threads
 from lowbit.tokenizer import Tokenizer
@@ -72,8 +73,7 @@ def export_hf(
     The folder appears whole or not at all; one that is there must be empty. Memory stays at a few chunks of rows.
     Raises FileError, FormatError, UnsupportedError (what no checkpoint can hold) or InputError.
     """
-    if shard_bytes < 1:
-        raise InputError(f"shard_bytes is {shard_bytes}, expected at least 1")
+    shard_bytes = arguments.integer("shard_bytes", shard_bytes, 1)
     with gguf.open(src) as file:
         sources = {name: tensor.weights() for name, tensor in gguf_tensors(file).items()}
         arch = of_metadata(file.metadata, file.infos)
@@ -111,8 +111,8 @@ def _json(value: Any) -> bytes:
 
 def _format(file: gguf.File, dtype: str | None) -> str:
     if dtype is not None:
-        if dtype.upper() not in DTYPES:
-            raise InputError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
+        if arguments.text("dtype", dtype).upper() not in DTYPES:
+            raise InputError(f"dtype is {quoted(dtype)}, expected one of {', '.join(DTYPES)}")
         return dtype.upper()
     matrices = {info.format for info in file.infos.values() if len(info.shape) > 1}
     return matrices.pop() if len(matrices) == 1 and matrices <= DTYPES.keys() else "BF16"

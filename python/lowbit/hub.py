@@ -16,6 +16,7 @@ from typing import Any
 
 from lowbit._core import Error, FileError, UnsupportedError
 from lowbit.checkpoint import PICKLES, SINGLE, read_json, weight_files
+from lowbit.quoting import quoted, reason
 
 #: What is read beside the weights.
 SMALL_FILES = [
@@ -81,18 +82,14 @@ def _explained(repository: str, revision: str | None, error: Exception) -> Error
     if isinstance(error, errors.RepositoryNotFoundError):
         return FileError(f"{repository}: no such folder, and no such model on the hub; if it is private, {log_in}")
     if isinstance(error, errors.RevisionNotFoundError):
-        return FileError(f"{repository}: the hub has no revision {revision!r} of it")
+        return FileError(f"{repository}: the hub has no revision {quoted(revision)} of it")
     if isinstance(error, errors.LocalEntryNotFoundError):
-        why = f"{constants.ENDPOINT} does not give it: {_line(error.__cause__ or error)}"
+        why = f"{constants.ENDPOINT} does not give it: {reason(error.__cause__ or error)}"
         why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else why
         return FileError(f"{repository}: no such folder, not whole in the cache {constants.HF_HUB_CACHE}, and {why}")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return FileError(f"{repository}: {error.strerror}: {constants.HF_HUB_CACHE} (HF_HOME names another place)")
-    return FileError(f"{repository}: not downloaded from the hub: {_line(error)}")
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    return FileError(f"{repository}: not downloaded from the hub: {reason(error)}")
 
 
 def _without_weights(repository: str, commit: str) -> Error:

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from lowbit import _core, gguf
+from lowbit import _core, arguments, gguf
 from lowbit._core import FormatError, InputError
 from lowbit.foreign import named
+from lowbit.quoting import shown
 
 if TYPE_CHECKING:
     from lowbit.model import Model
@@ -166,7 +167,12 @@ def load_imatrix(source: Path | Mapping[str, Any] | Imatrix | Sums) -> Imatrix:
     if isinstance(source, Sums):
         return source.imatrix()
     if isinstance(source, Mapping):
-        return Imatrix({name: _checked(InputError, name, np.asarray(v, np.float32)) for name, v in source.items()})
+        return Imatrix(
+            {
+                name: _checked(InputError, name, arguments.array(f"imatrix: {shown(name)}", v, np.float32))
+                for name, v in source.items()
+            }
+        )
     path = os.fspath(source)
     return read(path).imatrix(path)
 
@@ -276,7 +282,9 @@ def merge(parts: Iterable[Sums]) -> Sums:
     A file of the old form says nothing of the size of its chunks: that of the last part that does, or 512, stands in.
     Raises InputError if there are no parts, or for a tensor whose numbers of columns or experts differ.
     """
-    parts = list(parts)
+    parts = arguments.items("parts", parts)
+    if wrong_parts := [part for part in parts if not isinstance(part, Sums)]:
+        raise arguments.wrong("parts", "what lowbit.imatrix.read or collect gave", wrong_parts[0])
     if not parts:
         raise InputError("merge: expected at least one importance matrix")
     chunk_size = next((part.chunk_size for part in reversed(parts) if part.chunk_size), CHUNK_SIZE)
@@ -326,10 +334,8 @@ def collect(
     Raises InputError for a `ctx` below 1 or above the model's context, for a text too short for one window, and where
     the sums are no longer finite.
     """
-    if not 1 <= ctx <= model.context:
-        raise InputError(f"ctx: expected 1 to {model.context}, got {ctx}")
-    if first < 0 or (chunks is not None and chunks < 1):
-        raise InputError(f"expected to leave out at least 0 and read at least 1 window, got {first} and {chunks}")
+    ctx, first = arguments.integer("ctx", ctx, 1, model.context), arguments.integer("first", first, 0)
+    chunks = None if chunks is None else arguments.integer("chunks", chunks, 1)
     from lowbit.evaluate import windows_of
 
     windows = windows_of(model.tokenizer, text, ctx, parse_special=parse_special)[first:][:chunks]

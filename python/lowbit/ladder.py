@@ -11,7 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from lowbit import evaluate
+from lowbit import arguments, evaluate
 from lowbit._core import InputError
 from lowbit.bench import bench
 from lowbit.convert import convert, quantize_file
@@ -84,11 +84,11 @@ def ladder(
     Files are made one at a time in a temporary folder and removed. Raises InputError for an unknown mix, no rungs, a
     text too short, and what `convert`, `quantize_file`, `load` and `evaluate.compare` raise.
     """
-    names = [find_mix(name).name for name in rungs]
+    names = [find_mix(name).name for name in arguments.items("rungs", rungs)]
     if not names:
         raise InputError("ladder: expected at least one rung")
-    if max_windows is not None and max_windows < 1:
-        raise InputError(f"max_windows: expected at least 1, got {max_windows}")
+    if max_windows is not None:
+        max_windows = arguments.integer("max_windows", max_windows, 1)
     if text is None:
         text = (files("lowbit") / "data" / "bard-valid.txt").read_text(encoding="utf-8")
     path = Path(model) if os.path.isfile(model) else resolve(model)[0]
@@ -120,8 +120,7 @@ def ladder(
 
 def _shares(model: Model, text: str, ctx: int, most: int | None, given: bool) -> tuple[int, int]:
     """How many windows are measured, and how many after them are for the importances."""
-    if not 3 <= ctx <= model.context:
-        raise InputError(f"ctx: expected 3 to {model.context}, got {ctx}")
+    ctx = arguments.integer("ctx", ctx, 3, model.context)
     total = len(evaluate.windows_of(model.tokenizer, text, ctx))
     if given:
         return min(total, most or total), 0

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lowbit import _core
+from lowbit import _core, arguments
 from lowbit.qtensor import QTensor, format_of
 from lowbit.threads import num_threads
 
@@ -30,11 +30,11 @@ def matmul(
     """
     if not isinstance(w, (QTensor, np.ndarray)):
         raise _core.InputError(f"matmul: w is a {type(w).__name__}, expected a QTensor or an array")
-    x = np.asarray(x, dtype=np.float32)
+    x = arguments.array("x", x, np.float32)
     if w.ndim != 2 or x.ndim == 0 or x.shape[-1] != w.shape[1]:
         raise _core.InputError(f"matmul: x {x.shape} and w {w.shape} do not fit (..., K) and (N, K)")
     data = np.ascontiguousarray(w.data if isinstance(w, QTensor) else w)
     rows = np.ascontiguousarray(x.reshape(math.prod(x.shape[:-1]), x.shape[-1]))
     out = np.empty((rows.shape[0], w.shape[0]), np.float32)
-    _core.matmul(rows, format_of(w), data, out, compute, num_threads(threads))
+    _core.matmul(rows, format_of(w), data, out, arguments.text("compute", compute), num_threads(threads))
     return out.reshape(*x.shape[:-1], w.shape[0])

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from lowbit.checkpoint import read_json
+from lowbit.quoting import reason
 
 MAX_CARD_BYTES = 16 << 20
 MAX_FRONT_MATTER = 1 << 20  # results of many benchmarks come to 300 KB
@@ -181,7 +182,7 @@ def read_card(folder: Path, notes: list[str]) -> dict[str, Any]:
     try:
         card = _parsed(text)
     except Exception as error:  # of a date that is none, the library makes an AttributeError; of others, others
-        notes.append(f"README.md: the front matter is not valid YAML and was left out ({str(error).split(chr(10))[0]})")
+        notes.append(f"README.md: the front matter is not valid YAML and was left out ({reason(error)})")
         return {}
     return card if isinstance(card, dict) else {}
 

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from lowbit import _core
 from lowbit._core import FileError, FormatError, InputError, UnsupportedError
 from lowbit.atomic import AtomicFile
-from lowbit.qtensor import QTensor
+from lowbit.qtensor import QTensor, find_format
 
 __all__ = ["load_npz", "save_npz"]
 
@@ -114,7 +114,7 @@ class _Member:
         if text.dtype.kind != "U" or text.ndim:
             raise FormatError(f"{self.where}: expected the name of a format, found {text.dtype} {text.shape}")
         try:
-            known = _core.get_format(str(text))
+            known = find_format(str(text))
         except InputError as error:
             raise UnsupportedError(f"{self.where}: {error}") from None
         data = self._bytes()

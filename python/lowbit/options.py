@@ -9,10 +9,11 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lowbit import _core, gguf
+from lowbit import _core, arguments, gguf
 from lowbit._core import FormatError, InputError
 from lowbit.file_reader import read_text
 from lowbit.gguf.values import kind_name
+from lowbit.quoting import quoted, reason, shown
 from lowbit.recipes import Mix
 from lowbit.splitting import SplitLimits
 from lowbit.suggest import did_you_mean
@@ -21,6 +22,9 @@ from lowbit.suggest import did_you_mean
 ACTIVATION_FORMATS = ("Q8_1", "Q8_K")
 #: The most that a file of tensor types may hold.
 MAX_TENSOR_TYPE_BYTES = 16 << 20
+#: The longest pattern of names, which have 63 bytes at most.
+MAX_PATTERN = 1000
+_MOST_LAYERS = (1 << 31) - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +64,17 @@ class ConvertOptions:
 
     def __post_init__(self) -> None:
         """Raises InputError for formats that do not exist and options that exclude each other."""
-        pairs = [*self.tensor_types, *_read_tensor_types(self.tensor_type_file)]
+        for option in fields(self):
+            if isinstance(option.default, bool):
+                self._set(option.name, arguments.flag(option.name, getattr(self, option.name)))
+        pairs = [*_pairs(self.tensor_types), *_read_tensor_types(self.tensor_type_file)]
         self._set("tensor_types", [(pattern, _checked_format(format)) for pattern, format in pairs])
+        for name in ("include_weights", "exclude_weights"):
+            self._set(name, tuple(arguments.text(name, part) for part in arguments.items(name, getattr(self, name))))
+        layers = arguments.items("prune_layers", self.prune_layers)
+        self._set("prune_layers", tuple(arguments.integer("prune_layers", layer, 0, _MOST_LAYERS) for layer in layers))
+        for key in arguments.mapping("override_kv", self.override_kv):
+            arguments.text("override_kv", key)
         for name in ("output_tensor_type", "token_embedding_type"):
             if getattr(self, name) is not None:
                 self._set(name, _checked_format(getattr(self, name)))
@@ -69,9 +82,6 @@ class ConvertOptions:
             raise InputError("leave_output_tensor and output_tensor_type exclude each other")
         if self.include_weights and self.exclude_weights:
             raise InputError("include_weights and exclude_weights exclude each other")
-        if wrong := [layer for layer in self.prune_layers if type(layer) is not int or layer < 0]:
-            raise InputError(f"prune_layers: {wrong[0]!r} is no number of a layer")
-
         _ = self.split_limits
 
     @property
@@ -93,13 +103,17 @@ class ConvertOptions:
             raise InputError(f"{name}: there is no importance matrix to choose from")
 
     def patterns(self) -> list[tuple[re.Pattern[str], str]]:
-        """tensor_types, compiled. Raises InputError for what is no regular expression."""
+        """tensor_types, compiled. Raises InputError for what is no regular expression, or too long a one."""
         compiled = []
         for pattern, format in self.tensor_types:
+            if len(pattern) > MAX_PATTERN:
+                raise InputError(
+                    f"tensor type {quoted(pattern)}: {len(pattern)} characters, expected at most {MAX_PATTERN}"
+                )
             try:
                 compiled.append((re.compile(pattern, re.IGNORECASE), format))
-            except re.error as error:
-                raise InputError(f"tensor type {pattern!r}: not a regular expression ({error})") from None
+            except (re.error, OverflowError, RecursionError) as error:
+                raise InputError(f"tensor type {quoted(pattern)}: not a regular expression ({reason(error)})") from None
         return compiled
 
 
@@ -129,14 +143,14 @@ def checked(kind: type[Options], given: Mapping[str, Any]) -> Options:
     known = [option.name for option in fields(kind)]
     for name in given:
         if name not in known:
-            raise InputError(f"unknown option {name!r}, expected one of {', '.join(known)}")
+            raise InputError(f"unknown option {quoted(name)}, expected one of {', '.join(known)}")
     return kind(**given)
 
 
 def _checked_format(format: str) -> str:
     known = [known.name for known in _core.formats()]
-    if format.upper() not in known and (near := did_you_mean(format, known)):
-        raise InputError(f"unknown format {format!r}{near}")
+    if arguments.text("format", format).upper() not in known and (near := did_you_mean(format, known)):
+        raise InputError(f"unknown format {quoted(format)}{near}")
     name = str(_core.get_format(format).name)
     if name in ACTIVATION_FORMATS:
         raise InputError(f"{name} is a format of activations, not of tensors in a file")
@@ -147,8 +161,16 @@ def parse_tensor_type(text: str) -> tuple[str, str]:
     """REGEX=FORMAT as a pair; a regular expression may hold `=` itself. Raises InputError."""
     pattern, separator, format = text.rpartition("=")
     if not separator or not pattern or not format:
-        raise InputError(f"{text!r}: expected REGEX=FORMAT")
+        raise InputError(f"{quoted(text)}: expected REGEX=FORMAT")
     return pattern, format
+
+
+def _pairs(value: Any) -> list[tuple[str, str]]:
+    pairs = arguments.items("tensor_types", value)
+    for pair in pairs:
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not all(isinstance(part, str) for part in pair):
+            raise arguments.wrong("tensor_types", "pairs of a regular expression and a format", pair)
+    return pairs
 
 
 def _read_tensor_types(path: str | os.PathLike[str] | None) -> list[tuple[str, str]]:
@@ -165,7 +187,7 @@ def parse_override(text: str) -> tuple[str, bool | int | float | str]:
     key, _, typed = text.partition("=")
     kind, separator, value = typed.partition(":")
     if not key or not separator or kind not in ("int", "float", "bool", "str"):
-        raise InputError(f"{text!r}: expected KEY=TYPE:VALUE, TYPE one of int, float, bool, str")
+        raise InputError(f"{quoted(text)}: expected KEY=TYPE:VALUE, TYPE one of int, float, bool, str")
     if kind == "str":
         return key, value
     try:
@@ -173,19 +195,19 @@ def parse_override(text: str) -> tuple[str, bool | int | float | str]:
             value
         )
     except (KeyError, ValueError):
-        raise InputError(f"{text!r}: {value!r} is no {kind}") from None
+        raise InputError(f"{quoted(text)}: {quoted(value)} is no {kind}") from None
 
 
 def override(metadata: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """`metadata` with `changes` at its end. Raises InputError for keys of split files and values of another kind."""
     for key, value in changes.items():
         if key in gguf.SPLIT_KEYS:
-            raise InputError(f"override of {key}: it follows from how the file is split")
+            raise InputError(f"override of {shown(key)}: it follows from how the file is split")
         if kind_name(value) not in ("a bool", "an int", "a float", "a str"):
-            raise InputError(f"override of {key}: expected bool, int, float or str, got {kind_name(value)}")
+            raise InputError(f"override of {shown(key)}: expected bool, int, float or str, got {kind_name(value)}")
         if key in metadata and kind_name(metadata[key]) != kind_name(value):
             raise InputError(
-                f"override of {key}: the file has {kind_name(metadata[key])} there, got {kind_name(value)}"
+                f"override of {shown(key)}: the file has {kind_name(metadata[key])} there, got {kind_name(value)}"
             )
     return moved_last(metadata, changes)
 

@@ -19,6 +19,7 @@ from lowbit.imatrix import Imatrix
 from lowbit.options import ConvertOptions, moved_last, override
 from lowbit.pipeline import Appender, Job, Target, refuse_replacing, write_files
 from lowbit.progress import progress_bar
+from lowbit.quoting import one_line
 from lowbit.recipes import FLOAT_FORMATS, Mix
 from lowbit.splitting import PADDED, file_name, split_keys
 from lowbit.tensor_source import TensorSource
@@ -208,8 +209,7 @@ def _grouped(fallbacks: Sequence[str]) -> list[str]:
 
 def _print_notes(lines: list[str]) -> None:
     for line in lines:
-        # Names come from files: what they say must not drive a terminal.
-        print("note:", "".join(c if c.isprintable() else "?" for c in line), file=sys.stderr)
+        print("note:", one_line(line), file=sys.stderr)
 
 
 def choose_entries(importances: Imatrix, options: ConvertOptions) -> Imatrix | None:

@@ -12,7 +12,8 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from lowbit import _core
+from lowbit import _core, arguments
+from lowbit.quoting import quoted, shown
 from lowbit.threads import num_threads
 
 # Weights decoded at a time on the way to a narrower type than float32: 4 MiB.
@@ -40,7 +41,7 @@ class QTensor:
 
     def __init__(self, data: npt.NDArray[np.uint8], format: str) -> None:
         """Raises InputError if `data` is not uint8, has no axis or has rows that are not whole blocks."""
-        descriptor = _core.get_format(format)
+        descriptor = find_format(format)
         if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim == 0:
             raise _core.InputError(f"data: expected uint8 array of at least one axis, got {_describe(data)}")
         if data.shape[-1] % descriptor.block_bytes:
@@ -102,9 +103,14 @@ class QTensor:
 
         Raises InputError for another dtype and for an `out` that does not fit.
         """
-        wanted = np.dtype(np.float32 if dtype is None and out is None else out.dtype if dtype is None else dtype)  # type: ignore[union-attr]
+        if dtype is None:
+            dtype = out.dtype if isinstance(out, np.ndarray) else np.float32
+        try:
+            wanted = np.dtype(dtype)
+        except (TypeError, ValueError):
+            raise arguments.wrong("dtype", "float32, float16 or bfloat16", dtype) from None
         if wanted not in _FLOAT_FORMATS:
-            raise _core.InputError(f"dtype: expected float32, float16 or bfloat16, got {wanted}")
+            raise _core.InputError(f"dtype: expected float32, float16 or bfloat16, got {shown(wanted)}")
         count = num_threads(threads)
         out = _output(out, wanted, self.shape, {"data": self._data})
         for data, rows in matrices(self._data, out):
@@ -171,12 +177,19 @@ def formats() -> list[_core.Format]:
     return _core.formats()
 
 
+def find_format(name: str) -> _core.Format:
+    """The format of that name, in any case. Raises InputError that lists those there are."""
+    return _core.get_format(arguments.text("format", name))
+
+
 def format_of(weights: QTensor | npt.NDArray[Any]) -> str:
     """The name of a QTensor's format, or of the one that holds a float array as it is; InputError for other dtypes."""
     if isinstance(weights, QTensor):
         return weights.format
+    if not isinstance(weights, np.ndarray):
+        raise arguments.wrong("weights", "a QTensor or an array", weights)
     if weights.dtype not in _FLOAT_FORMATS:
-        raise _core.InputError(f"weights: expected float32, float16 or bfloat16, got {weights.dtype}")
+        raise _core.InputError(f"weights: expected float32, float16 or bfloat16, got {shown(weights.dtype)}")
     return _FLOAT_FORMATS[weights.dtype]
 
 
@@ -199,8 +212,8 @@ def quantize(
     an `out` that does not fit, and for NaN or an infinity in `w`, with the row and column of the first; `out` is then
     written to in part.
     """
-    descriptor = _core.get_format(format)
-    weights = np.asarray(w)
+    descriptor = find_format(format)
+    weights = arguments.array("weights", w)
     if weights.ndim == 0:
         raise _core.InputError("weights: expected at least one axis, got a scalar")
     K = weights.shape[-1]
@@ -208,7 +221,10 @@ def quantize(
         raise _core.InputError(
             f"{descriptor.name}: rows have {K} weights, expected a multiple of the block size {descriptor.block_size}"
         )
-    importance = None if imatrix is None else np.require(imatrix, np.float32, ["C", "A"])
+    importance = (
+        None if imatrix is None else np.require(arguments.array("imatrix", imatrix, np.float32), None, ["C", "A"])
+    )
+    allow_nonfinite = arguments.flag("allow_nonfinite", allow_nonfinite)
     count = num_threads(threads)
     if isinstance(out, QTensor):
         if out.format != descriptor.name:
@@ -242,8 +258,8 @@ def dequantize(
     float32, float16 or bfloat16, or `out` does not fit.
     """
     if isinstance(q, QTensor):
-        if format is not None and format.upper() != q.format:
-            raise _core.InputError(f"format: the tensor is {q.format}, got {format!r}")
+        if format is not None and arguments.text("format", format).upper() != q.format:
+            raise _core.InputError(f"format: the tensor is {q.format}, got {quoted(format)}")
         return q.dequantize(dtype, threads, out)
     if format is None:
         raise _core.InputError("format: expected a name beside an array of bytes")
@@ -311,7 +327,7 @@ def _rows(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 def _describe(value: object) -> str:
     if isinstance(value, np.ndarray):
-        return f"{value.dtype} array of shape {value.shape}"
+        return f"{shown(value.dtype)} array of shape {value.shape}"
     return type(value).__name__
 
 

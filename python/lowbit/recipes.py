@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lowbit import arguments
 from lowbit._core import FormatError, InputError, UnsupportedError
+from lowbit.quoting import quoted
 from lowbit.suggest import did_you_mean
 
 FLOAT_FORMATS = ("F32", "F16", "BF16")
@@ -347,9 +349,9 @@ ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
 
 def find_mix(name: str) -> Mix:
     """A mix by name, in any case, or by its number (general.file_type). Raises InputError that says which is near."""
-    key = ALIASES.get(name.upper(), name.upper())
+    key = ALIASES.get(arguments.text("format", name).upper(), name.upper())
     found = MIXES.get(key) or next((mix for mix in _MIXES if str(mix.file_type) == key), None)
     if found is None:
         near = did_you_mean(name, [*MIXES, *ALIASES])
-        raise InputError(f"unknown format {name!r}{near or ', expected one of ' + ', '.join(MIXES)}")
+        raise InputError(f"unknown format {quoted(name)}{near or ', expected one of ' + ', '.join(MIXES)}")
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from types import TracebackType
 
-from lowbit import _core
+from lowbit import _core, arguments
 
 
 def targets() -> list[str]:
@@ -40,5 +40,5 @@ def force(name: str | None) -> _Forced:
     Raises InputError, with the names there are, for a target this CPU lacks.
     """
     before = current()
-    _core.simd_force(os.environ.get("LOWBIT_SIMD", "") if name is None else name)
+    _core.simd_force(os.environ.get("LOWBIT_SIMD", "") if name is None else arguments.text("name", name))
     return _Forced(before)

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from lowbit import gguf
+from lowbit import arguments, gguf
 from lowbit._core import InputError
 from lowbit.gguf_source import GgufTensor, gguf_tensors
 from lowbit.pipeline import Job, Target, refuse_replacing, write_files
 from lowbit.progress import progress_bar
+from lowbit.quoting import shown
 
 Path = str | os.PathLike[str]
 
@@ -38,12 +39,14 @@ class SplitLimits:
     @classmethod
     def parsed(cls, max_size: int | str, max_tensors: int, no_tensor_first: bool) -> SplitLimits:
         """max_size: bytes, or text with K, M or G (thousands) behind a number. Raises InputError."""
-        match = re.fullmatch(r"(\d{1,18})([KMG]?)", str(max_size), re.ASCII)
+        is_size = isinstance(max_size, (int, np.integer, str)) and not isinstance(max_size, bool)
+        match = re.fullmatch(r"(\d{1,18})([KMG]?)", shown(max_size), re.ASCII) if is_size else None
         if not match:
-            raise InputError(f"split_max_size: expected a number of bytes such as 2000000000 or 2G, got {max_size!r}")
-        if type(max_tensors) is not int or max_tensors < 0:
-            raise InputError(f"split_max_tensors: expected a number of tensors, got {max_tensors!r}")
-        limits = cls(int(match[1]) * _UNITS[match[2]], max_tensors, no_tensor_first)
+            raise arguments.wrong("split_max_size", "a number of bytes such as 2000000000 or 2G", max_size)
+        tensors = arguments.integer("split_max_tensors", max_tensors, 0)
+        limits = cls(
+            int(match[1]) * _UNITS[match[2]], tensors, arguments.flag("no_tensor_first_split", no_tensor_first)
+        )
         if limits.max_bytes and limits.max_tensors:
             raise InputError("split_max_size and split_max_tensors exclude each other")
         if no_tensor_first and not limits:

@@ -13,11 +13,13 @@ from typing import Any, Protocol
 import tokenizers
 from tokenizers import models, processors
 
+from lowbit import arguments
 from lowbit._core import Error, FileError, FormatError, InputError, UnsupportedError
 from lowbit.checkpoint import MAX_JSON_BYTES, read_json
 from lowbit.file_reader import read_bytes, read_text
 from lowbit.foreign import named
 from lowbit.hub import resolve
+from lowbit.quoting import quoted, reason
 from lowbit.special_tokens import MAX_TEMPLATE_BYTES, ROLES, id_key, known_ends, listed_ends
 from lowbit.text import TextStream, piece_decoder
 from lowbit.tokenizer_limits import check_growth, state
@@ -33,8 +35,7 @@ def _contained(error: type[Error], what: str) -> Iterator[None]:
     except (Error, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as cause:
-        line = (str(cause).splitlines() or [type(cause).__name__])[0]
-        raise error(f"{what}: {line[:300]}") from cause
+        raise error(f"{what}: {reason(cause)}") from cause
 
 
 class Tokenizer:
@@ -115,9 +116,9 @@ class Tokenizer:
 
     def id(self, token: str) -> int:
         """Id of a token as the vocabulary writes it. Raises InputError if there is none."""
-        found = self.backend.token_to_id(token) if isinstance(token, str) else None
+        found = self.backend.token_to_id(arguments.text("token", token))
         if found is None:
-            raise InputError(f"no token {token!r} in the vocabulary")
+            raise InputError(f"no token {quoted(token)} in the vocabulary")
         return found
 
     @property

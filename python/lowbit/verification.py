@@ -33,6 +33,7 @@ from lowbit.model import Model, load, load_opened
 from lowbit.pipeline import CHUNK_WEIGHTS
 from lowbit.progress import progress_bar
 from lowbit.qtensor import QTensor, format_of
+from lowbit.quoting import listed
 from lowbit.recipes import FLOAT_FORMATS
 from lowbit.tensor_source import TensorSource, num_elements, row_ranges
 from lowbit.threads import num_threads
@@ -170,7 +171,7 @@ def _file(file: gguf.File, opened: OpenedCheckpoint, changed: Sequence[str]) -> 
     wrong += [key for key in found if key.startswith(prefixes) and key not in expected and key not in left_out]
     figures = {"keys": len(expected), "differences": len(wrong)}
     if wrong:
-        return Check("file", False, f"not as the source's: {_listed(wrong)}", figures)
+        return Check("file", False, f"not as the source's: {listed(wrong)}", figures)
     return Check("file", True, f"{len(found)} keys, {len(expected)} of them the source's", figures)
 
 
@@ -185,7 +186,7 @@ def _tensors(file: gguf.File, opened: OpenedCheckpoint, threads: int, advance: C
     """Names, shapes and values."""
     sources = {tensor.name: tensor for tensor in opened.tensors}
     if odd := sorted(sources.keys() ^ file.infos.keys()):
-        return Check("tensors", False, f"only one of the two has {_listed(odd)}")
+        return Check("tensors", False, f"only one of the two has {listed(odd)}")
     total, done, exact = sum(num_elements(source.shape) for source in sources.values()), 0, 0
     worst, worst_name, failed = 0.0, "", []
     for name, source in sources.items():
@@ -296,7 +297,3 @@ def _logits(
 
 def _run(model: Model, ids: list[int]) -> npt.NDArray[np.float32]:
     return model.logits(ids[: model.context])
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

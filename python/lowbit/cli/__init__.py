@@ -34,6 +34,7 @@ from lowbit.cli import (  # noqa: F401  (each adds its commands)
 )
 from lowbit.cli.app import app, settings
 from lowbit.cli.console import Notes
+from lowbit.quoting import MOST_MESSAGE, one_line, reason
 
 # typer brings its own click, or uses the installed one, depending on its version; both have this class.
 _UsageError = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
@@ -65,6 +66,7 @@ def run(arguments: Sequence[str]) -> int:
         return 1
     except Exception as error:
         if isinstance(error, _UsageError):
+            error.message = one_line(error.message)  # type: ignore[attr-defined]
             error.show()  # type: ignore[attr-defined]
             return 2
         if settings.debug:
@@ -85,7 +87,7 @@ def _terminate(number: int, frame: FrameType | None) -> NoReturn:
 
 def _reason(error: Exception) -> str:
     """One line that says what went wrong, and for a bug in lowbit how to see where."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = reason(error, MOST_MESSAGE)
     if isinstance(error, (Error, OSError)):
         return text
     if isinstance(error, MemoryError):

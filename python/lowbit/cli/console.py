@@ -11,6 +11,8 @@ from dataclasses import asdict, is_dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from lowbit.quoting import printable, shown
+
 if TYPE_CHECKING:
     from rich.console import Console, JustifyMethod
 
@@ -83,19 +85,13 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: st
     console().print(table)
 
 
-def printable(text: str) -> str:
-    """`text` with control characters escaped: what a file says must not drive the terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
-
-
-def one_line(value: Any, most: int = 200) -> str:
-    """A metadata value, as lowbit.inspect.summary has it, in one line of at most so many characters."""
+def value_text(value: Any, most: int = 200) -> str:
+    """A metadata value, as lowbit.inspect.summary has it, in one line of at most so many bytes."""
     if isinstance(value, str) and value.isspace():
         return f"{len(value)} blanks"
     if isinstance(value, dict):
         value = f"{value['length']} elements: " + ", ".join(map(str, value["first"])) + ", ..."
-    text = printable(str(value))
-    return text if len(text) <= most else f"{text[: most - 3]}..."
+    return shown(value, most)
 
 
 def size(num_bytes: int) -> str:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lowbit.cli.app import Json, Threads, app, examples, gguf_argument, settings
-from lowbit.cli.console import note, print_json, print_table, printable
+from lowbit.cli.console import note, print_json, print_table
+from lowbit.quoting import MOST_MESSAGE, printable, reason
 
 if TYPE_CHECKING:
     from lowbit.gguf import GgufDiff, TensorDiff, TensorInfo
@@ -52,7 +53,7 @@ def diff(
     except (lowbit.Error, OSError) as error:
         if settings.debug:
             raise
-        note(f"lowbit: {' '.join(str(error).split())}")
+        note(f"lowbit: {reason(error, MOST_MESSAGE)}")
         raise typer.Exit(_FAILED) from None
     if json:
         print_json(_as_json(found))

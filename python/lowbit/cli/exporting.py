@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from lowbit.cli.app import Json, Threads, app, examples, gguf_argument, one_of
-from lowbit.cli.console import note, print_json, printable, size
+from lowbit.cli.console import note, print_json, size
+from lowbit.quoting import one_line
 
 export = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
@@ -53,7 +54,7 @@ def hf(
         print_json({**vars(report), "seconds": seconds})
         return
     for line in report.notes:
-        note(f"note: {printable(line)}")
+        note(one_line(f"note: {line}"))
     files = f"{len(report.shards)} file{'s' if len(report.shards) > 1 else ''}"
     done = f"{len(report.tensors)} tensors, {size(report.num_bytes)} in {files}, {seconds:.1f} s"
     print(f"{report.path}: {report.dtype}, {done}")

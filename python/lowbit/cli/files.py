@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lowbit.cli.app import Json, app, examples
-from lowbit.cli.console import count, one_line, print_json, print_table, size
+from lowbit.cli.console import count, print_json, print_table, size, value_text
 
 if TYPE_CHECKING:
     from lowbit.inspect import Report
@@ -68,7 +68,7 @@ def inspect(
         print_json(report)
         return
     if metadata:
-        print_table(["key", "value"], [[key, one_line(value)] for key, value in report.metadata.items()], "Metadata")
+        print_table(["key", "value"], [[key, value_text(value)] for key, value in report.metadata.items()], "Metadata")
     if tensors:
         rows = [
             [t.name, " x ".join(map(str, t.shape)), t.format, size(t.num_bytes), f"{t.bits_per_weight:.4g}"]

@@ -11,6 +11,7 @@ from lowbit.cli.app import Compute, Json, Threads, app, examples
 from lowbit.cli.console import note, print_json, print_table
 from lowbit.file_reader import read_text
 from lowbit.progress import progress_bar
+from lowbit.quoting import one_line
 
 if TYPE_CHECKING:
     from lowbit.imatrix import Sums
@@ -100,7 +101,7 @@ def _print(sums: Sums, out: Path | None, json: bool) -> None:
     reports = sums.coverage()
     for text in (report.note() for report in reports):
         if text:
-            note(f"note: {text}")
+            note(one_line(f"note: {text}"))
     if json:
         print_json(
             {

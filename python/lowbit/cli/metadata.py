@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lowbit.cli.app import Json, app, examples, gguf_argument
-from lowbit.cli.console import note, one_line, print_json, print_table, printable, size
+from lowbit.cli.console import note, print_json, print_table, size, value_text
 from lowbit.file_reader import read_text
+from lowbit.quoting import one_line, printable
 
 if TYPE_CHECKING:
     from lowbit.gguf import Edit
@@ -111,7 +112,7 @@ def _list(path: Path, json: bool) -> None:
     if json:
         print_json({key: {"type": type, "value": value} for key, type, value in rows})
     else:
-        print_table(["key", "type", "value"], [[key, type, one_line(value)] for key, type, value in rows])
+        print_table(["key", "type", "value"], [[key, type, value_text(value)] for key, type, value in rows])
 
 
 def _get(path: Path, key: str, json: bool) -> None:
@@ -134,7 +135,7 @@ def _print_edit(report: Edit, dry_run: bool, json: bool) -> None:
     from lowbit.inspect import summary
 
     for warning in report.warnings:
-        note(f"warning: {printable(warning)}")
+        note(one_line(f"warning: {warning}"))
     if json:
         changes = [
             {"key": change.key, "before": summary(change.before), "after": summary(change.after)}
@@ -144,7 +145,8 @@ def _print_edit(report: Edit, dry_run: bool, json: bool) -> None:
         return
     for change in report.changes:
         before, after = (
-            one_line(summary(value), 80) if value is not None else "nothing" for value in (change.before, change.after)
+            value_text(summary(value), 80) if value is not None else "nothing"
+            for value in (change.before, change.after)
         )
         print(f"{printable(change.key)}: {before} -> {after}")
     how = "in place" if report.in_place else "by a copy"

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lowbit.cli.app import Json, Lora, LoraScale, Threads, app, examples, gguf_argument, scale_of
-from lowbit.cli.console import print_json, print_table, printable
+from lowbit.cli.console import print_json, print_table
+from lowbit.quoting import printable
 
 if TYPE_CHECKING:
     from lowbit.verification import Verdict

@@ -23,6 +23,7 @@ from lowbit.gguf.reading import SPLIT_KEYS, Path
 from lowbit.gguf.rewriting import copy, difference, locked, recover, system_errors, write_at, write_in_place
 from lowbit.gguf.values import checked_name, encoded, kind_name, typed
 from lowbit.progress import progress_bar
+from lowbit.quoting import shown
 from lowbit.suggest import did_you_mean
 
 #: A string of blanks: readers that print or check it find text, and it costs them one length, where an array costs some
@@ -170,11 +171,11 @@ class _Header:
         for key in gone:
             _check_key(key)
             if key in set:
-                raise InputError(f"key {key}: to be set and unset")
+                raise InputError(f"key {shown(key)}: to be set and unset")
             if key not in self._keys:
-                raise InputError(f"{self.path}: there is no key {key}{did_you_mean(key, self._keys)}")
+                raise InputError(f"{self.path}: there is no key {shown(key)}{did_you_mean(key, self._keys)}")
             if key == "general.architecture":
-                raise InputError(f"key {key}: nobody can read a file without it")
+                raise InputError(f"key {shown(key)}: nobody can read a file without it")
         changes = [Change(key, self._value(key), None) for key in gone]
         for key, value in set.items():
             _check_key(key)
@@ -191,7 +192,7 @@ class _Header:
                 found += _template_warnings(change.key, change.after)
             is_token = change.key.startswith("tokenizer.ggml.") and change.key.endswith("_token_id")
             if is_token and words is not None and change.after is not None and int(change.after) >= len(words):
-                found.append(f"key {change.key}: {change.after} is no token, there are {len(words)}")
+                found.append(f"key {shown(change.key)}: {change.after} is no token, there are {len(words)}")
         return found
 
     def changed(self, changes: Iterable[Change]) -> list[bytes]:
@@ -240,9 +241,9 @@ class _Header:
 def _check_key(key: str) -> None:
     checked_name("key", key)
     if key in ("general.alignment", *SPLIT_KEYS):
-        raise InputError(f"key {key}: the file's layout follows from it, so it cannot be edited")
+        raise InputError(f"key {shown(key)}: the file's layout follows from it, so it cannot be edited")
     if key == PADDING_KEY:
-        raise InputError(f"key {key}: it is what edits shrink and grow")
+        raise InputError(f"key {shown(key)}: it is what edits shrink and grow")
 
 
 def _entry(key: str, value: Any) -> bytes:
@@ -255,7 +256,7 @@ def _template_warnings(key: str, template: str) -> list[str]:
     try:
         render_chat(template, [{"role": "user", "content": "Hello"}])
     except FormatError as error:
-        return [f"key {key}: {error}"]
+        return [f"key {shown(key)}: {error}"]
     except InputError:
         pass  # a template may want more than one message
     return []

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from lowbit import _core
+from lowbit import _core, arguments
 from lowbit._core import InputError
 from lowbit.gguf.reading import DTYPES, Path, Tensor, TensorInfo
 from lowbit.gguf.values import checked_name, encoded
 from lowbit.qtensor import QTensor
+from lowbit.quoting import shown
 
 _TYPES = {dtype: name for name, dtype in DTYPES.items()}
 
@@ -73,7 +74,10 @@ def write(path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]
 
     Arrays are float32, float16, bfloat16, float64 or int8 to int64, with any strides. Raises as Writer does.
     """
-    infos = [TensorInfo(name, tensor.shape, _format_of(name, tensor)) for name, tensor in tensors.items()]
+    infos = [
+        TensorInfo(name, tensor.shape, _format_of(name, tensor))
+        for name, tensor in arguments.mapping("tensors", tensors).items()
+    ]
     with Writer(path, metadata, infos) as writer:
         for tensor in tensors.values():
             writer.write(tensor)
@@ -85,17 +89,22 @@ def file_size(metadata: Mapping[str, Any], infos: Iterable[TensorInfo]) -> int:
 
 
 def _plan(metadata: Mapping[str, Any], infos: Iterable[TensorInfo]) -> _core.GgufPlan:
-    entries = [(checked_name("key", key), encoded(key, value)) for key, value in metadata.items()]
-    return _core.GgufPlan(
-        entries, [(checked_name("tensor", n), format, _checked_shape(n, s)) for n, s, format in infos]
+    entries = [
+        (checked_name("key", key), encoded(key, value))
+        for key, value in arguments.mapping("metadata", metadata).items()
+    ]
+    return _core.GgufPlan(entries, [_checked_info(info) for info in arguments.items("infos", infos)])
+
+
+def _checked_info(info: Any) -> tuple[str, str, tuple[int, ...]]:
+    if not isinstance(info, (tuple, list)) or len(info) != 3:
+        raise arguments.wrong("infos", "TensorInfo of a name, a shape and a format", info)
+    name, shape, format = info
+    where = f"tensor {shown(checked_name('tensor', name))}"
+    sizes = tuple(
+        arguments.integer(f"{where}: size", n, 0, (1 << 63) - 1) for n in arguments.items(f"{where}: shape", shape)
     )
-
-
-def _checked_shape(name: str, shape: Iterable[int]) -> tuple[int, ...]:
-    sizes = tuple(int(n) for n in shape)
-    if any(not 0 <= n < 1 << 63 for n in sizes):
-        raise InputError(f"tensor {name}: expected sizes from 0 to 2**63 - 1, got {sizes}")
-    return sizes
+    return name, arguments.text(f"{where}: format", format), sizes
 
 
 def _format_of(name: str, tensor: Tensor) -> str:
@@ -104,7 +113,7 @@ def _format_of(name: str, tensor: Tensor) -> str:
     if not isinstance(tensor, np.ndarray) or tensor.dtype.newbyteorder("=") not in _TYPES:
         found = tensor.dtype if isinstance(tensor, np.ndarray) else type(tensor).__name__
         expected = ", ".join(str(dtype) for dtype in _TYPES)
-        raise InputError(f"tensor {name}: expected a QTensor or an array of {expected}, got {found}")
+        raise InputError(f"tensor {shown(name)}: expected a QTensor or an array of {expected}, got {shown(found)}")
     return _TYPES[tensor.dtype.newbyteorder("=")]
 
 
@@ -113,5 +122,13 @@ def _as_bytes(buffer: Any) -> Any:
         buffer = buffer.data
     if isinstance(buffer, np.ndarray):
         # NumPy does not export bfloat16 as a buffer, so arrays go as bytes.
-        buffer = np.ascontiguousarray(buffer, buffer.dtype.newbyteorder("<")).reshape(-1).view(np.uint8)
+        if buffer.dtype.hasobject:
+            raise arguments.wrong("buffer", "numbers", buffer)
+        return np.ascontiguousarray(buffer, buffer.dtype.newbyteorder("<")).reshape(-1).view(np.uint8)
+    try:
+        is_contiguous = memoryview(buffer).c_contiguous
+    except TypeError:
+        is_contiguous = False
+    if not is_contiguous:
+        raise arguments.wrong("buffer", "an array, a QTensor or a contiguous buffer", buffer)
     return buffer
