@@ -196,7 +196,7 @@ def test_wrong_arguments(tmp_path: Path) -> None:
     path = make_gguf(tmp_path)
     with pytest.raises(lowbit.InputError, match="dtype is 'q8_0', expected one of BF16, F16, F32"):
         lowbit.export_hf(path, tmp_path / "hf", "q8_0")
-    with pytest.raises(lowbit.InputError, match="shard_bytes is 0"):
+    with pytest.raises(lowbit.InputError, match="shard_bytes: expected at least 1, got 0"):
         lowbit.export_hf(path, tmp_path / "hf", shard_bytes=0)
     with pytest.raises(lowbit.FileError, match="there already"):
         lowbit.export_hf(path, tmp_path)

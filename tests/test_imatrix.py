@@ -227,7 +227,7 @@ def test_bad_arguments(tiny: lowbit.Model) -> None:
         ({"ctx": 0}, "ctx: expected 1 to 256, got 0"),
         ({"ctx": 257}, "got 257"),
         ({"first": -1}, "at least 0"),
-        ({"chunks": 0}, "at least 1 window"),
+        ({"chunks": 0}, "chunks: expected at least 1, got 0"),
         ({"ctx": 32, "first": 10_000}, "no window of 32 tokens after the first 10000"),
     ):
         with pytest.raises(lowbit.InputError, match=message):

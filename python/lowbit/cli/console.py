@@ -11,7 +11,7 @@ from dataclasses import asdict, is_dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from lowbit.quoting import printable, shown
+from lowbit.quoting import one_line, printable, shown
 
 if TYPE_CHECKING:
     from rich.console import Console, JustifyMethod
@@ -39,7 +39,7 @@ class Notes(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """One line for each."""
-        note(f"note: {printable(record.getMessage())}")
+        note(one_line(f"note: {record.getMessage()}"))
 
 
 def print_json(value: Any) -> None:
