@@ -1,6 +1,6 @@
 """The C++ core. Arguments are checked here; `lowbit` is what people call."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -152,11 +152,12 @@ class Model:
     def __init__(
         self,
         spec: ModelSpec,
-        tensors: dict[str, tuple[str, list[int], npt.NDArray[Any]]],
+        tensors: Mapping[str, tuple[str, list[int], npt.NDArray[Any] | None]],
         compute: str,
         threads: int,
         max_length: int,
         max_sequences: int,
+        rows: Callable[[str, int, int, int], tuple[str, npt.NDArray[Any]]] | None = None,
     ) -> None: ...
     def forward(
         self,

@@ -22,14 +22,11 @@ from lowbit.plan import Finishing, Input, Plan, Report
 from lowbit.progress import waiting
 from lowbit.provenance import Hashing, recipe_metadata, reserved_bytes, source_files, with_step
 from lowbit.recipes import FLOAT_FORMATS, Mix, find_mix
-from lowbit.tensor_source import TensorSource, num_elements
+from lowbit.tensor_source import TensorSource
 from lowbit.threads import num_threads
 
 if TYPE_CHECKING:
     from lowbit.verification import Verdict
-
-#: Models with fewer weights are verified unless the caller says otherwise.
-VERIFIED_WEIGHTS = 10**9
 
 Path = str | os.PathLike[str]
 Importances = Path | Mapping[str, Any] | Imatrix | Sums
@@ -60,8 +57,8 @@ def convert(
     the file that the reference converter makes for its quantizer. provenance: adds what the file was made of and how,
     under lowbit.provenance, and where GGUF has no key for a part of the tokenizer and ids would change, that part under
     lowbit.tokenizer (a pre-tokenizer without a name always is). verify: compares the complete file with its source as
-    `lowbit.verify` does, before it gets its name, and adds what was found under lowbit.verify; None: only if the model
-    has fewer than a billion weights, and a tokenizer that differs is said, not refused. All of them stand at the end of
+    `lowbit.verify` does, before it gets its name, and adds what was found under lowbit.verify. None: also, unless the
+    model is split or loses layers, but a tokenizer that differs is said, not refused. All of them stand at the end of
     the metadata. options: those of lowbit.ConvertOptions.
 
     The target appears whole or not at all, and memory stays at a few chunks of rows. Raises FileError, FormatError,
@@ -73,8 +70,8 @@ def convert(
         raise InputError("COPY is for GGUF files; of a checkpoint, BF16, F16 or F32 make one of floats")
     between = _intermediate(mix, intermediate)
     chosen = checked(ConvertOptions, options)
-    opened = open_checkpoint(src, lora, lora_scale)
-    is_verified = _is_verified(verify, opened, chosen)
+    is_verified = _is_verified(verify, chosen)
+    opened = open_checkpoint(src, lora, lora_scale, record_tokenizer=provenance or is_verified)
     plan = _plan(opened, mix, between, chosen, provenance)
     importances = _loaded(imatrix)
     sources = source_files(opened.origin, imatrix) if provenance else []
@@ -128,11 +125,10 @@ def _plan(opened: OpenedCheckpoint, mix: Mix, intermediate: str, options: Conver
     return Plan(mix, inputs, metadata, notes, options, intermediate=intermediate)
 
 
-def _is_verified(verify: bool | None, opened: OpenedCheckpoint, options: ConvertOptions) -> bool:
+def _is_verified(verify: bool | None, options: ConvertOptions) -> bool:
     """Whether a conversion verifies its file. Raises InputError where it is asked to and cannot."""
     if verify is None:
-        is_small = sum(num_elements(tensor.shape) for tensor in opened.tensors) < VERIFIED_WEIGHTS
-        return is_small and not options.prune_layers and not options.split_limits
+        return not options.prune_layers and not options.split_limits
     if verify and options.prune_layers:
         raise InputError("verify: a model without some of its layers is not the one it was made of")
     if verify and options.split_limits:

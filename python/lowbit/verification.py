@@ -3,14 +3,18 @@
 What is compared, and what fails:
 
 - file: the file is opened anew; the source's metadata must be there, key by key, but for what options changed.
-- tensors: names and shapes; values, decoded, against the source's. Floats that the format can hold must be equal;
-  rounded ones within half a unit; for b bits a weight no row may be off by more than `8 * 2 ** -b` of the larger of its
-  own and the tensor's root mean square, which is several times what any encoder loses, and 1 at most, which is a row
-  of zeros. So exchanged, shifted and damaged rows fail; a wrong low bit of a code does not.
-- tokenizer: `tokenizer_differences`, and chat templates. Any difference fails; a conversion that verifies without being
+- tensors: names and shapes; values, decoded, against the source's. Floats must be the source's rounded to the file's
+  format, at once or by way of another float format, as they are between the reference's two tools. For b bits a weight
+  no row may be off by more than `8 * 2 ** -b` of the larger of its own and the tensor's root mean square, which is
+  several times what any encoder loses, and 1 at most, which is a row of zeros. So exchanged, shifted and damaged rows
+  fail; a wrong low bit of a code does not.
+- tokenizer: `tokenizer_differences`, chat templates, and the ids that end a text. Any difference fails; a conversion that verifies without being
   asked writes the file all the same, with the verdict "differs", because GGUF cannot say all that tokenizer.json can.
 - logits: of both networks on a built-in text, in float32. Equal tensors must give equal logits; otherwise all must be
   finite, and from 8 bits a weight on the mean divergence at most 1 nat. Below, the figures say what the format cost.
+
+Both networks run side by side and read their matrices in pieces (streamed.py). Tensors are compared on that occasion,
+so that each is read once, and memory does not grow with the model.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,26 +32,28 @@ import numpy.typing as npt
 from lowbit import _core, gguf
 from lowbit._core import Error, UnsupportedError
 from lowbit.arch import OpenedCheckpoint, open_checkpoint
+from lowbit.arch import spec as spec_of
+from lowbit.gguf_source import gguf_tensors
+from lowbit.heap import trim_heap
 from lowbit.lora import Adapters
-from lowbit.model import Model, load, load_opened
-from lowbit.pipeline import CHUNK_WEIGHTS
 from lowbit.progress import progress_bar
-from lowbit.qtensor import QTensor, format_of
+from lowbit.qtensor import format_of
 from lowbit.quoting import listed
-from lowbit.recipes import FLOAT_FORMATS
-from lowbit.tensor_source import TensorSource, num_elements, row_ranges
+from lowbit.streamed import Network
+from lowbit.tensor_pairs import TensorPair, tensor_pairs
+from lowbit.tensor_source import num_elements, read
 from lowbit.threads import num_threads
-from lowbit.tokenizer import Tokenizer, read_tokenizer
-from lowbit.tokenizer_differences import tokenizer_differences
+from lowbit.tokenizer import Tokenizer, from_metadata
+from lowbit.tokenizer_differences import TokenizerRecord, tokenizer_differences
 from lowbit.verification_text import NUM_TOKENS, TEXT
 
 __all__ = ["Check", "Verdict", "VerificationError", "verify"]
 
+Logits = npt.NDArray[np.float32]
+
 PREFIX = "lowbit.verify."
 #: Keys that say what the file is, not what its source was.
 _OWN_KEYS = ("general.file_type", "general.quantization_version")
-#: The largest error of a weight that is rounded to half of its bits, in units of its size.
-_ROUNDING = {"F32": 0.0, "F16": 2.0**-11, "BF16": 2.0**-8}
 #: Equal weights give equal logits, whatever the order of sums in float32.
 _LOGITS_TOLERANCE = 1e-5
 #: With so many bits a weight predictions are close, below 0.001 nats, where settings that differ (rotary base, norms'
@@ -125,11 +131,10 @@ def verify(
 ) -> Verdict:
     """Compares a GGUF file with the Hugging Face folder or hub id that it was made of, and of LoRA adapters.
 
-    Differences are in the verdict. Both networks are run in float32, from where the files are mapped; memory holds
-    those weights of the source that change on the way. Raises FileError, FormatError or UnsupportedError if one of the
-    two cannot be opened.
+    Differences are in the verdict. Both networks are run in float32; weights are read in pieces. Raises FileError,
+    FormatError or UnsupportedError if one of the two cannot be opened.
     """
-    opened = open_checkpoint(source, lora, lora_scale)
+    opened = open_checkpoint(source, lora, lora_scale, record_tokenizer=True)
     return compare_with(path, os.fspath(path), os.fspath(source), opened, threads=threads, progress=progress)
 
 
@@ -145,34 +150,51 @@ def compare_with(
 ) -> Verdict:
     """`verify` for a source that is open. shown: the file's name to be. changed: keys that options changed."""
     count = num_threads(threads)
-    with gguf.open(path) as file, progress_bar("verify", unit="B", enabled=progress) as advance:
-        checks = [_file(file, opened, changed), _tensors(file, opened, count, advance)]
+    trim_heap()
+    check, metadata = _file(path, opened, changed)
+    checks = [check]
+    with gguf.open(path) as file, progress_bar("verify", enabled=progress) as advance:
+        if wrong := _other_tensors(file, opened):
+            return Verdict(shown, source, [*checks, Check("tensors", False, wrong)])
         bits = 8 * sum(map(file.num_bytes, file.infos)) / sum(num_elements(info.shape) for info in file.infos.values())
-    if checks[1].ok is False:  # no use in running what is not the same network
+        tokenizer, ids = _tokenizer(metadata, opened)
+        pairs = tensor_pairs({tensor.name: tensor for tensor in opened.tensors}, gguf_tensors(file), count)
+        # The networks read most of the tensors, which are compared on that occasion.
+        networks = _Networks(file, metadata, opened, pairs, count, advance)
+        logits = networks.logits(ids) if ids else None
+        checks.append(_tensors(pairs, advance))
+    if checks[1].ok is False:  # what another network gives says nothing
         return Verdict(shown, source, checks)
-    try:
-        result = read_tokenizer(path)
-    except Error as error:
-        checks.append(Check("tokenizer", False, f"the file's cannot be loaded: {error}"))
-        return Verdict(shown, source, checks)
-    checks.append(_tokenizer(opened, result))
-    limit = 0.0 if checks[1].figures["worst_rmse"] == 0 else _DIVERGENCE if bits >= _MANY_BITS else math.inf
-    checks.append(_logits(path, opened, result.encode(TEXT)[:NUM_TOKENS], limit, count))
+    checks.append(tokenizer)
+    if logits is not None:
+        limit = 0.0 if checks[1].figures["worst_rmse"] == 0 else _DIVERGENCE if bits >= _MANY_BITS else math.inf
+        checks.append(logits if isinstance(logits, Check) else _logits(*logits, limit, count))
     return Verdict(shown, source, checks)
 
 
-def _file(file: gguf.File, opened: OpenedCheckpoint, changed: Sequence[str]) -> Check:
-    """The source's metadata, in the file as it is now, and nothing else about network and tokenizer."""
+def _file(
+    path: str | os.PathLike[str], opened: OpenedCheckpoint, changed: Sequence[str]
+) -> tuple[Check, Mapping[str, Any]]:
+    """The source's metadata, in the file as it is now, and nothing else about network and tokenizer.
+
+    Also returns the file's metadata. Values that are equal are the source's, so that a vocabulary is held once.
+    """
     left_out = {*_OWN_KEYS, *changed}
     expected = {key: value for key, value in opened.metadata.items() if key not in left_out}
     prefixes = (f"{opened.metadata['general.architecture']}.", "tokenizer.")
-    found = file.metadata
-    wrong = [key for key, value in expected.items() if key not in found or not _equal(value, found[key])]
+    with gguf.open(path) as file:
+        found = dict(file.metadata)
+    wrong = []
+    for key, value in expected.items():
+        if key in found and _equal(value, found[key]):
+            found[key] = value
+        else:
+            wrong.append(key)
     wrong += [key for key in found if key.startswith(prefixes) and key not in expected and key not in left_out]
     figures = {"keys": len(expected), "differences": len(wrong)}
     if wrong:
-        return Check("file", False, f"not as the source's: {listed(wrong)}", figures)
-    return Check("file", True, f"{len(found)} keys, {len(expected)} of them the source's", figures)
+        return Check("file", False, f"not as the source's: {listed(wrong)}", figures), found
+    return Check("file", True, f"{len(found)} keys, {len(expected)} of them the source's", figures), found
 
 
 def _equal(a: Any, b: Any) -> bool:
@@ -182,79 +204,62 @@ def _equal(a: Any, b: Any) -> bool:
     return bool(a == b if isinstance(a, (str, list)) and isinstance(b, (str, list)) else np.array_equal(a, b))
 
 
-def _tensors(file: gguf.File, opened: OpenedCheckpoint, threads: int, advance: Callable[[int, int], None]) -> Check:
-    """Names, shapes and values."""
-    sources = {tensor.name: tensor for tensor in opened.tensors}
+def _other_tensors(file: gguf.File, opened: OpenedCheckpoint) -> str | None:
+    """The first difference in names and shapes."""
+    sources = {tensor.name: tensor.shape for tensor in opened.tensors}
     if odd := sorted(sources.keys() ^ file.infos.keys()):
-        return Check("tensors", False, f"only one of the two has {listed(odd)}")
-    total, done, exact = sum(num_elements(source.shape) for source in sources.values()), 0, 0
-    worst, worst_name, failed = 0.0, "", []
-    for name, source in sources.items():
-        _, shape, format = file.infos[name]
-        if shape != source.shape:
-            return Check("tensors", False, f"{name} has shape {list(shape)}, the source's has {list(source.shape)}")
-        rmse, row = _errors(source, file.tensors[name], threads)
-        exact += rmse == 0
-        if not rmse <= worst:  # NaN counts
-            worst, worst_name = rmse, name
-        if not row <= row_limit(source, format):
-            failed.append(
-                f"{name} ({format}) is off by {row:.3g} in one row, expected at most {row_limit(source, format):.3g}"
-            )
-        done += num_elements(source.shape)
+        return f"only one of the two has {listed(odd)}"
+    for name, shape in sources.items():
+        if file.infos[name].shape != shape:
+            return f"{name} has shape {list(file.infos[name].shape)}, the source's has {list(shape)}"
+    return None
+
+
+def _tensors(pairs: Mapping[str, TensorPair], advance: Callable[[int, int], None]) -> Check:
+    """Values. Compares what is not compared yet."""
+    total = sum(num_elements(pair.shape) for pair in pairs.values())
+    done = sum(pair.num_compared for pair in pairs.values())
+    worst, worst_name, exact, failed = 0.0, "", 0, []
+    for name, pair in pairs.items():
+        before = pair.num_compared
+        pair.complete()
+        done += pair.num_compared - before
         advance(done, total)
-    figures = {"checked": len(sources), "exact": exact, "worst": worst_name, "worst_rmse": worst}
+        errors = pair.errors()
+        exact += errors.rmse == 0
+        if not errors.rmse <= worst:  # NaN counts
+            worst, worst_name = errors.rmse, name
+        if errors.problem:
+            failed.append(f"{name} ({pair.format}) {errors.problem}")
+    figures = {"checked": len(pairs), "exact": exact, "worst": worst_name, "worst_rmse": worst}
     if failed:
         more = f", and {len(failed) - 1} more" if len(failed) > 1 else ""
         return Check("tensors", False, failed[0] + more, figures)
-    detail = f"{len(sources)} compared, {exact} exact"
+    detail = f"{len(pairs)} compared, {exact} exact"
     if worst_name:
-        detail += f"; worst relative error {worst:.3g}, {worst_name} ({file.infos[worst_name].format})"
+        detail += f"; worst relative error {worst:.3g}, {worst_name} ({pairs[worst_name].format})"
     return Check("tensors", True, detail, figures)
 
 
-def row_limit(source: TensorSource, format: str) -> float:
-    """How far a row may be off, relative to the root mean square that `_errors` takes."""
-    if format in FLOAT_FORMATS:
-        return 0.0 if gguf.DTYPES[format] == source.dtype else _ROUNDING[format]
-    return min(1.0 + 1e-6, float(8 * 2.0 ** -_core.get_format(format).bits_per_weight))
-
-
-def _errors(source: TensorSource, tensor: QTensor | npt.NDArray[Any], threads: int) -> tuple[float, float]:
-    """Relative root mean square error of a tensor and of its worst row; a row's is relative to the larger of its own
-    and the tensor's root mean square, so that rows of next to nothing may vanish."""
-    format = format_of(tensor)
-    if not isinstance(tensor, QTensor):
-        tensor = QTensor(np.ascontiguousarray(tensor).view(np.uint8), format)
-    parts = []
-    for start, stop in _chunks(source.shape):
-        rows = source.rows(start, stop)
-        data = np.ascontiguousarray(tensor.data if tensor.ndim == 1 else tensor.data[start:stop])
-        parts.append(
-            _core.compare_rows(rows.reshape(-1, rows.shape[-1]), data.reshape(-1, data.shape[-1]), format, threads)
-        )
-    sums = np.concatenate(parts) if parts else np.zeros((0, 3))
-    squared, signal = sums[:, 0], sums[:, 1]
-    if not squared.any():
-        return 0.0, 0.0
-    with np.errstate(divide="ignore", invalid="ignore"):
-        whole = np.sqrt(squared.sum() / signal.sum())
-        row = np.sqrt(squared / np.maximum(signal, signal.mean())).max()
-    return float(whole), float(row)
-
-
-def _chunks(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
-    if len(shape) == 1:
-        yield 0, shape[0]
-        return
-    yield from row_ranges(0, shape[0], num_elements(shape[1:]), CHUNK_WEIGHTS)
-
-
-def _tokenizer(opened: OpenedCheckpoint, result: Tokenizer) -> Check:
+def _tokenizer(metadata: Mapping[str, Any], opened: OpenedCheckpoint) -> tuple[Check, list[int]]:
+    """The check, and the tokens of the built-in text; none if the file's tokenizer cannot be loaded."""
     try:
         source = opened.tokenizer_record
     except Error as error:
-        return Check("tokenizer", None, f"not run: {error}")
+        source = None
+        not_run = Check("tokenizer", None, f"not run: {error}")
+    try:
+        result = from_metadata(metadata)
+        ids = result.encode(TEXT)[:NUM_TOKENS]
+    except Error as error:
+        return Check("tokenizer", False, f"the file's cannot be loaded: {error}"), []
+    check = not_run if source is None else _compared_tokenizers(source, result)
+    del result
+    trim_heap()
+    return check, ids
+
+
+def _compared_tokenizers(source: TokenizerRecord, result: Tokenizer) -> Check:
     report = tokenizer_differences(source, result)
     figures = {"texts": report.num_texts, "differences": len(report.differences) + len(report.tokens)}
     if not report.equal:
@@ -264,22 +269,83 @@ def _tokenizer(opened: OpenedCheckpoint, result: Tokenizer) -> Check:
         )
     if source.chat_templates != result.chat_templates:
         return Check("tokenizer", False, "the chat templates differ", figures)
+    if missing := {token for token in source.eos_ids if token < result.vocab_size} ^ result.eos_ids:
+        return Check("tokenizer", False, f"only one of the two ends a text at {listed(sorted(missing))}", figures)
     templates = "chat template equal" if source.chat_templates else "no chat template"
     return Check("tokenizer", True, f"{report.num_texts} texts, none differs; {templates}", figures)
 
 
-def _logits(
-    path: str | os.PathLike[str], opened: OpenedCheckpoint, ids: list[int], limit: float, threads: int
-) -> Check:
+class _Networks:
+    """The source's network and the file's, which run in one pass where only their matrices differ."""
+
+    def __init__(
+        self,
+        file: gguf.File,
+        metadata: Mapping[str, Any],
+        opened: OpenedCheckpoint,
+        pairs: Mapping[str, TensorPair],
+        threads: int,
+        advance: Callable[[int, int], None],
+    ) -> None:
+        self._file = file
+        self._metadata = metadata
+        self._opened = opened
+        self._pairs = pairs
+        self._threads = threads
+        self._advance = advance
+        self._total = sum(num_elements(pair.shape) for pair in pairs.values())
+        self._num_compared = 0
+        self._piece: tuple[tuple[str, int, int], npt.NDArray[Any]] = ("", 0, 0), np.empty(0)
+
+    def logits(self, ids: list[int]) -> tuple[Logits, Logits] | Check:
+        """Logits of both, (tokens, vocabulary) each, or why there are none."""
+        vectors = {tensor.name: tensor for tensor in self._opened.tensors if len(tensor.shape) == 1}
+        try:
+            source = self._network(self._opened.metadata, {name: read(tensor) for name, tensor in vectors.items()})
+        except UnsupportedError as error:
+            return Check("logits", None, f"not run: {error}")
+        try:
+            result = self._network(self._metadata, {name: self._file.tensors[name] for name in vectors})
+            ids = ids[: min(source.spec.context_length, result.spec.context_length)]
+            if source.equals(result):
+                expected, found = source.logits(ids, self._both, 2, self._threads)
+            else:
+                (expected,) = source.logits(ids, self._of_source, 1, self._threads)
+                (found,) = result.logits(ids, self._of_file, 1, self._threads)
+        except Error as error:
+            return Check("logits", False, f"the file does not run, which its source does: {error}")
+        return expected, found
+
+    def _network(self, metadata: Mapping[str, Any], vectors: Mapping[str, Any]) -> Network:
+        matrices = {name: pair.shape for name, pair in self._pairs.items() if name not in vectors}
+        return Network(spec_of(metadata, vectors), vectors, matrices)
+
+    def _of_source(self, name: str, first: int, num: int, _: int = 0) -> tuple[str, npt.NDArray[Any]]:
+        rows = self._pairs[name].source_rows(first, first + num)
+        self._piece = (name, first, num), rows
+        return format_of(rows), rows
+
+    def _of_file(self, name: str, first: int, num: int, _: int = 0) -> tuple[str, npt.NDArray[Any]]:
+        return self._pairs[name].format, self._pairs[name].file_rows(first, first + num)
+
+    def _both(self, name: str, first: int, num: int, sequence: int) -> tuple[str, npt.NDArray[Any]]:
+        """Rows of the source for sequence 0, then the same ones of the file for sequence 1, which are compared.
+
+        Embeddings are asked for token by token, first all of sequence 0, and are compared later.
+        """
+        if sequence == 0:
+            return self._of_source(name, first, num)
+        format, data = self._of_file(name, first, num)
+        piece, rows = self._piece
+        if piece == (name, first, num):
+            self._pairs[name].compare(first, rows, data)
+            self._num_compared += rows.size
+            self._advance(self._num_compared, self._total)
+        return format, data
+
+
+def _logits(expected: Logits, found: Logits, limit: float, threads: int) -> Check:
     """limit: the largest mean divergence in nats; 0: of equal weights, which must give equal logits."""
-    try:
-        expected = _run(load_opened(opened, compute="f32", threads=threads), ids)
-    except UnsupportedError as error:
-        return Check("logits", None, f"not run: {error}")
-    try:
-        found = _run(load(path, compute="f32", threads=threads), ids)
-    except Error as error:
-        return Check("logits", False, f"the file does not run, which its source does: {error}")
     if not np.isfinite(expected).all():
         return Check("logits", None, "not run: those of the source are not finite")
     if not np.isfinite(found).all():
@@ -293,7 +359,3 @@ def _logits(
         f"{100 * top1:.3g} %, divergence {divergence:.2g}"
     )
     return Check("logits", divergence <= limit if limit else largest <= _LOGITS_TOLERANCE, detail, figures)
-
-
-def _run(model: Model, ids: list[int]) -> npt.NDArray[np.float32]:
-    return model.logits(ids[: model.context])

@@ -38,6 +38,12 @@ NamedTensor CheckTensor(const std::string& name, const std::string& format_name,
   return {&format, data, shape};
 }
 
+// The shape of a streamed matrix, whose pieces are checked when they come.
+NamedTensor CheckStreamed(const std::string& name, const std::vector<size_t>& shape, bool has_rows) {
+  if (!has_rows || shape.size() != 2) throw InputError(Str("tensor ", name, " has no data"));
+  return {nullptr, nullptr, shape};
+}
+
 Matrix CheckMatrix(const std::string& format_name, size_t K, const py::array& data) {
   if (data.ndim() != 2) throw InputError(Str("weights: expected 2 dimensions, found ", data.ndim()));
   const NamedTensor tensor = CheckTensor("weights", format_name, {static_cast<size_t>(data.shape(0)), K}, data);
@@ -62,16 +68,17 @@ void MatmulArrays(const Dense<float>& x, const std::string& format_name, const p
 class Model {
  public:
   Model(const ModelSpec& spec, const py::dict& tensors, const std::string& compute, py::ssize_t threads,
-        size_t max_length, size_t max_sequences) {
+        size_t max_length, size_t max_sequences, const py::object& rows) {
     TensorMap map;
     for (const auto& [key, value] : tensors) {
       const auto name = py::cast<std::string>(key);
-      const auto [format, shape, data] = py::cast<std::tuple<std::string, std::vector<size_t>, py::array>>(value);
-      map[name] = CheckTensor(name, format, shape, data);
+      const auto [format, shape, data] = py::cast<std::tuple<std::string, std::vector<size_t>, py::object>>(value);
+      map[name] = data.is_none() ? CheckStreamed(name, shape, !rows.is_none())
+                                 : CheckTensor(name, format, shape, py::cast<py::array>(data));
       kept_.append(data);
     }
-    transformer_ =
-        std::make_unique<Transformer>(spec, map, ParseCompute(compute), Threads(threads), max_length, max_sequences);
+    transformer_ = std::make_unique<Transformer>(spec, map, ParseCompute(compute), Threads(threads), max_length,
+                                                 max_sequences, Rows(rows, map));
   }
 
   Dense<float> Forward(const Dense<int32_t>& tokens, const Dense<int32_t>& positions, const Dense<int32_t>& sequences,
@@ -128,7 +135,24 @@ class Model {
   }
 
  private:
+  // The callback's pieces, each kept until the next.
+  Transformer::RowSource Rows(const py::object& callback, const TensorMap& tensors) {
+    if (callback.is_none()) return nullptr;
+    rows_ = callback;
+    std::map<std::string, size_t> columns;
+    for (const auto& [name, tensor] : tensors) columns[name] = tensor.shape.back();
+    return [this, columns](const std::string& name, size_t first, size_t num, int32_t sequence) {
+      py::gil_scoped_acquire acquire;
+      const auto [format, data] = py::cast<std::pair<std::string, py::array>>(rows_(name, first, num, sequence));
+      piece_ = data;
+      const Matrix matrix = CheckMatrix(format, columns.at(name), data);
+      if (matrix.N != num) throw InputError(Str("tensor ", name, ": expected ", num, " rows, found ", matrix.N));
+      return matrix;
+    };
+  }
+
   py::list kept_;
+  py::object rows_, piece_;
   std::unique_ptr<Transformer> transformer_;
 };
 
@@ -189,9 +213,10 @@ void BindModel(py::module_& m) {
            py::arg("logit_softcap"), py::arg("int8_activations"));
 
   py::class_<Model>(m, "Model")
-      .def(py::init<const ModelSpec&, const py::dict&, const std::string&, py::ssize_t, size_t, size_t>(),
+      .def(py::init<const ModelSpec&, const py::dict&, const std::string&, py::ssize_t, size_t, size_t,
+                    const py::object&>(),
            py::arg("spec"), py::arg("tensors"), py::arg("compute"), py::arg("threads"), py::arg("max_length"),
-           py::arg("max_sequences"))
+           py::arg("max_sequences"), py::arg("rows") = py::none())
       .def("forward", &Model::Forward, py::arg("tokens"), py::arg("positions"), py::arg("sequences"),
            py::arg("wants_logits"), py::arg("expected_length") = 0)
       .def("is_long", &Model::IsLong, py::arg("sequence"))

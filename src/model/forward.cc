@@ -38,11 +38,12 @@ class Transformer::Turn {
 };
 
 Transformer::Transformer(const ModelSpec& spec, const TensorMap& tensors, Compute compute, size_t num_threads,
-                         size_t max_length, size_t max_sequences)
+                         size_t max_length, size_t max_sequences, RowSource rows)
     : spec_(spec),
       weights_(LoadWeights(spec, tensors)),
       cache_(CacheLayout(spec, compute), max_length, max_sequences),
-      matmul_(compute, num_threads) {
+      matmul_(compute, num_threads),
+      rows_(std::move(rows)) {
   if (max_length == 0 || max_length > spec.context_length) {
     throw InputError(Str("a context of ", max_length, " tokens; the model was made for 1 to ", spec.context_length));
   }
@@ -107,6 +108,28 @@ void Transformer::TruncateAll(const std::map<int32_t, size_t>& lengths) {
   for (const auto& [sequence, length] : lengths) cache_.Truncate(sequence, length);
 }
 
+std::vector<Transformer::Segment> Transformer::Segments(const Token* tokens, size_t num) {
+  std::vector<Segment> segments;
+  for (size_t t = 0; t < num; ++t) {
+    if (segments.empty() || segments.back().sequence != tokens[t].sequence) segments.push_back({tokens[t].sequence, 0});
+    ++segments.back().num_tokens;
+  }
+  return segments;
+}
+
+void Transformer::MultiplyStreamed(const Linear& linear, const float* x, float* out, bool round_tokens) {
+  const auto [format, data, N, K] = linear.weights;
+  const size_t step = std::max<size_t>(1, kStreamedWeights / std::max<size_t>(1, K));
+  for (size_t first = 0; first < N; first += step) {
+    size_t t = 0;
+    for (const Segment& segment : segments_) {
+      const Matrix rows = rows_(linear.name, linear.first_row + first, std::min(step, N - first), segment.sequence);
+      matmul_(x + t * K, segment.num_tokens, {{rows, out + t * N + first, N}}, round_tokens);
+      t += segment.num_tokens;
+    }
+  }
+}
+
 void Transformer::Multiply(const float* x, size_t num, std::initializer_list<std::pair<const Linear*, float*>> products,
                            bool round_tokens) {
   std::vector<Product> list;
@@ -114,7 +137,11 @@ void Transformer::Multiply(const float* x, size_t num, std::initializer_list<std
   for (const auto& [linear, out] : products) {
     if (observer_ && (!observed || *observed != linear->name)) observer_(linear->name, x, num, linear->weights.K);
     observed = &linear->name;
-    list.push_back({linear->weights, out, linear->weights.N});
+    if (linear->weights.data) {
+      list.push_back({linear->weights, out, linear->weights.N});
+    } else {
+      MultiplyStreamed(*linear, x, out, round_tokens);
+    }
   }
   matmul_(x, num, list, round_tokens);
   for (const auto& [linear, out] : products) {
@@ -127,11 +154,20 @@ void Transformer::Multiply(const float* x, size_t num, std::initializer_list<std
 
 void Transformer::Embed(const Token* tokens, size_t num) {
   const Matrix& table = weights_.token_embd.weights;
-  ParallelFor(num, RowThreads(num, matmul_.num_threads()), [&](size_t t) {
+  const auto embed = [&](size_t t, const Format& format, const uint8_t* packed) {
     float* row = &x_[t * table.K];
-    table.format->decode(table.Row(tokens[t].id), table.K / table.format->block_size, row);
+    format.decode(packed, table.K / format.block_size, row);
     if (spec_.embedding_scale != 1.0f) ScaleBy(row, spec_.embedding_scale, table.K);
-  });
+  };
+  if (table.data) {
+    ParallelFor(num, RowThreads(num, matmul_.num_threads()),
+                [&](size_t t) { embed(t, *table.format, table.Row(tokens[t].id)); });
+    return;
+  }
+  for (size_t t = 0; t < num; ++t) {
+    const Matrix row = rows_(weights_.token_embd.name, tokens[t].id, 1, tokens[t].sequence);
+    embed(t, *row.format, row.data);
+  }
 }
 
 void Transformer::RotaryAngles(const Token* tokens, size_t num) {
@@ -161,13 +197,15 @@ void Transformer::Norm(const float* x, const std::vector<float>& weight, size_t 
 // Returns where the next chunk's logits go.
 float* Transformer::Logits(const Token* tokens, size_t num, float* logits) {
   const size_t hidden = spec_.hidden_size;
-  size_t wanted = 0;
+  std::vector<Token> wanting;
   for (size_t t = 0; t < num; ++t) {
     if (!tokens[t].wants_logits) continue;
-    std::copy_n(&x_[t * hidden], hidden, &x_[wanted * hidden]);
-    ++wanted;
+    std::copy_n(&x_[t * hidden], hidden, &x_[wanting.size() * hidden]);
+    wanting.push_back(tokens[t]);
   }
+  const size_t wanted = wanting.size();
   if (wanted == 0) return logits;
+  segments_ = Segments(wanting.data(), wanted);
   Norm(x_.data(), weights_.output_norm, wanted, normed_.data());
   Multiply(normed_.data(), wanted, {{&weights_.output, logits}}, /*round_tokens=*/false);
   if (spec_.logit_softcap != 0) SoftCap(logits, 1.0f, spec_.logit_softcap, wanted * spec_.vocab_size);
@@ -203,6 +241,7 @@ void Transformer::Run(const Batch& batch, float* logits) {
   for (size_t first = 0; first < tokens.size(); first += kMaxChunk) {
     const Token* chunk = tokens.data() + first;
     const size_t num = std::min(kMaxChunk, tokens.size() - first);
+    segments_ = Segments(chunk, num);
     Embed(chunk, num);
     RotaryAngles(chunk, num);
     for (size_t layer = 0; layer < spec_.num_layers; ++layer) {

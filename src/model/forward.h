@@ -40,9 +40,17 @@ class Transformer {
   // throws ends the Forward that called it. It must not call the model: that throws InputError.
   using Observer = std::function<void(const std::string& name, const float* x, size_t num_tokens, size_t K)>;
 
-  // The tensors' bytes must outlive the model. At most max_length tokens a sequence.
+  // Rows [first, first + num) of a streamed matrix, as the tokens of `sequence` see them. They are read until the next
+  // call, which makes one Forward of a network of any size a matter of a few megabytes, and lets it compare two sets of
+  // weights: as two sequences.
+  using RowSource = std::function<Matrix(const std::string& name, size_t first, size_t num, int32_t sequence)>;
+  // Weights of a piece that is asked for.
+  static constexpr size_t kStreamedWeights = 4 << 20;
+
+  // The tensors' bytes must outlive the model. At most max_length tokens a sequence. rows: of the matrices without
+  // data.
   Transformer(const ModelSpec& spec, const TensorMap& tensors, Compute compute, size_t num_threads, size_t max_length,
-              size_t max_sequences);
+              size_t max_sequences, RowSource rows = nullptr);
 
   // Writes vocab_size logits for each token that wants them, in order. Throws InputError for a token or position out of
   // place, or a sequence that would outgrow the table it began with, and ContextFullError. Whatever it throws, the
@@ -64,6 +72,12 @@ class Transformer {
     bool wants_logits;
   };
 
+  // Neighbouring rows of activations that belong to one sequence.
+  struct Segment {
+    int32_t sequence;
+    size_t num_tokens;
+  };
+
   // Holds the mutex; throws where the thread holds it already, that is, in the observer.
   class Turn;
 
@@ -78,6 +92,8 @@ class Transformer {
   void AddBranch(const std::vector<float>& post_norm, size_t num);
   void Norm(const float* x, const std::vector<float>& weight, size_t num, float* out);
   float* Logits(const Token* tokens, size_t num, float* logits);
+  static std::vector<Segment> Segments(const Token* tokens, size_t num);
+  void MultiplyStreamed(const Linear& linear, const float* x, float* out, bool round_tokens);
   void Multiply(const float* x, size_t num, std::initializer_list<std::pair<const Linear*, float*>> products,
                 bool round_tokens);
 
@@ -86,6 +102,8 @@ class Transformer {
   KvCache cache_;
   Matmul matmul_;
   Observer observer_;
+  RowSource rows_;
+  std::vector<Segment> segments_;  // of the rows that are being multiplied
   std::mutex mutex_;
   std::atomic<std::thread::id> owner_{};  // of the mutex
 

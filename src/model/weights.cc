@@ -34,8 +34,8 @@ class Loader {
   // Rows [first, first + num) of the `total` rows of a tensor, as a map of their own.
   Linear GetRows(const std::string& name, size_t first, size_t num, size_t total, size_t columns) const {
     const NamedTensor& tensor = Get(name + ".weight", {total, columns});
-    const uint8_t* data = tensor.data + first * tensor.format->RowBytes(columns);
-    Linear linear = {name + ".weight", {tensor.format, data, num, columns}, Optional(name + ".bias", total)};
+    const uint8_t* data = tensor.data ? tensor.data + first * tensor.format->RowBytes(columns) : nullptr;
+    Linear linear = {name + ".weight", first, {tensor.format, data, num, columns}, Optional(name + ".bias", total)};
     if (!linear.bias.empty()) linear.bias = {linear.bias.begin() + first, linear.bias.begin() + first + num};
     if (Has(name + ".scale")) linear.scale = Vector(name + ".scale", 1)[0];
     return linear;

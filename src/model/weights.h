@@ -10,7 +10,8 @@
 
 namespace lowbit {
 
-// A tensor as a file gives it: its shape outermost first, the last one being the row that a format packs.
+// A tensor as a file gives it: its shape outermost first, the last one being the row that a format packs. A matrix
+// without data (and format) is streamed: its rows are asked for when they are needed.
 struct NamedTensor {
   const Format* format;
   const uint8_t* data;
@@ -22,6 +23,7 @@ using TensorMap = std::map<std::string, NamedTensor>;
 // A linear map: scale * weights * x + bias.
 struct Linear {
   std::string name;  // of the weight: "blk.0.attn_q.weight"; maps that are rows of one tensor share it
+  size_t first_row;  // of the tensor
   Matrix weights;
   std::vector<float> bias;  // one value a row, or empty
   float scale = 1;

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from lowbit import lora, prequantized
-from lowbit._core import FormatError
+from lowbit._core import Error, FormatError
 from lowbit.arch._base import DENSE_GLOBAL, DENSE_LAYER, Architecture, Sizes, Tensor
 from lowbit.arch._registry import architectures, hf_classes, register
 from lowbit.arch._rope import Tensors
@@ -98,6 +98,7 @@ class OpenedCheckpoint:
     notes: what GGUF does not keep, one sentence each.
     exact_formats: those that keep the layers' matrices exactly, if those are such that not every format can (BitNet).
     origin: what all this was read from.
+    recorded: the record of its tokenizer, or why that cannot be loaded; None if nobody asked for it at opening.
     """
 
     metadata: dict[str, Any]
@@ -105,6 +106,7 @@ class OpenedCheckpoint:
     notes: list[str]
     exact_formats: tuple[str, ...]
     origin: Origin
+    recorded: TokenizerRecord | Error | None = None
 
     @property
     def folder(self) -> Path:
@@ -120,12 +122,9 @@ class OpenedCheckpoint:
     @cached_property
     def tokenizer_record(self) -> TokenizerRecord:
         """What the checkpoint's own tokenizer does. Raises as `lowbit.load_tokenizer` does."""
-        from lowbit.tokenizer import read_tokenizer  # with a library that takes long to load
-        from lowbit.tokenizer_differences import record
-
-        trim_heap()  # of what reading its metadata left
-        found = record(read_tokenizer(self.folder))
-        trim_heap()
+        found = self.recorded or _tokenizer_record(self.folder)
+        if isinstance(found, Error):
+            raise found
         return found
 
 
@@ -133,8 +132,13 @@ def open_checkpoint(
     source: str | os.PathLike[str],
     adapters: lora.Adapters = (),
     adapter_scales: float | Sequence[float] = 1.0,
+    *,
+    record_tokenizer: bool = False,
 ) -> OpenedCheckpoint:
     """Opens a Hugging Face folder or hub id, with LoRA adapters merged. Reads headers and the tokenizer, no weights.
+
+    record_tokenizer: makes the tokenizer's record, too. Before the metadata: a large vocabulary takes 300 MB while its
+    tokenizer is loaded, and 100 MB as metadata.
 
     Raises FileError, FormatError, or UnsupportedError (architecture, tokenizer, quantized checkpoint).
     """
@@ -156,6 +160,7 @@ def open_checkpoint(
     tensors = arch.tensors(checkpoint, config)
     num_params = sum(num_elements(tensor.shape) for tensor in tensors)
     vocab_size = config.integer("vocab_size")
+    recorded = _tokenizer_record(folder) if record_tokenizer else None
     tokenizer = tokenizer_metadata(folder, config.values, arch.name, vocab_size)
     notes += tokenizer_notes(folder, config.values, tokenizer)
     metadata = {
@@ -170,7 +175,21 @@ def open_checkpoint(
         **tokenizer,
     }
     origin = Origin(folder, hub_id, sorted(weights), merged.folders)
-    return OpenedCheckpoint(metadata, tensors, notes, arch.exact_formats, origin)
+    return OpenedCheckpoint(metadata, tensors, notes, arch.exact_formats, origin, recorded)
+
+
+def _tokenizer_record(folder: Path) -> TokenizerRecord | Error:
+    """The record, or the error of a tokenizer that cannot be loaded."""
+    from lowbit.tokenizer import read_tokenizer  # with a library that takes long to load
+    from lowbit.tokenizer_differences import record
+
+    trim_heap()
+    try:
+        return record(read_tokenizer(folder))
+    except Error as error:
+        return error
+    finally:
+        trim_heap()
 
 
 def float_file_type(tensors: list[TensorSource]) -> int:

@@ -117,7 +117,7 @@ def convert(
         bool | None,
         typer.Option(
             "--verify/--no-verify",
-            help="Compare the file with its source before it gets its name. [default: below a billion weights]",
+            help="Compare the file with its source before it gets its name. [default: unless split or pruned]",
         ),
     ] = None,
     provenance: Annotated[

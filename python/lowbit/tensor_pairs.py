@@ -1,0 +1,110 @@
+"""How far the tensors of a GGUF file are from those of its source, compared piece by piece and in any order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from lowbit import _core, gguf
+from lowbit.gguf_source import GgufTensor
+from lowbit.pipeline import CHUNK_WEIGHTS, Job
+from lowbit.recipes import FLOAT_FORMATS
+from lowbit.tensor_source import TensorSource, num_elements, row_ranges
+
+#: The largest error of a weight that is rounded to half of its bits, in units of its size.
+_ROUNDING = {"F32": 0.0, "F16": 2.0**-11, "BF16": 2.0**-8}
+
+Rows = npt.NDArray[Any]
+
+
+class TensorErrors(NamedTuple):
+    """Relative root mean square error of a tensor and of its worst row. A row's is relative to the larger of its own
+    and the tensor's root mean square, so that rows of next to nothing may vanish. problem: why that is too much."""
+
+    rmse: float
+    worst_row: float
+    problem: str | None
+
+
+class TensorPair:
+    """A tensor of a source and the same one of a file. Both are read in pieces, none is mapped.
+
+    Rows here are those of the matrix (..., K) -> (rows, K); a vector is one row.
+    """
+
+    def __init__(self, source: TensorSource, tensor: GgufTensor, threads: int) -> None:
+        self.source = source
+        self.format = tensor.info.format
+        self.shape = source.shape if len(source.shape) > 1 else (1, *source.shape)
+        self._packed = tensor(self.format)
+        self._threads = threads
+        num_rows = num_elements(self.shape[:-1])
+        self._sums = np.zeros((num_rows, 3))
+        self._compared = np.zeros(num_rows, bool)
+        # Formats that the source's weights may have had before they were put into a file of this float format.
+        self._intermediates: list[str | None] = [None, *FLOAT_FORMATS] if self.format in FLOAT_FORMATS else []
+
+    @property
+    def num_compared(self) -> int:
+        """Weights that have been compared."""
+        return int(np.count_nonzero(self._compared)) * self.shape[-1]
+
+    def source_rows(self, start: int, stop: int) -> Rows:
+        """Rows of the source, (stop - start, K), float32, float16 or bfloat16."""
+        if len(self.source.shape) == 1:
+            return self.source.rows(0, self.source.shape[0]).reshape(1, -1)
+        return self.source.rows(start, stop).reshape(stop - start, self.shape[-1])
+
+    def file_rows(self, start: int, stop: int) -> npt.NDArray[np.uint8]:
+        """Rows of the file as it has them, (stop - start, row bytes)."""
+        return self._packed.rows(start, stop)
+
+    def compare(self, start: int, rows: Rows, data: npt.NDArray[np.uint8]) -> None:
+        """Compares rows from `start` on that have been read."""
+        stop = start + len(rows)
+        self._sums[start:stop] = _core.compare_rows(rows, data, self.format, self._threads)
+        self._compared[start:stop] = True
+        self._intermediates = [through for through in self._intermediates if self._gives(rows, through, data)]
+
+    def complete(self) -> None:
+        """Compares what has not been compared yet."""
+        for start, stop in row_ranges(0, len(self._compared), self.shape[-1], CHUNK_WEIGHTS):
+            if not self._compared[start:stop].all():
+                self.compare(start, self.source_rows(start, stop), self.file_rows(start, stop))
+
+    def errors(self) -> TensorErrors:
+        """The errors of a tensor that is complete."""
+        squared, signal = self._sums[:, 0], self._sums[:, 1]
+        whole = row = 0.0
+        if squared.any():
+            with np.errstate(divide="ignore", invalid="ignore"):
+                whole = float(np.sqrt(squared.sum() / signal.sum()))
+                row = float(np.sqrt(squared / np.maximum(signal, signal.mean())).max())
+        return TensorErrors(whole, row, self._problem(row))
+
+    def _gives(self, rows: Rows, through: str | None, data: npt.NDArray[np.uint8]) -> bool:
+        encoded = Job(self.source, self.format, through=through).encode(rows, 0, self._threads)
+        return bool(np.array_equal(encoded.view(np.uint8), data))
+
+    def _problem(self, row: float) -> str | None:
+        if self.format in FLOAT_FORMATS:
+            if self._intermediates:
+                return None
+            limit = 0.0 if gguf.DTYPES[self.format] == self.source.dtype else _ROUNDING[self.format]
+            if row <= limit:
+                return f"has weights that are not the source's rounded to {self.format}"
+        else:
+            limit = min(1.0 + 1e-6, float(8 * 2.0 ** -_core.get_format(self.format).bits_per_weight))
+            if row <= limit:
+                return None
+        return f"is off by {row:.3g} in one row, expected at most {limit:.3g}"
+
+
+def tensor_pairs(
+    sources: Mapping[str, TensorSource], tensors: Mapping[str, GgufTensor], threads: int
+) -> dict[str, TensorPair]:
+    """The tensors of a source with those of a file, which has the same names and shapes."""
+    return {name: TensorPair(source, tensors[name], threads) for name, source in sources.items()}
