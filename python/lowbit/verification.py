@@ -8,8 +8,9 @@ What is compared, and what fails:
   no row may be off by more than `8 * 2 ** -b` of the larger of its own and the tensor's root mean square, which is
   several times what any encoder loses, and 1 at most, which is a row of zeros. So exchanged, shifted and damaged rows
   fail; a wrong low bit of a code does not.
-- tokenizer: `tokenizer_differences`, chat templates, and the ids that end a text. Any difference fails; a conversion that verifies without being
-  asked writes the file all the same, with the verdict "differs", because GGUF cannot say all that tokenizer.json can.
+- tokenizer: `tokenizer_differences`, chat templates, and the ids that end a text. Any difference fails; a conversion
+  that verifies without being asked writes the file all the same, with the verdict "differs", because GGUF cannot say
+  all that tokenizer.json can.
 - logits: of both networks on a built-in text, in float32. Equal tensors must give equal logits; otherwise all must be
   finite, and from 8 bits a weight on the mean divergence at most 1 nat. Below, the figures say what the format cost.
 
