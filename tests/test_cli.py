@@ -276,6 +276,34 @@ def test_sampling_options_reach_the_model(bard: Path) -> None:
     assert stopped.stdout == first[: first.index(stop)] + "\n"
 
 
+#: A mark at the beginning, line ends of three systems, and two at the end, of which llama.cpp's tools drop the last.
+ODD_TEXT = "\ufeff" + "ROMEO:\r\nBut soft, what light\rthrough yonder\nwindow breaks?\r\n" * 40 + "\n"
+
+
+def test_texts_are_read_as_their_bytes_are(bard: Path, tmp_path: Path) -> None:
+    text, out = tmp_path / "text.txt", tmp_path / "out.gguf"
+    text.write_bytes(ODD_TEXT.encode())
+    read_text, unix = ODD_TEXT[:-1], ODD_TEXT.replace("\r\n", "\n").replace("\r", "\n")
+    model = lowbit.load(bard, threads=1)
+    options = ["--ctx", "128", "--threads", "1"]
+    report = json.loads(run("perplexity", str(bard), str(text), *options, "--json").stdout)
+    values = [lowbit.evaluate.perplexity(model, given, 128, threads=1).value for given in (read_text, unix)]
+    assert report["perplexity"] == values[0] != values[1]
+    assert run("imatrix", str(bard), str(text), "--out", str(out), *options).returncode == 0
+    lowbit.imatrix.collect(model, read_text, 128, dataset=str(text)).save(tmp_path / "expected.gguf")
+    assert out.read_bytes() == (tmp_path / "expected.gguf").read_bytes()
+
+
+def test_a_prompt_from_stdin_is_read_as_its_bytes_are(bard: Path) -> None:
+    prompt = ODD_TEXT[:60] + "\r\n"
+    report = json.loads(run("run", str(bard), "-", "-n", "1", "--json", input=prompt).stdout)
+    assert report["prompt"] == prompt
+    assert report["prompt_tokens"] == len(lowbit.load_tokenizer(bard).encode(prompt))
+    command = [sys.executable, "-m", "lowbit", "run", str(bard), "-"]
+    wrong = subprocess.run(command, input=b"ROMEO\xff", capture_output=True, check=False)
+    assert (wrong.returncode, b"stdin: not UTF-8 at offset 5" in wrong.stderr) == (1, True)
+
+
 def test_perplexity_and_divergence(bard: Path, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text((DATA / "bard-valid.txt").read_text(encoding="utf-8")[:4000], encoding="utf-8")

@@ -24,12 +24,25 @@ def read_bytes(path: Path, max_bytes: int | None = None) -> bytes:
 
 
 def read_text(path: Path, max_bytes: int | None = None) -> str:
-    """A file's text in UTF-8, whatever its line ends are with those of Unix. Raises as `read_bytes` does."""
+    """A file's text in UTF-8, whatever its line ends are with those of Unix: templates and lists. Raises as
+    `read_bytes` does."""
+    return decoded(read_bytes(path, max_bytes), str(path)).replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_model_text(path: Path) -> str:
+    """A text that a model reads: as the bytes are (line ends, marks), without one line feed at its end.
+
+    llama.cpp's tools read files so. Raises as `read_bytes` does.
+    """
+    return decoded(read_bytes(path), str(path)).removesuffix("\n")
+
+
+def decoded(data: bytes, where: str) -> str:
+    """Bytes as text, unchanged. Raises FormatError for what is not UTF-8."""
     try:
-        text = read_bytes(path, max_bytes).decode("utf-8")
+        return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise FormatError(f"{path}: not UTF-8 at offset {error.start}") from None
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+        raise FormatError(f"{where}: not UTF-8 at offset {error.start}") from None
 
 
 class FileReader:

@@ -9,7 +9,7 @@ import typer
 
 from lowbit.cli.app import Compute, Json, Threads, app, examples
 from lowbit.cli.console import note, print_json, print_table
-from lowbit.file_reader import read_text
+from lowbit.file_reader import read_model_text
 from lowbit.progress import progress_bar
 from lowbit.quoting import one_line
 
@@ -31,7 +31,10 @@ def imatrix_command(
         str | None, typer.Argument(metavar="MODEL", help="GGUF file, checkpoint folder or hub id.", show_default=False)
     ] = None,
     text: Annotated[
-        Path | None, typer.Argument(metavar="TEXT", exists=True, dir_okay=False, help="Text in UTF-8 for it to read.")
+        Path | None,
+        typer.Argument(
+            metavar="TEXT", exists=True, dir_okay=False, help="Text in UTF-8 for it to read, byte for byte."
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="FILE", dir_okay=False, help="The GGUF file to write.")
@@ -70,7 +73,7 @@ def imatrix_command(
         refuse_replacing([part for part in (model, text and str(text)) if part], [str(out)])
     parts = [imatrix.read(path) for option in in_file or [] for path in _paths(option)]
     if model and text:
-        content = read_text(text)
+        content = read_model_text(text)
         loaded = lowbit.load(model, compute=compute, threads=threads)
         with progress_bar("Reading") as advance:
             parts.append(

@@ -9,7 +9,7 @@ import typer
 
 from lowbit.cli.app import Compute, Json, ModelPath, Threads, app, examples, parsed
 from lowbit.cli.console import print_json, print_table, size
-from lowbit.file_reader import read_text
+from lowbit.file_reader import read_model_text
 from lowbit.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 def ladder_command(
     model: ModelPath,
     text: Annotated[
-        Path | None, typer.Argument(metavar="TEXT", exists=True, dir_okay=False, help="Text in UTF-8 to measure on.")
+        Path | None,
+        typer.Argument(metavar="TEXT", exists=True, dir_okay=False, help="Text in UTF-8 to measure on, byte for byte."),
     ] = None,
     rungs: Annotated[
         str | None, typer.Option("--rungs", metavar="MIX,MIX,...", help="The mixes. [default: 8 to 1 bit]")
@@ -60,7 +61,7 @@ def ladder_command(
         check(plot)  # now rather than after the work
     chosen = RUNGS if rungs is None else [name.strip() for name in rungs.split(",")]
     parsed("--rungs", find_mix, chosen)
-    content = None if text is None else read_text(text)
+    content = None if text is None else read_model_text(text)
     with progress_bar("Climbing down") as advance:
         found = ladder(
             model,

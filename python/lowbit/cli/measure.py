@@ -8,7 +8,7 @@ import typer
 
 from lowbit.cli.app import Compute, ExistingFile, Json, ModelPath, Threads, app, examples
 from lowbit.cli.console import print_json, print_table
-from lowbit.file_reader import read_text
+from lowbit.file_reader import read_model_text
 from lowbit.progress import progress_bar
 
 
@@ -62,12 +62,13 @@ def perplexity(
 ) -> None:
     """Perplexity on a text, and divergence from another model.
 
-    Counted as llama-perplexity does: the first half of each window is context, the rest counts.
+    Counted as llama-perplexity does: the first half of each window is context, the rest counts. The text's bytes are
+    read as they are, line ends of Windows, too, but for one line feed at the end.
     """
     import lowbit
     from lowbit import evaluate
 
-    content = read_text(text)
+    content = read_model_text(text)
     paths = {"model": model} if reference is None else {"reference": reference, "model": model}
     models = {name: lowbit.load(path, compute=compute, threads=threads) for name, path in paths.items()}
     with progress_bar("Reading") as advance:

@@ -11,6 +11,7 @@ import typer
 
 from lowbit.cli.app import Compute, Json, ModelPath, Threads, app, examples
 from lowbit.cli.console import note, print_json
+from lowbit.file_reader import decoded
 
 Temperature = Annotated[float, typer.Option("--temp", min=0, help="Temperature; 0 always takes the likeliest token.")]
 TopK = Annotated[int, typer.Option("--top-k", min=0, help="Draw from the K likeliest tokens; 0: from all.")]
@@ -37,7 +38,9 @@ Context = Annotated[
 )
 def run_command(
     model: ModelPath,
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The text to continue; - reads it from stdin.")],
+    prompt: Annotated[
+        str, typer.Argument(metavar="PROMPT", help="The text to continue; - reads it from stdin, as it is.")
+    ],
     max_tokens: Annotated[int, typer.Option("-n", "--max-tokens", min=1, help="At most so many new tokens.")] = 64,
     temperature: Temperature = 0.0,
     top_k: TopK = 0,
@@ -58,7 +61,7 @@ def run_command(
     import lowbit
 
     if prompt == "-":
-        prompt = sys.stdin.read()
+        prompt = decoded(sys.stdin.buffer.read(), "stdin")
     loaded = lowbit.load(model, compute=compute, threads=threads, context=context)
     ids = loaded.tokenizer.encode(prompt)
     start = time.perf_counter()
