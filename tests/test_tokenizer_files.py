@@ -16,7 +16,12 @@ FAULTS: dict[str, tuple[bytes, dict[str, Any], type[lowbit.Error], str]] = {
     "words": (_packed_bytes(2, _packed_number(3, 3)), {}, lowbit.UnsupportedError, "found model_type 3"),
     "hole": (b"", {"added_tokens": {"x": 9999}}, lowbit.FormatError, "added token 9999, expected ids in a row"),
     "twice": (b"", {"added_tokens": {"the": 273}}, lowbit.FormatError, "'the' occurs more than once"),
-    "list": (b"", {"tokenizer_config": {"added_tokens_decoder": [1]}}, lowbit.FormatError, "is no object"),
+    "list": (
+        b"",
+        {"tokenizer_config": {"added_tokens_decoder": [1]}},
+        lowbit.FormatError,
+        "_decoder: expected an object",
+    ),
 }
 
 

@@ -40,18 +40,18 @@ class Facts:
     def __init__(self, tokenizer: dict[str, Any]) -> None:
         self.starts_with_special = _starts_with_special(tokenizer.get("post_processor"))
         added = tokenizer.get("added_tokens") or []
-        self.added = {token.get("content") for token in added if isinstance(token, dict)}
-        self.second = next((t.get("content") for t in added if isinstance(t, dict) and t.get("id") == 1), None)
+        self.added = {token["content"] for token in added}
+        self.second = next((token["content"] for token in added if token.get("id") == 1), None)
 
 
 def _starts_with_special(processor: Any) -> bool:
     """Whether the post-processor puts a special token before a text."""
-    if not isinstance(processor, dict):
+    if not processor:
         return False
     if processor.get("type") == "Sequence":
         return any(map(_starts_with_special, processor.get("processors") or []))
-    single = processor.get("single")
-    return isinstance(single, list) and bool(single) and isinstance(single[0], dict) and "SpecialToken" in single[0]
+    single = processor.get("single") or [{}]
+    return "SpecialToken" in single[0]
 
 
 def _digits_then_gpt2(facts: Facts) -> str:
@@ -83,16 +83,20 @@ def _chain(pre_tokenizer: Any) -> tuple[Any, ...]:
         steps = pre_tokenizer.get("pretokenizers")
         return tuple(step for item in (steps if isinstance(steps, list) else []) for step in _chain(item))
     if kind == "ByteLevel" and not pre_tokenizer.get("add_prefix_space"):
-        return (("bytes", pre_tokenizer.get("use_regex", True)),)
+        return (("bytes", pre_tokenizer.get("use_regex", True) is True),)
     if kind == "Digits":
-        return (("digits", pre_tokenizer.get("individual_digits")),)
+        return (("digits", pre_tokenizer.get("individual_digits") is True),)
     if kind == "Split" and pre_tokenizer.get("behavior") == "Isolated" and not pre_tokenizer.get("invert"):
-        pattern = pre_tokenizer.get("pattern")
-        return (("split", pattern.get("Regex") if isinstance(pattern, dict) else None),)
+        return (("split", _regex(pre_tokenizer)),)
     if kind == "Split" and pre_tokenizer.get("behavior") == "Removed" and pre_tokenizer.get("invert"):
-        pattern = pre_tokenizer.get("pattern")  # keeps the matches only, which is the same where they cover everything
-        return (("split", pattern.get("Regex") if isinstance(pattern, dict) else None),)
+        return (("split", _regex(pre_tokenizer)),)  # keeps the matches only: the same where they cover everything
     return ((str(kind), None),)
+
+
+def _regex(split: dict[str, Any]) -> str | None:
+    pattern = split.get("pattern")
+    found = pattern.get("Regex") if isinstance(pattern, dict) else None
+    return found if isinstance(found, str) else None
 
 
 def pre_tokenizer_name(tokenizer: dict[str, Any], where: str) -> str:

@@ -245,17 +245,15 @@ def special_tokens(
 ) -> dict[str, Any]:
     """Merges, ids of special tokens, which of them are added, and the chat template.
 
-    config, tokenizer, tokenizer_config: config.json, tokenizer.json and tokenizer_config.json, {} where there is none.
+    config: config.json. tokenizer, tokenizer_config: as lowbit.tokenizer_json reads them.
     num_tokens: ids from here on are left out; None keeps all.
     """
     roles = _Roles(tokenizer_config)
     processor = tokenizer.get("post_processor")
-    if isinstance(processor, dict):
-        steps = processor.get("processors", [processor])
-        for step in steps if isinstance(steps, list) else []:
-            if isinstance(step, dict):
-                roles.process(step)
-    added_tokens = [token for token in tokenizer.get("added_tokens") or [] if isinstance(token, dict)]
+    if processor:
+        for step in processor.get("processors", [processor]) or []:
+            roles.process(step)
+    added_tokens = tokenizer.get("added_tokens") or []
     ids: dict[str, int] = {}
 
     def assign(role: str, token_id: Any) -> None:

@@ -15,13 +15,14 @@ from tokenizers import models, processors
 
 from lowbit import arguments
 from lowbit._core import Error, FileError, FormatError, InputError, UnsupportedError
-from lowbit.checkpoint import MAX_JSON_BYTES, read_json
+from lowbit.checkpoint import MAX_JSON_BYTES
 from lowbit.file_reader import read_bytes, read_text
 from lowbit.foreign import named
 from lowbit.hub import resolve
 from lowbit.quoting import quoted, reason
 from lowbit.special_tokens import MAX_TEMPLATE_BYTES, ROLES, id_key, known_ends, listed_ends
 from lowbit.text import TextStream, piece_decoder
+from lowbit.tokenizer_json import read_optional, tokenizer_config
 from lowbit.tokenizer_limits import check_growth, state
 
 _log = logging.getLogger("lowbit")
@@ -267,8 +268,7 @@ def from_metadata(metadata: Mapping[str, Any]) -> Tokenizer:
 
 
 def _from_folder(folder: Path) -> Tokenizer:
-    config = _json(folder / "tokenizer_config.json")
-    config = {**_json(folder / "special_tokens_map.json"), **config}
+    config = {**read_optional(folder / "special_tokens_map.json"), **tokenizer_config(folder)}
     with named(folder / "tokenizer.json"), _contained(FormatError, f"{folder}: tokenizer.json or what stands for it"):
         backend, defaults = _backend(folder, config)
         config = {**defaults, **config}
@@ -278,7 +278,7 @@ def _from_folder(folder: Path) -> Tokenizer:
         if backend.post_processor is None:  # else it decides, whatever the configuration says, as in transformers 5
             first, last = (roles.get(r) if config.get(f"add_{r}_token") is True else None for r in ("bos", "eos"))
             _surround(backend, first, last)
-        size = _json(folder / "config.json").get("vocab_size")
+        size = read_optional(folder / "config.json").get("vocab_size")
         vocab_size = _num_ids(backend, size if type(size) is int and size < 1 << 31 else 0)
         notes: list[str] = []
         ends = listed_ends(folder, vocab_size, notes)
@@ -339,8 +339,3 @@ def _templates(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
     files = {"default": folder / "chat_template.jinja"} if (folder / "chat_template.jinja").is_file() else {}
     files.update({file.stem: file for file in sorted((folder / "additional_chat_templates").glob("*.jinja"))})
     return {**templates, **{name: read_text(file, MAX_TEMPLATE_BYTES) for name, file in files.items()}}
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """The object in an optional JSON file, {} if there is none."""
-    return read_json(path) if path.is_file() else {}

@@ -11,13 +11,13 @@ import numpy as np
 
 from lowbit._core import Error
 from lowbit.arch import OpenedCheckpoint
-from lowbit.checkpoint import read_json
 from lowbit.heap import trim_heap
 from lowbit.pretokenizer import UNKNOWN
 from lowbit.tokenizer import from_metadata, read_tokenizer
 from lowbit.tokenizer_definition import DEFINITION_KEY, EOS_IDS_KEY, MERGES_KEY, definition
 from lowbit.tokenizer_differences import TokenizerRecord, TokenizerReport, tokenizer_differences
 from lowbit.tokenizer_files import rebuilt_definition
+from lowbit.tokenizer_json import tokenizer_config, tokenizer_json
 
 
 def is_unnamed(metadata: Mapping[str, Any]) -> bool:
@@ -69,11 +69,10 @@ def _carried_definition(
 
 def _definition(folder: Path) -> dict[str, Any]:
     """The folder's tokenizer.json, or what stands for it."""
-    path, config = folder / "tokenizer.json", folder / "tokenizer_config.json"
-    if not path.is_file():
+    if not (folder / "tokenizer.json").is_file():
         found: dict[str, Any] = json.loads(read_tokenizer(folder).backend.to_str())
         return found
-    return rebuilt_definition(folder, read_json(config) if config.is_file() else {}) or read_json(path)
+    return rebuilt_definition(folder, tokenizer_config(folder)) or tokenizer_json(folder)
 
 
 def _differences(source: TokenizerRecord, metadata: Mapping[str, Any]) -> TokenizerReport:

@@ -24,6 +24,7 @@ from lowbit.sentencepiece import BPE, BYTE, CONTROL, SPACE, UNIGRAM, UNKNOWN, US
 from lowbit.special_tokens import ROLES
 from lowbit.tokenizer_definition import FLAGS
 from lowbit.tokenizer_gguf import Vocab, score_merges
+from lowbit.tokenizer_json import read_optional, tokenizer_json
 from lowbit.vocab import checked_id
 
 #: config.json's model_type -> transformers takes tokenizer.json as it is, whatever tokenizer_class says.
@@ -40,14 +41,14 @@ def rebuilt_definition(folder: Path, config: Mapping[str, Any]) -> dict[str, Any
     """
     if str(config.get("tokenizer_class", "")).removesuffix("Fast") != "LlamaTokenizer":
         return None
-    tokenizer, model = read_json(folder / "tokenizer.json"), folder / "config.json"
-    added, normalizer = tokenizer.get("added_tokens"), tokenizer.get("normalizer")
+    tokenizer = tokenizer_json(folder)
+    normalizer = tokenizer.get("normalizer")
     steps = normalizer.get("normalizers") if isinstance(normalizer, dict) else None
     if not isinstance(steps, list) or {"type": "Prepend", "prepend": SPACE} not in steps:
         return None
-    if not any(isinstance(t, dict) and t.get("normalized") and t.get("special") for t in added or []):
+    if not any(token.get("normalized") and token.get("special") for token in tokenizer.get("added_tokens") or []):
         return None
-    if model.is_file() and read_json(model).get("model_type") in _TAKEN_AS_THEY_ARE:
+    if read_optional(folder / "config.json").get("model_type") in _TAKEN_AS_THEY_ARE:
         return None
     has_prefix = config.get("add_prefix_space") is not False
     scheme = "never" if not has_prefix else "always" if config.get("legacy") is True else "first"
@@ -58,16 +59,11 @@ def rebuilt_definition(folder: Path, config: Mapping[str, Any]) -> dict[str, Any
 def added_tokens(folder: Path, config: Mapping[str, Any]) -> dict[int, AddedToken]:
     """Added tokens by id: added_tokens.json's, then tokenizer_config.json's added_tokens_decoder with their flags."""
     path = folder / "added_tokens.json"
-    decoder = config.get("added_tokens_decoder") or {}
-    if not isinstance(decoder, dict):
-        raise FormatError(f"{folder / 'tokenizer_config.json'}: added_tokens_decoder is no object")
     special = _special(config)
     found: dict[int, AddedToken] = {}
-    for text, token_id in (read_json(path) if path.is_file() else {}).items():
+    for text, token_id in read_optional(path).items():
         found[checked_id(token_id, path)] = AddedToken(text, special=text in special, normalized=text not in special)
-    for token_id, entry in decoder.items():
-        if not isinstance(entry, dict) or not isinstance(entry.get("content"), str):
-            raise FormatError(f"{folder / 'tokenizer_config.json'}: added token {token_id[:40]!r} has no content")
+    for token_id, entry in (config.get("added_tokens_decoder") or {}).items():
         text = entry["content"]
         flags = {flag: entry[flag] for flag in FLAGS if isinstance(entry.get(flag), bool)}
         flags["special"] = flags.get("special", False) or text in special

@@ -13,10 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lowbit._core import FileError, FormatError
-from lowbit.checkpoint import read_json
 from lowbit.pretokenizer import pre_tokenizer_name
+from lowbit.quoting import quoted
 from lowbit.sentencepiece import BYTE, CONTROL, NORMAL, SPACE, UNUSED, USER_DEFINED, read_model
 from lowbit.special_tokens import special_tokens, tokenizer_merges
+from lowbit.tokenizer_json import read_optional, tokenizer_json
+from lowbit.tokenizer_json import tokenizer_config as read_tokenizer_config
 
 MAX_TOKENS = 1 << 24
 ADDED_SCORE = -1000.0
@@ -67,12 +69,8 @@ def _added_tokens(folder: Path, tokenizer: dict[str, Any], tokenizer_config: dic
     """Added tokens by id: tokenizer.json's, then what tokenizer_config.json says of them."""
     entries = tokenizer.get("added_tokens") or []
     decoder = tokenizer_config.get("added_tokens_decoder") or {}
-    if not isinstance(entries, list) or not isinstance(decoder, dict):
-        raise FormatError(f"{folder}: added_tokens of the tokenizer is no list, or added_tokens_decoder no object")
     found: dict[int, AddedToken] = {}
-    for token_id, entry in [*((e.get("id"), e) for e in entries if isinstance(e, dict)), *decoder.items()]:
-        if not isinstance(entry, dict) or not isinstance(entry.get("content"), str):
-            raise FormatError(f"{folder}: added token {str(token_id)[:40]!r} has no content")
+    for token_id, entry in [*((entry.get("id"), entry) for entry in entries), *decoder.items()]:
         special = bool(entry.get("special", False))
         token = AddedToken(entry["content"], special, bool(entry.get("normalized", not special)))
         found[checked_id(token_id, folder)] = token
@@ -84,7 +82,7 @@ def checked_id(value: Any, where: str | Path) -> int:
     if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 10:
         value = int(value)
     if type(value) is not int or not 0 <= value < MAX_TOKENS:
-        raise FormatError(f"{where}: token id {str(value)[:40]!r}, expected an integer below {MAX_TOKENS}")
+        raise FormatError(f"{where}: token id {quoted(value)}, expected an integer below {MAX_TOKENS}")
     return value
 
 
@@ -95,9 +93,12 @@ def _base_vocab(tokenizer: dict[str, Any], where: str) -> dict[int, str]:
     if not isinstance(vocab, dict) or not vocab or model.get("type") != "BPE":  # type: ignore[union-attr]
         raise FormatError(f"{where}: model is not a BPE vocabulary")
     found: dict[int, str] = {}
-    for text, token_id in vocab.items():
-        if found.setdefault(checked_id(token_id, where), text) != text:
-            raise FormatError(f"{where}: tokens {found[token_id]!r} and {text!r} have the same id {token_id}")
+    for text, value in vocab.items():
+        token_id = checked_id(value, where)
+        if found.setdefault(token_id, text) != text:
+            raise FormatError(
+                f"{where}: tokens {quoted(found[token_id])} and {quoted(text)} have the same id {token_id}"
+            )
     return found
 
 
@@ -153,7 +154,7 @@ def _sentencepiece(
         tokens[i], scores[i] = piece.text, piece.score
         types[i] = NORMAL if piece.type == USER_DEFINED else piece.type
     path = folder / "added_tokens.json"
-    for text, value in (read_json(path) if path.is_file() else {}).items():
+    for text, value in read_optional(path).items():
         if (i := checked_id(value, folder)) < vocab_size:
             tokens[i], scores[i], types[i] = text, ADDED_SCORE, USER_DEFINED
     added = _added_tokens(folder, {}, tokenizer_config)
@@ -236,6 +237,14 @@ def _is_byte_fallback(tokenizer: dict[str, Any]) -> bool:
     )
 
 
+def _check_unique(tokens: list[str], folder: Path) -> None:
+    """Raises FormatError if two ids have one text, which readers of GGUF files refuse. Empty ones get names there."""
+    seen: dict[str, int] = {}
+    for i, text in enumerate(tokens):
+        if text and seen.setdefault(text, i) != i:
+            raise FormatError(f"{folder}: the ids {seen[text]} and {i} have the same token {quoted(text)}")
+
+
 def tokenizer_metadata(folder: Path, config: dict[str, Any], arch: str, vocab_size: int) -> dict[str, Any]:
     """The tokenizer.* keys of a Hugging Face folder, in the reference's order.
 
@@ -244,10 +253,7 @@ def tokenizer_metadata(folder: Path, config: dict[str, Any], arch: str, vocab_si
     """
     if vocab_size > MAX_TOKENS:
         raise FormatError(f"{folder / 'config.json'}: vocab_size {vocab_size}, expected at most {MAX_TOKENS}")
-    tokenizer, tokenizer_config = (
-        read_json(folder / name) if (folder / name).is_file() else {}
-        for name in ("tokenizer.json", "tokenizer_config.json")
-    )
+    tokenizer, tokenizer_config = tokenizer_json(folder), read_tokenizer_config(folder)
     result: dict[str, Any] = {}
     prefix_space = tokenizer_config.get("add_prefix_space")
     if arch == "llama" and isinstance(prefix_space, bool):
@@ -272,6 +278,12 @@ def tokenizer_metadata(folder: Path, config: dict[str, Any], arch: str, vocab_si
         result |= _byte_level(folder, tokenizer, tokenizer_config, vocab_size)
     num_tokens = None if merges else len(result["tokenizer.ggml.tokens"])
     result |= special_tokens(folder, config, tokenizer, tokenizer_config, merges, num_tokens)
+    if merges and "tokenizer.ggml.merges" not in result:
+        raise FormatError(
+            f"{folder / 'tokenizer.json'}: model has no merges, without which its vocabulary cannot tokenize: save the "
+            "tokenizer again, or download the file again"
+        )
+    _check_unique(result["tokenizer.ggml.tokens"], folder)
     if arch == "gemma3" and not merges:
         result["tokenizer.ggml.add_space_prefix"] = False
     if arch == "llama" and vocab_size == 32016:  # CodeLlama's tokens for filling in; the reference knows it by its size
