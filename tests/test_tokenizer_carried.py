@@ -68,7 +68,7 @@ def carried(folder: Path) -> tuple[dict[str, Any], list[str], lowbit.Tokenizer]:
     """The keys that go along, the notes, and the tokenizer of the whole."""
     notes: list[str] = []
     metadata = tokenizer_metadata(folder, {}, "qwen3", 280)
-    keys = carried_tokenizer(opened_tokenizer(folder), metadata, notes)
+    keys = carried_tokenizer(opened_tokenizer(folder), metadata, notes).keys
     return keys, notes, from_metadata({**metadata, **keys})
 
 
@@ -120,7 +120,7 @@ def test_merges_that_do_not_follow_from_scores(tmp_path: Path) -> None:
     write_json(tmp_path / "tokenizer.json", tokenizer)
     metadata = tokenizer_metadata(tmp_path, {}, "llama", 300)
     notes: list[str] = []
-    keys = carried_tokenizer(opened_tokenizer(tmp_path), metadata, notes)
+    keys = carried_tokenizer(opened_tokenizer(tmp_path), metadata, notes).keys
     assert list(keys) == [DEFINITION_KEY, MERGES_KEY]
     source, result = load_tokenizer(tmp_path), from_metadata({**metadata, **keys})
     for text in ("ab", "aba", "abab", "bab", "é"):

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pytest
 from command import run
 from stored import sha256
-from tiny_checkpoint import conversion_source, make_checkpoint, write_imatrix
+from tiny_checkpoint import conversion_source, make_checkpoint, write_imatrix, write_json
 
 import lowbit
 from lowbit import provenance, verification
@@ -169,7 +169,7 @@ def test_unasked_a_tokenizer_that_differs_is_said(tmp_path: Path, monkeypatch: p
     source = make_checkpoint(tmp_path / "source", layers=1)
     original = verification.tokenizer_differences
 
-    def differing(a: TokenizerRecord, b: lowbit.Tokenizer) -> Any:
+    def differing(a: TokenizerRecord, b: TokenizerRecord) -> Any:
         return dataclasses.replace(original(a, b), tokens=(("bos", 1, 2),))
 
     monkeypatch.setattr(verification, "tokenizer_differences", differing)
@@ -180,6 +180,18 @@ def test_unasked_a_tokenizer_that_differs_is_said(tmp_path: Path, monkeypatch: p
     with pytest.raises(lowbit.VerificationError, match="special token"):
         lowbit.convert(source, tmp_path / "b.gguf", "BF16", verify=True, progress=False)
     assert not (tmp_path / "b.gguf").exists()
+
+
+def test_ids_that_end_a_text(tmp_path: Path) -> None:
+    """generation_config.json names one more than the keys of GGUF: lost without provenance, and said."""
+    source = make_checkpoint(tmp_path / "source", layers=1)
+    write_json(source / "generation_config.json", {"eos_token_id": [7, *sorted(lowbit.load_tokenizer(source).eos_ids)]})
+    report = lowbit.convert(source, tmp_path / "a.gguf", "BF16", verify=None, progress=False)
+    assert report.verdict is not None
+    assert report.verdict.word == "differs"
+    assert "only one of the two ends a text at 7" in detail(report.verdict, "tokenizer")
+    report = lowbit.convert(source, tmp_path / "b.gguf", "BF16", verify=True, provenance=True, progress=False)
+    assert lowbit.load_tokenizer(tmp_path / "b.gguf").eos_ids == lowbit.load_tokenizer(source).eos_ids
 
 
 def test_another_network(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from lowbit.tensor_source import TensorSource
 from lowbit.threads import num_threads
 
 if TYPE_CHECKING:
+    from lowbit.tokenizer_carried import KnownTokenizer
     from lowbit.verification import Verdict
 
 Path = str | os.PathLike[str]
@@ -72,17 +73,20 @@ def convert(
     chosen = checked(ConvertOptions, options)
     is_verified = _is_verified(verify, chosen)
     opened = open_checkpoint(src, lora, lora_scale, record_tokenizer=provenance or is_verified)
-    plan = _plan(opened, mix, between, chosen, provenance)
     importances = _loaded(imatrix)
     sources = source_files(opened.origin, imatrix) if provenance else []
+    # From here on, since tokenizers keep only one thread busy.
     with Hashing([] if dry_run else sources) as hashing:
+        plan, tokenizer = _plan(opened, mix, between, chosen, provenance)
         if provenance or is_verified:
             given = _unusual(chosen) | ({"lora_scale": lora_scale} if opened.origin.adapters else {})
             given |= {"intermediate": between} if intermediate else {}
             plan.finishing = Finishing(
                 gguf.RESERVED_BYTES + reserved_bytes(sources, given),
                 (lambda: recipe_metadata(mix.name, given, opened.origin) | hashing.metadata()) if provenance else None,
-                partial(_verdict, src, dst, opened, chosen, verify is True, threads, progress) if is_verified else None,
+                partial(_verdict, src, dst, opened, tokenizer, chosen, verify is True, threads, progress)
+                if is_verified
+                else None,
             )
         return plan.run(os.fspath(dst), importances, progress, num_threads(threads), dry_run)
 
@@ -97,10 +101,15 @@ def _intermediate(mix: Mix, format: str | None) -> str:
     return found
 
 
-def _plan(opened: OpenedCheckpoint, mix: Mix, intermediate: str, options: ConvertOptions, with_tokenizer: bool) -> Plan:
-    """What to write of a checkpoint. with_tokenizer: also what GGUF has no key for of the tokenizer."""
+def _plan(
+    opened: OpenedCheckpoint, mix: Mix, intermediate: str, options: ConvertOptions, with_tokenizer: bool
+) -> tuple[Plan, KnownTokenizer | None]:
+    """What to write of a checkpoint, and what its tokenizer does if that was looked at.
+
+    with_tokenizer: also what GGUF has no key for of the tokenizer.
+    """
     # The library of tokenizers costs more to load than the rest of the package.
-    from lowbit.tokenizer_carried import carried_tokenizer, is_unnamed
+    from lowbit.tokenizer_carried import KnownTokenizer, carried_tokenizer, is_unnamed
 
     sources = {tensor.name: tensor for tensor in opened.tensors}
     inputs = [
@@ -120,9 +129,12 @@ def _plan(opened: OpenedCheckpoint, mix: Mix, intermediate: str, options: Conver
             f"weights go from {rounded} through {intermediate} before they are quantized, as they do between the "
             f"reference's two tools; intermediate {rounded} (--intermediate) keeps what that rounds"
         )
+    tokenizer = None
     if with_tokenizer or is_unnamed(metadata):
-        metadata |= carried_tokenizer(opened, metadata, notes)
-    return Plan(mix, inputs, metadata, notes, options, intermediate=intermediate)
+        carried = carried_tokenizer(opened, metadata, notes)
+        metadata |= carried.keys
+        tokenizer = KnownTokenizer(metadata, carried.record) if carried.record else None
+    return Plan(mix, inputs, metadata, notes, options, intermediate=intermediate), tokenizer
 
 
 def _is_verified(verify: bool | None, options: ConvertOptions) -> bool:
@@ -148,6 +160,7 @@ def _verdict(
     src: Path,
     dst: Path,
     opened: OpenedCheckpoint,
+    tokenizer: KnownTokenizer | None,
     options: ConvertOptions,
     is_strict: bool,
     threads: int | None,
@@ -160,7 +173,9 @@ def _verdict(
     names = os.fspath(dst), os.fspath(src)
     changed = list(options.override_kv)
     with waiting("Verifying", enabled=progress):
-        verdict = compare_with(path, *names, opened, changed=changed, threads=threads, progress=progress)
+        verdict = compare_with(
+            path, *names, opened, known=tokenizer, changed=changed, threads=threads, progress=progress
+        )
     if not verdict.ok and (is_strict or verdict.word == "failed"):
         raise verdict.error()
     return verdict

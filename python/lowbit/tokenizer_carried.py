@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from lowbit.heap import trim_heap
 from lowbit.pretokenizer import UNKNOWN
 from lowbit.tokenizer import from_metadata, read_tokenizer
 from lowbit.tokenizer_definition import DEFINITION_KEY, EOS_IDS_KEY, MERGES_KEY, definition
-from lowbit.tokenizer_differences import TokenizerRecord, TokenizerReport, tokenizer_differences
+from lowbit.tokenizer_differences import TokenizerRecord, TokenizerReport, record, tokenizer_differences
 from lowbit.tokenizer_files import rebuilt_definition
 from lowbit.tokenizer_json import tokenizer_config, tokenizer_json
 
@@ -25,36 +26,58 @@ def is_unnamed(metadata: Mapping[str, Any]) -> bool:
     return metadata.get("tokenizer.ggml.model") == "gpt2" and metadata.get("tokenizer.ggml.pre") == UNKNOWN
 
 
-def carried_tokenizer(opened: OpenedCheckpoint, metadata: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
-    """Keys for the end of a file, with which `metadata`'s tokenizer gives the ids of the checkpoint's; {} if it does.
+class Carried(NamedTuple):
+    """Keys for the end of a file. record: what the file's tokenizer does then, None if it cannot be loaded."""
+
+    keys: dict[str, Any]
+    record: TokenizerRecord | None
+
+
+class KnownTokenizer(NamedTuple):
+    """Metadata, and what its tokenizer does."""
+
+    metadata: Mapping[str, Any]
+    record: TokenizerRecord
+
+
+def carried_tokenizer(opened: OpenedCheckpoint, metadata: Mapping[str, Any], notes: list[str]) -> Carried:
+    """Keys with which `metadata`'s tokenizer gives the ids of the checkpoint's; none if it does already.
 
     What `tokenizer_differences` finds decides. `notes` is told what other programs will do otherwise.
     """
     try:
         source = opened.tokenizer_record
-        bare = from_metadata(metadata)
+        found = record_of(metadata, source.texts)
     except Error as error:
         notes.append(f"the tokenizer was not compared with its source: {error}")
-        return {}
+        return Carried({}, None)
     ends = {i for i in source.eos_ids if i < len(metadata["tokenizer.ggml.tokens"])}
-    carried: dict[str, Any] = {EOS_IDS_KEY: np.array(sorted(ends), np.uint32)} if ends - bare.eos_ids else {}
-    report = tokenizer_differences(source, bare)
-    del bare
-    trim_heap()
-    return carried | (_carried_definition(opened.folder, source, report, metadata, notes) if report.differences else {})
+    keys: dict[str, Any] = {EOS_IDS_KEY: np.array(sorted(ends), np.uint32)} if ends - found.eos_ids else {}
+    found = replace(found, eos_ids=found.eos_ids | ends)
+    report = tokenizer_differences(source, found)
+    if not report.differences:
+        return Carried(keys, found)
+    return _carried_definition(opened.folder, source, report, {**metadata, **keys}, keys, notes)
 
 
 def _carried_definition(
-    folder: Path, source: TokenizerRecord, bare: TokenizerReport, metadata: Mapping[str, Any], notes: list[str]
-) -> dict[str, Any]:
-    """The definition, and merges where scores do not give them. bare: what differs without."""
+    folder: Path,
+    source: TokenizerRecord,
+    bare: TokenizerReport,
+    metadata: Mapping[str, Any],
+    keys: Mapping[str, Any],
+    notes: list[str],
+) -> Carried:
+    """`keys`, the definition, and merges where scores do not give them. bare: what differs without."""
     tokenizer = _definition(folder)
     with_frame = any(not difference.text for difference in bare.differences)
     carried: dict[str, Any] = {DEFINITION_KEY: definition(tokenizer, metadata, with_frame)}
-    left = _differences(source, {**metadata, **carried})
+    found = record_of({**metadata, **carried}, source.texts)
+    left = tokenizer_differences(source, found)
     if left.differences and "tokenizer.ggml.merges" not in metadata and (merges := _merges(tokenizer)):
         carried[MERGES_KEY] = merges
-        left = _differences(source, {**metadata, **carried})
+        found = record_of({**metadata, **carried}, source.texts)
+        left = tokenizer_differences(source, found)
     notes.append(
         f"{DEFINITION_KEY} keeps what GGUF has no key for; programs that ignore it tokenize "
         f"{len(bare.differences)} of {bare.num_texts} test texts otherwise, as {bare.differences[0]}"
@@ -64,7 +87,7 @@ def _carried_definition(
             f"{len(left.differences)} of {left.num_texts} test texts are tokenized otherwise than by the source, as "
             f"{left.differences[0]}"
         )
-    return carried
+    return Carried({**keys, **carried}, found)
 
 
 def _definition(folder: Path) -> dict[str, Any]:
@@ -75,8 +98,9 @@ def _definition(folder: Path) -> dict[str, Any]:
     return rebuilt_definition(folder, tokenizer_config(folder)) or tokenizer_json(folder)
 
 
-def _differences(source: TokenizerRecord, metadata: Mapping[str, Any]) -> TokenizerReport:
-    found = tokenizer_differences(source, from_metadata(metadata))
+def record_of(metadata: Mapping[str, Any], texts: Iterable[str]) -> TokenizerRecord:
+    """What the tokenizer that metadata describes makes of texts. Raises as `lowbit.load_tokenizer` does."""
+    found = record(from_metadata(metadata), texts, added=False)
     trim_heap()
     return found
 

@@ -12,6 +12,7 @@ from itertools import islice, takewhile
 
 from lowbit._core import InputError
 from lowbit.tokenizer import Tokenizer
+from lowbit.verification_text import TEXT
 
 __all__ = ["TEXTS", "TokenizerDifference", "TokenizerRecord", "TokenizerReport", "record", "tokenizer_differences"]
 
@@ -66,7 +67,7 @@ _ODD = (
 )
 
 #: The built-in texts.
-TEXTS: tuple[str, ...] = (*_WORDS, *_SCRIPTS, *_CODE, *_NUMBERS, *_SPACES, *_ODD)
+TEXTS: tuple[str, ...] = (*_WORDS, *_SCRIPTS, *_CODE, *_NUMBERS, *_SPACES, *_ODD, TEXT)
 
 
 @dataclass(frozen=True)
@@ -136,17 +137,23 @@ def record(tokenizer: Tokenizer, texts: Iterable[str] = TEXTS, *, added: bool = 
     return TokenizerRecord(texts, ids, decoded, _named(tokenizer), tokenizer.chat_templates, tokenizer.eos_ids)
 
 
-def tokenizer_differences(source: TokenizerRecord, result: Tokenizer) -> TokenizerReport:
-    """Where `result` does otherwise than what is on record of its source. Never raises, as `record` does not."""
+def tokenizer_differences(source: TokenizerRecord, result: Tokenizer | TokenizerRecord) -> TokenizerReport:
+    """Where `result` does otherwise than what is on record of its source. Never raises, as `record` does not.
+
+    A record as `result` is of the same texts.
+    """
+    found = result if isinstance(result, TokenizerRecord) else record(result, source.texts, added=False)
     differences = []
-    for text, ids, decoded in zip(source.texts, source.ids, source.decoded, strict=True):
-        found = _ids(result, text)
-        if ids != found:
-            differences.append(TokenizerDifference(text, ids, found))
-        elif decoded != (after := _text(result, ids)):
-            differences.append(TokenizerDifference(text, ids, found, decoded, after))
-    roles = _named(result)
-    tokens = tuple((name, a, roles[name]) for name, a in source.roles.items() if a is not None and a != roles[name])
+    for text, ids, decoded, new_ids, new_decoded in zip(
+        source.texts, source.ids, source.decoded, found.ids, found.decoded, strict=True
+    ):
+        if ids != new_ids:
+            differences.append(TokenizerDifference(text, ids, new_ids))
+        elif decoded != new_decoded:
+            differences.append(TokenizerDifference(text, ids, new_ids, decoded, new_decoded))
+    tokens = tuple(
+        (name, a, found.roles[name]) for name, a in source.roles.items() if a not in (None, found.roles[name])
+    )
     return TokenizerReport(len(source.texts), tuple(differences), tokens)
 
 

@@ -44,8 +44,8 @@ from lowbit.streamed import Network
 from lowbit.tensor_pairs import TensorPair, tensor_pairs
 from lowbit.tensor_source import num_elements, read
 from lowbit.threads import num_threads
-from lowbit.tokenizer import Tokenizer, from_metadata
-from lowbit.tokenizer_differences import TokenizerRecord, tokenizer_differences
+from lowbit.tokenizer_carried import KnownTokenizer, record_of
+from lowbit.tokenizer_differences import TEXTS, TokenizerRecord, tokenizer_differences
 from lowbit.verification_text import NUM_TOKENS, TEXT
 
 __all__ = ["Check", "Verdict", "VerificationError", "verify"]
@@ -145,11 +145,16 @@ def compare_with(
     source: str,
     opened: OpenedCheckpoint,
     *,
+    known: KnownTokenizer | None = None,
     changed: Sequence[str] = (),
     threads: int | None = None,
     progress: bool = True,
 ) -> Verdict:
-    """`verify` for a source that is open. shown: the file's name to be. changed: keys that options changed."""
+    """`verify` for a source that is open.
+
+    shown: the file's name to be. known: what the tokenizer of such metadata does; one that differs is loaded. changed:
+    keys that options changed.
+    """
     count = num_threads(threads)
     trim_heap()
     check, metadata = _file(path, opened, changed)
@@ -158,7 +163,7 @@ def compare_with(
         if wrong := _other_tensors(file, opened):
             return Verdict(shown, source, [*checks, Check("tensors", False, wrong)])
         bits = 8 * sum(map(file.num_bytes, file.infos)) / sum(num_elements(info.shape) for info in file.infos.values())
-        tokenizer, ids = _tokenizer(metadata, opened)
+        tokenizer, ids = _tokenizer(metadata, opened, known)
         pairs = tensor_pairs({tensor.name: tensor for tensor in opened.tensors}, gguf_tensors(file), count)
         # The networks read most of the tensors, which are compared on that occasion.
         networks = _Networks(file, metadata, opened, pairs, count, advance)
@@ -242,25 +247,35 @@ def _tensors(pairs: Mapping[str, TensorPair], advance: Callable[[int, int], None
     return Check("tensors", True, detail, figures)
 
 
-def _tokenizer(metadata: Mapping[str, Any], opened: OpenedCheckpoint) -> tuple[Check, list[int]]:
+def _tokenizer(
+    metadata: Mapping[str, Any], opened: OpenedCheckpoint, known: KnownTokenizer | None
+) -> tuple[Check, list[int]]:
     """The check, and the tokens of the built-in text; none if the file's tokenizer cannot be loaded."""
+    source: TokenizerRecord | Error
     try:
         source = opened.tokenizer_record
     except Error as error:
-        source = None
-        not_run = Check("tokenizer", None, f"not run: {error}")
+        source = error
+    texts = TEXTS if isinstance(source, Error) else source.texts
     try:
-        result = from_metadata(metadata)
-        ids = result.encode(TEXT)[:NUM_TOKENS]
+        is_known = known is not None and _is_same_tokenizer(metadata, known.metadata)
+        result = known.record if known and is_known else record_of(metadata, texts)
     except Error as error:
         return Check("tokenizer", False, f"the file's cannot be loaded: {error}"), []
-    check = not_run if source is None else _compared_tokenizers(source, result)
-    del result
-    trim_heap()
-    return check, ids
+    ids = result.ids[texts.index(TEXT)][:NUM_TOKENS]
+    if isinstance(source, Error):
+        return Check("tokenizer", None, f"not run: {source}"), ids
+    return _compared_tokenizers(source, result, len(metadata["tokenizer.ggml.tokens"])), ids
 
 
-def _compared_tokenizers(source: TokenizerRecord, result: Tokenizer) -> Check:
+def _is_same_tokenizer(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    """Whether two files have the same keys that say how to tokenize."""
+    prefixes = ("tokenizer.", "lowbit.tokenizer.", "general.name")
+    keys = [key for key in (*a, *b) if key.startswith(prefixes)]
+    return all(key in a and key in b and (a[key] is b[key] or _equal(a[key], b[key])) for key in keys)
+
+
+def _compared_tokenizers(source: TokenizerRecord, result: TokenizerRecord, num_tokens: int) -> Check:
     report = tokenizer_differences(source, result)
     figures = {"texts": report.num_texts, "differences": len(report.differences) + len(report.tokens)}
     if not report.equal:
@@ -270,7 +285,7 @@ def _compared_tokenizers(source: TokenizerRecord, result: Tokenizer) -> Check:
         )
     if source.chat_templates != result.chat_templates:
         return Check("tokenizer", False, "the chat templates differ", figures)
-    if missing := {token for token in source.eos_ids if token < result.vocab_size} ^ result.eos_ids:
+    if missing := {token for token in source.eos_ids if token < num_tokens} ^ result.eos_ids:
         return Check("tokenizer", False, f"only one of the two ends a text at {listed(sorted(missing))}", figures)
     templates = "chat template equal" if source.chat_templates else "no chat template"
     return Check("tokenizer", True, f"{report.num_texts} texts, none differs; {templates}", figures)

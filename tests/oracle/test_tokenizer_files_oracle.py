@@ -104,7 +104,7 @@ def test_special_tokens_that_are_normalized(tmp_path: Path, kind: str, legacy: b
     normalized_llama(tmp_path, kind, legacy, has_model)
     theirs = AutoTokenizer.from_pretrained(tmp_path)
     keys = tokenizer_metadata(tmp_path, {}, "llama", theirs.vocab_size)
-    result = from_metadata(keys | carried_tokenizer(opened_tokenizer(tmp_path), keys, []))
+    result = from_metadata(keys | carried_tokenizer(opened_tokenizer(tmp_path), keys, []).keys)
     for ours in (lowbit.load_tokenizer(tmp_path), result):
         assert ours.special_tokens == {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
         for text in (*SPECIAL_TEXTS, *TEXTS):
@@ -128,6 +128,6 @@ def test_vocab_and_merges(tmp_path: Path, kind: str) -> None:
     for text in (*TEXTS, "the<tool>and <|endoftext|> in"):
         assert ours.encode(text) == theirs.encode(text), text
     keys = tokenizer_metadata(tmp_path, {}, "qwen2", 280)
-    converted = from_metadata(keys | carried_tokenizer(opened_tokenizer(tmp_path), keys, []))
+    converted = from_metadata(keys | carried_tokenizer(opened_tokenizer(tmp_path), keys, []).keys)
     for text in TEXTS:
         assert converted.encode(text) == theirs.encode(text), text
