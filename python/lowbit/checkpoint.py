@@ -96,14 +96,19 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def parse_json(data: bytes, where: str) -> dict[str, Any]:
-    """A JSON object without duplicate names, or a FormatError that starts with `where`."""
+def parse_json_value(data: bytes, where: str) -> Any:
+    """JSON without duplicate names, or a FormatError that starts with `where`."""
     try:
-        value = json.loads(data.decode("utf-8"), object_pairs_hook=_no_duplicates)
+        return json.loads(data.decode("utf-8"), object_pairs_hook=_no_duplicates)
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{where}: not valid JSON ({reason(error)})") from None
     except FormatError as error:
         raise FormatError(f"{where}: {error}") from None
+
+
+def parse_json(data: bytes, where: str) -> dict[str, Any]:
+    """The same for an object."""
+    value = parse_json_value(data, where)
     if not isinstance(value, dict):
         raise FormatError(f"{where}: expected a JSON object, found {type(value).__name__}")
     return value

@@ -85,9 +85,11 @@ class Config:
         """The rotary embedding's settings, with rope_theta and rope_type, from either form.
 
         transformers 5 has rope_parameters; 4 has rope_theta beside an optional rope_scaling, whose type may be
-        called "type". rope_theta is 10000 where neither says anything, as in the first llama checkpoints.
+        called "type". Where both are, all versions obey rope_scaling. rope_theta is 10000 where neither says anything,
+        as in the first llama checkpoints. The context of the first training is that beside the object, or that in it,
+        or max_position_embeddings.
         """
-        found = self.values.get("rope_parameters") or self.values.get("rope_scaling") or {}
+        found = self.values.get("rope_scaling") or self.values.get("rope_parameters") or {}
         if not isinstance(found, dict):
             raise FormatError(f"{self.where}: rope_parameters is {str(found)[:40]!r}, expected an object")
         if any(isinstance(value, dict) for value in found.values()):
@@ -95,6 +97,9 @@ class Config:
         rope = Config(dict(found), f"{self.where}: rope_parameters")
         rope.values["rope_theta"] = rope.number("rope_theta", self.number("rope_theta", 10000.0))
         rope.values["rope_type"] = rope.text("rope_type", rope.text("type", "default")).lower()
-        if original := self.values.get("original_max_position_embeddings"):
-            rope.values.setdefault("original_max_position_embeddings", original)
+        original = "original_max_position_embeddings"
+        lengths = (self.values.get(original), rope.values.get(original), self.values.get("max_position_embeddings"))
+        rope.values[original] = next((length for length in lengths if length is not None), None)
+        if (partial := self.values.get("partial_rotary_factor")) is not None:
+            rope.values.setdefault("partial_rotary_factor", partial)
         return rope

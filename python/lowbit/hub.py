@@ -22,7 +22,8 @@ from lowbit.quoting import quoted, reason
 SMALL_FILES = [
     "config.json", "generation_config.json", "*.safetensors.index.json", "adapter_config.json", "README.md",
     "tokenizer*.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
-    "chat_template.json", "chat_template.jinja", "additional_chat_templates/*.jinja",
+    "chat_template.json", "chat_template.jinja", "additional_chat_templates/*.jinja", "modules.json",
+    "*_Pooling/config.json",
 ]  # fmt: skip
 #: The weights where they are one file, and where no index names several.
 SINGLE_FILES = [SINGLE, "adapter_model.safetensors"]

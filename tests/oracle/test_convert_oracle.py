@@ -16,7 +16,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 import lowbit
 from lowbit.arch import open_checkpoint
-from lowbit.arch.llama import llama3_factors
+from lowbit.arch._rope_keys import llama3_factors
 from lowbit.config import Config
 from lowbit.tensor_source import read
 

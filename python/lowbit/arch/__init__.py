@@ -18,6 +18,7 @@ import numpy as np
 from lowbit import lora, prequantized
 from lowbit._core import Error, FormatError
 from lowbit.arch._base import DENSE_GLOBAL, DENSE_LAYER, Architecture, Sizes, Tensor
+from lowbit.arch._pooling import MODULES, pooling_config, pooling_type
 from lowbit.arch._registry import architectures, hf_classes, register
 from lowbit.arch._rope import Tensors
 from lowbit.arch._unknown import unknown_class, unknown_name
@@ -163,6 +164,10 @@ def open_checkpoint(
     recorded = _tokenizer_record(folder) if record_tokenizer else None
     tokenizer = tokenizer_metadata(folder, config.values, arch.name, vocab_size)
     notes += tokenizer_notes(folder, config.values, tokenizer)
+    pooling = _pooling(arch, folder, notes)
+    is_tied = config.boolean("tie_word_embeddings", arch.tied_by_default)
+    if not is_tied and all(tensor.name != "output.weight" for tensor in tensors):
+        notes.append("there is no lm_head.weight: logits are products with the embeddings, as llama.cpp computes them")
     metadata = {
         "general.architecture": arch.name,
         **arch.first_metadata(config),
@@ -170,6 +175,7 @@ def open_checkpoint(
         **general_metadata(folder, checkpoint.config, num_params, hub_id, notes),
         **arch.metadata(config),
         "general.file_type": float_file_type(tensors),
+        **pooling,
         **arch.late_metadata(config),
         "general.quantization_version": QUANTIZATION_VERSION,
         **tokenizer,
@@ -190,6 +196,18 @@ def _tokenizer_record(folder: Path) -> TokenizerRecord | Error:
         return error
     finally:
         trim_heap()
+
+
+def _pooling(arch: Architecture, folder: Path, notes: list[str]) -> dict[str, Any]:
+    """ARCH.pooling_type of an embedding model, where the reference has it."""
+    config = pooling_config(folder)
+    if config is None:
+        return {}
+    if not arch.keeps_pooling:
+        notes.append(f"{MODULES} makes this an embedding model; the reference keeps no pooling_type of {arch.name}")
+        return {}
+    notes.append(f"{MODULES} makes this an embedding model: pooling_type is kept, lowbit itself computes logits only")
+    return {f"{arch.name}.pooling_type": pooling_type(config)}
 
 
 def float_file_type(tensors: list[TensorSource]) -> int:

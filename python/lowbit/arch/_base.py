@@ -15,9 +15,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 from lowbit._core import FormatError, UnsupportedError
-from lowbit.arch._hf import MAX_LAYERS, YARN_KEYS, WayBack, layer_types
+from lowbit.arch._hf import MAX_LAYERS, WayBack, layer_types
 from lowbit.arch._keys import Keys
+from lowbit.arch._pooling import pooling_config
 from lowbit.arch._rope import Tensors, original_context, rope_of
+from lowbit.arch._rope_keys import ROPE_FREQS, rope_metadata, rope_tensors
 from lowbit.checkpoint import Checkpoint
 from lowbit.config import Config
 from lowbit.spec import ModelSpec, Rope
@@ -65,6 +67,24 @@ DENSE_LAYER = (
 )
 
 
+#: Keys of GGUF files that count what llama.cpp has and lowbit has not.
+UNSUPPORTED_COUNTS = {
+    "expert_count": "mixtures of experts",
+    "nextn_predict_layers": "layers that predict several tokens",
+}
+#: The keys of config.json that make a size of Tensor.shape.
+CONFIG_KEYS = {
+    "vocab": "vocab_size",
+    "hidden": "hidden_size",
+    "ffn": "intermediate_size",
+    "heads": "num_attention_heads, head_dim",
+    "kv_heads": "num_key_value_heads, head_dim",
+    "qkv": "num_attention_heads, num_key_value_heads, head_dim",
+    "gate_up": "intermediate_size",
+    "head_dim": "head_dim",
+}
+
+
 @dataclass
 class Sizes:
     """The sizes in config.json, defaults filled in as transformers does."""
@@ -101,12 +121,15 @@ class Architecture(WayBack):
     hf_names: ClassVar[tuple[str, ...]]  #: "architectures" in config.json
     rope_interleaved: ClassVar[bool]
     hidden_act: ClassVar[str] = "silu"  #: the activation in config.json that the graph has
+    activation_key: ClassVar[str] = "hidden_act"  #: its key in config.json
+    engine_reads_rope_freqs: ClassVar[bool] = False  #: whether llama.cpp's graph has rope_freqs.weight
     tied_by_default: ClassVar[bool] = False  #: tie_word_embeddings when config.json does not say
     left_out: ClassVar[tuple[str, ...]] = ()  #: prefixes of checkpoint tensors that are no part of the text model
     #: values of quantization_config.quant_method whose tensors it reads itself, as they are stored
     quant_methods: ClassVar[tuple[str, ...]] = ()
     #: formats that keep the layers' matrices exactly, if those are such that not every format can
     exact_formats: ClassVar[tuple[str, ...]] = ()
+    keeps_pooling: ClassVar[bool] = False  #: the reference writes ARCH.pooling_type
     int8_activations: ClassVar[bool] = False  #: inputs of the layers' linear maps are rounded to 8 bits
     global_tensors: ClassVar[tuple[Tensor, ...]] = DENSE_GLOBAL
     layer_tensors: ClassVar[tuple[Tensor, ...]] = DENSE_LAYER
@@ -149,11 +172,30 @@ class Architecture(WayBack):
 
     def check(self, config: Config) -> list[str]:
         """Refuses what the architecture's graph does not express; returns notes on what GGUF does not keep."""
-        if (activation := config.text("hidden_act", self.hidden_act)) != self.hidden_act:
+        key = self.activation_key
+        if (activation := config.text(key, self.hidden_act)) != self.hidden_act:
             raise UnsupportedError(
-                f"{config.where}: hidden_act {activation!r}, the {self.name} architecture has {self.hidden_act}"
+                f"{config.where}: {key} {activation!r}, the {self.name} architecture has {self.hidden_act}"
             )
+        if not config.boolean("is_causal", True):
+            raise UnsupportedError(f"{config.where}: is_causal is false, and the network looks back only")
+        if config.values.get("per_layer_config"):
+            raise UnsupportedError(f"{config.where}: per_layer_config is set, and a GGUF file's layers are all alike")
+        if config.values.get("layer_types") is not None:
+            sliding = sliding_layers(config, self.sizes(config).layers, lambda i: False)
+            windows = self.config_windows(config)
+            if sliding != [window > 0 for window in windows]:
+                raise UnsupportedError(
+                    f"{config.where}: layer_types has {sliding.count(True)} layers of sliding_attention, the "
+                    f"other settings of {config.hf_class} give a window to {len(windows) - windows.count(0)}"
+                )
+        if self.scaled_rope(config).values["rope_type"] == "llama3" and not self.engine_reads_rope_freqs:
+            return [f"rope_type llama3 becomes the tensor {ROPE_FREQS}, with which llama.cpp refuses {self.name} files"]
         return []
+
+    def has_bias(self, part: str, config: Config) -> bool:
+        """Whether transformers reads a bias of that part (attn_q, ffn_up, ...) with this config.json."""
+        return True
 
     def config_windows(self, config: Config) -> tuple[int, ...]:
         """How many last positions a token sees in each layer, 0 for all of them, as transformers reads config.json."""
@@ -180,9 +222,13 @@ class Architecture(WayBack):
         }
         return {f"{self.name}.{key}": value for key, value in result.items()}
 
+    def scaled_rope(self, config: Config) -> Config:
+        """The rotary embedding that keys under rope.scaling and rope_freqs.weight can scale."""
+        return config.rope()
+
     def rope_metadata(self, config: Config) -> dict[str, Any]:
         """Keys of the rotary embedding, without the architecture's name."""
-        return rope_metadata(config.rope(), self.sizes(config).context)
+        return rope_metadata(self.scaled_rope(config), self.sizes(config).context)
 
     def late_metadata(self, config: Config) -> dict[str, Any]:
         """Keys that the reference writes after general.file_type; then windows, for which it has keys but no use."""
@@ -190,7 +236,7 @@ class Architecture(WayBack):
 
     def extra_tensors(self, config: Config) -> Iterable[TensorSource]:
         """Tensors that are computed from config.json. They come first in the file."""
-        return ()
+        return rope_tensors(self.scaled_rope(config), self.sizes(config).head_dim)
 
     def fix_up(self, tensor: TensorSource, config: Config) -> TensorSource:
         """A tensor under its GGUF name as its values are in GGUF. Called before norms and biases become float32."""
@@ -217,23 +263,45 @@ class Architecture(WayBack):
         found: dict[str, TensorSource] = {}
         for name, stored_name in sorted(names.items(), key=lambda item: _position(checkpoint, item[1])):
             if name not in table:
-                raise FormatError(f"tensor {stored_name!r} is not one of the {self.name} architecture's")
+                raise self._foreign(stored_name, name, config, sizes.layers)
             entry, gguf_name = table[name]
             stored = checkpoint.tensors[stored_name]
             shape = tuple(sizes.named[size] for size in entry.shape)
             if stored.shape != shape:
+                keys = ", ".join(dict.fromkeys(CONFIG_KEYS[size] for size in entry.shape if size in CONFIG_KEYS))
                 raise FormatError(
                     f"{stored.file.path.name}: tensor {stored_name!r} has shape {list(stored.shape)}, "
-                    f"config.json asks for {list(shape)}"
+                    f"config.json asks for {list(shape)} ({keys})"
+                )
+            if entry.gguf.endswith(".bias") and not self.has_bias(entry.gguf.removesuffix(".bias"), config):
+                raise UnsupportedError(
+                    f"{config.where}: attention_bias or mlp_bias is not set, so that transformers leaves out tensor "
+                    f"{stored_name!r}"
                 )
             source = self.fix_up(Renamed(gguf_name, stored), config)
             found[gguf_name] = AsFloat32(gguf_name, source) if stays_float32(source) else source
-        required = {gguf for entry, gguf in table.values() if entry.required} | (set() if tied else {"output.weight"})
+        headless = tied or config.hf_class.endswith("Model") or pooling_config(checkpoint.folder) is not None
+        required = {gguf for entry, gguf in table.values() if entry.required} | (
+            set() if headless else {"output.weight"}
+        )
         if missing := sorted(required - found.keys()):
             hf_names = {gguf: name for name, (_, gguf) in table.items()}
             listed = ", ".join(hf_names[name] for name in missing[:4])
+            layers = {layer_of(name) for name in found} - {-1}
+            if layers and max(layers) + 1 < sizes.layers and all(layer_of(name) > max(layers) for name in missing):
+                listed += f"; num_hidden_layers is {sizes.layers}, the tensors are those of {max(layers) + 1} layers"
             raise FormatError(f"{checkpoint.folder}: missing {len(missing)} tensors: {listed}")
         return [*self.extra_tensors(config), *found.values()]
+
+    def _foreign(self, stored_name: str, name: str, config: Config, num_layers: int) -> FormatError:
+        """The error for a tensor that is none of the table's."""
+        match = re.fullmatch(r"model\.layers\.(\d{1,6})\.(.+)", name)
+        if match and int(match[1]) >= num_layers and any(tensor.hf == match[2] for tensor in self.layer_tensors):
+            return FormatError(
+                f"{config.where}: num_hidden_layers is {num_layers}, but there are tensors of more layers: "
+                f"{stored_name!r}; take the config.json that belongs to the weights"
+            )
+        return FormatError(f"tensor {stored_name!r} is not one of the {self.name} architecture's")
 
     def table(self, num_layers: int) -> dict[str, tuple[Tensor, str]]:
         """Hugging Face name -> (entry, GGUF name), for every layer."""
@@ -275,12 +343,18 @@ class Architecture(WayBack):
         get = Keys(metadata, self.name)
         hidden, num_heads = get.integer("embedding_length"), get.integer("attention.head_count")
         head_dim = get.integer("attention.key_length", hidden // num_heads, maximum=MAX_HEAD_DIM)
-        if get.integer("attention.value_length", head_dim) != head_dim:
-            raise UnsupportedError(f"{self.name}.attention.value_length differs from key_length {head_dim}")
-        if get.integer("expert_count", 0, minimum=0):
-            raise UnsupportedError(f"{self.name}.expert_count: mixtures of experts do not run yet")
+        for key in ("value_length", "key_length_swa", "value_length_swa"):
+            if get.integer(f"attention.{key}", head_dim) != head_dim:
+                raise UnsupportedError(f"{self.name}.attention.{key} differs from key_length {head_dim}")
+        for key, what in UNSUPPORTED_COUNTS.items():
+            if get.integer(key, 0, minimum=0):
+                raise UnsupportedError(f"{self.name}.{key}: {what} do not run yet")
+        if not get.boolean("attention.causal", True):
+            raise UnsupportedError(f"{self.name}.attention.causal is false, and the network looks back only")
         num_layers = get.integer("block_count", maximum=MAX_LAYERS)
         rope_dim = get.integer("rope.dimension_count", head_dim, maximum=head_dim)
+        if get.integer("rope.dimension_count_swa", rope_dim) != rope_dim:
+            raise UnsupportedError(f"{self.name}.rope.dimension_count_swa differs from rope.dimension_count {rope_dim}")
         windows = self.windows(get, num_layers)
         ropes, layer_ropes = self.ropes(get, tensors, rope_dim, windows)
         tokens = metadata.get("tokenizer.ggml.tokens")
@@ -338,40 +412,6 @@ def window_metadata(arch: str, windows: tuple[int, ...]) -> dict[str, Any]:
     if not all(windows):
         keys[f"{arch}.attention.sliding_window_pattern"] = np.array(windows) > 0
     return keys
-
-
-def rope_metadata(rope: Config, context: int) -> dict[str, Any]:
-    """Keys of a rotary embedding, without the architecture's name: its scaling, if GGUF says it in keys, and its base.
-
-    rope: what Config.rope returns. context: max_position_embeddings.
-    """
-    kind = rope.values["rope_type"]
-    result: dict[str, Any] = {}
-    if kind in ("linear", "yarn"):
-        result["rope.scaling.type"] = kind
-        result["rope.scaling.factor"] = rope.number("factor")
-    elif kind not in ("default", "llama3"):
-        raise UnsupportedError(f"{rope.where}: rope_type {kind!r}, expected default, linear, yarn or llama3")
-    if kind == "yarn":
-        original = rope.integer("original_max_position_embeddings", context)
-        result["rope.scaling.original_context_length"] = original
-        for key, gguf_key in YARN_KEYS:
-            if rope.values.get(key) is not None:
-                result[f"rope.scaling.{gguf_key}"] = rope.number(key)
-        if rope.values.get("attention_factor") is None and (factor := _yarn_magnitude(rope)) is not None:
-            result["rope.scaling.yarn_attn_factor"] = factor
-        if not rope.boolean("truncate", True):
-            raise UnsupportedError(f"{rope.where}: truncate is false, and GGUF has no key for YaRN with an exact ramp")
-    result["rope.freq_base"] = rope.number("rope_theta")
-    return result
-
-
-def _yarn_magnitude(rope: Config) -> float | None:
-    """YaRN's magnitude where config.json gives it as mscale and mscale_all_dim, of which transformers wants both."""
-    if not rope.values.get("mscale") or not rope.values.get("mscale_all_dim"):
-        return None
-    slope = 0.1 * math.log(max(rope.number("factor"), 1.0))
-    return (slope * rope.number("mscale") + 1) / (slope * rope.number("mscale_all_dim") + 1)
 
 
 def stays_float32(tensor: TensorSource) -> bool:

@@ -6,13 +6,14 @@ their makers wrote them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from lowbit._core import FormatError, UnsupportedError
 from lowbit.arch._keys import Keys
+from lowbit.arch._rope_keys import ROPE_FREQS, YARN_KEYS, llama3_factors
 from lowbit.config import MOST_FLOAT32, Config
 from lowbit.special_tokens import checked_special, id_key
 from lowbit.tensor_source import Renamed, TensorSource, read
@@ -20,13 +21,6 @@ from lowbit.tensor_source import Renamed, TensorSource, read
 if TYPE_CHECKING:
     from lowbit.arch._base import Sizes, Tensor
 
-#: Settings of yarn in config.json and under rope.scaling.
-YARN_KEYS = (
-    ("extrapolation_factor", "yarn_ext_factor"),
-    ("attention_factor", "yarn_attn_factor"),
-    ("beta_fast", "yarn_beta_fast"),
-    ("beta_slow", "yarn_beta_slow"),
-)
 #: The most layers of a network.
 MAX_LAYERS = 4096
 #: The most pairs of dimensions that a head rotates.
@@ -40,6 +34,7 @@ class WayBack:
         name: ClassVar[str]
         hf_names: ClassVar[tuple[str, ...]]
         hidden_act: ClassVar[str]
+        activation_key: ClassVar[str]
 
         def sizes(self, config: Config) -> Sizes: ...
         def extra_tensors(self, config: Config) -> Iterable[TensorSource]: ...
@@ -63,7 +58,7 @@ class WayBack:
             "num_attention_heads": num_heads,
             "num_key_value_heads": get.integer("attention.head_count_kv", num_heads),
             "head_dim": head_dim,
-            "hidden_act": self.hidden_act,
+            self.activation_key: self.hidden_act,
             "max_position_embeddings": get.integer("context_length"),
             "rms_norm_eps": decimal(get.number("attention.layer_norm_rms_epsilon")),
             **self.hf_rope(metadata, tensors),
@@ -98,7 +93,8 @@ class WayBack:
             for key, gguf_key in YARN_KEYS:
                 if f"{self.name}.rope.scaling.{gguf_key}" in metadata:
                     rope[key] = decimal(get.number(f"rope.scaling.{gguf_key}"))
-        return rope_parameters(rope, theta)
+        factors = tensors.get(ROPE_FREQS)
+        return rope_parameters(rope if factors is None else llama3_parameters(factors, theta), theta)
 
     def restore(self, tensor: TensorSource, config: Config) -> TensorSource:
         """A tensor of a GGUF file as the checkpoint has it: the way back from `fix_up`, and still its GGUF name."""
@@ -166,12 +162,11 @@ def token_ids(metadata: Mapping[str, Any]) -> dict[str, int]:
     return found
 
 
-def llama3_parameters(factors: TensorSource, theta: float, compute: Callable[..., np.ndarray]) -> dict[str, Any]:
+def llama3_parameters(factors: TensorSource, theta: float) -> dict[str, Any]:
     """The settings that make the factors of rope_freqs.weight, float32 (head_dim / 2,).
 
     Only the ratio of low_freq_factor, high_freq_factor and the original context shows in the factors. Every model so
-    far has 1, 4 and a power of two, so those are tried. `compute` is llama.llama3_factors. Raises UnsupportedError if
-    none gives the same bits.
+    far has 1, 4 and a power of two, so those are tried. Raises UnsupportedError if none gives the same bits.
     """
     if len(factors.shape) != 1 or not 0 < factors.shape[0] <= MAX_ROTATED or factors.dtype != np.float32:
         raise FormatError(f"tensor {factors.name}: {factors.dtype} {list(factors.shape)}, expected a factor a pair")
@@ -179,7 +174,7 @@ def llama3_parameters(factors: TensorSource, theta: float, compute: Callable[...
     factor = decimal(wanted.max())
     for exponent in range(4, 25):
         settings = (factor, 1.0, 4.0, float(1 << exponent))
-        if np.array_equal(compute(2 * len(wanted), theta, *settings), wanted):
+        if np.array_equal(llama3_factors(2 * len(wanted), theta, *settings), wanted):
             names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
             return {"rope_type": "llama3", **dict(zip(names, settings, strict=True)), names[-1]: 1 << exponent}
     raise UnsupportedError(f"tensor {factors.name} is no scaling of Llama 3 that config.json could say")

@@ -42,6 +42,13 @@ class Keys:
             )
         return int(value)
 
+    def boolean(self, key: str, default: bool) -> bool:
+        """True or false."""
+        value = self._get(key, default)
+        if not isinstance(value, (bool, np.bool_)):
+            raise FormatError(f"{self.arch}.{key} is {str(value)[:40]!r}, expected true or false")
+        return bool(value)
+
     def number(self, key: str, default: float | None = None, minimum: float | None = None) -> float:
         """A number of at least `minimum`, by default a positive one, that float32 holds."""
         value = self._get(key, default)

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from lowbit._core import FormatError, UnsupportedError
 from lowbit.arch._keys import Keys
+from lowbit.arch._rope_keys import ROPE_FREQS
 from lowbit.qtensor import QTensor
 from lowbit.spec import Rope
 
@@ -31,25 +32,28 @@ def rope_of(get: Keys, tensors: Tensors, dim: int) -> Rope:
     Raises FormatError for values and shapes that make no table, UnsupportedError for a kind of scaling that has none.
     """
     powers = _powers(get.number("rope.freq_base", 10000.0), dim)
+    magnitude = get.number("rope.scaling.attn_factor", 1.0)
+    kind = get.text("rope.scaling.type", "linear")
+    given = get.number("rope.scaling.factor", get.number("rope.scale_linear", 1.0))
+    factor = np.float32(1.0 if kind == "none" else given)
     long_factors = _factors(tensors, "rope_factors_long.weight", dim)
     short_factors = _factors(tensors, "rope_factors_short.weight", dim)
     if (long_factors is None) != (short_factors is None):
         raise FormatError("one of the tensors rope_factors_long.weight and rope_factors_short.weight is missing")
     if long_factors is not None and short_factors is not None:
-        magnitude = get.number("rope.scaling.attn_factor", 1.0)
-        long = _table(ONE / (long_factors * powers))
-        return Rope(_table(ONE / (short_factors * powers)), magnitude, long, magnitude)
-    kind = get.text("rope.scaling.type", "linear")
+        short, long = (_table(ONE / (f * powers) / factor) for f in (short_factors, long_factors))
+        return Rope(short, magnitude, long, magnitude)
+    factors = _factors(tensors, ROPE_FREQS, dim)
     if kind == "yarn":
-        return _yarn(get, powers)
+        if factors is not None:
+            raise UnsupportedError(f"{get.arch}.rope.scaling.type is 'yarn', expected none beside tensor {ROPE_FREQS}")
+        return _yarn(get, powers, magnitude)
     if kind not in ("none", "linear"):
         raise UnsupportedError(f"{get.arch}.rope.scaling.type is {kind[:40]!r}, expected none, linear or yarn")
-    frequencies = ONE / powers
-    if kind == "linear":
-        frequencies /= np.float32(get.number("rope.scaling.factor", 1.0))
-    if (factors := _factors(tensors, "rope_freqs.weight", dim)) is not None:
+    frequencies = ONE / powers / factor
+    if factors is not None:
         frequencies /= factors
-    return Rope(_table(frequencies))
+    return Rope(_table(frequencies), magnitude)
 
 
 @np.errstate(all="ignore")
@@ -60,7 +64,9 @@ def plain_rope(base: float, dim: int) -> Rope:
 
 def original_context(get: Keys, ropes: tuple[Rope, ...]) -> int:
     """How long a sequence may be before it rotates by the long tables; 0 where there are none."""
-    return get.integer("rope.scaling.original_context_length") if any(rope.long_frequencies for rope in ropes) else 0
+    if not any(rope.long_frequencies for rope in ropes):
+        return 0
+    return get.integer("rope.scaling.original_context_length", get.integer("context_length"))
 
 
 def _powers(base: float, dim: int) -> Array:
@@ -69,11 +75,14 @@ def _powers(base: float, dim: int) -> Array:
     return result
 
 
-def _yarn(get: Keys, powers: Array) -> Rope:
-    """YaRN: pairs that turn often keep their frequency, those that turn seldom are slowed down, a ramp between."""
+def _yarn(get: Keys, powers: Array, magnitude: float) -> Rope:
+    """YaRN: pairs that turn often keep their frequency, those that turn seldom are slowed down, a ramp between.
+
+    Neither transformers nor llama.cpp's graphs of these architectures obey yarn_ext_factor; nor does this.
+    """
     pairs, base = len(powers), get.number("rope.freq_base", 10000.0)
     factor = get.number("rope.scaling.factor")
-    original = get.integer("rope.scaling.original_context_length")
+    original = get.integer("rope.scaling.original_context_length", get.integer("context_length"))
 
     def pair_that_turns(times: float) -> float:
         return 2 * pairs * math.log(original / (times * 2 * math.pi)) / (2 * math.log(base))
@@ -84,10 +93,10 @@ def _yarn(get: Keys, powers: Array) -> Rope:
     high = min(math.ceil(pair_that_turns(get.number("rope.scaling.yarn_beta_slow", 1.0))), 2 * pairs - 1)
     width = high - low if high != low else 0.001
     ramp = (np.arange(pairs, dtype=np.float32) - np.float32(low)) / np.float32(width)
-    kept = (ONE - np.clip(ramp, 0, 1)) * np.float32(get.number("rope.scaling.yarn_ext_factor", 1.0))
+    kept = ONE - np.clip(ramp, 0, 1)
     frequencies = ONE / (np.float32(factor) * powers) * (ONE - kept) + ONE / powers * kept
     default = 0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0
-    return Rope(_table(frequencies), get.number("rope.scaling.yarn_attn_factor", default))
+    return Rope(_table(frequencies), get.number("rope.scaling.yarn_attn_factor", default) * magnitude)
 
 
 def _factors(tensors: Tensors, name: str, dim: int) -> Array | None:

@@ -200,6 +200,8 @@ class BitNet(Architecture):
         rope = config.rope()
         if (kind := rope.values["rope_type"]) != "default":
             raise UnsupportedError(f"{rope.where}: rope_type {kind!r}, the bitnet architecture scales by 1")
+        if config.boolean("attention_bias", False):
+            raise UnsupportedError(f"{config.where}: attention_bias is set, and the bitnet architecture has no biases")
         settings = _settings(config)
         for key in ("modules_to_not_convert", "use_rms_norm"):
             if settings.values.get(key) not in (None, False, [], ["lm_head"]):

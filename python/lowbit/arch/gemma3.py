@@ -14,7 +14,7 @@ import numpy as np
 
 from lowbit._core import FormatError, UnsupportedError
 from lowbit.arch import _hf
-from lowbit.arch._base import DENSE_LAYER, Architecture, Tensor, rope_metadata, sliding_layers
+from lowbit.arch._base import DENSE_LAYER, Architecture, Tensor, sliding_layers
 from lowbit.arch._keys import Keys
 from lowbit.arch._rope import Tensors, plain_rope, rope_of
 from lowbit.config import Config
@@ -44,6 +44,7 @@ class Gemma3(Architecture):
     hf_names = ("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration")
     rope_interleaved = False
     hidden_act = "gelu_pytorch_tanh"
+    activation_key = "hidden_activation"
     tied_by_default = True
     left_out = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
     layer_tensors = (
@@ -56,7 +57,7 @@ class Gemma3(Architecture):
     )
 
     def text_config(self, config: Config) -> Config:
-        """The object text_config, if there is one, over the rest; the activation under its usual name."""
+        """The object text_config, if there is one, over the rest."""
         nested = config.values.get("text_config")
         values = dict(config.values)
         if nested is not None:
@@ -64,8 +65,6 @@ class Gemma3(Architecture):
                 raise FormatError(f"{config.where}: text_config is {str(nested)[:40]!r}, expected an object")
             ids = {key: value for key, value in values.items() if key.endswith("_token_id") and value is not None}
             values = NESTED_DEFAULTS | values | {k: v for k, v in nested.items() if v is not None} | ids
-        if "hidden_activation" in values:
-            values["hidden_act"] = values.pop("hidden_activation")
         return Config(values, config.where)
 
     def hf_name(self, name: str) -> str:
@@ -76,6 +75,10 @@ class Gemma3(Architecture):
     def default_head_dim(self, hidden: int, num_heads: int) -> int:
         """Heads of 256, unless config.json says otherwise."""
         return 256
+
+    def has_bias(self, part: str, config: Config) -> bool:
+        """Attention, by a switch."""
+        return part.startswith("attn") and config.boolean("attention_bias", False)
 
     def check(self, config: Config) -> list[str]:
         """Attention in both directions, as embedding models have it, is not the text model's."""
@@ -91,17 +94,21 @@ class Gemma3(Architecture):
         window = config.integer("sliding_window") if any(sliding) else 0
         return tuple(window * is_sliding for is_sliding in sliding)
 
+    def scaled_rope(self, config: Config) -> Config:
+        """That of the layers that see everything."""
+        return self._ropes(config)[0]
+
     def rope_metadata(self, config: Config) -> dict[str, Any]:
         """The layers that see everything have the usual keys, the others a base of their own."""
-        whole, local = self._ropes(config)
+        local = self._ropes(config)[1]
         if local.values["rope_type"] != "default":
             raise UnsupportedError(f"{local.where}: rope_type {local.values['rope_type']!r} in layers with a window")
-        keys = rope_metadata(whole, self.sizes(config).context)
-        return {**keys, "rope.freq_base_swa": local.number("rope_theta")}
+        return {**super().rope_metadata(config), "rope.freq_base_swa": local.number("rope_theta")}
 
     def _ropes(self, config: Config) -> tuple[Config, Config]:
         """Rotary embeddings of the layers that see everything and of the others, from either form: transformers 5 has
-        both in rope_parameters, 4 has rope_theta with an optional rope_scaling, and rope_local_base_freq."""
+        both in rope_parameters, 4 has rope_theta with an optional rope_scaling, and rope_local_base_freq. rope_scaling
+        is that of the layers that see everything, also beside rope_parameters."""
         both = config.values.get("rope_parameters") or {}
         if not isinstance(both, dict) or not both.keys() <= {"full_attention", "sliding_attention"}:
             raise FormatError(
@@ -112,9 +119,14 @@ class Gemma3(Architecture):
             ("full_attention", "rope_theta", GLOBAL_THETA),
             ("sliding_attention", "rope_local_base_freq", LOCAL_THETA),
         ):
-            values = {"rope_parameters": both.get(kind), "rope_theta": config.number(theta, default)}
+            parts = [both.get(kind) or {}]
             if kind == "full_attention":
-                values["rope_scaling"] = config.values.get("rope_scaling")
+                parts.append(config.values.get("rope_scaling") or {})
+            if not all(isinstance(part, dict) for part in parts):
+                raise FormatError(f"{config.where}: rope_parameters of {kind}: expected an object")
+            rope = {key: value for part in parts for key, value in part.items()}
+            values = {"rope_parameters": rope, "rope_theta": config.number(theta, default)}
+            values["max_position_embeddings"] = config.integer("max_position_embeddings")
             ropes.append(Config(values, f"{config.where}: {kind}").rope())
         return ropes[0], ropes[1]
 
@@ -146,7 +158,7 @@ class Gemma3(Architecture):
         """As in every architecture, with the caps and scales of `late_metadata`."""
         get = Keys(metadata, self.name)
         config = super().hf_config(metadata, tensors)
-        config |= {"model_type": "gemma3_text", "hidden_activation": config.pop("hidden_act")}
+        config["model_type"] = "gemma3_text"
         sizes = self.sizes(Config(config, "config.json"))
         usual = usual_scalar(sizes.layers, sizes.hidden, sizes.num_heads, sizes.head_dim)
         config["query_pre_attn_scalar"] = usual

@@ -15,6 +15,9 @@ from lowbit.arch._keys import Keys
 from lowbit.config import MAX_SIZE, Config
 from lowbit.tensor_source import ArraySource, TensorSource, read
 
+ATTN_FACTOR = "phi3.rope.scaling.attn_factor"
+#: original_max_position_embeddings of transformers' Phi3Config.
+USUAL_CONTEXT = 4096
 LONG, SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
 
 
@@ -52,7 +55,7 @@ class Phi3(Architecture):
             raise UnsupportedError(
                 f"{rope.where}: rope_type {rope.values['rope_type']!r}, expected default or longrope"
             )
-        return {"phi3.rope.scaling.attn_factor": _magnitude(config, rope)}
+        return {ATTN_FACTOR: _magnitude(config, rope)}
 
     def metadata(self, config: Config) -> dict[str, Any]:
         """The keys under the architecture's name."""
@@ -114,14 +117,33 @@ class Phi3(Architecture):
             if factors is None or len(factors.shape) != 1 or factors.shape[0] > _hf.MAX_ROTATED:
                 raise FormatError(f"tensors {LONG} and {SHORT}: expected both, with a factor a pair")
             scaling[name] = [_hf.decimal(factor) for factor in read(factors)]
+        get = Keys(metadata, self.name)
+        original = get.integer("rope.scaling.original_context_length")
+        usual = usual_magnitude(get.integer("context_length") / original, original)
+        if not math.isclose(magnitude := get.number("rope.scaling.attn_factor", 1.0), usual, rel_tol=1e-6):
+            scaling["attention_factor"] = _hf.decimal(magnitude)
         both = {**rope["rope_parameters"], **scaling, "rope_type": "longrope"}
         return {**rope, "rope_parameters": both, "rope_scaling": scaling}
 
 
 def _original_context(config: Config) -> int:
-    """The context that the network was first trained with; config.json has it in one of two places."""
-    rope, key = config.rope(), "original_max_position_embeddings"
-    return (rope if rope.values.get(key) is not None else config).integer(key)
+    """The context that the network was first trained with; config.json has it in one of two places.
+
+    transformers 5 obeys the one beside rope_parameters, and takes 4096 where it is missing.
+    """
+    key = "original_max_position_embeddings"
+    if config.values.get(key) is not None:
+        return config.integer(key)
+    rope: Any = next(
+        (config.values[name] for name in ("rope_scaling", "rope_parameters") if config.values.get(name)), {}
+    )
+    original = Config(rope, f"{config.where}: rope_parameters").integer(key)
+    if rope.get("rope_type", rope.get("type")) not in (None, "default") and original != USUAL_CONTEXT:
+        raise UnsupportedError(
+            f"{config.where}: {key} is missing beside rope_parameters, where transformers takes {USUAL_CONTEXT}; "
+            f"in them it is {original}"
+        )
+    return original
 
 
 def _rope_dim(config: Config, sizes: Sizes) -> int:
@@ -137,14 +159,15 @@ def _rope_dim(config: Config, sizes: Sizes) -> int:
 
 
 def _magnitude(config: Config, rope: Config) -> float:
-    """What cos and sin are multiplied by: grows with the ratio of the two contexts."""
+    """What cos and sin are multiplied by: attention_factor, or what grows with `factor`, the ratio of two contexts."""
     context, original = config.integer("max_position_embeddings"), _original_context(config)
-    scale = context / original
-    result = math.sqrt(1 + math.log(scale) / math.log(original)) if scale > 1.0 and original > 1 else 1.0
-    for key, usual in (("factor", scale), ("attention_factor", result)):
-        if not math.isclose(given := rope.number(key, usual), usual, rel_tol=1e-6):
-            raise UnsupportedError(f"{rope.where}: {key} {given:g}, the phi3 architecture computes {usual:g}")
-    return result
+    scale = rope.number("factor", context / original)
+    return rope.number("attention_factor", usual_magnitude(scale, original))
+
+
+def usual_magnitude(scale: float, original: int) -> float:
+    """What cos and sin are multiplied by unless config.json says otherwise."""
+    return math.sqrt(1 + math.log(scale) / math.log(original)) if scale > 1.0 and original > 1 else 1.0
 
 
 ARCHITECTURE = Phi3()

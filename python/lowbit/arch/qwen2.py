@@ -17,8 +17,9 @@ class Qwen2(Architecture):
     """Rotates halves, as Hugging Face does, so no tensor changes."""
 
     name = "qwen2"
-    hf_names = ("Qwen2ForCausalLM",)
+    hf_names = ("Qwen2ForCausalLM", "Qwen2Model")
     rope_interleaved = False
+    keeps_pooling = True
 
     def metadata(self, config: Config) -> dict[str, Any]:
         """The usual keys; the length of keys and values only where config.json has head_dim."""
@@ -31,6 +32,10 @@ class Qwen2(Architecture):
         """sliding_window from layer max_window_layers on, if use_sliding_window is set; 4096 and 28 where they are
         missing."""
         return qwen_windows(config, self.sizes(config).layers)
+
+    def has_bias(self, part: str, config: Config) -> bool:
+        """Queries, keys and values always have one."""
+        return part in ("attn_q", "attn_k", "attn_v")
 
     def hf_config(self, metadata: Mapping[str, Any], tensors: Mapping[str, TensorSource]) -> dict[str, Any]:
         """As in every architecture; head_dim where the file has the length of keys."""

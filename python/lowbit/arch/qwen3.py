@@ -14,8 +14,9 @@ class Qwen3(Architecture):
     """Rotates halves, as Hugging Face does, so no tensor changes."""
 
     name = "qwen3"
-    hf_names = ("Qwen3ForCausalLM",)
+    hf_names = ("Qwen3ForCausalLM", "Qwen3Model")
     rope_interleaved = False
+    keeps_pooling = True
     layer_tensors = (
         *DENSE_LAYER,
         Tensor("attn_q_norm.weight", "self_attn.q_norm.weight", ("head_dim",)),
@@ -29,6 +30,10 @@ class Qwen3(Architecture):
     def config_windows(self, config: Config) -> tuple[int, ...]:
         """As Qwen 2's."""
         return qwen_windows(config, self.sizes(config).layers)
+
+    def has_bias(self, part: str, config: Config) -> bool:
+        """Attention, by a switch."""
+        return part.startswith("attn") and config.boolean("attention_bias", False)
 
     def hf_windows(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
         """As Qwen 2's."""
