@@ -265,7 +265,11 @@ def test_missing_files(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize(
     ("scales", "message"),
-    [([1.0, 2.0], "2 scales for 1 adapters"), (math.nan, "scale of an adapter is nan"), ("1", "expected a finite")],
+    [
+        ([1.0, 2.0], "2 scales for 1 adapters"),
+        (math.nan, "lora_scale: expected a finite number, got nan"),
+        ("1", "expected a finite"),
+    ],
 )
 def test_scales(tmp_path: Path, scales: Any, message: str) -> None:
     base = make_checkpoint(tmp_path / "base", layers=1)

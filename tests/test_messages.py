@@ -181,7 +181,10 @@ PLACES: dict[str, tuple[Place, str]] = {
     "rope_type": (lambda f, t: with_config(f, rope_parameters={"rope_type": t}), "expected default"),
     "layer types": (lambda f, t: with_config(f, layer_types=[t], use_sliding_window=True), "layer_types"),
     "quantization": (lambda f, t: with_config(f, quantization_config={"quant_method": t}), "quantized"),
-    "added token": (lambda f, t: with_tokenizer(f, lambda j: j["added_tokens"].append({"id": t})), "no content"),
+    "added token": (
+        lambda f, t: with_tokenizer(f, lambda j: j["added_tokens"].append({"id": t, "content": "a"})),
+        "token id",
+    ),
     "token's id": (lambda f, t: with_tokenizer(f, lambda j: j["model"]["vocab"].update(a=t)), "token id"),
     "tokens of one id": (lambda f, t: with_tokenizer(f, lambda j: j["model"]["vocab"].update({t: 5})), "the same id"),
     "adapter's kind": (lambda f, t: adapted(f, {"peft_type": t}, []), "LORA"),

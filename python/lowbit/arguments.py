@@ -50,8 +50,8 @@ def text(name: str, value: Any) -> str:
 
 
 def flag(name: str, value: Any) -> bool:
-    """A bool, NumPy's included."""
-    if not isinstance(value, (bool, np.bool_)):
+    """A bool, NumPy's included, or 0 or 1."""
+    if not isinstance(value, (int, np.integer, np.bool_)) or value not in (0, 1):
         raise wrong(name, "a bool", value)
     return bool(value)
 
@@ -73,9 +73,11 @@ def items(name: str, value: Any) -> list[Any]:
 def array(name: str, value: Any, dtype: npt.DTypeLike | None = None) -> npt.NDArray[Any]:
     """What NumPy makes an array of, in a type if one is given."""
     try:
-        return np.asarray(value, dtype)
+        if dtype is None or not np.iscomplexobj(value):
+            return np.asarray(value, dtype)
     except (TypeError, ValueError, OverflowError, RecursionError, AttributeError):
-        raise wrong(name, "an array" if dtype is None else f"an array of {np.dtype(dtype)}", value) from None
+        pass
+    raise wrong(name, "an array" if dtype is None else f"an array of {np.dtype(dtype)}", value)
 
 
 def wrong(name: str, expected: str, value: Any) -> InputError:

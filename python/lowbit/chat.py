@@ -337,7 +337,8 @@ def render_chat(
     """
     if not isinstance(template, str) or len(template) > _MAX_TEMPLATE:
         raise FormatError(f"chat template: expected a string of at most {_MAX_TEMPLATE} characters")
-    if isinstance(messages, (str, Mapping)) or not all(isinstance(m, Mapping) and "role" in m for m in messages):
+    is_list = isinstance(messages, Iterable) and not isinstance(messages, (str, Mapping))
+    if not is_list or not all(isinstance(m, Mapping) and "role" in m for m in messages):
         raise InputError("messages must be a sequence of mappings such as {'role': 'user', 'content': '...'}")
     count = _steps.set(0)
     try:

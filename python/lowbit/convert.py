@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lowbit import gguf
+from lowbit import arguments, gguf
 from lowbit._core import InputError
 from lowbit.arch import OpenedCheckpoint, open_checkpoint
 from lowbit.assignment import Stored, file_order
@@ -21,6 +21,7 @@ from lowbit.options import ConvertOptions, QuantizeOptions, checked, moved_last
 from lowbit.plan import Finishing, Input, Plan, Report
 from lowbit.progress import waiting
 from lowbit.provenance import Hashing, recipe_metadata, reserved_bytes, source_files, with_step
+from lowbit.quoting import quoted
 from lowbit.recipes import FLOAT_FORMATS, Mix, find_mix
 from lowbit.tensor_source import TensorSource
 from lowbit.threads import num_threads
@@ -71,6 +72,8 @@ def convert(
         raise InputError("COPY is for GGUF files; of a checkpoint, BF16, F16 or F32 make one of floats")
     between = _intermediate(mix, intermediate)
     chosen = checked(ConvertOptions, options)
+    dry_run, provenance = arguments.flag("dry_run", dry_run), arguments.flag("provenance", provenance)
+    verify = None if verify is None else arguments.flag("verify", verify)
     is_verified = _is_verified(verify, chosen)
     opened = open_checkpoint(src, lora, lora_scale, record_tokenizer=provenance or is_verified)
     importances = _loaded(imatrix)
@@ -93,9 +96,9 @@ def convert(
 
 def _intermediate(mix: Mix, format: str | None) -> str:
     """The format between a checkpoint's and a mix's."""
-    found = (format or "BF16").upper()
+    found = "BF16" if format is None else arguments.text("intermediate", format).upper() or "BF16"
     if found not in FLOAT_FORMATS:
-        raise InputError(f"intermediate: {format!r}, expected one of {', '.join(FLOAT_FORMATS)}")
+        raise InputError(f"intermediate: {quoted(format)}, expected one of {', '.join(FLOAT_FORMATS)}")
     if format and mix.is_float:
         raise InputError(f"intermediate: {mix.name} is not quantized, so nothing comes between")
     return found
@@ -204,7 +207,7 @@ def quantize_file(
     allow_requantize is set: what one format lost, the next takes for truth.
     """
     mix = find_mix(format)
-    chosen = checked(QuantizeOptions, options)
+    chosen, dry_run = checked(QuantizeOptions, options), arguments.flag("dry_run", dry_run)
     with gguf.open(src) as file:
         inputs = _inputs(file, chosen.keep_split)
         metadata = {key: file.typed(key) for key in file.metadata if key not in gguf.SPLIT_KEYS}

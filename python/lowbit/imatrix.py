@@ -173,6 +173,8 @@ def load_imatrix(source: Path | Mapping[str, Any] | Imatrix | Sums) -> Imatrix:
                 for name, v in source.items()
             }
         )
+    if not isinstance(source, (str, os.PathLike)):
+        raise arguments.wrong("imatrix", "a path, importances by name, or what lowbit.imatrix gave", source)
     path = os.fspath(source)
     return read(path).imatrix(path)
 
@@ -336,11 +338,13 @@ def collect(
     """
     ctx, first = arguments.integer("ctx", ctx, 1, model.context), arguments.integer("first", first, 0)
     chunks = None if chunks is None else arguments.integer("chunks", chunks, 1)
+    process_output = arguments.flag("process_output", process_output)
+    dataset = None if dataset is None else arguments.text("dataset", dataset)
     from lowbit.evaluate import windows_of
 
     windows = windows_of(model.tokenizer, text, ctx, parse_special=parse_special)[first:][:chunks]
     if len(windows) == 0:
-        raise InputError(f"text: no window of {ctx} tokens after the first {first}")
+        raise InputError(f"text: no window of {ctx} tokens after the first {shown(first)}")
     sums: dict[str, npt.NDArray[np.float64]] = {}
     counts: dict[str, int] = {}
 

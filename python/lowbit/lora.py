@@ -21,13 +21,14 @@ import copy
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from lowbit import arguments
 from lowbit._core import FileError, FormatError, InputError, UnsupportedError
 from lowbit.checkpoint import Checkpoint, StoredTensor, read_json, read_safetensors
 from lowbit.config import MOST_FLOAT32, Config
@@ -143,17 +144,18 @@ def merge(
     whether config.json says that output and embeddings are one matrix. Raises InputError for wrong scales, FileError,
     FormatError and UnsupportedError for adapters that cannot be read or do not fit.
     """
+    if not isinstance(adapters, (str, os.PathLike, Iterable)) or isinstance(adapters, bytes):
+        raise arguments.wrong("lora", "a folder or hub id, or a list of them", adapters)
     paths = [adapters] if isinstance(adapters, (str, os.PathLike)) else list(adapters)
-    factors = list(scales) if isinstance(scales, Sequence) else [scales] * len(paths)
+    given = scales if isinstance(scales, Sequence) else [scales] * len(paths)
+    factors = [arguments.number("lora_scale", factor, -MOST_FLOAT32, MOST_FLOAT32) for factor in given]
     if len(factors) != len(paths):
         raise InputError(f"{len(factors)} scales for {len(paths)} adapters")
-    if wrong := [f for f in factors if not isinstance(f, (int, float)) or not abs(f) <= MOST_FLOAT32]:
-        raise InputError(f"the scale of an adapter is {wrong[0]!r}, expected a finite number")
     merged = Merged([], [])
     for path, factor in zip(paths, factors, strict=True):
         folder, adapter_id = resolve(path)
         merged.folders.append(folder)
-        step = _Merge(checkpoint, folder, float(factor), tied)
+        step = _Merge(checkpoint, folder, factor, tied)
         step.run()
         tied = step.tied
         merged.notes.extend(step.notes)

@@ -17,7 +17,7 @@ from typing import IO, Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from lowbit import _core
+from lowbit import _core, arguments
 from lowbit._core import FileError, FormatError, InputError, UnsupportedError
 from lowbit.atomic import AtomicFile
 from lowbit.qtensor import QTensor, find_format
@@ -37,7 +37,7 @@ def save_npz(path: Path, tensors: Mapping[str, QTensor]) -> None:
     Raises InputError for what is no QTensor or no name, FileError if the system refuses.
     """
     arrays: dict[str, npt.NDArray[Any]] = {}
-    for name, tensor in tensors.items():
+    for name, tensor in arguments.mapping("tensors", tensors).items():
         if not isinstance(tensor, QTensor):
             raise InputError(f"tensor {name!r}: expected a QTensor, got {type(tensor).__name__}")
         if "\0" in name or (not name.isascii() and name != name.encode(errors="ignore").decode()):

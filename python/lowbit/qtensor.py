@@ -107,7 +107,7 @@ class QTensor:
             dtype = out.dtype if isinstance(out, np.ndarray) else np.float32
         try:
             wanted = np.dtype(dtype)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, RecursionError):
             raise arguments.wrong("dtype", "float32, float16 or bfloat16", dtype) from None
         if wanted not in _FLOAT_FORMATS:
             raise _core.InputError(f"dtype: expected float32, float16 or bfloat16, got {shown(wanted)}")

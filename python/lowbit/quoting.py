@@ -73,4 +73,4 @@ def _text(value: object) -> str:
     try:
         return str(value)
     except (ValueError, RecursionError):  # an integer of thousands of digits; lists in lists
-        return f"of type {type(value).__name__}"
+        return f"an int of {value.bit_length()} bits" if isinstance(value, int) else f"a nested {type(value).__name__}"

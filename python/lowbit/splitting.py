@@ -112,6 +112,7 @@ def split_file(
 
     Raises InputError for limits that are none and for a file that would replace one of those it reads.
     """
+    dry_run = arguments.flag("dry_run", dry_run)
     limits = SplitLimits.parsed(split_max_size, split_max_tensors, no_tensor_first_split)
     if not limits:
         raise InputError("split_max_size or split_max_tensors must say where to split")
@@ -134,6 +135,7 @@ def merge_files(src: Path, dst: Path, *, progress: bool = True, dry_run: bool = 
     Like that, it keeps split.no and split.tensors.count; split.count is 0, which says that it is whole. Raises
     InputError if it is whole already or would replace one of the files it reads, FileError that names a missing file.
     """
+    dry_run = arguments.flag("dry_run", dry_run)
     with gguf.open(src) as file:
         count = gguf.SPLIT_KEYS[1]
         if not file.metadata.get(count):

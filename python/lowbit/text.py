@@ -7,7 +7,9 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
+from lowbit import arguments
 from lowbit._core import InputError
+from lowbit.quoting import quoted
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
@@ -163,10 +165,8 @@ class TextStream:
 
     def push(self, token_id: int) -> str:
         """Text that `token_id` makes certain. Raises InputError for an id outside of the vocabulary."""
-        if token_id in self._skip:
-            return ""
         token = self._token(token_id)
-        return self._pieces.push(token) if token else ""
+        return self._pieces.push(token) if token and token_id not in self._skip else ""
 
     def flush(self) -> str:
         """What was held back; an incomplete character comes as U+FFFD here, and only here."""
@@ -181,10 +181,11 @@ class StopFilter:
     """
 
     def __init__(self, stops: str | Iterable[str]) -> None:
-        self._stops = sorted({stops} if isinstance(stops, str) else set(stops), key=len, reverse=True)
-        for stop in self._stops:
+        stops = [stops] if isinstance(stops, str) else arguments.items("stop", stops)
+        for stop in stops:
             if not isinstance(stop, str) or not stop:
-                raise InputError(f"stop strings must be non-empty strings, got {stop!r}")
+                raise InputError(f"stop strings must be non-empty strings, got {quoted(stop)}")
+        self._stops = sorted(set(stops), key=len, reverse=True)
         self._held = ""
         self.stop: str | None = None
 

@@ -19,7 +19,7 @@ from lowbit.checkpoint import MAX_JSON_BYTES
 from lowbit.file_reader import read_bytes, read_text
 from lowbit.foreign import named
 from lowbit.hub import resolve
-from lowbit.quoting import quoted, reason
+from lowbit.quoting import listed, quoted, reason, shown
 from lowbit.special_tokens import MAX_TEMPLATE_BYTES, ROLES, id_key, known_ends, listed_ends
 from lowbit.text import TextStream, piece_decoder
 from lowbit.tokenizer_json import read_optional, tokenizer_config
@@ -98,17 +98,19 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
         """Text of `ids` (ints or an integer array). Raises InputError for ids outside of the vocabulary."""
-        checked = [self._checked(token_id) for token_id in ids]
+        checked = [self._checked(token_id) for token_id in arguments.items("ids", ids)]
+        flag = arguments.flag("skip_special_tokens", skip_special_tokens)
         with _contained(InputError, "ids cannot be decoded"):
-            return self.backend.decode(checked, skip_special_tokens=skip_special_tokens)
+            return self.backend.decode(checked, skip_special_tokens=flag)
 
     def stream(self, skip_special_tokens: bool = False, continuation: bool = False) -> TextStream:
         """A decoder for ids that come one by one; its pieces together are `decode(ids)`.
 
         `continuation`: the ids go on from an earlier text, so the space in front of the first word stays.
         """
-        pieces = piece_decoder(self._decoder, self._decode_tokens, continuation)
-        return TextStream(pieces, self._piece, self._special if skip_special_tokens else frozenset())
+        skips = arguments.flag("skip_special_tokens", skip_special_tokens)
+        pieces = piece_decoder(self._decoder, self._decode_tokens, arguments.flag("continuation", continuation))
+        return TextStream(pieces, self._piece, self._special if skips else frozenset())
 
     def token(self, token_id: int) -> str:
         """The token as the vocabulary writes it, "" for an id that has none. Raises InputError out of range."""
@@ -155,6 +157,8 @@ class Tokenizer:
         """
         from lowbit.chat import render_chat
 
+        if template is not None:
+            template = arguments.text("template", template)
         name = template or ("tool_use" if tools is not None and "tool_use" in self.chat_templates else "default")
         source = self.chat_templates.get(name)
         if source is None:
@@ -163,8 +167,8 @@ class Tokenizer:
                     "this model has no chat template: it continues a text (lowbit run), or is given one "
                     "(lowbit metadata FILE set tokenizer.chat_template)"
                 )
-            has = ", ".join(sorted(self.chat_templates))
-            raise UnsupportedError(f"this model has no chat template {name!r}, only {has}")
+            has = listed(sorted(self.chat_templates), 9)
+            raise UnsupportedError(f"this model has no chat template {quoted(name)}, only {has}")
         variables = {**self.special_tokens, **variables}
         return render_chat(source, messages, add_generation_prompt=add_generation_prompt, tools=tools, **variables)
 
@@ -178,7 +182,7 @@ class Tokenizer:
         except (AttributeError, TypeError):
             raise InputError(f"token ids must be integers, got {type(token_id).__name__}") from None
         if not 0 <= value < self.vocab_size:
-            raise InputError(f"token id {value} is outside of the vocabulary of {self.vocab_size}")
+            raise InputError(f"token id {shown(value)} is outside of the vocabulary of {self.vocab_size}")
         return value
 
     def _piece(self, token_id: int) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from lowbit import lora, prequantized
+from lowbit import arguments, lora, prequantized
 from lowbit._core import Error, FormatError
 from lowbit.arch._base import DENSE_GLOBAL, DENSE_LAYER, Architecture, Sizes, Tensor
 from lowbit.arch._pooling import MODULES, pooling_config, pooling_type
@@ -64,7 +64,7 @@ def spec(metadata: Mapping[str, Any], tensors: Tensors) -> ModelSpec:
     Raises UnsupportedError for an unknown architecture or what its graph does not express, FormatError for keys that
     are missing or wrong.
     """
-    return of_metadata(metadata, tensors).spec(metadata, tensors)
+    return of_metadata(metadata, arguments.mapping("tensors", tensors)).spec(metadata, tensors)
 
 
 def of_metadata(metadata: Mapping[str, Any], tensors: Iterable[str] = ()) -> Architecture:
@@ -72,7 +72,7 @@ def of_metadata(metadata: Mapping[str, Any], tensors: Iterable[str] = ()) -> Arc
 
     Raises UnsupportedError for an unknown one, FormatError if the metadata names none.
     """
-    name = metadata.get("general.architecture")
+    name = arguments.mapping("metadata", metadata).get("general.architecture")
     if not isinstance(name, str):
         raise FormatError("metadata has no general.architecture")
     arch = architectures().get(name)

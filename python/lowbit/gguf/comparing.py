@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from lowbit import _core
+from lowbit import _core, arguments
 from lowbit.file_reader import FileReader
 from lowbit.gguf.reading import DTYPES, File, Path, TensorInfo
 from lowbit.gguf.values import type_name
@@ -103,7 +103,9 @@ def diff(
     keys, tensors: what to look at. ignore: patterns of keys to leave out ("lowbit.*", "general.name"). Weights are read
     a few MB at a time, whatever the files' size. Raises FileError, FormatError and UnsupportedError as `open` does.
     """
-    patterns = [ignore] if isinstance(ignore, str) else list(ignore)
+    patterns = [ignore] if isinstance(ignore, str) else arguments.items("ignore", ignore)
+    patterns = [arguments.text("ignore", pattern) for pattern in patterns]
+    keys, tensors = arguments.flag("keys", keys), arguments.flag("tensors", tensors)
     with File(a) as file_a, File(b) as file_b:
         names = [_names(f.metadata if keys else (), patterns) for f in (file_a, file_b)]
         of_keys, key_order = _compare_keys(file_a, file_b, *names)

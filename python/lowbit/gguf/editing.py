@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lowbit import _core
+from lowbit import _core, arguments
 from lowbit._core import FormatError, InputError
 from lowbit.foreign import GGUF_MAGIC, named
 from lowbit.gguf.reading import SPLIT_KEYS, Path
@@ -93,11 +93,13 @@ def edit(
     from (general.alignment, split.*) or that no reader can do without; FileError if the system refuses or somebody else
     is editing the file.
     """
+    set = {} if set is None else arguments.mapping("set", set)
+    unset, dry_run = arguments.items("unset", unset), arguments.flag("dry_run", dry_run)
     target = os.path.realpath(os.fsdecode(path))
     with locked(target) as file:
         recovered = not dry_run and recover(file, target)
         header = _Header(target)
-        changes = header.changes(set or {}, unset)
+        changes = header.changes(set, unset)
         entries = header.changed(changes)
         new = header.fitted(entries)
         if new is not None:
@@ -167,9 +169,10 @@ class _Header:
 
     def changes(self, set: Mapping[str, Any], unset: Iterable[str]) -> list[Change]:
         """What is asked for, checked; values get their types."""
+        for key in unset:
+            _check_key(key)
         gone = list(dict.fromkeys(unset))
         for key in gone:
-            _check_key(key)
             if key in set:
                 raise InputError(f"key {shown(key)}: to be set and unset")
             if key not in self._keys:

@@ -75,7 +75,7 @@ def write(path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]
     Arrays are float32, float16, bfloat16, float64 or int8 to int64, with any strides. Raises as Writer does.
     """
     infos = [
-        TensorInfo(name, tensor.shape, _format_of(name, tensor))
+        TensorInfo(name, format=_format_of(name, tensor), shape=tensor.shape)
         for name, tensor in arguments.mapping("tensors", tensors).items()
     ]
     with Writer(path, metadata, infos) as writer:
