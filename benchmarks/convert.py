@@ -1,8 +1,8 @@
 """Whole files: converting a checkpoint and quantizing a GGUF file, ours against llama.cpp's two tools.
 
-Of a checkpoint, ours is `lowbit convert` without what the peer has not (verification, provenance), the peer's
-convert_hf_to_gguf.py to a bf16 file, then llama-quantize; for f32, f16 and bf16 the first alone. Of a GGUF file, ours
-is `lowbit quantize`, the peer's llama-quantize. Whole processes, from start to exit, into the same folder, which is
+Of a checkpoint, ours is `lowbit convert` without what the peer does not do (verification, provenance), then with it,
+which is the default; the peer's is convert_hf_to_gguf.py to a bf16 file, then llama-quantize; for f32, f16 and bf16 the
+first alone. Of a GGUF file, ours is `lowbit quantize`, the peer's llama-quantize. Whole processes, from start to exit, into the same folder, which is
 emptied after each so that neither waits for the other's data to reach the disk. The run that is checked warms the
 page cache and does not count.
 """
@@ -38,10 +38,14 @@ class Conversion:
         self._folder = folder
         threads = str(options.threads)
         ours = ["quantize", str(source), str(self.target), format]
+        self.verified_command: list[str] | None = None
         self.peer_commands = []
         middle = source
+        lowbit_command = [sys.executable, "-m", "lowbit"]
         if source.is_dir():
-            ours = ["convert", str(source), str(self.target), "--format", format, "--no-verify", "--no-provenance"]
+            defaults = ["convert", str(source), str(self.target), "--format", format]
+            self.verified_command = [*lowbit_command, *defaults, "--threads", threads]
+            ours = [*defaults, "--no-verify", "--no-provenance"]
             middle = self.peer_target if format in FLOATS else folder / "middle.gguf"
             converter = [options.peer_python, str(peer.source / "convert_hf_to_gguf.py"), str(source)]
             outtype = format if format in FLOATS else "bf16"
@@ -49,10 +53,16 @@ class Conversion:
         if middle != self.peer_target:
             quantize = [peer.program("llama-quantize"), str(middle), str(self.peer_target), format.upper(), threads]
             self.peer_commands.append(quantize)
-        self.commands = [[sys.executable, "-m", "lowbit", *ours, "--threads", threads]]
+        self.commands = [[*lowbit_command, *ours, "--threads", threads]]
 
     def ours(self) -> Sample:
         sample = self._run(self.commands, self._env)
+        self._clear()
+        return sample
+
+    def verified(self) -> Sample:
+        assert self.verified_command
+        sample = self._run([self.verified_command], self._env)
         self._clear()
         return sample
 
@@ -109,9 +119,12 @@ def main() -> None:
             with tempfile.TemporaryDirectory(dir=options.scratch) as folder:
                 conversion = Conversion(options, peer, source, format, Path(folder))
                 facts = conversion.check()
-                ours, theirs = harness.alternate(conversion.ours, conversion.peer, pairs=options.pairs, warmups=0)
+                runs = [conversion.peer, conversion.ours, *([conversion.verified] if source.is_dir() else [])]
+                theirs, *ours = harness.alternate(*runs, pairs=options.pairs, warmups=0)
             name = f"{source.resolve().name} {format}"
-            recorder.add(harness.comparison(name, facts["weights"], "weights", ours, theirs, format=format, **facts))
+            for kind, samples in zip((name, f"{name}, verified"), ours, strict=False):
+                entry = harness.comparison(kind, facts["weights"], "weights", samples, theirs, format=format, **facts)
+                recorder.add(entry)
     recorder.finish()
 
 

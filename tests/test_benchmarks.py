@@ -165,6 +165,7 @@ def test_conversions_are_compared(tmp_path):
     conversion.peer_commands = [command]
     facts = conversion.check()
     assert facts["file_bytes"] > facts["weights"] > 10**6
+    assert conversion.verified().wall_s > 0
     assert not list(tmp_path.iterdir())
     command[command.index("Q8_0")] = "Q4_K_M"
     with pytest.raises(SystemExit, match=r"differ in \d+ tensors or keys: blk\.0"):
