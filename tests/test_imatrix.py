@@ -240,6 +240,7 @@ def test_inputs_that_are_not_finite() -> None:
     """The tensor is named, and the observer is nobody's afterwards."""
     observers: list[object] = []
     model = SimpleNamespace(context=64, tokenizer=SimpleNamespace(encode=lambda text, **_: [ord(c) for c in text]))
+    model.weights = {}
     model.observe = observers.append
     inputs = [np.float32([[3, 1e19]]), np.float32([[4, 1e19]])]
 

@@ -129,7 +129,12 @@ def unknown_pre(path: Path) -> None:
         ("Q8_0", in_tensor("blk.1.ffn_down.weight", exchanged), "tensors", r"blk\.1\.ffn_down\.weight \(Q8_0\)"),
         ("Q8_0", in_tensor("token_embd.weight", scale), "tensors", r"token_embd\.weight"),
         ("Q4_K_M", in_tensor("blk.0.attn_q.weight", exchanged), "tensors", r"blk\.0\.attn_q\.weight \(Q4_K\)"),
-        ("Q4_K_M", in_tensor("blk.0.attn_q.weight", not_a_number), "tensors", "nan"),
+        (
+            "Q4_K_M",
+            in_tensor("blk.0.attn_q.weight", not_a_number),
+            "tensors",
+            "is not finite in row 1, where the source is",
+        ),
         ("Q2_K", in_tensor("blk.1.ffn_gate.weight", exchanged), "tensors", r"blk\.1\.ffn_gate\.weight \(Q2_K\)"),
         ("BF16", keys(qwen3__attention__layer_norm_rms_epsilon=0.5), "file", r"layer_norm_rms_epsilon"),
         ("BF16", keys(qwen3__odd=1), "file", r"not as the source's: qwen3\.odd"),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lowbit import model as models
-from lowbit import simd
+from lowbit import nonfinite, simd
 from lowbit._core import InputError
 
 __all__ = ["Result", "bench"]
@@ -99,7 +99,7 @@ def _run(model: models.Model, prompt: np.ndarray, new_tokens: int) -> tuple[floa
         logits = model.forward([logits[0].argmax()], [position], [0])
     end = time.perf_counter()
     if not np.isfinite(logits).all():
-        raise InputError("the model's logits are not finite")
+        raise InputError(f"the model's logits are not finite{nonfinite.cause(model.weights)}")
     return read - start, end - read
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from lowbit import _core, arguments
+from lowbit import _core, arguments, nonfinite
 from lowbit._core import InputError
 from lowbit.quoting import listed, shown
 from lowbit.threads import num_threads
@@ -134,6 +134,9 @@ def compare(
         for name, model in models.items():
             logits = _predictions(model, window)
             losses[name].append(-_core.log_probabilities(logits, window[ctx // 2 + 1 :], workers))
+            if np.isnan(losses[name][-1]).any():
+                whose = f"model {shown(name)}" if name else "model"
+                raise InputError(f"the {whose}'s predictions are not finite{nonfinite.cause(model.weights)}")
             if reference is None:
                 reference = logits
             else:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from lowbit import _core, arguments, gguf
+from lowbit import _core, arguments, gguf, nonfinite
 from lowbit._core import FormatError, InputError
 from lowbit.foreign import named
 from lowbit.quoting import shown
@@ -355,7 +355,10 @@ def collect(
         with np.errstate(over="ignore", invalid="ignore"):
             total = np.square(x, out=x).sum(axis=0)
         if not np.isfinite(total).all():
-            raise InputError(f"imatrix: inputs of {name} are not finite after {counts.get(name, 0)} tokens")
+            raise InputError(
+                f"imatrix: inputs of {name} are not finite after {counts.get(name, 0)} tokens"
+                f"{nonfinite.cause(model.weights)}"
+            )
         sums[name] = sums[name] + total if name in sums else total.astype(np.float64)
         counts[name] = counts.get(name, 0) + len(x)
 

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lowbit import _core, arch, gguf
+from lowbit import _core, arch, gguf, nonfinite
+from lowbit._core import InputError
 from lowbit.checkpoint import mapped
 from lowbit.lora import Adapters
 from lowbit.qtensor import QTensor, format_of
@@ -219,7 +220,7 @@ class Model:
         with self._sequences.take(ids) as (sequence, held):
             logits = self._read(sequence, held, ids)
             for i in range(num):
-                token = sampler.sample(logits[-1], held)
+                token = self._sampled(sampler, logits[-1], held)
                 if token in ends:
                     return
                 yield token
@@ -229,6 +230,12 @@ class Model:
                     logits = self._read(sequence, held, [*held, token])
                 else:
                     logits = self._feed(sequence, held, [token])
+
+    def _sampled(self, sampler: _core.Sampler, logits: npt.NDArray[np.float32], held: list[int]) -> int:
+        try:
+            return sampler.sample(logits, held)
+        except InputError as error:
+            raise InputError(f"{error}{nonfinite.cause(self.weights)}") from None
 
     def stream(self, prompt: Prompt, *, stop: str | Iterable[str] | None = None, **options: Any) -> Iterator[str]:
         """Yields the text that follows `prompt` as it is made, in pieces of whole characters.

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from lowbit import _core, gguf
+from lowbit import _core, gguf, nonfinite
 from lowbit._core import InputError
 from lowbit.recipes import FLOAT_FORMATS
 from lowbit.tensor_source import TensorSource, row_ranges
@@ -67,19 +67,34 @@ class Job:
         """The bytes of some rows in the file."""
         if rows.dtype == np.uint8:  # packed already
             return rows
+        given = rows
         if self.through and rows.dtype != gguf.DTYPES[self.through]:
             rows = _encode_rows(rows, self.through, None, threads, True).view(gguf.DTYPES[self.through])
         if _NAMES[rows.dtype] == self.format:
             return rows
         matrix = rows.reshape(-1, rows.shape[-1])
+        first_row = start * (len(matrix) // max(1, len(rows)))
         importance = None if self.importance is None else self.importance[start // self.num_rows]
         try:
             encoded = _encode_rows(matrix, self.format, importance, threads, not self.is_quantized)
         except InputError as error:
-            raise InputError(f"tensor {self.source.name}, rows from {start}: {error}") from None
+            raise self._explained(error, given.reshape(matrix.shape), matrix, first_row) from None
         if self.is_quantized:
-            self._check(encoded, start * (len(matrix) // max(1, len(rows))), threads)
+            self._check(encoded, first_row, threads)
         return encoded
+
+    def _explained(self, error: InputError, given: np.ndarray, matrix: np.ndarray, first_row: int) -> InputError:
+        """Why rows were not encoded. given: as they are in the source. matrix: as they were to be encoded."""
+        if found := nonfinite.place(given, first_row):
+            return InputError(
+                f"tensor {self.source.name}: {found}, and {self.format} has finite weights only: {nonfinite.ADVICE}"
+            )
+        if found := nonfinite.place(matrix, first_row):
+            return InputError(
+                f"tensor {self.source.name}: {found} as {self.through}: intermediate BF16 or F32 (--intermediate) has "
+                "numbers of that size"
+            )
+        return InputError(f"tensor {self.source.name}, rows from {first_row}: {error}")
 
     def _check(self, encoded: np.ndarray, first_row: int, threads: int) -> None:
         """Weights or importances too large for the format make scales of NaN or infinity: llama.cpp refuses them."""

@@ -126,6 +126,7 @@ class Plan:
             with progress_bar(self.mix.name, unit="B", enabled=progress) as advance:
                 overflows = write_files(targets, threads, advance, partial(self._finish, report))
             lost = [f"{name}: {n} weights exceed float16 and became infinite" for name, n in overflows.items()]
+            lost += report.verdict.warnings if report.verdict else []
             report.notes.extend(lost)
             if progress:
                 _print_notes(lost)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from lowbit import _core, gguf
+from lowbit import _core, gguf, nonfinite
 from lowbit.gguf_source import GgufTensor
 from lowbit.pipeline import CHUNK_WEIGHTS, Job
 from lowbit.recipes import FLOAT_FORMATS
@@ -22,11 +23,13 @@ Rows = npt.NDArray[Any]
 
 class TensorErrors(NamedTuple):
     """Relative root mean square error of a tensor and of its worst row. A row's is relative to the larger of its own
-    and the tensor's root mean square, so that rows of next to nothing may vanish. problem: why that is too much."""
+    and the tensor's root mean square, so that rows of next to nothing may vanish. problem: why that is too much.
+    odd: where the source has a weight that is not finite."""
 
     rmse: float
     worst_row: float
     problem: str | None
+    odd: str | None = None
 
 
 class TensorPair:
@@ -83,7 +86,18 @@ class TensorPair:
             with np.errstate(divide="ignore", invalid="ignore"):
                 whole = float(np.sqrt(squared.sum() / signal.sum()))
                 row = float(np.sqrt(squared / np.maximum(signal, signal.mean())).max())
+        if not np.isfinite(row):
+            return self._errors_of_nonfinite()
         return TensorErrors(whole, row, self._problem(row))
+
+    def _errors_of_nonfinite(self) -> TensorErrors:
+        """Weights that are not finite have no error; in a file of the source's floats they may be the source's."""
+        first = int(np.flatnonzero(~np.isfinite(self._sums).all(axis=1))[0])
+        odd = nonfinite.place(self.source_rows(first, first + 1), first)
+        if odd is None:
+            return TensorErrors(math.nan, math.nan, f"is not finite in row {first}, where the source is")
+        problem = None if self._intermediates else f"has no error: in the source {odd}; {nonfinite.ADVICE}"
+        return TensorErrors(0.0 if self._intermediates else math.nan, math.nan, problem, odd)
 
     def _gives(self, rows: Rows, through: str | None, data: npt.NDArray[np.uint8]) -> bool:
         encoded = Job(self.source, self.format, through=through).encode(rows, 0, self._threads)

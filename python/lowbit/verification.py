@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lowbit import _core, gguf
+from lowbit import _core, gguf, nonfinite
 from lowbit._core import Error, UnsupportedError
 from lowbit.arch import OpenedCheckpoint, open_checkpoint
 from lowbit.arch import spec as spec_of
@@ -98,6 +98,11 @@ class Verdict:
         """ok, failed, or differs if it is the tokenizer alone, some of which GGUF cannot say."""
         wrong = {check.name for check in self.checks if check.ok is False}
         return "ok" if not wrong else "differs" if wrong == {"tokenizer"} else "failed"
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is no difference and still should be known: weights of the source that are not finite."""
+        return [str(check.figures["not_finite"]) for check in self.checks if "not_finite" in check.figures]
 
     @property
     def failures(self) -> str:
@@ -225,7 +230,9 @@ def _tensors(pairs: Mapping[str, TensorPair], advance: Callable[[int, int], None
     """Values. Compares what is not compared yet."""
     total = sum(num_elements(pair.shape) for pair in pairs.values())
     done = sum(pair.num_compared for pair in pairs.values())
-    worst, worst_name, exact, failed = 0.0, "", 0, []
+    worst, worst_name, exact = 0.0, "", 0
+    failed: list[str] = []
+    odd: list[str] = []
     for name, pair in pairs.items():
         before = pair.num_compared
         pair.complete()
@@ -235,15 +242,20 @@ def _tensors(pairs: Mapping[str, TensorPair], advance: Callable[[int, int], None
         exact += errors.rmse == 0
         if not errors.rmse <= worst:  # NaN counts
             worst, worst_name = errors.rmse, name
+        if errors.odd:
+            odd.append(f"in {name} {errors.odd}")
         if errors.problem:
             failed.append(f"{name} ({pair.format}) {errors.problem}")
     figures = {"checked": len(pairs), "exact": exact, "worst": worst_name, "worst_rmse": worst}
     if failed:
         more = f", and {len(failed) - 1} more" if len(failed) > 1 else ""
         return Check("tensors", False, failed[0] + more, figures)
+    if odd:
+        figures["not_finite"] = f"{odd[0]}, as in the source: {nonfinite.ADVICE}"
     detail = f"{len(pairs)} compared, {exact} exact"
     if worst_name:
         detail += f"; worst relative error {worst:.3g}, {worst_name} ({pairs[worst_name].format})"
+    detail += f"; {figures['not_finite']}" if odd else ""
     return Check("tensors", True, detail, figures)
 
 

@@ -174,7 +174,7 @@ void QuantizeRows(const WeightView& weights, const Format& format, const float* 
                        std::isnan(value) ? "NaN"
                        : value < 0       ? "-infinity"
                                          : "infinity",
-                       "; expected finite weights (allow_nonfinite=True takes them)"));
+                       ", expected a finite number"));
 }
 
 void DequantizeRows(const uint8_t* rows, ptrdiff_t row_stride, const Format& format, size_t num_rows, size_t K,
