@@ -279,8 +279,8 @@ def test_folders_that_are_something_else(tmp_path: Path, case: str) -> None:
 
 CONFIGS: dict[str, tuple[bytes, str]] = {
     "empty": (b"", "the file is empty: download it again"),
-    "cut off": (b'{"architectures": ["Qwen3ForCausalLM"', r"not valid JSON \(Expecting ',' delimiter: line 1"),
-    "a BOM": ("\ufeff{}".encode(), r"not valid JSON \(Unexpected UTF-8 BOM"),
+    "cut off": (b'{"architectures": ["Qwen3ForCausalLM"', "not valid JSON"),
+    "a BOM": ("\ufeff{}".encode(), "not valid JSON"),
     "UTF-16": ("{}".encode("utf-16"), "not valid JSON"),
     "a list": (b"[]", "expected a JSON object, found list"),
     "deeply nested": (b'{"a": ' + b"[" * 200000, "not valid JSON"),

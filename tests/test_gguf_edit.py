@@ -217,7 +217,7 @@ def test_warnings(path: Path) -> None:
     )
     found = edit(path, {"tokenizer.ggml.eos_token_id": 200, "tokenizer.chat_template": "{% if %}"}).warnings
     assert found[0] == "key tokenizer.ggml.eos_token_id: 200 is no token, there are 200"
-    assert found[1].startswith("key tokenizer.chat_template: chat template: Expected an expression")
+    assert found[1].startswith("key tokenizer.chat_template: chat template: ")
 
 
 @pytest.mark.parametrize(

@@ -118,7 +118,7 @@ def test_a_server_that_is_gone(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Non
     huggingface_hub.close_session()
     point_to(monkeypatch, "http://127.0.0.1:9")
     assert resolve(NAME)[0] == folder
-    with pytest.raises(lowbit.FileError, match=r"http://127\.0\.0\.1:9 does not give it: .*refused"):
+    with pytest.raises(lowbit.FileError, match=r"http://127\.0\.0\.1:9 does not give it: "):
         resolve("maker/another")
 
 
@@ -162,7 +162,7 @@ def test_a_broken_connection_goes_on_where_it_broke(hub: Hub, monkeypatch: pytes
 
 def test_an_interrupted_download_keeps_what_is_whole(hub: Hub) -> None:
     hub.wrong_size.add(SHARDS[1])
-    with pytest.raises(lowbit.FileError, match="file should be of size"):
+    with pytest.raises(lowbit.FileError, match=f"^{NAME}: not downloaded from the hub: "):
         resolve(NAME)
     hub.wrong_size.clear()
     hub.requests.clear()
@@ -174,7 +174,7 @@ REFUSALS = {
     "gated": ((403, "GatedRepo"), r"accept conditions: do that on http://127.*/maker/Tiny-0.6B, then log in"),
     "private": ((401, "RepoNotFound"), "no such model on the hub; if it is private, log in"),
     "not found": ((404, "RepoNotFound"), "no such model on the hub"),
-    "forbidden": ((403, ""), r"127.0.0.1:\d+ does not give it: .*403"),
+    "forbidden": ((403, ""), r"127.0.0.1:\d+ does not give it: "),
 }
 
 
@@ -237,7 +237,7 @@ def test_the_command(tmp_path: Path, hub: Hub) -> None:
     command = ("convert", NAME, tmp_path / "out.gguf", "--format", "Q8_0")
     first = run(*command, "--revision", commit, env=environment)
     assert first.returncode == 0, first.stderr
-    assert "Fetching" not in first.stderr  # no bars where there is no terminal
+    assert "\r" not in first.stderr  # no bars where there is no terminal
     environment["HF_HUB_OFFLINE"] = "1"
     again = run(*command, "--revision", commit[:-1], env=environment)
     assert (again.returncode, again.stdout) == (1, "")

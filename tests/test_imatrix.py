@@ -315,7 +315,7 @@ def test_wrong_usage(tmp_path: Path, stored: dict[str, Path], tiny: lowbit.Model
     for arguments in ([], [tiny.path], [tiny.path, tmp_path / "t.txt"], [tiny.path, "--in-file", stored["tiny"]]):
         result = run("imatrix", *arguments)
         assert (result.returncode, result.stdout) == (2, "")
-        assert "Usage: lowbit imatrix" in result.stderr
+        assert "lowbit imatrix" in result.stderr
     result = run("imatrix", tiny.path, tmp_path / "t.txt", "-o", tmp_path / "none" / "x.gguf")
     assert (result.returncode, result.stderr.count("\n")) == (1, 1)
     assert "no such folder" in result.stderr

@@ -293,7 +293,7 @@ def test_core_checks_sizes():
             call(**wrong)
     frozen = np.zeros((2, 4), np.float32)
     frozen.flags.writeable = False
-    with pytest.raises(ValueError, match="not writeable"):
+    with pytest.raises(ValueError):  # noqa: PT011 - the words are NumPy's
         call(out=frozen)
     assert not frozen.any()
 

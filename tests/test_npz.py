@@ -113,7 +113,7 @@ HOSTILE = {
     "format of bytes": ([DATA, ("format.npy", array(np.array(b"Q8_0")))], lowbit.FormatError, "name of a format"),
     "formats": ([DATA, ("format.npy", array(np.array(["Q8_0"])))], lowbit.FormatError, "name of a format"),
     "long format": ([DATA, ("format.npy", array(np.array("Q" * 999)))], lowbit.FormatError, "a format's name of"),
-    "pickle": ([DATA, ("format.npy", array(np.array("Q8_0", object)))], lowbit.FormatError, "[Oo]bject arrays"),
+    "pickle": ([DATA, ("format.npy", array(np.array("Q8_0", object)))], lowbit.FormatError, "not an .npz file"),
     "pickled data": ([FORMAT, ("data.npy", array(np.array([1], object)))], lowbit.FormatError, "found object"),
     "floats": ([FORMAT, ("data.npy", array(np.zeros((2, 34))))], lowbit.FormatError, "found float64"),
     "scalar": ([FORMAT, ("data.npy", array(np.uint8(1)))], lowbit.FormatError, r"found uint8 \(\)"),
@@ -139,7 +139,7 @@ def test_hostile_files(case: str, tmp_path: Path) -> None:
 def test_other_hostile_files(tmp_path: Path) -> None:
     with pytest.raises(lowbit.UnsupportedError, match="compressed arrays"):
         lowbit.load_npz(archive(tmp_path / "x.npz", [FORMAT, DATA], zipfile.ZIP_DEFLATED))
-    with pytest.warns(UserWarning, match="Duplicate name"):
+    with pytest.warns(UserWarning):  # noqa: PT030 - the words are those of zipfile
         archive(tmp_path / "x.npz", [FORMAT, DATA, DATA])
     with pytest.raises(lowbit.FormatError, match="two arrays of one name"):
         lowbit.load_npz(tmp_path / "x.npz")
@@ -158,7 +158,7 @@ def test_other_hostile_files(tmp_path: Path) -> None:
     data = bytearray(archive(tmp_path / "x.npz", [DATA, FORMAT]).read_bytes())
     data[200] ^= 1
     (tmp_path / "x.npz").write_bytes(data)
-    with pytest.raises(lowbit.FormatError, match="Bad CRC-32"):
+    with pytest.raises(lowbit.FormatError, match=r"not an \.npz file"):
         lowbit.load_npz(tmp_path / "x.npz")
 
 

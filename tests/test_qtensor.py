@@ -198,7 +198,7 @@ def test_equal(w):
 
 def test_no_hash_and_no_arithmetic(w):
     q = lowbit.quantize(w, "Q8_0")
-    with pytest.raises(TypeError, match="unhashable"):
+    with pytest.raises(TypeError):
         hash(q)
     for operation in (np.add, np.multiply):
         with pytest.raises(TypeError):

@@ -12,7 +12,12 @@ import lowbit
 from lowbit.sentencepiece import _packed_bytes, _packed_number
 
 FAULTS: dict[str, tuple[bytes, dict[str, Any], type[lowbit.Error], str]] = {
-    "table of characters": (_packed_bytes(3, _packed_bytes(2, b"\x05abc")), {}, lowbit.FormatError, "precompiled"),
+    "table of characters": (
+        _packed_bytes(3, _packed_bytes(2, b"\x05abc")),
+        {},
+        lowbit.FormatError,
+        "what stands for it",
+    ),
     "words": (_packed_bytes(2, _packed_number(3, 3)), {}, lowbit.UnsupportedError, "found model_type 3"),
     "hole": (b"", {"added_tokens": {"x": 9999}}, lowbit.FormatError, "added token 9999, expected ids in a row"),
     "twice": (b"", {"added_tokens": {"the": 273}}, lowbit.FormatError, "'the' occurs more than once"),

@@ -84,7 +84,7 @@ def _explained(repository: str, revision: str | None, error: Exception) -> Error
         return FileError(f"{repository}: no such folder, and no such model on the hub; if it is private, {log_in}")
     if isinstance(error, errors.RevisionNotFoundError):
         return FileError(f"{repository}: the hub has no revision {quoted(revision)} of it")
-    if isinstance(error, errors.LocalEntryNotFoundError):
+    if isinstance(error, (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled)):
         why = f"{constants.ENDPOINT} does not give it: {reason(error.__cause__ or error)}"
         why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else why
         return FileError(f"{repository}: no such folder, not whole in the cache {constants.HF_HUB_CACHE}, and {why}")

@@ -23,7 +23,7 @@ def progress_bar(title: str, *, unit: str = "", enabled: bool = True) -> Iterato
 
     A bar that is full goes away, since what is left to do then has not been counted.
     """
-    if not enabled or not sys.stderr.isatty():
+    if not enabled or not _on_terminal():
         yield lambda done, total: None
         return
     from rich.progress import DownloadColumn, MofNCompleteColumn, TimeRemainingColumn, TransferSpeedColumn
@@ -49,7 +49,7 @@ def progress_bar(title: str, *, unit: str = "", enabled: bool = True) -> Iterato
 @contextmanager
 def waiting(title: str, *, enabled: bool = True) -> Iterator[None]:
     """Shows that work goes on and for how long, between the bars of its parts."""
-    if not enabled or not sys.stderr.isatty():
+    if not enabled or not _on_terminal():
         yield
         return
     from rich.progress import TimeElapsedColumn
@@ -61,6 +61,11 @@ def waiting(title: str, *, enabled: bool = True) -> Iterator[None]:
         yield
     finally:
         _hide(bar)
+
+
+def _on_terminal() -> bool:
+    """Whether bars are seen. While rich shows one, its substitute for stderr may deny that it is a terminal."""
+    return bool(_shown) or sys.stderr.isatty()
 
 
 def _bar(*columns: ProgressColumn) -> Progress:
