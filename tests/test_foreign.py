@@ -111,6 +111,17 @@ def test_a_gguf_file_in_place_of_weights(tmp_path: Path) -> None:
     check(folder / "model.safetensors", lambda: Checkpoint(folder), "this is a GGUF file")
 
 
+def test_a_gguf_file_that_is_cut_off_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "a.gguf"
+    lowbit.convert(make_checkpoint(tmp_path / "a", layers=1), path, "Q8_0", progress=False)
+    data = path.read_bytes()
+    for size in (len(data) // 2, len(data) - 100):
+        path.write_bytes(data[:size])
+        message = f"the file is cut off: it has {size} bytes, its tensors need {len(data)}; download or write it again"
+        with pytest.raises(lowbit.FormatError, match=message):
+            lowbit.gguf.open(path)
+
+
 def test_a_broken_gguf_file_is_called_broken(tmp_path: Path) -> None:
     (tmp_path / "a.gguf").write_bytes(b"GGUF\x03\0\0\0" + b"\xff" * 16)
     with pytest.raises(lowbit.FormatError, match="number of tensors"):

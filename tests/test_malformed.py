@@ -267,8 +267,24 @@ TENSORS = [
     Case(
         "removed type",
         build((), (info(kind=4),), bytes(32)),
-        r'info of tensor "t" at offset 24: expected a known tensor type, found 4',
+        r'info of tensor "t" at offset 24: expected a known tensor type, found 4 \(Q4_2\), which ggml removed in 2023',
         UNSUPPORTED,
+    ),
+    *(
+        Case(
+            f"withdrawn type {kind}",
+            build((), (info(kind=kind),), bytes(32)),
+            rf"found {kind} \({name}\), which ggml withdrew: it was {now} in another order; quantize",
+            UNSUPPORTED,
+        )
+        for kind, name, now in (
+            (31, "Q4_0_4_4", "Q4_0"),
+            (32, "Q4_0_4_8", "Q4_0"),
+            (33, "Q4_0_8_8", "Q4_0"),
+            (36, "IQ4_NL_4_4", "IQ4_NL"),
+            (37, "IQ4_NL_4_8", "IQ4_NL"),
+            (38, "IQ4_NL_8_8", "IQ4_NL"),
+        )
     ),
     Case(
         "unknown type",
@@ -280,7 +296,7 @@ TENSORS = [
     Case(
         "offset beyond the file",
         build((), (info(offset=64),), bytes(32)),
-        r'data of tensor of "t" .*expected 32 bytes from 64 on, found 32 bytes of data',
+        r'data of tensor of "t" .*expected 32 bytes from 64 on, found 32 bytes of data: the file is cut off',
     ),
     Case(
         "end beyond the file",

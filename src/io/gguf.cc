@@ -233,7 +233,7 @@ class GgufParser {
     const uint32_t type = reader_.Read<uint32_t>(what);
     if (!FindTensorType(type, &tensor.type)) {
       throw UnsupportedError(Str(Quoted(file_->path()), ": info of tensor ", Quoted(tensor.name), " at offset ", begin,
-                                 ": expected a known tensor type, found ", type));
+                                 ": expected a known tensor type, found ", DescribeUnknownType(type)));
     }
     if (const char* wrong = CheckShape(tensor.type, tensor.shape, &tensor.num_bytes)) {
       reader_.Fail(what, begin, Str(wrong, ": ", Describe(tensor)));
@@ -252,6 +252,18 @@ class GgufParser {
     return Str(text, ") of ", tensor.type.name);
   }
 
+  // What to say of a file that ends before its tensors do.
+  std::string Cut(const std::vector<uint64_t>& offsets) const {
+    uint64_t end = 0;
+    for (size_t i = 0; i < offsets.size(); ++i) {
+      // No tensor and no disk has 2^60 bytes: the offset is damaged, and the file's end says nothing.
+      if ((offsets[i] | out_.tensors_[i].num_bytes) >> 60 != 0) return "";
+      end = std::max(end, offsets[i] + out_.tensors_[i].num_bytes);
+    }
+    return Str(": the file is cut off: it has ", file_->size(), " bytes, its tensors need ", out_.data_begin_ + end,
+               "; download or write it again");
+  }
+
   // Points the tensors at their data, once all infos are read and the data's begin is known.
   void PlaceTensors(const std::vector<uint64_t>& offsets) {
     const uint64_t padding = (out_.alignment_ - reader_.offset() % out_.alignment_) % out_.alignment_;
@@ -262,9 +274,9 @@ class GgufParser {
     for (size_t i = 0; i < offsets.size(); ++i) {
       GgufTensor& tensor = out_.tensors_[i];
       if (offsets[i] > room || tensor.num_bytes > room - offsets[i]) {
-        reader_.Fail(
-            {"data of tensor", tensor.name}, begin,
-            Str("expected ", tensor.num_bytes, " bytes from ", offsets[i], " on, found ", room, " bytes of data"));
+        reader_.Fail({"data of tensor", tensor.name}, begin,
+                     Str("expected ", tensor.num_bytes, " bytes from ", offsets[i], " on, found ", room,
+                         " bytes of data", Cut(offsets)));
       }
       tensor.data = file_->data() + begin + offsets[i];
       if (tensor.num_bytes > 0) order.emplace_back(offsets[i], i);

@@ -6,6 +6,8 @@
 #include <limits>
 #include <string_view>
 
+#include "src/error.h"
+
 namespace lowbit {
 namespace {
 
@@ -14,6 +16,22 @@ constexpr TensorType kOtherTypes[] = {
     // Plain numbers.
     {"I8", 24, 1, 1, nullptr},  {"I16", 25, 1, 2, nullptr}, {"I32", 26, 1, 4, nullptr},
     {"I64", 27, 1, 8, nullptr}, {"F64", 28, 1, 8, nullptr},
+};
+
+// Types that ggml had and gave up.
+struct WithdrawnType {
+  const char* name;
+  uint32_t ggml_type;
+  const char* advice;
+};
+constexpr char kConvertAgain[] = "which ggml removed in 2023: convert the model again";
+constexpr char kNowQ4_0[] = "which ggml withdrew: it was Q4_0 in another order; quantize the model to Q4_0 instead";
+constexpr char kNowIq4Nl[] =
+    "which ggml withdrew: it was IQ4_NL in another order; quantize the model to IQ4_NL instead";
+constexpr WithdrawnType kWithdrawnTypes[] = {
+    {"Q4_2", 4, kConvertAgain},    {"Q4_3", 5, kConvertAgain},    {"Q4_0_4_4", 31, kNowQ4_0},
+    {"Q4_0_4_8", 32, kNowQ4_0},    {"Q4_0_8_8", 33, kNowQ4_0},    {"IQ4_NL_4_4", 36, kNowIq4Nl},
+    {"IQ4_NL_4_8", 37, kNowIq4Nl}, {"IQ4_NL_8_8", 38, kNowIq4Nl},
 };
 
 struct ValueType {
@@ -62,6 +80,13 @@ bool FindTensorType(uint32_t ggml_type, TensorType* type) {
     return true;
   }
   return false;
+}
+
+std::string DescribeUnknownType(uint32_t ggml_type) {
+  for (const WithdrawnType& type : kWithdrawnTypes) {
+    if (type.ggml_type == ggml_type) return Str(ggml_type, " (", type.name, "), ", type.advice);
+  }
+  return Str(ggml_type);
 }
 
 TensorType GetTensorType(const std::string& name) {

@@ -46,6 +46,9 @@ struct TensorType {
 // False if there is no such type.
 bool FindTensorType(uint32_t ggml_type, TensorType* type);
 
+// The id of a type that FindTensorType does not find, with what it once was and what to do instead.
+std::string DescribeUnknownType(uint32_t ggml_type);
+
 // By name, in any case. Throws InputError.
 TensorType GetTensorType(const std::string& name);
 
