@@ -62,6 +62,13 @@ def test_attn_factor_counts_for_every_scaling() -> None:
     assert gguf_spec(**yarn, rope__scaling__attn_factor=1.5).ropes[0].magnitude == 1.5 * usual.magnitude
 
 
+def test_attn_factor_counts_in_every_layer_of_gemma3(tmp_path: Path) -> None:
+    """As in llama.cpp, also in layers with a window, which no other scaling reaches."""
+    metadata = open_checkpoint(make_checkpoint(tmp_path / "a", "gemma3")).metadata
+    found = spec({**metadata, "gemma3.rope.scaling.attn_factor": 1.5}, {})
+    assert [rope.magnitude for rope in found.ropes] == [1.5, 1.5]
+
+
 def test_yarn_was_first_trained_with_the_context_where_no_key_says_otherwise() -> None:
     yarn = {"rope__scaling__type": "yarn", "rope__scaling__factor": 4.0}
     assert gguf_spec(**yarn) == gguf_spec(**yarn, rope__scaling__original_context_length=64)

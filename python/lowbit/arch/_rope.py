@@ -57,9 +57,9 @@ def rope_of(get: Keys, tensors: Tensors, dim: int) -> Rope:
 
 
 @np.errstate(all="ignore")
-def plain_rope(base: float, dim: int) -> Rope:
+def plain_rope(base: float, dim: int, magnitude: float = 1.0) -> Rope:
     """The rotary embedding as Su et al. 2021 have it: frequencies base ** (-2 i / dim)."""
-    return Rope(_table(ONE / _powers(base, dim)))
+    return Rope(_table(ONE / _powers(base, dim)), magnitude)
 
 
 def original_context(get: Keys, ropes: tuple[Rope, ...]) -> int:

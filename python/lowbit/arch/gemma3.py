@@ -209,7 +209,8 @@ class Gemma3(Architecture):
         self, get: Keys, tensors: Tensors, dim: int, windows: tuple[int, ...]
     ) -> tuple[tuple[Rope, ...], tuple[int, ...]]:
         """The usual table for layers that see everything, a plain one with a base of its own for the others."""
-        local = plain_rope(get.number("rope.freq_base_swa", LOCAL_THETA), dim)
+        magnitude = get.number("rope.scaling.attn_factor", 1.0)  # which llama.cpp has for all layers
+        local = plain_rope(get.number("rope.freq_base_swa", LOCAL_THETA), dim, magnitude)
         return (rope_of(get, tensors, dim), local), tuple(int(window > 0) for window in windows)
 
 
