@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import huggingface_hub
+import huggingface_hub.file_download
 import pytest
 from command import run
 from hub_server import Hub, serve

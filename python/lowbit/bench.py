@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -13,6 +12,7 @@ import numpy as np
 from lowbit import model as models
 from lowbit import nonfinite, simd
 from lowbit._core import InputError
+from lowbit.paths import AnyPath, checked
 
 __all__ = ["Result", "bench"]
 
@@ -38,7 +38,7 @@ class Result:
 
 
 def bench(
-    path: str | os.PathLike[str],
+    path: AnyPath,
     prompt_tokens: int = 512,
     new_tokens: int = 128,
     runs: int = 3,
@@ -69,7 +69,7 @@ def bench(
             progress(run + 1, runs + 1)
     prefill, decode = zip(*times[1:], strict=True)
     return Result(
-        model=os.fspath(path),
+        model=checked(path),
         architecture=model.spec.architecture,
         weight_bytes=model.nbytes,
         threads=model.threads,

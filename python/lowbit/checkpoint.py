@@ -20,6 +20,8 @@ import numpy as np
 from lowbit._core import Error, FileError, FormatError, UnsupportedError
 from lowbit.file_reader import FileReader, read_bytes
 from lowbit.foreign import ERROR_KEYS, named
+from lowbit.operation import reading
+from lowbit.paths import checked, is_dir, is_file
 from lowbit.quoting import listed, reason
 from lowbit.tensor_source import FileRows, Renamed, TensorSource, read
 
@@ -30,6 +32,13 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 #: Names under which folders keep weights that may be a second set.
 WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin*", "consolidated*.pth")
+#: Files beside the weights that a conversion may read, as patterns.
+SMALL_FILES = [
+    "config.json", "generation_config.json", "*.safetensors.index.json", "adapter_config.json", "README.md",
+    "tokenizer*.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
+    "chat_template.json", "chat_template.jinja", "additional_chat_templates/*.jinja", "modules.json",
+    "*_Pooling/config.json",
+]  # fmt: skip
 MAX_DIMS = 8
 MAX_SHARDS = 100_000
 
@@ -218,12 +227,12 @@ def weight_files(folder: Path, config: dict[str, Any]) -> WeightFiles:
             f"{folder / 'config.json'}: 'transformers_weights' is {str(explicit)[:80]!r}, expected the plain name of a "
             "safetensors file or its index"
         )
-    if explicit is None and (folder / SINGLE).is_file():
+    if explicit is None and is_file(folder / SINGLE):
         explicit = SINGLE
     if explicit and not explicit.endswith(".json"):
         return WeightFiles([explicit])
     index = folder / (explicit or INDEX)
-    if explicit or index.is_file():
+    if explicit or is_file(index):
         names, tensors = index_shards(index)
         return WeightFiles(names, index, tensors)
     return WeightFiles(_unindexed_shards(folder))
@@ -284,23 +293,26 @@ class Checkpoint:
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self.folder = Path(folder)
-        if self.folder.is_file():
+        self.folder = Path(checked(folder))
+        if is_file(self.folder):
             if self.folder.suffix in PICKLES:
                 raise _pickle(self.folder.parent, self.folder.name)
             other = "; lowbit quantize takes GGUF files" if self.folder.suffix == ".gguf" else ""
             raise FileError(f"{self.folder}: a file, expected the folder of a checkpoint{other}")
-        if not self.folder.is_dir():
+        if not is_dir(self.folder):
             raise FileError(f"{self.folder}: no such folder, and no hub id such as Qwen/Qwen3-0.6B")
-        if not (self.folder / "config.json").is_file():
+        if not is_file(self.folder / "config.json"):
             raise _not_a_checkpoint(self.folder, "config.json")
+        # Not all are read, and some only to verify: to the operation they are all the checkpoint's.
+        for path in (path for pattern in (*SMALL_FILES, *WEIGHT_PATTERNS) for path in self.folder.glob(pattern)):
+            reading(path)
         self.config = read_json(self.folder / "config.json", MAX_CONFIG_BYTES)
         shards, index, expected = weight_files(self.folder, self.config)
         if not shards:
             raise _not_a_checkpoint(self.folder, "model.safetensors")
         if len(shards) > MAX_SHARDS:
             raise FormatError(f"{self.folder}: {len(shards)} files, expected at most {MAX_SHARDS}")
-        if missing := [name for name in shards if not (self.folder / name).is_file()]:
+        if missing := [name for name in shards if not is_file(self.folder / name)]:
             raise FileError(f"{self.folder}: missing {len(missing)} of {len(shards)} files: {listed(missing)}")
         self.tensors: dict[str, StoredTensor] = {}
         for shard in shards:

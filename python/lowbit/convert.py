@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from functools import partial
@@ -17,7 +16,9 @@ from lowbit.assignment import Stored, file_order
 from lowbit.gguf_source import gguf_tensors
 from lowbit.imatrix import Imatrix, Sums, load_imatrix
 from lowbit.lora import Adapters
-from lowbit.options import ConvertOptions, QuantizeOptions, checked, moved_last
+from lowbit.operation import operation
+from lowbit.options import ConvertOptions, QuantizeOptions, checked_options, moved_last
+from lowbit.paths import AnyPath, checked
 from lowbit.plan import Finishing, Input, Plan, Report
 from lowbit.progress import waiting
 from lowbit.provenance import Hashing, recipe_metadata, reserved_bytes, source_files, with_step
@@ -30,13 +31,13 @@ if TYPE_CHECKING:
     from lowbit.tokenizer_carried import KnownTokenizer
     from lowbit.verification import Verdict
 
-Path = str | os.PathLike[str]
-Importances = Path | Mapping[str, Any] | Imatrix | Sums
+Importances = AnyPath | Mapping[str, Any] | Imatrix | Sums
 
 
+@operation()
 def convert(
-    src: Path,
-    dst: Path,
+    src: AnyPath,
+    dst: AnyPath,
     format: str = "Q4_K_M",
     imatrix: Importances | None = None,
     progress: bool = True,
@@ -71,12 +72,13 @@ def convert(
     if mix.is_copy:
         raise InputError("COPY is for GGUF files; of a checkpoint, BF16, F16 or F32 make one of floats")
     between = _intermediate(mix, intermediate)
-    chosen = checked(ConvertOptions, options)
+    src, dst = checked(src), checked(dst)
+    chosen = checked_options(ConvertOptions, options)
     dry_run, provenance = arguments.flag("dry_run", dry_run), arguments.flag("provenance", provenance)
     verify = None if verify is None else arguments.flag("verify", verify)
     is_verified = _is_verified(verify, chosen)
     opened = open_checkpoint(src, lora, lora_scale, record_tokenizer=provenance or is_verified)
-    importances = _loaded(imatrix)
+    importances, imatrix = _loaded(imatrix)
     sources = source_files(opened.origin, imatrix) if provenance else []
     # From here on, since tokenizers keep only one thread busy.
     with Hashing([] if dry_run else sources) as hashing:
@@ -91,7 +93,7 @@ def convert(
                 if is_verified
                 else None,
             )
-        return plan.run(os.fspath(dst), importances, progress, num_threads(threads), dry_run)
+        return plan.run(dst, importances, progress, num_threads(threads), dry_run)
 
 
 def _intermediate(mix: Mix, format: str | None) -> str:
@@ -160,8 +162,8 @@ def _unusual(options: ConvertOptions) -> dict[str, Any]:
 
 
 def _verdict(
-    src: Path,
-    dst: Path,
+    src: str,
+    dst: str,
     opened: OpenedCheckpoint,
     tokenizer: KnownTokenizer | None,
     options: ConvertOptions,
@@ -173,20 +175,20 @@ def _verdict(
     """The verdict on a file at `path` that has no name yet. Raises VerificationError if it should not get one."""
     from lowbit.verification import compare_with
 
-    names = os.fspath(dst), os.fspath(src)
     changed = list(options.override_kv)
     with waiting("Verifying", enabled=progress):
         verdict = compare_with(
-            path, *names, opened, known=tokenizer, changed=changed, threads=threads, progress=progress
+            path, dst, src, opened, known=tokenizer, changed=changed, threads=threads, progress=progress
         )
     if not verdict.ok and (is_strict or verdict.word == "failed"):
         raise verdict.error()
     return verdict
 
 
+@operation()
 def quantize_file(
-    src: Path,
-    dst: Path,
+    src: AnyPath,
+    dst: AnyPath,
     format: str,
     imatrix: Importances | None = None,
     progress: bool = True,
@@ -207,23 +209,27 @@ def quantize_file(
     allow_requantize is set: what one format lost, the next takes for truth.
     """
     mix = find_mix(format)
-    chosen, dry_run = checked(QuantizeOptions, options), arguments.flag("dry_run", dry_run)
+    src, dst = checked(src), checked(dst)
+    chosen, dry_run = checked_options(QuantizeOptions, options), arguments.flag("dry_run", dry_run)
     with gguf.open(src) as file:
         inputs = _inputs(file, chosen.keep_split)
         metadata = {key: file.typed(key) for key in file.metadata if key not in gguf.SPLIT_KEYS}
-        num_files, paths = len(file.paths) if chosen.keep_split else None, file.paths
-    importances = _loaded(imatrix)
+        num_files = len(file.paths) if chosen.keep_split else None
+    importances, imatrix = _loaded(imatrix)
     given = _unusual(chosen)
     if given or not mix.is_copy:
-        metadata = with_step(metadata, os.fspath(src), mix.name, given, imatrix)
+        metadata = with_step(metadata, src, mix.name, given, imatrix)
     metadata = _own_last(_requantized(metadata, mix))
     requantize = chosen.allow_requantize
-    plan = Plan(mix, inputs, metadata, [], chosen, allow_requantize=requantize, num_files=num_files, reads=paths)
-    return plan.run(os.fspath(dst), importances, progress, num_threads(threads), dry_run)
+    plan = Plan(mix, inputs, metadata, [], chosen, allow_requantize=requantize, num_files=num_files)
+    return plan.run(dst, importances, progress, num_threads(threads), dry_run)
 
 
-def _loaded(imatrix: Importances | None) -> Imatrix | None:
-    return None if imatrix is None else load_imatrix(imatrix)
+def _loaded(imatrix: Importances | None) -> tuple[Imatrix | None, str | None]:
+    """The importances, and the path of their file."""
+    if imatrix is None:
+        return None, None
+    return load_imatrix(imatrix), None if isinstance(imatrix, (Mapping, Imatrix, Sums)) else checked(imatrix)
 
 
 def _rounded(sources: Iterable[TensorSource], mix: Mix, intermediate: str) -> str | None:

@@ -19,21 +19,18 @@ from lowbit import arguments, gguf
 from lowbit._core import FileError, FormatError, InputError, UnsupportedError
 from lowbit.arch import Architecture, of_metadata
 from lowbit.arch._hf import decimal
+from lowbit.atomic import locked
 from lowbit.config import Config
 from lowbit.export_tokenizer import tokenizer_files
 from lowbit.gguf_source import gguf_tensors
 from lowbit.model_card import SAMPLING, card_text
+from lowbit.paths import AnyPath, checked, is_dir, status
 from lowbit.pipeline import Job, write_files
 from lowbit.progress import progress_bar
 from lowbit.quoting import quoted
 from lowbit.safetensors_writer import Shard, job_bytes
 from lowbit.threads import num_threads
 from lowbit.tokenizer import Tokenizer
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 __all__ = ["DTYPES", "ExportReport", "export_hf"]
 
@@ -56,8 +53,8 @@ class ExportReport:
 
 
 def export_hf(
-    src: str | os.PathLike[str],
-    dst: str | os.PathLike[str],
+    src: AnyPath,
+    dst: AnyPath,
     dtype: str | None = None,
     shard_bytes: int = SHARD_BYTES,
     progress: bool = True,
@@ -74,11 +71,12 @@ def export_hf(
     Raises FileError, FormatError, UnsupportedError (what no checkpoint can hold) or InputError.
     """
     shard_bytes = arguments.integer("shard_bytes", shard_bytes, 1)
+    src, dst = checked(src), checked(dst)
     with gguf.open(src) as file:
         sources = {name: tensor.weights() for name, tensor in gguf_tensors(file).items()}
         arch = of_metadata(file.metadata, file.infos)
         values = arch.hf_config(file.metadata, sources)
-        config = arch.text_config(Config(values, f"{os.fspath(src)}: config.json of its metadata"))
+        config = arch.text_config(Config(values, f"{src}: config.json of its metadata"))
         tensors = arch.hf_tensors(sources, config)
         notes = _unkept(arch, file.metadata, config)
         tokenizer, files = tokenizer_files(file.metadata, config.integer("max_position_embeddings"))
@@ -102,7 +100,7 @@ def export_hf(
     notes += [f"{name}: {n} weights exceed float16 and became infinite" for name, n in overflows.items()]
     names = [Path(shard.path).name for shard in shards]
     num_bytes = sum(shard.num_bytes for shard in shards)
-    return ExportReport(os.fspath(dst), format, num_bytes, names, [tensor.name for tensor in tensors], notes)
+    return ExportReport(dst, format, num_bytes, names, [tensor.name for tensor in tensors], notes)
 
 
 def _json(value: Any) -> bytes:
@@ -183,12 +181,12 @@ def _index(shards: Sequence[Shard]) -> dict[str, Any]:
 @contextmanager
 def _new_folder(path: Path) -> Iterator[Path]:
     """A folder under a temporary name beside `path`, which gets that name at the end unless there is an exception."""
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise FileError(f"{path}: there already, expected a new or an empty folder")
     try:
+        if status(path) and (not is_dir(path) or any(path.iterdir())):
+            raise FileError(f"{path}: there already, expected a new or an empty folder")
         _remove_stale(path)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
-        lock = _locked(temporary)
+        lock = locked(temporary)
     except OSError as error:
         raise FileError(f"{path}: {error.strerror}") from None
     try:
@@ -207,26 +205,11 @@ def _new_folder(path: Path) -> Iterator[Path]:
             os.close(lock)
 
 
-def _locked(folder: Path) -> int | None:
-    """A handle that keeps a folder locked until it is closed or the process ends; None if another holds the lock, or
-    on a system that has none for folders."""
-    handle = None
-    if fcntl is not None:
-        try:
-            handle = os.open(folder, os.O_RDONLY)
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            if handle is not None:
-                os.close(handle)
-            return None
-    return handle
-
-
 def _remove_stale(path: Path) -> None:
     """Removes what exports to `path` left that were killed."""
     for folder in path.parent.iterdir():
         is_temporary = re.fullmatch(rf"\.{re.escape(path.name)}\.\w{{8}}\.part", folder.name) is not None
-        if is_temporary and not folder.is_symlink() and (lock := _locked(folder)) is not None:
+        if is_temporary and not folder.is_symlink() and (lock := locked(folder)) is not None:
             shutil.rmtree(folder, ignore_errors=True)
             os.close(lock)
 

@@ -5,36 +5,85 @@ from __future__ import annotations
 
 import mmap
 import os
+import stat
 import threading
 import weakref
 from pathlib import Path
 
 from lowbit._core import FileError, FormatError
+from lowbit.operation import reading
+from lowbit.paths import check_regular, checked
+
+#: The most that a text to be read by a model may hold.
+MAX_TEXT_BYTES = 1 << 30
+_PIECE = 1 << 20
+_FLAGS = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+# A pipe without a writer opens at once with this, so that it can be refused.
+_NONBLOCK = getattr(os, "O_NONBLOCK", 0)
 
 
-def read_bytes(path: Path, max_bytes: int | None = None) -> bytes:
-    """A file's content. Raises FileError, and FormatError if it has more than so many bytes."""
+def open_file(path: str | os.PathLike[str], *, pipes: bool = False) -> int:
+    """A descriptor of a regular file, or, with `pipes`, of a pipe. Every file that Python reads is opened here.
+
+    Raises FileError for everything else, InputError if the operation is going to replace the file.
+    """
+    where = checked(path)
     try:
-        size = path.stat().st_size
-        if max_bytes is not None and size > max_bytes:
+        descriptor = os.open(where, _FLAGS | _NONBLOCK)
+    except OSError as error:
+        raise FileError(f"{where}: {error.strerror or error}") from None
+    try:
+        found = os.fstat(descriptor)
+        if not (pipes and stat.S_ISFIFO(found.st_mode)):
+            check_regular(where, found)
+        reading(where, found)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def read_bytes(path: str | os.PathLike[str], max_bytes: int, *, pipes: bool = False) -> bytes:
+    """A file's content. Raises FileError, and FormatError if it has more than so many bytes.
+
+    pipes: take what a pipe gives, too, until its writers close it; one without a writer is empty.
+    """
+    descriptor = open_file(path, pipes=pipes)
+    try:
+        is_pipe = stat.S_ISFIFO(os.fstat(descriptor).st_mode)
+        if is_pipe:
+            os.set_blocking(descriptor, True)
+        size = os.fstat(descriptor).st_size
+        if size > max_bytes:
             raise FormatError(f"{path}: {size} bytes, expected at most {max_bytes}")
-        return path.read_bytes()
+        parts = [os.read(descriptor, size + 1)]
+        total = len(parts[0])
+        while parts[-1]:
+            if total > max_bytes:
+                raise FormatError(f"{path}: more than {max_bytes} bytes")
+            parts.append(os.read(descriptor, min(_PIECE, max_bytes + 1 - total)))
+            total += len(parts[-1])
+        return b"".join(parts[:-1])
     except OSError as error:
         raise FileError(f"{path}: {error.strerror}") from None
+    finally:
+        os.close(descriptor)
 
 
-def read_text(path: Path, max_bytes: int | None = None) -> str:
+def read_text(path: str | os.PathLike[str], max_bytes: int = MAX_TEXT_BYTES, *, pipes: bool = False) -> str:
     """A file's text in UTF-8, whatever its line ends are with those of Unix: templates and lists. Raises as
     `read_bytes` does."""
-    return decoded(read_bytes(path, max_bytes), str(path)).replace("\r\n", "\n").replace("\r", "\n")
+    text = decoded(read_bytes(path, max_bytes, pipes=pipes), str(path))
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def read_model_text(path: Path) -> str:
-    """A text that a model reads: as the bytes are (line ends, marks), without one line feed at its end.
+def read_model_text(path: str | os.PathLike[str]) -> str:
+    """A text that a model reads, from a file or pipe: as the bytes are (line ends, marks), without one line feed at its
+    end.
 
     llama.cpp's tools read files so. Raises as `read_bytes` does.
     """
-    return decoded(read_bytes(path), str(path)).removesuffix("\n")
+    return decoded(read_bytes(path, MAX_TEXT_BYTES, pipes=True), str(path)).removesuffix("\n")
 
 
 def decoded(data: bytes, where: str) -> str:
@@ -49,14 +98,14 @@ class FileReader:
     """A file that several threads read at offsets. Closed when nothing refers to it any more."""
 
     def __init__(self, path: Path) -> None:
-        """Raises FileError if the file cannot be opened."""
+        """Raises as `open_file` does."""
         self.path = path
-        try:
-            self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
-            weakref.finalize(self, os.close, self._descriptor)
-            self.size = os.fstat(self._descriptor).st_size
-        except OSError as error:
-            raise FileError(f"{path}: {error.strerror}") from None
+        self._descriptor = open_file(path)
+        weakref.finalize(self, os.close, self._descriptor)
+        found = os.fstat(self._descriptor)
+        self.size = found.st_size
+        #: Device and number, which tell whether the file is the one that another opened by this path.
+        self.identity = found.st_dev, found.st_ino
         self._lock = threading.Lock()
         self._map: mmap.mmap | None = None
 

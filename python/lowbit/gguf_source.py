@@ -51,5 +51,6 @@ class GgufTensor:
 def gguf_tensors(file: gguf.File) -> dict[str, GgufTensor]:
     """All tensors by name, in the file's order. They can be read when the file is closed."""
     readers = [FileReader(Path(path)) for path in file.paths]
+    file.check_in_place()
     places = {name: file.place(name) for name in file.infos}
     return {name: GgufTensor(info, places[name], readers[places[name].path]) for name, info in file.infos.items()}

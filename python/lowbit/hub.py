@@ -8,23 +8,16 @@ that were not whole. Only what a conversion reads is fetched: no pickles, no wei
 from __future__ import annotations
 
 import errno
-import os
 import re
 import sys
 from pathlib import Path
 from typing import Any
 
 from lowbit._core import Error, FileError, UnsupportedError
-from lowbit.checkpoint import PICKLES, SINGLE, read_json, weight_files
+from lowbit.checkpoint import PICKLES, SINGLE, SMALL_FILES, read_json, weight_files
+from lowbit.paths import AnyPath, checked, is_file, status
 from lowbit.quoting import quoted, reason
 
-#: What is read beside the weights.
-SMALL_FILES = [
-    "config.json", "generation_config.json", "*.safetensors.index.json", "adapter_config.json", "README.md",
-    "tokenizer*.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
-    "chat_template.json", "chat_template.jinja", "additional_chat_templates/*.jinja", "modules.json",
-    "*_Pooling/config.json",
-]  # fmt: skip
 #: The weights where they are one file, and where no index names several.
 SINGLE_FILES = [SINGLE, "adapter_model.safetensors"]
 OTHER_FILES = ["model*.safetensors"]
@@ -33,22 +26,22 @@ _PART = r"[A-Za-z0-9_-][\w.-]*"
 _ID = re.compile(rf"(?P<id>{_PART}/{_PART})(?:@(?P<revision>[\w./-]+))?", re.ASCII)
 
 
-def resolve(source: str | os.PathLike[str], weights: bool = True) -> tuple[Path, str | None]:
+def resolve(source: AnyPath, weights: bool = True) -> tuple[Path, str | None]:
     """A folder, or what "org/name" or "org/name@revision" names on the hub: the folder, and the id if it was one.
 
-    What exists as a path is one. Without weights, only the small files are sure to be there. Raises FileError for what
-    is not there or cannot be fetched, UnsupportedError where there are only pickles.
+    What exists as a path is one. Without weights, only the small files are sure to be there. Raises InputError for what
+    can be no path, FileError for what is not there or cannot be fetched, UnsupportedError where there are only pickles.
     """
-    path = Path(source)
-    match = _ID.fullmatch(str(source))
-    if path.exists() or match is None:
+    text = checked(source)
+    path, match = Path(text), _ID.fullmatch(text)
+    if match is None or status(path):
         return path, None
     repository, revision = match["id"], match["revision"]
     folder = _download(repository, revision, SMALL_FILES + (SINGLE_FILES if weights else []))
     if weights:
-        config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+        config = read_json(folder / "config.json") if is_file(folder / "config.json") else {}
         names = weight_files(folder, config).names or SINGLE_FILES[1:]
-        if missing := [name for name in names if not (folder / name).is_file()]:
+        if missing := [name for name in names if not is_file(folder / name)]:
             shards = OTHER_FILES if missing == SINGLE_FILES[1:] else missing
             _download(repository, folder.name, shards)  # the folder is named by the commit
         if not any(folder.glob("*.safetensors")):

@@ -9,14 +9,17 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from lowbit import _core, arguments, gguf, nonfinite
+from lowbit import arguments, gguf, nonfinite
 from lowbit._core import FormatError, InputError
+from lowbit.file_reader import FileReader
 from lowbit.foreign import named
+from lowbit.paths import AnyPath, checked
 from lowbit.quoting import shown
 
 if TYPE_CHECKING:
@@ -24,10 +27,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Coverage", "Entry", "Imatrix", "Sums", "collect", "load_imatrix", "merge", "read"]
 
-Path = str | os.PathLike[str]
-
 #: What llama-quantize keeps of a text.
 MAX_TEXT = 127
+#: The most that a file of the old form may say: bytes of a tensor's name, columns of all its experts, bytes of a text.
+MAX_NAME, MAX_COLUMNS, MAX_LEGACY_TEXT = 1 << 10, 1 << 26, 1 << 20
 #: Tokens of a window, where nothing else is said.
 CHUNK_SIZE = 512
 
@@ -123,7 +126,7 @@ class Sums:
     chunk_count: int = 0
     chunk_size: int = CHUNK_SIZE  # 0 in files of the old form, whose counts are chunks
 
-    def save(self, path: Path) -> None:
+    def save(self, path: AnyPath) -> None:
         """Writes the GGUF file that llama-imatrix would, complete or not at all. Raises FileError."""
         metadata: dict[str, Any] = {
             "general.type": "imatrix",
@@ -157,7 +160,7 @@ class Sums:
         return Imatrix(values, path, self.datasets, self.chunk_count, notes)
 
 
-def load_imatrix(source: Path | Mapping[str, Any] | Imatrix | Sums) -> Imatrix:
+def load_imatrix(source: AnyPath | Mapping[str, Any] | Imatrix | Sums) -> Imatrix:
     """From a file of llama-imatrix (GGUF, or the old form), what `collect` found, or a mapping of names to arrays.
 
     Raises InputError or FormatError for values that are negative or not finite.
@@ -173,9 +176,9 @@ def load_imatrix(source: Path | Mapping[str, Any] | Imatrix | Sums) -> Imatrix:
                 for name, v in source.items()
             }
         )
-    if not isinstance(source, (str, os.PathLike)):
+    if not isinstance(source, (str, bytes, os.PathLike)):
         raise arguments.wrong("imatrix", "a path, importances by name, or what lowbit.imatrix gave", source)
-    path = os.fspath(source)
+    path = checked(source)
     return read(path).imatrix(path)
 
 
@@ -185,20 +188,16 @@ def _checked(error: type[Exception], where: str, values: np.ndarray) -> np.ndarr
     return values
 
 
-def read(path: Path) -> Sums:
+def read(path: AnyPath) -> Sums:
     """What a file of llama-imatrix holds: a GGUF file, or one of the older form (.dat).
 
     Raises FileError if it cannot be read, FormatError if it is no importance matrix.
     """
-    path = os.fspath(path)
-    try:
-        with open(path, "rb") as file:
-            if file.read(4) != b"GGUF":
-                file.seek(0)
-                with named(path):
-                    return _Legacy(path, file.read()).sums()
-    except OSError as error:
-        raise _core.FileError(f"{path}: {error.strerror}") from None
+    path = checked(path)
+    file = FileReader(Path(path))
+    if file.size < 4 or file.read(0, 4) != b"GGUF":
+        with named(path):
+            return _Legacy(file).sums()
     with gguf.open(path) as opened:
         sums = {name.removesuffix(".in_sum2") for name in opened.infos if name.endswith(".in_sum2")}
         counts = {name.removesuffix(".counts") for name in opened.infos if name.endswith(".counts")}
@@ -229,11 +228,13 @@ def _entry(where: str, sums: Any, counts: Any) -> Entry:
 
 
 class _Legacy:
-    """The old form: numbers of 32 bits and names, one tensor after the other, sums already divided by tokens."""
+    """The old form: numbers of 32 bits and names, one tensor after the other, sums already divided by tokens.
 
-    def __init__(self, path: str, data: bytes) -> None:
-        self.path = path
-        self.data = data
+    Each part is read when the one before it makes sense, so a large file of another kind costs its first bytes.
+    """
+
+    def __init__(self, file: FileReader) -> None:
+        self.file = file
         self.at = 0
 
     def sums(self) -> Sums:
@@ -241,36 +242,36 @@ class _Legacy:
         num = self._int("number of tensors", 1)
         entries: dict[str, Entry] = {}
         for _ in range(num):
-            name = self._text("name")
+            name = self._text("name", 1, MAX_NAME)
             if name in entries:
                 raise self._error(f"a second tensor {name}")
             calls = self._int(f"chunks of {name}")
-            columns = self._int(f"columns of {name}", 1)
+            columns = self._int(f"columns of {name}", 1, MAX_COLUMNS)
             sums = np.frombuffer(self._bytes(4 * columns, f"sums of {name}"), "<f4").astype(np.float32)
             entries[name] = Entry(sums[None], np.array([max(calls, 1)], np.int64))
-        if self.at == len(self.data):  # the rest was added later
+        if self.at == self.file.size:  # the rest was added later
             return Sums(entries, [], 0, 0)
         chunks = max(self._int("number of chunks"), 0)
-        text = self._text("text") if self.at < len(self.data) else ""
+        text = self._text("text", 0, MAX_LEGACY_TEXT) if self.at < self.file.size else ""
         return Sums(entries, [text] if text else [], chunks, 0)
 
     def _error(self, message: str) -> FormatError:
-        return FormatError(f"{self.path}: not an importance matrix: offset {self.at}: {message}")
+        return FormatError(f"{self.file.path}: not an importance matrix: offset {self.at}: {message}")
 
     def _bytes(self, num: int, what: str) -> bytes:
-        if num > len(self.data) - self.at:
-            raise self._error(f"{what}: expected {num} bytes, found {len(self.data) - self.at}")
+        if num > self.file.size - self.at:
+            raise self._error(f"{what}: expected {num} bytes, found {self.file.size - self.at}")
         self.at += num
-        return self.data[self.at - num : self.at]
+        return self.file.read(self.at - num, num)
 
-    def _int(self, what: str, least: int = -(1 << 31)) -> int:
+    def _int(self, what: str, least: int = -(1 << 31), most: int = (1 << 31) - 1) -> int:
         value = int.from_bytes(self._bytes(4, what), "little", signed=True)
-        if value < least:
-            raise self._error(f"{what}: expected at least {least}, found {value}")
+        if not least <= value <= most:
+            raise self._error(f"{what}: expected {least} to {most}, found {value}")
         return value
 
-    def _text(self, what: str) -> str:
-        data = self._bytes(self._int(f"length of a {what}", 0), what)
+    def _text(self, what: str, least: int, most: int) -> str:
+        data = self._bytes(self._int(f"length of a {what}", least, most), what)
         try:
             return data.decode()
         except UnicodeDecodeError:

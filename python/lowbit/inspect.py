@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from lowbit import checkpoint, gguf
+from lowbit.paths import AnyPath, checked, is_dir
 
 __all__ = ["Report", "TensorReport", "Total", "inspect"]
 
@@ -54,33 +54,25 @@ class Report:
     total: Total
 
 
-def inspect(path: str | os.PathLike[str]) -> Report:
+def inspect(path: AnyPath) -> Report:
     """Reads what a GGUF file, a safetensors file or the folder of a checkpoint says of itself.
 
     Raises FileError or FormatError for what cannot be read.
     """
-    path = Path(path)
-    if path.is_dir() or path.suffix == ".safetensors":
+    path = Path(checked(path))
+    if is_dir(path) or path.suffix == ".safetensors":
         return _inspect_safetensors(path)
     with gguf.open(path) as file:
         tensors = [
             _tensor(info.name, info.shape, info.format, file.num_bytes(info.name)) for info in file.infos.values()
         ]
         metadata = {key: summary(value) for key, value in file.metadata.items()}
-        return _report(path, f"GGUF version {file.version}", _gguf_bytes(path), metadata, tensors)
-
-
-def _gguf_bytes(path: Path) -> int:
-    """Bytes of the file, or of all files of a split model."""
-    split = re.fullmatch(r"(.*-)\d{5}(-of-(\d{5})\.gguf)", path.name)
-    if split is None:
-        return path.stat().st_size
-    names = (f"{split[1]}{number:05}{split[2]}" for number in range(1, int(split[3]) + 1))
-    return sum(path.with_name(name).stat().st_size for name in names)
+        file_bytes = sum(map(os.path.getsize, file.paths))
+        return _report(path, f"GGUF version {file.version}", file_bytes, metadata, tensors)
 
 
 def _inspect_safetensors(path: Path) -> Report:
-    if path.is_dir():
+    if is_dir(path):
         opened = checkpoint.Checkpoint(path)
         stored, metadata, kind = opened.tensors, _flat(opened.config), "checkpoint"
     else:

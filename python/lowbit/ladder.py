@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -19,6 +18,7 @@ from lowbit.hub import resolve
 from lowbit.imatrix import Imatrix, Sums, collect, load_imatrix
 from lowbit.inspect import inspect
 from lowbit.model import Model, load
+from lowbit.paths import AnyPath, checked, is_file
 from lowbit.recipes import find_mix
 
 __all__ = ["RUNGS", "Ladder", "Rung", "ladder"]
@@ -63,11 +63,11 @@ class Ladder:
 
 
 def ladder(
-    model: str | os.PathLike[str],
+    model: AnyPath,
     text: str | None = None,
     rungs: Sequence[str] = RUNGS,
     *,
-    imatrix: str | os.PathLike[str] | Mapping[str, Any] | Imatrix | Sums | None = None,
+    imatrix: AnyPath | Mapping[str, Any] | Imatrix | Sums | None = None,
     ctx: int = 512,
     max_windows: int | None = None,
     threads: int | None = None,
@@ -91,7 +91,8 @@ def ladder(
         max_windows = arguments.integer("max_windows", max_windows, 1)
     if text is None:
         text = (files("lowbit") / "data" / "bard-valid.txt").read_text(encoding="utf-8")
-    path = Path(model) if os.path.isfile(model) else resolve(model)[0]
+    model = checked(model)
+    path = Path(model) if is_file(model) else resolve(model)[0]
     original = load(path, compute=compute, threads=threads)
     measured, calibrating = _shares(original, text, ctx, max_windows, given=imatrix is not None)
     steps = _Steps(calibrating + (len(names) + 1) * measured, progress)
@@ -99,10 +100,10 @@ def ladder(
         origin = f"{calibrating} other windows of the text"
         imatrix = collect(original, text, ctx, first=measured, chunks=calibrating, progress=steps.part())
     else:
-        origin = os.fspath(imatrix) if isinstance(imatrix, (str, os.PathLike)) else "given"
+        origin = "given" if isinstance(imatrix, (Mapping, Imatrix, Sums)) else checked(imatrix)
     importances = load_imatrix(imatrix)
     meter = _Meter(original, text, ctx, measured, threads, compute, steps)
-    make = quantize_file if path.is_file() else convert
+    make = quantize_file if is_file(path) else convert
 
     report = inspect(path)
     top = meter.rung(next(iter(report.formats)), path, report.file_bytes, report.total.bits_per_weight, None)
@@ -115,7 +116,7 @@ def ladder(
             result.append(meter.rung(name, made, written.file_bytes, written.bits_per_weight, written.fallbacks))
             with suppress(OSError):
                 made.unlink()
-    return Ladder(os.fspath(model), ctx, measured, meter.tokens, origin, top, result)
+    return Ladder(model, ctx, measured, meter.tokens, origin, top, result)
 
 
 def _shares(model: Model, text: str, ctx: int, most: int | None, given: bool) -> tuple[int, int]:

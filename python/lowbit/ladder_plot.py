@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import io
 import math
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from lowbit._core import InputError, UnsupportedError
 from lowbit.atomic import AtomicFile
 from lowbit.ladder import Ladder, Rung
+from lowbit.paths import AnyPath, checked, is_dir
 
 __all__ = ["check", "draw"]
 
@@ -29,23 +29,24 @@ PLACES = [(7, 0), (-7, 0), (0, 10), (0, -10)] + [
 ]
 
 
-def check(path: str | os.PathLike[str]) -> None:
+def check(path: AnyPath) -> None:
     """Raises UnsupportedError if matplotlib is missing, InputError if no picture could be written to `path`."""
-    path = Path(path)
+    path = Path(checked(path))
     if path.suffix.lower() not in SUFFIXES:
         raise InputError(f"{path}: expected a name that ends in {', '.join(SUFFIXES)}")
-    if not path.absolute().parent.is_dir():
+    if not is_dir(path.absolute().parent):
         raise InputError(f"{path}: no such folder")
     if importlib.util.find_spec("matplotlib") is None:
         raise UnsupportedError("drawing needs matplotlib: pip install 'lowbit[plot]'")
 
 
-def draw(ladder: Ladder, path: str | os.PathLike[str]) -> None:
+def draw(ladder: Ladder, path: AnyPath) -> None:
     """Writes the picture, complete or not at all, in the format that the name ends in.
 
     Raises as `check` does, and FileError if the system refuses.
     """
     check(path)
+    path = checked(path)
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

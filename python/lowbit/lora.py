@@ -33,9 +33,10 @@ from lowbit._core import FileError, FormatError, InputError, UnsupportedError
 from lowbit.checkpoint import Checkpoint, StoredTensor, read_json, read_safetensors
 from lowbit.config import MOST_FLOAT32, Config
 from lowbit.hub import resolve
+from lowbit.paths import AnyPath, is_dir, is_file
 from lowbit.tensor_source import read, row_ranges
 
-Adapter = str | os.PathLike[str]
+Adapter = AnyPath
 Adapters = Adapter | Sequence[Adapter]
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
@@ -144,9 +145,9 @@ def merge(
     whether config.json says that output and embeddings are one matrix. Raises InputError for wrong scales, FileError,
     FormatError and UnsupportedError for adapters that cannot be read or do not fit.
     """
-    if not isinstance(adapters, (str, os.PathLike, Iterable)) or isinstance(adapters, bytes):
+    if not isinstance(adapters, (str, bytes, os.PathLike, Iterable)):
         raise arguments.wrong("lora", "a folder or hub id, or a list of them", adapters)
-    paths = [adapters] if isinstance(adapters, (str, os.PathLike)) else list(adapters)
+    paths = [adapters] if isinstance(adapters, (str, bytes, os.PathLike)) else list(adapters)
     given = scales if isinstance(scales, Sequence) else [scales] * len(paths)
     factors = [arguments.number("lora_scale", factor, -MOST_FLOAT32, MOST_FLOAT32) for factor in given]
     if len(factors) != len(paths):
@@ -182,7 +183,7 @@ class _Merge:
         self.config = Config(_read_config(folder), str(folder / CONFIG))
         _check(self.config)
         self.notes: list[str] = []
-        if (folder / PICKLE).is_file():
+        if is_file(folder / PICKLE):
             self.notes.append(f"the adapter {folder.name} is read from {WEIGHTS}; left: {PICKLE}")
         self.seen: set[str] = set()
         self.names: dict[str, str] = {}
@@ -340,12 +341,12 @@ class _Merge:
 
 
 def _read_config(folder: Path) -> dict[str, object]:
-    if not folder.is_dir():
+    if not is_dir(folder):
         raise FileError(f"{folder}: no such folder, expected an adapter with {CONFIG}")
-    if not (folder / CONFIG).is_file():
+    if not is_file(folder / CONFIG):
         raise FileError(f"{folder}: no {CONFIG}: not a PEFT adapter")
-    if not (folder / WEIGHTS).is_file():
-        if (folder / PICKLE).is_file():
+    if not is_file(folder / WEIGHTS):
+        if is_file(folder / PICKLE):
             raise UnsupportedError(
                 f"{folder}: {PICKLE} is a pickle, which can run code when it is loaded; save it as "
                 "safetensors where you trust it: PeftModel.from_pretrained(base, d).save_pretrained(d)"

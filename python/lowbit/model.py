@@ -8,7 +8,6 @@ import secrets
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from lowbit import _core, arch, gguf, nonfinite
 from lowbit._core import InputError
 from lowbit.checkpoint import mapped
 from lowbit.lora import Adapters
+from lowbit.paths import AnyPath, checked, is_file
 from lowbit.qtensor import QTensor, format_of
 from lowbit.spec import ModelSpec
 from lowbit.text import StopFilter
@@ -32,7 +32,7 @@ Weight = QTensor | npt.NDArray[Any]
 
 
 def load(
-    path: str | os.PathLike[str],
+    path: AnyPath,
     compute: str = "auto",
     threads: int | None = None,
     context: int | None = None,
@@ -50,14 +50,15 @@ def load(
 
     Raises FileError, FormatError or UnsupportedError for what cannot be opened, InputError for a wrong argument.
     """
-    if os.path.isfile(path) or Path(path).suffix == ".gguf":
+    where = checked(path)
+    if is_file(where) or where.endswith(".gguf"):
         if not isinstance(lora, Sequence) or lora:
-            raise _core.InputError(f"{os.fspath(path)}: adapters are merged into checkpoints, not into GGUF files")
-        file = gguf.open(path)
+            raise _core.InputError(f"{where}: adapters are merged into checkpoints, not into GGUF files")
+        file = gguf.open(where)
         tensors = {name: weight for name, weight in file.tensors.items() if _is_weight(weight)}
         spec = arch.spec(file.metadata, tensors)
         return Model(spec, tensors, file.metadata, path, compute, threads, context, max_sequences)
-    opened = arch.open_checkpoint(path, lora, lora_scale)
+    opened = arch.open_checkpoint(where, lora, lora_scale)
     return load_opened(opened, compute, threads, context, max_sequences)
 
 
@@ -118,7 +119,7 @@ class Model:
         spec: ModelSpec,
         weights: Mapping[str, Weight],
         metadata: Mapping[str, Any],
-        path: str | os.PathLike[str],
+        path: AnyPath,
         compute: str,
         threads: int | None,
         context: int | None,

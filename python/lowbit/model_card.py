@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 
 from lowbit.checkpoint import read_json
+from lowbit.file_reader import read_bytes
+from lowbit.paths import is_file
 from lowbit.quoting import reason
 
 MAX_CARD_BYTES = 16 << 20
@@ -171,9 +173,9 @@ def size_label(num_params: int) -> str:
 def read_card(folder: Path, notes: list[str]) -> dict[str, Any]:
     """The front matter of README.md. One that is not YAML is left out, with a note."""
     path = folder / "README.md"
-    if not path.is_file() or path.stat().st_size > MAX_CARD_BYTES:
+    if not is_file(path) or path.stat().st_size > MAX_CARD_BYTES:
         return {}
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = read_bytes(path, MAX_CARD_BYTES).decode("utf-8", errors="replace").splitlines()
     if not lines or lines[0] != "---":
         return {}
     end = lines.index("---", 1) if "---" in lines[1:] else len(lines)
@@ -242,7 +244,7 @@ def _text(value: Any) -> str:
 
 def _sampling(folder: Path, notes: list[str]) -> dict[str, Any]:
     path = folder / "generation_config.json"
-    if not path.is_file():
+    if not is_file(path):
         return {}
     config = read_json(path)
     result = {}

@@ -20,18 +20,21 @@ import numpy.typing as npt
 from lowbit import _core, arguments
 from lowbit._core import FileError, FormatError, InputError, UnsupportedError
 from lowbit.atomic import AtomicFile
+from lowbit.file_reader import open_file
+from lowbit.paths import AnyPath, checked
 from lowbit.qtensor import QTensor, find_format
+from lowbit.quoting import quoted
 
 __all__ = ["load_npz", "save_npz"]
 
-Path = str | os.PathLike[str]
-
 #: Bytes of the longest array that can hold a format's name.
 _MOST_NAME_BYTES = 1024
+#: Bytes of the longest name of an array.
+_MOST_ENTRY_BYTES = 65535
 _PIECE = 16 << 20
 
 
-def save_npz(path: Path, tensors: Mapping[str, QTensor]) -> None:
+def save_npz(path: AnyPath, tensors: Mapping[str, QTensor]) -> None:
     """Writes tensors by name, uncompressed, complete or not at all.
 
     Raises InputError for what is no QTensor or no name, FileError if the system refuses.
@@ -40,8 +43,10 @@ def save_npz(path: Path, tensors: Mapping[str, QTensor]) -> None:
     for name, tensor in arguments.mapping("tensors", tensors).items():
         if not isinstance(tensor, QTensor):
             raise InputError(f"tensor {name!r}: expected a QTensor, got {type(tensor).__name__}")
-        if "\0" in name or (not name.isascii() and name != name.encode(errors="ignore").decode()):
-            raise InputError(f"tensor {name!r}: expected a name that UTF-8 can encode, without NUL")
+        if "\0" in arguments.text("name of a tensor", name):
+            raise InputError(f"tensor {quoted(name)}: expected a name without NUL")
+        if len(f"{_key(name, 'format')}.npy".encode()) > _MOST_ENTRY_BYTES:
+            raise InputError(f"tensor {quoted(name)}: the name is too long for an .npz file")
         arrays |= {_key(name, "data"): tensor.data, _key(name, "format"): np.array(tensor.format)}
     with AtomicFile(path) as file, zipfile.ZipFile(cast(IO[bytes], file), "w") as archive:
         for key, array in arrays.items():
@@ -49,36 +54,35 @@ def save_npz(path: Path, tensors: Mapping[str, QTensor]) -> None:
                 np.lib.format.write_array(member, array, allow_pickle=False)
 
 
-def load_npz(path: Path) -> dict[str, QTensor]:
+def load_npz(path: AnyPath) -> dict[str, QTensor]:
     """Reads every packed tensor of a file.
 
     Raises FileError if it cannot be read, FormatError if it is damaged or holds none, UnsupportedError for compressed
     arrays and formats that lowbit does not know.
     """
-    with _errors(path), zipfile.ZipFile(path) as archive:
-        size = os.path.getsize(path)
+    with _opened(path) as (where, archive, size):
         members = archive.namelist()
         if len(set(members)) != len(members):
-            raise FormatError(f"{path}: two arrays of one name")
+            raise FormatError(f"{where}: two arrays of one name")
         found: dict[str, set[str]] = {}
         for member in members:
             name, _, kind = member.removesuffix(".npy").rpartition(".")
             if member.endswith(".npy") and kind in ("data", "format"):
                 found.setdefault(name, set()).add(kind)
         if not found:
-            raise FormatError(f"{path}: no packed tensors")
+            raise FormatError(f"{where}: no packed tensors")
         for name, kinds in found.items():
             if len(kinds) == 1:
-                raise FormatError(f"{path}: tensor {name!r} has only one of data and format")
-        return {name: _Member(path, archive, name, size).tensor() for name in found}
+                raise FormatError(f"{where}: tensor {name!r} has only one of data and format")
+        return {name: _Member(where, archive, name, size).tensor() for name in found}
 
 
-def load_one(path: Path, name: str) -> QTensor:
+def load_one(path: AnyPath, name: str) -> QTensor:
     """The tensor of that name. Raises InputError if there is none, else as `load_npz` does."""
-    with _errors(path), zipfile.ZipFile(path) as archive:
+    with _opened(path) as (where, archive, size):
         if not {f"{_key(name, kind)}.npy" for kind in ("data", "format")} <= set(archive.namelist()):
-            raise InputError(f"{os.fspath(path)}: no packed tensor {name!r}")
-        return _Member(path, archive, name, os.path.getsize(path)).tensor()
+            raise InputError(f"{where}: no packed tensor {name!r}")
+        return _Member(where, archive, name, size).tensor()
 
 
 def _key(name: str, kind: str) -> str:
@@ -86,22 +90,25 @@ def _key(name: str, kind: str) -> str:
 
 
 @contextmanager
-def _errors(path: Path) -> Iterator[None]:
+def _opened(path: AnyPath) -> Iterator[tuple[str, zipfile.ZipFile, int]]:
+    """The path as text, the archive, and the file's size."""
+    where = checked(path)
     try:
-        yield
+        with os.fdopen(open_file(where), "rb") as file, zipfile.ZipFile(file) as archive:
+            yield where, archive, os.fstat(file.fileno()).st_size
     except _core.Error:
         raise
     except OSError as error:
-        raise FileError(f"{os.fspath(path)}: {error.strerror or error}") from None
+        raise FileError(f"{where}: {error.strerror or error}") from None
     except (zipfile.BadZipFile, ValueError, EOFError, RuntimeError, OverflowError, struct.error) as error:
-        raise FormatError(f"{os.fspath(path)}: not an .npz file: {str(error)[:200]}") from None
+        raise FormatError(f"{where}: not an .npz file: {str(error)[:200]}") from None
 
 
 class _Member:
     """The two arrays of a tensor. Nothing is taken from the file's word that its size does not bear out."""
 
-    def __init__(self, path: Path, archive: zipfile.ZipFile, name: str, file_size: int) -> None:
-        self.where = f"{os.fspath(path)}: tensor {name}" if name else os.fspath(path)
+    def __init__(self, path: str, archive: zipfile.ZipFile, name: str, file_size: int) -> None:
+        self.where = f"{path}: tensor {name}" if name else path
         self.archive = archive
         self.name = name
         self.file_size = file_size

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any, TypeVar
 
 from lowbit import _core, arguments, gguf
 from lowbit._core import FormatError, InputError
 from lowbit.file_reader import read_text
 from lowbit.gguf.values import kind_name
+from lowbit.paths import AnyPath, checked
 from lowbit.quoting import quoted, reason, shown
 from lowbit.recipes import Mix
 from lowbit.splitting import SplitLimits
@@ -48,7 +47,7 @@ class ConvertOptions:
     """
 
     tensor_types: Iterable[tuple[str, str]] = ()
-    tensor_type_file: str | os.PathLike[str] | None = None
+    tensor_type_file: AnyPath | None = None
     pure: bool = False
     leave_output_tensor: bool = False
     output_tensor_type: str | None = None
@@ -138,7 +137,7 @@ class QuantizeOptions(ConvertOptions):
 Options = TypeVar("Options", bound=ConvertOptions)
 
 
-def checked(kind: type[Options], given: Mapping[str, Any]) -> Options:
+def checked_options(kind: type[Options], given: Mapping[str, Any]) -> Options:
     """The options given by name. Raises InputError for a name that `kind` does not have."""
     known = [option.name for option in fields(kind)]
     for name in given:
@@ -173,13 +172,14 @@ def _pairs(value: Any) -> list[tuple[str, str]]:
     return pairs
 
 
-def _read_tensor_types(path: str | os.PathLike[str] | None) -> list[tuple[str, str]]:
+def _read_tensor_types(path: AnyPath | None) -> list[tuple[str, str]]:
     if path is None:
         return []
+    where = checked(path)
     try:
-        return [parse_tensor_type(item) for item in read_text(Path(path), MAX_TENSOR_TYPE_BYTES).split()]
+        return [parse_tensor_type(item) for item in read_text(where, MAX_TENSOR_TYPE_BYTES).split()]
     except InputError as error:
-        raise FormatError(f"{os.fspath(path)}: {error}") from None
+        raise FormatError(f"{where}: {error}") from None
 
 
 def parse_override(text: str) -> tuple[str, bool | int | float | str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,6 +19,8 @@ import numpy as np
 
 from lowbit import _core, gguf, nonfinite
 from lowbit._core import InputError
+from lowbit.atomic import remove_stale
+from lowbit.file_sets import replacing_set
 from lowbit.recipes import FLOAT_FORMATS
 from lowbit.tensor_source import TensorSource, row_ranges
 
@@ -147,19 +149,15 @@ class Output(Protocol):
     """A file to write, of any kind."""
 
     @property
+    def path(self) -> str:
+        """The name that it gets."""
+
+    @property
     def jobs(self) -> Sequence[Job]:
         """Its tensors, in order."""
 
     def open(self) -> Appender:
         """Creates the file under a temporary name."""
-
-
-def refuse_replacing(read: Iterable[str], written: Iterable[str]) -> None:
-    """Raises InputError if one of the files to be written is one of those that are read: it would be lost."""
-    sources = [path for path in read if os.path.exists(path)]
-    for target in written:
-        if os.path.exists(target) and any(os.path.samefile(target, path) for path in sources):
-            raise InputError(f"{target}: would replace a file that is being read")
 
 
 def write_files(
@@ -169,10 +167,13 @@ def write_files(
     finishing: Callable[[Sequence[Appender]], None] = lambda files: None,
 ) -> dict[str, int]:
     """Writes the files, complete or not at all: none has its name before all are written, the first gets it last.
+    GGUF files replace those of an older set as `file_sets` says.
 
     `progress(done, total)` counts bytes read. `finishing` is called with the complete files before they have names.
     Returns how many weights of which tensors were too large for float16.
     """
+    for target in targets[:1]:
+        remove_stale(os.path.realpath(target.path))
     overflows: dict[str, int] = {}
     done, total = 0, sum(job.source.dtype.itemsize * math.prod(job.source.shape) for t in targets for job in t.jobs)
     with (
@@ -212,6 +213,10 @@ def write_files(
         for write in writes:
             write.result()
         finishing(opened)
+        parts = [writer for writer in opened if isinstance(writer, gguf.Writer)]
+        if len(parts) > 1:
+            with replacing_set([target.path for target in targets], [part.temporary_path for part in parts]):
+                writers.close()
     return overflows
 
 

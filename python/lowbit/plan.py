@@ -16,12 +16,13 @@ from lowbit import gguf
 from lowbit._core import InputError, UnsupportedError
 from lowbit.assignment import Assignment, Stored, assign, needs_imatrix, num_experts
 from lowbit.imatrix import Imatrix
+from lowbit.operation import replacing
 from lowbit.options import ConvertOptions, moved_last, override
-from lowbit.pipeline import Appender, Job, Target, refuse_replacing, write_files
+from lowbit.pipeline import Appender, Job, Target, write_files
 from lowbit.progress import progress_bar
 from lowbit.quoting import one_line
 from lowbit.recipes import FLOAT_FORMATS, Mix
-from lowbit.splitting import PADDED, file_name, split_keys
+from lowbit.splitting import PADDED, file_name, other_sets, split_keys
 from lowbit.tensor_source import TensorSource
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ class Plan:
     """Everything about what to write but the choices of formats.
 
     intermediate: of a checkpoint, the format that weights take before they are quantized. num_files: how many, for a
-    model that stays split. reads: files that must not be replaced.
+    model that stays split.
     """
 
     mix: Mix
@@ -96,7 +97,6 @@ class Plan:
     allow_requantize: bool = False
     num_files: int | None = None
     finishing: Finishing | None = None
-    reads: Sequence[str] = ()
 
     def run(self, dst: str, importances: Imatrix | None, progress: bool, threads: int, dry_run: bool) -> Report:
         """Assigns formats, and writes the files unless it is a dry run."""
@@ -113,10 +113,11 @@ class Plan:
         tensors = assign(self.mix, stored, model, self.options, has_imatrix=importances is not None)
         jobs = [self._job(tensor, chosen, importances) for tensor, chosen in zip(inputs, tensors, strict=True)]
         targets = self._targets(dst, metadata, [tensor.file for tensor in inputs], tensors, jobs)
-        refuse_replacing(self.reads, [target.path for target in targets])
+        replacing(target.path for target in targets)
         file_bytes = sum(target.file_bytes for target in targets)
         report = Report(dst, self.mix.name, file_bytes, tensors, list(self.notes), [target.path for target in targets])
         report.notes += self._without_importances(tensors, jobs, importances, dry_run)
+        report.notes += other_sets(dst, len(targets))
         if importances:
             used = (tensor.origin for tensor, job in zip(inputs, jobs, strict=True) if job.importance is not None)
             report.notes += [importances.notes[name] for name in used if name in importances.notes]
@@ -150,6 +151,8 @@ class Plan:
                     f"tensor {name} is {before} already: quantize from a file of floats, or with allow_requantize "
                     "(--allow-requantize)"
                 )
+            if shape and not shape[-1]:
+                raise UnsupportedError(f"tensor {name} is {before} {list(shape)}: rows without a weight have no blocks")
             if not is_packed and before not in FLOAT_FORMATS:
                 raise UnsupportedError(f"tensor {name} is {before}, which is not quantized")
         through = before if self.intermediate and before != "F32" and not self.mix.is_float else None

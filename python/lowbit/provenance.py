@@ -23,8 +23,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lowbit._core import FileError, FormatError
+from lowbit._core import FormatError
+from lowbit.file_reader import FileReader
 from lowbit.gguf.values import type_name
+from lowbit.paths import is_file
 
 if TYPE_CHECKING:
     from lowbit.arch import Origin
@@ -45,19 +47,19 @@ class SourceFile(NamedTuple):
     path: Path
 
 
-def source_files(origin: Origin, imatrix: object) -> list[SourceFile]:
+def source_files(origin: Origin, imatrix: str | None) -> list[SourceFile]:
     """The files that a conversion reads: weights first; then those of LoRA adapters, and the importance matrix if it
     is a file."""
-    side = [origin.folder / name for name in SIDE_FILES if (origin.folder / name).is_file()]
+    side = [origin.folder / name for name in SIDE_FILES if is_file(origin.folder / name)]
     files = [SourceFile(path.name, path) for path in (*origin.weights, *side)]
     for number, folder in enumerate(origin.adapters):
         files += [SourceFile(f"lora.{number}/{path.name}", path) for path in sorted(folder.glob("adapter_*.*"))]
-    if isinstance(imatrix, (str, os.PathLike)):
+    if imatrix is not None:
         files.append(_imatrix_file(imatrix))
     return files
 
 
-def _imatrix_file(path: str | os.PathLike[str]) -> SourceFile:
+def _imatrix_file(path: str) -> SourceFile:
     return SourceFile(f"imatrix/{Path(path).name}", Path(path))
 
 
@@ -99,16 +101,14 @@ def _named_by_hash(path: Path) -> str | None:
 
 def sha256(path: Path, cancelled: threading.Event | None = None) -> str:
     """The hash of a file, "" if it was cancelled. Raises FileError."""
-    digest, buffer = hashlib.sha256(), bytearray(_CHUNK_BYTES)
-    view = memoryview(buffer)
-    try:
-        with open(path, "rb", buffering=0) as file:
-            while got := file.readinto(view):
-                digest.update(view[:got])
-                if cancelled is not None and cancelled.is_set():
-                    return ""
-    except OSError as error:
-        raise FileError(f"{path}: {error.strerror}") from None
+    digest, file = hashlib.sha256(), FileReader(path)
+    view = memoryview(bytearray(_CHUNK_BYTES))
+    for begin in range(0, file.size, _CHUNK_BYTES):
+        piece = view[: min(_CHUNK_BYTES, file.size - begin)]
+        file.read_into(begin, piece)
+        digest.update(piece)
+        if cancelled is not None and cancelled.is_set():
+            return ""
     return digest.hexdigest()
 
 
@@ -128,7 +128,7 @@ def recipe_metadata(format: str, options: Mapping[str, Any], origin: Origin) -> 
 
 
 def with_step(
-    metadata: Mapping[str, Any], where: str, format: str, options: Mapping[str, Any], imatrix: object
+    metadata: Mapping[str, Any], where: str, format: str, options: Mapping[str, Any], imatrix: str | None
 ) -> dict[str, Any]:
     """The metadata of a file `where`, with a step more if it says how it was made.
 
@@ -137,7 +137,7 @@ def with_step(
     if f"{PREFIX}recipe" not in metadata:
         return dict(metadata)
     added = _step(format, options)
-    if isinstance(imatrix, (str, os.PathLike)):
+    if imatrix is not None:
         file = _imatrix_file(imatrix)
         added |= {"files": file.name, "sha256": sha256(file.path)}
     result = dict(metadata)

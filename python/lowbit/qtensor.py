@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lowbit import _core, arguments
+from lowbit.paths import AnyPath
 from lowbit.quoting import quoted, shown
 from lowbit.threads import num_threads
 
@@ -117,7 +117,7 @@ class QTensor:
             _decode(data, self.format, rows, count)
         return out
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: AnyPath) -> None:
         """Writes an .npz file with the arrays `data` and `format`, complete or not at all; `save_npz` takes several.
 
         Raises FileError if the system refuses.
@@ -127,7 +127,7 @@ class QTensor:
         save_npz(path, {"": self})
 
     @staticmethod
-    def load(path: str | os.PathLike[str], name: str = "") -> QTensor:
+    def load(path: AnyPath, name: str = "") -> QTensor:
         """Reads what `save` wrote, or one tensor of `save_npz` by its name.
 
         Raises FileError, FormatError or UnsupportedError as `load_npz` does, InputError if there is no such tensor.

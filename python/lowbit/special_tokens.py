@@ -16,6 +16,7 @@ import numpy as np
 from lowbit._core import FormatError
 from lowbit.checkpoint import read_json
 from lowbit.file_reader import read_text
+from lowbit.paths import is_file
 
 ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 #: Names of the id keys where they are not the role's own. "seperator" is GGUF's spelling.
@@ -62,7 +63,7 @@ def listed_ends(folder: Path, num_tokens: int, notes: list[str]) -> set[int]:
     found: set[int] = set()
     unknown: dict[str, list[str]] = {}
     for path in (folder / "config.json", folder / "generation_config.json"):
-        value = read_json(path).get("eos_token_id") if path.is_file() else None
+        value = read_json(path).get("eos_token_id") if is_file(path) else None
         for i in value if isinstance(value, list) else [] if value is None else [value]:
             if type(i) is int and 0 <= i < num_tokens:
                 found.add(i)
@@ -199,7 +200,7 @@ def _chat_template(folder: Path, tokenizer_config: dict[str, Any]) -> Any:
     if (template := tokenizer_config.get("chat_template")) is not None:
         return template
     jinja = folder / "chat_template.jinja"
-    if jinja.is_file():
+    if is_file(jinja):
         default = read_text(jinja, MAX_TEMPLATE_BYTES)
         others = sorted((folder / "additional_chat_templates").glob("*.jinja"))
         if not others:
@@ -209,7 +210,7 @@ def _chat_template(folder: Path, tokenizer_config: dict[str, Any]) -> Any:
             *({"name": path.stem, "template": read_text(path, MAX_TEMPLATE_BYTES)} for path in others),
         ]
     path = folder / "chat_template.json"
-    return read_json(path).get("chat_template") if path.is_file() else None
+    return read_json(path).get("chat_template") if is_file(path) else None
 
 
 def _template_keys(template: Any) -> dict[str, Any]:

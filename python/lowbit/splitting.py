@@ -13,11 +13,11 @@ import numpy as np
 from lowbit import arguments, gguf
 from lowbit._core import InputError
 from lowbit.gguf_source import GgufTensor, gguf_tensors
-from lowbit.pipeline import Job, Target, refuse_replacing, write_files
+from lowbit.operation import operation, replacing
+from lowbit.paths import AnyPath, checked, is_dir
+from lowbit.pipeline import Job, Target, write_files
 from lowbit.progress import progress_bar
 from lowbit.quoting import shown
-
-Path = str | os.PathLike[str]
 
 #: llama-gguf-split counts a tensor's bytes with the padding behind it, convert_hf_to_gguf.py without.
 PADDED = 32
@@ -79,6 +79,21 @@ def file_name(path: str, index: int, num_files: int) -> str:
     return f"{path.removesuffix('.gguf')}-{index + 1:05d}-of-{num_files:05d}.gguf"
 
 
+def other_sets(path: str, num_files: int) -> list[str]:
+    """Notes on split models of this name that have another number of files and stay: one for each number."""
+    folder, name = os.path.split(path.removesuffix(".gguf"))
+    found: dict[int, int] = {}
+    if num_files > 1 and is_dir(folder or "."):
+        for other in os.listdir(folder or "."):
+            match = re.fullmatch(rf"{re.escape(name)}-\d{{5}}-of-(\d{{5}})\.gguf", other, re.ASCII)
+            if match and int(match[1]) != num_files:
+                found[int(match[1])] = found.get(int(match[1]), 0) + 1
+    return [
+        f"{n} of {count} files of another model {file_name(path, 0, count)} stay there: this one has {num_files}"
+        for count, n in sorted(found.items())
+    ]
+
+
 def split_keys(index: int, num_files: int, num_tensors: int, *, count_last: bool) -> dict[str, Any]:
     """What tells a file from the others. count_last: in the order of llama-gguf-split, else that of other tools."""
     number, count, tensors = gguf.SPLIT_KEYS
@@ -95,9 +110,10 @@ class SplitReport:
     tensors: list[int]
 
 
+@operation()
 def split_file(
-    src: Path,
-    dst: Path,
+    src: AnyPath,
+    dst: AnyPath,
     *,
     split_max_size: int | str = 0,
     split_max_tensors: int = 0,
@@ -124,12 +140,13 @@ def split_file(
         for index in range(num_files):
             keys = split_keys(index, num_files, len(tensors), count_last=True)
             here = [tensor for tensor, number in zip(tensors, files, strict=True) if number == index]
-            path = file_name(os.fspath(dst), index, num_files)
+            path = file_name(checked(dst), index, num_files)
             targets.append(_copy(path, (metadata if index == 0 else {}) | keys, here))
-        return _written(file, targets, "split", progress, dry_run)
+        return _written(targets, "split", progress, dry_run)
 
 
-def merge_files(src: Path, dst: Path, *, progress: bool = True, dry_run: bool = False) -> SplitReport:
+@operation()
+def merge_files(src: AnyPath, dst: AnyPath, *, progress: bool = True, dry_run: bool = False) -> SplitReport:
     """Makes one file of a split model, whichever of its files `src` names. It equals llama-gguf-split's.
 
     Like that, it keeps split.no and split.tensors.count; split.count is 0, which says that it is whole. Raises
@@ -141,8 +158,8 @@ def merge_files(src: Path, dst: Path, *, progress: bool = True, dry_run: bool = 
         if not file.metadata.get(count):
             raise InputError(f"{file.path}: expected a file of a split model, found a whole one")
         metadata = {key: file.typed(key) for key in file.metadata if key != count} | {count: np.uint16(0)}
-        target = _copy(os.fspath(dst), metadata, list(gguf_tensors(file).values()))
-        return _written(file, [target], "merge", progress, dry_run)
+        target = _copy(checked(dst), metadata, list(gguf_tensors(file).values()))
+        return _written([target], "merge", progress, dry_run)
 
 
 def _whole_metadata(file: gguf.File) -> dict[str, Any]:
@@ -154,8 +171,8 @@ def _copy(path: str, metadata: Mapping[str, Any], tensors: Sequence[GgufTensor])
     return Target(path, metadata, [tensor.info for tensor in tensors], jobs)
 
 
-def _written(file: gguf.File, targets: Sequence[Target], title: str, progress: bool, dry_run: bool) -> SplitReport:
-    refuse_replacing(file.paths, [target.path for target in targets])
+def _written(targets: Sequence[Target], title: str, progress: bool, dry_run: bool) -> SplitReport:
+    replacing(target.path for target in targets)
     if not dry_run:
         with progress_bar(title, unit="B", enabled=progress) as advance:
             write_files(targets, 1, advance)

@@ -19,6 +19,7 @@ from lowbit.checkpoint import MAX_JSON_BYTES
 from lowbit.file_reader import read_bytes, read_text
 from lowbit.foreign import named
 from lowbit.hub import resolve
+from lowbit.paths import AnyPath, is_dir, is_file
 from lowbit.quoting import listed, quoted, reason, shown
 from lowbit.special_tokens import MAX_TEMPLATE_BYTES, ROLES, id_key, known_ends, listed_ends
 from lowbit.text import TextStream, piece_decoder
@@ -218,7 +219,7 @@ class _HasMetadata(Protocol):
     def metadata(self) -> Mapping[str, Any]: ...
 
 
-def load_tokenizer(path: str | os.PathLike[str] | _HasMetadata) -> Tokenizer:
+def load_tokenizer(path: AnyPath | _HasMetadata) -> Tokenizer:
     """The tokenizer of a Hugging Face folder or hub id, a GGUF file, or an open `lowbit.gguf` file.
 
     What is ignored in the files (ids that no token has, say) is logged by "lowbit" as a warning, and in its `notes`.
@@ -230,16 +231,16 @@ def load_tokenizer(path: str | os.PathLike[str] | _HasMetadata) -> Tokenizer:
     return tokenizer
 
 
-def read_tokenizer(path: str | os.PathLike[str] | _HasMetadata) -> Tokenizer:
+def read_tokenizer(path: AnyPath | _HasMetadata) -> Tokenizer:
     """`load_tokenizer` for those who pass its notes on themselves."""
-    if not isinstance(path, (str, os.PathLike)):
+    if not isinstance(path, (str, bytes, os.PathLike)):
         if not isinstance(getattr(path, "metadata", None), Mapping):
             raise InputError(f"expected a path or an open GGUF file, got {type(path).__name__}")
         return from_metadata(path.metadata)
     where, _ = resolve(path, weights=False)
-    if where.is_dir():
+    if is_dir(where):
         return _from_folder(where)
-    if not where.is_file():
+    if not is_file(where):
         raise FileError(f"{where}: no such file or folder")
     import lowbit.gguf
 
@@ -298,16 +299,16 @@ def _backend(folder: Path, config: Mapping[str, Any]) -> tuple[tokenizers.Tokeni
     """A folder's backend, and what its kind of file takes for granted in tokenizer_config.json."""
     from lowbit.tokenizer_files import byte_level_definition, rebuilt_definition, sentencepiece_tokenizer
 
-    if (folder / "tokenizer.json").is_file():
+    if is_file(folder / "tokenizer.json"):
         rebuilt = rebuilt_definition(folder, config)
         content = read_bytes(folder / "tokenizer.json", MAX_JSON_BYTES) if rebuilt is None else _packed(rebuilt)
         return tokenizers.Tokenizer.from_buffer(content), {}
-    if (folder / "tokenizer.model").is_file():
+    if is_file(folder / "tokenizer.model"):
         backend = sentencepiece_tokenizer(folder, config)
         names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
         framed = "add_bos_token" if isinstance(backend.model, models.BPE) else "add_eos_token"
         return backend, {**names, framed: True}
-    if (folder / "vocab.json").is_file():
+    if is_file(folder / "vocab.json"):
         return tokenizers.Tokenizer.from_buffer(_packed(byte_level_definition(folder, config))), {}
     raise UnsupportedError(f"{folder}: no tokenizer.json, and no tokenizer.model or vocab.json instead of it")
 
@@ -340,6 +341,6 @@ def _templates(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
         ) from None
     if not all(isinstance(part, str) for entry in templates.items() for part in entry):
         raise FormatError(f"{folder / 'tokenizer_config.json'}: chat_template names and templates must be strings")
-    files = {"default": folder / "chat_template.jinja"} if (folder / "chat_template.jinja").is_file() else {}
+    files = {"default": folder / "chat_template.jinja"} if is_file(folder / "chat_template.jinja") else {}
     files.update({file.stem: file for file in sorted((folder / "additional_chat_templates").glob("*.jinja"))})
     return {**templates, **{name: read_text(file, MAX_TEMPLATE_BYTES) for name, file in files.items()}}

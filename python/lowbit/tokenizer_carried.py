@@ -13,6 +13,7 @@ import numpy as np
 from lowbit._core import Error
 from lowbit.arch import OpenedCheckpoint
 from lowbit.heap import trim_heap
+from lowbit.paths import is_file
 from lowbit.pretokenizer import UNKNOWN
 from lowbit.tokenizer import from_metadata, read_tokenizer
 from lowbit.tokenizer_definition import DEFINITION_KEY, EOS_IDS_KEY, MERGES_KEY, definition
@@ -92,7 +93,7 @@ def _carried_definition(
 
 def _definition(folder: Path) -> dict[str, Any]:
     """The folder's tokenizer.json, or what stands for it."""
-    if not (folder / "tokenizer.json").is_file():
+    if not is_file(folder / "tokenizer.json"):
         found: dict[str, Any] = json.loads(read_tokenizer(folder).backend.to_str())
         return found
     return rebuilt_definition(folder, tokenizer_config(folder)) or tokenizer_json(folder)

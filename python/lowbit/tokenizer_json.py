@@ -12,6 +12,7 @@ from typing import Any
 
 from lowbit._core import FormatError
 from lowbit.checkpoint import read_json
+from lowbit.paths import is_file
 from lowbit.quoting import quoted
 
 _NAMES = {dict: "an object", list: "a list", str: "a string", bool: "true or false"}
@@ -19,7 +20,7 @@ _NAMES = {dict: "an object", list: "a list", str: "a string", bool: "true or fal
 
 def read_optional(path: Path) -> dict[str, Any]:
     """The object in a JSON file, {} if there is none."""
-    return read_json(path) if path.is_file() else {}
+    return read_json(path) if is_file(path) else {}
 
 
 def tokenizer_json(folder: Path) -> dict[str, Any]:

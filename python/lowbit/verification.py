@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,6 +36,7 @@ from lowbit.arch import spec as spec_of
 from lowbit.gguf_source import gguf_tensors
 from lowbit.heap import trim_heap
 from lowbit.lora import Adapters
+from lowbit.paths import AnyPath, checked
 from lowbit.progress import progress_bar
 from lowbit.qtensor import format_of
 from lowbit.quoting import listed
@@ -127,8 +127,8 @@ class Verdict:
 
 
 def verify(
-    path: str | os.PathLike[str],
-    source: str | os.PathLike[str],
+    path: AnyPath,
+    source: AnyPath,
     *,
     lora: Adapters = (),
     lora_scale: float | Sequence[float] = 1.0,
@@ -140,12 +140,13 @@ def verify(
     Differences are in the verdict. Both networks are run in float32; weights are read in pieces. Raises FileError,
     FormatError or UnsupportedError if one of the two cannot be opened.
     """
+    path, source = checked(path), checked(source)
     opened = open_checkpoint(source, lora, lora_scale, record_tokenizer=True)
-    return compare_with(path, os.fspath(path), os.fspath(source), opened, threads=threads, progress=progress)
+    return compare_with(path, path, source, opened, threads=threads, progress=progress)
 
 
 def compare_with(
-    path: str | os.PathLike[str],
+    path: str,
     shown: str,
     source: str,
     opened: OpenedCheckpoint,
@@ -183,9 +184,7 @@ def compare_with(
     return Verdict(shown, source, checks)
 
 
-def _file(
-    path: str | os.PathLike[str], opened: OpenedCheckpoint, changed: Sequence[str]
-) -> tuple[Check, Mapping[str, Any]]:
+def _file(path: str, opened: OpenedCheckpoint, changed: Sequence[str]) -> tuple[Check, Mapping[str, Any]]:
     """The source's metadata, in the file as it is now, and nothing else about network and tokenizer.
 
     Also returns the file's metadata. Values that are equal are the source's, so that a vocabulary is held once.

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lowbit._core import FileError, FormatError
+from lowbit.paths import is_file
 from lowbit.pretokenizer import pre_tokenizer_name
 from lowbit.quoting import quoted
 from lowbit.sentencepiece import BYTE, CONTROL, NORMAL, SPACE, UNUSED, USER_DEFINED, read_model
@@ -260,9 +261,9 @@ def tokenizer_metadata(folder: Path, config: dict[str, Any], arch: str, vocab_si
         result["tokenizer.ggml.add_space_prefix"] = prefix_space
     merges = False
     is_gpt2 = arch == "phi3" and tokenizer_config.get("tokenizer_class") == "GPT2Tokenizer"  # Phi 4 mini's
-    if (folder / "tokenizer.model").is_file() and not is_gpt2:
+    if is_file(folder / "tokenizer.model") and not is_gpt2:
         result |= _sentencepiece(folder, tokenizer, tokenizer_config, arch, vocab_size)
-    elif not tokenizer and (folder / "vocab.json").is_file():
+    elif not tokenizer and is_file(folder / "vocab.json"):
         from lowbit.tokenizer_files import byte_level_definition  # with the library of tokenizers
 
         merges, tokenizer = True, byte_level_definition(folder, tokenizer_config)

@@ -6,7 +6,7 @@ lazily: `lowbit.convert` writes them to a file, `lowbit.load` runs them as they 
 
 from __future__ import annotations
 
-import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,6 +27,8 @@ from lowbit.config import Config
 from lowbit.heap import trim_heap
 from lowbit.hub import resolve
 from lowbit.model_card import general_metadata
+from lowbit.operation import reading
+from lowbit.paths import AnyPath
 from lowbit.spec import ModelSpec
 from lowbit.tensor_source import TensorSource, num_elements
 from lowbit.tokenizer_notes import tokenizer_notes
@@ -130,7 +132,7 @@ class OpenedCheckpoint:
 
 
 def open_checkpoint(
-    source: str | os.PathLike[str],
+    source: AnyPath,
     adapters: lora.Adapters = (),
     adapter_scales: float | Sequence[float] = 1.0,
     *,
@@ -149,6 +151,8 @@ def open_checkpoint(
     arch = hf_classes().get(config.hf_class)
     if arch is None:
         raise unknown_class(config.hf_class, config, checkpoint.tensors)
+    if described := getattr(sys.modules.get(type(arch).__module__), "__file__", None):
+        reading(described)
     config = arch.text_config(config)
     weights = {tensor.file.path for tensor in checkpoint.tensors.values()}
     notes = checkpoint.notes + arch.check(config) + prequantized.dequantize(checkpoint, arch.quant_methods)

@@ -8,6 +8,7 @@ from typing import Any
 from lowbit._core import FormatError, UnsupportedError
 from lowbit.checkpoint import MAX_JSON_BYTES, parse_json_value, read_json
 from lowbit.file_reader import read_bytes
+from lowbit.paths import is_file
 from lowbit.quoting import quoted
 
 MODULES = "modules.json"
@@ -23,7 +24,7 @@ def pooling_config(folder: Path) -> Path | None:
     Raises FormatError for a modules.json that is wrong or whose paths leave the folder.
     """
     path = folder / MODULES
-    if not path.is_file():
+    if not is_file(path):
         return None
     for module in _modules(path):
         if not isinstance(module, dict) or not isinstance(kind := module.get("type"), str):

@@ -11,8 +11,13 @@ import re
 import sys
 from pathlib import Path
 
-from lowbit._core import FileError, FormatError, InputError
+from lowbit._core import FormatError, InputError
 from lowbit.arch._base import Architecture
+from lowbit.file_reader import read_bytes
+from lowbit.paths import AnyPath, checked
+
+#: The most that a Python file may hold.
+MAX_SOURCE_BYTES = 16 << 20
 
 
 @functools.cache
@@ -35,7 +40,7 @@ def hf_classes() -> dict[str, Architecture]:
     return {hf_name: arch for arch in _registered().values() for hf_name in arch.hf_names}
 
 
-def register(architecture: Architecture | str | os.PathLike[str], *, replace: bool = False) -> Architecture:
+def register(architecture: Architecture | AnyPath, *, replace: bool = False) -> Architecture:
     """Adds an architecture, for this process, and returns it.
 
     architecture: an instance of a class derived from lowbit.arch.Architecture, or the path of a Python file that ends
@@ -62,9 +67,10 @@ def register(architecture: Architecture | str | os.PathLike[str], *, replace: bo
 
 def _of_file(path: object) -> Architecture:
     """What a Python file calls ARCHITECTURE."""
-    if not isinstance(path, (str, os.PathLike)):
+    if not isinstance(path, (str, bytes, os.PathLike)):
         raise InputError(f"an architecture or the path of a Python file is wanted, not {type(path).__name__}")
-    where = os.fspath(path)
+    where = checked(path)
+    source = read_bytes(where, MAX_SOURCE_BYTES)
     name = f"lowbit_arch_{Path(where).stem}"
     loader = importlib.machinery.SourceFileLoader(name, where)
     spec = importlib.util.spec_from_loader(name, loader)
@@ -72,9 +78,7 @@ def _of_file(path: object) -> Architecture:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up
     try:
-        loader.exec_module(module)
-    except OSError as error:
-        raise FileError(f"{where}: {error.strerror or error}") from error
+        exec(loader.source_to_code(source, where), module.__dict__)
     except Exception as error:
         raise FormatError(f"{where}: {type(error).__name__}: {error}") from error
     arch = getattr(module, "ARCHITECTURE", None)

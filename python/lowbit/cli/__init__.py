@@ -34,6 +34,7 @@ from lowbit.cli import (  # noqa: F401  (each adds its commands)
 )
 from lowbit.cli.app import app, settings
 from lowbit.cli.console import Notes
+from lowbit.operation import operation
 from lowbit.quoting import MOST_MESSAGE, one_line, reason
 
 # typer brings its own click, or uses the installed one, depending on its version; both have this class.
@@ -55,7 +56,8 @@ def run(arguments: Sequence[str]) -> int:
     logging.getLogger("lowbit").addHandler(_NOTES)
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
-        status = get_command(app).main(list(arguments), prog_name="lowbit", standalone_mode=False)
+        with operation():
+            status = get_command(app).main(list(arguments), prog_name="lowbit", standalone_mode=False)
         sys.stdout.flush()
         status = status if isinstance(status, int) else 0
     except (KeyboardInterrupt, typer.Abort):

@@ -25,7 +25,7 @@ def gguf_argument(metavar: str, help: str) -> Any:
     """An argument that names a GGUF file which is there."""
 
     def check(path: Path) -> Path:
-        if path.is_dir():
+        if os.path.isdir(path):
             raise typer.BadParameter(f"{path} is a folder; lowbit convert makes a GGUF file of a checkpoint")
         return path
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -61,16 +62,17 @@ def imatrix_command(
     """
     import lowbit
     from lowbit import imatrix
-    from lowbit.pipeline import refuse_replacing
+    from lowbit.operation import replacing
+    from lowbit.paths import is_dir
 
     if (model is None) != (text is None) or not (text or in_file):
         raise typer.BadParameter("expected MODEL and TEXT, or --in-file without both")
     if text and not out:
         raise typer.BadParameter("expected the file to write", param_hint="--out")
-    if out and not out.absolute().parent.is_dir():  # found out now rather than after the work
+    if out and not is_dir(out.absolute().parent):  # found out now rather than after the work
         raise lowbit.FileError(f"{out}: no such folder")
     if out:
-        refuse_replacing([part for part in (model, text and str(text)) if part], [str(out)])
+        replacing([str(out)])
     parts = [imatrix.read(path) for option in in_file or [] for path in _paths(option)]
     if model and text:
         content = read_model_text(text)
@@ -97,7 +99,7 @@ def imatrix_command(
 
 def _paths(option: str) -> list[str]:
     """One name, or several with commas between them; a file whose name holds a comma is that file."""
-    return [option] if Path(option).exists() else option.split(",")
+    return [option] if os.path.exists(option) else option.split(",")
 
 
 def _print(sums: Sums, out: Path | None, json: bool) -> None:

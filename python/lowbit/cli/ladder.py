@@ -57,8 +57,10 @@ def ladder_command(
 
     if plot:
         from lowbit.ladder_plot import check
+        from lowbit.operation import replacing
 
         check(plot)  # now rather than after the work
+        replacing([str(plot)])
     chosen = RUNGS if rungs is None else [name.strip() for name in rungs.split(",")]
     parsed("--rungs", find_mix, chosen)
     content = None if text is None else read_model_text(text)

@@ -61,10 +61,13 @@ def metadata(
     that was interrupted, as the next edit does, too.
     """
     from lowbit import gguf
+    from lowbit.operation import operation, replacing
 
     operands = operands or []
     if action == "set" and from_file is not None:
-        operands = [*operands, read_text(from_file)]
+        with operation():
+            replacing([str(path)])
+            operands = [*operands, read_text(from_file, pipes=True)]
     if action is None:
         _list(path, json)
         return

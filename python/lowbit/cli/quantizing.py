@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -142,7 +143,7 @@ def convert(
     """Makes a GGUF file of a checkpoint."""
     given = dict(locals())
     if (pin := given.pop("revision")) is not None:
-        if Path(source).exists():
+        if os.path.exists(source):
             raise typer.BadParameter(f"{source} is a folder, not a hub id", param_hint="--revision")
         given["source"] = f"{source}@{pin}"
     given["lora"] = lora or ()

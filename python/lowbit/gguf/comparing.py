@@ -152,6 +152,8 @@ class _Comparison:
     def __init__(self, a: File, b: File, threads: int, advance: Callable[[int, int], None]) -> None:
         self.files = (a, b)
         self.readers = tuple([FileReader(FilePath(path)) for path in file.paths] for file in (a, b))
+        for file in (a, b):
+            file.check_in_place()
         self.threads = threads
         self.advance = advance
         self.decodable = {format.name for format in _core.formats()}

@@ -18,10 +18,12 @@ import numpy as np
 
 from lowbit import _core, arguments
 from lowbit._core import FormatError, InputError
+from lowbit.atomic import remove_stale
 from lowbit.foreign import GGUF_MAGIC, named
 from lowbit.gguf.reading import SPLIT_KEYS, Path
 from lowbit.gguf.rewriting import copy, difference, locked, recover, system_errors, write_at, write_in_place
 from lowbit.gguf.values import checked_name, encoded, kind_name, typed
+from lowbit.paths import checked
 from lowbit.progress import progress_bar
 from lowbit.quoting import shown
 from lowbit.suggest import did_you_mean
@@ -32,6 +34,8 @@ PADDING_KEY = "lowbit.padding"
 #: Bytes reserved by default. Chat templates have 1 to 12 KB: a new one fits where there was none. The vocabulary beside
 #: it has hundreds of KB to MB.
 RESERVED_BYTES = 16384
+#: The most that may be reserved: the header is made in memory, a few times over.
+MAX_RESERVED_BYTES = 1 << 26
 
 _TEMPLATE_KEY = "tokenizer.chat_template"
 
@@ -95,7 +99,10 @@ def edit(
     """
     set = {} if set is None else arguments.mapping("set", set)
     unset, dry_run = arguments.items("unset", unset), arguments.flag("dry_run", dry_run)
-    target = os.path.realpath(os.fsdecode(path))
+    reserve = arguments.integer("reserve", reserve, 0, MAX_RESERVED_BYTES)
+    target = os.path.realpath(checked(path))
+    if not dry_run:
+        remove_stale(target)
     with locked(target) as file:
         recovered = not dry_run and recover(file, target)
         header = _Header(target)
@@ -123,7 +130,7 @@ def edit_unfinished(path: Path, set: Mapping[str, Any]) -> None:
     There is no lock and no way back: a crash leaves a temporary file, which is removed anyway. Raises InputError if the
     padding is too small, and as `edit` does.
     """
-    target = os.fsdecode(path)
+    target = checked(path)
     header = _Header(target)
     entries = header.changed(header.changes(set, ()))
     new = header.fitted(entries)

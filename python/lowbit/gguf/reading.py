@@ -12,11 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from lowbit import _core
-from lowbit._core import InputError, UnsupportedError
+from lowbit._core import FileError, InputError, UnsupportedError
 from lowbit.foreign import GGUF_MAGIC, named
+from lowbit.operation import reading
+from lowbit.paths import AnyPath, checked, status
 from lowbit.qtensor import QTensor
 
-Path: TypeAlias = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+Path: TypeAlias = AnyPath
 Tensor: TypeAlias = QTensor | npt.NDArray[Any]
 
 #: Tensor types that are plain arrays.
@@ -50,6 +52,12 @@ class Place(NamedTuple):
     offset: int
 
 
+def _identity(path: str) -> tuple[int, int] | None:
+    """Which file has this name."""
+    found = status(path)
+    return found and (found.st_dev, found.st_ino)
+
+
 def open(path: Path) -> File:
     """Opens a GGUF file, or all files of a split model (NAME-00001-of-0000N.gguf) if `path` names one of them.
 
@@ -70,14 +78,25 @@ class File:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = os.fsdecode(path)
-        with named(*_files(self.path), expected=GGUF_MAGIC):
-            self._core: _core.GgufFile | None = _core.GgufFile.open(os.fsencode(path))
+        self.path = checked(path)
+        files = _files(self.path)
+        self._identities = {each: _identity(each) for each in files[:2]}
+        if self._identities[self.path] is None and (others := sum(map(os.path.exists, files[1:]))):
+            raise FileError(
+                f"{self.path}: no such file, but {others} others of the split model: it is incomplete, as where its "
+                "writing was interrupted"
+            )
+        with named(*files, expected=GGUF_MAGIC):
+            self._core: _core.GgufFile | None = _core.GgufFile.open(os.fsencode(self.path))
         self.version = self._core.version
         self.alignment = self._core.alignment
         self._keys = {key: index for index, key in enumerate(self._core.keys())}
         self._typed: dict[str, Any] = {}
         self.paths = [os.fsdecode(path) for path in self._core.paths()]
+        if len(self.paths) > 1:
+            self.check_in_place()
+        for each in self.paths:
+            reading(each)
         tensors = self._core.tensors()
         self._places = [Place(num_bytes, path, offset) for *_, num_bytes, path, offset in tensors]
         self._indices = {name: index for index, (name, *_) in enumerate(tensors)}
@@ -99,6 +118,15 @@ class File:
                 value = value if value.ndim else value[()]
             self._typed[key] = value
         return self._typed[key]
+
+    def check_in_place(self) -> None:
+        """Raises FileError if what `paths` name is no longer what was opened.
+
+        Of a split model the first file tells: it goes before the others are replaced, and the new one comes after them
+        (`splitting.replacing_set`), so while it stays, all files are of one model.
+        """
+        if _identity(self.paths[0]) != self._identities[self.paths[0]]:
+            raise FileError(f"{self.paths[0]}: it was replaced while it was being opened: open it again")
 
     def num_bytes(self, name: str) -> int:
         """Bytes of a tensor's data. Raises KeyError if there is no such tensor."""
@@ -142,11 +170,11 @@ class File:
         )
 
 
-def _files(path: str) -> Iterator[str]:
+def _files(path: str) -> list[str]:
     """The file, and all files of the split model that it is one of."""
-    yield path
     if split := re.fullmatch(r"(.*-)\d{5}(-of-(\d{5})\.gguf)", path, re.ASCII | re.DOTALL):
-        yield from (f"{split[1]}{number:05}{split[2]}" for number in range(1, int(split[3]) + 1))
+        return [path, *(f"{split[1]}{number:05}{split[2]}" for number in range(1, int(split[3]) + 1))]
+    return [path]
 
 
 class _Metadata(Mapping[str, Any]):

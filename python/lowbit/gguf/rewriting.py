@@ -11,7 +11,6 @@ from __future__ import annotations
 import builtins
 import hashlib
 import os
-import stat
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -21,13 +20,9 @@ from pathlib import Path
 import numpy as np
 
 from lowbit._core import FileError, FormatError
-from lowbit.atomic import AtomicFile
-from lowbit.file_reader import FileReader
-
-try:
-    import fcntl
-except ImportError:  # Windows, where two edits at the same time are the user's business
-    fcntl = None  # type: ignore[assignment]
+from lowbit.atomic import AtomicFile, lock, sync_folder
+from lowbit.file_reader import FileReader, read_bytes
+from lowbit.paths import check_regular
 
 _MAGIC, _EDITING = b"GGUF", b"EDIT"
 _COPY_BYTES = 8 << 20
@@ -46,16 +41,10 @@ def system_errors(path: str) -> Iterator[None]:
 def locked(path: str) -> Iterator[FileIO]:
     """The file, open for reading and writing, with no other edit at work."""
     with system_errors(path):
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise FileError(f"cannot edit {path}: expected a regular file")
+        check_regular(f"cannot edit {path}", os.stat(path))
         with builtins.open(path, "r+b", buffering=0) as file:
-            if fcntl is not None:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    raise FileError(f"cannot edit {path}: somebody else is editing it") from None
-                except OSError:
-                    pass  # a file system without locks
+            if lock(file.fileno()) is False:  # without locks, two edits at the same time are the user's business
+                raise FileError(f"cannot edit {path}: somebody else is editing it")
             if not os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
                 raise FileError(f"cannot edit {path}: somebody else has just replaced it")
             yield file
@@ -91,7 +80,7 @@ class Undo:
         """Waits until it is on the disk."""
         with builtins.open(self.path, "xb", buffering=0) as file:
             write_at(file, 0, self._HEAD.pack(self._MAGIC, size, offset, hashlib.sha256(old).digest()) + old)
-        self._sync_folder()
+        sync_folder(self.path)
 
     def restore(self, file: FileIO) -> bool:
         """Puts the bytes back and says so, if the file's beginning tells that they are needed, and removes them."""
@@ -110,12 +99,9 @@ class Undo:
             os.unlink(self.path)
 
     def _load(self, size: int) -> tuple[int, bytes]:
-        try:
-            data = Path(self.path).read_bytes()
-        except FileNotFoundError:
-            raise FileError(
-                f"{self.target}: an edit was interrupted, and {self.path}, which undoes it, is gone"
-            ) from None
+        if not os.path.lexists(self.path):
+            raise FileError(f"{self.target}: an edit was interrupted, and {self.path}, which undoes it, is gone")
+        data = read_bytes(self.path, self._HEAD.size + size)
         if len(data) >= self._HEAD.size:
             magic, size_then, offset, digest = self._HEAD.unpack_from(data)
             old = data[self._HEAD.size :]
@@ -125,20 +111,19 @@ class Undo:
             f"{self.path}: expected what undoes the interrupted edit of {self.target}, found something else"
         )
 
-    def _sync_folder(self) -> None:
-        with suppress(OSError):  # some systems cannot
-            folder = os.open(os.path.dirname(self.path), os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
-
 
 def recover(file: FileIO, target: str) -> bool:
     """Takes back an edit that was interrupted, if one was; says so."""
     undo = Undo(target)
     file.seek(0)
     return (os.path.lexists(undo.path) or file.read(len(_EDITING)) == _EDITING) and undo.restore(file)
+
+
+def drop_undo(target: str) -> None:
+    """Removes what would undo the edit of a file that has been replaced, unless somebody is editing the new one."""
+    if os.path.lexists(Undo(target).path):
+        with suppress(FileError, FormatError), locked(target) as file:
+            recover(file, target)
 
 
 def write_in_place(file: FileIO, target: str, old: bytes, new: bytes) -> None:

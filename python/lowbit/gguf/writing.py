@@ -12,7 +12,9 @@ import numpy as np
 from lowbit import _core, arguments
 from lowbit._core import InputError
 from lowbit.gguf.reading import DTYPES, Path, Tensor, TensorInfo
+from lowbit.gguf.rewriting import drop_undo
 from lowbit.gguf.values import checked_name, encoded
+from lowbit.paths import target
 from lowbit.qtensor import QTensor
 from lowbit.quoting import shown
 
@@ -28,13 +30,16 @@ class Writer:
 
     The file lies under a temporary name in the same folder until the `with` block ends without an exception, so that
     nothing incomplete is ever found under `path`; what was there before is replaced then. With an exception, or if the
-    process is killed, it stays as it was.
+    process is killed, it stays as it was. Tensors may come from the very file that is replaced: an open file keeps
+    showing what it was (Windows replaces no file that is open: FileError).
 
     Raises InputError for keys, values and infos that make no valid file, FileError if the system refuses.
     """
 
     def __init__(self, path: Path, metadata: Mapping[str, Any], infos: Iterable[TensorInfo]) -> None:
-        self._core = _core.GgufWriter(os.fsencode(path), _plan(metadata, infos))
+        where = target(path)
+        self._core = _core.GgufWriter(where, _plan(metadata, infos))
+        self._target = os.path.realpath(os.fsdecode(where))
 
     @property
     def temporary_path(self) -> str:
@@ -52,6 +57,7 @@ class Writer:
     def finish(self) -> None:
         """Gives the complete file its name; the `with` block does. Raises InputError if tensor data is missing."""
         self._core.finish()
+        drop_undo(self._target)
 
     def abort(self) -> None:
         """Gives up and removes the temporary file; nothing happens after `finish`."""
