@@ -15,7 +15,6 @@ from tokenizer_cases import normalized_llama
 import lowbit
 from lowbit.model_card import general_metadata
 from lowbit.pretokenizer import LLAMA3, QWEN2
-from lowbit.tokenizer_notes import tokenizer_notes
 from lowbit.vocab import tokenizer_metadata
 
 FILES = (
@@ -87,7 +86,7 @@ def test_values_of_other_types(tmp_path: Path, kind: str) -> None:
         write_json(tmp_path / name, replaced(contents[name], place, value))
         for use in (
             lambda: lowbit.load_tokenizer(tmp_path).encode("the <s>"),
-            lambda: tokenizer_notes(tmp_path, {}, tokenizer_metadata(tmp_path, {}, arch, vocab_size)),
+            lambda: tokenizer_metadata(tmp_path, {}, arch, vocab_size, []),
             lambda: general_metadata(tmp_path, {}, 1, None, []),
         ):
             outcomes.add(outcome(use))

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stored import stored
 from tiny_checkpoint import (
+    TEMPLATE,
     byte_level_tokenizer,
     edit_json,
     sentencepiece_model,
@@ -21,6 +22,7 @@ from tiny_checkpoint import (
     write_json,
     write_tokenizer,
 )
+from tokenizer_cases import normalized_llama
 
 import lowbit
 from lowbit import tokenizer_gguf
@@ -132,6 +134,41 @@ def test_named_templates(tmp_path: Path) -> None:
 
 DIGITS = {"type": "Digits", "individual_digits": True}
 BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+
+
+def notes_of(folder: Path, arch: str = "llama", vocab_size: int = 280) -> list[str]:
+    notes: list[str] = []
+    tokenizer_metadata(folder, {}, arch, vocab_size, notes)
+    return notes
+
+
+def test_sources_that_the_reference_leaves_are_noted(tmp_path: Path) -> None:
+    """The keys are the reference's; what transformers takes otherwise is said."""
+    write_tokenizer(tmp_path, "llama-bpe")
+    assert notes_of(tmp_path) == []
+    (tmp_path / "chat_template.jinja").write_text("file")
+    assert len(notes_of(tmp_path)) == 1
+    assert "transformers takes other files' (default)" in notes_of(tmp_path)[0]
+    assert tokenizer_metadata(tmp_path, {}, "llama", 280)["tokenizer.chat_template"] == TEMPLATE
+    (tmp_path / "chat_template.jinja").write_text(TEMPLATE)
+    write_json(tmp_path / "special_tokens_map.json", {"eos_token": "<|eot_id|>", "bos_token": "<|begin_of_text|>"})
+    found = "eos_token '<|eot_id|>' (the file has '<|end_of_text|>')"
+    assert notes_of(tmp_path) == [f"special_tokens_map.json, which transformers takes, is left out: {found}"]
+    assert tokenizer_metadata(tmp_path, {}, "llama", 280)[P + "eos_token_id"] == 273
+
+
+def test_tokenizer_json_beside_another_tokenizer_model(tmp_path: Path) -> None:
+    normalized_llama(tmp_path, "LlamaTokenizer")
+    size = len(tokenizer_metadata(tmp_path, {}, "llama", 1100)[P + "tokens"])
+    assert notes_of(tmp_path, vocab_size=size) == []
+    tokenizer = json.loads((tmp_path / "tokenizer.json").read_text())
+    tokenizer["added_tokens"].append({"id": size, "content": "<extra>", "special": True})
+    write_json(tmp_path / "tokenizer.json", tokenizer)
+    assert len(notes_of(tmp_path, vocab_size=size + 1)) == 1
+    assert (
+        f"has 1 other tokens: id {size} is '<extra>' there, in the file '[PAD{size}]'"
+        in notes_of(tmp_path, vocab_size=size + 1)[0]
+    )
 
 
 def sequence(*steps: Any) -> dict[str, Any]:

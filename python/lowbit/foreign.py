@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lowbit._core import FormatError
-from lowbit.file_reader import FileReader
+from lowbit.file_reader import FileReader, read_text
 
 _HEAD_BYTES = 1024  # a pointer has about 130
 _AGAIN = "download it again"
@@ -77,6 +77,15 @@ def what_is(head: bytes, size: int, expected: bytes = b"") -> str | None:
     if size >= _HEAD_BYTES and not head.strip(b"\0"):
         return f"the file begins with {len(head)} zero bytes, as an unfinished download does: {_AGAIN}"
     return None
+
+
+def read_own_text(path: Path, max_bytes: int) -> str:
+    """A text of a format that takes anything (templates, merges). Raises FormatError for what is known to be no such
+    text, else as `read_text` does."""
+    text = read_text(path, max_bytes)
+    if text and (kind := what_is(text[:_HEAD_BYTES].encode(), len(text))):
+        raise FormatError(f"{path}: {kind}")
+    return text
 
 
 @contextmanager

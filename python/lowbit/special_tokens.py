@@ -6,7 +6,6 @@ tokenizer_config.json, then config.json; the ids of texts from tokenizer.json's 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from lowbit._core import FormatError
+from lowbit.chat_files import template_keys
 from lowbit.checkpoint import read_json
-from lowbit.file_reader import read_text
 from lowbit.paths import is_file
 
 ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
@@ -25,7 +24,6 @@ ID_NAMES = {"unk": "unknown", "sep": "seperator", "pad": "padding"}
 UNKEPT_ROLES = ("cls",)
 #: Roles whose adding GGUF has a key for.
 ADDED_ROLES = ("bos", "eos", "sep")
-MAX_TEMPLATE_BYTES = 4 << 20
 #: What a file can hold as an id.
 _MAX_ID = (1 << 32) - 1
 
@@ -195,47 +193,6 @@ def tokenizer_merges(tokenizer: dict[str, Any], folder: Path) -> list[str]:
         raise FormatError(f"{folder / 'tokenizer.json'}: a merge is neither a string nor a pair of strings") from None
 
 
-def _chat_template(folder: Path, tokenizer_config: dict[str, Any]) -> Any:
-    """The template: one string, or a list of {"name", "template"}."""
-    if (template := tokenizer_config.get("chat_template")) is not None:
-        return template
-    jinja = folder / "chat_template.jinja"
-    if is_file(jinja):
-        default = read_text(jinja, MAX_TEMPLATE_BYTES)
-        others = sorted((folder / "additional_chat_templates").glob("*.jinja"))
-        if not others:
-            return default
-        return [
-            {"name": "default", "template": default},
-            *({"name": path.stem, "template": read_text(path, MAX_TEMPLATE_BYTES)} for path in others),
-        ]
-    path = folder / "chat_template.json"
-    return read_json(path).get("chat_template") if is_file(path) else None
-
-
-def _template_keys(template: Any) -> dict[str, Any]:
-    """tokenizer.chat_template, and further templates under their names."""
-    if isinstance(template, str):
-        return {"tokenizer.chat_template": template}
-    result: dict[str, Any] = {}
-    default = None
-    names = []
-    for entry in template if isinstance(template, list) else []:
-        if not isinstance(entry, dict) or not isinstance(entry.get("template"), str):
-            continue
-        name = re.sub(r"[^a-zA-Z0-9]", "_", str(entry.get("name", "")))
-        if name == "default":
-            default = entry["template"]
-        elif name:
-            names.append(name)
-            result[f"tokenizer.chat_template.{name}"] = entry["template"]
-    if names:
-        result["tokenizer.chat_templates"] = names
-    if default is not None:
-        result["tokenizer.chat_template"] = default
-    return result
-
-
 def special_tokens(
     folder: Path,
     config: dict[str, Any],
@@ -263,7 +220,7 @@ def special_tokens(
 
     template: dict[str, Any] = {}
     if roles.config:
-        template = _template_keys(_chat_template(folder, tokenizer_config))
+        template = template_keys(folder, tokenizer_config)
         for role in roles.roles:
             if isinstance(flag := roles.config.get(f"add_{role}_token"), bool):
                 roles.added.setdefault(role, flag)

@@ -15,15 +15,16 @@ from tokenizers import models, processors
 
 from lowbit import arguments
 from lowbit._core import Error, FileError, FormatError, InputError, UnsupportedError
+from lowbit.chat_files import folder_templates, template_names
 from lowbit.checkpoint import MAX_JSON_BYTES
-from lowbit.file_reader import read_bytes, read_text
+from lowbit.file_reader import read_bytes
 from lowbit.foreign import named
 from lowbit.hub import resolve
 from lowbit.paths import AnyPath, is_dir, is_file
 from lowbit.quoting import listed, quoted, reason, shown
-from lowbit.special_tokens import MAX_TEMPLATE_BYTES, ROLES, id_key, known_ends, listed_ends
+from lowbit.special_tokens import ROLES, id_key, known_ends, listed_ends
 from lowbit.text import TextStream, piece_decoder
-from lowbit.tokenizer_json import read_optional, tokenizer_config
+from lowbit.tokenizer_json import merged_config, named_text, read_optional
 from lowbit.tokenizer_limits import check_growth, state
 
 _log = logging.getLogger("lowbit")
@@ -266,14 +267,13 @@ def from_metadata(metadata: Mapping[str, Any]) -> Tokenizer:
             _surround(backend, roles.get("bos") if add_bos else None, end)
         ends = [i for name in ("eot", "eom") if (i := vocab.token_id(id_key(name))) is not None]
         ends += vocab.token_ids(EOS_IDS_KEY)
-        key = "tokenizer.chat_template"
-        names = {name: "default" if name == key else name[len(key) + 1 :] for name in metadata if name.startswith(key)}
-        templates = {short: vocab.text(name) for name, short in names.items() if name != f"{key}s"}
+        templates = {name: vocab.text(key) for key, name in template_names(metadata).items()}
         return Tokenizer(backend, roles, ends, _num_ids(backend, len(vocab.tokens)), templates, vocab.notes)
 
 
 def _from_folder(folder: Path) -> Tokenizer:
-    config = {**read_optional(folder / "special_tokens_map.json"), **tokenizer_config(folder)}
+    notes: list[str] = []
+    config = merged_config(folder, notes)
     with named(folder / "tokenizer.json"), _contained(FormatError, f"{folder}: tokenizer.json or what stands for it"):
         backend, defaults = _backend(folder, config)
         config = {**defaults, **config}
@@ -285,9 +285,8 @@ def _from_folder(folder: Path) -> Tokenizer:
             _surround(backend, first, last)
         size = read_optional(folder / "config.json").get("vocab_size")
         vocab_size = _num_ids(backend, size if type(size) is int and size < 1 << 31 else 0)
-        notes: list[str] = []
         ends = listed_ends(folder, vocab_size, notes)
-        return Tokenizer(backend, roles, ends, vocab_size, _templates(folder, config), notes)
+        return Tokenizer(backend, roles, ends, vocab_size, folder_templates(folder, config, notes), notes)
 
 
 def _num_ids(backend: tokenizers.Tokenizer, least: int) -> int:
@@ -297,12 +296,22 @@ def _num_ids(backend: tokenizers.Tokenizer, least: int) -> int:
 
 def _backend(folder: Path, config: Mapping[str, Any]) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
     """A folder's backend, and what its kind of file takes for granted in tokenizer_config.json."""
-    from lowbit.tokenizer_files import byte_level_definition, rebuilt_definition, sentencepiece_tokenizer
+    from lowbit.tokenizer_files import (
+        added_tokens,
+        byte_level_definition,
+        rebuilt_definition,
+        sentencepiece_tokenizer,
+    )
 
     if is_file(folder / "tokenizer.json"):
         rebuilt = rebuilt_definition(folder, config)
         content = read_bytes(folder / "tokenizer.json", MAX_JSON_BYTES) if rebuilt is None else _packed(rebuilt)
-        return tokenizers.Tokenizer.from_buffer(content), {}
+        backend = tokenizers.Tokenizer.from_buffer(content)
+        there = backend.get_added_tokens_decoder()
+        is_old = "added_tokens_decoder" not in config
+        more = {i: t for i, t in added_tokens(folder, config).items() if not (is_old and i in there)}
+        backend.add_tokens([token for i, token in more.items() if repr(token) not in map(repr, there.values())])
+        return backend, {}
     if is_file(folder / "tokenizer.model"):
         backend = sentencepiece_tokenizer(folder, config)
         names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
@@ -321,26 +330,7 @@ def _roles(backend: tokenizers.Tokenizer, config: Mapping[str, Any]) -> dict[str
     """Ids of the tokens that the configuration names, each a text or {"content": text}."""
     roles = {}
     for role in ROLES:
-        value = config.get(f"{role}_token")
-        token = value.get("content") if isinstance(value, dict) else value
-        token_id = backend.token_to_id(token) if isinstance(token, str) else None
-        if token_id is not None:
+        token = named_text(config.get(f"{role}_token"))
+        if token is not None and (token_id := backend.token_to_id(token)) is not None:
             roles[role] = token_id
     return roles
-
-
-def _templates(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
-    """Chat templates: of the configuration (one, or a list of named ones), then of the files, which win."""
-    value = config.get("chat_template")
-    named = [{"name": "default", "template": value}] if isinstance(value, str) else value or []
-    try:
-        templates = {entry["name"]: entry["template"] for entry in named}
-    except (TypeError, KeyError):
-        raise FormatError(
-            f"{folder / 'tokenizer_config.json'}: chat_template must be a string or a list of name and template"
-        ) from None
-    if not all(isinstance(part, str) for entry in templates.items() for part in entry):
-        raise FormatError(f"{folder / 'tokenizer_config.json'}: chat_template names and templates must be strings")
-    files = {"default": folder / "chat_template.jinja"} if is_file(folder / "chat_template.jinja") else {}
-    files.update({file.stem: file for file in sorted((folder / "additional_chat_templates").glob("*.jinja"))})
-    return {**templates, **{name: read_text(file, MAX_TEMPLATE_BYTES) for name, file in files.items()}}

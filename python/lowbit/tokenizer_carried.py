@@ -13,7 +13,6 @@ import numpy as np
 from lowbit._core import Error
 from lowbit.arch import OpenedCheckpoint
 from lowbit.heap import trim_heap
-from lowbit.paths import is_file
 from lowbit.pretokenizer import UNKNOWN
 from lowbit.tokenizer import from_metadata, read_tokenizer
 from lowbit.tokenizer_definition import DEFINITION_KEY, EOS_IDS_KEY, MERGES_KEY, definition
@@ -93,10 +92,9 @@ def _carried_definition(
 
 def _definition(folder: Path) -> dict[str, Any]:
     """The folder's tokenizer.json, or what stands for it."""
-    if not is_file(folder / "tokenizer.json"):
-        found: dict[str, Any] = json.loads(read_tokenizer(folder).backend.to_str())
-        return found
-    return rebuilt_definition(folder, tokenizer_config(folder)) or tokenizer_json(folder)
+    backend: dict[str, Any] = json.loads(read_tokenizer(folder).backend.to_str())
+    tokenizer = rebuilt_definition(folder, tokenizer_config(folder)) or tokenizer_json(folder)
+    return {**tokenizer, "added_tokens": backend["added_tokens"]} if tokenizer else backend
 
 
 def record_of(metadata: Mapping[str, Any], texts: Iterable[str]) -> TokenizerRecord:

@@ -18,7 +18,7 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 
 from lowbit._core import FormatError, UnsupportedError
 from lowbit.checkpoint import MAX_JSON_BYTES, read_json
-from lowbit.file_reader import read_text
+from lowbit.foreign import read_own_text
 from lowbit.pretokenizer import QWEN2
 from lowbit.sentencepiece import BPE, BYTE, CONTROL, SPACE, UNIGRAM, UNKNOWN, USER_DEFINED, Model, read_model
 from lowbit.special_tokens import ROLES
@@ -57,11 +57,12 @@ def rebuilt_definition(folder: Path, config: Mapping[str, Any]) -> dict[str, Any
 
 
 def added_tokens(folder: Path, config: Mapping[str, Any]) -> dict[int, AddedToken]:
-    """Added tokens by id: added_tokens.json's, then tokenizer_config.json's added_tokens_decoder with their flags."""
+    """Added tokens by id: those of tokenizer_config.json's added_tokens_decoder with their flags; without one, those of
+    added_tokens.json, as in transformers."""
     path = folder / "added_tokens.json"
     special = _special(config)
     found: dict[int, AddedToken] = {}
-    for text, token_id in read_optional(path).items():
+    for text, token_id in (read_optional(path) if "added_tokens_decoder" not in config else {}).items():
         found[checked_id(token_id, path)] = AddedToken(text, special=text in special, normalized=text not in special)
     for token_id, entry in (config.get("added_tokens_decoder") or {}).items():
         text = entry["content"]
@@ -201,5 +202,5 @@ def byte_level_definition(folder: Path, config: Mapping[str, Any]) -> dict[str, 
 
 
 def _merges(path: Path) -> list[str]:
-    lines = read_text(path, MAX_JSON_BYTES).split("\n")
+    lines = read_own_text(path, MAX_JSON_BYTES).split("\n")
     return [line for line in lines if line and not line.startswith("#version")]

@@ -13,7 +13,7 @@ from typing import Any
 from lowbit._core import FormatError
 from lowbit.checkpoint import read_json
 from lowbit.paths import is_file
-from lowbit.quoting import quoted
+from lowbit.quoting import listed, quoted
 
 _NAMES = {dict: "an object", list: "a list", str: "a string", bool: "true or false"}
 
@@ -46,6 +46,30 @@ def tokenizer_config(folder: Path) -> dict[str, Any]:
         if (value := config.get(name)) is not None and not isinstance(value, dict):
             _typed(value, list, f"{path}: {name}")
     return config
+
+
+def named_text(value: Any) -> str | None:
+    """The text of a token that a configuration names: itself, or its content."""
+    text = value.get("content") if isinstance(value, dict) else value
+    return text if isinstance(text, str) else None
+
+
+def merged_config(folder: Path, notes: list[str]) -> dict[str, Any]:
+    """tokenizer_config.json with what transformers takes of special_tokens_map.json: all, unless the former lists added
+    tokens (added_tokens_decoder). What is left is noted."""
+    config, legacy = tokenizer_config(folder), read_optional(folder / "special_tokens_map.json")
+    is_old = "added_tokens_decoder" not in config
+    differing = []
+    for name in legacy:
+        ours, theirs = named_text(config.get(name)), named_text(legacy[name])
+        if None not in (ours, theirs) and ours != theirs:
+            taken, left = (theirs, ours) if is_old else (ours, theirs)
+            differing.append(f"{name} {quoted(taken)}, not {quoted(left)}")
+    if differing:
+        files = ("special_tokens_map.json", "tokenizer_config.json")
+        taken_of, left_of = files if is_old else files[::-1]
+        notes.append(f"{taken_of} is taken, {left_of} says otherwise: {listed(differing)}")
+    return {**config, **legacy} if is_old else config
 
 
 def _typed(value: Any, kind: type, where: str) -> Any:

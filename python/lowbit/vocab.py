@@ -20,6 +20,7 @@ from lowbit.sentencepiece import BYTE, CONTROL, NORMAL, SPACE, UNUSED, USER_DEFI
 from lowbit.special_tokens import special_tokens, tokenizer_merges
 from lowbit.tokenizer_json import read_optional, tokenizer_json
 from lowbit.tokenizer_json import tokenizer_config as read_tokenizer_config
+from lowbit.tokenizer_notes import tokenizer_notes
 
 MAX_TOKENS = 1 << 24
 ADDED_SCORE = -1000.0
@@ -76,6 +77,24 @@ def _added_tokens(folder: Path, tokenizer: dict[str, Any], tokenizer_config: dic
         token = AddedToken(entry["content"], special, bool(entry.get("normalized", not special)))
         found[checked_id(token_id, folder)] = token
     return found
+
+
+def _with_old_added(
+    folder: Path, tokenizer: dict[str, Any], tokenizer_config: dict[str, Any], vocab_size: int
+) -> dict[str, Any]:
+    """tokenizer.json with the tokens of added_tokens.json that it lacks. transformers, and so the reference converter,
+    adds them unless tokenizer_config.json lists added tokens."""
+    if not tokenizer or "added_tokens_decoder" in tokenizer_config:
+        return tokenizer
+    path, special = folder / "added_tokens.json", _named_tokens(tokenizer_config)
+    there = tokenizer.get("added_tokens") or []
+    texts, ids = {token["content"] for token in there}, {token.get("id") for token in there}
+    more = [
+        {"id": token_id, "content": text, "special": text in special, "normalized": text not in special}
+        for text, value in read_optional(path).items()
+        if text not in texts and (token_id := checked_id(value, path)) not in ids and token_id < vocab_size
+    ]
+    return {**tokenizer, "added_tokens": [*there, *more]}
 
 
 def checked_id(value: Any, where: str | Path) -> int:
@@ -246,11 +265,13 @@ def _check_unique(tokens: list[str], folder: Path) -> None:
             raise FormatError(f"{folder}: the ids {seen[text]} and {i} have the same token {quoted(text)}")
 
 
-def tokenizer_metadata(folder: Path, config: dict[str, Any], arch: str, vocab_size: int) -> dict[str, Any]:
+def tokenizer_metadata(
+    folder: Path, config: dict[str, Any], arch: str, vocab_size: int, notes: list[str] | None = None
+) -> dict[str, Any]:
     """The tokenizer.* keys of a Hugging Face folder, in the reference's order.
 
     config: config.json. arch: GGUF architecture (llama's files have a few keys of their own). vocab_size: rows of the
-    embedding; shorter vocabularies are padded.
+    embedding; shorter vocabularies are padded. notes: gets what of the folder the keys do not keep.
     """
     if vocab_size > MAX_TOKENS:
         raise FormatError(f"{folder / 'config.json'}: vocab_size {vocab_size}, expected at most {MAX_TOKENS}")
@@ -260,6 +281,7 @@ def tokenizer_metadata(folder: Path, config: dict[str, Any], arch: str, vocab_si
     if arch == "llama" and isinstance(prefix_space, bool):
         result["tokenizer.ggml.add_space_prefix"] = prefix_space
     merges = False
+    in_full = _with_old_added(folder, tokenizer, tokenizer_config, vocab_size)
     is_gpt2 = arch == "phi3" and tokenizer_config.get("tokenizer_class") == "GPT2Tokenizer"  # Phi 4 mini's
     if is_file(folder / "tokenizer.model") and not is_gpt2:
         result |= _sentencepiece(folder, tokenizer, tokenizer_config, arch, vocab_size)
@@ -271,12 +293,12 @@ def tokenizer_metadata(folder: Path, config: dict[str, Any], arch: str, vocab_si
     elif not tokenizer:
         raise FileError(f"{folder}: no tokenizer.json and no tokenizer.model: save the tokenizer beside the model")
     elif arch == "llama" and _is_byte_fallback(tokenizer):
-        result |= _byte_fallback(folder, tokenizer, tokenizer_config)
+        result |= _byte_fallback(folder, in_full, tokenizer_config)
     elif arch == "gemma3" and _is_byte_fallback(tokenizer):
-        result |= _ranked(folder, tokenizer, tokenizer_config, vocab_size)
+        result |= _ranked(folder, in_full, tokenizer_config, vocab_size)
     else:
         merges = True
-        result |= _byte_level(folder, tokenizer, tokenizer_config, vocab_size)
+        result |= _byte_level(folder, in_full, tokenizer_config, vocab_size)
     num_tokens = None if merges else len(result["tokenizer.ggml.tokens"])
     result |= special_tokens(folder, config, tokenizer, tokenizer_config, merges, num_tokens)
     if merges and "tokenizer.ggml.merges" not in result:
@@ -290,6 +312,8 @@ def tokenizer_metadata(folder: Path, config: dict[str, Any], arch: str, vocab_si
     if arch == "llama" and vocab_size == 32016:  # CodeLlama's tokens for filling in; the reference knows it by its size
         ids = {"prefix": 32007, "suffix": 32008, "middle": 32009, "eot": 32010}
         result |= {f"tokenizer.ggml.{name}_token_id": token_id for name, token_id in ids.items()}
+    if notes is not None:
+        notes += tokenizer_notes(folder, config, tokenizer, result)
     if arch == "llama" and vocab_size == 49152:  # SmolLM and Granite do not start with <|endoftext|>
         result["tokenizer.ggml.add_bos_token"] = False
     return result

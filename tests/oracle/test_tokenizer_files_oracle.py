@@ -12,7 +12,7 @@ import pytest
 import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_checkpoint import byte_level_tokenizer, opened_tokenizer, write_json, write_tokenizer
+from tiny_checkpoint import byte_level_tokenizer, edit_json, opened_tokenizer, write_json, write_tokenizer
 from tokenizer_cases import SPECIAL_TEXTS, TURNS, normalized_llama
 from transformers import AutoTokenizer
 
@@ -113,6 +113,80 @@ def test_special_tokens_that_are_normalized(tmp_path: Path, kind: str, legacy: b
             assert ours.decode(theirs.encode(text)) == theirs.decode(theirs.encode(text)), text
         assert ours.apply_chat_template(TURNS) == theirs.apply_chat_template(TURNS, tokenize=False)
         assert ours.encode_chat(TURNS) == theirs.apply_chat_template(TURNS, return_dict=False)
+
+
+NAMED = [{"name": "default", "template": "c"}, {"name": "tool_use", "template": "ct"}]
+ADDITIONAL = "additional_chat_templates/"
+#: chat_template of tokenizer_config.json, and other files.
+TEMPLATES: dict[str, tuple[Any, dict[str, str]]] = {
+    "file and configuration": ("c", {"chat_template.jinja": "j"}),
+    "file and list": (NAMED, {"chat_template.jinja": "j"}),
+    "empty file": ("c", {"chat_template.jinja": ""}),
+    "named files": (None, {"chat_template.jinja": "j", f"{ADDITIONAL}tool-use.jinja": "a"}),
+    "named files and list": (NAMED, {"chat_template.jinja": "j", f"{ADDITIONAL}rag.jinja": "a"}),
+    "named file alone": ("c", {f"{ADDITIONAL}rag.jinja": "a"}),
+    "default among named files": ("c", {"chat_template.jinja": "j", f"{ADDITIONAL}default.jinja": "a"}),
+    "list": (NAMED, {}),
+    "list with one twice": ([*NAMED, {"name": "default", "template": "second"}], {}),
+    "processor's": ("c", {"chat_template.json": '{"chat_template": "p"}'}),
+    "processor's and file": (None, {"chat_template.jinja": "j", "chat_template.json": '{"chat_template": "p"}'}),
+}
+
+
+@pytest.mark.parametrize("sources", TEMPLATES)
+def test_sources_of_chat_templates(tmp_path: Path, sources: str) -> None:
+    configured, files = TEMPLATES[sources]
+    write_tokenizer(tmp_path, "llama-bpe")
+    edit_json(tmp_path / "tokenizer_config.json", {"chat_template": configured})
+    (tmp_path / ADDITIONAL).mkdir()
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    theirs = AutoTokenizer.from_pretrained(tmp_path).chat_template
+    ours = lowbit.load_tokenizer(tmp_path)
+    assert ours.chat_templates == ({"default": theirs} if isinstance(theirs, str) else theirs)
+    is_left = configured is not None and not all(name.endswith(".json") for name in files)
+    assert [note.startswith("chat templates are those of ") for note in ours.notes] == [True] * is_left
+
+
+EXTRA = {
+    "content": "<extra>",
+    "special": True,
+    "lstrip": True,
+    "rstrip": False,
+    "normalized": False,
+    "single_word": False,
+}
+#: Changes of tokenizer_config.json, special_tokens_map.json and added_tokens.json.
+OLD_FILES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, int]]] = {
+    "map": ({}, {"bos_token": "<|eot_id|>", "pad_token": {"content": "<|eot_id|>"}}, {}),
+    "map and decoder": (
+        {"added_tokens_decoder": {"275": EXTRA}},
+        {"bos_token": "<|eot_id|>", "pad_token": "<|eot_id|>"},
+        {},
+    ),
+    "map alone": ({"bos_token": None, "eos_token": None}, {"eos_token": "<|eot_id|>"}, {}),
+    "added": ({}, {}, {"<extra>": 275}),
+    "added and special": ({"pad_token": "<extra>"}, {}, {"<extra>": 275, "<more>": 276}),
+    "added and decoder": ({"added_tokens_decoder": {"275": EXTRA}}, {}, {"<more>": 275}),
+    "other flags": ({"added_tokens_decoder": {"274": {**EXTRA, "content": "<|eot_id|>"}}}, {}, {}),
+}
+
+
+@pytest.mark.parametrize("files", OLD_FILES)
+def test_older_files_beside_tokenizer_json(tmp_path: Path, files: str) -> None:
+    config, special, added = OLD_FILES[files]
+    write_tokenizer(tmp_path, "llama-bpe")
+    edit_json(tmp_path / "tokenizer_config.json", config)
+    write_json(tmp_path / "special_tokens_map.json", special)
+    write_json(tmp_path / "added_tokens.json", added)
+    theirs, ours = AutoTokenizer.from_pretrained(tmp_path), lowbit.load_tokenizer(tmp_path)
+    keys = tokenizer_metadata(tmp_path, {}, "llama", 280, [])
+    converted = from_metadata(keys | carried_tokenizer(opened_tokenizer(tmp_path), keys, []).keys)
+    assert (ours.bos_id, ours.eos_id, ours.pad_id) == (theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id)
+    for text in ("the <extra> and <more><|eot_id|>", "a <|eot_id|> b"):
+        assert ours.encode(text) == converted.encode(text) == theirs.encode(text), text
+    # The reference converter takes the tokens of transformers' tokenizer.
+    assert keys["tokenizer.ggml.tokens"][: len(theirs)] == theirs.convert_ids_to_tokens(range(len(theirs)))
 
 
 @pytest.mark.parametrize("kind", ["GPT2Tokenizer", "Qwen2Tokenizer"])
