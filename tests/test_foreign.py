@@ -87,6 +87,7 @@ FILES: dict[str, Callable[[Path, Path], object]] = {
     "adapter/adapter_model.safetensors": lambda folder, out: lowbit.load(folder, lora=folder / "adapter"),
     "adapter/adapter_config.json": lambda folder, out: lowbit.load(folder, lora=folder / "adapter"),
     "imatrix.dat": lambda folder, out: lowbit.convert(folder, out, imatrix=folder / "imatrix.dat", progress=False),
+    "packed.npz": lambda folder, out: lowbit.QTensor.load(folder / "packed.npz"),
     "out-00002-of-00002.gguf": lambda folder, out: lowbit.gguf.open(folder / "out-00001-of-00002.gguf"),
 }
 
@@ -119,6 +120,18 @@ def test_a_gguf_file_that_is_cut_off_says_so(tmp_path: Path) -> None:
         path.write_bytes(data[:size])
         message = f"the file is cut off: it has {size} bytes, its tensors need {len(data)}; download or write it again"
         with pytest.raises(lowbit.FormatError, match=message):
+            lowbit.gguf.open(path)
+
+
+def test_a_gguf_file_that_is_cut_off_in_its_header_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "a.gguf"
+    lowbit.convert(make_checkpoint(tmp_path / "a", layers=1), path, "Q8_0", progress=False)
+    with lowbit.gguf.open(path) as file:
+        begin = min(file.place(name).offset for name in file.infos)
+    data = path.read_bytes()
+    for size in (20, 1000, 5001, begin - 100):
+        path.write_bytes(data[:size])
+        with pytest.raises(lowbit.FormatError, match=r"the file is cut off|the file, which is cut off or damaged"):
             lowbit.gguf.open(path)
 
 

@@ -18,7 +18,7 @@ _HEAD_BYTES = 1024  # a pointer has about 130
 _AGAIN = "download it again"
 _FLOATS = "lowbit reads safetensors and GGUF"
 
-GGUF_MAGIC = b"GGUF"
+GGUF_MAGIC, ZIP_MAGIC = b"GGUF", b"PK\x03\x04"
 #: How files begin, and what those are.
 _MAGICS: tuple[tuple[bytes, str], ...] = (
     (GGUF_MAGIC, "a GGUF file: give it alone, where a GGUF file is expected"),
@@ -26,7 +26,7 @@ _MAGICS: tuple[tuple[bytes, str], ...] = (
     (b"fmgg", f"a GGMF file of before August 2023: convert the model again; {_FLOATS}"),
     (b"tjgg", f"a GGJT file of before August 2023: convert the model again; {_FLOATS}"),
     (b"algg", "a GGLA adapter of before 2024: merge the PEFT adapter that it was made of with --lora"),
-    (b"PK\x03\x04", f"a zip archive, as torch.save writes: {_FLOATS}"),
+    (ZIP_MAGIC, f"a zip archive, as torch.save writes: {_FLOATS}"),
     (b"\x80\x02", f"a pickle, as torch.save wrote before 2020: {_FLOATS}"),
     (b"\x80\x03", f"a pickle: {_FLOATS}"),
     (b"\x80\x04", f"a pickle: {_FLOATS}"),

@@ -21,6 +21,7 @@ from lowbit import _core, arguments
 from lowbit._core import FileError, FormatError, InputError, UnsupportedError
 from lowbit.atomic import AtomicFile
 from lowbit.file_reader import open_file
+from lowbit.foreign import ZIP_MAGIC, named
 from lowbit.paths import AnyPath, checked
 from lowbit.qtensor import QTensor, find_format
 from lowbit.quoting import quoted
@@ -101,7 +102,8 @@ def _opened(path: AnyPath) -> Iterator[tuple[str, zipfile.ZipFile, int]]:
     except OSError as error:
         raise FileError(f"{where}: {error.strerror or error}") from None
     except (zipfile.BadZipFile, ValueError, EOFError, RuntimeError, OverflowError, struct.error) as error:
-        raise FormatError(f"{where}: not an .npz file: {str(error)[:200]}") from None
+        with named(where, expected=ZIP_MAGIC):
+            raise FormatError(f"{where}: not an .npz file: {str(error)[:200]}") from None
 
 
 class _Member:

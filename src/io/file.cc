@@ -264,7 +264,9 @@ void Reader::Fail(const What& what, uint64_t offset, const std::string& message)
 }
 
 void Reader::FailTruncated(uint64_t num_bytes, const What& what) const {
-  Fail(what, offset_, Str("expected ", num_bytes, " bytes, found ", remaining(), " before the end of the file"));
+  Fail(what, offset_,
+       Str("expected ", num_bytes, " bytes, found ", remaining(),
+           " before the end of the file, which is cut off or damaged"));
 }
 
 AtomicWriter::AtomicWriter(const std::string& path) : path_(path), target_(ResolveTarget(path)) {
