@@ -326,3 +326,18 @@ def test_a_killed_conversion_leaves_the_name_alone(tmp_path: Path, call: int, be
         assert process.stdout.readline() == "here\n"
         process.kill()
     assert path.read_bytes() == before if before else not path.exists()
+
+
+def test_tensors_without_columns(tmp_path: Path) -> None:
+    """They are copied; there is nothing in them to quantize, and llama-quantize divides by their columns."""
+    keys = {"general.architecture": "llama", "llama.block_count": 1, "llama.attention.head_count": 1}
+    tensors = {"blk.0.ffn_up.weight": np.ones((4, 32), np.float32), "blk.0.extra.weight": np.zeros((4, 0), np.float32)}
+    lowbit.gguf.write(tmp_path / "a.gguf", keys, tensors)
+    for format in ("Q8_0", "Q4_K_M", "F16"):
+        for dry_run in (False, True):
+            with pytest.raises(lowbit.UnsupportedError, match=r"tensor blk\.0\.extra\.weight is F32 \[4, 0\]"):
+                lowbit.quantize_file(tmp_path / "a.gguf", tmp_path / "b.gguf", format, progress=False, dry_run=dry_run)
+    for format in ("COPY", "F32"):
+        lowbit.quantize_file(tmp_path / "a.gguf", tmp_path / "b.gguf", format, progress=False)
+        assert lowbit.gguf.open(tmp_path / "b.gguf").infos["blk.0.extra.weight"].shape == (4, 0)
+        (tmp_path / "b.gguf").unlink()

@@ -470,3 +470,11 @@ def test_a_way_back_that_nobody_needs(path: Path) -> None:
     edit(path)
     assert path.read_bytes() == before
     assert not undo.exists()
+
+
+@pytest.mark.parametrize("reserve", [-1, 10**9, 2**63, (1 << 26) + 1, 1.5, "1"])
+def test_padding_that_cannot_be(path: Path, reserve: Any) -> None:
+    before = path.read_bytes()
+    with pytest.raises(lowbit.InputError, match="reserve: expected"):
+        edit(path, {"general.name": "x" * 100_000}, reserve=reserve)
+    assert path.read_bytes() == before

@@ -179,3 +179,14 @@ def test_damage_is_a_typed_error(tmp_path_factory, changes: list[tuple[int, int]
     path.write_bytes(data[: len(data) - cut])
     with contextlib.suppress(lowbit.FormatError, lowbit.UnsupportedError):
         lowbit.load_npz(path)
+
+
+def test_names_that_no_archive_has(tmp_path: Path) -> None:
+    q = lowbit.quantize(np.ones((1, 256), np.float32), "Q8_0")
+    longest = "a" * (65535 - len(".format.npy"))
+    lowbit.save_npz(tmp_path / "q.npz", {longest: q})
+    assert lowbit.load_npz(tmp_path / "q.npz") == {longest: q}
+    for names in ([longest + "a"], ["good", "ä" * 32763], [3], [b"bytes"]):
+        with pytest.raises(lowbit.InputError):
+            lowbit.save_npz(tmp_path / "r.npz", dict.fromkeys(names, q))
+        assert [path.name for path in tmp_path.iterdir()] == ["q.npz"]

@@ -38,9 +38,10 @@ class AtomicFile:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, where: TracebackType | None
     ) -> None:
-        if kind is None:
-            self._core.commit()
-        else:
+        try:
+            if kind is None:
+                self._core.commit()
+        finally:
             self._core.abort()
 
 
