@@ -138,7 +138,7 @@ def test_an_existing_file_is_replaced_or_left_alone(tmp_path: Path) -> None:
     tensors = {name: read(tensor) for name, tensor in Checkpoint(folder).tensors.items()}
     tensors["model.layers.1.mlp.up_proj.weight"][5, 7] = np.nan
     write_shards(folder, tensors, 1)
-    with pytest.raises(lowbit.InputError, match=r"tensor blk\.1\.ffn_up\.weight, rows from 0: .*row 5, column 7"):
+    with pytest.raises(lowbit.InputError, match=r"tensor blk\.1\.ffn_up\.weight: row 5, column 7"):
         lowbit.convert(folder, path, "Q8_0", progress=False)
     assert path.read_bytes() == b"before"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "out.gguf"]
