@@ -92,6 +92,17 @@ def test_a_model_runs_by_its_name(hub: Hub) -> None:
     assert model.logits(model.tokenizer.encode("the")).shape[1] == 288
 
 
+def test_no_file_of_the_cache_is_replaced(hub: Hub, tmp_path: Path) -> None:
+    """Names in a snapshot are links to blobs."""
+    folder = resolve(NAME)[0]
+    for path in (folder / "config.json", folder / "README.md", *folder.glob("*.safetensors")):
+        before = path.read_bytes()
+        for target in (path, path.resolve()):
+            with pytest.raises(lowbit.InputError, match="would replace a file that is being read"):
+                lowbit.convert(NAME, target, "F32", progress=False, dry_run=target == path)
+        assert path.read_bytes() == before
+
+
 def test_offline(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     def offline(value: bool) -> None:
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", value)

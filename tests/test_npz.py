@@ -190,3 +190,20 @@ def test_names_that_no_archive_has(tmp_path: Path) -> None:
         with pytest.raises(lowbit.InputError):
             lowbit.save_npz(tmp_path / "r.npz", dict.fromkeys(names, q))
         assert [path.name for path in tmp_path.iterdir()] == ["q.npz"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), lowbit.FileError("No space left on device")])
+def test_an_interrupted_write_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    q = lowbit.quantize(np.ones((1, 256), np.float32), "Q8_0")
+    lowbit.save_npz(tmp_path / "q.npz", {"old": q})
+
+    def fail(*args: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(np.lib.format, "write_array", fail)
+    with pytest.raises((KeyboardInterrupt, lowbit.FileError)):
+        lowbit.save_npz(tmp_path / "q.npz", {"new": q})
+    assert [path.name for path in tmp_path.iterdir()] == ["q.npz"]
+    assert list(lowbit.load_npz(tmp_path / "q.npz")) == ["old"]
