@@ -2,9 +2,9 @@
 
 Of a checkpoint, ours is `lowbit convert` without what the peer does not do (verification, provenance), then with it,
 which is the default; the peer's is convert_hf_to_gguf.py to a bf16 file, then llama-quantize; for f32, f16 and bf16 the
-first alone. Of a GGUF file, ours is `lowbit quantize`, the peer's llama-quantize. Whole processes, from start to exit, into the same folder, which is
-emptied after each so that neither waits for the other's data to reach the disk. The run that is checked warms the
-page cache and does not count.
+first alone. Of a GGUF file, ours is `lowbit quantize`, the peer's llama-quantize. Whole processes, from start to exit,
+into the same folder, which is emptied after each so that neither waits for the other's data to reach the disk. The run
+that is checked warms the page cache and does not count.
 """
 
 from __future__ import annotations

@@ -280,12 +280,14 @@ def bitnet_inputs(network: torch.nn.Module) -> dict[str, np.ndarray]:
 
 
 def flips(ours: np.ndarray, theirs: np.ndarray) -> bool:
-    """Whether 8-bit codes of equal activations differ, which they may where a value is on the edge between two."""
+    """Whether 8-bit codes of equal activations differ, or may: where a value is on the edge between two, both sides'
+    scaling in float32, which has two roundings, decides."""
     scaled = [127 * x.astype(np.float64) / np.abs(x).max(axis=1, keepdims=True) for x in (ours, theirs)]
     assert np.abs(scaled[0] - scaled[1]).max() < 1e-3
     differ = np.rint(scaled[0]) != np.rint(scaled[1])
-    assert (np.abs(scaled[1] % 1 - 0.5)[differ] < 1e-3).all()
-    return bool(differ.any())
+    from_edge = np.abs(scaled[1] % 1 - 0.5)
+    assert (from_edge[differ] < 1e-3).all()
+    return bool(differ.any() or (from_edge < 2.0**-22 * np.abs(scaled[1])).any())
 
 
 @pytest.fixture(scope="module", params=product(["bitnet", "bitnet-bf16"], ["folder", "gguf"]), ids="-".join)
@@ -312,7 +314,7 @@ def test_bitnet_logits(bitnet, record_property):
     model = lowbit.load(source, compute="f32")
     model.observe(lambda name, x: ours.update({name: x.copy()}))
     found = []
-    for seed in range(20):
+    for seed in range(30):
         ids = np.random.RandomState(seed).randint(0, 288, 12)
         expected = oracle_logits(network, ids)
         model.truncate(0)
@@ -321,7 +323,7 @@ def test_bitnet_logits(bitnet, record_property):
         if not any(flips(ours[name], x) for name, x in theirs.items()):
             found.append(difference(logits, expected))
     record_property("logits", max(found))
-    assert len(found) >= 12
+    assert len(found) >= 15
     assert max(found) < 1e-4
 
 
