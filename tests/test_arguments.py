@@ -18,7 +18,7 @@ import pytest
 from tiny_checkpoint import make_checkpoint
 
 import lowbit
-from lowbit import arguments, export, imatrix, ladder
+from lowbit import arguments, cli, export, imatrix, ladder
 from lowbit.arch import of_metadata, spec
 
 
@@ -246,3 +246,40 @@ def test_numbers_of_numpy_are_numbers() -> None:
     assert arguments.number("x", np.float32(0.5)) == 0.5
     assert arguments.flag("f", np.bool_(True)) is True
     assert lowbit.quantize(FLOATS, "Q8_0", threads=np.uint8(1)) == lowbit.quantize(FLOATS, "Q8_0", threads=2)  # type: ignore[arg-type]
+
+
+#: Commands with what they need, and their options that take numbers.
+COMMANDS: dict[str, tuple[list[str], list[str]]] = {
+    "convert": (
+        ["m", "o.gguf", "--dry-run"],
+        ["--threads", "--split-max-size", "--split-max-tensors", "--prune-layers", "--lora-scale"],
+    ),
+    "verify": (["m.gguf", "m"], ["--threads", "--lora-scale"]),
+    "run": (
+        ["m.gguf", "the"],
+        ["-n", "--temp", "--top-k", "--top-p", "--min-p", "--repetition-penalty", "--seed", "--threads", "--ctx"],
+    ),
+    "perplexity": (["m.gguf", "text"], ["--ctx", "--windows", "--threads"]),
+    "imatrix": (["m.gguf", "text", "-o", "i.gguf"], ["--ctx", "--chunks", "--from-chunk", "--threads"]),
+    "split": (["m.gguf", "s", "--dry-run"], ["--split-max-size", "--split-max-tensors"]),
+    "metadata": (["m.gguf", "set", "a", "1", "--dry-run"], ["--reserve"]),
+    "export": (["hf", "m.gguf", "e"], ["--shard-size", "--threads"]),
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_numbers_of_commands(
+    made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    """What is no number is wrong usage; one out of range is, or fails in one line where the model sets the range."""
+    monkeypatch.chdir(made)
+    Path("text").write_text("the and in on " * 20)
+    base, options = COMMANDS[command]
+    for option in options:
+        for value in ("nan", "1e400", "-1", str(2**63), "9" * 5000):
+            status = cli.run([command, *base, f"{option}={value}" if option.startswith("--") else f"{option}{value}"])
+            errors = [line for line in capsys.readouterr().err.splitlines() if line]
+            place = f"{command} {option}={value[:30]!r}: {errors}"
+            assert status == 2 or value.isdecimal() or (option, value) == ("--lora-scale", "-1"), place
+            assert not any("unexpected" in line for line in errors), place
+            assert all(line.isprintable() and len(line.encode()) < 600 for line in errors), place

@@ -6,8 +6,10 @@ Each case is one that a mutation fuzzer found. tests/test_malformed.py does the 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ import pytest
 from tiny_checkpoint import LLAMA3_ROPE, make_checkpoint, write_safetensors
 
 import lowbit
+from lowbit.arch import open_checkpoint, spec
 
 HUGE = 10**400  # JSON has integers of any length
 SIZES = {"layers": 1, "hidden": 64, "ffn": 64, "head_dim": 16}
@@ -188,6 +191,12 @@ def test_an_export_of_a_file_whose_definition_is_a_unigram_model(tmp_path: Path)
     assert tokenizers[0].encode("an other", False) == tokenizers[1].encode("an other", False)
 
 
+@pytest.mark.parametrize("tokens", ["text", 7, np.float32(0), np.zeros(2, np.uint16)])
+def test_an_edit_of_a_file_whose_tokens_are_no_list(tmp_path: Path, tokens: Any) -> None:
+    lowbit.gguf.write(tmp_path / "a.gguf", {"tokenizer.ggml.tokens": tokens}, {})
+    assert lowbit.gguf.edit(tmp_path / "a.gguf", {"tokenizer.ggml.eos_token_id": 3}, dry_run=True).warnings == []
+
+
 @pytest.mark.parametrize("value", ["one", np.zeros(2, np.uint16), np.float32(0), True])
 def test_an_edit_of_a_file_whose_number_in_a_split_model_is_none(tmp_path: Path, value: Any) -> None:
     lowbit.gguf.write(tmp_path / "a.gguf", {"general.architecture": "llama", "split.no": value}, {})
@@ -218,3 +227,46 @@ def test_an_export_of_numbers_that_json_has_not(tmp_path: Path, key: str, value:
     with pytest.raises(lowbit.FormatError, match=message):
         lowbit.export_hf(tmp_path / "b.gguf", tmp_path / "hf", progress=False)
     assert not (tmp_path / "hf").exists()
+
+
+#: Values of every type of GGUF, at the ends of their ranges.
+VALUES: list[Any] = [
+    0, -1, 2**32 - 1, 2**63, math.nan, math.inf, 1e300, 5e-324, True, "", "text", "a\0\x1b\n", [], ["a"], ["a b"] * 300,
+    np.zeros(0, np.int32), np.zeros(3, np.float32), np.full(300, np.nan), np.array([2**64 - 1], np.uint64), None,
+]  # fmt: skip
+FURTHER_KEYS = (
+    "rope.scaling.type", "rope.scaling.factor", "rope.scaling.original_context_length", "rope.scaling.attn_factor",
+    "rope.scaling.yarn_log_multiplier", "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow", "attention.scale",
+    "rope.dimension_count", "rope.freq_base_swa", "attention.sliding_window", "attention.sliding_window_pattern",
+    "vocab_size", "attn_logit_softcapping", "final_logit_softcapping", "attention.value_length",
+)  # fmt: skip
+TOKENIZER_KEYS = (
+    "scores", "add_bos_token", "add_eos_token", "add_space_prefix", "precompiled_charsmap", "eot_token_id",
+    "remove_extra_whitespaces", "normalizer.lowercase",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("arch", ["bitnet", "gemma3", "llama", "phi3", "qwen2", "qwen3"])
+def test_metadata_of_any_type_and_size(tmp_path: Path, arch: str) -> None:
+    """Each key that describes a network or its tokenizer, with each value: used, or a typed error of one line."""
+    opened = open_checkpoint(make_checkpoint(tmp_path / "m", arch, layers=1))
+    vectors = {t.name: t.rows(0, t.shape[0]) for t in opened.tensors if len(t.shape) == 1}
+    keys = [*opened.metadata, *(f"{arch}.{key}" for key in FURTHER_KEYS)]
+    keys += [f"tokenizer.ggml.{key}" for key in TOKENIZER_KEYS]
+    keys += ["tokenizer.chat_template", "tokenizer.chat_template.x", "lowbit.tokenizer.definition"]
+    wrong = []
+    for key in keys:
+        of_tokenizer = key.startswith(("tokenizer.", "lowbit."))
+        for value in VALUES:
+            metadata = {k: v for k, v in (opened.metadata | {key: value}).items() if v is not None}
+            try:
+                if of_tokenizer:
+                    lowbit.load_tokenizer(SimpleNamespace(metadata=metadata))
+                else:
+                    spec(metadata, vectors).core()
+            except lowbit.Error as error:
+                if not str(error).isprintable():
+                    wrong.append(f"{key} = {value!r}: {error}")
+            except Exception as error:
+                wrong.append(f"{key} = {value!r}: {type(error).__name__}: {error}")
+    assert not wrong, "\n".join(wrong)

@@ -148,8 +148,9 @@ def merge(
     if not isinstance(adapters, (str, bytes, os.PathLike, Iterable)):
         raise arguments.wrong("lora", "a folder or hub id, or a list of them", adapters)
     paths = [adapters] if isinstance(adapters, (str, bytes, os.PathLike)) else list(adapters)
-    given = scales if isinstance(scales, Sequence) else [scales] * len(paths)
+    given = scales if isinstance(scales, Sequence) else [scales]
     factors = [arguments.number("lora_scale", factor, -MOST_FLOAT32, MOST_FLOAT32) for factor in given]
+    factors = factors if given is scales else factors * len(paths)
     if len(factors) != len(paths):
         raise InputError(f"{len(factors)} scales for {len(paths)} adapters")
     merged = Merged([], [])

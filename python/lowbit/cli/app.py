@@ -5,6 +5,7 @@ The rest of the package is imported inside the functions that use it, so that `l
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -43,6 +44,14 @@ def one_of(*values: str) -> Callable[[str | None], str | None]:
     return check
 
 
+def finite(value: Any) -> Any:
+    """A callback that refuses NaN and infinities: of a number, of several, or of none."""
+    for number in value if isinstance(value, list) else [value]:
+        if number is not None and not math.isfinite(number):
+            raise typer.BadParameter(f"{number} is no finite number")
+    return value
+
+
 Compute = Annotated[
     str,
     typer.Option(
@@ -54,8 +63,27 @@ Compute = Annotated[
 ModelPath = Annotated[str, typer.Argument(metavar="MODEL", help="GGUF file, checkpoint folder or hub id.")]
 ExistingFile = Annotated[Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="Text in UTF-8.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be written, to the byte, and write nothing.")]
+
+
+def _split_size(text: str) -> str:
+    from lowbit import InputError
+    from lowbit.splitting import SplitLimits
+
+    try:
+        SplitLimits.parsed(text, 0, no_tensor_first=False)
+    except InputError as error:
+        raise typer.BadParameter(str(error)) from None
+    return text
+
+
 SplitMaxSize = Annotated[
-    str, typer.Option("--split-max-size", metavar="N[K|M|G]", help="Several files, each of so many bytes of tensors.")
+    str,
+    typer.Option(
+        "--split-max-size",
+        metavar="N[K|M|G]",
+        help="Several files, each of so many bytes of tensors.",
+        callback=_split_size,
+    ),
 ]
 SplitMaxTensors = Annotated[
     int, typer.Option("--split-max-tensors", min=0, help="Several files, each of so many tensors.")
@@ -69,7 +97,12 @@ Lora = Annotated[
 ]
 LoraScale = Annotated[
     list[float] | None,
-    typer.Option("--lora-scale", metavar="S", help="Multiplies what the adapters add: once for all, or for each."),
+    typer.Option(
+        "--lora-scale",
+        metavar="S",
+        help="Multiplies what the adapters add: once for all, or for each.",
+        callback=finite,
+    ),
 ]
 
 

@@ -10,7 +10,7 @@ import typer
 
 from lowbit.cli.app import Json, Threads, app, examples, gguf_argument, one_of
 from lowbit.cli.console import note, print_json, size
-from lowbit.quoting import one_line
+from lowbit.quoting import one_line, quoted
 
 export = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
@@ -66,8 +66,8 @@ def _bytes(text: str) -> int:
     upper = text.strip().upper()
     unit = next((unit for unit in units if upper.endswith(unit)), "")
     number = upper.removesuffix(unit).strip()
-    if not number.isascii() or not number.isdecimal() or not int(number):
-        raise typer.BadParameter(f"{text!r}: expected a size such as 500MB or 5GB", param_hint="--shard-size")
+    if not number.isascii() or not number.isdecimal() or len(number) > 18 or not int(number):
+        raise typer.BadParameter(f"{quoted(text)}: expected a size such as 500MB or 5GB", param_hint="--shard-size")
     return int(number) * units.get(unit, 1)
 
 

@@ -28,6 +28,7 @@ from lowbit.cli.app import (
 )
 from lowbit.cli.console import print_json, print_table, size
 from lowbit.cli.verifying import print_verdict, showing_failed_verdict, verdict_as_json
+from lowbit.quoting import quoted
 
 if TYPE_CHECKING:
     from lowbit.plan import Report
@@ -252,6 +253,6 @@ def _as_json(report: Report, seconds: float, written: bool) -> dict[str, Any]:
 def _layer(text: str) -> int:
     from lowbit import InputError
 
-    if not text.isascii() or not text.isdigit():
-        raise InputError(f"{text!r}: expected numbers of layers with commas between")
+    if not text.isascii() or not text.isdigit() or len(text) > 9:
+        raise InputError(f"{quoted(text)}: expected numbers of layers with commas between")
     return int(text)

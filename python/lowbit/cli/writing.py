@@ -9,18 +9,27 @@ from typing import Annotated, Any
 
 import typer
 
-from lowbit.cli.app import Compute, Json, ModelPath, Threads, app, examples
+from lowbit.cli.app import Compute, Json, ModelPath, Threads, app, examples, finite
 from lowbit.cli.console import note, print_json
 from lowbit.file_reader import decoded
 
-Temperature = Annotated[float, typer.Option("--temp", min=0, help="Temperature; 0 always takes the likeliest token.")]
-TopK = Annotated[int, typer.Option("--top-k", min=0, help="Draw from the K likeliest tokens; 0: from all.")]
+Temperature = Annotated[
+    float, typer.Option("--temp", min=0, help="Temperature; 0 always takes the likeliest token.", callback=finite)
+]
+TopK = Annotated[
+    int, typer.Option("--top-k", min=0, max=(1 << 63) - 1, help="Draw from the K likeliest tokens; 0: from all.")
+]
 TopP = Annotated[float, typer.Option("--top-p", min=0, max=1, help="Draw from the fewest that have probability P.")]
 MinP = Annotated[float, typer.Option("--min-p", min=0, max=1, help="Leave out those below P times the best.")]
 Penalty = Annotated[
-    float, typer.Option("--repetition-penalty", min=0, help="Above 1: tokens seen before become less likely.")
+    float,
+    typer.Option(
+        "--repetition-penalty", min=0, help="Above 1: tokens seen before become less likely.", callback=finite
+    ),
 ]
-Seed = Annotated[int | None, typer.Option("--seed", min=0, help="The same seed draws the same text.")]
+Seed = Annotated[
+    int | None, typer.Option("--seed", min=0, max=(1 << 64) - 1, help="The same seed draws the same text.")
+]
 Stop = Annotated[list[str] | None, typer.Option("--stop", help="End before this text; may be repeated.")]
 Context = Annotated[
     int | None,

@@ -201,7 +201,7 @@ class _Header:
             if change.key.startswith(_TEMPLATE_KEY) and isinstance(change.after, str):
                 found += _template_warnings(change.key, change.after)
             is_token = change.key.startswith("tokenizer.ggml.") and change.key.endswith("_token_id")
-            if is_token and words is not None and change.after is not None and int(change.after) >= len(words):
+            if is_token and isinstance(words, list) and change.after is not None and int(change.after) >= len(words):
                 found.append(f"key {shown(change.key)}: {change.after} is no token, there are {len(words)}")
         return found
 
