@@ -268,7 +268,10 @@ def from_metadata(metadata: Mapping[str, Any]) -> Tokenizer:
         ends = [i for name in ("eot", "eom") if (i := vocab.token_id(id_key(name))) is not None]
         ends += vocab.token_ids(EOS_IDS_KEY)
         templates = {name: vocab.text(key) for key, name in template_names(metadata).items()}
-        return Tokenizer(backend, roles, ends, _num_ids(backend, len(vocab.tokens)), templates, vocab.notes)
+        size = len(vocab.tokens)
+        if backend.get_vocab_size() != size:  # else the ids are those of the file's tokens; to list them takes long
+            size = _num_ids(backend, size)
+        return Tokenizer(backend, roles, ends, size, templates, vocab.notes)
 
 
 def _from_folder(folder: Path) -> Tokenizer:

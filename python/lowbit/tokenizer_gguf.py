@@ -110,14 +110,13 @@ class Vocab:
             raise FormatError(
                 f"{key}: missing, and without it a {self.model} vocabulary cannot tokenize: convert the model again"
             )
-        merges = []
+        merges, ids = [], self.ids
         for i, merge in enumerate(self._strings(key)):
             cut = merge.find(" ", 1)
-            pair = (merge[:cut], merge[cut + 1 :])
-            unknown = [part for part in (*pair, "".join(pair)) if part not in self.ids]
-            if cut < 0 or unknown:
+            left, right = merge[:cut], merge[cut + 1 :]
+            if cut < 0 or left not in ids or right not in ids or left + right not in ids:
                 raise FormatError(f"{key}: expected two tokens that make a third at index {i}, found {merge!r}")
-            merges.append(pair)
+            merges.append((left, right))
         return merges
 
     def _strings(self, key: str) -> list[str]:
