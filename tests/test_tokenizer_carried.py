@@ -15,6 +15,7 @@ from tiny_checkpoint import (
     edit_json,
     make_checkpoint,
     opened_tokenizer,
+    sentencepiece_model,
     write_json,
     write_tokenizer,
 )
@@ -124,6 +125,44 @@ def test_merges_that_do_not_follow_from_scores(tmp_path: Path) -> None:
     assert list(keys) == [DEFINITION_KEY, MERGES_KEY]
     source, result = load_tokenizer(tmp_path), from_metadata({**metadata, **keys})
     for text in ("ab", "aba", "abab", "bab", "é"):
+        assert result.encode(text, add_special_tokens=False) == source.encode(text, add_special_tokens=False)
+
+
+@pytest.mark.parametrize("ranked", [True, False])
+def test_added_tokens_of_white_space(tmp_path: Path, ranked: bool) -> None:
+    """Gemma's: the file spells runs of the mark with blanks. ranked: merges follow from scores."""
+    runs = ["\u2581" * n for n in range(2, 5)]
+    words = ["\u2581", *runs, "a", "b", "c", "bc", "ab"]
+    pieces = [("<unk>", 0.0, 2), *((f"<0x{i:02X}>", 0.0, 6) for i in range(256))]
+    pieces += [(word, -float(i), 4 if word in runs else 1) for i, word in enumerate(words)]
+    (tmp_path / "tokenizer.model").write_bytes(sentencepiece_model(pieces))
+    vocab = {text: i for i, (text, _, _) in enumerate(pieces)}
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
+    added = {vocab[run]: {"content": run, **flags} for run in runs}
+    write_json(tmp_path / "tokenizer_config.json", {"added_tokens_decoder": added})
+    merges = [
+        "\u2581 \u2581",
+        "\u2581 \u2581\u2581",
+        "\u2581\u2581 \u2581\u2581",
+        *(["b c", "a b"] if ranked else ["a b", "b c"]),
+    ]
+    steps = [{"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "}, {"type": "ByteFallback"}]
+    tokenizer = {
+        **byte_level_tokenizer(QWEN2, [], None),
+        "pre_tokenizer": None,
+        "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"},
+        "added_tokens": [{"id": i, **token} for i, token in added.items()],
+        "decoder": {"type": "Sequence", "decoders": [*steps, {"type": "Fuse"}]},
+        "model": {"type": "BPE", "vocab": vocab, "byte_fallback": True, "unk_token": "<unk>", "fuse_unk": True,
+                  "merges": merges},
+    }  # fmt: skip
+    write_json(tmp_path / "tokenizer.json", tokenizer)
+    metadata = tokenizer_metadata(tmp_path, {}, "llama", 300)
+    assert metadata["tokenizer.ggml.tokens"][vocab[runs[2]]] == "    "
+    keys = carried_tokenizer(opened_tokenizer(tmp_path), metadata, []).keys
+    assert DEFINITION_KEY in keys
+    source, result = load_tokenizer(tmp_path), from_metadata({**metadata, **keys})
+    for text in ("abc", "a    bc  c", "a\u2581\u2581b \u2581\u2581\u2581\u2581", "     abc      a b"):
         assert result.encode(text, add_special_tokens=False) == source.encode(text, add_special_tokens=False)
 
 

@@ -77,7 +77,7 @@ def build_defined(vocab: Vocab) -> tuple[tokenizers.Tokenizer, bool]:
             raise FormatError(f"{DEFINITION_KEY}: contents has {token_id[:40]!r}, expected ids below {len(tokens)}")
         tokens[int(token_id)] = text
     backend = tokenizers.Tokenizer.from_str(json.dumps(skeleton))
-    backend.model = _model(vocab, tokens, _object(value, "model"))
+    backend.model = _model(vocab.spelled(tokens), _object(value, "model"))
     backend.add_tokens(_added(value.get("added_tokens"), tokens))
     return backend, value.get("post_processor") is not None
 
@@ -101,15 +101,15 @@ def _object(value: dict[str, Any], name: str) -> dict[str, Any]:
     return part
 
 
-def _model(vocab: Vocab, tokens: list[str], options: dict[str, Any]) -> models.Model:
+def _model(vocab: Vocab, options: dict[str, Any]) -> models.Model:
     kind = options.get("type")
     if kind not in _MODEL_OPTIONS:
         raise UnsupportedError(f"{DEFINITION_KEY}: the model {str(kind)[:40]!r} is not supported (BPE and Unigram are)")
     known = {name: options[name] for name in _MODEL_OPTIONS[kind] if options.get(name) is not None}
     if kind == "Unigram":
-        return models.Unigram(list(zip(tokens, vocab.scores().tolist(), strict=True)), **known)
+        return models.Unigram(list(zip(vocab.tokens, vocab.scores().tolist(), strict=True)), **known)
     # Ids that only the embedding has are numbered in the file, and no tokens.
-    ids = {t: i for i, t in enumerate(tokens) if vocab.types[i] != UNUSED or t != f"[PAD{i}]"}
+    ids = {t: i for i, t in enumerate(vocab.tokens) if vocab.types[i] != UNUSED or t != f"[PAD{i}]"}
     key = next((key for key in (MERGES_KEY, "tokenizer.ggml.merges") if vocab.has(key)), None)
     return models.BPE(vocab=ids, merges=score_merges(vocab) if key is None else vocab.merges(key), **known)
 

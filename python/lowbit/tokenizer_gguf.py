@@ -9,6 +9,7 @@ merges ranked by score, so they are written out from the scores here. SentencePi
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,6 +42,12 @@ class Vocab:
             raise FormatError(f"tokenizer.ggml.tokens: the token {twice!r} occurs more than once")
         types = self._numbers("tokenizer.ggml.token_type")
         self.types = np.full(len(self.tokens), NORMAL, np.int64) if types is None else types.astype(np.int64)
+
+    def spelled(self, tokens: list[str]) -> Vocab:
+        """The same arrays, with these texts of the tokens."""
+        vocab = copy(self)
+        vocab.tokens, vocab.ids = tokens, {token: i for i, token in enumerate(tokens)}
+        return vocab
 
     def text(self, key: str, default: str | None = None) -> str:
         """A string value; `default=None` means that the key is required."""
