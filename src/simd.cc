@@ -15,6 +15,7 @@ HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
 #include "src/error.h"
+#include "src/io/text.h"
 
 namespace lowbit {
 namespace {
@@ -26,11 +27,11 @@ struct Named {
 };
 
 const std::vector<Named>& Supported() {
-  static const std::vector<Named> supported = [] {
-    std::vector<Named> found;
+  static const std::vector<Named>& supported = *[] {  // never destroyed: at exit, other threads may still look
+    auto* found = new std::vector<Named>;
     // A lower bit is a better target.
     for (int64_t rest = hwy::SupportedTargets() & HWY_TARGETS; rest != 0; rest &= rest - 1) {
-      found.push_back({rest & -rest, hwy::TargetName(rest & -rest)});
+      found->push_back({rest & -rest, hwy::TargetName(rest & -rest)});
     }
     return found;
   }();
@@ -54,7 +55,7 @@ void SimdForce(const std::string& name) {
     known += (known.empty() ? "" : ", ") + target.name;
   }
   if (bit == 0 && !name.empty()) {
-    throw InputError(Str("SIMD target '", name, "' is not one of this machine's: ", known));
+    throw InputError(Str("SIMD target ", Quoted(name), " is not one of this machine's: ", known));
   }
   hwy::SetSupportedTargetsForTest(bit);
   hwy::GetChosenTarget().Update(hwy::SupportedTargets());

@@ -10,9 +10,8 @@
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
+#include <cstdint>
 #include <exception>
-#include <map>
-#include <memory>
 #include <mutex>
 #include <system_error>
 #include <thread>
@@ -27,39 +26,22 @@ namespace {
 // microseconds between them; waking a sleeping thread costs tens of microseconds. About 50 us of pauses.
 constexpr int kSpins = 2000;
 
+// After so many loops, workers that none of them asked for end.
+constexpr size_t kWindow = 256;
+
+// Its workers take part in a loop that asks for enough of them; the others sleep. Never destroyed: at exit the
+// interpreter may still be inside a loop.
 class Pool {
  public:
-  // Fewer threads where the system refuses more: results do not depend on their number.
-  explicit Pool(size_t num_threads) {
-    workers_.reserve(num_threads);
-    try {
-      for (size_t i = 1; i < num_threads; ++i) workers_.emplace_back([this] { Work(); });
-    } catch (const std::system_error&) {
-    }
-  }
-
-  ~Pool() {
-    {
-      std::lock_guard<std::mutex> lock(mutex_);
-      stop_ = true;
-      epoch_.fetch_add(1, std::memory_order_release);
-    }
-    wake_.notify_all();
-    for (std::thread& worker : workers_) worker.join();
-  }
-
-  void Run(size_t num_tasks, TaskRef task) {
+  void Run(size_t num_tasks, size_t num_threads, TaskRef task) {
     std::lock_guard<std::mutex> turn(turn_);
+    const size_t num_workers = Provide(num_threads - 1);
     task_ = &task;
     num_tasks_ = num_tasks;
     next_.store(0, std::memory_order_relaxed);
-    busy_.store(workers_.size(), std::memory_order_relaxed);
+    busy_.store(num_workers, std::memory_order_relaxed);
     error_ = nullptr;
-    {
-      std::lock_guard<std::mutex> lock(mutex_);
-      epoch_.fetch_add(1, std::memory_order_release);
-    }
-    if (sleepers_.load(std::memory_order_acquire) != 0) wake_.notify_all();
+    Announce(num_workers);
     DoTasks();
     for (int spins = 0; busy_.load(std::memory_order_acquire) != 0; ++spins) {
       if (spins < kSpins) {
@@ -72,6 +54,58 @@ class Pool {
   }
 
  private:
+  // A loop's number and how many workers take part in it, in one word: a worker that has no part in a loop may see the
+  // next one while it looks.
+  static constexpr int kWorkerBits = 16;
+  static size_t NumWorkers(uint64_t loop) { return loop & ((1 << kWorkerBits) - 1); }
+
+  // Returns how many workers there are for a loop that wants so many. Fewer where the system refuses more: results do
+  // not depend on their number.
+  size_t Provide(size_t wanted) {
+    most_ = std::max(most_, wanted);
+    if (++num_loops_ == kWindow) {
+      if (most_ < workers_.size()) End(most_);
+      most_ = wanted;
+      num_loops_ = 0;
+      refused_ = false;
+    }
+    if (workers_.size() < wanted && !refused_) {
+      workers_.reserve(wanted);
+      const uint64_t loop = loop_.load(std::memory_order_relaxed);
+      try {
+        while (workers_.size() < wanted) {
+          workers_.emplace_back([this, index = workers_.size(), loop] { Work(index, loop); });
+        }
+      } catch (const std::system_error&) {
+        refused_ = true;
+      }
+    }
+    return std::min(wanted, workers_.size());
+  }
+
+  // Ends all workers but the first `num`.
+  void End(size_t num) {
+    limit_.store(num, std::memory_order_relaxed);
+    Announce(0);
+    bench_.notify_all();
+    for (size_t i = num; i < workers_.size(); ++i) workers_[i].join();
+    workers_.resize(num);
+    limit_.store(SIZE_MAX, std::memory_order_relaxed);
+  }
+
+  void Announce(size_t num_workers) {
+    bool more;
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      const uint64_t before = loop_.load(std::memory_order_relaxed);
+      more = num_workers > NumWorkers(before);
+      loop_.store(((before >> kWorkerBits) + 1) << kWorkerBits | num_workers, std::memory_order_release);
+    }
+    if (sleepers_.load(std::memory_order_acquire) != 0) wake_.notify_all();
+    if (more) bench_.notify_all();
+  }
+
+  // Tasks do not call Python, so no thread is ended in the midst of one.
   void DoTasks() {
     for (;;) {
       const size_t i = next_.fetch_add(1, std::memory_order_relaxed);
@@ -86,55 +120,63 @@ class Pool {
     }
   }
 
-  void Work() {
-    for (size_t seen = 0;;) {
-      for (int spins = 0; spins < kSpins && epoch_.load(std::memory_order_acquire) == seen; ++spins) hwy::Pause();
-      if (epoch_.load(std::memory_order_acquire) == seen) {
-        std::unique_lock<std::mutex> lock(mutex_);
-        sleepers_.fetch_add(1, std::memory_order_release);
-        wake_.wait(lock, [&] { return epoch_.load(std::memory_order_acquire) != seen; });
-        sleepers_.fetch_sub(1, std::memory_order_release);
-      }
-      ++seen;
-      if (stop_) return;
+  // `seen`: the last loop before the worker was made.
+  void Work(size_t index, uint64_t seen) {
+    for (;;) {
+      const uint64_t loop = Wait(index, seen);
+      seen = loop;
+      if (index >= limit_.load(std::memory_order_relaxed)) return;
+      if (index >= NumWorkers(loop)) continue;
       DoTasks();
       busy_.fetch_sub(1, std::memory_order_release);
     }
   }
 
+  // Returns the first loop after `seen` that the worker notices: at the latest the next one that it takes part in.
+  uint64_t Wait(size_t index, uint64_t seen) {
+    const bool benched = index >= NumWorkers(seen);
+    uint64_t loop = loop_.load(std::memory_order_acquire);
+    for (int spins = 0; !benched && spins < kSpins && loop == seen; ++spins) {
+      hwy::Pause();
+      loop = loop_.load(std::memory_order_acquire);
+    }
+    if (loop != seen) return loop;
+    std::unique_lock<std::mutex> lock(mutex_);
+    const auto is_new = [&] { return (loop = loop_.load(std::memory_order_acquire)) != seen; };
+    if (benched) {
+      bench_.wait(lock, is_new);
+      return loop;
+    }
+    sleepers_.fetch_add(1, std::memory_order_release);
+    wake_.wait(lock, is_new);
+    sleepers_.fetch_sub(1, std::memory_order_release);
+    return loop;
+  }
+
   std::mutex turn_;   // held for the length of one loop
-  std::mutex mutex_;  // guards sleeping, stop_ and error_
-  std::condition_variable wake_;
-  std::atomic<size_t> epoch_{0};  // counts loops; a worker runs each exactly once
-  std::atomic<size_t> sleepers_{0};
+  std::mutex mutex_;  // guards sleeping and error_
+  // Workers that had no part in the last loop wait at bench_, so that loops without them wake none of them.
+  std::condition_variable wake_, bench_;
+  std::atomic<uint64_t> loop_{0};
+  std::atomic<size_t> sleepers_{0};  // at wake_
   std::atomic<size_t> next_{0};
-  std::atomic<size_t> busy_{0};  // workers that have not finished the current loop
+  std::atomic<size_t> busy_{0};          // workers that have not finished the current loop
+  std::atomic<size_t> limit_{SIZE_MAX};  // workers from this one on end
   const TaskRef* task_ = nullptr;
   size_t num_tasks_ = 0;
   std::exception_ptr error_;
-  bool stop_ = false;
   std::vector<std::thread> workers_;
+  size_t num_loops_ = 0;  // of the current window
+  size_t most_ = 0;       // workers that one of them wanted
+  bool refused_ = false;  // whether the system refused a thread in it
 };
 
-struct Pools {
-  std::mutex mutex;
-  std::map<size_t, std::unique_ptr<Pool>> by_size;
-};
+Pool* g_pool = new Pool;
 
-// Never destroyed: at exit the interpreter may still be inside a loop. A forked child has no threads but its own, so it
-// starts with new pools; the parent's are left where they are.
-Pools* g_pools = new Pools;
-
-Pool& GetPool(size_t num_threads) {
 #if !defined(_WIN32)
-  static const int registered = pthread_atfork(nullptr, nullptr, [] { g_pools = new Pools; });
-  (void)registered;
+// A forked child has no threads but its own, so it starts with a new pool; the parent's is left where it is.
+[[maybe_unused]] const int registered = pthread_atfork(nullptr, nullptr, [] { g_pool = new Pool; });
 #endif
-  std::lock_guard<std::mutex> lock(g_pools->mutex);
-  std::unique_ptr<Pool>& pool = g_pools->by_size[num_threads];
-  if (!pool) pool = std::make_unique<Pool>(num_threads);
-  return *pool;
-}
 
 }  // namespace
 
@@ -143,7 +185,7 @@ void ParallelFor(size_t num_tasks, size_t num_threads, TaskRef task) {
     for (size_t i = 0; i < num_tasks; ++i) task(i);
     return;
   }
-  GetPool(num_threads).Run(num_tasks, task);
+  g_pool->Run(num_tasks, num_threads, task);
 }
 
 size_t AvailableThreads() {

@@ -23,7 +23,8 @@ class TaskRef {
 
 // Calls task(0) ... task(num_tasks - 1) on up to num_threads threads, the caller's included, and returns when all are
 // done. Tasks start in order and are handed out one at a time. The first exception a task throws is rethrown here, and
-// tasks that have not started by then are dropped. Calls from several threads take turns. Tasks must not call it again.
+// tasks that have not started by then are dropped. Calls from several threads take turns. Tasks must not call it again,
+// nor Python. Threads are kept for the next loops; those that no loop has asked for in a while end.
 void ParallelFor(size_t num_tasks, size_t num_threads, TaskRef task);
 
 // How many threads loops over rows of element-wise work are worth: waking the others costs more than a few rows.

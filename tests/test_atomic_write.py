@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import lowbit
+from lowbit import _core
 
 INFO = lowbit.gguf.TensorInfo("t", (1 << 16,), "I8")
 
@@ -132,3 +133,36 @@ if os.name == "posix":
         assert list(lowbit.gguf.open(path).tensors) == ["t"]
         with pytest.raises(lowbit.FileError, match=r"\\xfe\.gguf"):
             lowbit.gguf.open(os.fsencode(tmp_path) + b"/\xfe.gguf")
+
+
+def test_paths_with_a_nul_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"precious")
+    path = os.fsencode(tmp_path) + b"/a\0b"
+    for call in (
+        lambda: _core.AtomicWriter(path),
+        lambda: _core.GgufWriter(path, _core.GgufPlan([], [])),
+        lambda: _core.GgufFile.open(path),
+        lambda: _core.GgufFile.open_one(path),
+    ):
+        with pytest.raises(lowbit.InputError, match=r'a\\x00b": expected no NUL'):
+            call()
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {"a": b"precious"}
+
+
+# A thousand folders have the names that it would try.
+CROWDED_WRITER = """
+import os, sys, lowbit
+for number in range(1000):
+    os.mkdir(f"{sys.argv[1]}/.a.{os.getpid()}-{number}.tmp")
+try:
+    lowbit.gguf.write(sys.argv[1] + "/a", {}, {})
+except lowbit.FileError as error:
+    print(error)
+"""
+
+
+def test_the_search_for_a_temporary_name_ends(tmp_path: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", CROWDED_WRITER, tmp_path], capture_output=True, text=True, check=True
+    )
+    assert f'cannot write "{tmp_path}/a"' in result.stdout

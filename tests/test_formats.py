@@ -330,7 +330,7 @@ def test_wrong_arguments(name):
     if FORMATS[name].needs_imatrix:
         with pytest.raises(lowbit.InputError, match=f"{name} cannot be encoded without an importance matrix"):
             lowbit.quantize(x, name)
-    with pytest.raises(lowbit.InputError, match=r"unknown format 'Q9_9'; known: F32, F16"):
+    with pytest.raises(lowbit.InputError, match='unknown format "Q9_9"; known: F32, F16'):
         lowbit.quantize(x, "Q9_9")
 
 

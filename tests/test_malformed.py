@@ -153,6 +153,16 @@ KEYS = [
     ),
     Case("line break in a bad key", build((entry(b"a\nb\xff", U32, bytes(4)),)), r'found "a\\x0ab\\xff"$'),
     Case(
+        "a key that would drive a terminal",
+        build((entry("a\x1b[2J\x9b31m\u202e\u2028\U000e0041é漢".encode() + b"\xff", U32, bytes(4)),)),
+        r'found "a\\x1b\[2J\\x9b31m\\u202e\\u2028\\U000e0041é漢\\xff"$',
+    ),
+    Case(
+        "a key of many characters that are escaped",
+        build((entry(300 * b"\x01" + b"\xff", U32, bytes(4)),)),
+        r'found "(\\x01){25}"\.\.\.$',
+    ),
+    Case(
         "array of 2^64 bytes",
         build((entry("k", ARRAY, array(U8, MAX)),)),
         r'value of key of "k" at offset 49: expected 18446744073709551615 elements of type uint8',

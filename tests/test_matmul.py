@@ -257,7 +257,7 @@ def test_wrong_arguments():
         lowbit.matmul(x, np.ones(64, np.float32))
     with pytest.raises(lowbit.InputError, match="expected float32, float16 or bfloat16, got float64"):
         lowbit.matmul(x, np.ones((4, 64)))
-    with pytest.raises(lowbit.InputError, match="compute 'int4' is not one of auto, int8, bf16, f32"):
+    with pytest.raises(lowbit.InputError, match='compute "int4" is not one of auto, int8, bf16, f32'):
         lowbit.matmul(x, q, "int4")
     for threads in (0, -1, 1025, 2**40):
         with pytest.raises(lowbit.InputError, match="threads"):

@@ -414,14 +414,22 @@ def test_wrong_prompts_and_options(bard):
         with pytest.raises(lowbit.InputError, match=match):
             bard.generate(prompt, max_tokens=3)
     for options, match in (
-        ({"temperature": -1}, "temperature is -1"),
-        ({"top_k": -1}, "top_k is -1"),
-        ({"top_p": 0}, "top_p is 0"),
-        ({"min_p": 2}, "min_p is 2"),
-        ({"repetition_penalty": 0}, "repetition_penalty is 0"),
-        ({"seed": -1}, "seed is -1"),
-        ({"seed": 2**64}, "seed is 18446744073709551616"),
-        ({"max_tokens": -1}, "max_tokens is -1"),
+        ({"temperature": -1}, "temperature: expected >= 0, got -1"),
+        ({"temperature": np.nan}, "temperature: expected a finite number, got nan"),
+        ({"temperature": "hot"}, "temperature: expected a finite number, got 'hot'"),
+        ({"temperature": 1e300}, "temperature: expected >= 0, got inf"),
+        ({"top_k": -1}, "top_k: .*, got -1"),
+        ({"top_k": 2**63}, "top_k: .*, got 9223372036854775808"),
+        ({"top_k": 1.5}, "top_k: .*, got 1.5"),
+        ({"top_p": 0}, "top_p: expected above 0 and at most 1, got 0"),
+        ({"top_p": None}, "top_p: expected a finite number, got None"),
+        ({"min_p": 2}, "min_p: expected 0 to 1, got 2"),
+        ({"repetition_penalty": 0}, "repetition_penalty: expected above 0, got 0"),
+        ({"seed": -1}, "seed: .*, got -1"),
+        ({"seed": 2**64}, "seed: .*, got 18446744073709551616"),
+        ({"seed": True}, "seed: .*, got True"),
+        ({"max_tokens": -1}, "max_tokens: .*, got -1"),
+        ({"max_tokens": 1.5}, "max_tokens: .*, got 1.5"),
     ):
         with pytest.raises(lowbit.InputError, match=match):
             bard.generate("Now", **options)
@@ -439,20 +447,39 @@ def test_wrong_batches(bard):
         (([1], [0], [2**40]), "sequences: .* out of range"),
         (([1, 2], [0], [50]), "of one length"),
         (([vocab], [0], [50]), f"token 0 is {vocab}"),
+        (([[1], [2, 3]], [0], [50]), "tokens: expected an array"),
+        (([1], [0], [50], [[True], [True, False]]), "wants_logits: expected an array"),
+        (([1], [0], [50], [True], -1), "expected_length: .*, got -1"),
+        (([1], [0], [50], [True], 2**64), "expected_length: .*, got 18446744073709551616"),
+        (([1], [0], [50], [True], 1.5), "expected_length: .*, got 1.5"),
     ):
         with pytest.raises(lowbit.InputError, match=match):
             bard.forward(*arrays)
+    for arguments, match in (
+        ((50, -1), "length: .*, got -1"),
+        ((50, 2**64), "length: .*, got 18446744073709551616"),
+        ((50, 1.5), "length: .*, got 1.5"),
+        ((50, 1), "sequence 50 holds 0 tokens, not 1"),
+        ((2**31,), "sequence: .*, got 2147483648"),
+        ((None,), "sequence: .*, got None"),
+    ):
+        with pytest.raises(lowbit.InputError, match=match):
+            bard.truncate(*arguments)
+    with pytest.raises(lowbit.InputError, match=r"start: .*, got -1"):
+        bard.logits([1], start=-1)
+    with pytest.raises(lowbit.InputError, match=r"callback: expected a function or None, got 5"):
+        bard.observe(5)
 
 
 def test_wrong_arguments_of_load(tmp_path):
     for options, match in (
-        ({"compute": "int3"}, "compute 'int3' is not one of"),
-        ({"threads": 0}, "threads"),
-        ({"threads": 5000}, "threads"),
-        ({"context": 0}, "a context of 0 tokens; the model was made for 1 to 1024"),
-        ({"context": 1025}, "a context of 1025 tokens"),
-        ({"context": -1}, "a context of -1 tokens"),
-        ({"max_sequences": 0}, "max_sequences is 0"),
+        ({"compute": "int3"}, 'compute "int3" is not one of'),
+        ({"compute": None}, "compute: expected a str, got None"),
+        *(({"threads": n}, "threads: expected ") for n in (0, -1, 1025, 10**9, 2**63)),
+        *(({"threads": n}, "threads: expected ") for n in (True, 1.5, np.nan, "2")),
+        *(({"context": n}, "context: expected ") for n in (0, 1025, -1, 2**64, 1.5, True)),
+        *(({"max_sequences": n}, "max_sequences: expected ") for n in (0, 65537, 10**9)),
+        *(({"max_sequences": n}, "max_sequences: expected ") for n in (2**64, None, 1.5)),
     ):
         with pytest.raises(lowbit.InputError, match=match):
             lowbit.load(BARD, **options)

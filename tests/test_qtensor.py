@@ -141,7 +141,7 @@ def test_simd_targets():
     assert lowbit.simd.current() == targets[-1]
     lowbit.simd.force(None)
     assert lowbit.simd.current() == before
-    with pytest.raises(lowbit.InputError, match=f"'MMX' is not one of this machine's: {targets[0]}"):
+    with pytest.raises(lowbit.InputError, match=f'"MMX" is not one of this machine.s: {targets[0]}'):
         lowbit.simd.force("MMX")
 
 

@@ -148,7 +148,7 @@ def test_two_threads_take_turns(small):
         ({"ropes": (Rope((1.0,) * 8, 1.0, (1.0,) * 9),)}, "long_frequencies has 9 values, expected 8"),
         ({"ropes": (Rope((1.0,) * 8, 1.0, (np.inf,) * 8),)}, "long_frequencies is inf"),
         ({"ropes": (Rope((1.0,) * 8, 1.0, (), np.nan),)}, "long_magnitude is nan"),
-        ({"activation": "gelu"}, "activation 'gelu' is not one of silu, gelu_tanh, relu2"),
+        ({"activation": "gelu"}, 'activation "gelu" is not one of silu, gelu_tanh, relu2'),
     ],
     ids=str,
 )  # fmt: skip
@@ -161,7 +161,7 @@ def test_wrong_spec(small, fields, match):
 def test_wrong_arguments(small):
     spec, tensors = small
     for options, match in (
-        ({"compute": "fp4"}, "compute 'fp4' is not one of"),
+        ({"compute": "fp4"}, 'compute "fp4" is not one of'),
         ({"threads": 0}, "threads"),
         ({"threads": -1}, "threads"),
         ({"threads": 2**40}, "threads"),
@@ -200,12 +200,12 @@ def test_wrong_bytes(small):
         (("Q8_0", [67, 64], q8.data[:, ::-1]), "contiguous"),
         (("Q8_0", [67, 65], q8.data), "67 rows of 65 do not fit blocks of 32"),
         (("F32", [67, 64], q8.data), "expected 17152 contiguous bytes of F32, found 4556"),
-        (("F32", [67, 64], unaligned), "tensor token_embd.weight is not aligned to 4 bytes"),
+        (("F32", [67, 64], unaligned), 'tensor "token_embd.weight" is not aligned to 4 bytes'),
         (("F32", [2**40, 2**40], q8.data), "do not fit"),
         (("F32", [2**63, 4], q8.data), "do not fit"),
         (("F32", [], q8.data), "has 0 dimensions"),
         (("F32", [1, 67, 64], given[name][2]), "has 3 dimensions"),
-        (("F33", [67, 64], q8.data), "unknown format 'F33'"),
+        (("F33", [67, 64], q8.data), 'unknown format "F33"'),
     ):
         with pytest.raises(lowbit.InputError, match=match):
             _core.Model(spec.core(), {**given, name: wrong}, "f32", 1, 100, 1)

@@ -3,13 +3,15 @@ mapped; small ones whole."""
 
 from __future__ import annotations
 
-import mmap
 import os
 import stat
 import threading
 import weakref
 from pathlib import Path
 
+import numpy as np
+
+from lowbit import _core
 from lowbit._core import FileError, FormatError
 from lowbit.operation import reading
 from lowbit.paths import check_regular, checked
@@ -107,19 +109,15 @@ class FileReader:
         #: Device and number, which tell whether the file is the one that another opened by this path.
         self.identity = found.st_dev, found.st_ino
         self._lock = threading.Lock()
-        self._map: mmap.mmap | None = None
+        self._map: _core.MappedFile | None = None
 
-    def map(self, offset: int, size: int) -> memoryview:
-        """`size` bytes (1 at least) from the offset, read-only, whose pages the system reads and drops as it likes."""
-        try:
-            with self._lock:
-                self._map = self._map or mmap.mmap(self._descriptor, 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError) as error:
-            raise FileError(f"{self.path}: cannot be mapped: {error}") from None
-        part = memoryview(self._map)[offset : offset + size]
-        if len(part) != size:
-            raise FileError(f"{self.path}: the file became shorter while it was read, at offset {offset + len(part)}")
-        return part
+    def map(self, offset: int, size: int) -> np.ndarray:
+        """`size` bytes from the offset, read-only, whose pages the system reads and drops as it likes.
+
+        What a file cut short does to them: `lowbit.gguf`.
+        """
+        self._map = self._map or _core.MappedFile.of_descriptor(self._descriptor, os.fsencode(self.path))
+        return self._map.bytes(offset, size)
 
     def read_into(self, offset: int, out: memoryview) -> None:
         """Fills `out` (bytes) from the offset, or raises FileError."""

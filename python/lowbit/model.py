@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lowbit import _core, arch, gguf, nonfinite
+from lowbit import _core, arch, arguments, gguf, nonfinite
 from lowbit._core import InputError
 from lowbit.checkpoint import mapped
 from lowbit.lora import Adapters
@@ -26,6 +26,12 @@ from lowbit.tokenizer import Tokenizer, load_tokenizer
 
 #: Tokens of a prompt that go into one call of the core, so that Ctrl-C is heard between them.
 PROMPT_PIECE = 512
+
+#: The most sequences that a model may hold at once.
+MOST_SEQUENCES = 1 << 16
+
+#: The largest id, position and length that the core takes.
+MOST_INT32 = (1 << 31) - 1
 
 Prompt = str | Sequence[int]
 Weight = QTensor | npt.NDArray[Any]
@@ -45,8 +51,13 @@ def load(
     Files stay mapped, and weights are used where they lie; those of a folder are read that change on the way (fp8,
     adapters, rows that another order of rotary pairs exchanges). `compute` as in `lowbit.matmul`: with "f32" a result
     never depends on what else is in a batch. `context`: tokens a sequence may hold, by default what the model was made
-    for; memory is taken as sequences grow. `max_sequences`: how many may be held at once. `lora`, `lora_scale`:
+    for; memory is taken as sequences grow. `max_sequences`: how many may be held at once, 65,536 at most.
+    `lora`, `lora_scale`:
     adapters to merge into a checkpoint's weights, as in `lowbit.convert`.
+
+    To replace a file that a model uses, write the new one beside it and rename it (as lowbit's writers do): the model
+    goes on with the old one. A file written anew in place (`cp` onto it, `wget -O`) or cut short makes the model's next
+    call raise FileError, and the one that is running; load it again.
 
     Raises FileError, FormatError or UnsupportedError for what cannot be opened, InputError for a wrong argument.
     """
@@ -79,6 +90,13 @@ def _is_weight(weight: Weight) -> bool:
     return isinstance(weight, QTensor) or weight.dtype.name in ("float32", "float16", "bfloat16")
 
 
+#: Held while a model's sequence is chosen or given back, and by a fork, so that the child finds it open.
+_CHOOSING = threading.RLock()
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_CHOOSING.acquire, after_in_parent=_CHOOSING.release, after_in_child=_CHOOSING.release)
+
+
 class _Sequences:
     """Sequence ids of a model, each with the tokens its cache still holds.
 
@@ -87,11 +105,10 @@ class _Sequences:
 
     def __init__(self, num: int) -> None:
         self._idle: dict[int, list[int]] = {i: [] for i in range(num)}
-        self._lock = threading.Lock()
 
     @contextmanager
     def take(self, prompt: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
-        with self._lock:
+        with _CHOOSING:
             if not self._idle:
                 raise _core.ContextFullError("all of the model's sequences are in use; see max_sequences")
             # Of those that share nothing, the one with the least to lose.
@@ -100,7 +117,7 @@ class _Sequences:
         try:
             yield best, held
         finally:
-            with self._lock:
+            with _CHOOSING:
                 self._idle[best] = held
 
 
@@ -111,7 +128,8 @@ def _num_shared(a: Sequence[int], b: Sequence[int]) -> int:
 class Model:
     """A network with its weights, made by `load`.
 
-    Calls may come from several threads; those that compute take turns.
+    Calls may come from several threads; those that compute take turns. In a process that was forked while another
+    thread computed, calls raise InputError: load the model there.
     """
 
     def __init__(
@@ -125,17 +143,14 @@ class Model:
         context: int | None,
         max_sequences: int,
     ) -> None:
-        if max_sequences < 1:
-            raise _core.InputError(f"max_sequences is {max_sequences}, expected at least 1")
-        self.context = spec.context_length if context is None else context
-        if not 1 <= self.context <= spec.context_length:
-            raise _core.InputError(
-                f"a context of {self.context} tokens; the model was made for 1 to {spec.context_length}"
-            )
+        max_sequences = arguments.integer("max_sequences", max_sequences, 1, MOST_SEQUENCES)
+        self.context = spec.context_length
+        if context is not None:
+            self.context = arguments.integer("context", context, 1, spec.context_length)
         self.spec = spec
         self.metadata = metadata
         self.path = path
-        self.compute = compute
+        self.compute = arguments.text("compute", compute)
         self.threads = num_threads(threads)
         self.weights = weights
         self._tokenizer: Tokenizer | None = None
@@ -164,6 +179,7 @@ class Model:
         Raises InputError for an id the model does not have.
         """
         tokens = _as_ids(ids)
+        start = arguments.integer("start", start, 0)
         with self._sequences.take(()) as (sequence, held):
             self._rewind(sequence, held, 0)
             pieces = [self._feed(sequence, held, piece, len(tokens), wanted_from=start) for piece in _pieces(tokens)]
@@ -197,22 +213,20 @@ class Model:
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else _as_ids(prompt)
         if not ids:
             raise _core.InputError("the prompt has no tokens")
-        if max_tokens is not None and max_tokens < 0:
-            raise _core.InputError(f"max_tokens is {max_tokens}, expected at least 0")
-        if seed is not None and not 0 <= seed < 1 << 64:
-            raise _core.InputError(f"seed is {seed}, expected 0 to 2**64 - 1")
+        if max_tokens is not None:
+            max_tokens = arguments.integer("max_tokens", max_tokens, 0)
         room = self.context - len(ids)
         if room < (max_tokens or 1):
             raise _core.ContextFullError(
                 f"context full: a prompt of {len(ids)} tokens and {max_tokens or 1} more do not fit into {self.context}"
             )
         sampler = _core.Sampler(
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            repetition_penalty=repetition_penalty,
-            seed=secrets.randbits(64) if seed is None else seed,
+            temperature=arguments.number("temperature", temperature),
+            top_k=arguments.integer("top_k", top_k, 0, (1 << 63) - 1),
+            top_p=arguments.number("top_p", top_p),
+            min_p=arguments.number("min_p", min_p),
+            repetition_penalty=arguments.number("repetition_penalty", repetition_penalty),
+            seed=secrets.randbits(64) if seed is None else arguments.integer("seed", seed, 0, (1 << 64) - 1),
         )
         ends = frozenset() if ignore_eos else frozenset(self.tokenizer.eos_ids)
         return self._generate(ids, room if max_tokens is None else max_tokens, sampler, ends)
@@ -295,13 +309,17 @@ class Model:
         truncate it to 0 and feed it whole.
         """
         ids = _as_int32("tokens", tokens)
-        wants = np.ones(ids.shape, bool) if wants_logits is None else np.asarray(wants_logits, bool)
+        wants = (
+            np.ones(ids.shape, bool) if wants_logits is None else arguments.array("wants_logits", wants_logits, bool)
+        )
         positions, sequences = _as_int32("positions", positions), _as_int32("sequences", sequences)
+        expected_length = arguments.integer("expected_length", expected_length, 0, MOST_INT32)
         return self._core.forward(ids, positions, sequences, wants, expected_length)
 
     def truncate(self, sequence: int, length: int = 0) -> None:
         """Forgets all but the first `length` tokens of a sequence given to `forward`."""
-        self._core.truncate(sequence, length)
+        sequence = arguments.integer("sequence", sequence, -MOST_INT32 - 1, MOST_INT32)
+        self._core.truncate(sequence, arguments.integer("length", length, 0, MOST_INT32))
 
     def observe(self, callback: Callable[[str, npt.NDArray[np.float32]], None] | None) -> None:
         """Calls `callback(name, x)` before each matrix product from now on; None ends it.
@@ -309,6 +327,8 @@ class Model:
         `name`: the weight's, "blk.0.ffn_down.weight"; `x`: its input, float32 (tokens, K), the callback's to keep. What
         it raises ends the call that computes. It must not call the model: that raises InputError.
         """
+        if callback is not None and not callable(callback):
+            raise arguments.wrong("callback", "a function or None", callback)
         self._core.set_observer(callback)
 
     def _read(self, sequence: int, held: list[int], ids: list[int]) -> npt.NDArray[np.float32]:
@@ -347,7 +367,7 @@ def _pieces(ids: list[int]) -> Iterator[list[int]]:
 
 
 def _as_int32(name: str, values: npt.ArrayLike) -> npt.NDArray[np.int32]:
-    array = np.asarray(values)
+    array = arguments.array(name, values)
     if array.ndim != 1 or (array.size and not np.issubdtype(array.dtype, np.integer)):
         raise _core.InputError(f"{name}: expected integers in one dimension, found {array.dtype} {array.shape}")
     bounds = np.iinfo(np.int32)

@@ -77,7 +77,7 @@ class FileRows:
         if count == 0 or self.offset % self.dtype.itemsize:
             return self.rows(0, self.shape[0])
         data = self.file.map(self.offset, count * self.dtype.itemsize)
-        return np.frombuffer(data, np.uint8).view(self.dtype).reshape(self.shape)
+        return data.view(self.dtype).reshape(self.shape)
 
 
 class Renamed:

@@ -1,8 +1,12 @@
 #include <memory>
 #include <string>
+#include <utility>
 
 #include "src/bindings/bindings.h"
+#include "src/bindings/gil.h"
+#include "src/error.h"
 #include "src/io/file.h"
+#include "src/io/text.h"
 
 namespace py = pybind11;
 
@@ -15,19 +19,45 @@ uint64_t WriteBuffer(AtomicWriter& writer, const py::buffer& buffer) {
   if (PyObject_GetBuffer(buffer.ptr(), &view, PyBUF_C_CONTIGUOUS) != 0) throw py::error_already_set();
   const std::unique_ptr<Py_buffer, decltype(&PyBuffer_Release)> release_view(&view, PyBuffer_Release);
   const auto num_bytes = static_cast<uint64_t>(view.len);
-  const py::gil_scoped_release release;
+  const GilRelease release;
   writer.Write(view.buf, num_bytes);
   return num_bytes;
 }
 
+// pybind11 keeps only what is not const.
+std::shared_ptr<MappedFile> OfDescriptor(int descriptor, const std::string& path) {
+  return std::const_pointer_cast<MappedFile>(MappedFile::OfDescriptor(descriptor, path));
+}
+
+py::array Bytes(const std::shared_ptr<MappedFile>& file, uint64_t offset, uint64_t num_bytes) {
+  file->Check();
+  if (offset > file->size() || num_bytes > file->size() - offset) {
+    throw FileError(Str(Quoted(file->path()), ": the file became shorter while it was read, at offset ", file->size()));
+  }
+  return MappedBytes(file, file->data() + offset, num_bytes);
+}
+
 }  // namespace
 
+py::array MappedBytes(std::shared_ptr<const MappedFile> file, const uint8_t* data, uint64_t num_bytes) {
+  auto owner = std::make_unique<std::shared_ptr<const MappedFile>>(std::move(file));
+  const py::capsule base(owner.get(), [](void* p) { delete static_cast<std::shared_ptr<const MappedFile>*>(p); });
+  owner.release();
+  py::array_t<uint8_t> array(static_cast<py::ssize_t>(num_bytes), data, base);
+  py::detail::array_proxy(array.ptr())->flags &= ~py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
+  return array;
+}
+
 void BindFiles(py::module_& m) {
+  py::class_<MappedFile, std::shared_ptr<MappedFile>>(m, "MappedFile")
+      .def_static("of_descriptor", &OfDescriptor, py::arg("descriptor"), py::arg("path"))
+      .def("bytes", &Bytes, py::arg("offset"), py::arg("size"));
+
   py::class_<AtomicWriter>(m, "AtomicWriter")
-      .def(py::init<const std::string&>(), py::arg("path"), py::call_guard<py::gil_scoped_release>())
+      .def(py::init<const std::string&>(), py::arg("path"), py::call_guard<GilRelease>())
       .def("write", &WriteBuffer, py::arg("buffer"))
-      .def("commit", &AtomicWriter::Commit, py::call_guard<py::gil_scoped_release>())
-      .def("abort", &AtomicWriter::Abort, py::call_guard<py::gil_scoped_release>());
+      .def("commit", &AtomicWriter::Commit, py::call_guard<GilRelease>())
+      .def("abort", &AtomicWriter::Abort, py::call_guard<GilRelease>());
 }
 
 }  // namespace lowbit

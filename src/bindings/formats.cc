@@ -1,10 +1,13 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <memory>
 #include <optional>
 #include <string>
 
 #include "src/bindings/bindings.h"
+#include "src/bindings/gil.h"
 #include "src/error.h"
 #include "src/formats/format.h"
 #include "src/ops/compare.h"
@@ -31,8 +34,9 @@ void CheckTwoDimensional(const char* name, const py::array& array) {
 WeightView::Type TypeOf(const py::array& array) {
   const py::dtype dtype = array.dtype();
   if (dtype.attr("isnative").cast<bool>()) {
-    // By name: NumPy knows bfloat16 only as a type that someone else defines.
-    const std::string name = dtype.attr("name").cast<std::string>();
+    // By name: NumPy knows bfloat16 only as a type that someone else defines. Not dtype.name: that runs Python code, in
+    // which other threads get their turn.
+    const std::string name = dtype.attr("type").attr("__name__").cast<std::string>();
     if (name == "float32") return WeightView::Type::kF32;
     if (name == "float16") return WeightView::Type::kF16;
     if (name == "bfloat16") return WeightView::Type::kBF16;
@@ -65,19 +69,24 @@ void QuantizeArray(const py::array& weights, const std::string& format_name, con
                    py::array out, bool allow_nonfinite, py::ssize_t threads) {
   const Format& format = GetFormat(format_name);
   const WeightView view = View(weights);
-  const float* columns = nullptr;
+  std::unique_ptr<float[]> columns;
   if (importance) {
     if (!py::isinstance<py::array_t<float>>(*importance) || importance->ndim() != 1 ||
-        importance->shape(0) != weights.shape(1) || (importance->flags() & kPlain) != kPlain) {
-      throw InputError(Str("importance: expected contiguous float32 array of shape (", weights.shape(1), ",), got ",
-                           Describe(*importance)));
+        importance->shape(0) != static_cast<py::ssize_t>(view.K) || (importance->flags() & kPlain) != kPlain) {
+      throw InputError(
+          Str("importance: expected contiguous float32 array of shape (", view.K, ",), got ", Describe(*importance)));
     }
-    columns = static_cast<const float*>(importance->data());
+    const auto* values = static_cast<const float*>(importance->data());
+    columns.reset(new float[view.K]);
+    std::copy_n(values, view.K, columns.get());
   }
   uint8_t* bytes = Output<uint8_t>("out", out, weights.shape(0), static_cast<py::ssize_t>(format.RowBytes(view.K)));
   const size_t num_threads = Threads(threads);
-  py::gil_scoped_release release;
-  QuantizeRows(view, format, columns, allow_nonfinite, num_threads, bytes);
+  MapsInUse maps;
+  maps.Add(view.data);
+  const GilRelease release;
+  QuantizeRows(view, format, columns.get(), allow_nonfinite, num_threads, bytes);
+  maps.Check();
 }
 
 // Rows of packed bytes, each contiguous: sets how many weights one has.
@@ -110,10 +119,14 @@ py::array_t<double> CompareArrays(const py::array& weights, const py::array& dat
   py::array_t<double> result({weights.shape(0), py::ssize_t{3}});
   static_assert(sizeof(RowError) == 3 * sizeof(double));
   auto* errors = reinterpret_cast<RowError*>(result.mutable_data());
+  MapsInUse maps;
+  maps.Add(view.data);
+  maps.Add(rows);
   {
-    py::gil_scoped_release release;
+    const GilRelease release;
     CompareRows(view, rows, stride, format, num_threads, errors);
   }
+  maps.Check();
   return result;
 }
 
@@ -125,8 +138,11 @@ void DequantizeArray(const py::array& data, const std::string& format_name, py::
   float* floats = Output<float>("out", out, data.shape(0), static_cast<py::ssize_t>(K));
   const py::ssize_t stride = data.strides(0);
   const size_t num_threads = Threads(threads);
-  py::gil_scoped_release release;
+  MapsInUse maps;
+  maps.Add(rows);
+  const GilRelease release;
   DequantizeRows(rows, stride, format, num_rows, K, num_threads, floats);
+  maps.Check();
 }
 
 void CheckScalesArray(const py::array& data, const std::string& format_name, size_t first_row, py::ssize_t threads) {
@@ -136,8 +152,11 @@ void CheckScalesArray(const py::array& data, const std::string& format_name, siz
   if (!(data.flags() & py::array::c_style)) throw InputError("data: expected a C-contiguous array");
   const size_t num_rows = static_cast<size_t>(data.shape(0));
   const size_t num_threads = Threads(threads);
-  py::gil_scoped_release release;
+  MapsInUse maps;
+  maps.Add(rows);
+  const GilRelease release;
   CheckScales(rows, format, num_rows, K, num_threads, first_row);
+  maps.Check();
 }
 
 }  // namespace

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "src/bindings/bindings.h"
+#include "src/bindings/gil.h"
 #include "src/error.h"
 #include "src/io/text.h"
 
@@ -55,10 +56,10 @@ py::object ToPython(const GgufValue& value) {
     if (value.is_array) shape.push_back(static_cast<py::ssize_t>(value.count));
     return py::array(ToDtype(value.type), shape, cursor);
   }
-  if (!value.is_array) return ToStr(NextString(&cursor, value.end));
+  if (!value.is_array) return ToStr(NextString(&cursor));
   py::list list(static_cast<size_t>(value.count));
   for (size_t i = 0; i < list.size(); ++i) {
-    PyList_SET_ITEM(list.ptr(), static_cast<Py_ssize_t>(i), ToStr(NextString(&cursor, value.end)).release().ptr());
+    PyList_SET_ITEM(list.ptr(), static_cast<Py_ssize_t>(i), ToStr(NextString(&cursor)).release().ptr());
   }
   return list;
 }
@@ -74,7 +75,8 @@ GgufEntry ToEntry(const std::string& key, const py::object& value) {
     entry.count = list.size();
     for (const py::handle item : list) AppendString(ToUtf8(item, key), &entry.payload);
   } else {
-    const auto array = py::cast<py::array>(value);
+    const auto array = py::array::ensure(value, py::array::c_style);
+    if (!array) throw InputError(Str("key ", Quoted(key), ": expected a string, strings or an array"));
     const auto fits = [&](const NumberType& n) {
       return n.kind == array.dtype().kind() && static_cast<py::ssize_t>(GgufTypeBytes(n.type)) == array.itemsize();
     };
@@ -113,15 +115,10 @@ py::list Paths(const Gguf& gguf) {
   return list;
 }
 
-// The bytes in the map, which lives as long as the array or a view of it does.
 py::array TensorData(const Gguf& gguf, size_t index) {
   const GgufTensor& tensor = gguf.tensors().at(index);
-  auto owner = std::make_unique<std::shared_ptr<const MappedFile>>(tensor.file);
-  const py::capsule base(owner.get(), [](void* p) { delete static_cast<std::shared_ptr<const MappedFile>*>(p); });
-  owner.release();
-  py::array_t<uint8_t> array(static_cast<py::ssize_t>(tensor.num_bytes), tensor.data, base);
-  py::detail::array_proxy(array.ptr())->flags &= ~py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
-  return array;
+  tensor.file->Check();
+  return MappedBytes(tensor.file, tensor.data, tensor.num_bytes);
 }
 
 using InfoTuple = std::tuple<std::string, std::string, std::vector<uint64_t>>;
@@ -151,7 +148,7 @@ void Write(GgufWriter& writer, const py::buffer& buffer) {
   Py_buffer view;
   if (PyObject_GetBuffer(buffer.ptr(), &view, PyBUF_C_CONTIGUOUS) != 0) throw py::error_already_set();
   const std::unique_ptr<Py_buffer, decltype(&PyBuffer_Release)> release_view(&view, PyBuffer_Release);
-  const py::gil_scoped_release release;
+  const GilRelease release;
   writer.Write(view.buf, static_cast<uint64_t>(view.len));
 }
 
@@ -159,8 +156,8 @@ void Write(GgufWriter& writer, const py::buffer& buffer) {
 
 void BindGguf(py::module_& m) {
   py::class_<Gguf, std::shared_ptr<Gguf>>(m, "GgufFile")
-      .def_static("open", &Gguf::Open, py::arg("path"), py::call_guard<py::gil_scoped_release>())
-      .def_static("open_one", &Gguf::OpenOne, py::arg("path"), py::call_guard<py::gil_scoped_release>())
+      .def_static("open", &Gguf::Open, py::arg("path"), py::call_guard<GilRelease>())
+      .def_static("open_one", &Gguf::OpenOne, py::arg("path"), py::call_guard<GilRelease>())
       .def_property_readonly("version", &Gguf::version)
       .def_property_readonly("alignment", &Gguf::alignment)
       .def("keys",
@@ -202,13 +199,12 @@ void BindGguf(py::module_& m) {
       .def_readonly("file_size", &GgufPlan::file_size);
 
   py::class_<GgufWriter>(m, "GgufWriter")
-      .def(py::init<const std::string&, GgufPlan>(), py::arg("path"), py::arg("plan"),
-           py::call_guard<py::gil_scoped_release>())
+      .def(py::init<const std::string&, GgufPlan>(), py::arg("path"), py::arg("plan"), py::call_guard<GilRelease>())
       .def_property_readonly("temporary_path",
                              [](const GgufWriter& writer) { return py::bytes(writer.temporary_path()); })
       .def("write", &Write, py::arg("buffer"))
-      .def("finish", &GgufWriter::Finish, py::call_guard<py::gil_scoped_release>())
-      .def("abort", &GgufWriter::Abort, py::call_guard<py::gil_scoped_release>());
+      .def("finish", &GgufWriter::Finish, py::call_guard<GilRelease>())
+      .def("abort", &GgufWriter::Abort, py::call_guard<GilRelease>());
 }
 
 }  // namespace lowbit

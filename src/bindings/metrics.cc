@@ -2,7 +2,10 @@
 
 #include <pybind11/numpy.h>
 
+#include <vector>
+
 #include "src/bindings/bindings.h"
+#include "src/bindings/gil.h"
 #include "src/error.h"
 
 namespace py = pybind11;
@@ -26,11 +29,13 @@ py::array_t<double> LogProbabilitiesArray(const Logits& logits, const Targets& t
   const size_t num_threads = Threads(threads);
   const size_t num_tokens = static_cast<size_t>(logits.shape(0));
   const size_t vocab = static_cast<size_t>(logits.shape(1));
-  py::array_t<double> out(logits.shape(0));
+  const float* rows = logits.data();
+  const std::vector<int64_t> copied(targets.data(), targets.data() + num_tokens);
+  py::array_t<double> out(static_cast<py::ssize_t>(num_tokens));
   double* values = out.mutable_data();
   {
-    py::gil_scoped_release release;
-    LogProbabilities(logits.data(), targets.data(), num_tokens, vocab, num_threads, values);
+    const GilRelease release;
+    LogProbabilities(rows, copied.data(), num_tokens, vocab, num_threads, values);
   }
   return out;
 }
@@ -43,14 +48,15 @@ py::tuple KlDivergenceArrays(const Logits& reference, const Logits& logits, py::
                          "), got (", logits.shape(0), ", ", logits.shape(1), ")"));
   }
   const size_t num_threads = Threads(threads);
-  py::array_t<double> divergence(logits.shape(0));
-  py::array_t<bool> same_top(logits.shape(0));
+  const size_t num_tokens = static_cast<size_t>(logits.shape(0)), vocab = static_cast<size_t>(logits.shape(1));
+  const float *p = reference.data(), *q = logits.data();
+  py::array_t<double> divergence(static_cast<py::ssize_t>(num_tokens));
+  py::array_t<bool> same_top(static_cast<py::ssize_t>(num_tokens));
   double* values = divergence.mutable_data();
   uint8_t* same = reinterpret_cast<uint8_t*>(same_top.mutable_data());
   {
-    py::gil_scoped_release release;
-    KlDivergence(reference.data(), logits.data(), static_cast<size_t>(logits.shape(0)),
-                 static_cast<size_t>(logits.shape(1)), num_threads, values, same);
+    const GilRelease release;
+    KlDivergence(p, q, num_tokens, vocab, num_threads, values, same);
   }
   return py::make_tuple(divergence, same_top);
 }

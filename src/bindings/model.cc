@@ -1,11 +1,12 @@
-#include <pybind11/functional.h>
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
 #include <memory>
 
 #include "src/bindings/bindings.h"
+#include "src/bindings/gil.h"
 #include "src/error.h"
+#include "src/io/text.h"
 #include "src/model/forward.h"
 #include "src/model/sample.h"
 
@@ -21,26 +22,28 @@ using Dense = py::array_t<T, py::array::c_style>;
 NamedTensor CheckTensor(const std::string& name, const std::string& format_name, const std::vector<size_t>& shape,
                         const py::array& array) {
   const Format& format = GetFormat(format_name);
-  if (shape.empty() || shape.size() > 2) throw InputError(Str("tensor ", name, " has ", shape.size(), " dimensions"));
+  if (shape.empty() || shape.size() > 2)
+    throw InputError(Str("tensor ", Quoted(name), " has ", shape.size(), " dimensions"));
   const size_t K = shape.back(), rows = shape.size() == 2 ? shape[0] : 1;
   if (K % format.block_size != 0 || (K != 0 && rows > SIZE_MAX / 16 / K)) {
-    throw InputError(Str("tensor ", name, ": ", rows, " rows of ", K, " do not fit blocks of ", format.block_size));
+    throw InputError(
+        Str("tensor ", Quoted(name), ": ", rows, " rows of ", K, " do not fit blocks of ", format.block_size));
   }
   if (!(array.flags() & py::array::c_style) || static_cast<size_t>(array.nbytes()) != rows * format.RowBytes(K)) {
-    throw InputError(Str("tensor ", name, ": expected ", rows * format.RowBytes(K), " contiguous bytes of ",
+    throw InputError(Str("tensor ", Quoted(name), ": expected ", rows * format.RowBytes(K), " contiguous bytes of ",
                          format.name, ", found ", array.nbytes()));
   }
   const auto* data = static_cast<const uint8_t*>(array.data());
   const size_t alignment = format.block_size == 1 ? format.block_bytes : 1;
   if (reinterpret_cast<uintptr_t>(data) % alignment != 0) {
-    throw InputError(Str("tensor ", name, " is not aligned to ", alignment, " bytes"));
+    throw InputError(Str("tensor ", Quoted(name), " is not aligned to ", alignment, " bytes"));
   }
   return {&format, data, shape};
 }
 
 // The shape of a streamed matrix, whose pieces are checked when they come.
 NamedTensor CheckStreamed(const std::string& name, const std::vector<size_t>& shape, bool has_rows) {
-  if (!has_rows || shape.size() != 2) throw InputError(Str("tensor ", name, " has no data"));
+  if (!has_rows || shape.size() != 2) throw InputError(Str("tensor ", Quoted(name), " has no data"));
   return {nullptr, nullptr, shape};
 }
 
@@ -59,9 +62,19 @@ void MatmulArrays(const Dense<float>& x, const std::string& format_name, const p
     throw InputError(Str("matmul: expected out of shape (", num_tokens, ", ", weights.N, ")"));
   }
   const Product product = {weights, out.mutable_data(), weights.N};
+  const float* rows = x.data();
   Matmul matmul(ParseCompute(compute), Threads(threads));
-  py::gil_scoped_release release;
-  matmul(x.data(), num_tokens, {product});
+  MapsInUse maps;
+  maps.Add(rows);
+  maps.Add(weights.data);
+  const GilRelease release;
+  matmul(rows, num_tokens, {product});
+  maps.Check();
+}
+
+template <typename T>
+std::vector<T> Copy(const Dense<T>& array) {
+  return {array.data(), array.data() + array.size()};
 }
 
 // A Transformer with the Python objects whose memory it reads.
@@ -70,71 +83,114 @@ class Model {
   Model(const ModelSpec& spec, const py::dict& tensors, const std::string& compute, py::ssize_t threads,
         size_t max_length, size_t max_sequences, const py::object& rows) {
     TensorMap map;
+    MapsInUse maps;
     for (const auto& [key, value] : tensors) {
       const auto name = py::cast<std::string>(key);
       const auto [format, shape, data] = py::cast<std::tuple<std::string, std::vector<size_t>, py::object>>(value);
       map[name] = data.is_none() ? CheckStreamed(name, shape, !rows.is_none())
                                  : CheckTensor(name, format, shape, py::cast<py::array>(data));
       kept_.append(data);
+      if (maps.Add(map[name].data)) mapped_.push_back(map[name].data);
     }
     transformer_ = std::make_unique<Transformer>(spec, map, ParseCompute(compute), Threads(threads), max_length,
                                                  max_sequences, Rows(rows, map));
+    maps.Check();
   }
 
   Dense<float> Forward(const Dense<int32_t>& tokens, const Dense<int32_t>& positions, const Dense<int32_t>& sequences,
                        const Dense<bool>& wants_logits, size_t expected_length) {
-    const auto num = static_cast<size_t>(tokens.size());
     for (const py::array* array :
          {static_cast<const py::array*>(&tokens), static_cast<const py::array*>(&positions),
           static_cast<const py::array*>(&sequences), static_cast<const py::array*>(&wants_logits)}) {
-      if (array->ndim() != 1 || static_cast<size_t>(array->size()) != num) {
+      if (array->ndim() != 1 || array->size() != tokens.size()) {
         throw InputError("forward: expected tokens, positions, sequences and wants_logits of one length");
       }
     }
+    const std::vector<int32_t> ids = Copy(tokens), places = Copy(positions), owners = Copy(sequences);
+    const auto* mask = reinterpret_cast<const uint8_t*>(wants_logits.data());  // a byte of a bool may be any number
+    const std::unique_ptr<bool[]> wants(new bool[ids.size()]);
     size_t wanted = 0;
-    for (size_t i = 0; i < num; ++i) wanted += wants_logits.data()[i] ? 1 : 0;
+    for (size_t i = 0; i < ids.size(); ++i) wanted += (wants[i] = mask[i] != 0) ? 1 : 0;
     Dense<float> logits({wanted, transformer_->spec().vocab_size});
-    const Batch batch = {num, tokens.data(), positions.data(), sequences.data(), wants_logits.data(), expected_length};
     float* out = logits.mutable_data();
-    py::gil_scoped_release release;
-    transformer_->Forward(batch, out);
+    MapsInUse maps;
+    for (const uint8_t* data : mapped_) maps.Add(data);
+    const GilRelease release;
+    transformer_->Forward({ids.size(), ids.data(), places.data(), owners.data(), wants.get(), expected_length}, out);
+    maps.Check();
     return logits;
   }
 
   size_t Length(int32_t sequence) {
-    py::gil_scoped_release release;
+    const GilRelease release;
     return transformer_->Length(sequence);
   }
 
   bool IsLong(int32_t sequence) {
-    py::gil_scoped_release release;
+    const GilRelease release;
     return transformer_->IsLong(sequence);
   }
 
   void Truncate(int32_t sequence, size_t length) {
-    py::gil_scoped_release release;
+    const GilRelease release;
     transformer_->Truncate(sequence, length);
   }
 
-  // The callback gets a copy, which costs little beside the product and which it may keep.
-  void SetObserver(const py::object& callback) {
+  void SetObserver(py::object callback) {
+    const GilRelease release;
+    const Transformer::Turn turn(*transformer_);
+    const GilAcquire acquire;
     Transformer::Observer observer;
     if (!callback.is_none()) {
-      // Released with the GIL held, whichever thread drops the last reference.
-      std::shared_ptr<py::object> held(new py::object(callback), [](py::object* object) {
-        py::gil_scoped_acquire acquire;
-        delete object;
-      });
-      observer = [held](const std::string& name, const float* x, size_t num_tokens, size_t K) {
-        py::gil_scoped_acquire acquire;
-        (*held)(name, py::array_t<float>({num_tokens, K}, x));
+      observer = [this](const std::string& name, const float* x, size_t num_tokens, size_t K) {
+        Observe(name, x, num_tokens, K);
       };
     }
-    py::gil_scoped_release release;
-    transformer_->SetObserver(std::move(observer));
+    transformer_->SetObserver(turn, std::move(observer));
+    std::swap(observer_, callback);  // the old one goes when the caller has the lock again
+  }
+
+  // For Python's collector of cycles: a callback may refer to its model. Nothing else here refers to anything.
+  static int Traverse(PyObject* self, visitproc visit, void* arg) {
+    Py_VISIT(Py_TYPE(self));
+    if (Model* model = Made(self)) {
+      Py_VISIT(model->observer_.ptr());
+      Py_VISIT(model->rows_.ptr());
+    }
+    return 0;
+  }
+
+  static int Clear(PyObject* self) {
+    if (Model* model = Made(self)) {
+      const py::object observer = std::move(model->observer_), rows = std::move(model->rows_);
+    }
+    return 0;
   }
 
  private:
+  // Null while the constructor has not finished.
+  static Model* Made(PyObject* self) {
+    const py::detail::value_and_holder made = reinterpret_cast<py::detail::instance*>(self)->get_value_and_holder();
+    return made.holder_constructed() ? static_cast<Model*>(made.value_ptr()) : nullptr;
+  }
+
+  // Calls Python from within the transformer.
+  template <class... Arguments>
+  static py::object Call(const py::object& callback, const Arguments&... arguments) {
+    PyObject* result =
+        CallPython([&] { return PyObject_CallFunctionObjArgs(callback.ptr(), arguments.ptr()..., nullptr); });
+    if (result == nullptr) throw py::error_already_set();
+    return py::reinterpret_steal<py::object>(result);
+  }
+
+  // The observer gets a copy, which costs little beside the product and which it may keep.
+  void Observe(const std::string& name, const float* x, size_t num_tokens, size_t K) {
+    const GilAcquire acquire;
+    const py::object callback = observer_;
+    if (!callback) return;  // cleared by the collector
+    Call(callback, py::str(name), py::array_t<float>({num_tokens, K}, x));
+  }
+
   // The callback's pieces, each kept until the next.
   Transformer::RowSource Rows(const py::object& callback, const TensorMap& tensors) {
     if (callback.is_none()) return nullptr;
@@ -142,24 +198,32 @@ class Model {
     std::map<std::string, size_t> columns;
     for (const auto& [name, tensor] : tensors) columns[name] = tensor.shape.back();
     return [this, columns](const std::string& name, size_t first, size_t num, int32_t sequence) {
-      py::gil_scoped_acquire acquire;
-      const auto [format, data] = py::cast<std::pair<std::string, py::array>>(rows_(name, first, num, sequence));
+      const GilAcquire acquire;
+      const py::object source = rows_;
+      if (!source) throw InputError("the source of the model's rows was collected");
+      const py::object piece = Call(source, py::str(name), py::int_(first), py::int_(num), py::int_(sequence));
+      const auto [format, data] = py::cast<std::pair<std::string, py::array>>(piece);
       piece_ = data;
       const Matrix matrix = CheckMatrix(format, columns.at(name), data);
-      if (matrix.N != num) throw InputError(Str("tensor ", name, ": expected ", num, " rows, found ", matrix.N));
+      if (matrix.N != num)
+        throw InputError(Str("tensor ", Quoted(name), ": expected ", num, " rows, found ", matrix.N));
       return matrix;
     };
   }
 
   py::list kept_;
+  std::vector<const uint8_t*> mapped_;  // weights in maps, one a map
+  py::object observer_;                 // changed with Python's lock and the transformer's turn held
   py::object rows_, piece_;
   std::unique_ptr<Transformer> transformer_;
 };
 
 int32_t SampleArray(Sampler& sampler, const Dense<float>& logits, const std::vector<int32_t>& seen) {
   if (logits.ndim() != 1) throw InputError(Str("sample: expected logits of 1 dimension, found ", logits.ndim()));
-  py::gil_scoped_release release;
-  return sampler.Sample(logits.data(), logits.size(), seen);
+  const float* values = logits.data();
+  const auto num = static_cast<size_t>(logits.size());
+  const GilRelease release;
+  return sampler.Sample(values, num, seen);
 }
 
 }  // namespace
@@ -212,7 +276,13 @@ void BindModel(py::module_& m) {
            py::arg("original_context"), py::arg("activation"), py::arg("embedding_scale"), py::arg("attention_softcap"),
            py::arg("logit_softcap"), py::arg("int8_activations"));
 
-  py::class_<Model>(m, "Model")
+  const auto collected = py::custom_type_setup([](PyHeapTypeObject* heap_type) {
+    PyTypeObject& type = heap_type->ht_type;
+    type.tp_flags |= Py_TPFLAGS_HAVE_GC;
+    type.tp_traverse = &Model::Traverse;
+    type.tp_clear = &Model::Clear;
+  });
+  py::class_<Model>(m, "Model", collected)
       .def(py::init<const ModelSpec&, const py::dict&, const std::string&, py::ssize_t, size_t, size_t,
                     const py::object&>(),
            py::arg("spec"), py::arg("tensors"), py::arg("compute"), py::arg("threads"), py::arg("max_length"),

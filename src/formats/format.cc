@@ -4,13 +4,15 @@
 #include <cctype>
 
 #include "src/error.h"
+#include "src/io/text.h"
 
 namespace lowbit {
 namespace {
 
-// Filled by static constructors in other files, so it must exist before the first of them runs.
+// Filled by static constructors in other files, so it must exist before the first of them runs. Never destroyed: at
+// exit, other threads may still look.
 std::vector<const Format*>& Registry() {
-  static std::vector<const Format*> registry;
+  static std::vector<const Format*>& registry = *new std::vector<const Format*>;
   return registry;
 }
 
@@ -48,7 +50,7 @@ const Format& GetFormat(const std::string& name) {
     if (Upper(name) == format->name) return *format;
     known += (known.empty() ? "" : ", ") + std::string(format->name);
   }
-  throw InputError(Str("unknown format '", name, "'; known: ", known));
+  throw InputError(Str("unknown format ", Quoted(name), "; known: ", known));
 }
 
 }  // namespace lowbit

@@ -56,7 +56,7 @@ constexpr std::array<uint64_t, kIq1GridSize> MakeRows() {
 constexpr std::array<uint64_t, kIq1GridSize> kIq1Rows = MakeRows();
 
 const Grid& Iq1Grid() {
-  static const Grid grid({8, 3, 3}, kMembers);
+  static const Grid& grid = *new Grid({8, 3, 3}, kMembers);  // at exit, threads may still encode
   return grid;
 }
 

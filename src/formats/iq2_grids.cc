@@ -87,17 +87,17 @@ constexpr uint64_t kSMembers[] = {
 }  // namespace
 
 const Grid& Iq2XxsGrid() {
-  static const Grid grid({8, 3, 2}, kXxsMembers);
+  static const Grid& grid = *new Grid({8, 3, 2}, kXxsMembers);  // at exit, threads may still encode
   return grid;
 }
 
 const Grid& Iq2XsGrid() {
-  static const Grid grid({8, 3, 2}, kXsMembers);
+  static const Grid& grid = *new Grid({8, 3, 2}, kXsMembers);  // at exit, threads may still encode
   return grid;
 }
 
 const Grid& Iq2SGrid() {
-  static const Grid grid({8, 3, 1}, kSMembers);
+  static const Grid& grid = *new Grid({8, 3, 1}, kSMembers);  // at exit, threads may still encode
   return grid;
 }
 

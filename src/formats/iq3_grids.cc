@@ -67,12 +67,12 @@ constexpr std::array<uint32_t, 256> kIq3XxsValues = Values<256>(kXxsMembers, 4, 
 constexpr std::array<uint32_t, 512> kIq3SValues = Values<512>(kSMembers, 1, 2, 15);
 
 const Grid& Iq3XxsGrid() {
-  static const Grid grid({kIq3Dims, kIq3Levels, 2}, kXxsMembers);
+  static const Grid& grid = *new Grid({kIq3Dims, kIq3Levels, 2}, kXxsMembers);  // at exit, threads may still encode
   return grid;
 }
 
 const Grid& Iq3SGrid() {
-  static const Grid grid({kIq3Dims, kIq3Levels, 3}, kSMembers);
+  static const Grid& grid = *new Grid({kIq3Dims, kIq3Levels, 3}, kSMembers);  // at exit, threads may still encode
   return grid;
 }
 

@@ -3,10 +3,10 @@
 #include <algorithm>
 #include <atomic>
 #include <filesystem>
-#include <limits>
 #include <system_error>
 
 #include "src/error.h"
+#include "src/io/system.h"
 #include "src/io/text.h"
 
 #ifdef _WIN32
@@ -16,49 +16,16 @@
 #else
 #include <fcntl.h>
 #include <sys/file.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
 #endif
 
-#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
-#error "Reader and the file formats built on it assume a little-endian machine"
-#endif
-
 namespace lowbit {
 namespace {
 
 namespace fs = std::filesystem;
-
-fs::path ToPath(const std::string& path) {
-#ifdef _WIN32
-  return fs::u8path(path);
-#else
-  return fs::path(path);
-#endif
-}
-
-std::string ToString(const fs::path& path) {
-#ifdef _WIN32
-  return path.u8string();
-#else
-  return path.string();
-#endif
-}
-
-int LastError() {
-#ifdef _WIN32
-  return static_cast<int>(GetLastError());
-#else
-  return errno;
-#endif
-}
-
-[[noreturn]] void FailSystem(const char* action, const std::string& path, int error = LastError()) {
-  throw FileError(Str("cannot ", action, " ", Quoted(path), ": ", std::system_category().message(error)));
-}
 
 // A few system calls with one signature on every platform. A handle is -1 where opening failed.
 #ifdef _WIN32
@@ -190,94 +157,17 @@ void RemoveStaleTemporaries(const fs::path& folder, const std::string& prefix) {
 
 }  // namespace
 
-#ifdef _WIN32
-
-std::shared_ptr<const MappedFile> MappedFile::Open(const std::string& path) {
-  std::shared_ptr<MappedFile> file(new MappedFile(path));
-  const std::wstring wide = ToPath(path).wstring();
-  const DWORD attributes = GetFileAttributesW(wide.c_str());
-  if (attributes != INVALID_FILE_ATTRIBUTES && (attributes & FILE_ATTRIBUTE_DIRECTORY)) {
-    throw FileError(Str("cannot open ", Quoted(path), ": expected a regular file, found a directory"));
-  }
-  const HANDLE handle = CreateFileW(wide.c_str(), GENERIC_READ, FILE_SHARE_READ | FILE_SHARE_WRITE | FILE_SHARE_DELETE,
-                                    nullptr, OPEN_EXISTING, FILE_ATTRIBUTE_NORMAL, nullptr);
-  if (handle == INVALID_HANDLE_VALUE) FailSystem("open", path);
-  LARGE_INTEGER size;
-  const void* data = nullptr;
-  bool ok = GetFileSizeEx(handle, &size);
-  if (ok && size.QuadPart > 0) {
-    const HANDLE mapping = CreateFileMappingW(handle, nullptr, PAGE_READONLY, 0, 0, nullptr);
-    if (mapping != nullptr) data = MapViewOfFile(mapping, FILE_MAP_READ, 0, 0, 0);
-    ok = data != nullptr;
-    const DWORD error = GetLastError();
-    if (mapping != nullptr) CloseHandle(mapping);  // the view keeps the mapping alive
-    SetLastError(error);
-  }
-  const int error = LastError();
-  CloseHandle(handle);
-  if (!ok) FailSystem("map", path, error);
-  file->data_ = static_cast<const uint8_t*>(data);
-  file->size_ = static_cast<uint64_t>(size.QuadPart);
-  return file;
-}
-
-MappedFile::~MappedFile() {
-  if (data_ != nullptr) UnmapViewOfFile(data_);
-}
-
-#else
-
-std::shared_ptr<const MappedFile> MappedFile::Open(const std::string& path) {
-  std::shared_ptr<MappedFile> file(new MappedFile(path));
-  const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // a pipe would block without O_NONBLOCK
-  if (fd < 0) FailSystem("open", path);
-  struct stat status = {};
-  if (fstat(fd, &status) != 0 || !S_ISREG(status.st_mode)) {
-    close(fd);
-    throw FileError(Str("cannot open ", Quoted(path), ": expected a regular file, found a ",
-                        S_ISDIR(status.st_mode) ? "directory" : "device or pipe"));
-  }
-  void* data = nullptr;
-  const uint64_t size = static_cast<uint64_t>(status.st_size);
-  if (size > std::numeric_limits<size_t>::max()) {
-    close(fd);
-    throw FileError(Str("cannot map ", Quoted(path), ": ", size, " bytes exceed the address space"));
-  }
-  if (size > 0) data = mmap(nullptr, static_cast<size_t>(size), PROT_READ, MAP_SHARED, fd, 0);
-  const int error = errno;
-  close(fd);
-  if (data == MAP_FAILED) FailSystem("map", path, error);
-  file->data_ = static_cast<const uint8_t*>(data);
-  file->size_ = size;
-  return file;
-}
-
-MappedFile::~MappedFile() {
-  if (data_ != nullptr) munmap(const_cast<uint8_t*>(data_), static_cast<size_t>(size_));
-}
-
-#endif
-
-void Reader::Fail(const What& what, uint64_t offset, const std::string& message) const {
-  const std::string owner = what.owner.empty() ? "" : Str(" of ", Quoted(what.owner));
-  throw FormatError(Str(Quoted(file_.path()), ": ", what.field, owner, " at offset ", offset, ": ", message));
-}
-
-void Reader::FailTruncated(uint64_t num_bytes, const What& what) const {
-  Fail(what, offset_,
-       Str("expected ", num_bytes, " bytes, found ", remaining(),
-           " before the end of the file, which is cut off or damaged"));
-}
-
-AtomicWriter::AtomicWriter(const std::string& path) : path_(path), target_(ResolveTarget(path)) {
+AtomicWriter::AtomicWriter(const std::string& path) : path_(path), target_(ResolveTarget(path)), process_(ProcessId()) {
+  constexpr int kMostNames = 1000;  // other processes of this number, in other containers, may have taken some
   static std::atomic<uint64_t> num_writers{0};
   const fs::path target = ToPath(target_);
   const std::string prefix = "." + ToString(target.filename()) + ".";
   RemoveStaleTemporaries(target.parent_path(), prefix);
-  do {
-    temp_path_ = ToString(target.parent_path() / ToPath(Str(prefix, ProcessId(), "-", num_writers++, ".tmp")));
+  for (int i = 0; i < kMostNames && handle_ == -1; ++i) {
+    temp_path_ = ToString(target.parent_path() / ToPath(Str(prefix, process_, "-", num_writers++, ".tmp")));
     handle_ = OpenTemporary(temp_path_);
-  } while (handle_ == -1 && NameIsTaken(LastError()));
+    if (handle_ == -1 && !NameIsTaken(LastError())) break;
+  }
   if (handle_ == -1) {
     temp_path_.clear();
     FailSystem("write", path_);
@@ -285,7 +175,16 @@ AtomicWriter::AtomicWriter(const std::string& path) : path_(path), target_(Resol
   KeepMode(handle_, target_);
 }
 
+bool AtomicWriter::IsInherited() const { return process_ != ProcessId(); }
+
+void AtomicWriter::CheckOwner() const {
+  if (!IsInherited()) return;
+  throw InputError(
+      Str("cannot write ", Quoted(path_), ": the process that began it goes on writing, this is its fork"));
+}
+
 void AtomicWriter::Write(const void* data, uint64_t num_bytes) {
+  CheckOwner();
   constexpr uint64_t kMaxPiece = uint64_t{1} << 30;  // systems refuse or shorten writes of 2 GiB and more
   const char* rest = static_cast<const char*>(data);
   while (num_bytes > 0) {
@@ -297,6 +196,7 @@ void AtomicWriter::Write(const void* data, uint64_t num_bytes) {
 }
 
 void AtomicWriter::Commit() {
+  CheckOwner();
   if (!Sync(handle_)) FailSystem("write", path_);
   // Windows renames only what is closed. From here on the file is complete, so nobody may take it for stale wrongly:
   // the rename follows at once, and a failure is reported, never silent.
@@ -317,7 +217,7 @@ void AtomicWriter::Commit() {
 void AtomicWriter::Abort() noexcept {
   if (handle_ != -1) Close(handle_);
   handle_ = -1;
-  if (!temp_path_.empty()) Remove(temp_path_);
+  if (!temp_path_.empty() && !IsInherited()) Remove(temp_path_);
   temp_path_.clear();
 }
 

@@ -1,9 +1,11 @@
 #include "src/io/gguf.h"
 
 #include <algorithm>
+#include <cstring>
 #include <utility>
 
 #include "src/error.h"
+#include "src/io/reader.h"
 #include "src/io/text.h"
 
 namespace lowbit {
@@ -31,13 +33,9 @@ const T* FindDuplicate(const std::vector<T>& items, std::string_view T::* name) 
 
 }  // namespace
 
-std::string_view NextString(const uint8_t** cursor, const uint8_t* end) {
-  const auto room = [&] { return static_cast<uint64_t>(end - *cursor); };
-  uint64_t length = 0;
-  if (room() >= sizeof(length)) std::memcpy(&length, *cursor, sizeof(length));
-  if (room() < sizeof(length) || length > room() - sizeof(length)) {
-    throw FormatError("the metadata of a GGUF file changed while it was being opened");
-  }
+std::string_view NextString(const uint8_t** cursor) {
+  uint64_t length;
+  std::memcpy(&length, *cursor, sizeof(length));
   const std::string_view string(reinterpret_cast<const char*>(*cursor + sizeof(length)), static_cast<size_t>(length));
   *cursor += sizeof(length) + length;
   return string;
@@ -92,6 +90,7 @@ class GgufParser {
     CheckCount("number of keys", num_values, kMinEntryBytes, 16);
     out_.values_.reserve(static_cast<size_t>(num_values));
     for (uint64_t i = 0; i < num_values; ++i) out_.values_.push_back(ReadValue());
+    PointInto(reader_.data());
     if (const GgufValue* twin = FindDuplicate(out_.values_, &GgufValue::key)) {
       reader_.Fail({"key", twin->key}, twin->offset, "the key occurs twice");
     }
@@ -101,12 +100,13 @@ class GgufParser {
     out_.tensors_.reserve(static_cast<size_t>(num_tensors));
     std::vector<uint64_t> offsets;
     for (uint64_t i = 0; i < num_tensors; ++i) ReadInfo(&offsets);
+    const auto header = std::make_shared<const std::string>(reader_.Finish());
+    out_.headers_ = {header};
+    PointInto(reinterpret_cast<const uint8_t*>(header->data()));
     if (const GgufTensor* twin = FindDuplicate(out_.tensors_, &GgufTensor::name)) {
       reader_.Fail({"info of tensor", twin->name}, reader_.offset(), "the name occurs twice");
     }
-    const uint64_t header_bytes = reader_.offset();
     PlaceTensors(offsets);
-    KeepHeader(static_cast<size_t>(header_bytes));
   }
 
  private:
@@ -120,7 +120,7 @@ class GgufParser {
   }
 
   void ReadVersion() {
-    const std::string_view magic(reinterpret_cast<const char*>(reader_.Take(4, "magic")), 4);
+    const std::string magic(reinterpret_cast<const char*>(reader_.Take(4, "magic")), 4);
     if (magic == kGgufEditMagic) {
       reader_.Fail(
           "magic", 0,
@@ -140,6 +140,7 @@ class GgufParser {
     out_.version_ = version;
   }
 
+  // Valid until the next call of the reader.
   std::string_view ReadString(const Reader::What& what) {
     const uint64_t begin = reader_.offset();
     const uint64_t length = reader_.Read<uint64_t>(what);
@@ -160,30 +161,28 @@ class GgufParser {
   GgufValue ReadValue() {
     GgufValue value;
     value.begin = reader_.offset();
-    value.key = ReadString("key");
-    if (value.key.empty()) reader_.Fail("key", value.begin, "expected a name, found an empty string");
+    const std::string key(ReadString("key"));
+    if (key.empty()) reader_.Fail("key", value.begin, "expected a name, found an empty string");
     value.offset = reader_.offset();
-    value.type = ReadType("type of key", value.key);
+    value.type = ReadType("type of key", key);
     value.count = 1;
     value.is_array = value.type == GgufType::kArray;
     if (value.is_array) {
-      value.type = ReadType("element type of key", value.key);
+      value.type = ReadType("element type of key", key);
       if (value.type == GgufType::kArray) {
-        throw UnsupportedError(Str(Quoted(file_->path()), ": key ", Quoted(value.key), " at offset ", value.offset,
+        throw UnsupportedError(Str(Quoted(file_->path()), ": key ", Quoted(key), " at offset ", value.offset,
                                    ": expected an array of numbers or strings, found an array of arrays"));
       }
-      value.count = reader_.Read<uint64_t>({"array length of key", value.key});
+      value.count = reader_.Read<uint64_t>({"array length of key", key});
     }
-    ReadElements(&value);
-    value.end = reader_.Take(0, "key");
+    value_places_.push_back({key.size(), reader_.offset()});
+    ReadElements({"value of key", key}, &value);
     return value;
   }
 
-  void ReadElements(GgufValue* value) {
-    const Reader::What what("value of key", value->key);
+  void ReadElements(const Reader::What& what, GgufValue* value) {
     const uint64_t begin = reader_.offset();
     if (value->type == GgufType::kString) {
-      value->data = reader_.Take(0, what);
       for (uint64_t i = 0; i < value->count; ++i) ReadString(what);  // ends with the file at the latest
       return;
     }
@@ -193,11 +192,10 @@ class GgufParser {
           what, begin,
           Str("expected ", value->count, " elements of type ", GgufTypeName(value->type), ", found room for ", most));
     }
-    value->data = reader_.Take(value->count * GgufTypeBytes(value->type), what);
+    const uint8_t* data = reader_.Take(value->count * GgufTypeBytes(value->type), what);
     if (value->type != GgufType::kBool) return;
     for (uint64_t i = 0; i < value->count; ++i) {
-      if (value->data[i] > 1)
-        reader_.Fail(what, begin + i, Str("expected a bool, 0 or 1, found ", int{value->data[i]}));
+      if (data[i] > 1) reader_.Fail(what, begin + i, Str("expected a bool, 0 or 1, found ", int{data[i]}));
     }
   }
 
@@ -219,11 +217,11 @@ class GgufParser {
   void ReadInfo(std::vector<uint64_t>* offsets) {
     GgufTensor tensor;
     const uint64_t begin = reader_.offset();
-    tensor.name = ReadString("name of a tensor");
-    const Reader::What what("info of tensor", tensor.name);
-    if (tensor.name.size() > kMaxTensorName) {
-      reader_.Fail(what, begin,
-                   Str("expected a name of at most ", kMaxTensorName, " bytes, found ", tensor.name.size()));
+    const std::string name(ReadString("name of a tensor"));
+    names_.push_back({reader_.offset() - name.size(), name.size()});
+    const Reader::What what("info of tensor", name);
+    if (name.size() > kMaxTensorName) {
+      reader_.Fail(what, begin, Str("expected a name of at most ", kMaxTensorName, " bytes, found ", name.size()));
     }
     tensor.shape.num_dims = reader_.Read<uint32_t>(what);
     if (tensor.shape.num_dims == 0 || tensor.shape.num_dims > kGgufMaxDims) {
@@ -232,7 +230,7 @@ class GgufParser {
     for (uint32_t i = 0; i < tensor.shape.num_dims; ++i) tensor.shape.dims[i] = reader_.Read<uint64_t>(what);
     const uint32_t type = reader_.Read<uint32_t>(what);
     if (!FindTensorType(type, &tensor.type)) {
-      throw UnsupportedError(Str(Quoted(file_->path()), ": info of tensor ", Quoted(tensor.name), " at offset ", begin,
+      throw UnsupportedError(Str(Quoted(file_->path()), ": info of tensor ", Quoted(name), " at offset ", begin,
                                  ": expected a known tensor type, found ", DescribeUnknownType(type)));
     }
     if (const char* wrong = CheckShape(tensor.type, tensor.shape, &tensor.num_bytes)) {
@@ -292,28 +290,33 @@ class GgufParser {
     }
   }
 
-  // Copies the header and points everything that was read from the map there.
-  void KeepHeader(size_t num_bytes) {
-    const char* map = reinterpret_cast<const char*>(file_->data());
-    const auto header = std::make_shared<const std::string>(map, num_bytes);
-    const auto kept = [&](std::string_view view) {
-      return std::string_view(header->data() + (view.data() - map), view.size());
+  // Points keys, values and names, of which only the places in the file were known, into its bytes in memory.
+  void PointInto(const uint8_t* bytes) {
+    const auto view = [&](uint64_t begin, size_t size) {
+      return std::string_view(reinterpret_cast<const char*>(bytes) + begin, size);
     };
-    const auto kept_byte = [&](const uint8_t* byte) {
-      return reinterpret_cast<const uint8_t*>(header->data()) + (byte - file_->data());
-    };
-    for (GgufValue& value : out_.values_) {
-      value.key = kept(value.key);
-      value.data = kept_byte(value.data);
-      value.end = kept_byte(value.end);
+    for (size_t i = 0; i < out_.values_.size(); ++i) {
+      GgufValue& value = out_.values_[i];
+      value.key = view(value.begin + kStringLengthBytes, value_places_[i].key_size);
+      value.data = bytes + value_places_[i].data_begin;
     }
-    for (GgufTensor& tensor : out_.tensors_) tensor.name = kept(tensor.name);
-    out_.headers_ = {header};
+    for (size_t i = 0; i < out_.tensors_.size(); ++i) out_.tensors_[i].name = view(names_[i].begin, names_[i].size);
   }
+
+  struct ValuePlace {
+    size_t key_size;
+    uint64_t data_begin;
+  };
+  struct NamePlace {
+    uint64_t begin;
+    size_t size;
+  };
 
   Reader reader_;
   std::shared_ptr<const MappedFile> file_;
   Gguf& out_;
+  std::vector<ValuePlace> value_places_;
+  std::vector<NamePlace> names_;
 };
 
 namespace {

@@ -12,6 +12,7 @@
 
 #include "src/io/file.h"
 #include "src/io/gguf_types.h"
+#include "src/io/mapped_file.h"
 
 namespace lowbit {
 
@@ -25,12 +26,10 @@ struct GgufValue {
   GgufType type;        // of the elements, if it is an array
   uint64_t count;       // elements; 1 for a scalar
   const uint8_t* data;  // unaligned. Strings: one after the other, each a uint64 length and its bytes.
-  const uint8_t* end;   // of data
 };
 
-// Steps over the string at *cursor (from GgufValue::data on) and returns it. Throws FormatError if it would reach past
-// the end: the file changed while it was being opened.
-std::string_view NextString(const uint8_t** cursor, const uint8_t* end);
+// Steps over the string at *cursor (from GgufValue::data on) and returns it.
+std::string_view NextString(const uint8_t** cursor);
 
 // The value of an unsigned or signed integer scalar of any width. Throws FormatError if it is something else or
 // negative.

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cstring>
 #include <utility>
 
 #include "src/error.h"
@@ -116,6 +117,7 @@ GgufWriter::GgufWriter(const std::string& path, GgufPlan plan) : plan_(std::move
 }
 
 void GgufWriter::Write(const void* data, uint64_t num_bytes) {
+  file_.CheckOwner();  // first: in a forked child the mutex may be locked for ever
   const std::lock_guard<std::mutex> lock(mutex_);
   if (!open_) throw InputError("the GGUF writer is closed");
   try {
@@ -139,6 +141,7 @@ void GgufWriter::Write(const void* data, uint64_t num_bytes) {
 }
 
 void GgufWriter::Finish() {
+  file_.CheckOwner();  // first: in a forked child the mutex may be locked for ever
   const std::lock_guard<std::mutex> lock(mutex_);
   if (!open_) throw InputError("the GGUF writer is closed");
   open_ = false;
@@ -156,6 +159,7 @@ void GgufWriter::Finish() {
 }
 
 void GgufWriter::Abort() noexcept {
+  if (file_.IsInherited()) return;
   const std::lock_guard<std::mutex> lock(mutex_);
   open_ = false;
   file_.Abort();

@@ -10,8 +10,8 @@ namespace lowbit {
 // above U+10FFFF.
 bool IsUtf8(std::string_view bytes);
 
-// The bytes in double quotes, fit for one line of an error message: control characters and what is not UTF-8 appear as
-// \xNN, and what exceeds 100 bytes is cut.
+// The bytes in double quotes, fit for one line of an error message: what is not UTF-8 appears as \xNN, what is not
+// printable as in Python's strings, and what exceeds 100 bytes so is cut.
 std::string Quoted(std::string_view bytes);
 
 }  // namespace lowbit

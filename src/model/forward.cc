@@ -16,26 +16,10 @@ KvLayout CacheLayout(const ModelSpec& spec, Compute compute) {
 
 }  // namespace
 
-class Transformer::Turn {
- public:
-  explicit Turn(Transformer& model) : model_(model) {
-    const std::thread::id self = std::this_thread::get_id();
-    if (model.owner_ == self) throw InputError("the model was called by its own observer");
-    model.mutex_.lock();
-    model.owner_ = self;
-  }
-
-  ~Turn() {
-    model_.owner_ = std::thread::id();
-    model_.mutex_.unlock();
-  }
-
-  Turn(const Turn&) = delete;
-  Turn& operator=(const Turn&) = delete;
-
- private:
-  Transformer& model_;
-};
+Transformer::Turn::Turn(Transformer& model) : model_(model) {
+  if (model.mutex_.IsMine()) throw InputError("the model was called by its own observer");
+  model.mutex_.lock();
+}
 
 Transformer::Transformer(const ModelSpec& spec, const TensorMap& tensors, Compute compute, size_t num_threads,
                          size_t max_length, size_t max_sequences, RowSource rows)
@@ -62,11 +46,6 @@ bool Transformer::IsLong(int32_t sequence) {
 void Transformer::Truncate(int32_t sequence, size_t length) {
   const Turn turn(*this);
   cache_.Truncate(sequence, length);
-}
-
-void Transformer::SetObserver(Observer observer) {
-  const Turn turn(*this);
-  observer_ = std::move(observer);
 }
 
 // Checks a whole batch and makes room for it, or throws and leaves everything as it was. Returns the lengths before of

@@ -1,16 +1,15 @@
 // The generic transformer: tokens in, logits out.
 #pragma once
 
-#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <map>
-#include <mutex>
 #include <string>
-#include <thread>
+#include <utility>
 #include <vector>
 
+#include "src/fork.h"
 #include "src/model/kv_cache.h"
 #include "src/model/spec.h"
 #include "src/model/weights.h"
@@ -61,7 +60,20 @@ class Transformer {
   // Whether the sequence's tokens turn by the long tables.
   bool IsLong(int32_t sequence);
   void Truncate(int32_t sequence, size_t length);
-  void SetObserver(Observer observer);
+
+  // Calls of several threads take turns; each of the above has one. Throws InputError where the thread has it already,
+  // that is, in the observer, and in a child that was forked while another thread had it.
+  class Turn {
+   public:
+    explicit Turn(Transformer& model);
+    ~Turn() { model_.mutex_.unlock(); }
+    Turn(const Turn&) = delete;
+    Turn& operator=(const Turn&) = delete;
+
+   private:
+    Transformer& model_;
+  };
+  void SetObserver(const Turn&, Observer observer) { observer_ = std::move(observer); }
 
   const ModelSpec& spec() const { return spec_; }
   size_t max_length() const { return cache_.max_length(); }
@@ -77,9 +89,6 @@ class Transformer {
     int32_t sequence;
     size_t num_tokens;
   };
-
-  // Holds the mutex; throws where the thread holds it already, that is, in the observer.
-  class Turn;
 
   std::map<int32_t, size_t> Admit(const Batch& batch);
   void TruncateAll(const std::map<int32_t, size_t>& lengths);
@@ -104,8 +113,7 @@ class Transformer {
   Observer observer_;
   RowSource rows_;
   std::vector<Segment> segments_;  // of the rows that are being multiplied
-  std::mutex mutex_;
-  std::atomic<std::thread::id> owner_{};  // of the mutex
+  ForkMutex mutex_{"the model"};
 
   // One row a token of the chunk.
   hwy::AlignedVector<float> x_, normed_, q_, k_, v_, attended_, gate_, up_;

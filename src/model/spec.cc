@@ -3,6 +3,7 @@
 #include <limits>
 
 #include "src/error.h"
+#include "src/io/text.h"
 
 namespace lowbit {
 namespace {
@@ -75,7 +76,7 @@ Activation ParseActivation(const std::string& name) {
   if (name == "silu") return Activation::kSilu;
   if (name == "gelu_tanh") return Activation::kGeluTanh;
   if (name == "relu2") return Activation::kRelu2;
-  throw InputError(Str("model description: activation '", name, "' is not one of silu, gelu_tanh, relu2"));
+  throw InputError(Str("model description: activation ", Quoted(name), " is not one of silu, gelu_tanh, relu2"));
 }
 
 }  // namespace lowbit

@@ -2,8 +2,9 @@
 `diff` for comparing.
 
 Reading maps the file: opening costs time and memory for the metadata alone, and tensors are read-only views of the
-map, which lives as long as any of them. A file that somebody cuts short while it is mapped ends the process (SIGBUS)
-when the lost bytes are touched; replacing it by rename, as `Writer` does, is safe, and so is `edit`.
+map, which lives as long as any of them. Replacing a file by rename, as `Writer` does, is safe, and so is `edit`. What
+cuts a file short while it is open (`cp` onto it, `wget -O`) takes bytes away from its map: opening it and lowbit's own
+calls then raise FileError, and NumPy's reading of a view ends the process (SIGBUS).
 """
 
 from lowbit.gguf.comparing import GgufDiff, KeyDiff, TensorDiff, diff

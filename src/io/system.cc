@@ -1,0 +1,49 @@
+#include "src/io/system.h"
+
+#include <system_error>
+
+#include "src/error.h"
+#include "src/io/text.h"
+
+#ifdef _WIN32
+#define NOMINMAX
+#define WIN32_LEAN_AND_MEAN
+#include <windows.h>
+#else
+#include <cerrno>
+#endif
+
+namespace lowbit {
+
+namespace fs = std::filesystem;
+
+fs::path ToPath(const std::string& path) {
+  if (path.find('\0') != std::string::npos) throw InputError(Str("path ", Quoted(path), ": expected no NUL in it"));
+#ifdef _WIN32
+  return fs::u8path(path);
+#else
+  return fs::path(path);
+#endif
+}
+
+std::string ToString(const fs::path& path) {
+#ifdef _WIN32
+  return path.u8string();
+#else
+  return path.string();
+#endif
+}
+
+int LastError() {
+#ifdef _WIN32
+  return static_cast<int>(GetLastError());
+#else
+  return errno;
+#endif
+}
+
+void FailSystem(const char* action, const std::string& path, int error) {
+  throw FileError(Str("cannot ", action, " ", Quoted(path), ": ", std::system_category().message(error)));
+}
+
+}  // namespace lowbit
