@@ -205,7 +205,7 @@ def test_nonfinite_is_refused(simd, name, value, dtype):
     x[173, 517] = value
     for threads in (1, 3):
         with pytest.raises(
-            lowbit.InputError, match=r"row 173, column 517 is (NaN|infinity|-infinity); expected finite"
+            lowbit.InputError, match=r"row 173, column 517 is (NaN|infinity|-infinity), expected a finite"
         ):
             lowbit.quantize(x, name, imatrix=ones_if_needed(name, 768), threads=threads)
 

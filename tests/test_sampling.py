@@ -220,7 +220,7 @@ def test_extreme_temperatures(temperature):
 )
 def test_options_out_of_range(name, values):
     for value in values:
-        with pytest.raises(lowbit.InputError, match=f"{name} is "):
+        with pytest.raises(lowbit.InputError, match=f"{name}: expected "):
             sampler(**{name: value})
 
 
