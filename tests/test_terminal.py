@@ -48,7 +48,7 @@ def test_names_stay_whole_in_a_narrow_table(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_blanks_are_counted() -> None:
-    assert console.one_line(" " * 17931) == "17931 blanks"
+    assert console.value_text(" " * 17931) == "17931 blanks"
 
 
 def test_a_full_bar_goes_away(monkeypatch: pytest.MonkeyPatch) -> None:
