@@ -105,7 +105,8 @@ class Undo:
         if len(data) >= self._HEAD.size:
             magic, size_then, offset, digest = self._HEAD.unpack_from(data)
             old = data[self._HEAD.size :]
-            if (magic, size_then, digest) == (self._MAGIC, size, hashlib.sha256(old).digest()):
+            known = (magic, size_then, digest) == (self._MAGIC, size, hashlib.sha256(old).digest())
+            if known and offset + len(old) <= size:
                 return offset, old
         raise FormatError(
             f"{self.path}: expected what undoes the interrupted edit of {self.target}, found something else"

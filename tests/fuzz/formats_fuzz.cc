@@ -1,0 +1,53 @@
+// Every format on any bytes: blocks of a file are decoded and multiplied, the bytes as floats are encoded.
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#include "src/formats/format.h"
+#include "src/ops/activations.h"
+
+namespace {
+
+using lowbit::Format;
+
+// Copies of the exact size, so that a byte too many is seen.
+void DecodeAndMultiply(const Format& format, const uint8_t* data, size_t size) {
+  const size_t num_blocks = size / format.block_bytes;
+  const std::vector<uint8_t> blocks(data, data + num_blocks * format.block_bytes);
+  std::vector<float> values(num_blocks * format.block_size);
+  format.decode(blocks.data(), num_blocks, values.data());
+
+  const size_t K = values.size() / 32 * 32;
+  if (format.dot_int8 == nullptr || K == 0 || K != values.size()) return;
+  std::vector<float> x(K);
+  for (size_t i = 0; i < K; ++i) x[i] = static_cast<float>(static_cast<int>(i % 255) - 127);
+  lowbit::ActivationBuffer buffer;
+  float product = 0;
+  format.dot_int8(blocks.data(), blocks.size(), 1, buffer.Quantize(x.data(), 1, K, 1), &product, 1);
+}
+
+void Encode(const Format& format, const uint8_t* data, size_t size) {
+  const size_t K = size / sizeof(float) / format.block_size * format.block_size;
+  if (K == 0) return;
+  std::vector<float> weights(K);
+  std::memcpy(weights.data(), data, K * sizeof(float));
+  std::vector<float> importance(K);
+  for (size_t i = 0; i < K; ++i) importance[i] = static_cast<float>(data[i]);  // some of them zero
+  std::vector<uint8_t> out(format.RowBytes(K));
+  format.encode(weights.data(), importance.data(), 1, K, out.data());
+  if (!format.needs_imatrix) format.encode(weights.data(), nullptr, 1, K, out.data());
+}
+
+}  // namespace
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  if (size < 2) return 0;
+  const Format& format = *lowbit::Formats()[data[0] % lowbit::Formats().size()];
+  if (data[1] % 2 == 0) {
+    DecodeAndMultiply(format, data + 2, size - 2);
+  } else {
+    Encode(format, data + 2, size - 2);
+  }
+  return 0;
+}
