@@ -22,7 +22,7 @@ from lowbit.file_reader import FileReader, read_bytes
 from lowbit.foreign import ERROR_KEYS, named
 from lowbit.operation import reading
 from lowbit.paths import checked, is_dir, is_file
-from lowbit.quoting import listed, reason
+from lowbit.quoting import listed, quoted, reason, shown
 from lowbit.tensor_source import FileRows, Renamed, TensorSource, read
 
 MAX_HEADER_BYTES = 100 << 20  # the cap of the safetensors library
@@ -128,7 +128,7 @@ def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
     with named(path):
         value = parse_json(read_bytes(path, max_bytes), str(path))
         if value and value.keys() <= ERROR_KEYS:
-            raise FormatError(f"{path}: expected settings, found {str(value)[:80]}")
+            raise FormatError(f"{path}: expected settings, found {shown(value, 80)}")
         return value
 
 
@@ -143,11 +143,11 @@ def _entry(file: FileReader, data_start: int, name: str, entry: Any) -> tuple[in
         raise FormatError(f"{where}: expected dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
-        raise FormatError(f"{where}: unknown type {str(dtype)[:40]!r}")
+        raise FormatError(f"{where}: unknown type {quoted(dtype, 40)}")
     if not isinstance(shape, list) or len(shape) > MAX_DIMS or not all(map(_is_size, shape)):
-        raise FormatError(f"{where}: shape {str(shape)[:80]}, expected at most {MAX_DIMS} sizes")
+        raise FormatError(f"{where}: shape {shown(shape, 80)}, expected at most {MAX_DIMS} sizes")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_size, offsets)):
-        raise FormatError(f"{where}: data_offsets {str(offsets)[:80]}, expected [begin, end]")
+        raise FormatError(f"{where}: data_offsets {shown(offsets, 80)}, expected [begin, end]")
     begin, end = offsets
     expected = math.prod(shape) * ITEM_BYTES[dtype]
     if end - begin != expected:
@@ -200,7 +200,7 @@ def index_shards(index: Path) -> tuple[list[str], set[str]]:
         # Only plain names: an index may not point out of its folder. (A link inside it is the owner's own doing.)
         if not isinstance(shard, str) or not re.fullmatch(r"[\w.-]{1,200}\.safetensors", shard, re.ASCII):
             raise FormatError(
-                f"{index.name}: tensor {name!r} is in file {str(shard)[:80]!r}, expected a plain file name"
+                f"{index.name}: tensor {name!r} is in file {quoted(shard, 80)}, expected a plain file name"
             )
     return sorted(set(weight_map.values())), set(weight_map)
 
@@ -224,7 +224,7 @@ def weight_files(folder: Path, config: dict[str, Any]) -> WeightFiles:
         isinstance(explicit, str) and re.fullmatch(r"[\w.-]{1,200}\.safetensors(\.index\.json)?", explicit, re.ASCII)
     ):
         raise FormatError(
-            f"{folder / 'config.json'}: 'transformers_weights' is {str(explicit)[:80]!r}, expected the plain name of a "
+            f"{folder / 'config.json'}: 'transformers_weights' is {quoted(explicit, 80)}, expected the plain name of a "
             "safetensors file or its index"
         )
     if explicit is None and is_file(folder / SINGLE):

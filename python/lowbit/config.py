@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from lowbit._core import FormatError, UnsupportedError
+from lowbit.quoting import quoted, shown
 
 #: Sizes in config.json are checked against this before anything is computed from them.
 MAX_SIZE = 1 << 31
@@ -41,36 +42,36 @@ class Config:
         value = self._get(key, default)
         if type(value) is not int or not minimum <= value < MAX_SIZE:
             expected = "a positive integer" if minimum == 1 else f"an integer of at least {minimum}"
-            raise FormatError(f"{self.where}: {key!r} is {str(value)[:40]!r}, expected {expected}")
+            raise FormatError(f"{self.where}: {key!r} is {quoted(value, 40)}, expected {expected}")
         return value
 
     def number(self, key: str, default: Any = _REQUIRED) -> float:
         """A positive number of float32's range, which is what GGUF keeps of it."""
         value = self._get(key, default)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not LEAST_FLOAT32 <= value <= MOST_FLOAT32:
-            raise FormatError(f"{self.where}: {key!r} is {str(value)[:40]!r}, expected a positive number")
+            raise FormatError(f"{self.where}: {key!r} is {quoted(value, 40)}, expected a positive number")
         return float(value)
 
     def numbers(self, key: str, count: int) -> list[float]:
         """A list of so many positive finite numbers."""
         value = self._get(key, _REQUIRED)
         if not isinstance(value, list) or len(value) != count:
-            found = f"{len(value)} of them" if isinstance(value, list) else str(value)[:40]
-            raise FormatError(f"{self.where}: {key!r} is {found!r}, expected a list of {count} numbers")
+            found = f"{len(value)} of them" if isinstance(value, list) else shown(value, 40)
+            raise FormatError(f"{self.where}: {key!r} is {quoted(found)}, expected a list of {count} numbers")
         return [Config({key: number}, self.where).number(key) for number in value]
 
     def boolean(self, key: str, default: bool) -> bool:
         """True or false."""
         value = self._get(key, default)
         if not isinstance(value, bool):
-            raise FormatError(f"{self.where}: {key!r} is {str(value)[:40]!r}, expected true or false")
+            raise FormatError(f"{self.where}: {key!r} is {quoted(value, 40)}, expected true or false")
         return value
 
     def text(self, key: str, default: Any = _REQUIRED) -> str:
         """A string."""
         value = self._get(key, default)
         if not isinstance(value, str):
-            raise FormatError(f"{self.where}: {key!r} is {str(value)[:40]!r}, expected a string")
+            raise FormatError(f"{self.where}: {key!r} is {quoted(value, 40)}, expected a string")
         return value
 
     @property
@@ -78,7 +79,7 @@ class Config:
         """The class that the checkpoint is made for: the first of "architectures"."""
         names = self.values.get("architectures")
         if not isinstance(names, list) or not names or not isinstance(names[0], str):
-            raise FormatError(f"{self.where}: 'architectures' is {str(names)[:40]!r}, expected a list of names")
+            raise FormatError(f"{self.where}: 'architectures' is {quoted(names, 40)}, expected a list of names")
         return names[0]
 
     def rope(self) -> Config:
@@ -91,9 +92,11 @@ class Config:
         """
         found = self.values.get("rope_scaling") or self.values.get("rope_parameters") or {}
         if not isinstance(found, dict):
-            raise FormatError(f"{self.where}: rope_parameters is {str(found)[:40]!r}, expected an object")
+            raise FormatError(f"{self.where}: rope_parameters is {quoted(found, 40)}, expected an object")
         if any(isinstance(value, dict) for value in found.values()):
-            raise UnsupportedError(f"{self.where}: rope_parameters differ between layers: {', '.join(found)[:80]}")
+            raise UnsupportedError(
+                f"{self.where}: rope_parameters differ between layers: {shown(', '.join(found), 80)}"
+            )
         rope = Config(dict(found), f"{self.where}: rope_parameters")
         rope.values["rope_theta"] = rope.number("rope_theta", self.number("rope_theta", 10000.0))
         rope.values["rope_type"] = rope.text("rope_type", rope.text("type", "default")).lower()

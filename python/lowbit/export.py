@@ -27,7 +27,7 @@ from lowbit.model_card import SAMPLING, card_text
 from lowbit.paths import AnyPath, checked, is_dir, status
 from lowbit.pipeline import Job, write_files
 from lowbit.progress import progress_bar
-from lowbit.quoting import quoted
+from lowbit.quoting import quoted, shown
 from lowbit.safetensors_writer import Shard, job_bytes
 from lowbit.threads import num_threads
 from lowbit.tokenizer import Tokenizer
@@ -130,7 +130,7 @@ def _unkept(arch: Architecture, metadata: Mapping[str, Any], config: Config) -> 
         if key not in again:
             notes.append(f"{key} is not kept: config.json has no place for it")
         elif not np.array_equal(_rounded(value), _rounded(again[key])):
-            raise UnsupportedError(f"{key} is {str(value)[:60]}, config.json would say {str(again[key])[:60]}")
+            raise UnsupportedError(f"{key} is {shown(value, 60)}, config.json would say {shown(again[key], 60)}")
     return notes
 
 

@@ -34,6 +34,7 @@ from lowbit.checkpoint import Checkpoint, StoredTensor, read_json, read_safetens
 from lowbit.config import MOST_FLOAT32, Config
 from lowbit.hub import resolve
 from lowbit.paths import AnyPath, is_dir, is_file
+from lowbit.quoting import quoted
 from lowbit.tensor_source import read, row_ranges
 
 Adapter = AnyPath
@@ -252,7 +253,7 @@ class _Merge:
         names = self.config.values.get("modules_to_save") or []
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise FormatError(
-                f"{self.config.where}: 'modules_to_save' is {str(names)[:40]!r}, expected a list of names"
+                f"{self.config.where}: 'modules_to_save' is {quoted(names, 40)}, expected a list of names"
             )
         modules = {EMBEDDINGS: "base_model.model.model.embed_tokens", OUTPUT: "base_model.model.lm_head"}
         return any(modules[plain].endswith(name) for name in names) if plain in modules else False
@@ -331,10 +332,12 @@ class _Merge:
         module = module.removeprefix("base_model.model.")
         patterns = self.config.values.get(key) or {}
         if not isinstance(patterns, dict):
-            raise FormatError(f"{self.config.where}: {key!r} is {str(patterns)[:40]!r}, expected an object")
+            raise FormatError(f"{self.config.where}: {key!r} is {quoted(patterns, 40)}, expected an object")
         for pattern in patterns:
             if not SAFE_PATTERN.fullmatch(pattern) or len(re.findall(r"[*+]", pattern)) > MOST_REPEATS:
-                raise UnsupportedError(f"{self.config.where}: {key} has a pattern {pattern[:80]!r} that is not simple")
+                raise UnsupportedError(
+                    f"{self.config.where}: {key} has a pattern {quoted(pattern, 80)} that is not simple"
+                )
             if re.fullmatch(rf"(.*\.)?({pattern})", module):
                 values = Config(patterns, f"{self.config.where}: {key}")
                 return values.integer(pattern) if key == "rank_pattern" else values.number(pattern)
@@ -359,14 +362,14 @@ def _read_config(folder: Path) -> dict[str, object]:
 def _check(config: Config) -> None:
     """Raises UnsupportedError for what is not plain LoRA or DoRA."""
     if (kind := config.text("peft_type", "LORA")) != "LORA":
-        raise UnsupportedError(f"{config.where}: peft_type {kind[:40]!r}, expected LORA")
+        raise UnsupportedError(f"{config.where}: peft_type {quoted(kind, 40)}, expected LORA")
     for key in UNSUPPORTED:
         if config.values.get(key):
             raise UnsupportedError(f"{config.where}: {key} is set, which has no merged form here")
     initialization = config.values.get("init_lora_weights")
     if initialization not in PLAIN_INITIALIZATIONS:
         raise UnsupportedError(
-            f"{config.where}: init_lora_weights {str(initialization)[:40]!r} changes the base weights; save the "
+            f"{config.where}: init_lora_weights {quoted(initialization, 40)} changes the base weights; save the "
             "adapter with path_initial_model_for_weight_conversion"
         )
 

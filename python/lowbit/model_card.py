@@ -18,7 +18,7 @@ import numpy as np
 from lowbit.checkpoint import read_json
 from lowbit.file_reader import read_bytes
 from lowbit.paths import is_file
-from lowbit.quoting import reason
+from lowbit.quoting import quoted, reason
 
 MAX_CARD_BYTES = 16 << 20
 MAX_FRONT_MATTER = 1 << 20  # results of many benchmarks come to 300 KB
@@ -256,7 +256,7 @@ def _sampling(folder: Path, notes: list[str]) -> dict[str, Any]:
             with np.errstate(over="raise"):
                 result[f"general.sampling.{name}"] = convert(value)
         except (TypeError, ValueError, ArithmeticError):
-            notes.append(f"generation_config.json: {keys[0]} is {str(value)[:40]!r} and was left out")
+            notes.append(f"generation_config.json: {keys[0]} is {quoted(value, 40)} and was left out")
     return result
 
 

@@ -24,7 +24,7 @@ from lowbit.file_reader import open_file
 from lowbit.foreign import ZIP_MAGIC, named
 from lowbit.paths import AnyPath, checked
 from lowbit.qtensor import QTensor, find_format
-from lowbit.quoting import quoted
+from lowbit.quoting import quoted, shown
 
 __all__ = ["load_npz", "save_npz"]
 
@@ -103,7 +103,7 @@ def _opened(path: AnyPath) -> Iterator[tuple[str, zipfile.ZipFile, int]]:
         raise FileError(f"{where}: {error.strerror or error}") from None
     except (zipfile.BadZipFile, ValueError, EOFError, RuntimeError, OverflowError, struct.error) as error:
         with named(where, expected=ZIP_MAGIC):
-            raise FormatError(f"{where}: not an .npz file: {str(error)[:200]}") from None
+            raise FormatError(f"{where}: not an .npz file: {shown(error, 200)}") from None
 
 
 class _Member:

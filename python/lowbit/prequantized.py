@@ -21,6 +21,7 @@ import numpy as np
 
 from lowbit._core import FormatError, UnsupportedError
 from lowbit.checkpoint import FLOAT_DTYPES, Checkpoint, StoredTensor
+from lowbit.quoting import quoted, shown
 from lowbit.tensor_source import FileRows, num_elements
 
 FLOAT8_DTYPES: dict[str, Any] = {"F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2}
@@ -98,7 +99,7 @@ def dequantize(checkpoint: Checkpoint, own_methods: Collection[str]) -> list[str
     where = str(checkpoint.folder / "config.json")
     settings = checkpoint.config.get("quantization_config")
     if settings is not None and not isinstance(settings, dict):
-        raise FormatError(f"{where}: 'quantization_config' is {str(settings)[:40]!r}, expected an object")
+        raise FormatError(f"{where}: 'quantization_config' is {quoted(settings, 40)}, expected an object")
     if settings:
         if settings.get("quant_method") in own_methods:
             return []
@@ -125,17 +126,17 @@ def _check_method(settings: dict[str, Any], where: str) -> None:
     method = settings.get("quant_method")
     if method is None and (settings.get("load_in_4bit") or settings.get("load_in_8bit")):
         method = "bitsandbytes"
-    name = str(method)[:40]
+    name = shown(method, 40)
     kind = settings.get("format", settings.get("quant_algo"))
     if kind not in FLOAT8_METHODS.get(name, ()):
-        described = name if kind is None else f"{name}, {str(kind)[:40]}"
+        described = name if kind is None else f"{name}, {shown(kind, 40)}"
         raise UnsupportedError(
             f"{where}: the checkpoint is quantized ({described}), and lowbit takes floats, 8-bit ones included: "
             f"{WAYS_OUT.get(name, ORIGINAL)}"
         )
     sparsity = settings.get("sparsity_config") or {}
     if isinstance(sparsity, dict) and sparsity.get("format", "dense") != "dense":
-        raise UnsupportedError(f"{where}: the checkpoint is sparse ({str(sparsity['format'])[:40]}): {ORIGINAL}")
+        raise UnsupportedError(f"{where}: the checkpoint is sparse ({shown(sparsity['format'], 40)}): {ORIGINAL}")
 
 
 def _block(settings: dict[str, Any], where: str) -> tuple[int, ...]:
@@ -148,7 +149,7 @@ def _block(settings: dict[str, Any], where: str) -> tuple[int, ...]:
     sizes = [size for size in found if size is not None]
     for size in sizes:
         if not isinstance(size, list) or len(size) != 2 or not all(type(n) is int and 0 < n < 1 << 31 for n in size):
-            raise FormatError(f"{where}: block size {str(size)[:40]}, expected [rows, columns]")
+            raise FormatError(f"{where}: block size {shown(size, 40)}, expected [rows, columns]")
         if size != sizes[0]:
             raise UnsupportedError(f"{where}: blocks of {sizes[0]} and of {size} in one checkpoint")
     return tuple(sizes[0]) if sizes else ()

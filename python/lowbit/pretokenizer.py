@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lowbit._core import UnsupportedError
+from lowbit.quoting import shown
 
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _LETTERS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
@@ -103,6 +104,6 @@ def pre_tokenizer_name(tokenizer: dict[str, Any], where: str) -> str:
     """tokenizer.ggml.pre of a tokenizer.json, UNKNOWN if no name fits; UnsupportedError if it is not byte-level."""
     chain = _chain(tokenizer.get("pre_tokenizer"))
     if not any(kind in ("bytes", "ByteLevel") for kind, _ in chain):
-        steps = " then ".join(f"{kind} {str(value)[:60]}" for kind, value in chain) or "none"
+        steps = " then ".join(f"{kind} {shown(value, 60)}" for kind, value in chain) or "none"
         raise UnsupportedError(f"{where}: expected a pre_tokenizer that ends in ByteLevel, found {steps}")
     return NAMES[chain](Facts(tokenizer)) if chain in NAMES else UNKNOWN

@@ -61,7 +61,7 @@ class Network:
             if isinstance(value, np.ndarray) and value.ndim == 1 and value.size:
                 value = value[0]  # one for each layer: the reference goes by the first
             if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)) or value < 0:
-                raise UnsupportedError(f"{name}.{key} is {str(value)[:40]!r}: no mix is known for such a model")
+                raise UnsupportedError(f"{name}.{key} is {quoted(value, 40)}: no mix is known for such a model")
             return int(value)
 
         num_heads = integer("attention.head_count", 0)

@@ -16,6 +16,7 @@ from lowbit._core import FormatError
 from lowbit.chat_files import template_keys
 from lowbit.checkpoint import read_json
 from lowbit.paths import is_file
+from lowbit.quoting import quoted, shown
 
 ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 #: Names of the id keys where they are not the role's own. "seperator" is GGUF's spelling.
@@ -50,7 +51,7 @@ def checked_special(key: str, value: Any, num_tokens: int) -> int | None:
     Real files have the largest number, which is -1 as well, for "none". Raises FormatError for what is no id.
     """
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
-        raise FormatError(f"{key}: expected an integer, found {type(value).__name__} {str(value)[:40]!r}")
+        raise FormatError(f"{key}: expected an integer, found {type(value).__name__} {quoted(value, 40)}")
     if value < -1:
         raise FormatError(f"{key}: expected an id below {num_tokens}, found {value}")
     return int(value) if 0 <= value < num_tokens else None
@@ -66,7 +67,7 @@ def listed_ends(folder: Path, num_tokens: int, notes: list[str]) -> set[int]:
             if type(i) is int and 0 <= i < num_tokens:
                 found.add(i)
             else:
-                unknown.setdefault(repr(i)[:40], []).append(path.name)
+                unknown.setdefault(shown(i, 40), []).append(path.name)
     for value, names in unknown.items():
         where = " and ".join(dict.fromkeys(names))
         notes.append(f"{where}: eos_token_id names {value}, which none of the {num_tokens} tokens has: ignored")

@@ -26,6 +26,7 @@ import tokenizers
 from tokenizers import AddedToken, models
 
 from lowbit._core import FormatError, UnsupportedError
+from lowbit.quoting import quoted
 from lowbit.sentencepiece import UNUSED
 from lowbit.tokenizer_gguf import Vocab, score_merges
 
@@ -74,7 +75,9 @@ def build_defined(vocab: Vocab) -> tuple[tokenizers.Tokenizer, bool]:
     tokens = list(vocab.tokens)
     for token_id, text in _object(value, "contents").items():
         if not token_id.isdecimal() or not int(token_id) < len(tokens) or not isinstance(text, str):
-            raise FormatError(f"{DEFINITION_KEY}: contents has {token_id[:40]!r}, expected ids below {len(tokens)}")
+            raise FormatError(
+                f"{DEFINITION_KEY}: contents has {quoted(token_id, 40)}, expected ids below {len(tokens)}"
+            )
         tokens[int(token_id)] = text
     backend = tokenizers.Tokenizer.from_str(json.dumps(skeleton))
     backend.model = _model(vocab.spelled(tokens), _object(value, "model"))
@@ -104,7 +107,7 @@ def _object(value: dict[str, Any], name: str) -> dict[str, Any]:
 def _model(vocab: Vocab, options: dict[str, Any]) -> models.Model:
     kind = options.get("type")
     if kind not in _MODEL_OPTIONS:
-        raise UnsupportedError(f"{DEFINITION_KEY}: the model {str(kind)[:40]!r} is not supported (BPE and Unigram are)")
+        raise UnsupportedError(f"{DEFINITION_KEY}: the model {quoted(kind, 40)} is not supported (BPE and Unigram are)")
     known = {name: options[name] for name in _MODEL_OPTIONS[kind] if options.get(name) is not None}
     if kind == "Unigram":
         return models.Unigram(list(zip(vocab.tokens, vocab.scores().tolist(), strict=True)), **known)
@@ -126,6 +129,6 @@ def _added(rows: Any, tokens: list[str]) -> list[AddedToken]:
             case _:
                 raise FormatError(
                     f"{DEFINITION_KEY}: added_tokens: expected [first id, count, flags] of {len(tokens)} tokens, "
-                    f"found {str(row)[:60]!r}"
+                    f"found {quoted(row, 60)}"
                 )
     return added

@@ -20,6 +20,7 @@ from lowbit._core import FormatError, UnsupportedError
 from lowbit.checkpoint import MAX_JSON_BYTES, read_json
 from lowbit.foreign import read_own_text
 from lowbit.pretokenizer import QWEN2
+from lowbit.quoting import quoted
 from lowbit.sentencepiece import BPE, BYTE, CONTROL, SPACE, UNIGRAM, UNKNOWN, USER_DEFINED, Model, read_model
 from lowbit.special_tokens import ROLES
 from lowbit.tokenizer_definition import FLAGS
@@ -179,8 +180,8 @@ def byte_level_definition(folder: Path, config: Mapping[str, Any]) -> dict[str, 
     }
     if kind not in chains:
         raise UnsupportedError(
-            f"{folder}: tokenizer_class {kind[:40]!r} has no tokenizer.json, and vocab.json does not say how words are "
-            f"cut; it is known of {' and '.join(chains)}"
+            f"{folder}: tokenizer_class {quoted(kind, 40)} has no tokenizer.json, and vocab.json does not say how "
+            f"words are cut; it is known of {' and '.join(chains)}"
         )
     normalizer, pre_tokenizer = chains[kind]
     added = added_tokens(folder, config)

@@ -18,6 +18,7 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 
 from lowbit._core import FormatError, UnsupportedError
 from lowbit.pretokenizers import PRE_TOKENIZERS, PreTokenizer
+from lowbit.quoting import quoted
 from lowbit.sentencepiece import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, USER_DEFINED
 from lowbit.special_tokens import checked_special
 
@@ -146,7 +147,7 @@ class Vocab:
 
 
 def _kind(value: Any) -> str:
-    return "nothing" if value is None else f"{type(value).__name__} {str(value)[:40]!r}"
+    return "nothing" if value is None else f"{type(value).__name__} {quoted(value, 40)}"
 
 
 class Family(NamedTuple):

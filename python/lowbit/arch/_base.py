@@ -22,6 +22,7 @@ from lowbit.arch._rope import Tensors, original_context, rope_of
 from lowbit.arch._rope_keys import ROPE_FREQS, rope_metadata, rope_tensors
 from lowbit.checkpoint import Checkpoint
 from lowbit.config import Config
+from lowbit.quoting import quoted
 from lowbit.spec import ModelSpec, Rope
 from lowbit.tensor_source import AsFloat32, Renamed, TensorSource
 
@@ -400,7 +401,7 @@ def sliding_layers(config: Config, num_layers: int, default: Callable[[int], boo
         return [default(i) for i in range(num_layers)]
     known = ("sliding_attention", "full_attention")
     if not isinstance(types, list) or len(types) != num_layers or any(kind not in known for kind in types):
-        raise FormatError(f"{config.where}: layer_types is {str(types)[:60]!r}, expected {' or '.join(known)} a layer")
+        raise FormatError(f"{config.where}: layer_types is {quoted(types, 60)}, expected {' or '.join(known)} a layer")
     return [kind == "sliding_attention" for kind in types]
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from lowbit._core import FormatError, UnsupportedError
 from lowbit.config import LEAST_FLOAT32, MOST_FLOAT32
+from lowbit.quoting import quoted
 
 
 class Keys:
@@ -28,7 +29,7 @@ class Keys:
         """A text."""
         value = self._get(key, default)
         if not isinstance(value, str):
-            raise FormatError(f"{self.arch}.{key} is {str(value)[:40]!r}, expected a text")
+            raise FormatError(f"{self.arch}.{key} is {quoted(value, 40)}, expected a text")
         return value
 
     def integer(self, key: str, default: int | None = None, minimum: int = 1, maximum: int = (1 << 31) - 1) -> int:
@@ -38,7 +39,7 @@ class Keys:
             raise UnsupportedError(f"{self.arch}.{key} differs between layers")
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not minimum <= value <= maximum:
             raise FormatError(
-                f"{self.arch}.{key} is {str(value)[:40]!r}, expected an integer from {minimum} to {maximum}"
+                f"{self.arch}.{key} is {quoted(value, 40)}, expected an integer from {minimum} to {maximum}"
             )
         return int(value)
 
@@ -46,7 +47,7 @@ class Keys:
         """True or false."""
         value = self._get(key, default)
         if not isinstance(value, (bool, np.bool_)):
-            raise FormatError(f"{self.arch}.{key} is {str(value)[:40]!r}, expected true or false")
+            raise FormatError(f"{self.arch}.{key} is {quoted(value, 40)}, expected true or false")
         return bool(value)
 
     def number(self, key: str, default: float | None = None, minimum: float | None = None) -> float:
@@ -55,5 +56,5 @@ class Keys:
         is_number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
         if not is_number or not (LEAST_FLOAT32 if minimum is None else minimum) <= value <= MOST_FLOAT32:
             expected = "a positive number" if minimum is None else f"a number of at least {minimum}"
-            raise FormatError(f"{self.arch}.{key} is {str(value)[:40]!r}, expected {expected}")
+            raise FormatError(f"{self.arch}.{key} is {quoted(value, 40)}, expected {expected}")
         return float(value)

@@ -15,6 +15,7 @@ from lowbit._core import FormatError, InputError
 from lowbit.arch._base import Architecture
 from lowbit.file_reader import read_bytes
 from lowbit.paths import AnyPath, checked
+from lowbit.quoting import quoted
 
 #: The most that a Python file may hold.
 MAX_SOURCE_BYTES = 16 << 20
@@ -54,7 +55,7 @@ def register(architecture: Architecture | AnyPath, *, replace: bool = False) -> 
         if not isinstance(getattr(arch, attribute, None), kind):
             raise InputError(f"{type(arch).__name__}.{attribute} is no {kind.__name__}")
     if not re.fullmatch(r"[\w-]+", arch.name, re.ASCII):
-        raise InputError(f"{type(arch).__name__}.name is {arch.name[:40]!r}, expected letters, digits, - and _")
+        raise InputError(f"{type(arch).__name__}.name is {quoted(arch.name, 40)}, expected letters, digits, - and _")
     known = _registered()
     if not replace:
         taken = {known[arch.name].name} if arch.name in known else set()

@@ -17,6 +17,7 @@ from lowbit._core import FormatError, UnsupportedError
 from lowbit.arch._keys import Keys
 from lowbit.arch._rope_keys import ROPE_FREQS
 from lowbit.qtensor import QTensor
+from lowbit.quoting import quoted
 from lowbit.spec import Rope
 
 Array = npt.NDArray[np.float32]
@@ -49,7 +50,7 @@ def rope_of(get: Keys, tensors: Tensors, dim: int) -> Rope:
             raise UnsupportedError(f"{get.arch}.rope.scaling.type is 'yarn', expected none beside tensor {ROPE_FREQS}")
         return _yarn(get, powers, magnitude)
     if kind not in ("none", "linear"):
-        raise UnsupportedError(f"{get.arch}.rope.scaling.type is {kind[:40]!r}, expected none, linear or yarn")
+        raise UnsupportedError(f"{get.arch}.rope.scaling.type is {quoted(kind, 40)}, expected none, linear or yarn")
     frequencies = ONE / powers / factor
     if factors is not None:
         frequencies /= factors

@@ -15,6 +15,7 @@ from lowbit._core import Error, UnsupportedError
 from lowbit.arch._base import Architecture
 from lowbit.arch._registry import architectures
 from lowbit.config import Config
+from lowbit.quoting import quoted, shown
 
 #: Keys of config.json that say nothing of the network.
 SILENT = re.compile(
@@ -89,9 +90,9 @@ def _compared(
 
 def _error(name: str, candidates: list[_Candidate], where: str) -> UnsupportedError:
     best = max(candidates)
-    known = ", ".join(architectures())[:200]
+    known, differences = ", ".join(architectures())[:200], "; ".join(best.differences)
     return UnsupportedError(
-        f"{where}: architecture {name[:MAX_NAME]!r} is unknown; nearest: {best.name} ({'; '.join(best.differences)}); "
+        f"{where}: architecture {quoted(name, MAX_NAME)} is unknown; nearest: {best.name} ({differences}); "
         f"known: {known}; {WAY_OUT}"
     )
 
@@ -121,7 +122,7 @@ def _unread(arch: Architecture, config: Config) -> list[str]:
         ]
         result += [f"config.json also has {_listed(unread)}"] if unread else []
     except Error as error:
-        result.append(f"differs: {str(error)[:160]}")
+        result.append(f"differs: {shown(error, 160)}")
     return result
 
 

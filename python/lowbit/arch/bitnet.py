@@ -28,6 +28,7 @@ from lowbit.arch._hf import decimal, rope_parameters
 from lowbit.arch._keys import Keys
 from lowbit.checkpoint import Checkpoint, StoredTensor
 from lowbit.config import Config
+from lowbit.quoting import quoted
 from lowbit.tensor_source import FileRows, Renamed, TensorSource, row_ranges
 
 ROWS_PER_BYTE = 4
@@ -268,7 +269,7 @@ def _settings(config: Config) -> Config:
     """quantization_config: which form the matrices have."""
     values = config.values.get("quantization_config")
     if not isinstance(values, dict):
-        raise FormatError(f"{config.where}: quantization_config is {str(values)[:40]!r}, expected an object: BitNet's")
+        raise FormatError(f"{config.where}: quantization_config is {quoted(values, 40)}, expected an object: BitNet's")
     return Config(values, f"{config.where}: quantization_config")
 
 
@@ -301,7 +302,7 @@ def _ternary(tensors: Mapping[str, StoredTensor], settings: Config) -> Iterable[
 def _one_of(settings: Config, key: str, default: str, other: str) -> str:
     value = settings.text(key, default)
     if value not in (default, other):
-        raise UnsupportedError(f"{settings.where}: {key} {value[:40]!r}, expected {default} or {other}")
+        raise UnsupportedError(f"{settings.where}: {key} {quoted(value, 40)}, expected {default} or {other}")
     return value
 
 

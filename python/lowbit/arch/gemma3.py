@@ -18,6 +18,7 @@ from lowbit.arch._base import DENSE_LAYER, Architecture, Tensor, sliding_layers
 from lowbit.arch._keys import Keys
 from lowbit.arch._rope import Tensors, plain_rope, rope_of
 from lowbit.config import Config
+from lowbit.quoting import quoted
 from lowbit.spec import Rope
 from lowbit.tensor_source import MinusOne, PlusOne, TensorSource
 
@@ -62,7 +63,7 @@ class Gemma3(Architecture):
         values = dict(config.values)
         if nested is not None:
             if not isinstance(nested, dict):
-                raise FormatError(f"{config.where}: text_config is {str(nested)[:40]!r}, expected an object")
+                raise FormatError(f"{config.where}: text_config is {quoted(nested, 40)}, expected an object")
             ids = {key: value for key, value in values.items() if key.endswith("_token_id") and value is not None}
             values = NESTED_DEFAULTS | values | {k: v for k, v in nested.items() if v is not None} | ids
         return Config(values, config.where)
@@ -112,7 +113,7 @@ class Gemma3(Architecture):
         both = config.values.get("rope_parameters") or {}
         if not isinstance(both, dict) or not both.keys() <= {"full_attention", "sliding_attention"}:
             raise FormatError(
-                f"{config.where}: rope_parameters is {str(both)[:60]!r}, expected full_attention and sliding_attention"
+                f"{config.where}: rope_parameters is {quoted(both, 60)}, expected full_attention and sliding_attention"
             )
         ropes = []
         for kind, theta, default in (
