@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import re
 import shutil
 import struct
@@ -16,6 +17,7 @@ import pytest
 from tiny_checkpoint import edit_json, make_checkpoint, write_json, write_safetensors
 
 import lowbit
+from lowbit import cli, quoting
 
 #: Escapes and line breaks, a text that turns its direction, one that is long, one of long characters, and no Unicode.
 HOSTILE = {
@@ -229,3 +231,72 @@ def test_errors(folder: Path, place: str, kind: str) -> None:
     check(str(caught.value))
     if kind != "surrogate":  # which no UTF-8 has: often that is the error
         assert words in str(caught.value)
+
+
+def lines_of(capsys: pytest.CaptureFixture[str], *arguments: object) -> list[str]:
+    """What a command prints, both streams, where every line is fit for a terminal."""
+    cli.run([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    lines = (captured.out + captured.err).split("\n")
+    for line in lines:
+        assert line.isprintable(), line
+        assert len(line) < 4 * MOST, line
+    return lines
+
+
+@pytest.mark.parametrize("kind", [kind for kind in HOSTILE if kind != "surrogate"])
+def test_tables_notes_and_changes(folder: Path, capsys: pytest.CaptureFixture[str], kind: str) -> None:
+    """Names and values of a file in what the commands print; --json gives them as they are."""
+    text = HOSTILE[kind][:9999]  # keys have 65,535 bytes at most
+    lowbit.gguf.edit(folder / "m.gguf", {text: text, "a.list": [text], "tokenizer.chat_template": "{% " + text})
+    for command in (["metadata", "m.gguf"], ["inspect", "m.gguf"], ["verify", "m.gguf", "m"]):
+        assert len(lines_of(capsys, *(folder / a if a.startswith("m") and a != "metadata" else a for a in command))) > 4
+    shutil.copy(folder / "m.gguf", folder / "n.gguf")
+    lowbit.gguf.edit(folder / "n.gguf", {text: f"{text}b"}, ["a.list"])
+    lines_of(capsys, "diff", folder / "m.gguf", folder / "n.gguf")
+    lines_of(capsys, "metadata", folder / "n.gguf", "set", text.replace("\0", "0"), text.replace("\0", "0"))
+    lines_of(capsys, "metadata", folder / "n.gguf", "unset", text.replace("\0", "1"))
+    (folder / "m" / "README.md").write_text(f"---\na: [{text}\n---\n", encoding="utf-8")
+    edit_json(folder / "m" / "config.json", {"auto_map": {text: text}})
+    assert any("note: README.md" in line for line in lines_of(capsys, "convert", folder / "m", folder / "c.gguf"))
+    cli.run(["metadata", str(folder / "m.gguf"), "--json"])
+    assert text in json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_arguments_of_commands(folder: Path, capsys: pytest.CaptureFixture[str], kind: str) -> None:
+    text = as_name(HOSTILE[kind])[:9999]
+    for arguments in (
+        ["convert", folder / "m", folder / "o.gguf", "--format", text],
+        ["convert", folder / "m", folder / "o.gguf", "--override-kv", text],
+        ["convert", folder / "m", folder / "o.gguf", "--tensor-type", f"({text}=F16"],
+        ["convert", folder / "m", folder / "o.gguf", f"--{text}"],
+        ["run", folder / "m.gguf", "the", "--compute", text],
+        ["run", folder / "m.gguf", "the", "--ctx", text],
+        ["metadata", folder / "m.gguf", text],
+        ["metadata", folder / "m.gguf", "set", "general.file_type", text],
+        [text],
+    ):
+        assert [line for line in lines_of(capsys, *arguments) if line]
+
+
+def test_a_message_is_made_once() -> None:
+    """An error that goes through another process, and one within another's message, stay as they are."""
+    error = lowbit.FormatError("a\x1b" + "b" * 10_000 + "end")
+    assert str(error).startswith("a\\x1bbbb")
+    assert str(error).endswith("end")
+    check(str(error))
+    again = pickle.loads(pickle.dumps(error))
+    assert (type(again), str(again)) == (lowbit.FormatError, str(error))
+    assert str(lowbit.InputError(str(error))) == str(error)
+
+
+def test_ordinary_text_stays_as_it_is() -> None:
+    for text in ("blk.0.ffn_down.weight", "Größe", "名前", "it's  a\\b", ""):
+        assert quoting.shown(text) == text
+        assert quoting.one_line(text) == text
+        assert quoting.quoted(text) == f"'{text}'"
+    assert quoting.listed("abcde", 4) == "a, b, c, d and 1 more"
+    assert quoting.reason(ValueError("two\n  lines")) == "two lines"
+    assert quoting.reason(ValueError()) == "ValueError"
+    assert quoting.shown(10**5000) == "an int of 16610 bits"

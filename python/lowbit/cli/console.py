@@ -11,7 +11,7 @@ from dataclasses import asdict, is_dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from lowbit.quoting import one_line, printable, shown
+from lowbit.quoting import one_line, shown
 
 if TYPE_CHECKING:
     from rich.console import Console, JustifyMethod
@@ -69,10 +69,10 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: st
     from rich.text import Text
 
     if title is not None:
-        console().print(Text(printable(title), style="bold"))  # a table's own is folded to its width
+        console().print(Text(one_line(title), style="bold"))  # a table's own is folded to its width
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     # Text, not markup: names come from files.
-    cells = [[Text(printable(cell)) for cell in row] for row in rows]
+    cells = [[Text(one_line(cell)) for cell in row] for row in rows]
     widest = [max((row[i].cell_len for row in cells), default=1) for i in range(len(columns))]
     whole = widest[0] <= console().width // 2
     for i, column in enumerate(columns):

@@ -11,7 +11,7 @@ import typer
 from lowbit.cli.app import Json, app, examples, gguf_argument
 from lowbit.cli.console import note, print_json, print_table, size, value_text
 from lowbit.file_reader import read_text
-from lowbit.quoting import one_line, printable
+from lowbit.quoting import one_line, shown
 
 if TYPE_CHECKING:
     from lowbit.gguf import Edit
@@ -151,7 +151,7 @@ def _print_edit(report: Edit, dry_run: bool, json: bool) -> None:
             value_text(summary(value), 80) if value is not None else "nothing"
             for value in (change.before, change.after)
         )
-        print(f"{printable(change.key)}: {before} -> {after}")
+        print(f"{shown(change.key)}: {before} -> {after}")
     how = "in place" if report.in_place else "by a copy"
     would = "would be " if dry_run else ""
     print(f"{report.path}: {size(report.bytes_written)} {would}written {how}, {report.padding} bytes of padding left")

@@ -11,7 +11,7 @@ import typer
 
 from lowbit.cli.app import Json, Lora, LoraScale, Threads, app, examples, gguf_argument, scale_of
 from lowbit.cli.console import print_json, print_table
-from lowbit.quoting import printable
+from lowbit.quoting import one_line
 
 if TYPE_CHECKING:
     from lowbit.verification import Verdict
@@ -55,7 +55,7 @@ def verify(
 def print_verdict(verdict: Verdict) -> None:
     """The table."""
     rows = [[check.name, _WORDS[check.ok], check.detail] for check in verdict.checks]
-    print(printable(f"{verdict.path} against {verdict.source}: {verdict.word}"))
+    print(one_line(f"{verdict.path} against {verdict.source}: {verdict.word}"))
     print_table(["check", "verdict", "found"], rows)
 
 
