@@ -97,6 +97,10 @@ def scale(data: npt.NDArray[np.uint8]) -> None:
     data[2, 1] ^= 0x04
 
 
+def zeros(data: npt.NDArray[np.uint8]) -> None:
+    data[:] = 0
+
+
 def not_a_number(data: npt.NDArray[np.uint8]) -> None:
     data[1, :4] = 0xFF
 
@@ -136,6 +140,14 @@ def unknown_pre(path: Path) -> None:
             "is not finite in row 1, where the source is",
         ),
         ("Q2_K", in_tensor("blk.1.ffn_gate.weight", exchanged), "tensors", r"blk\.1\.ffn_gate\.weight \(Q2_K\)"),
+        (
+            "Q2_K",
+            in_tensor("blk.1.ffn_gate.weight", zeros),
+            "tensors",
+            r"blk\.1\.ffn_gate\.weight \(Q2_K\) is off by 1 in",
+        ),
+        ("TQ1_0", in_tensor("blk.1.ffn_gate.weight", zeros), "tensors", r"blk\.1\.ffn_gate\.weight \(TQ1_0\) is off"),
+        ("BF16", keys(general__sampling__temp=0.5), "file", r"not as the source's: general\.sampling\.temp"),
         ("BF16", keys(qwen3__attention__layer_norm_rms_epsilon=0.5), "file", r"layer_norm_rms_epsilon"),
         ("BF16", keys(qwen3__odd=1), "file", r"not as the source's: qwen3\.odd"),
         ("BF16", keys(general__name="other"), "file", r"general\.name"),
@@ -209,6 +221,23 @@ def test_another_network(tmp_path: Path) -> None:
     assert "ffn_down.weight has shape [256, 512]" in detail(
         lowbit.verify(tmp_path / "a.gguf", c, progress=False), "tensors"
     )
+
+
+@pytest.mark.parametrize("arch", ["bitnet", "bitnet-bf16"])
+@pytest.mark.parametrize(("format", "to"), [("TQ1_0", "TQ2_0"), ("TQ2_0", "TQ1_0"), ("F16", "TQ2_0")])
+def test_what_a_format_keeps_exactly_must_be_exact(tmp_path: Path, arch: str, format: str, to: str) -> None:
+    source = make_checkpoint(tmp_path / "source", arch)
+    lowbit.convert(source, tmp_path / "a.gguf", format, progress=False)
+    lowbit.quantize_file(tmp_path / "a.gguf", tmp_path / "b.gguf", to, allow_requantize=True, progress=False)
+    assert lowbit.verify(tmp_path / "b.gguf", source, progress=False).ok
+
+    def half_a_scale(data: npt.NDArray[np.uint8]) -> None:
+        data[3, 64:66] = np.frombuffer(np.float16(0.5), np.uint8)
+
+    if to == "TQ2_0":
+        in_tensor("blk.1.ffn_gate.weight", half_a_scale)(tmp_path / "b.gguf")
+        verdict = lowbit.verify(tmp_path / "b.gguf", source, progress=False)
+        assert re.search(r"blk\.1\.ffn_gate\.weight \(TQ2_0\) is off by 0\.\d+ in one", detail(verdict, "tensors"))
 
 
 @pytest.mark.parametrize("broken", ["source", "file"])
@@ -303,7 +332,7 @@ def test_logits_are_those_of_the_loaded_models(tmp_path: Path, arch: str) -> Non
             lowbit.gguf.edit(tmp_path / "a.gguf", {f"{arch_name(opened)}.attention.layer_norm_rms_epsilon": eps})
             loaded[1] = lowbit.load(tmp_path / "a.gguf", compute="f32").logits(ids)
         with lowbit.gguf.open(tmp_path / "a.gguf") as file:
-            pairs = tensor_pairs({tensor.name: tensor for tensor in opened.tensors}, gguf_tensors(file), 2)
+            pairs = tensor_pairs({tensor.name: tensor for tensor in opened.tensors}, gguf_tensors(file), (), 2)
             networks = verification._Networks(file, dict(file.metadata), opened, pairs, 2, lambda done, total: None)
             found = networks.logits(ids)
         assert not isinstance(found, verification.Check), found.detail

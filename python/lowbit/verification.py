@@ -6,8 +6,8 @@ What is compared, and what fails:
 - tensors: names and shapes; values, decoded, against the source's. Floats must be the source's rounded to the file's
   format, at once or by way of another float format, as they are between the reference's two tools. For b bits a weight
   no row may be off by more than `8 * 2 ** -b` of the larger of its own and the tensor's root mean square, which is
-  several times what any encoder loses, and 1 at most, which is a row of zeros. So exchanged, shifted and damaged rows
-  fail; a wrong low bit of a code does not.
+  several times what any encoder loses, nor by 1, which is a row of zeros; and not at all where the format keeps the
+  row exactly. So exchanged, shifted and damaged rows fail; a wrong low bit of a code does not.
 - tokenizer: `tokenizer_differences`, chat templates, and the ids that end a text. Any difference fails; a conversion
   that verifies without being asked writes the file all the same, with the verdict "differs", because GGUF cannot say
   all that tokenizer.json can.
@@ -170,7 +170,9 @@ def compare_with(
             return Verdict(shown, source, [*checks, Check("tensors", False, wrong)])
         bits = 8 * sum(map(file.num_bytes, file.infos)) / sum(num_elements(info.shape) for info in file.infos.values())
         tokenizer, ids = _tokenizer(metadata, opened, known)
-        pairs = tensor_pairs({tensor.name: tensor for tensor in opened.tensors}, gguf_tensors(file), count)
+        pairs = tensor_pairs(
+            {tensor.name: tensor for tensor in opened.tensors}, gguf_tensors(file), opened.exact_formats, count
+        )
         # The networks read most of the tensors, which are compared on that occasion.
         networks = _Networks(file, metadata, opened, pairs, count, advance)
         logits = networks.logits(ids) if ids else None
@@ -185,13 +187,13 @@ def compare_with(
 
 
 def _file(path: str, opened: OpenedCheckpoint, changed: Sequence[str]) -> tuple[Check, Mapping[str, Any]]:
-    """The source's metadata, in the file as it is now, and nothing else about network and tokenizer.
+    """The source's metadata, in the file as it is now, and nothing else about network, tokenizer and sampling.
 
     Also returns the file's metadata. Values that are equal are the source's, so that a vocabulary is held once.
     """
     left_out = {*_OWN_KEYS, *changed}
     expected = {key: value for key, value in opened.metadata.items() if key not in left_out}
-    prefixes = (f"{opened.metadata['general.architecture']}.", "tokenizer.")
+    prefixes = (f"{opened.metadata['general.architecture']}.", "tokenizer.", "general.sampling.")
     with gguf.open(path) as file:
         found = dict(file.metadata)
     wrong = []
