@@ -201,6 +201,31 @@ def test_the_command_verifies_what_was_merged(tmp_path: Path, capsys: pytest.Cap
     assert "blk.0.ffn_up.weight (BF16) is off by" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("module", [UP, EMBED])
+@pytest.mark.parametrize("formats", [("F32",), ("F16",), ("BF16",), ("BF16", "F16"), ("F16", "F32")])
+def test_sums_in_another_order_verify(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, formats: tuple[str, ...]
+) -> None:
+    """Libraries of linear algebra add in an order that depends on the number of rows and on the CPU."""
+    base = make_checkpoint(tmp_path / "base", layers=1)
+    adapter = make_adapter(tmp_path / "a", factors(module, 48), r=48)
+    lowbit.convert(base, tmp_path / "out.gguf", formats[0], progress=False, lora=adapter)
+    for format in formats[1:]:
+        lowbit.quantize_file(tmp_path / "out.gguf", tmp_path / "out.gguf.2", format, progress=False)
+        (tmp_path / "out.gguf.2").rename(tmp_path / "out.gguf")
+
+    def rows(self: lora.Delta, start: int, stop: int) -> np.ndarray:
+        a, b = read(self.a), read(self.b)
+        left, right = (a.T, b.T) if self.transposed else (b, a)
+        return sum(np.outer(x, y) for x, y in zip(left[start:stop].T, right, strict=True)) * self.scale
+
+    monkeypatch.setattr(lora.Delta, "rows", rows)
+    verdict = lowbit.verify(tmp_path / "out.gguf", base, lora=adapter, progress=False)
+    assert verdict.ok, verdict.failures
+    verdict = lowbit.verify(tmp_path / "out.gguf", base, lora=adapter, lora_scale=1.0001, progress=False)
+    assert not verdict.ok
+
+
 A, B = f"{PREFIX}{UP}.lora_A.weight", f"{PREFIX}{UP}.lora_B.weight"
 GOOD = factors(UP)
 M = {f"{PREFIX}{UP}.lora_magnitude_vector": np.ones(512, np.float32)}

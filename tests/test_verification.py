@@ -332,7 +332,7 @@ def test_logits_are_those_of_the_loaded_models(tmp_path: Path, arch: str) -> Non
             lowbit.gguf.edit(tmp_path / "a.gguf", {f"{arch_name(opened)}.attention.layer_norm_rms_epsilon": eps})
             loaded[1] = lowbit.load(tmp_path / "a.gguf", compute="f32").logits(ids)
         with lowbit.gguf.open(tmp_path / "a.gguf") as file:
-            pairs = tensor_pairs({tensor.name: tensor for tensor in opened.tensors}, gguf_tensors(file), (), 2)
+            pairs = tensor_pairs({tensor.name: tensor for tensor in opened.tensors}, gguf_tensors(file), 2)
             networks = verification._Networks(file, dict(file.metadata), opened, pairs, 2, lambda done, total: None)
             found = networks.logits(ids)
         assert not isinstance(found, verification.Check), found.detail

@@ -17,6 +17,8 @@ from lowbit.tensor_source import TensorSource, num_elements, row_ranges
 
 #: The largest error of a weight that is rounded to half of its bits, in units of its size.
 _ROUNDING = {"F32": 0.0, "F16": 2.0**-11, "BF16": 2.0**-8}
+#: How far sums in another order may be from those that were merged, in units of the weights' root mean square.
+_MERGED = 2.0**-20
 #: The error of a row of zeros is 1, which no encoder reaches.
 _ZEROS = 1 - 1e-6
 
@@ -40,14 +42,15 @@ class TensorPair:
     Rows here are those of the matrix (..., K) -> (rows, K); a vector is one row.
     """
 
-    def __init__(self, source: TensorSource, tensor: GgufTensor, threads: int, exact: bool) -> None:
-        """exact: the format keeps some tensors of this source exactly, maybe this one."""
+    def __init__(self, source: TensorSource, tensor: GgufTensor, threads: int, exact: bool, merged: bool) -> None:
+        """exact: the format keeps some tensors of this source exactly, maybe this one. merged: adapters are in them."""
         self.source = source
         self.format = tensor.info.format
         self.shape = source.shape if len(source.shape) > 1 else (1, *source.shape)
         self._packed = tensor(self.format)
         self._threads = threads
         self._exact = exact
+        self._merged = merged and source.dtype == np.float32
         num_rows = num_elements(self.shape[:-1])
         self._sums = np.zeros((num_rows, 3))
         self._compared = np.zeros(num_rows, bool)
@@ -105,8 +108,20 @@ class TensorPair:
         return TensorErrors(0.0 if self._intermediates else math.nan, math.nan, problem, odd)
 
     def _gives(self, rows: Rows, through: str | None, data: npt.NDArray[np.uint8]) -> bool:
-        encoded = Job(self.source, self.format, through=through).encode(rows, 0, self._threads)
-        return bool(np.array_equal(encoded.view(np.uint8), data))
+        """Whether rows of the source, rounded by way of a format, are the file's."""
+
+        def encoded(rows: Rows) -> npt.NDArray[np.uint8]:
+            return Job(self.source, self.format, through=through).encode(rows, 0, self._threads).view(np.uint8)
+
+        if np.array_equal(encoded(rows), data):
+            return True
+        if not self._merged:
+            return False
+        near = np.float32(_MERGED * math.sqrt(np.square(rows, dtype=np.float64).mean()))
+        low, found, high = (
+            x.view(gguf.DTYPES[self.format]) for x in (encoded(rows - near), data, encoded(rows + near))
+        )
+        return bool(((low <= found) & (found <= high)).all())
 
     def _loses(self, row: int) -> bool:
         """Whether encoding a row of the source loses anything."""
@@ -131,11 +146,16 @@ class TensorPair:
 
 
 def tensor_pairs(
-    sources: Mapping[str, TensorSource], tensors: Mapping[str, GgufTensor], exact: Container[str], threads: int
+    sources: Mapping[str, TensorSource],
+    tensors: Mapping[str, GgufTensor],
+    threads: int,
+    *,
+    exact: Container[str] = (),
+    merged: bool = False,
 ) -> dict[str, TensorPair]:
     """The tensors of a source with those of a file, which has the same names and shapes. exact: formats that keep some
-    of them exactly."""
+    of them exactly. merged: adapters are in the source, whose sums depend on the number of rows and on the CPU."""
     return {
-        name: TensorPair(source, tensors[name], threads, tensors[name].info.format in exact)
+        name: TensorPair(source, tensors[name], threads, tensors[name].info.format in exact, merged)
         for name, source in sources.items()
     }

@@ -170,9 +170,9 @@ def compare_with(
             return Verdict(shown, source, [*checks, Check("tensors", False, wrong)])
         bits = 8 * sum(map(file.num_bytes, file.infos)) / sum(num_elements(info.shape) for info in file.infos.values())
         tokenizer, ids = _tokenizer(metadata, opened, known)
-        pairs = tensor_pairs(
-            {tensor.name: tensor for tensor in opened.tensors}, gguf_tensors(file), opened.exact_formats, count
-        )
+        sources = {tensor.name: tensor for tensor in opened.tensors}
+        merged = bool(opened.origin.adapters)
+        pairs = tensor_pairs(sources, gguf_tensors(file), count, exact=opened.exact_formats, merged=merged)
         # The networks read most of the tensors, which are compared on that occasion.
         networks = _Networks(file, metadata, opened, pairs, count, advance)
         logits = networks.logits(ids) if ids else None
