@@ -147,3 +147,41 @@ def test_a_server_s_error_in_place_of_settings(tmp_path: Path, name: str) -> Non
     (folder / name).write_text(json.dumps({"error": "Access to model is restricted."}))
     with pytest.raises(lowbit.FormatError, match=rf"{name}: this is a server's error message in JSON"):
         lowbit.convert(folder, tmp_path / "out.gguf", progress=False)
+
+
+USES: dict[str, Callable[[Path], object]] = {
+    "load": lowbit.load,
+    "load_tokenizer": lowbit.load_tokenizer,
+    "export_hf": lambda path: lowbit.export_hf(path, path.parent / "hf", progress=False),
+}
+WITHOUT: list[tuple[str, str]] = [
+    ("load", "general.architecture"),
+    ("load", "qwen3.block_count"),
+    ("load_tokenizer", "tokenizer.ggml.model"),
+    ("load_tokenizer", "tokenizer.ggml.merges"),
+    ("export_hf", "general.architecture"),
+    ("export_hf", "qwen3.embedding_length"),
+    ("export_hf", "tokenizer.ggml.tokens"),
+]
+
+
+@pytest.mark.parametrize(("use", "key"), WITHOUT)
+def test_errors_about_metadata_name_the_file(tmp_path: Path, use: str, key: str) -> None:
+    lowbit.convert(make_checkpoint(tmp_path / "m", "qwen3", layers=1), tmp_path / "a.gguf", "F32", progress=False)
+    with lowbit.gguf.open(tmp_path / "a.gguf") as file:
+        metadata = {name: file.typed(name) for name in file.metadata if name != key}
+        lowbit.gguf.write(tmp_path / "odd.gguf", metadata, file.tensors)
+    with pytest.raises(lowbit.FormatError) as caught:
+        USES[use](tmp_path / "odd.gguf")
+    assert str(caught.value).startswith(f"{tmp_path / 'odd.gguf'}: ")
+    assert key in str(caught.value)
+
+
+@pytest.mark.parametrize("use", ["load", "export_hf"])
+@pytest.mark.parametrize(
+    ("kind", "words"), [("imatrix", "importance matrix"), ("adapter", "LoRA"), ("mmproj", "image encoder")]
+)
+def test_gguf_files_that_are_no_models(tmp_path: Path, use: str, kind: str, words: str) -> None:
+    lowbit.gguf.write(tmp_path / "a.gguf", {"general.type": kind}, {"a": np.zeros(4, np.float32)})
+    with pytest.raises(lowbit.UnsupportedError, match=f"a.gguf: expected a model, found .*{words}"):
+        USES[use](tmp_path / "a.gguf")

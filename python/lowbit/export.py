@@ -22,6 +22,7 @@ from lowbit.arch._hf import decimal
 from lowbit.atomic import locked
 from lowbit.config import Config
 from lowbit.export_tokenizer import tokenizer_files
+from lowbit.foreign import of_file
 from lowbit.gguf_source import gguf_tensors
 from lowbit.model_card import SAMPLING, card_text
 from lowbit.paths import AnyPath, checked, is_dir, status
@@ -72,7 +73,7 @@ def export_hf(
     """
     shard_bytes = arguments.integer("shard_bytes", shard_bytes, 1)
     src, dst = checked(src), checked(dst)
-    with gguf.open(src) as file:
+    with gguf.open(src) as file, of_file(src):
         sources = {name: tensor.weights() for name, tensor in gguf_tensors(file).items()}
         arch = of_metadata(file.metadata, file.infos)
         values = arch.hf_config(file.metadata, sources)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lowbit._core import FormatError
+from lowbit._core import FormatError, UnsupportedError
 from lowbit.file_reader import FileReader, read_text
 
 _HEAD_BYTES = 1024  # a pointer has about 130
@@ -99,3 +99,14 @@ def named(*paths: str | os.PathLike[str], expected: bytes = b"") -> Iterator[Non
             if kind := what_is(file.read(0, min(file.size, _HEAD_BYTES)), file.size, expected):
                 raise FormatError(f"{path}: {kind}") from None
         raise
+
+
+@contextmanager
+def of_file(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Where the metadata of a file is used: errors about it name the file."""
+    try:
+        yield
+    except (FormatError, UnsupportedError) as error:
+        if os.fspath(path) in str(error):
+            raise
+        raise type(error)(f"{os.fspath(path)}: {error}") from error

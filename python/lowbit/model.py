@@ -16,6 +16,7 @@ import numpy.typing as npt
 from lowbit import _core, arch, arguments, gguf, nonfinite
 from lowbit._core import InputError
 from lowbit.checkpoint import mapped
+from lowbit.foreign import of_file
 from lowbit.lora import Adapters
 from lowbit.paths import AnyPath, checked, is_file
 from lowbit.qtensor import QTensor, format_of
@@ -67,8 +68,9 @@ def load(
             raise _core.InputError(f"{where}: adapters are merged into checkpoints, not into GGUF files")
         file = gguf.open(where)
         tensors = {name: weight for name, weight in file.tensors.items() if _is_weight(weight)}
-        spec = arch.spec(file.metadata, tensors)
-        return Model(spec, tensors, file.metadata, path, compute, threads, context, max_sequences)
+        with of_file(where):
+            spec = arch.spec(file.metadata, tensors)
+            return Model(spec, tensors, file.metadata, path, compute, threads, context, max_sequences)
     opened = arch.open_checkpoint(where, lora, lora_scale)
     return load_opened(opened, compute, threads, context, max_sequences)
 

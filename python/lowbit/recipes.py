@@ -60,6 +60,10 @@ class Network:
             value = metadata.get(f"{name}.{key}", default)
             if isinstance(value, np.ndarray) and value.ndim == 1 and value.size:
                 value = value[0]  # one for each layer: the reference goes by the first
+            if value is None:
+                raise UnsupportedError(
+                    f"metadata has no {name}.{key}, by which a mix chooses formats; pure=True needs none"
+                )
             if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)) or value < 0:
                 raise UnsupportedError(f"{name}.{key} is {quoted(value, 40)}: no mix is known for such a model")
             return int(value)

@@ -18,7 +18,7 @@ from lowbit._core import Error, FileError, FormatError, InputError, UnsupportedE
 from lowbit.chat_files import folder_templates, template_names
 from lowbit.checkpoint import MAX_JSON_BYTES
 from lowbit.file_reader import read_bytes
-from lowbit.foreign import named
+from lowbit.foreign import named, of_file
 from lowbit.hub import resolve
 from lowbit.paths import AnyPath, is_dir, is_file
 from lowbit.quoting import listed, quoted, reason, shown
@@ -245,7 +245,7 @@ def read_tokenizer(path: AnyPath | _HasMetadata) -> Tokenizer:
         raise FileError(f"{where}: no such file or folder")
     import lowbit.gguf
 
-    with lowbit.gguf.open(where) as file:
+    with lowbit.gguf.open(where) as file, of_file(where):
         return from_metadata(file.metadata)
 
 

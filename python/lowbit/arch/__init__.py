@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from lowbit import arguments, lora, prequantized
-from lowbit._core import Error, FormatError
+from lowbit._core import Error, FormatError, UnsupportedError
 from lowbit.arch._base import DENSE_GLOBAL, DENSE_LAYER, Architecture, Sizes, Tensor
 from lowbit.arch._pooling import MODULES, pooling_config, pooling_type
 from lowbit.arch._registry import architectures, hf_classes, register
@@ -54,6 +54,12 @@ __all__ = [
 
 #: general.quantization_version of the block layouts.
 QUANTIZATION_VERSION = 2
+#: general.type of GGUF files that are no models.
+_OTHER_TYPES = {
+    "adapter": "a LoRA adapter, and lowbit merges those of PEFT (--lora)",
+    "imatrix": "an importance matrix, which --imatrix takes",
+    "mmproj": "the image encoder of a model that also sees",
+}
 #: general.file_type of files that keep their weights as floats.
 FLOAT_FILE_TYPES = {np.dtype(np.float32): 0, np.dtype(np.float16): 1}
 BFLOAT16_FILE_TYPE = 32
@@ -71,9 +77,12 @@ def spec(metadata: Mapping[str, Any], tensors: Tensors) -> ModelSpec:
 def of_metadata(metadata: Mapping[str, Any], tensors: Iterable[str] = ()) -> Architecture:
     """The architecture of a GGUF file. tensors: its names, which an error about an unknown one compares.
 
-    Raises UnsupportedError for an unknown one, FormatError if the metadata names none.
+    Raises UnsupportedError for an unknown one and for files that are no models, FormatError if the metadata names none.
     """
     name = arguments.mapping("metadata", metadata).get("general.architecture")
+    kind = metadata.get("general.type")
+    if isinstance(kind, str) and kind in _OTHER_TYPES:
+        raise UnsupportedError(f"expected a model, found {_OTHER_TYPES[kind]} (general.type)")
     if not isinstance(name, str):
         raise FormatError("metadata has no general.architecture")
     arch = architectures().get(name)
