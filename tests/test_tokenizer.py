@@ -210,8 +210,9 @@ def test_normalized_special_tokens_are_written_as_they_are(tmp_path):
     assert [tokenizer.id(tokenizer.token(i)) for i in range(3)] == [0, 1, 2]
     assert tokenizer.apply_chat_template(TURNS) == "<s>[INST] hi [/INST] a b </s><s>[INST] c [/INST]"
     ids = [1, 1, 292, 2, 574, 0]
-    stream = tokenizer.stream()
-    assert "".join(map(stream.push, ids)) + stream.flush() == tokenizer.decode(ids)
+    for skip in (False, True):
+        stream = tokenizer.stream(skip_special_tokens=skip)
+        assert "".join(map(stream.push, ids)) + stream.flush() == tokenizer.decode(ids, skip_special_tokens=skip)
 
 
 def test_gguf_file_and_open_file(tmp_path, tokenizers):

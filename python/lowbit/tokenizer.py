@@ -101,9 +101,11 @@ class Tokenizer:
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
         """Text of `ids` (ints or an integer array). Raises InputError for ids outside of the vocabulary."""
         checked = [self._checked(token_id) for token_id in arguments.items("ids", ids)]
-        flag = arguments.flag("skip_special_tokens", skip_special_tokens)
+        if arguments.flag("skip_special_tokens", skip_special_tokens):
+            # By id: the library goes by text and keeps special tokens that are marked `normalized`.
+            checked = [i for i in checked if i not in self._special]
         with _contained(InputError, "ids cannot be decoded"):
-            return self.backend.decode(checked, skip_special_tokens=flag)
+            return self.backend.decode(checked, skip_special_tokens=False)
 
     def stream(self, skip_special_tokens: bool = False, continuation: bool = False) -> TextStream:
         """A decoder for ids that come one by one; its pieces together are `decode(ids)`.
