@@ -20,6 +20,7 @@ from lowbit import _core
 U = 2.0**-24
 FORMATS = {f.name: f for f in lowbit.formats()}
 FLOATS = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+PACKED = [name for name in FORMATS if name not in FLOATS]
 COMPUTE = ("f32", "bf16", "int8", "auto")
 MAX_TOKENS = 20
 #: "auto" multiplies up to so many tokens as "int8", more as "bf16".
@@ -114,10 +115,12 @@ def test_product(simd, name, compute):
             assert (error <= bound).all(), (N, K, num, (error / bound).max())
 
 
+@pytest.mark.parametrize("name", PACKED)
 def test_int8_errs_by_half_a_step(simd, name):
-    """The bound of src/formats/activations.h: sum |w| * scale / 2, plus the rounding of the float sums."""
-    if name in FLOATS:
-        return  # they are multiplied as floats: test_product
+    """The bound of src/formats/activations.h: sum |w| * scale / 2, plus the rounding of the float sums.
+
+    Weights that are floats are multiplied as such: test_product.
+    """
     for N, K in sizes(name):
         packed, w = weights(name, N, K)
         x = activations(5, K, seed=2)
@@ -200,23 +203,24 @@ def test_nonfinite_activations_show(simd, name, compute, bad):
 
 @pytest.mark.parametrize("compute", COMPUTE)
 def test_nan_weights_show(simd, name, compute):
+    """NaN in a scale: no result of that row is finite. Where scales cannot be NaN, every result is."""
     N, K = 5, sizes(name)[3][1]
     w = np.random.default_rng(8).standard_normal((N, K)).astype(np.float32)
     x = activations(10, K, seed=9)
+    has_nan = name not in ("MXFP4", "NVFP4")
     if name in FLOATS:
         packed: lowbit.QTensor | np.ndarray = w.astype(FLOATS[name])
         packed[2, K // 2] = np.nan
     else:
-        q = lowbit.quantize(w, name, imatrix=np.ones(K, np.float32))
-        block = q.data[2, : FORMATS[name].block_bytes]
-        block[:] = 0x7F  # in whichever two bytes the scale is, it is a half-precision NaN; other scales stay finite
-        packed = q
-        if not np.isnan(q.dequantize()[2]).any():
-            return  # a format whose scales have no NaN
+        packed = lowbit.quantize(w, name, imatrix=np.ones(K, np.float32))
+        # In whichever bytes the scale is: half-precision NaN and finite scales of few bits, but for two formats.
+        block = packed.data[2, : FORMATS[name].block_bytes]
+        block[:] = 0xFF if name in ("Q8_K", "IQ1_M") else 0x7F
+        assert np.isfinite(packed.dequantize()[2]).all() != has_nan
     for num in (1, 10):
-        result = lowbit.matmul(x[:num], packed, compute)
-        assert np.isnan(result[:, 2]).all()
-        assert np.isfinite(np.delete(result, 2, axis=1)).all()
+        finite = np.isfinite(lowbit.matmul(x[:num], packed, compute))
+        assert (finite[:, 2] != has_nan).all()
+        assert np.delete(finite, 2, axis=1).all()
 
 
 def test_any_strides_and_leading_axes(name):

@@ -26,9 +26,9 @@ uint64_t Touch(const uint8_t* data, uint64_t num_bytes) {
   return sum;
 }
 
-lowbit::GgufEntry Entry(const lowbit::GgufValue& value) {
+lowbit::GgufEntry Entry(const lowbit::GgufValue& value, const uint8_t* end) {
   lowbit::GgufEntry entry{std::string(value.key), value.is_array, value.type, value.count, {}};
-  entry.payload.assign(reinterpret_cast<const char*>(value.data), static_cast<size_t>(value.end - value.data));
+  entry.payload.assign(reinterpret_cast<const char*>(value.data), static_cast<size_t>(end - value.data));
   return entry;
 }
 
@@ -37,23 +37,22 @@ void Check(const lowbit::Gguf& gguf) {
   std::vector<lowbit::GgufEntry> entries;
   for (size_t i = 0; i < gguf.values().size(); ++i) {
     const lowbit::GgufValue& value = gguf.values()[i];
+    const uint64_t next = i + 1 < gguf.values().size() ? gguf.values()[i + 1].begin : gguf.infos_begin();
+    const uint8_t* end = reinterpret_cast<const uint8_t*>(gguf.header().data()) + next;
     Expect(gguf.Find(value.key) == &value, "a key finds its value");
-    sink = Touch(value.data, static_cast<uint64_t>(value.end - value.data));
+    sink = Touch(value.data, static_cast<uint64_t>(end - value.data));
     if (value.type == lowbit::GgufType::kString) {
       const uint8_t* cursor = value.data;
-      for (uint64_t n = 0; n < value.count; ++n) lowbit::NextString(&cursor, value.end);
-      Expect(cursor == value.end, "the strings of a value end where it ends");
+      for (uint64_t n = 0; n < value.count; ++n) lowbit::NextString(&cursor);
+      Expect(cursor == end, "the strings of a value end where it ends");
     }
     try {
       sink = lowbit::GgufUnsigned(value);
     } catch (const lowbit::FormatError&) {
     }
-    entries.push_back(Entry(value));
-    const uint64_t end = i + 1 < gguf.values().size() ? gguf.values()[i + 1].begin : gguf.infos_begin();
-    if (gguf.version() == 3) {
-      const std::string written = lowbit::EncodeEntry(entries.back());
-      Expect(gguf.header().compare(value.begin, end - value.begin, written) == 0, "an entry is written as it was read");
-    }
+    entries.push_back(Entry(value, end));
+    const std::string written = lowbit::EncodeEntry(entries.back());
+    Expect(gguf.header().compare(value.begin, next - value.begin, written) == 0, "an entry is written as it was read");
   }
   std::vector<lowbit::GgufTensorInfo> infos;
   for (const lowbit::GgufTensor& tensor : gguf.tensors()) {

@@ -1,6 +1,7 @@
 """Writes the files that each target accepts as corpus/TARGET/valid*: python tests/fuzz/make_corpus.py
 
-Other files of the corpus are what fuzzers found, and stay.
+Those of text and formats are for the fuzzers in C++ alone; gguf serves both. Other files of the corpus are what
+fuzzers found, and stay.
 """
 
 from __future__ import annotations
@@ -38,11 +39,21 @@ def main() -> None:
         folder = Path(name)
         for target_name, target in TARGETS.items():
             made = make_folder(folder / target_name, target)
-            corpus = CORPUS / target_name
-            corpus.mkdir(parents=True, exist_ok=True)
-            for i, data in enumerate(seeds(target_name, made)):
-                assert accepts(target, made, data), (target_name, i)
-                (corpus / f"valid{i}").write_bytes(data)
+            entries = seeds(target_name, made)
+            assert all(accepts(target, made, data) for data in entries), target_name
+            write(target_name, entries)
+    write("text", ["a \u00e9 \u4f60 \U0001f600".encode(), b"\x1b[31m\xff\xed\xa0\x80\xc0\x80\xf4\x90\x80\x80"])
+    random = np.random.RandomState(0)
+    kinds = [(i, format.block_bytes, kind) for i, format in enumerate(lowbit.formats()) for kind in (0, 1)]
+    # The format, whether to decode or to encode, and two blocks or 256 floats.
+    floats = random.standard_normal(256).astype(np.float32).tobytes()
+    write("formats", [bytes([i, kind]) + (floats if kind else random.bytes(2 * size)) for i, size, kind in kinds])
+
+
+def write(name: str, entries: list[bytes]) -> None:
+    (CORPUS / name).mkdir(parents=True, exist_ok=True)
+    for i, data in enumerate(entries):
+        (CORPUS / name / f"valid{i}").write_bytes(data)
 
 
 def seeds(name: str, folder: Path) -> list[bytes]:
