@@ -1,4 +1,4 @@
-"""Makes data/inputs.json.xz with the reference converter: SHA-256 of the files it makes of test_prequantized.py's.
+"""Makes data/inputs.json.xz with the reference converter: fingerprints of the files it makes of test_prequantized.py's.
 
 Needs the extra `oracle` and llama.cpp:
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from input_cases import FLOAT8_CASES, make_float8
 from make_reference import convert, run
-from stored import sha256, store
+from stored import fingerprint, store
 
 QUANTIZED = ("Q8_0", "Q4_K_M")
 
@@ -36,7 +36,7 @@ def main() -> None:
             for format in QUANTIZED:
                 paths[format] = checkpoint.with_name(f"{name}-{format}.gguf")
                 run(quantize, paths["BF16"], paths[format], format, 1)
-            result[name] = {format: sha256(path) for format, path in paths.items()}
+            result[name] = {format: fingerprint(path) for format, path in paths.items()}
     store("inputs", result)
 
 

@@ -31,7 +31,7 @@ from family_variants import FORMATS, THROUGH, VARIANTS, variant_source
 from mix_cases import CASES, LETTERS, case_name, case_tensors
 from quantize_cases import CASES as QUANTIZE_CASES
 from quantize_cases import make_sources
-from stored import hashes, sha256, store
+from stored import fingerprint, fingerprints, store
 from tiny_checkpoint import CONVERSIONS, FAMILIES, conversion_source, write_imatrix
 
 import lowbit
@@ -138,7 +138,7 @@ def pre_tokenizer(arguments: dict[str, Any]) -> str:
 
 
 def converted(source: Path, quantize: Path, folder: Path, name: str) -> dict[str, str]:
-    """Format -> SHA-256 of the file that the reference tools make of a checkpoint.
+    """Format -> fingerprint of the file that the reference tools make of a checkpoint.
 
     "FORMAT imatrix" is with an importance matrix. What the reference refuses to make is left out.
     """
@@ -147,18 +147,18 @@ def converted(source: Path, quantize: Path, folder: Path, name: str) -> dict[str
     if name == "bard":
         checkpoint = Path(shutil.copytree(checkpoint, folder / name))
     paths = convert(source, {checkpoint: pre_tokenizer(CONVERSIONS[name])})[checkpoint]
-    result = {format: sha256(path) for format, path in paths.items()}
+    result = {format: fingerprint(path) for format, path in paths.items()}
     for format in [*MIXES, *(f"{mix} imatrix" for mix in MIXES)]:
         mix, _, imatrix = format.partition(" ")
         files = (f"{name}-BF16.gguf", f"{name}-{format}.gguf")
         importances = ("--imatrix", "imatrix.gguf") if imatrix else ()
         if run(quantize, *importances, *files, mix, 1, refusals=(NO_FALLBACK, NO_IMATRIX), folder=folder):
-            result[format] = sha256(folder / files[1])
+            result[format] = fingerprint(folder / files[1])
     return result
 
 
 def variants(source: Path, quantize: Path, folder: Path) -> dict[str, dict[str, str]]:
-    """Checkpoint (family_variants.py) -> format -> SHA-256 of the file that the reference tools make of it.
+    """Checkpoint (family_variants.py) -> format -> fingerprint of the file that the reference tools make of it.
 
     "FORMAT through BEFORE" is quantized from a file of that format, others from BF16.
     """
@@ -172,17 +172,19 @@ def variants(source: Path, quantize: Path, folder: Path) -> dict[str, dict[str, 
         for before, format in product(("F16", "F32"), THROUGH):
             paths[f"{format} through {before}"] = path = folder / f"{checkpoint.name}-{before}-{format}.gguf"
             run(quantize, paths[before], path, format, 1)
-    return {folder.name: {format: sha256(path) for format, path in paths.items()} for folder, paths in made.items()}
+    return {
+        folder.name: {format: fingerprint(path) for format, path in paths.items()} for folder, paths in made.items()
+    }
 
 
 def quantized(quantize: Path, folder: Path) -> dict[str, list[str]]:
-    """Case -> SHA-256 of each file that llama-quantize writes for it (quantize_cases.py)."""
+    """Case -> fingerprint of each file that llama-quantize writes for it (quantize_cases.py)."""
     make_sources(folder)
     result = {}
     for name, case in QUANTIZE_CASES.items():
         (folder / "out").mkdir()
         run(quantize, *case.arguments, case.source, "out/out.gguf", case.format, 1, folder=folder)
-        result[name] = hashes(folder / "out")
+        result[name] = fingerprints(folder / "out")
         shutil.rmtree(folder / "out")
     return result
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from make_reference import run, run_converter
 from split_cases import CONVERSIONS, SPLITS
-from stored import hashes, store
+from stored import fingerprints, store
 
 import lowbit
 
@@ -32,16 +32,16 @@ def main() -> None:
             lowbit.convert(BARD, whole, format, progress=False)  # which is the reference's: test_convert.py
             parts.mkdir()
             run(binary, "--split", *arguments, whole, parts / "m")
-            result["split"][case] = hashes(parts)
+            result["split"][case] = fingerprints(parts)
             merged = folder / f"{case} merged" / "merged.gguf"
             merged.parent.mkdir()
             run(binary, "--merge", min(parts.iterdir()), merged)
-            result["merge"][case] = hashes(merged.parent)
+            result["merge"][case] = fingerprints(merged.parent)
         for case, (format, arguments, _) in CONVERSIONS.items():
             parts = folder / f"{case} converted"
             parts.mkdir()
             run_converter(source, [("qwen2", BARD, format, parts / "m.gguf", *arguments)])
-            result["convert"][case] = hashes(parts)
+            result["convert"][case] = fingerprints(parts)
     store("split", result)
 
 

@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from family_variants import FORMATS, THROUGH, VARIANTS, variant_source
-from stored import sha256, stored
+from stored import difference, fingerprint, stored
 from tiny_checkpoint import CONVERSIONS, DTYPES, conversion_source, make_checkpoint, write_imatrix, write_shards
 
 import lowbit
@@ -55,7 +55,7 @@ ENCODED = [name for name in MIXES if name != "COPY"]
 
 @pytest.mark.parametrize("name", CONVERSIONS)
 def test_the_file_of_the_reference_tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """data/converted/NAME.json.xz: format -> SHA-256 of the whole file (make_reference.py)."""
+    """data/converted/NAME.json.xz: format -> fingerprint of the file (make_reference.py)."""
     folder = conversion_source(tmp_path, name)
     write_imatrix(tmp_path / "imatrix.gguf", folder)
     monkeypatch.chdir(tmp_path)  # the file holds the path of its importance matrix
@@ -64,25 +64,48 @@ def test_the_file_of_the_reference_tools(tmp_path: Path, monkeypatch: pytest.Mon
             options: dict[str, Any] = {"imatrix": imatrix, "progress": False}
             if key in CONVERTED[name]:
                 lowbit.convert(folder, "out.gguf", format, **options)
-                assert sha256(Path("out.gguf")) == CONVERTED[name][key], key
+                assert difference(Path("out.gguf"), CONVERTED[name][key]) is None, key
             elif format not in FLOAT_FORMATS:
                 with pytest.raises(lowbit.InputError, match=r"garbage without importances|has no fallback"):
                     lowbit.convert(folder, "out.gguf", format, **options)
 
 
-VARIANT_HASHES = stored("variants")
+VARIANT_FILES = stored("variants")
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_files_of_each_family(tmp_path: Path, name: str) -> None:
-    """data/variants.json.xz: checkpoint -> format -> SHA-256 of the file of the reference tools (make_reference.py)."""
+    """data/variants.json.xz: checkpoint -> format -> fingerprint of the reference tools' file (make_reference.py)."""
     folder = variant_source(tmp_path, name)
-    found = {}
+    differ = {}
     for key in [*FORMATS, *(f"{format} through {before}" for before in ("F16", "F32") for format in THROUGH)]:
         format, _, before = key.partition(" through ")
         lowbit.convert(folder, tmp_path / "out.gguf", format, intermediate=before or None, progress=False)
-        found[key] = sha256(tmp_path / "out.gguf")
-    assert found == VARIANT_HASHES[name]
+        differ[key] = difference(tmp_path / "out.gguf", VARIANT_FILES[name][key])
+    assert differ == dict.fromkeys(VARIANT_FILES[name])
+
+
+def test_a_file_that_differs_says_where(tmp_path: Path) -> None:
+    path = tmp_path / "a.gguf"
+    tensors = {"t": np.arange(3, dtype=np.float32), "u": np.zeros((2, 2), np.float16)}
+
+    def written(metadata: dict[str, Any], tensors: dict[str, np.ndarray]) -> Path:
+        lowbit.gguf.write(path, metadata, tensors)
+        return path
+
+    expected = fingerprint(written({"a": 1, "b": "x"}, tensors))
+    assert difference(path, expected) is None
+    assert difference(written({"a": 1, "b": "y"}, tensors), expected) == "key b"
+    assert difference(written({"a": 1, "c": 1, "b": "x"}, tensors), expected) == "key c"
+    assert (
+        difference(written({"a": 1, "b": "x"}, {**tensors, "u": np.eye(2, dtype=np.float16)}), expected) == "tensor u"
+    )
+    assert difference(written({"a": 1, "b": "x"}, {"t": tensors["t"][None], "u": tensors["u"]}), expected) == "tensor t"
+    assert difference(written({"a": 1, "b": "x"}, {**tensors, "v": tensors["t"]}), expected) is not None
+    data = bytearray(written({"a": 1, "b": "x"}, tensors).read_bytes())
+    data[-1] = 1  # of the padding
+    path.write_bytes(data)
+    assert difference(path, expected) == "between the parts"
 
 
 @pytest.mark.parametrize(
