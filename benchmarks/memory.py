@@ -1,9 +1,9 @@
 """Peak memory and time of converting checkpoints with the shapes of released models.
 
-Of each model, `lowbit convert --no-verify` runs as a process of its own (verification runs both models; by default it
-is for those of less than 10^9 weights). Its peak resident memory counts everything, and nothing of a checkpoint is
-mapped. Beside its seconds stand the two that bound them: encoding the same weights from memory, and reading the
-checkpoint and writing the file without encoding. The larger one over the whole is the efficiency.
+Of each model, `lowbit convert --no-verify` runs as a process of its own, or with --verified the command with all
+defaults. Its peak resident memory counts everything, and nothing of a checkpoint is mapped. Beside its seconds stand
+the two that bound them: encoding the same weights from memory, and reading the checkpoint and writing the file without
+encoding. The larger one over the whole is the efficiency.
 """
 
 from __future__ import annotations
@@ -58,12 +58,12 @@ def copying_seconds(folder: Path, num_bytes: int, scratch: Path) -> float:
     return seconds
 
 
-def measure(model: str, format: str, threads: int, scratch: Path) -> dict[str, Any]:
+def measure(model: str, format: str, threads: int, verified: bool, scratch: Path) -> dict[str, Any]:
     """One entry of the results."""
     folder, target = scratch / model, scratch / "out.gguf"
     checkpoint.write(model, folder)
-    command = [sys.executable, "-m", "lowbit", "convert", str(folder), str(target), "--format", format, "--no-verify"]
-    sample, _ = harness.run_command([*command, "--threads", str(threads)])
+    command = [sys.executable, "-m", "lowbit", "convert", str(folder), str(target), "--format", format]
+    sample, _ = harness.run_command([*command, "--threads", str(threads), *([] if verified else ["--no-verify"])])
     with gguf.open(target) as file:
         weights = sum(int(np.prod(tensor.shape)) for tensor in file.tensors.values())
     file_bytes = target.stat().st_size
@@ -74,6 +74,7 @@ def measure(model: str, format: str, threads: int, scratch: Path) -> dict[str, A
     return {
         "model": model,
         "format": format,
+        "verified": verified,
         "weights": weights,
         "checkpoint_bytes": sum(path.stat().st_size for path in folder.glob("*.safetensors")),
         "file_bytes": file_bytes,
@@ -92,6 +93,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--format", default="Q4_K_M", metavar="F", help="[default: %(default)s]")
     parser.add_argument("--threads", type=int, default=2, metavar="N", help="[default: %(default)s]")
+    parser.add_argument("--verified", action="store_true", help="with verification, as by default")
     parser.add_argument("--scratch", type=Path, metavar="DIR", help="where files are written [default: temporary]")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write facts and figures to OUT")
     return parser.parse_args()
@@ -102,7 +104,7 @@ def main() -> None:
     recorder = harness.Recorder("memory", options)
     for model in options.models:
         with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
-            entry = measure(model, options.format, options.threads, Path(scratch))
+            entry = measure(model, options.format, options.threads, options.verified, Path(scratch))
         recorder.add(
             entry,
             f"{model:20} {entry['weights'] / 1e9:5.2f} G weights: peak {entry['peak_rss'] / 1e6:.0f} MB, "
