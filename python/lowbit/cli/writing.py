@@ -19,8 +19,12 @@ Temperature = Annotated[
 TopK = Annotated[
     int, typer.Option("--top-k", min=0, max=(1 << 63) - 1, help="Draw from the K likeliest tokens; 0: from all.")
 ]
-TopP = Annotated[float, typer.Option("--top-p", min=0, max=1, help="Draw from the fewest that have probability P.")]
-MinP = Annotated[float, typer.Option("--min-p", min=0, max=1, help="Leave out those below P times the best.")]
+TopP = Annotated[
+    float, typer.Option("--top-p", min=0, max=1, help="Draw from the fewest that have probability P.", callback=finite)
+]
+MinP = Annotated[
+    float, typer.Option("--min-p", min=0, max=1, help="Leave out those below P times the best.", callback=finite)
+]
 Penalty = Annotated[
     float,
     typer.Option(
