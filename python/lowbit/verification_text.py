@@ -8,4 +8,4 @@ TEXT = (
     "Question: what is the capital of France? Answer: Paris. Once upon a time there was a king who had three daughters."
 )
 #: Tokens of it that are used, at most.
-NUM_TOKENS = 32
+NUM_TOKENS = 16
