@@ -76,14 +76,17 @@ class TensorPair:
         """Compares rows from `start` on that have been read."""
         stop = start + len(rows)
         self._sums[start:stop] = _core.compare_rows(rows, data, self.format, self._threads)
+        while self._intermediates and not self._gives(rows, self._intermediates[0], data):
+            del self._intermediates[0]
+            self._compared[:] = False  # by way of the next format, pieces before this one have to fit, too
         self._compared[start:stop] = True
-        self._intermediates = [through for through in self._intermediates if self._gives(rows, through, data)]
 
     def complete(self) -> None:
         """Compares what has not been compared yet."""
-        for start, stop in row_ranges(0, len(self._compared), self.shape[-1], CHUNK_WEIGHTS):
-            if not self._compared[start:stop].all():
-                self.compare(start, self.source_rows(start, stop), self.file_rows(start, stop))
+        while not self._compared.all():
+            for start, stop in row_ranges(0, len(self._compared), self.shape[-1], CHUNK_WEIGHTS):
+                if not self._compared[start:stop].all():
+                    self.compare(start, self.source_rows(start, stop), self.file_rows(start, stop))
 
     def errors(self) -> TensorErrors:
         """The errors of a tensor that is complete."""
