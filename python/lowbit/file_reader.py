@@ -14,7 +14,7 @@ import numpy as np
 from lowbit import _core
 from lowbit._core import FileError, FormatError
 from lowbit.operation import reading
-from lowbit.paths import check_regular, checked
+from lowbit.paths import check_regular, checked, identity
 
 #: The most that a text to be read by a model may hold.
 MAX_TEXT_BYTES = 1 << 30
@@ -106,8 +106,8 @@ class FileReader:
         weakref.finalize(self, os.close, self._descriptor)
         found = os.fstat(self._descriptor)
         self.size = found.st_size
-        #: Device and number, which tell whether the file is the one that another opened by this path.
-        self.identity = found.st_dev, found.st_ino
+        #: Tells whether the file is the one that another opened by this path.
+        self.identity = identity(found)
         self._lock = threading.Lock()
         self._map: _core.MappedFile | None = None
 

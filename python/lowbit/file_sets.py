@@ -24,6 +24,7 @@ from contextlib import contextmanager, suppress
 
 from lowbit._core import FileError
 from lowbit.atomic import lock, locked, sync_folder
+from lowbit.paths import Identity, identity
 
 #: Renaming takes milliseconds: whoever is not done after so many seconds never will be.
 PATIENCE = 60.0
@@ -82,9 +83,8 @@ def _temporary(target: str, number: str) -> str:
     return os.path.join(folder, f".{name}.{number}.tmp")
 
 
-def _identity(path: str | int) -> tuple[int, int]:
-    found = os.stat(path)
-    return found.st_dev, found.st_ino
+def _identity(path: str | int) -> Identity:
+    return identity(os.stat(path))
 
 
 def _sync(path: str) -> None:

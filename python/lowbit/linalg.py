@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lowbit import _core, arguments
-from lowbit.qtensor import QTensor, format_of
+from lowbit.qtensor import QTensor, bytes_of, format_of
 from lowbit.threads import num_threads
 
 
@@ -33,7 +33,7 @@ def matmul(
     x = arguments.array("x", x, np.float32)
     if w.ndim != 2 or x.ndim == 0 or x.shape[-1] != w.shape[1]:
         raise _core.InputError(f"matmul: x {x.shape} and w {w.shape} do not fit (..., K) and (N, K)")
-    data = np.ascontiguousarray(w.data if isinstance(w, QTensor) else w)
+    data = bytes_of(w)
     rows = np.ascontiguousarray(x.reshape(math.prod(x.shape[:-1]), x.shape[-1]))
     out = np.empty((rows.shape[0], w.shape[0]), np.float32)
     _core.matmul(rows, format_of(w), data, out, arguments.text("compute", compute), num_threads(threads))

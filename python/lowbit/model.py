@@ -19,7 +19,7 @@ from lowbit.checkpoint import mapped
 from lowbit.foreign import of_file
 from lowbit.lora import Adapters
 from lowbit.paths import AnyPath, checked, is_file
-from lowbit.qtensor import QTensor, format_of
+from lowbit.qtensor import QTensor, bytes_of, format_of
 from lowbit.spec import ModelSpec
 from lowbit.text import StopFilter
 from lowbit.threads import num_threads
@@ -157,7 +157,7 @@ class Model:
         self.weights = weights
         self._tokenizer: Tokenizer | None = None
         self._sequences = _Sequences(max_sequences)
-        tensors = {name: (format_of(w), list(w.shape), _bytes_of(w)) for name, w in weights.items()}
+        tensors = {name: (format_of(w), list(w.shape), bytes_of(w)) for name, w in weights.items()}
         self._core = _core.Model(spec.core(), tensors, compute, self.threads, self.context, max_sequences)
 
     def __repr__(self) -> str:
@@ -380,7 +380,3 @@ def _as_int32(name: str, values: npt.ArrayLike) -> npt.NDArray[np.int32]:
 
 def _as_ids(ids: Sequence[int] | npt.NDArray[np.integer[Any]]) -> list[int]:
     return [int(i) for i in _as_int32("ids", ids)]
-
-
-def _bytes_of(weight: Weight) -> npt.NDArray[Any]:
-    return np.ascontiguousarray(weight.data if isinstance(weight, QTensor) else weight)

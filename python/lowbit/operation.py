@@ -14,16 +14,14 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 from lowbit._core import InputError
-from lowbit.paths import check_regular, status
-
-_File = tuple[int, int]  # device and number, by which links to one file are the same
+from lowbit.paths import Identity, check_regular, identity, status
 
 
 class _Operation:
     def __init__(self, outer: _Operation | None) -> None:
         self.outer = outer
-        self.read: dict[_File, str] = {}
-        self.replaced: dict[_File, str] = {}
+        self.read: dict[Identity, str] = {}
+        self.replaced: dict[Identity, str] = {}
 
 
 _current: ContextVar[_Operation | None] = ContextVar("lowbit_operation", default=None)
@@ -47,7 +45,7 @@ def reading(path: str | os.PathLike[str], found: os.stat_result | None = None) -
     current = _current.get()
     if current is None or (found := found or status(path)) is None:
         return
-    file = found.st_dev, found.st_ino
+    file = identity(found)
     while current is not None:
         if file in current.replaced and _is_still(file, current.replaced[file]):
             raise _refusal(current.replaced[file])
@@ -67,16 +65,16 @@ def replacing(paths: Iterable[str]) -> None:
         check_regular(path, found)
         if current is None:
             continue
-        file = found.st_dev, found.st_ino
+        file = identity(found)
         if file in current.read and _is_still(file, current.read[file]):
             raise _refusal(path)
         current.replaced[file] = path
 
 
-def _is_still(file: _File, path: str) -> bool:
+def _is_still(file: Identity, path: str) -> bool:
     """Whether a file is there under its name: a system gives the numbers of removed files to others."""
     found = status(path)
-    return found is not None and (found.st_dev, found.st_ino) == file
+    return found is not None and identity(found) == file
 
 
 def _refusal(path: str) -> InputError:

@@ -9,6 +9,7 @@ from lowbit._core import FileError, InputError
 from lowbit.quoting import quoted
 
 AnyPath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+Identity = tuple[int, int]
 
 
 def checked(path: object) -> str:
@@ -43,6 +44,11 @@ def status(path: str | os.PathLike[str]) -> os.stat_result | None:
         raise FileError(f"{os.fspath(path)}: {error.strerror or error}") from None
     except ValueError as error:  # of a name that a file gave: NUL, or text that cannot be encoded
         raise FileError(f"{os.fspath(path)}: {error}") from None
+
+
+def identity(found: os.stat_result) -> Identity:
+    """Device and number, by which links to one file are the same."""
+    return found.st_dev, found.st_ino
 
 
 def target(path: object) -> bytes:

@@ -193,6 +193,11 @@ def format_of(weights: QTensor | npt.NDArray[Any]) -> str:
     return _FLOAT_FORMATS[weights.dtype]
 
 
+def bytes_of(weights: QTensor | npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The packed rows of a QTensor, or the floats, contiguous: what the core takes beside the format."""
+    return np.ascontiguousarray(weights.data if isinstance(weights, QTensor) else weights)
+
+
 def quantize(
     w: npt.ArrayLike,
     format: str,

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lowbit import _core
-from lowbit.qtensor import QTensor, format_of
+from lowbit.qtensor import QTensor, bytes_of, format_of
 from lowbit.spec import ModelSpec
 
 #: Rows [first, first + number) of a matrix, by name: their format and their bytes, or floats, (number, ...).
@@ -30,7 +30,7 @@ class Network(NamedTuple):
             self.spec == other.spec
             and self.matrices == other.matrices
             and self.vectors.keys() == other.vectors.keys()
-            and all(_bytes_of(vector) == _bytes_of(other.vectors[name]) for name, vector in self.vectors.items())
+            and all(_same(vector, other.vectors[name]) for name, vector in self.vectors.items())
         )
 
     def logits(self, ids: Sequence[int], rows: RowSource, sequences: int, threads: int) -> npt.NDArray[np.float32]:
@@ -40,9 +40,7 @@ class Network(NamedTuple):
         the order in which the network multiplies, but for the rows of the tokens' embeddings, which come first.
         """
         tensors: dict[str, tuple[str, list[int], npt.NDArray[Any] | None]]
-        tensors = {
-            name: (format_of(vector), list(vector.shape), _array(vector)) for name, vector in self.vectors.items()
-        }
+        tensors = {name: (format_of(v), list(v.shape), bytes_of(v)) for name, v in self.vectors.items()}
         tensors |= {name: ("", list(shape), None) for name, shape in self.matrices.items()}
         num = len(ids)
         model = _core.Model(self.spec.core(), tensors, "f32", threads, num, sequences, rows)
@@ -53,9 +51,5 @@ class Network(NamedTuple):
         return logits.reshape(sequences, num, -1)
 
 
-def _array(vector: QTensor | npt.NDArray[Any]) -> npt.NDArray[Any]:
-    return vector.data if isinstance(vector, QTensor) else vector
-
-
-def _bytes_of(vector: QTensor | npt.NDArray[Any]) -> tuple[str, bytes]:
-    return format_of(vector), _array(vector).tobytes()
+def _same(a: QTensor | npt.NDArray[Any], b: QTensor | npt.NDArray[Any]) -> bool:
+    return format_of(a) == format_of(b) and bytes_of(a).tobytes() == bytes_of(b).tobytes()

@@ -15,7 +15,7 @@ from lowbit import _core
 from lowbit._core import FileError, InputError, UnsupportedError
 from lowbit.foreign import GGUF_MAGIC, named
 from lowbit.operation import reading
-from lowbit.paths import AnyPath, checked, status
+from lowbit.paths import AnyPath, Identity, checked, identity, status
 from lowbit.qtensor import QTensor
 
 Path: TypeAlias = AnyPath
@@ -52,10 +52,10 @@ class Place(NamedTuple):
     offset: int
 
 
-def _identity(path: str) -> tuple[int, int] | None:
+def _identity(path: str) -> Identity | None:
     """Which file has this name."""
     found = status(path)
-    return found and (found.st_dev, found.st_ino)
+    return found and identity(found)
 
 
 def open(path: Path) -> File:
@@ -123,7 +123,7 @@ class File:
         """Raises FileError if what `paths` name is no longer what was opened.
 
         Of a split model the first file tells: it goes before the others are replaced, and the new one comes after them
-        (`splitting.replacing_set`), so while it stays, all files are of one model.
+        (`file_sets.replacing_set`), so while it stays, all files are of one model.
         """
         if _identity(self.paths[0]) != self._identities[self.paths[0]]:
             raise FileError(f"{self.paths[0]}: it was replaced while it was being opened: open it again")
