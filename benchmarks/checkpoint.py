@@ -20,7 +20,7 @@ import ml_dtypes
 import numpy as np
 
 from lowbit.arch import hf_classes
-from lowbit.config import Config
+from lowbit.hf.config import Config
 
 SHARD_BYTES = 2 << 30
 LONGROPE = {"type": "longrope", "short_factor": [1.0] * 48, "long_factor": [1.0 + 0.5 * i for i in range(48)]}
@@ -98,8 +98,8 @@ def config(model: str) -> dict[str, Any]:
 
 def tokenizer(num_tokens: int) -> dict[str, Any]:
     """A byte-level tokenizer.json: the bytes, then pairs, then longer ones, each with its merge."""
-    from lowbit.pretokenizer import QWEN2
-    from lowbit.vocab import _byte_decoder
+    from lowbit.tokenizer.naming import QWEN2
+    from lowbit.tokenizer.to_gguf import _byte_decoder
 
     alphabet = sorted(_byte_decoder())
     words = itertools.chain.from_iterable(itertools.product(alphabet, repeat=length) for length in (2, 3))

@@ -17,7 +17,7 @@ from harness import Sample
 from peer import Peer
 
 import lowbit
-from lowbit.model import Model
+from lowbit.engine.model import Model
 
 #: Tokens of the check before timing.
 CHECK_TOKENS = 64

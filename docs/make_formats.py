@@ -1,4 +1,4 @@
-"""Writes docs/formats.md: the sizes come from the registry, the byte maps from the comments that open src/formats/*.cc.
+"""Writes docs/formats.md: sizes come from the registry, byte maps from the comments that open src/formats/*/*.cc.
 
     python docs/make_formats.py [FILE]
 
@@ -54,10 +54,15 @@ def row(format: _core.Format) -> str:
     return f"| {format.name} | {format.ggml_type} | {sizes} | {smaller} | {importances(format)} |\n"
 
 
+def _source(format: _core.Format) -> Path:
+    (file,) = (ROOT / "src" / "formats").glob(f"*/{format.name.lower()}.cc")
+    return file
+
+
 def section(format: _core.Format) -> str:
     """The comment at the top of the format's file; its indented lines stay as they are."""
     lines = []
-    for line in (ROOT / "src" / "formats" / f"{format.name.lower()}.cc").read_text(encoding="utf-8").splitlines():
+    for line in _source(format).read_text(encoding="utf-8").splitlines():
         if not line.startswith("//"):
             break
         text = line.removeprefix("//")

@@ -11,8 +11,8 @@ from importlib.resources import files
 from pathlib import Path
 
 import lowbit
-from lowbit.ladder import Ladder, ladder
-from lowbit.ladder_plot import draw
+from lowbit.evaluate.ladder import Ladder, ladder
+from lowbit.evaluate.plot import draw
 
 DOCS = Path(__file__).parent
 
@@ -24,7 +24,7 @@ HEAD = """\
 quantizes a checkpoint or a GGUF file of floats to one mix after the other, from 8 bits down to 1, and says what each
 costs and loses: size, perplexity, divergence from the original and speed. Files are made one at a time in a temporary
 folder. `--rungs Q8_0,Q4_K_M,Q2_K` chooses the mixes, `--json` prints every figure; from Python it is
-`lowbit.ladder.ladder`.
+`lowbit.evaluate.ladder.ladder`.
 
 Every rung is encoded with importances, which the lowest cannot do without. They come from `--imatrix`, or else from the
 text itself: the first half of its windows is measured, and the second half, which is not, gives the importances.

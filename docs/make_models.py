@@ -24,9 +24,9 @@ BEGIN, END = "<!-- written by docs/make_models.py -->", "<!-- end -->"
 
 #: Column -> the file of its tests.
 TESTS = {
-    "convert equal": "tests/test_convert.py",
+    "convert equal": "tests/conversion/test_convert.py",
     "logits": "tests/oracle/test_model_oracle.py",
-    "tokenizer": "tests/test_tokenizer.py",
+    "tokenizer": "tests/tokenizer/test_tokenizer.py",
     "template": "tests/oracle/test_chat_oracle.py",
 }
 MEMORY = ROOT / "benchmarks" / "results" / "memory.json"
@@ -58,7 +58,7 @@ FAMILIES = (
     Family(
         "BitNet b1.58",
         "bitnet",
-        ("tests/test_bitnet.py", "bitnet", "llama-bpe", "bitnet"),
+        ("tests/arch/test_bitnet.py", "bitnet", "llama-bpe", "bitnet"),
         "bitnet-b1.58-2B-4T",
         "bitnet.md",
     ),

@@ -12,7 +12,7 @@ import pytest
 from random_network import make_spec, random_tensors
 
 import lowbit
-from lowbit.spec import ModelSpec
+from lowbit.arch.model_spec import ModelSpec
 
 # tests/oracle compares with torch and transformers. Without the extra `oracle` there is nothing to compare with; CI
 # installs it and fails if one of these tests did not run.

@@ -10,8 +10,8 @@ import ml_dtypes
 import numpy as np
 from tiny_checkpoint import FLOAT8, edit_json, make_checkpoint, write_json, write_safetensors
 
-from lowbit.checkpoint import INDEX, Checkpoint
-from lowbit.tensor_source import read
+from lowbit.hf.checkpoint import INDEX, Checkpoint
+from lowbit.tensors.source import read
 
 
 def _sharded(folder: Path, tensors: dict[str, np.ndarray], prefix: str = "model", index: str = INDEX) -> None:

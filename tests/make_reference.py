@@ -35,7 +35,7 @@ from stored import fingerprint, fingerprints, store
 from tiny_checkpoint import CONVERSIONS, FAMILIES, conversion_source, write_imatrix
 
 import lowbit
-from lowbit.assignment import KEPT, KEPT_NAMES
+from lowbit.quantization.assignment import KEPT, KEPT_NAMES
 
 MIXES = [
     "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q2_K_S", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_K_S", "Q4_K_M",

@@ -21,7 +21,7 @@ from llama_vocabulary import LlamaVocabulary
 from stored import store
 
 import lowbit
-from lowbit.sentencepiece import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, USER_DEFINED
+from lowbit.tokenizer.sentencepiece import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, USER_DEFINED
 
 CHARSMAP = "tokenizer.ggml.precompiled_charsmap"
 SEPARATOR = "\n__ggml_vocab_test__\n"

@@ -6,8 +6,8 @@ import numpy as np
 
 import lowbit
 from lowbit import _core
-from lowbit.qtensor import QTensor, format_of
-from lowbit.spec import ModelSpec, Rope
+from lowbit.arch.model_spec import ModelSpec, Rope
+from lowbit.tensors.qtensor import QTensor, format_of
 
 BASE = {
     "architecture": "llama",

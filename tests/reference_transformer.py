@@ -1,4 +1,4 @@
-"""The transformer of src/model in NumPy's float64, one sequence at a time: the tests' definition of right."""
+"""The transformer of src/engine in NumPy's float64, one sequence at a time: the tests' definition of right."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from lowbit.spec import ModelSpec, Rope
+from lowbit.arch.model_spec import ModelSpec, Rope
 
 
 def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:

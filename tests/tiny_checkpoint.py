@@ -15,9 +15,9 @@ import ml_dtypes
 import numpy as np
 
 import lowbit
-from lowbit.arch import OpenedCheckpoint, Origin, open_checkpoint
-from lowbit.pretokenizer import GPT4O, LLAMA3, QWEN2
-from lowbit.vocab import _byte_decoder
+from lowbit.conversion.open import OpenedCheckpoint, Origin, open_checkpoint
+from lowbit.tokenizer.naming import GPT4O, LLAMA3, QWEN2
+from lowbit.tokenizer.to_gguf import _byte_decoder
 
 DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 FLOAT8 = {"F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2}

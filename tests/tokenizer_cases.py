@@ -23,7 +23,7 @@ def metadata(name: str) -> dict:
 
 def normalized_llama(folder: Path, tokenizer_class: str, legacy: bool | None = None, model: bool = True) -> Path:
     """A folder as the first Llama 2's: its special tokens are marked `normalized`. model: with tokenizer.model."""
-    from lowbit.export_tokenizer import tokenizer_files
+    from lowbit.tokenizer.to_hf import tokenizer_files
 
     _, files = tokenizer_files(metadata("llama-spm"), 128)
     definition = files["tokenizer.json"]

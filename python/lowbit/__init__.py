@@ -5,23 +5,26 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from lowbit import arch, gguf, imatrix, simd
+from lowbit import arch, gguf
 from lowbit._core import ContextFullError, Error, FileError, FormatError, InputError, UnsupportedError
-from lowbit.compare import ErrorReport, error
-from lowbit.convert import convert, quantize_file
-from lowbit.linalg import matmul
-from lowbit.npz import load_npz, save_npz
-from lowbit.options import ConvertOptions, QuantizeOptions
-from lowbit.plan import Report
-from lowbit.qtensor import QTensor, dequantize, formats, quantize
-from lowbit.splitting import SplitReport, merge_files, split_file
+from lowbit.base import simd
+from lowbit.conversion.convert import convert, quantize_file
+from lowbit.conversion.plan import Report
+from lowbit.conversion.splitting import SplitReport, merge_files, split_file
+from lowbit.quantization import imatrix
+from lowbit.quantization.options import ConvertOptions, QuantizeOptions
+from lowbit.tensors.compare import ErrorReport, error
+from lowbit.tensors.matmul import matmul
+from lowbit.tensors.npz import load_npz, save_npz
+from lowbit.tensors.qtensor import QTensor, dequantize, formats, quantize
 
 if TYPE_CHECKING:
     from lowbit import evaluate
-    from lowbit.export import ExportReport, export_hf
-    from lowbit.model import Model, load
-    from lowbit.tokenizer import Tokenizer, load_tokenizer
-    from lowbit.verification import Verdict, VerificationError, verify
+    from lowbit.conversion.export_hf import ExportReport, export_hf
+    from lowbit.conversion.open import open_checkpoint
+    from lowbit.conversion.verification import Verdict, VerificationError, verify
+    from lowbit.engine.model import Model, load
+    from lowbit.tokenizer.load import Tokenizer, load_tokenizer
 
 __version__ = "0.1.0"
 
@@ -58,6 +61,7 @@ __all__ = [
     "load_tokenizer",
     "matmul",
     "merge_files",
+    "open_checkpoint",
     "quantize",
     "quantize_file",
     "save_npz",
@@ -68,15 +72,16 @@ __all__ = [
 
 # Loaded when first asked for: a tokenizer's library alone costs more than the rest of the package.
 _LAZY = {
-    "ExportReport": "export",
-    "Model": "model",
-    "Tokenizer": "tokenizer",
-    "Verdict": "verification",
-    "VerificationError": "verification",
-    "export_hf": "export",
-    "load": "model",
-    "load_tokenizer": "tokenizer",
-    "verify": "verification",
+    "ExportReport": "conversion.export_hf",
+    "Model": "engine.model",
+    "Tokenizer": "tokenizer.load",
+    "Verdict": "conversion.verification",
+    "VerificationError": "conversion.verification",
+    "export_hf": "conversion.export_hf",
+    "load": "engine.model",
+    "load_tokenizer": "tokenizer.load",
+    "open_checkpoint": "conversion.open",
+    "verify": "conversion.verification",
 }
 
 

@@ -2,9 +2,9 @@
 #include <string>
 #include <utility>
 
+#include "src/base/error.h"
 #include "src/bindings/bindings.h"
 #include "src/bindings/gil.h"
-#include "src/error.h"
 #include "src/io/file.h"
 #include "src/io/text.h"
 

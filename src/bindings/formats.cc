@@ -6,12 +6,12 @@
 #include <optional>
 #include <string>
 
+#include "src/base/error.h"
 #include "src/bindings/bindings.h"
 #include "src/bindings/gil.h"
-#include "src/error.h"
 #include "src/formats/format.h"
-#include "src/ops/compare.h"
-#include "src/ops/quantize.h"
+#include "src/kernels/compare.h"
+#include "src/kernels/quantize.h"
 
 namespace py = pybind11;
 

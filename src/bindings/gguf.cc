@@ -9,9 +9,9 @@
 #include <utility>
 #include <vector>
 
+#include "src/base/error.h"
 #include "src/bindings/bindings.h"
 #include "src/bindings/gil.h"
-#include "src/error.h"
 #include "src/io/text.h"
 
 namespace py = pybind11;

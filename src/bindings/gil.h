@@ -6,7 +6,7 @@
 #include <chrono>
 #include <thread>
 
-#include "src/error.h"
+#include "src/base/error.h"
 
 namespace lowbit {
 

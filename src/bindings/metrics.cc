@@ -1,12 +1,12 @@
-#include "src/ops/metrics.h"
+#include "src/kernels/metrics.h"
 
 #include <pybind11/numpy.h>
 
 #include <vector>
 
+#include "src/base/error.h"
 #include "src/bindings/bindings.h"
 #include "src/bindings/gil.h"
-#include "src/error.h"
 
 namespace py = pybind11;
 

@@ -3,12 +3,12 @@
 
 #include <memory>
 
+#include "src/base/error.h"
 #include "src/bindings/bindings.h"
 #include "src/bindings/gil.h"
-#include "src/error.h"
+#include "src/engine/forward.h"
+#include "src/engine/sample.h"
 #include "src/io/text.h"
-#include "src/model/forward.h"
-#include "src/model/sample.h"
 
 namespace py = pybind11;
 

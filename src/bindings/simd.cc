@@ -1,9 +1,9 @@
-#include "src/simd.h"
+#include "src/base/simd.h"
 
 #include <pybind11/stl.h>
 
+#include "src/base/threads.h"
 #include "src/bindings/bindings.h"
-#include "src/threads.h"
 
 namespace py = pybind11;
 

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cctype>
 
-#include "src/error.h"
+#include "src/base/error.h"
 #include "src/io/text.h"
 
 namespace lowbit {

@@ -27,7 +27,7 @@
 
 #include "hwy/highway.h"
 #include "src/formats/block-inl.h"
-#include "src/formats/search-inl.h"
+#include "src/formats/search/search-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace lowbit {

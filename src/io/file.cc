@@ -5,7 +5,7 @@
 #include <filesystem>
 #include <system_error>
 
-#include "src/error.h"
+#include "src/base/error.h"
 #include "src/io/system.h"
 #include "src/io/text.h"
 

@@ -4,7 +4,7 @@
 #include <cstring>
 #include <utility>
 
-#include "src/error.h"
+#include "src/base/error.h"
 #include "src/io/reader.h"
 #include "src/io/text.h"
 

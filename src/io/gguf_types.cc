@@ -6,7 +6,7 @@
 #include <limits>
 #include <string_view>
 
-#include "src/error.h"
+#include "src/base/error.h"
 
 namespace lowbit {
 namespace {

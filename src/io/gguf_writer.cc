@@ -2,7 +2,7 @@
 #include <cstring>
 #include <utility>
 
-#include "src/error.h"
+#include "src/base/error.h"
 #include "src/io/gguf.h"
 #include "src/io/text.h"
 

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "src/error.h"
+#include "src/base/error.h"
 #include "src/io/text.h"
 
 #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__

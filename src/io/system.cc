@@ -2,7 +2,7 @@
 
 #include <system_error>
 
-#include "src/error.h"
+#include "src/base/error.h"
 #include "src/io/text.h"
 
 #ifdef _WIN32

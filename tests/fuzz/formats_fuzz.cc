@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "src/formats/format.h"
-#include "src/ops/activations.h"
+#include "src/kernels/activations.h"
 
 namespace {
 

@@ -1,7 +1,8 @@
 """Fuzzes one target with Atheris: python tests/fuzz/fuzz.py TARGET [options and corpora of libFuzzer]
 
 Ends with a traceback at the first exception that is no lowbit.Error, and with libFuzzer's report where memory or time
-run out. The bytes are then in the file that libFuzzer names; kept in corpus/TARGET, tests/test_fuzz.py replays them.
+run out. The bytes are then in the file that libFuzzer names; kept in corpus/TARGET, tests/project/test_fuzz.py
+replays them.
 """
 
 from __future__ import annotations

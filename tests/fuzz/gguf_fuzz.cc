@@ -8,7 +8,7 @@
 #include <utility>
 #include <vector>
 
-#include "src/error.h"
+#include "src/base/error.h"
 #include "src/io/gguf.h"
 
 namespace {

@@ -16,8 +16,9 @@ from targets import CORPUS, TARGETS, accepts, make_folder
 from tiny_checkpoint import make_checkpoint, write_safetensors
 
 import lowbit
-from lowbit import gguf, npz
+from lowbit import gguf
 from lowbit.gguf import rewriting
+from lowbit.tensors import npz
 
 CARD = b"""---
 license: apache-2.0

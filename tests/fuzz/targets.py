@@ -13,13 +13,15 @@ from typing import NamedTuple
 import numpy as np
 
 import lowbit
-from lowbit import gguf, imatrix, npz, options
-from lowbit.arch import open_checkpoint
-from lowbit.checkpoint import read_safetensors
+from lowbit import gguf, imatrix
+from lowbit.conversion.open import open_checkpoint
+from lowbit.evaluate.inspect import inspect
 from lowbit.gguf import rewriting
-from lowbit.inspect import inspect
-from lowbit.model_card import general_metadata
-from lowbit.tensor_source import read
+from lowbit.hf.checkpoint import read_safetensors
+from lowbit.hf.model_card import general_metadata
+from lowbit.quantization import options
+from lowbit.tensors import npz
+from lowbit.tensors.source import read
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from tiny_checkpoint import make_checkpoint, write_json, write_safetensors

@@ -1,5 +1,5 @@
 // The thread pool under ThreadSanitizer: many callers, changing numbers of threads, exceptions, forks.
-#include "src/threads.h"
+#include "src/base/threads.h"
 
 #include <sys/wait.h>
 #include <unistd.h>

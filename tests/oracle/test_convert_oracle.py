@@ -15,10 +15,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 import lowbit
-from lowbit.arch import open_checkpoint
-from lowbit.arch._rope_keys import llama3_factors
-from lowbit.config import Config
-from lowbit.tensor_source import read
+from lowbit.arch.rope_keys import llama3_factors
+from lowbit.conversion.open import open_checkpoint
+from lowbit.hf.config import Config
+from lowbit.tensors.source import read
 
 pytestmark = pytest.mark.oracle
 

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.integrations import bitnet
 
 import lowbit
-from lowbit.checkpoint import Checkpoint
-from lowbit.tensor_source import FileRows, read
+from lowbit.hf.checkpoint import Checkpoint
+from lowbit.tensors.source import FileRows, read
 
 pytestmark = pytest.mark.oracle
 torch.set_num_threads(1)

@@ -16,10 +16,10 @@ from tiny_checkpoint import make_checkpoint, write_safetensors
 from transformers import AutoModelForCausalLM, FineGrainedFP8Config
 
 import lowbit
-from lowbit import lora
-from lowbit.checkpoint import Checkpoint, read_safetensors
-from lowbit.prequantized import dequantize
-from lowbit.tensor_source import read
+from lowbit.hf import lora
+from lowbit.hf.checkpoint import Checkpoint, read_safetensors
+from lowbit.hf.imports.fp8 import dequantize
+from lowbit.tensors.source import read
 
 pytestmark = pytest.mark.oracle
 

@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 import lowbit
-from lowbit import ladder_plot
-from lowbit.ladder import RUNGS, Ladder, Rung
+from lowbit.evaluate import plot
+from lowbit.evaluate.ladder import RUNGS, Ladder, Rung
 
 pytestmark = pytest.mark.oracle
 
@@ -38,7 +38,7 @@ def crowded() -> Ladder:
 def test_files(suffix: str, crowded: Ladder, tmp_path: Path) -> None:
     paths = [tmp_path / f"{name}{suffix}" for name in "ab"]
     for path in paths:
-        ladder_plot.draw(crowded, path)
+        plot.draw(crowded, path)
     data = [path.read_bytes() for path in paths]
     assert data[0] == data[1]
     assert data[0].startswith(MAGIC[suffix])
@@ -48,7 +48,7 @@ def test_files(suffix: str, crowded: Ladder, tmp_path: Path) -> None:
 def test_labels_are_apart(crowded: Ladder) -> None:
     figure = Figure(figsize=(8, 9), layout="constrained")
     renderer = FigureCanvasAgg(figure).get_renderer()
-    ladder_plot._panels(figure, crowded)
+    plot._panels(figure, crowded)
     axes = figure.axes[0]
     texts = [text for text in axes.texts if text.get_text() in RUNGS]
     assert [text.get_text() for text in texts] == list(RUNGS)
@@ -70,7 +70,7 @@ def test_figures_without_a_place(crowded: Ladder, tmp_path: Path) -> None:
     rungs = [rung("BF16", 16, 0.0), rung("IQ1_S", 2, float("inf"), float("inf")), rung("TQ1_0", 2, float("nan"))]
     for some in (rungs, rungs[:1], [rung("Q8_0", 8.5, 1e-4)]):
         path = tmp_path / f"{len(some)}-{some[0].format}.png"
-        ladder_plot.draw(dataclasses.replace(crowded, rungs=some), path)
+        plot.draw(dataclasses.replace(crowded, rungs=some), path)
         assert path.read_bytes().startswith(b"\x89PNG")
 
 
@@ -78,7 +78,7 @@ def test_a_failure_leaves_what_was_there(crowded: Ladder, tmp_path: Path) -> Non
     path = tmp_path / "x.png"
     path.write_bytes(b"before")
     with pytest.raises((TypeError, AttributeError)):
-        ladder_plot.draw(dataclasses.replace(crowded, rungs=[None]), path)
+        plot.draw(dataclasses.replace(crowded, rungs=[None]), path)
     assert path.read_bytes() == b"before"
     with pytest.raises(lowbit.InputError, match="no such folder"):
-        ladder_plot.draw(crowded, tmp_path / "none" / "x.png")
+        plot.draw(crowded, tmp_path / "none" / "x.png")

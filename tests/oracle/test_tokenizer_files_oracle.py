@@ -17,11 +17,11 @@ from tokenizer_cases import SPECIAL_TEXTS, TURNS, normalized_llama
 from transformers import AutoTokenizer
 
 import lowbit
-from lowbit.pretokenizer import QWEN2
-from lowbit.tokenizer import from_metadata
-from lowbit.tokenizer_carried import carried_tokenizer
-from lowbit.tokenizer_differences import TEXTS
-from lowbit.vocab import tokenizer_metadata
+from lowbit.conversion.carried import carried_tokenizer
+from lowbit.tokenizer.differences import TEXTS
+from lowbit.tokenizer.load import from_metadata
+from lowbit.tokenizer.naming import QWEN2
+from lowbit.tokenizer.to_gguf import tokenizer_metadata
 
 pytestmark = pytest.mark.oracle
 

@@ -12,8 +12,8 @@ from tokenizer_cases import KINDS, REFERENCE, metadata
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import lowbit
-from lowbit.chat import render_chat
-from lowbit.tokenizer import from_metadata
+from lowbit.tokenizer.chat.template import render_chat
+from lowbit.tokenizer.load import from_metadata
 
 pytestmark = pytest.mark.oracle
 

@@ -19,23 +19,11 @@ import typer
 from typer.main import get_command
 
 from lowbit._core import Error
-from lowbit.cli import (  # noqa: F401  (each adds its commands)
-    demo,
-    diff,
-    exporting,
-    files,
-    imatrix,
-    ladder,
-    measure,
-    metadata,
-    quantizing,
-    splitting,
-    writing,
-)
+from lowbit.base.operation import operation
+from lowbit.base.quoting import MOST_MESSAGE, one_line, reason
+from lowbit.cli import demo, diff, exporting, files, imatrix, ladder, measure, metadata, quantizing, splitting, writing  # noqa: F401  (each adds its commands)
 from lowbit.cli.app import app, settings
 from lowbit.cli.console import Notes
-from lowbit.operation import operation
-from lowbit.quoting import MOST_MESSAGE, one_line, reason
 
 # typer brings its own click, or uses the installed one, depending on its version; both have this class.
 _UsageError = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")

@@ -67,7 +67,7 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be writt
 
 def _split_size(text: str) -> str:
     from lowbit import InputError
-    from lowbit.splitting import SplitLimits
+    from lowbit.conversion.splitting import SplitLimits
 
     try:
         SplitLimits.parsed(text, 0, no_tensor_first=False)
@@ -170,7 +170,8 @@ def examples(*lines: str) -> str:
 
 def _version(asked: bool) -> None:
     if asked:
-        from lowbit import __version__, simd
+        from lowbit import __version__
+        from lowbit.base import simd
 
         print(f"lowbit {__version__} ({simd.current()})")
         raise typer.Exit

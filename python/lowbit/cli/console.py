@@ -11,7 +11,7 @@ from dataclasses import asdict, is_dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from lowbit.quoting import one_line, shown
+from lowbit.base.quoting import one_line, shown
 
 if TYPE_CHECKING:
     from rich.console import Console, JustifyMethod
@@ -86,7 +86,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: st
 
 
 def value_text(value: Any, most: int = 200) -> str:
-    """A metadata value, as lowbit.inspect.summary has it, in one line of at most so many bytes."""
+    """A metadata value, as lowbit.evaluate.inspect.summary has it, in one line of at most so many bytes."""
     if isinstance(value, str) and value.isspace():
         return f"{len(value)} blanks"
     if isinstance(value, dict):

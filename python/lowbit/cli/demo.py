@@ -12,9 +12,9 @@ from typing import Annotated
 
 import typer
 
+from lowbit.base.progress import progress_bar
 from lowbit.cli.app import Json, Threads, app, examples
 from lowbit.cli.console import note, print_json, print_table, size
-from lowbit.progress import progress_bar
 
 FORMATS = ("BF16", "Q8_0", "Q4_K_M", "Q2_K")  # the first is the reference of the divergence
 CONTEXT = 512
@@ -80,9 +80,9 @@ def _convert(checkpoint: Path, folder: Path) -> dict[str, Path]:
 def _measure(paths: dict[str, Path], text: str, threads: int | None) -> tuple[list[Row], int]:
     """The rows, and how many tokens' predictions went into them."""
     import lowbit
-    from lowbit.bench import bench
-    from lowbit.evaluate import compare
-    from lowbit.inspect import inspect
+    from lowbit.evaluate.bench import bench
+    from lowbit.evaluate.inspect import inspect
+    from lowbit.evaluate.measures import compare
 
     models = {name: lowbit.load(path, threads=threads) for name, path in paths.items()}
     with progress_bar("Reading the held-out text") as advance:

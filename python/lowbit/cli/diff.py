@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lowbit.base.quoting import MOST_MESSAGE, printable, reason
 from lowbit.cli.app import Json, Threads, app, examples, gguf_argument, settings
 from lowbit.cli.console import note, print_json, print_table
-from lowbit.quoting import MOST_MESSAGE, printable, reason
 
 if TYPE_CHECKING:
     from lowbit.gguf import GgufDiff, TensorDiff, TensorInfo
@@ -102,8 +102,8 @@ def _row(tensor: TensorDiff) -> list[str]:
 
 
 def _as_json(found: GgufDiff) -> dict[str, Any]:
+    from lowbit.evaluate.inspect import summary
     from lowbit.gguf.values import type_name
-    from lowbit.inspect import summary
 
     def side(value: Any) -> Any:
         return None if value is None else {"type": type_name(value), "value": summary(value)}

@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
+from lowbit.base.quoting import one_line, quoted
 from lowbit.cli.app import Json, Threads, app, examples, gguf_argument, one_of
 from lowbit.cli.console import note, print_json, size
-from lowbit.quoting import one_line, quoted
 
 export = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 

@@ -11,7 +11,7 @@ from lowbit.cli.app import Json, app, examples
 from lowbit.cli.console import count, print_json, print_table, size, value_text
 
 if TYPE_CHECKING:
-    from lowbit.inspect import Report
+    from lowbit.evaluate.inspect import Report
 
 
 @app.command(name="formats", epilog=examples("lowbit formats", "lowbit formats --json | jq '.[].name'"))
@@ -61,7 +61,7 @@ def inspect(
     json: Json = False,
 ) -> None:
     """Shows a file's metadata, tensors, formats and sizes."""
-    from lowbit.inspect import inspect as read
+    from lowbit.evaluate.inspect import inspect as read
 
     report = read(path)
     if json:

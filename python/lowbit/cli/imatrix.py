@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lowbit.base.files import read_model_text
+from lowbit.base.progress import progress_bar
+from lowbit.base.quoting import one_line
 from lowbit.cli.app import Compute, Json, Threads, app, examples
 from lowbit.cli.console import note, print_json, print_table
-from lowbit.file_reader import read_model_text
-from lowbit.progress import progress_bar
-from lowbit.quoting import one_line
 
 if TYPE_CHECKING:
-    from lowbit.imatrix import Sums
+    from lowbit.quantization.imatrix import Sums
 
 
 @app.command(
@@ -61,9 +61,9 @@ def imatrix_command(
     Without MODEL and TEXT, joins files or looks at one.
     """
     import lowbit
-    from lowbit import imatrix
-    from lowbit.operation import replacing
-    from lowbit.paths import is_dir
+    from lowbit.base.operation import replacing
+    from lowbit.base.paths import is_dir
+    from lowbit.quantization import imatrix
 
     if (model is None) != (text is None) or not (text or in_file):
         raise typer.BadParameter("expected MODEL and TEXT, or --in-file without both")

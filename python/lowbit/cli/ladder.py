@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lowbit.base.files import read_model_text
+from lowbit.base.progress import progress_bar
 from lowbit.cli.app import Compute, Json, ModelPath, Threads, app, examples, parsed
 from lowbit.cli.console import print_json, print_table, size
-from lowbit.file_reader import read_model_text
-from lowbit.progress import progress_bar
 
 if TYPE_CHECKING:
-    from lowbit.ladder import Ladder
+    from lowbit.evaluate.ladder import Ladder
 
 
 @app.command(
@@ -52,12 +52,12 @@ def ladder_command(
     half of the text gives them and the other half is measured. Files are made in the system's temporary folder, one at
     a time.
     """
-    from lowbit.ladder import RUNGS, ladder
-    from lowbit.recipes import find_mix
+    from lowbit.evaluate.ladder import RUNGS, ladder
+    from lowbit.quantization.recipes import find_mix
 
     if plot:
-        from lowbit.ladder_plot import check
-        from lowbit.operation import replacing
+        from lowbit.base.operation import replacing
+        from lowbit.evaluate.plot import check
 
         check(plot)  # now rather than after the work
         replacing([str(plot)])
@@ -77,7 +77,7 @@ def ladder_command(
             progress=advance,
         )
     if plot:
-        from lowbit.ladder_plot import draw
+        from lowbit.evaluate.plot import draw
 
         draw(found, plot)
     if json:

@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
+from lowbit.base.files import read_model_text
+from lowbit.base.progress import progress_bar
 from lowbit.cli.app import Compute, ExistingFile, Json, ModelPath, Threads, app, examples
 from lowbit.cli.console import print_json, print_table
-from lowbit.file_reader import read_model_text
-from lowbit.progress import progress_bar
 
 
 @app.command(epilog=examples("lowbit bench model.gguf", "lowbit bench model.gguf -p 2048 -n 64 --threads 2 --json"))
@@ -26,7 +26,7 @@ def bench(
 
     Prefill is reading a prompt, decode is making tokens one by one after it.
     """
-    from lowbit.bench import bench as measure
+    from lowbit.evaluate.bench import bench as measure
 
     with progress_bar("Measuring") as advance:
         result = measure(model, prompt_tokens, new_tokens, repeat, threads=threads, compute=compute, progress=advance)
@@ -66,13 +66,13 @@ def perplexity(
     read as they are, line ends of Windows, too, but for one line feed at the end.
     """
     import lowbit
-    from lowbit import evaluate
+    from lowbit.evaluate import measures
 
     content = read_model_text(text)
     paths = {"model": model} if reference is None else {"reference": reference, "model": model}
     models = {name: lowbit.load(path, compute=compute, threads=threads) for name, path in paths.items()}
     with progress_bar("Reading") as advance:
-        figures = evaluate.compare(models, content, ctx, max_windows=windows, threads=threads, progress=advance)
+        figures = measures.compare(models, content, ctx, max_windows=windows, threads=threads, progress=advance)
     result, divergence = figures["model"].perplexity, figures["model"].divergence
     if json:
         print_json(

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lowbit.base.files import read_text
+from lowbit.base.quoting import one_line, shown
 from lowbit.cli.app import Json, app, examples, gguf_argument
 from lowbit.cli.console import note, print_json, print_table, size, value_text
-from lowbit.file_reader import read_text
-from lowbit.quoting import one_line, shown
 
 if TYPE_CHECKING:
     from lowbit.gguf import Edit
@@ -61,7 +61,7 @@ def metadata(
     that was interrupted, as the next edit does, too.
     """
     from lowbit import gguf
-    from lowbit.operation import operation, replacing
+    from lowbit.base.operation import operation, replacing
 
     operands = operands or []
     if action == "set" and from_file is not None:
@@ -107,8 +107,8 @@ def _parsed(path: Path, key: str, text: str, type: str | None) -> Any:
 
 def _list(path: Path, json: bool) -> None:
     from lowbit import gguf
+    from lowbit.evaluate.inspect import summary
     from lowbit.gguf.values import type_name
-    from lowbit.inspect import summary
 
     with gguf.open(path) as file:
         rows = [(key, type_name(file.typed(key)), summary(value)) for key, value in file.metadata.items()]
@@ -120,8 +120,8 @@ def _list(path: Path, json: bool) -> None:
 
 def _get(path: Path, key: str, json: bool) -> None:
     from lowbit import InputError, gguf
+    from lowbit.base.suggest import did_you_mean
     from lowbit.gguf.values import type_name
-    from lowbit.suggest import did_you_mean
 
     with gguf.open(path) as file:
         if key not in file.metadata:
@@ -135,7 +135,7 @@ def _get(path: Path, key: str, json: bool) -> None:
 
 
 def _print_edit(report: Edit, dry_run: bool, json: bool) -> None:
-    from lowbit.inspect import summary
+    from lowbit.evaluate.inspect import summary
 
     for warning in report.warnings:
         note(one_line(f"warning: {warning}"))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lowbit.base.quoting import quoted
 from lowbit.cli.app import (
     DryRun,
     Json,
@@ -28,10 +29,9 @@ from lowbit.cli.app import (
 )
 from lowbit.cli.console import print_json, print_table, size
 from lowbit.cli.verifying import print_verdict, showing_failed_verdict, verdict_as_json
-from lowbit.quoting import quoted
 
 if TYPE_CHECKING:
-    from lowbit.plan import Report
+    from lowbit.conversion.plan import Report
 
 Imatrix = Annotated[
     Path | None,
@@ -204,8 +204,8 @@ def quantize(
 
 def _write(make: Callable[..., Report], given: dict[str, Any]) -> None:
     """Calls lowbit.convert or lowbit.quantize_file with what the command was given, and prints what it wrote."""
-    from lowbit.options import parse_override, parse_tensor_type
-    from lowbit.recipes import find_mix
+    from lowbit.quantization.options import parse_override, parse_tensor_type
+    from lowbit.quantization.recipes import find_mix
 
     json = given.pop("json")
     parsed("FORMAT", find_mix, [given["format"]])

@@ -11,7 +11,7 @@ from lowbit.cli.app import DryRun, Json, NoTensorFirst, SplitMaxSize, SplitMaxTe
 from lowbit.cli.console import print_json, print_table, size
 
 if TYPE_CHECKING:
-    from lowbit.splitting import SplitReport
+    from lowbit.conversion.splitting import SplitReport
 
 
 @app.command(

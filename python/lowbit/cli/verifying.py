@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lowbit.base.quoting import one_line
 from lowbit.cli.app import Json, Lora, LoraScale, Threads, app, examples, gguf_argument, scale_of
 from lowbit.cli.console import print_json, print_table
-from lowbit.quoting import one_line
 
 if TYPE_CHECKING:
-    from lowbit.verification import Verdict
+    from lowbit.conversion.verification import Verdict
 
 _WORDS = {True: "ok", False: "FAILED", None: "not run"}
 
@@ -40,7 +40,7 @@ def verify(
     they must not.
     """
     import lowbit
-    from lowbit.progress import waiting
+    from lowbit.base.progress import waiting
 
     with waiting("Verifying"):
         verdict = lowbit.verify(file, source, lora=lora or (), lora_scale=scale_of(lora_scale), threads=threads)

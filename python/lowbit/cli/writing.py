@@ -9,9 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
+from lowbit.base.files import decoded
 from lowbit.cli.app import Compute, Json, ModelPath, Threads, app, examples, finite
 from lowbit.cli.console import note, print_json
-from lowbit.file_reader import decoded
 
 Temperature = Annotated[
     float, typer.Option("--temp", min=0, help="Temperature; 0 always takes the likeliest token.", callback=finite)

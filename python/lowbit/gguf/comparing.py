@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from lowbit import _core, arguments
-from lowbit.file_reader import FileReader
+from lowbit import _core
+from lowbit.base import arguments
+from lowbit.base.files import FileReader
+from lowbit.base.progress import progress_bar
+from lowbit.base.threads import num_threads
 from lowbit.gguf.reading import DTYPES, File, Path, TensorInfo
 from lowbit.gguf.values import type_name
-from lowbit.progress import progress_bar
-from lowbit.threads import num_threads
 
 #: Weights that are compared at a time, in rows of which threads take some each. Every block size divides a row.
 _CHUNK_WEIGHTS, _ROW_WEIGHTS = 1 << 20, 4096

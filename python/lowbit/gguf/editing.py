@@ -16,17 +16,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lowbit import _core, arguments
+from lowbit import _core
 from lowbit._core import FormatError, InputError
-from lowbit.atomic import remove_stale
-from lowbit.foreign import GGUF_MAGIC, named
+from lowbit.base import arguments
+from lowbit.base.atomic import remove_stale
+from lowbit.base.foreign import GGUF_MAGIC, named
+from lowbit.base.paths import checked
+from lowbit.base.progress import progress_bar
+from lowbit.base.quoting import shown
+from lowbit.base.suggest import did_you_mean
 from lowbit.gguf.reading import SPLIT_KEYS, Path
 from lowbit.gguf.rewriting import copy, difference, locked, recover, system_errors, write_at, write_in_place
 from lowbit.gguf.values import checked_name, encoded, kind_name, typed
-from lowbit.paths import checked
-from lowbit.progress import progress_bar
-from lowbit.quoting import shown
-from lowbit.suggest import did_you_mean
 
 #: A string of blanks: readers that print or check it find text, and it costs them one length, where an array costs some
 #: of them a step for each byte.
@@ -261,7 +262,7 @@ def _entry(key: str, value: Any) -> bytes:
 
 
 def _template_warnings(key: str, template: str) -> list[str]:
-    from lowbit.chat import render_chat
+    from lowbit.tokenizer.chat.template import render_chat
 
     try:
         render_chat(template, [{"role": "user", "content": "Hello"}])

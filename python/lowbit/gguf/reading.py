@@ -13,10 +13,10 @@ import numpy.typing as npt
 
 from lowbit import _core
 from lowbit._core import FileError, InputError, UnsupportedError
-from lowbit.foreign import GGUF_MAGIC, named
-from lowbit.operation import reading
-from lowbit.paths import AnyPath, Identity, checked, identity, status
-from lowbit.qtensor import QTensor
+from lowbit.base.foreign import GGUF_MAGIC, named
+from lowbit.base.operation import reading
+from lowbit.base.paths import AnyPath, Identity, checked, identity, status
+from lowbit.tensors.qtensor import QTensor
 
 Path: TypeAlias = AnyPath
 Tensor: TypeAlias = QTensor | npt.NDArray[Any]

@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 
 from lowbit._core import FileError, FormatError
-from lowbit.atomic import AtomicFile, lock, sync_folder
-from lowbit.file_reader import FileReader, read_bytes
-from lowbit.paths import check_regular
+from lowbit.base.atomic import AtomicFile, lock, sync_folder
+from lowbit.base.files import FileReader, read_bytes
+from lowbit.base.paths import check_regular
 
 _MAGIC, _EDITING = b"GGUF", b"EDIT"
 _COPY_BYTES = 8 << 20

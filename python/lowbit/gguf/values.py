@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lowbit._core import InputError
-from lowbit.quoting import quoted, shown
+from lowbit.base.quoting import quoted, shown
 
 #: Numbers by the names that users give them.
 NUMBERS: dict[str, np.dtype[Any]] = {

@@ -9,14 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from lowbit import _core, arguments
+from lowbit import _core
 from lowbit._core import InputError
+from lowbit.base import arguments
+from lowbit.base.paths import target
+from lowbit.base.quoting import shown
 from lowbit.gguf.reading import DTYPES, Path, Tensor, TensorInfo
 from lowbit.gguf.rewriting import drop_undo
 from lowbit.gguf.values import checked_name, encoded
-from lowbit.paths import target
-from lowbit.qtensor import QTensor
-from lowbit.quoting import shown
+from lowbit.tensors.qtensor import QTensor
 
 _TYPES = {dtype: name for name, dtype in DTYPES.items()}
 

@@ -1,0 +1,430 @@
+"""What every architecture shares: the dense decoder's tensors, shapes, metadata and spec.
+
+An architecture's file says what its Hugging Face classes are called and what differs. Tensors keep the order in which
+they lie in the checkpoint (file, then name), extra ones first, as the reference converter writes them.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+
+from lowbit._core import FormatError, UnsupportedError
+from lowbit.arch.keys import Keys
+from lowbit.arch.model_spec import ModelSpec, Rope
+from lowbit.arch.pooling import pooling_config
+from lowbit.arch.rope import Tensors, original_context, rope_of
+from lowbit.arch.rope_keys import ROPE_FREQS, rope_metadata, rope_tensors
+from lowbit.arch.to_hf import MAX_LAYERS, WayBack, layer_types
+from lowbit.base.quoting import quoted
+from lowbit.hf.checkpoint import Checkpoint
+from lowbit.hf.config import Config
+from lowbit.tensors.source import AsFloat32, Renamed, TensorSource
+
+#: Buffers that old checkpoints hold and nobody reads.
+IGNORED_SUFFIXES = (".attention.masked_bias", ".attention.bias", ".rotary_emb.inv_freq")
+#: The core's limit, far above any model: tables for each pair of a head are made before it checks.
+MAX_HEAD_DIM = 4096
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One tensor of an architecture: its GGUF name, Hugging Face name and shape as names of sizes."""
+
+    gguf: str
+    hf: str
+    shape: tuple[str, ...]
+    required: bool = True
+
+
+#: The dense decoder with gated feed-forward: llama and most of what came after it.
+DENSE_GLOBAL = (
+    Tensor("token_embd.weight", "model.embed_tokens.weight", ("vocab", "hidden")),
+    Tensor("output_norm.weight", "model.norm.weight", ("hidden",)),
+    Tensor("output.weight", "lm_head.weight", ("vocab", "hidden"), required=False),
+)
+DENSE_LAYER = (
+    Tensor("attn_norm.weight", "input_layernorm.weight", ("hidden",)),
+    Tensor("attn_q.weight", "self_attn.q_proj.weight", ("heads", "hidden")),
+    Tensor("attn_k.weight", "self_attn.k_proj.weight", ("kv_heads", "hidden")),
+    Tensor("attn_v.weight", "self_attn.v_proj.weight", ("kv_heads", "hidden")),
+    Tensor("attn_output.weight", "self_attn.o_proj.weight", ("hidden", "heads")),
+    Tensor("attn_q.bias", "self_attn.q_proj.bias", ("heads",), required=False),
+    Tensor("attn_k.bias", "self_attn.k_proj.bias", ("kv_heads",), required=False),
+    Tensor("attn_v.bias", "self_attn.v_proj.bias", ("kv_heads",), required=False),
+    Tensor("attn_output.bias", "self_attn.o_proj.bias", ("hidden",), required=False),
+    Tensor("ffn_norm.weight", "post_attention_layernorm.weight", ("hidden",)),
+    Tensor("ffn_gate.weight", "mlp.gate_proj.weight", ("ffn", "hidden")),
+    Tensor("ffn_up.weight", "mlp.up_proj.weight", ("ffn", "hidden")),
+    Tensor("ffn_down.weight", "mlp.down_proj.weight", ("hidden", "ffn")),
+    Tensor("ffn_gate.bias", "mlp.gate_proj.bias", ("ffn",), required=False),
+    Tensor("ffn_up.bias", "mlp.up_proj.bias", ("ffn",), required=False),
+    Tensor("ffn_down.bias", "mlp.down_proj.bias", ("hidden",), required=False),
+)
+
+
+#: Keys of GGUF files that count what llama.cpp has and lowbit has not.
+UNSUPPORTED_COUNTS = {
+    "expert_count": "mixtures of experts",
+    "nextn_predict_layers": "layers that predict several tokens",
+}
+#: The keys of config.json that make a size of Tensor.shape.
+CONFIG_KEYS = {
+    "vocab": "vocab_size",
+    "hidden": "hidden_size",
+    "ffn": "intermediate_size",
+    "heads": "num_attention_heads, head_dim",
+    "kv_heads": "num_key_value_heads, head_dim",
+    "qkv": "num_attention_heads, num_key_value_heads, head_dim",
+    "gate_up": "intermediate_size",
+    "head_dim": "head_dim",
+}
+
+
+@dataclass
+class Sizes:
+    """The sizes in config.json, defaults filled in as transformers does."""
+
+    layers: int
+    context: int
+    hidden: int
+    ffn: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab: int
+    norm_eps: float
+    named: dict[str, int] = field(init=False)  #: the sizes that Tensor.shape names
+
+    def __post_init__(self) -> None:
+        self.named = {
+            "vocab": self.vocab,
+            "hidden": self.hidden,
+            "ffn": self.ffn,
+            "heads": self.num_heads * self.head_dim,
+            "kv_heads": self.num_kv_heads * self.head_dim,
+            "qkv": (self.num_heads + 2 * self.num_kv_heads) * self.head_dim,
+            "gate_up": 2 * self.ffn,
+            "head_dim": self.head_dim,
+            "one": 1,
+        }
+
+
+class Architecture(WayBack):
+    """One GGUF architecture. Subclasses set the class attributes and override what differs."""
+
+    name: ClassVar[str]  #: in GGUF: general.architecture and the prefix of its keys
+    hf_names: ClassVar[tuple[str, ...]]  #: "architectures" in config.json
+    rope_interleaved: ClassVar[bool]
+    hidden_act: ClassVar[str] = "silu"  #: the activation in config.json that the graph has
+    activation_key: ClassVar[str] = "hidden_act"  #: its key in config.json
+    engine_reads_rope_freqs: ClassVar[bool] = False  #: whether llama.cpp's graph has rope_freqs.weight
+    tied_by_default: ClassVar[bool] = False  #: tie_word_embeddings when config.json does not say
+    left_out: ClassVar[tuple[str, ...]] = ()  #: prefixes of checkpoint tensors that are no part of the text model
+    #: values of quantization_config.quant_method whose tensors it reads itself, as they are stored
+    quant_methods: ClassVar[tuple[str, ...]] = ()
+    #: formats that keep the layers' matrices exactly, if those are such that not every format can
+    exact_formats: ClassVar[tuple[str, ...]] = ()
+    keeps_pooling: ClassVar[bool] = False  #: the reference writes ARCH.pooling_type
+    int8_activations: ClassVar[bool] = False  #: inputs of the layers' linear maps are rounded to 8 bits
+    global_tensors: ClassVar[tuple[Tensor, ...]] = DENSE_GLOBAL
+    layer_tensors: ClassVar[tuple[Tensor, ...]] = DENSE_LAYER
+
+    def text_config(self, config: Config) -> Config:
+        """config.json as the methods below read it: flat, the text model's keys only."""
+        return config
+
+    def hf_name(self, name: str) -> str:
+        """A checkpoint tensor's name as the tables spell it: base models leave out the prefix."""
+        return name if name.startswith(("model.", "lm_head.")) else f"model.{name}"
+
+    def default_head_dim(self, hidden: int, num_heads: int) -> int:
+        """Size of a head when config.json does not say."""
+        return hidden // num_heads
+
+    def sizes(self, config: Config) -> Sizes:
+        """Reads and checks the sizes."""
+        hidden = config.integer("hidden_size")
+        num_heads = config.integer("num_attention_heads")
+        num_kv_heads = config.integer("num_key_value_heads", num_heads)
+        if num_heads % num_kv_heads:
+            raise FormatError(
+                f"{config.where}: num_attention_heads {num_heads} is no multiple of num_key_value_heads {num_kv_heads}"
+            )
+        head_dim = config.integer("head_dim", self.default_head_dim(hidden, num_heads))
+        if head_dim % 2:
+            raise FormatError(f"{config.where}: head_dim is {head_dim}, expected an even number")
+        return Sizes(
+            layers=config.integer("num_hidden_layers"),
+            context=config.integer("max_position_embeddings"),
+            hidden=hidden,
+            ffn=config.integer("intermediate_size"),
+            num_heads=num_heads,
+            num_kv_heads=num_kv_heads,
+            head_dim=head_dim,
+            vocab=config.integer("vocab_size"),
+            norm_eps=config.number("rms_norm_eps"),
+        )
+
+    def check(self, config: Config) -> list[str]:
+        """Refuses what the architecture's graph does not express; returns notes on what GGUF does not keep."""
+        key = self.activation_key
+        if (activation := config.text(key, self.hidden_act)) != self.hidden_act:
+            raise UnsupportedError(
+                f"{config.where}: {key} {activation!r}, the {self.name} architecture has {self.hidden_act}"
+            )
+        if not config.boolean("is_causal", True):
+            raise UnsupportedError(f"{config.where}: is_causal is false, and the network looks back only")
+        if config.values.get("per_layer_config"):
+            raise UnsupportedError(f"{config.where}: per_layer_config is set, and a GGUF file's layers are all alike")
+        if config.values.get("layer_types") is not None:
+            sliding = sliding_layers(config, self.sizes(config).layers, lambda i: False)
+            windows = self.config_windows(config)
+            if sliding != [window > 0 for window in windows]:
+                raise UnsupportedError(
+                    f"{config.where}: layer_types has {sliding.count(True)} layers of sliding_attention, the "
+                    f"other settings of {config.hf_class} give a window to {len(windows) - windows.count(0)}"
+                )
+        if self.scaled_rope(config).values["rope_type"] == "llama3" and not self.engine_reads_rope_freqs:
+            return [f"rope_type llama3 becomes the tensor {ROPE_FREQS}, with which llama.cpp refuses {self.name} files"]
+        return []
+
+    def has_bias(self, part: str, config: Config) -> bool:
+        """Whether transformers reads a bias of that part (attn_q, ffn_up, ...) with this config.json."""
+        return True
+
+    def config_windows(self, config: Config) -> tuple[int, ...]:
+        """How many last positions a token sees in each layer, 0 for all of them, as transformers reads config.json."""
+        return (0,) * self.sizes(config).layers
+
+    def first_metadata(self, config: Config) -> dict[str, Any]:
+        """Keys that the reference writes before all but general.architecture."""
+        return {}
+
+    def metadata(self, config: Config) -> dict[str, Any]:
+        """The keys under the architecture's name, in the reference's order."""
+        sizes = self.sizes(config)
+        result: dict[str, Any] = {
+            "block_count": sizes.layers,
+            "context_length": sizes.context,
+            "embedding_length": sizes.hidden,
+            "feed_forward_length": sizes.ffn,
+            "attention.head_count": sizes.num_heads,
+            "attention.head_count_kv": sizes.num_kv_heads,
+            **self.rope_metadata(config),
+            "attention.layer_norm_rms_epsilon": sizes.norm_eps,
+            "attention.key_length": sizes.head_dim,
+            "attention.value_length": sizes.head_dim,
+        }
+        return {f"{self.name}.{key}": value for key, value in result.items()}
+
+    def scaled_rope(self, config: Config) -> Config:
+        """The rotary embedding that keys under rope.scaling and rope_freqs.weight can scale."""
+        return config.rope()
+
+    def rope_metadata(self, config: Config) -> dict[str, Any]:
+        """Keys of the rotary embedding, without the architecture's name."""
+        return rope_metadata(self.scaled_rope(config), self.sizes(config).context)
+
+    def late_metadata(self, config: Config) -> dict[str, Any]:
+        """Keys that the reference writes after general.file_type; then windows, for which it has keys but no use."""
+        return window_metadata(self.name, self.config_windows(config))
+
+    def extra_tensors(self, config: Config) -> Iterable[TensorSource]:
+        """Tensors that are computed from config.json. They come first in the file."""
+        return rope_tensors(self.scaled_rope(config), self.sizes(config).head_dim)
+
+    def fix_up(self, tensor: TensorSource, config: Config) -> TensorSource:
+        """A tensor under its GGUF name as its values are in GGUF. Called before norms and biases become float32."""
+        return tensor
+
+    def is_tied(self, config: Config) -> bool:
+        """Whether config.json says that output and embeddings are one matrix."""
+        return config.boolean("tie_word_embeddings", self.tied_by_default)
+
+    def tensors(self, checkpoint: Checkpoint, config: Config) -> list[TensorSource]:
+        """Every tensor of the file, checked against config.json, in file order."""
+        sizes = self.sizes(config)
+        if sizes.layers > len(checkpoint.tensors):
+            raise FormatError(f"{config.where}: {sizes.layers} layers, but only {len(checkpoint.tensors)} tensors")
+        table = self.table(sizes.layers)
+        tied = self.is_tied(config)
+        names = {
+            self.hf_name(name): name
+            for name in checkpoint.tensors
+            if not name.endswith(IGNORED_SUFFIXES) and not name.startswith(self.left_out)
+        }
+        if tied and "model.embed_tokens.weight" not in names and "lm_head.weight" in names:
+            names["model.embed_tokens.weight"] = names.pop("lm_head.weight")
+        found: dict[str, TensorSource] = {}
+        for name, stored_name in sorted(names.items(), key=lambda item: _position(checkpoint, item[1])):
+            if name not in table:
+                raise self._foreign(stored_name, name, config, sizes.layers)
+            entry, gguf_name = table[name]
+            stored = checkpoint.tensors[stored_name]
+            shape = tuple(sizes.named[size] for size in entry.shape)
+            if stored.shape != shape:
+                keys = ", ".join(dict.fromkeys(CONFIG_KEYS[size] for size in entry.shape if size in CONFIG_KEYS))
+                raise FormatError(
+                    f"{stored.file.path.name}: tensor {stored_name!r} has shape {list(stored.shape)}, "
+                    f"config.json asks for {list(shape)} ({keys})"
+                )
+            if entry.gguf.endswith(".bias") and not self.has_bias(entry.gguf.removesuffix(".bias"), config):
+                raise UnsupportedError(
+                    f"{config.where}: attention_bias or mlp_bias is not set, so that transformers leaves out tensor "
+                    f"{stored_name!r}"
+                )
+            source = self.fix_up(Renamed(gguf_name, stored), config)
+            found[gguf_name] = AsFloat32(gguf_name, source) if stays_float32(source) else source
+        headless = tied or config.hf_class.endswith("Model") or pooling_config(checkpoint.folder) is not None
+        required = {gguf for entry, gguf in table.values() if entry.required} | (
+            set() if headless else {"output.weight"}
+        )
+        if missing := sorted(required - found.keys()):
+            hf_names = {gguf: name for name, (_, gguf) in table.items()}
+            listed = ", ".join(hf_names[name] for name in missing[:4])
+            layers = {layer_of(name) for name in found} - {-1}
+            if layers and max(layers) + 1 < sizes.layers and all(layer_of(name) > max(layers) for name in missing):
+                listed += f"; num_hidden_layers is {sizes.layers}, the tensors are those of {max(layers) + 1} layers"
+            raise FormatError(f"{checkpoint.folder}: missing {len(missing)} tensors: {listed}")
+        return [*self.extra_tensors(config), *found.values()]
+
+    def _foreign(self, stored_name: str, name: str, config: Config, num_layers: int) -> FormatError:
+        """The error for a tensor that is none of the table's."""
+        match = re.fullmatch(r"model\.layers\.(\d{1,6})\.(.+)", name)
+        if match and int(match[1]) >= num_layers and any(tensor.hf == match[2] for tensor in self.layer_tensors):
+            return FormatError(
+                f"{config.where}: num_hidden_layers is {num_layers}, but there are tensors of more layers: "
+                f"{stored_name!r}; take the config.json that belongs to the weights"
+            )
+        return FormatError(f"tensor {stored_name!r} is not one of the {self.name} architecture's")
+
+    def table(self, num_layers: int) -> dict[str, tuple[Tensor, str]]:
+        """Hugging Face name -> (entry, GGUF name), for every layer."""
+        table = {tensor.hf: (tensor, tensor.gguf) for tensor in self.global_tensors}
+        for i in range(num_layers):
+            for tensor in self.layer_tensors:
+                table[f"model.layers.{i}.{tensor.hf}"] = (tensor, f"blk.{i}.{tensor.gguf}")
+        return table
+
+    def activation(self, get: Keys) -> str:
+        """The gate's, as ModelSpec names it."""
+        return {"gelu_pytorch_tanh": "gelu_tanh"}.get(self.hidden_act, self.hidden_act)
+
+    def embedding_scale(self, hidden: int) -> float:
+        """What embeddings are multiplied by."""
+        return 1.0
+
+    def attention_scale(self, get: Keys, head_dim: int) -> float:
+        """What products of queries and keys are multiplied by."""
+        return get.number("attention.scale", 1.0 / math.sqrt(head_dim))
+
+    def windows(self, get: Keys, num_layers: int) -> tuple[int, ...]:
+        """For each layer how many tokens one sees, itself included; 0: all. Here attention.sliding_window, for
+        all or where attention.sliding_window_pattern says so."""
+        window = get.integer("attention.sliding_window", 0, minimum=0)
+        kinds = layer_types(get.metadata, get.arch, window)
+        return tuple(window if kind == "sliding_attention" else 0 for kind in kinds)
+
+    def ropes(
+        self, get: Keys, tensors: Tensors, dim: int, windows: tuple[int, ...]
+    ) -> tuple[tuple[Rope, ...], tuple[int, ...]]:
+        """The tables of the rotary embedding, and for each layer the index of its own. Here one for all."""
+        return (rope_of(get, tensors, dim),), (0,) * len(windows)
+
+    def spec(self, metadata: Mapping[str, Any], tensors: Tensors) -> ModelSpec:
+        """The network of a GGUF file. Defaults are GGUF's: head_count_kv is head_count, key_length is
+        embedding_length / head_count, rope.dimension_count is key_length, rope.freq_base is 10000, and the
+        vocabulary is as long as tokenizer.ggml.tokens. `tensors`: at least those of one axis, by their GGUF names."""
+        get = Keys(metadata, self.name)
+        hidden, num_heads = get.integer("embedding_length"), get.integer("attention.head_count")
+        head_dim = get.integer("attention.key_length", hidden // num_heads, maximum=MAX_HEAD_DIM)
+        for key in ("value_length", "key_length_swa", "value_length_swa"):
+            if get.integer(f"attention.{key}", head_dim) != head_dim:
+                raise UnsupportedError(f"{self.name}.attention.{key} differs from key_length {head_dim}")
+        for key, what in UNSUPPORTED_COUNTS.items():
+            if get.integer(key, 0, minimum=0):
+                raise UnsupportedError(f"{self.name}.{key}: {what} do not run yet")
+        if not get.boolean("attention.causal", True):
+            raise UnsupportedError(f"{self.name}.attention.causal is false, and the network looks back only")
+        num_layers = get.integer("block_count", maximum=MAX_LAYERS)
+        rope_dim = get.integer("rope.dimension_count", head_dim, maximum=head_dim)
+        if get.integer("rope.dimension_count_swa", rope_dim) != rope_dim:
+            raise UnsupportedError(f"{self.name}.rope.dimension_count_swa differs from rope.dimension_count {rope_dim}")
+        windows = self.windows(get, num_layers)
+        ropes, layer_ropes = self.ropes(get, tensors, rope_dim, windows)
+        tokens = metadata.get("tokenizer.ggml.tokens")
+        return ModelSpec(
+            architecture=self.name,
+            vocab_size=get.integer("vocab_size", len(tokens) if isinstance(tokens, list) else None),
+            context_length=get.integer("context_length"),
+            hidden_size=hidden,
+            intermediate_size=get.integer("feed_forward_length"),
+            num_layers=num_layers,
+            num_heads=num_heads,
+            num_kv_heads=get.integer("attention.head_count_kv", num_heads),
+            head_dim=head_dim,
+            norm_eps=get.number("attention.layer_norm_rms_epsilon"),
+            attention_scale=self.attention_scale(get, head_dim),
+            windows=windows,
+            rope_dim=rope_dim,
+            rope_interleaved=self.rope_interleaved,
+            ropes=ropes,
+            layer_ropes=layer_ropes,
+            original_context=original_context(get, ropes),
+            activation=self.activation(get),
+            embedding_scale=self.embedding_scale(hidden),
+            attention_softcap=get.number("attn_logit_softcapping", 0.0, minimum=0.0),
+            logit_softcap=get.number("final_logit_softcapping", 0.0, minimum=0.0),
+            int8_activations=self.int8_activations,
+        )
+
+
+def refuse_wide_heads(arch: str, config: Config, sizes: Sizes) -> None:
+    """Raises UnsupportedError for heads that are not together as wide as the hidden state."""
+    if sizes.num_heads * sizes.head_dim != sizes.hidden:
+        raise UnsupportedError(
+            f"{config.where}: head_dim {sizes.head_dim}, the {arch} architecture has hidden_size / "
+            f"num_attention_heads = {sizes.hidden / sizes.num_heads:g}"
+        )
+
+
+def sliding_layers(config: Config, num_layers: int, default: Callable[[int], bool]) -> list[bool]:
+    """Which layers attend to a window: layer_types in config.json, or what `default` says of a layer's index."""
+    types = config.values.get("layer_types")
+    if types is None:
+        return [default(i) for i in range(num_layers)]
+    known = ("sliding_attention", "full_attention")
+    if not isinstance(types, list) or len(types) != num_layers or any(kind not in known for kind in types):
+        raise FormatError(f"{config.where}: layer_types is {quoted(types, 60)}, expected {' or '.join(known)} a layer")
+    return [kind == "sliding_attention" for kind in types]
+
+
+def window_metadata(arch: str, windows: tuple[int, ...]) -> dict[str, Any]:
+    """attention.sliding_window, and attention.sliding_window_pattern (True: has it) unless every layer has one."""
+    if not any(windows):
+        return {}
+    keys: dict[str, Any] = {f"{arch}.attention.sliding_window": max(windows)}
+    if not all(windows):
+        keys[f"{arch}.attention.sliding_window_pattern"] = np.array(windows) > 0
+    return keys
+
+
+def stays_float32(tensor: TensorSource) -> bool:
+    """Norms, biases and everything with one axis are float32 in GGUF."""
+    return len(tensor.shape) <= 1 or tensor.name.endswith("_norm.weight")
+
+
+def _position(checkpoint: Checkpoint, name: str) -> tuple[str, str]:
+    return checkpoint.tensors[name].shard, name
+
+
+def layer_of(name: str) -> int:
+    """The layer in a GGUF tensor's name, -1 for tensors outside the layers."""
+    match = re.match(r"blk\.(\d+)\.", name)
+    return int(match[1]) if match else -1

@@ -1,0 +1,228 @@
+"""gemma3: Gemma 3's text models, alone (270M, 1B) or inside a model that also sees (4B and up).
+
+Norms before and after both branches, normalized queries and keys, GELU (tanh) in the gate, embeddings times the square
+root of the hidden size; five layers with a window and rotary base 10000, then one that sees everything, with base 10^6.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from lowbit._core import FormatError, UnsupportedError
+from lowbit.arch import to_hf
+from lowbit.arch.base import DENSE_LAYER, Architecture, Tensor, sliding_layers
+from lowbit.arch.keys import Keys
+from lowbit.arch.model_spec import Rope
+from lowbit.arch.rope import Tensors, plain_rope, rope_of
+from lowbit.base.quoting import quoted
+from lowbit.hf.config import Config
+from lowbit.tensors.source import MinusOne, PlusOne, TensorSource
+
+#: What the text_config of a model that also sees may leave out, as transformers' Gemma3TextConfig has it.
+NESTED_DEFAULTS = {
+    "vocab_size": 262208,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-6,
+}
+#: Layers from one that sees everything to the next.
+PATTERN = 6
+GLOBAL_THETA, LOCAL_THETA = 1e6, 1e4
+#: Of logits, which the reference keeps, too, and of attention's scores, which it refuses.
+SOFT_CAPS = ("final_logit_softcapping", "attn_logit_softcapping")
+
+
+class Gemma3(Architecture):
+    """Rotates halves, as Hugging Face does; norms are stored less one there."""
+
+    name = "gemma3"
+    hf_names = ("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration")
+    rope_interleaved = False
+    hidden_act = "gelu_pytorch_tanh"
+    activation_key = "hidden_activation"
+    tied_by_default = True
+    left_out = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
+    layer_tensors = (
+        *(tensor for tensor in DENSE_LAYER if tensor.gguf != "ffn_norm.weight"),
+        Tensor("attn_q_norm.weight", "self_attn.q_norm.weight", ("head_dim",)),
+        Tensor("attn_k_norm.weight", "self_attn.k_norm.weight", ("head_dim",)),
+        Tensor("post_attention_norm.weight", "post_attention_layernorm.weight", ("hidden",)),
+        Tensor("ffn_norm.weight", "pre_feedforward_layernorm.weight", ("hidden",)),
+        Tensor("post_ffw_norm.weight", "post_feedforward_layernorm.weight", ("hidden",)),
+    )
+
+    def text_config(self, config: Config) -> Config:
+        """The object text_config, if there is one, over the rest."""
+        nested = config.values.get("text_config")
+        values = dict(config.values)
+        if nested is not None:
+            if not isinstance(nested, dict):
+                raise FormatError(f"{config.where}: text_config is {quoted(nested, 40)}, expected an object")
+            ids = {key: value for key, value in values.items() if key.endswith("_token_id") and value is not None}
+            values = NESTED_DEFAULTS | values | {k: v for k, v in nested.items() if v is not None} | ids
+        return Config(values, config.where)
+
+    def hf_name(self, name: str) -> str:
+        """Without the prefix of the text model: "language_model.model." before transformers 5, "model.language_model."
+        since."""
+        return super().hf_name(name.replace("language_model.", "", 1))
+
+    def default_head_dim(self, hidden: int, num_heads: int) -> int:
+        """Heads of 256, unless config.json says otherwise."""
+        return 256
+
+    def has_bias(self, part: str, config: Config) -> bool:
+        """Attention, by a switch."""
+        return part.startswith("attn") and config.boolean("attention_bias", False)
+
+    def check(self, config: Config) -> list[str]:
+        """Attention in both directions, as embedding models have it, is not the text model's."""
+        if config.values.get("use_bidirectional_attention"):
+            raise UnsupportedError(f"{config.where}: use_bidirectional_attention is set, gemma3 looks back only")
+        return super().check(config)
+
+    def config_windows(self, config: Config) -> tuple[int, ...]:
+        """sliding_window in all layers but every sixth: layer_types or sliding_window_pattern may say otherwise."""
+        num_layers = self.sizes(config).layers
+        pattern = config.integer("sliding_window_pattern", PATTERN)
+        sliding = sliding_layers(config, num_layers, lambda i: (i + 1) % pattern > 0)
+        window = config.integer("sliding_window") if any(sliding) else 0
+        return tuple(window * is_sliding for is_sliding in sliding)
+
+    def scaled_rope(self, config: Config) -> Config:
+        """That of the layers that see everything."""
+        return self._ropes(config)[0]
+
+    def rope_metadata(self, config: Config) -> dict[str, Any]:
+        """The layers that see everything have the usual keys, the others a base of their own."""
+        local = self._ropes(config)[1]
+        if local.values["rope_type"] != "default":
+            raise UnsupportedError(f"{local.where}: rope_type {local.values['rope_type']!r} in layers with a window")
+        return {**super().rope_metadata(config), "rope.freq_base_swa": local.number("rope_theta")}
+
+    def _ropes(self, config: Config) -> tuple[Config, Config]:
+        """Rotary embeddings of the layers that see everything and of the others, from either form: transformers 5 has
+        both in rope_parameters, 4 has rope_theta with an optional rope_scaling, and rope_local_base_freq. rope_scaling
+        is that of the layers that see everything, also beside rope_parameters."""
+        both = config.values.get("rope_parameters") or {}
+        if not isinstance(both, dict) or not both.keys() <= {"full_attention", "sliding_attention"}:
+            raise FormatError(
+                f"{config.where}: rope_parameters is {quoted(both, 60)}, expected full_attention and sliding_attention"
+            )
+        ropes = []
+        for kind, theta, default in (
+            ("full_attention", "rope_theta", GLOBAL_THETA),
+            ("sliding_attention", "rope_local_base_freq", LOCAL_THETA),
+        ):
+            parts = [both.get(kind) or {}]
+            if kind == "full_attention":
+                parts.append(config.values.get("rope_scaling") or {})
+            if not all(isinstance(part, dict) for part in parts):
+                raise FormatError(f"{config.where}: rope_parameters of {kind}: expected an object")
+            rope = {key: value for part in parts for key, value in part.items()}
+            values = {"rope_parameters": rope, "rope_theta": config.number(theta, default)}
+            values["max_position_embeddings"] = config.integer("max_position_embeddings")
+            ropes.append(Config(values, f"{config.where}: {kind}").rope())
+        return ropes[0], ropes[1]
+
+    def late_metadata(self, config: Config) -> dict[str, Any]:
+        """The window, and what the reference takes for granted where a model differs: layers, scale of attention."""
+        keys: dict[str, Any] = {}
+        for key in SOFT_CAPS:
+            if config.values.get(key):
+                keys[f"gemma3.{key}"] = config.number(key)
+        sizes, windows = self.sizes(config), self.config_windows(config)
+        if window := max(windows):
+            keys["gemma3.attention.sliding_window"] = window
+            if windows != usual_windows(window, sizes.layers):
+                keys["gemma3.attention.sliding_window_pattern"] = np.array(windows) > 0
+        scalar = config.number("query_pre_attn_scalar", 256)
+        if scalar != usual_scalar(sizes.layers, sizes.hidden, sizes.num_heads, sizes.head_dim):
+            keys["gemma3.attention.scale"] = scalar**-0.5
+        return keys
+
+    def fix_up(self, tensor: TensorSource, config: Config) -> TensorSource:
+        """GGUF's norms are whole."""
+        return PlusOne(tensor.name, tensor) if tensor.name.endswith("norm.weight") else tensor
+
+    def restore(self, tensor: TensorSource, config: Config) -> TensorSource:
+        """The checkpoint's norms are less one."""
+        return MinusOne(tensor.name, tensor) if tensor.name.endswith("norm.weight") else tensor
+
+    def hf_config(self, metadata: Mapping[str, Any], tensors: Mapping[str, TensorSource]) -> dict[str, Any]:
+        """As in every architecture, with the caps and scales of `late_metadata`."""
+        get = Keys(metadata, self.name)
+        config = super().hf_config(metadata, tensors)
+        config["model_type"] = "gemma3_text"
+        sizes = self.sizes(Config(config, "config.json"))
+        usual = usual_scalar(sizes.layers, sizes.hidden, sizes.num_heads, sizes.head_dim)
+        config["query_pre_attn_scalar"] = usual
+        if f"{self.name}.attention.scale" in metadata:
+            scalar = get.number("attention.scale") ** -2
+            config["query_pre_attn_scalar"] = round(scalar) if abs(scalar - round(scalar)) < 1e-3 else scalar
+        for key in SOFT_CAPS:
+            if f"{self.name}.{key}" in metadata:
+                config[key] = to_hf.decimal(get.number(key))
+        return config
+
+    def hf_windows(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
+        """The way back from `config_windows`, with every sixth layer's as the default."""
+        get = Keys(metadata, self.name)
+        window = get.integer("attention.sliding_window", 0, minimum=0)
+        if f"{self.name}.attention.sliding_window_pattern" not in metadata:
+            windows = usual_windows(window, get.integer("block_count", maximum=to_hf.MAX_LAYERS))
+            metadata = {**metadata, f"{self.name}.attention.sliding_window_pattern": [seen > 0 for seen in windows]}
+        return {"sliding_window": window or None, "layer_types": to_hf.layer_types(metadata, self.name, window)}
+
+    def hf_rope(self, metadata: Mapping[str, Any], tensors: Mapping[str, TensorSource]) -> dict[str, Any]:
+        """Both bases: rope_parameters of transformers 5, and what 4 reads."""
+        rope = super().hf_rope(metadata, tensors)
+        local = to_hf.decimal(Keys(metadata, self.name).number("rope.freq_base_swa", LOCAL_THETA))
+        both = {
+            "full_attention": rope["rope_parameters"],
+            "sliding_attention": {"rope_type": "default", "rope_theta": local},
+        }
+        return {**rope, "rope_parameters": both, "rope_local_base_freq": local}
+
+    def embedding_scale(self, hidden: int) -> float:
+        """The square root of the hidden size."""
+        return math.sqrt(hidden)
+
+    def attention_scale(self, get: Keys, head_dim: int) -> float:
+        """By attention.scale, or as the reference takes for granted."""
+        hidden, num_heads = get.integer("embedding_length"), get.integer("attention.head_count")
+        scalar = usual_scalar(get.integer("block_count"), hidden, num_heads, head_dim)
+        return get.number("attention.scale", scalar**-0.5)
+
+    def windows(self, get: Keys, num_layers: int) -> tuple[int, ...]:
+        """By attention.sliding_window_pattern, or as the reference takes for granted."""
+        if f"{self.name}.attention.sliding_window_pattern" in get.metadata:
+            return super().windows(get, num_layers)
+        return usual_windows(get.integer("attention.sliding_window", 0, minimum=0), num_layers)
+
+    def ropes(
+        self, get: Keys, tensors: Tensors, dim: int, windows: tuple[int, ...]
+    ) -> tuple[tuple[Rope, ...], tuple[int, ...]]:
+        """The usual table for layers that see everything, a plain one with a base of its own for the others."""
+        magnitude = get.number("rope.scaling.attn_factor", 1.0)  # which llama.cpp has for all layers
+        local = plain_rope(get.number("rope.freq_base_swa", LOCAL_THETA), dim, magnitude)
+        return (rope_of(get, tensors, dim), local), tuple(int(window > 0) for window in windows)
+
+
+def usual_windows(window: int, num_layers: int) -> tuple[int, ...]:
+    """The windows of a gemma3 file that has no attention.sliding_window_pattern."""
+    return tuple(window * ((i + 1) % PATTERN > 0) for i in range(num_layers))
+
+
+def usual_scalar(num_layers: int, hidden: int, num_heads: int, head_dim: int) -> int:
+    """query_pre_attn_scalar of a gemma3 file that has no attention.scale: the 27B model's, of 62 layers, is special."""
+    return hidden // num_heads if num_layers == 62 else head_dim
+
+
+ARCHITECTURE = Gemma3()

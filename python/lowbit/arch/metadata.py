@@ -1,0 +1,47 @@
+"""The architecture and the network that a GGUF file's metadata describes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from lowbit._core import FormatError, UnsupportedError
+from lowbit.arch.base import Architecture
+from lowbit.arch.model_spec import ModelSpec
+from lowbit.arch.registry import architectures
+from lowbit.arch.rope import Tensors
+from lowbit.arch.unknown import unknown_name
+from lowbit.base import arguments
+
+#: general.type of GGUF files that are no models.
+_OTHER_TYPES = {
+    "adapter": "a LoRA adapter, and lowbit merges those of PEFT (--lora)",
+    "imatrix": "an importance matrix, which --imatrix takes",
+    "mmproj": "the image encoder of a model that also sees",
+}
+
+
+def spec(metadata: Mapping[str, Any], tensors: Tensors) -> ModelSpec:
+    """The network that a GGUF file describes: by its metadata, and by tensors that scale rotary embeddings.
+
+    Raises UnsupportedError for an unknown architecture or what its graph does not express, FormatError for keys that
+    are missing or wrong.
+    """
+    return of_metadata(metadata, arguments.mapping("tensors", tensors)).spec(metadata, tensors)
+
+
+def of_metadata(metadata: Mapping[str, Any], tensors: Iterable[str] = ()) -> Architecture:
+    """The architecture of a GGUF file. tensors: its names, which an error about an unknown one compares.
+
+    Raises UnsupportedError for an unknown one and for files that are no models, FormatError if the metadata names none.
+    """
+    name = arguments.mapping("metadata", metadata).get("general.architecture")
+    kind = metadata.get("general.type")
+    if isinstance(kind, str) and kind in _OTHER_TYPES:
+        raise UnsupportedError(f"expected a model, found {_OTHER_TYPES[kind]} (general.type)")
+    if not isinstance(name, str):
+        raise FormatError("metadata has no general.architecture")
+    arch = architectures().get(name)
+    if arch is None:
+        raise unknown_name(name, tensors)
+    return arch

@@ -1,0 +1,88 @@
+"""Which architectures there are: the files of `families`, and what users register."""
+
+from __future__ import annotations
+
+import functools
+import importlib.machinery
+import importlib.util
+import os
+import pkgutil
+import re
+import sys
+from pathlib import Path
+
+from lowbit._core import FormatError, InputError
+from lowbit.arch import families
+from lowbit.arch.base import Architecture
+from lowbit.base.files import read_bytes
+from lowbit.base.paths import AnyPath, checked
+from lowbit.base.quoting import quoted
+
+#: The most that a Python file may hold.
+MAX_SOURCE_BYTES = 16 << 20
+
+
+@functools.cache
+def _registered() -> dict[str, Architecture]:
+    found = {}
+    for module in pkgutil.iter_modules(families.__path__, f"{families.__name__}."):
+        arch = importlib.import_module(module.name).ARCHITECTURE
+        found[arch.name] = arch
+    return found
+
+
+def architectures() -> dict[str, Architecture]:
+    """Every architecture by its GGUF name."""
+    return dict(_registered())
+
+
+def hf_classes() -> dict[str, Architecture]:
+    """Every architecture by the classes in config.json that it serves."""
+    return {hf_name: arch for arch in _registered().values() for hf_name in arch.hf_names}
+
+
+def register(architecture: Architecture | AnyPath, *, replace: bool = False) -> Architecture:
+    """Adds an architecture, for this process, and returns it.
+
+    architecture: an instance of a class derived from lowbit.arch.Architecture, or the path of a Python file that ends
+    with ARCHITECTURE = YourClass(). The file is executed. Nothing that a checkpoint holds ever is.
+
+    Raises InputError for what is no architecture, and unless `replace` is set for names that another one has; FileError
+    and FormatError for files that cannot be read or run.
+    """
+    arch = architecture if isinstance(architecture, Architecture) else _of_file(architecture)
+    for attribute, kind in (("name", str), ("hf_names", tuple), ("rope_interleaved", bool)):
+        if not isinstance(getattr(arch, attribute, None), kind):
+            raise InputError(f"{type(arch).__name__}.{attribute} is no {kind.__name__}")
+    if not re.fullmatch(r"[\w-]+", arch.name, re.ASCII):
+        raise InputError(f"{type(arch).__name__}.name is {quoted(arch.name, 40)}, expected letters, digits, - and _")
+    known = _registered()
+    if not replace:
+        taken = {known[arch.name].name} if arch.name in known else set()
+        if taken := taken | (hf_classes().keys() & set(arch.hf_names)):
+            raise InputError(f"{', '.join(sorted(taken))}: known already; replace=True puts {arch.name!r} in its place")
+    known.pop(arch.name, None)
+    known[arch.name] = arch  # last: its classes win over those of others
+    return arch
+
+
+def _of_file(path: object) -> Architecture:
+    """What a Python file calls ARCHITECTURE."""
+    if not isinstance(path, (str, bytes, os.PathLike)):
+        raise InputError(f"an architecture or the path of a Python file is wanted, not {type(path).__name__}")
+    where = checked(path)
+    source = read_bytes(where, MAX_SOURCE_BYTES)
+    name = f"lowbit_arch_{Path(where).stem}"
+    loader = importlib.machinery.SourceFileLoader(name, where)
+    spec = importlib.util.spec_from_loader(name, loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    try:
+        exec(loader.source_to_code(source, where), module.__dict__)
+    except Exception as error:
+        raise FormatError(f"{where}: {type(error).__name__}: {error}") from error
+    arch = getattr(module, "ARCHITECTURE", None)
+    if not isinstance(arch, Architecture):
+        raise InputError(f"{where}: ARCHITECTURE is {type(arch).__name__}, expected a lowbit.arch.Architecture")
+    return arch

@@ -1,0 +1,133 @@
+"""The error for an architecture that nobody registered: which one is nearest, and what differs from it.
+
+Nearest is the architecture whose tensors' names agree with most of the file's; among equals the one called most alike.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from lowbit._core import Error, UnsupportedError
+from lowbit.arch.base import Architecture
+from lowbit.arch.registry import architectures
+from lowbit.base.quoting import quoted, shown
+from lowbit.hf.config import Config
+
+#: Keys of config.json that say nothing of the network.
+SILENT = re.compile(
+    r"_.*|architectures|model_type|.*dtype|transformers_version|use_cache|initializer_.*|.*_token_id|.*(dropout|_pdrop)|"
+    r"pretraining_tp|auto_map|name_or_path|return_dict.*|output_.*|tokenizer_class|.*_(tp|pp)_plan"
+)
+MAX_LISTED, MAX_NAME = 3, 60
+WAY_OUT = "lowbit.arch.register and lowbit --arch FILE.py add an architecture (docs/add-an-arch.md)"
+
+
+class _ReadKeys(dict[str, Any]):
+    """A dict that remembers which keys it was asked for."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        super().__init__(values)
+        self.asked: set[str] = set()
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.asked.add(key)
+        return super().get(key, default)
+
+    def __getitem__(self, key: str) -> Any:
+        self.asked.add(key)
+        return super().__getitem__(key)
+
+    def __contains__(self, key: object) -> bool:
+        self.asked.add(str(key))
+        return super().__contains__(key)
+
+
+def unknown_class(name: str, config: Config, tensors: Iterable[str]) -> UnsupportedError:
+    """For a class in config.json that is unknown. tensors: the checkpoint's names."""
+    names = list(tensors)
+    candidates = []
+    for arch in architectures().values():
+        table = {hf: entry.required for hf, (entry, _) in arch.table(_layers(names)).items()}
+        alike = max(_alike(name, hf_name) for hf_name in arch.hf_names)
+        candidates.append(_compared(arch, table, {arch.hf_name(n) for n in names}, _unread(arch, config), alike))
+    return _error(name, candidates, config.where)
+
+
+def unknown_name(name: str, tensors: Iterable[str]) -> UnsupportedError:
+    """For a general.architecture that is unknown. tensors: the GGUF file's names."""
+    names = set(tensors)
+    candidates = []
+    for arch in architectures().values():
+        table = {gguf: entry.required for entry, gguf in arch.table(_layers(names)).values()}
+        candidates.append(_compared(arch, table, names, [], _alike(name, arch.name)))
+    return _error(name, candidates, "general.architecture")
+
+
+class _Candidate(NamedTuple):
+    """How well an architecture fits: what compares greater fits better."""
+
+    agreement: tuple[int, int, float]  #: tensors that match less those missing, less config.json's differences, name
+    name: str
+    differences: list[str]
+
+
+def _compared(
+    arch: Architecture, table: Mapping[str, bool], names: set[str], others: list[str], alike: float
+) -> _Candidate:
+    """table: tensors' names, and whether they must be there."""
+    extra = [name for name in names if name not in table]
+    missing = [name for name, required in table.items() if required and name not in names]
+    matching = len(names) - len(extra)
+    differences = [f"{matching} of {len(names)} tensors match"]
+    differences += [f"extra: {_listed(extra)}"] if extra else []
+    differences += [f"missing: {_listed(missing)}"] if missing else []
+    return _Candidate((matching - len(missing), -len(others), alike), arch.name, differences + others)
+
+
+def _error(name: str, candidates: list[_Candidate], where: str) -> UnsupportedError:
+    best = max(candidates)
+    known, differences = ", ".join(architectures())[:200], "; ".join(best.differences)
+    return UnsupportedError(
+        f"{where}: architecture {quoted(name, MAX_NAME)} is unknown; nearest: {best.name} ({differences}); "
+        f"known: {known}; {WAY_OUT}"
+    )
+
+
+def _alike(a: str, b: str) -> float:
+    return difflib.SequenceMatcher(None, a[:MAX_NAME], b).ratio()
+
+
+def _layers(names: Iterable[str]) -> int:
+    """Layers that the names count, from 0 on without a hole."""
+    found = {int(match[1]) for name in names if (match := re.search(r"\.(\d{1,6})\.", name))}
+    return next(i for i in itertools.count() if i not in found)
+
+
+def _unread(arch: Architecture, config: Config) -> list[str]:
+    """What the architecture says of this config.json, and keys that it does not read."""
+    result: list[str] = []
+    try:
+        flat = arch.text_config(config)
+        values = _ReadKeys(flat.values)
+        recorded = Config(values, "config.json")
+        recorded.boolean("tie_word_embeddings", False)
+        for read in (arch.check, arch.metadata, arch.late_metadata):
+            read(recorded)
+        unread = [
+            k for k, v in values.items() if k not in values.asked and v not in (None, False) and not SILENT.fullmatch(k)
+        ]
+        result += [f"config.json also has {_listed(unread)}"] if unread else []
+    except Error as error:
+        result.append(f"differs: {shown(error, 160)}")
+    return result
+
+
+def _listed(names: list[str]) -> str:
+    """A few names, those of all layers as one."""
+    kinds = sorted({re.sub(r"\.\d+(?=\.)", ".*", ascii(name)[1:-1]) for name in names})
+    more = f" and {len(kinds) - MAX_LISTED} more" if len(kinds) > MAX_LISTED else ""
+    return ", ".join(kind[:MAX_NAME] for kind in kinds[:MAX_LISTED]) + more

@@ -1,0 +1,1 @@
+"""What every room uses: threads, paths, files read and written safely, progress, text in messages. Knows no model."""

@@ -1,0 +1,112 @@
+"""What lies in the place of an expected file: git-lfs pointers, pages of a server, archives, other models' formats.
+
+A reader whose format fails looks here for the cause, so that files that are right cost nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lowbit._core import FormatError, UnsupportedError
+from lowbit.base.files import FileReader, read_text
+
+_HEAD_BYTES = 1024  # a pointer has about 130
+_AGAIN = "download it again"
+_FLOATS = "lowbit reads safetensors and GGUF"
+
+GGUF_MAGIC, ZIP_MAGIC = b"GGUF", b"PK\x03\x04"
+#: How files begin, and what those are.
+_MAGICS: tuple[tuple[bytes, str], ...] = (
+    (GGUF_MAGIC, "a GGUF file: give it alone, where a GGUF file is expected"),
+    (b"lmgg", f"a GGML file of before August 2023: convert the model again; {_FLOATS}"),
+    (b"fmgg", f"a GGMF file of before August 2023: convert the model again; {_FLOATS}"),
+    (b"tjgg", f"a GGJT file of before August 2023: convert the model again; {_FLOATS}"),
+    (b"algg", "a GGLA adapter of before 2024: merge the PEFT adapter that it was made of with --lora"),
+    (ZIP_MAGIC, f"a zip archive, as torch.save writes: {_FLOATS}"),
+    (b"\x80\x02", f"a pickle, as torch.save wrote before 2020: {_FLOATS}"),
+    (b"\x80\x03", f"a pickle: {_FLOATS}"),
+    (b"\x80\x04", f"a pickle: {_FLOATS}"),
+    (b"\x80\x05", f"a pickle: {_FLOATS}"),
+    (b"\x1f\x8b", "a file compressed with gzip: decompress it first"),
+    (b"\x28\xb5\x2f\xfd", "a file compressed with zstd: decompress it first"),
+    (b"\xfd7zXZ\x00", "a file compressed with xz: decompress it first"),
+    (b"BZh", "a file compressed with bzip2: decompress it first"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive: unpack it first"),
+    (b"\x89HDF\r\n", f"an HDF5 file, as Keras writes: {_FLOATS}"),
+    (b"%PDF", f"a PDF document: {_AGAIN}"),
+)
+_POINTER = re.compile(rb"version https?://[^\n]*git-lfs[^\n]*\n(?:[^\n]*\n)*?size (\d{1,20})\r?\n")
+_HTML = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:<!--.*?-->\s*)?<(?:!doctype html|html|head|body)\b", re.I | re.S)
+_XML = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:\?xml|Error>)")
+#: What servers say in JSON in place of a file.
+ERROR_KEYS = frozenset({"error", "errors", "message", "detail", "status", "statusCode"})
+_JSON_ERROR = re.compile(rb"\s*\{\s*\"(?:%s)\"\s*:" % "|".join(sorted(ERROR_KEYS)).encode())
+_TAR_AT, _TAR = 257, b"ustar"
+
+
+def what_is(head: bytes, size: int, expected: bytes = b"") -> str | None:
+    """What a file is that begins so and has so many bytes, with what to do; None if nothing is known of it.
+
+    expected: how a file of the expected kind begins.
+    """
+    if expected and head.startswith(expected):
+        return None
+    if size == 0:
+        return f"the file is empty: {_AGAIN}"
+    if match := _POINTER.match(head):
+        num_bytes = int(match[1])
+        return (
+            f"this is a git-lfs pointer, not the file of {num_bytes} bytes that it stands for: run `git lfs pull` in "
+            f"its folder, or {_AGAIN}"
+        )
+    if _HTML.match(head):
+        return f"this is an HTML page, as a server sends for an error or a login: {_AGAIN}"
+    if _XML.match(head):
+        return f"this is an XML page, as a server sends for an error: {_AGAIN}"
+    if _JSON_ERROR.match(head):
+        return f"this is a server's error message in JSON: {_AGAIN}"
+    for magic, kind in _MAGICS:
+        if head.startswith(magic):
+            return f"this is {kind}"
+    if head[_TAR_AT:].startswith(_TAR):
+        return "this is a tar archive: unpack it first"
+    if size >= _HEAD_BYTES and not head.strip(b"\0"):
+        return f"the file begins with {len(head)} zero bytes, as an unfinished download does: {_AGAIN}"
+    return None
+
+
+def read_own_text(path: Path, max_bytes: int) -> str:
+    """A text of a format that takes anything (templates, merges). Raises FormatError for what is known to be no such
+    text, else as `read_text` does."""
+    text = read_text(path, max_bytes)
+    if text and (kind := what_is(text[:_HEAD_BYTES].encode(), len(text))):
+        raise FormatError(f"{path}: {kind}")
+    return text
+
+
+@contextmanager
+def named(*paths: str | os.PathLike[str], expected: bytes = b"") -> Iterator[None]:
+    """Where reading some files raises FormatError: says what the first odd one is instead, if that is known."""
+    try:
+        yield
+    except FormatError:
+        for path in filter(Path.is_file, map(Path, paths)):
+            file = FileReader(path)
+            if kind := what_is(file.read(0, min(file.size, _HEAD_BYTES)), file.size, expected):
+                raise FormatError(f"{path}: {kind}") from None
+        raise
+
+
+@contextmanager
+def of_file(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Where the metadata of a file is used: errors about it name the file."""
+    try:
+        yield
+    except (FormatError, UnsupportedError) as error:
+        if os.fspath(path) in str(error):
+            raise
+        raise type(error)(f"{os.fspath(path)}: {error}") from error

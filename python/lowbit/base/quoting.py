@@ -1,0 +1,76 @@
+"""Text of others in messages: names in files, arguments, errors of other packages.
+
+A message is one line of bounded length that a terminal can print, whatever it is made of. What is not printable
+(control characters, terminal escapes, line breaks, marks that turn the direction of text, lone surrogates) is escaped
+as in Python's strings; what is long is cut.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from itertools import islice
+
+#: The most bytes in UTF-8 of a name or value in a message, and of a message.
+MOST_SHOWN, MOST_MESSAGE = 100, 500
+
+_CUT = "..."
+
+
+class OneLineError(Exception):
+    """An exception whose message is one line of bounded length. The base of `lowbit.Error` (src/bindings/module.cc)."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(one_line(arg) if isinstance(arg, str) else arg for arg in args))
+
+
+def printable(text: str) -> str:
+    """The text with what is not printable escaped: it must not drive a terminal."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def one_line(text: str, most: int = MOST_MESSAGE) -> str:
+    """A message of at most so many bytes. What is too much is left out in the middle: the end says what to do."""
+    if len(text) > 2 * most:  # a character has a byte at least
+        text = text[:most] + text[-most:]
+    whole = printable(text).encode()
+    if len(whole) <= most:
+        return whole.decode()
+    half = (most - len(_CUT)) // 2
+    begin, end = (part.decode(errors="ignore") for part in (whole[:half], whole[-half:]))
+    return begin + _CUT + end
+
+
+def shown(value: object, most: int = MOST_SHOWN) -> str:
+    """A name or value as it is if it is printable and has at most so many bytes, else escaped and cut."""
+    whole = printable(_text(value)[: most + 1]).encode()
+    if len(whole) <= most:
+        return whole.decode()
+    return whole[: most - len(_CUT)].decode(errors="ignore") + _CUT
+
+
+def quoted(value: object, most: int = MOST_SHOWN) -> str:
+    """The same between quotation marks, for what may be empty or have blanks."""
+    return f"'{shown(value, most)}'"
+
+
+def reason(error: BaseException, most: int = 200) -> str:
+    """What an exception of another package says, its lines in one; else its class."""
+    text = re.sub(r"\s+", " ", _text(error)[: 4 * most]).strip()
+    return shown(text, most) or type(error).__name__
+
+
+def listed(names: Iterable[object], most: int = 3) -> str:
+    """The first names, and how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(shown(name) for name in islice(names, most)) + more
+
+
+def _text(value: object) -> str:
+    try:
+        return str(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits; lists in lists
+        return f"an int of {value.bit_length()} bits" if isinstance(value, int) else f"a nested {type(value).__name__}"

@@ -1,0 +1,26 @@
+"""How many threads a call uses."""
+
+from __future__ import annotations
+
+import os
+
+from lowbit import _core
+from lowbit.base import arguments
+
+#: The most that a call may use (src/bindings/formats.cc).
+MOST_THREADS = 1024
+
+
+def num_threads(threads: int | None = None) -> int:
+    """Returns `threads` if given, else the environment's LOWBIT_THREADS, else the processors this process may use.
+
+    Raises InputError for what is no number from 1 to MOST_THREADS.
+    """
+    if threads is None:
+        text = os.environ.get("LOWBIT_THREADS", "")
+        if not text:
+            return _core.available_threads()
+        if not text.isascii() or not text.isdecimal() or len(text) > 9:
+            raise arguments.wrong("LOWBIT_THREADS", "a number of threads", text)
+        threads = int(text)
+    return arguments.integer("threads", threads, 1, MOST_THREADS)

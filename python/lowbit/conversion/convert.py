@@ -1,0 +1,272 @@
+"""`convert` and `quantize_file`: a checkpoint or a GGUF file becomes a GGUF file in another format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lowbit import gguf
+from lowbit._core import InputError
+from lowbit.base import arguments
+from lowbit.base.operation import operation
+from lowbit.base.paths import AnyPath, checked
+from lowbit.base.progress import waiting
+from lowbit.base.quoting import quoted
+from lowbit.base.threads import num_threads
+from lowbit.conversion.open import OpenedCheckpoint, open_checkpoint
+from lowbit.conversion.plan import Finishing, Input, Plan, Report
+from lowbit.conversion.provenance import Hashing, recipe_metadata, reserved_bytes, source_files, with_step
+from lowbit.gguf.source import gguf_tensors
+from lowbit.hf.lora import Adapters
+from lowbit.quantization.assignment import Stored, file_order
+from lowbit.quantization.imatrix import Imatrix, Sums, load_imatrix
+from lowbit.quantization.options import ConvertOptions, QuantizeOptions, checked_options, moved_last
+from lowbit.quantization.recipes import FLOAT_FORMATS, Mix, find_mix
+from lowbit.tensors.source import TensorSource
+
+if TYPE_CHECKING:
+    from lowbit.conversion.carried import KnownTokenizer
+    from lowbit.conversion.verification import Verdict
+
+Importances = AnyPath | Mapping[str, Any] | Imatrix | Sums
+
+
+@operation()
+def convert(
+    src: AnyPath,
+    dst: AnyPath,
+    format: str = "Q4_K_M",
+    imatrix: Importances | None = None,
+    progress: bool = True,
+    threads: int | None = None,
+    dry_run: bool = False,
+    lora: Adapters = (),
+    lora_scale: float | Sequence[float] = 1.0,
+    intermediate: str | None = None,
+    provenance: bool = False,
+    verify: bool | None = False,
+    **options: Any,
+) -> Report:
+    """Makes a GGUF file of a Hugging Face folder or hub id, the same that the reference tools make.
+
+    format: a mix ("Q4_K_M"), a format ("Q8_0"), or "BF16", "F16", "F32". imatrix: a file of llama-imatrix, what
+    lowbit.imatrix.collect found, or importances by tensor name. With progress, a bar and notes go to stderr. With
+    dry_run nothing is written, and the report says what would be. lora: a PEFT adapter, or several, by folder or hub
+    id, to merge into the weights; lora_scale multiplies what they add, all or each of them. intermediate: what
+    weights become before they are quantized, "BF16" (the default), "F16", or "F32", which keeps them all: the format of
+    the file that the reference converter makes for its quantizer. provenance: adds what the file was made of and how,
+    under lowbit.provenance, and where GGUF has no key for a part of the tokenizer and ids would change, that part under
+    lowbit.tokenizer (a pre-tokenizer without a name always is). verify: compares the complete file with its source as
+    `lowbit.verify` does, before it gets its name, and adds what was found under lowbit.verify. None: also, unless the
+    model is split or loses layers, but a tokenizer that differs is said, not refused. All of them stand at the end of
+    the metadata. options: those of lowbit.ConvertOptions.
+
+    The target appears whole or not at all, and memory stays at a few chunks of rows. Raises FileError, FormatError,
+    UnsupportedError (architecture, tokenizer, quantized checkpoint), InputError (format, options, NaN in
+    the weights) or VerificationError (whose `verdict` says what differs).
+    """
+    mix = find_mix(format)
+    if mix.is_copy:
+        raise InputError("COPY is for GGUF files; of a checkpoint, BF16, F16 or F32 make one of floats")
+    between = _intermediate(mix, intermediate)
+    src, dst = checked(src), checked(dst)
+    chosen = checked_options(ConvertOptions, options)
+    dry_run, provenance = arguments.flag("dry_run", dry_run), arguments.flag("provenance", provenance)
+    verify = None if verify is None else arguments.flag("verify", verify)
+    is_verified = _is_verified(verify, chosen)
+    opened = open_checkpoint(src, lora, lora_scale, record_tokenizer=provenance or is_verified)
+    importances, imatrix = _loaded(imatrix)
+    sources = source_files(opened.origin, imatrix) if provenance else []
+    # From here on, since tokenizers keep only one thread busy.
+    with Hashing([] if dry_run else sources) as hashing:
+        plan, tokenizer = _plan(opened, mix, between, chosen, provenance)
+        if provenance or is_verified:
+            given = _unusual(chosen) | ({"lora_scale": lora_scale} if opened.origin.adapters else {})
+            given |= {"intermediate": between} if intermediate else {}
+            plan.finishing = Finishing(
+                gguf.RESERVED_BYTES + reserved_bytes(sources, given),
+                (lambda: recipe_metadata(mix.name, given, opened.origin) | hashing.metadata()) if provenance else None,
+                partial(_verdict, src, dst, opened, tokenizer, chosen, verify is True, threads, progress)
+                if is_verified
+                else None,
+            )
+        return plan.run(dst, importances, progress, num_threads(threads), dry_run)
+
+
+def _intermediate(mix: Mix, format: str | None) -> str:
+    """The format between a checkpoint's and a mix's."""
+    found = "BF16" if format is None else arguments.text("intermediate", format).upper() or "BF16"
+    if found not in FLOAT_FORMATS:
+        raise InputError(f"intermediate: {quoted(format)}, expected one of {', '.join(FLOAT_FORMATS)}")
+    if format and mix.is_float:
+        raise InputError(f"intermediate: {mix.name} is not quantized, so nothing comes between")
+    return found
+
+
+def _plan(
+    opened: OpenedCheckpoint, mix: Mix, intermediate: str, options: ConvertOptions, with_tokenizer: bool
+) -> tuple[Plan, KnownTokenizer | None]:
+    """What to write of a checkpoint, and what its tokenizer does if that was looked at.
+
+    with_tokenizer: also what GGUF has no key for of the tokenizer.
+    """
+    # The library of tokenizers costs more to load than the rest of the package.
+    from lowbit.conversion.carried import KnownTokenizer, carried_tokenizer, is_unnamed
+
+    sources = {tensor.name: tensor for tensor in opened.tensors}
+    inputs = [
+        Input(Stored(name, sources[name].shape, _before(sources[name], intermediate)), _same(sources[name]), name)
+        for name in (sources if mix.is_float else file_order(sources))
+    ]
+    metadata = dict(opened.metadata)
+    if mix.is_float:
+        metadata["general.file_type"] = mix.file_type  # where the reference converter has it
+    else:
+        metadata = _requantized(metadata, mix)
+    notes = list(opened.notes)
+    if opened.exact_formats and mix.default not in opened.exact_formats:
+        notes.append(f"{mix.name} rounds the layers' matrices, which {', '.join(opened.exact_formats)} keep exactly")
+    if rounded := _rounded(sources.values(), mix, intermediate):
+        notes.append(
+            f"weights go from {rounded} through {intermediate} before they are quantized, as they do between the "
+            f"reference's two tools; intermediate {rounded} (--intermediate) keeps what that rounds"
+        )
+    tokenizer = None
+    if with_tokenizer or is_unnamed(metadata):
+        carried = carried_tokenizer(opened, metadata, notes)
+        metadata |= carried.keys
+        tokenizer = KnownTokenizer(metadata, carried.record) if carried.record else None
+    return Plan(mix, inputs, metadata, notes, options, intermediate=intermediate), tokenizer
+
+
+def _is_verified(verify: bool | None, options: ConvertOptions) -> bool:
+    """Whether a conversion verifies its file. Raises InputError where it is asked to and cannot."""
+    if verify is None:
+        return not options.prune_layers and not options.split_limits
+    if verify and options.prune_layers:
+        raise InputError("verify: a model without some of its layers is not the one it was made of")
+    if verify and options.split_limits:
+        raise InputError("verify: files of a split model are verified when they have names, with lowbit verify")
+    return verify
+
+
+def _unusual(options: ConvertOptions) -> dict[str, Any]:
+    """The options that were given. What tensor_type_file says is in tensor_types."""
+    usual = type(options)()
+    values = {option.name: getattr(options, option.name) for option in fields(options)}
+    del values["tensor_type_file"]
+    return {name: value for name, value in values.items() if value and value != getattr(usual, name)}
+
+
+def _verdict(
+    src: str,
+    dst: str,
+    opened: OpenedCheckpoint,
+    tokenizer: KnownTokenizer | None,
+    options: ConvertOptions,
+    is_strict: bool,
+    threads: int | None,
+    progress: bool,
+    path: str,
+) -> Verdict:
+    """The verdict on a file at `path` that has no name yet. Raises VerificationError if it should not get one."""
+    from lowbit.conversion.verification import compare_with
+
+    changed = list(options.override_kv)
+    with waiting("Verifying", enabled=progress):
+        verdict = compare_with(
+            path, dst, src, opened, known=tokenizer, changed=changed, threads=threads, progress=progress
+        )
+    if not verdict.ok and (is_strict or verdict.word == "failed"):
+        raise verdict.error()
+    return verdict
+
+
+@operation()
+def quantize_file(
+    src: AnyPath,
+    dst: AnyPath,
+    format: str,
+    imatrix: Importances | None = None,
+    progress: bool = True,
+    threads: int | None = None,
+    dry_run: bool = False,
+    **options: Any,
+) -> Report:
+    """Quantizes a GGUF file of floats, as llama-quantize does. The parameters are those of `convert`.
+
+    format: also "COPY", which copies. A split model is read whole, whichever of its files `src` names. options: those
+    of lowbit.QuantizeOptions.
+
+    What lowbit.provenance says of `src` goes along, and this step is added: format, options, the importance matrix's
+    hash. There is no hash of `src`: the sources whose hashes are there make it again, and reading it twice costs as
+    much as many a format does. Where `src` says nothing, nothing is added to what llama-quantize writes.
+
+    Tensors that have the wanted format already are copied. Raises InputError for others that are quantized, unless
+    allow_requantize is set: what one format lost, the next takes for truth.
+    """
+    mix = find_mix(format)
+    src, dst = checked(src), checked(dst)
+    chosen, dry_run = checked_options(QuantizeOptions, options), arguments.flag("dry_run", dry_run)
+    with gguf.open(src) as file:
+        inputs = _inputs(file, chosen.keep_split)
+        metadata = {key: file.typed(key) for key in file.metadata if key not in gguf.SPLIT_KEYS}
+        num_files = len(file.paths) if chosen.keep_split else None
+    importances, imatrix = _loaded(imatrix)
+    given = _unusual(chosen)
+    if given or not mix.is_copy:
+        metadata = with_step(metadata, src, mix.name, given, imatrix)
+    metadata = _own_last(_requantized(metadata, mix))
+    requantize = chosen.allow_requantize
+    plan = Plan(mix, inputs, metadata, [], chosen, allow_requantize=requantize, num_files=num_files)
+    return plan.run(dst, importances, progress, num_threads(threads), dry_run)
+
+
+def _loaded(imatrix: Importances | None) -> tuple[Imatrix | None, str | None]:
+    """The importances, and the path of their file."""
+    if imatrix is None:
+        return None, None
+    return load_imatrix(imatrix), None if isinstance(imatrix, (Mapping, Imatrix, Sums)) else checked(imatrix)
+
+
+def _rounded(sources: Iterable[TensorSource], mix: Mix, intermediate: str) -> str | None:
+    """The checkpoint's format, if that between it and the mix's does not hold all of its values."""
+    types = {source.dtype for source in sources if len(source.shape) > 1}
+    lost = [name for name in FLOAT_FORMATS if gguf.DTYPES[name] in types and name != intermediate]
+    return lost[0] if lost and not mix.is_float and intermediate != "F32" else None
+
+
+def _before(source: TensorSource, intermediate: str) -> str:
+    """The format that a tensor has in the reference's intermediate file."""
+    return "F32" if source.dtype == np.float32 and len(source.shape) <= 1 else intermediate
+
+
+def _same(source: TensorSource) -> Callable[[str], TensorSource]:
+    return lambda format: source
+
+
+def _inputs(file: gguf.File, keep_split: bool) -> list[Input]:
+    tensors = gguf_tensors(file)
+    names = file_order(file.infos)
+    if keep_split:
+        names.sort(key=lambda name: (file.place(name).path, file.place(name).offset))
+    return [Input(Stored(*file.infos[name]), tensors[name], name, file.place(name).path) for name in names]
+
+
+def _own_last(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """lowbit's keys at the end, without the verdict on another file."""
+    kept = {key: value for key, value in metadata.items() if not key.startswith("lowbit.verify.")}
+    return moved_last(kept, {key: value for key, value in kept.items() if key.startswith("lowbit.")})
+
+
+def _requantized(metadata: dict[str, Any], mix: Mix) -> dict[str, Any]:
+    """Metadata as llama-quantize leaves it: these two keys come last."""
+    last = {"general.quantization_version": np.uint32(2)}
+    file_type = metadata.get("general.file_type") if mix.is_copy else mix.file_type
+    if file_type is not None:
+        last["general.file_type"] = np.uint32(file_type)
+    return moved_last(metadata, last)

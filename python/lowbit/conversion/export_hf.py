@@ -1,0 +1,222 @@
+"""`export_hf`: a GGUF file becomes a Hugging Face folder that transformers loads."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lowbit import gguf
+from lowbit._core import FileError, FormatError, InputError, UnsupportedError
+from lowbit.arch import Architecture, of_metadata
+from lowbit.arch.to_hf import decimal
+from lowbit.base import arguments
+from lowbit.base.atomic import locked
+from lowbit.base.foreign import of_file
+from lowbit.base.paths import AnyPath, checked, is_dir, status
+from lowbit.base.progress import progress_bar
+from lowbit.base.quoting import quoted, shown
+from lowbit.base.threads import num_threads
+from lowbit.conversion.pipeline import Job, write_files
+from lowbit.gguf.source import gguf_tensors
+from lowbit.hf.config import Config
+from lowbit.hf.model_card import SAMPLING, card_text
+from lowbit.hf.safetensors_writer import Shard, job_bytes
+from lowbit.tokenizer.load import Tokenizer
+from lowbit.tokenizer.to_hf import tokenizer_files
+
+__all__ = ["DTYPES", "ExportReport", "export_hf"]
+
+#: dtype of the weights -> its name in config.json.
+DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+#: What transformers writes into one file.
+SHARD_BYTES = 50 * 10**9
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What `export_hf` wrote. notes: what the folder does not keep of the file, one sentence each."""
+
+    path: str
+    dtype: str
+    num_bytes: int
+    shards: list[str] = field(repr=False)
+    tensors: list[str] = field(repr=False)
+    notes: list[str]
+
+
+def export_hf(
+    src: AnyPath,
+    dst: AnyPath,
+    dtype: str | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    progress: bool = True,
+    threads: int | None = None,
+) -> ExportReport:
+    """Makes a Hugging Face folder of a GGUF file: config.json, generation_config.json, the tokenizer and safetensors.
+
+    dtype: "BF16", "F16" or "F32" for all weights; by default that of the file's matrices if they are floats, else BF16.
+    Quantized weights are decoded and rounded to it; F32 holds them exactly. BitNet's ternary matrices are packed
+    instead, four weights in a byte, whatever the dtype. shard_bytes: begin another safetensors file
+    before one gets larger than this.
+
+    The folder appears whole or not at all; one that is there must be empty. Memory stays at a few chunks of rows.
+    Raises FileError, FormatError, UnsupportedError (what no checkpoint can hold) or InputError.
+    """
+    shard_bytes = arguments.integer("shard_bytes", shard_bytes, 1)
+    src, dst = checked(src), checked(dst)
+    with gguf.open(src) as file, of_file(src):
+        sources = {name: tensor.weights() for name, tensor in gguf_tensors(file).items()}
+        arch = of_metadata(file.metadata, file.infos)
+        values = arch.hf_config(file.metadata, sources)
+        config = arch.text_config(Config(values, f"{src}: config.json of its metadata"))
+        tensors = arch.hf_tensors(sources, config)
+        notes = _unkept(arch, file.metadata, config)
+        tokenizer, files = tokenizer_files(file.metadata, config.integer("max_position_embeddings"))
+        notes += tokenizer.notes
+        generation = _generation(file.metadata, tokenizer)
+        card = card_text(file.metadata)
+        format = _format(file, dtype)
+    files |= {"config.json": {**values, "dtype": DTYPES[format]}, "generation_config.json": generation}
+    contents = {name: value if isinstance(value, bytes) else _json(value) for name, value in files.items()}
+    if card:
+        contents["README.md"] = card.encode()
+    jobs = [Job(tensor, arch.hf_format(tensor, format)) for tensor in tensors]
+    with _new_folder(Path(dst)) as folder:
+        shards = _shards(folder, jobs, shard_bytes)
+        if len(shards) > 1:
+            contents["model.safetensors.index.json"] = _json(_index(shards))
+        for name, content in contents.items():
+            (folder / name).write_bytes(content)
+        with progress_bar(f"{Path(src).name} to {format}", unit="B", enabled=progress) as advance:
+            overflows = write_files(shards, num_threads(threads), advance)
+    notes += [f"{name}: {n} weights exceed float16 and became infinite" for name, n in overflows.items()]
+    names = [Path(shard.path).name for shard in shards]
+    num_bytes = sum(shard.num_bytes for shard in shards)
+    return ExportReport(dst, format, num_bytes, names, [tensor.name for tensor in tensors], notes)
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _format(file: gguf.File, dtype: str | None) -> str:
+    if dtype is not None:
+        if arguments.text("dtype", dtype).upper() not in DTYPES:
+            raise InputError(f"dtype is {quoted(dtype)}, expected one of {', '.join(DTYPES)}")
+        return dtype.upper()
+    matrices = {info.format for info in file.infos.values() if len(info.shape) > 1}
+    return matrices.pop() if len(matrices) == 1 and matrices <= DTYPES.keys() else "BF16"
+
+
+def _unkept(arch: Architecture, metadata: Mapping[str, Any], config: Config) -> list[str]:
+    """Notes on the architecture's keys that config.json does not hold.
+
+    Converting the folder again must give the keys of the file, or the network would be another one in silence: raises
+    UnsupportedError for a key that would come out with another value.
+    """
+    again = {**arch.first_metadata(config), **arch.metadata(config), **arch.late_metadata(config)}
+    notes = []
+    for key, value in metadata.items():
+        if not key.startswith(f"{arch.name}."):
+            continue
+        if key not in again:
+            notes.append(f"{key} is not kept: config.json has no place for it")
+        elif not np.array_equal(_rounded(value), _rounded(again[key])):
+            raise UnsupportedError(f"{key} is {shown(value, 60)}, config.json would say {shown(again[key], 60)}")
+    return notes
+
+
+def _rounded(value: Any) -> Any:
+    """Floats as GGUF has them."""
+    with np.errstate(over="ignore"):
+        return np.float32(value) if isinstance(value, float) else value
+
+
+def _generation(metadata: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
+    """generation_config.json: what ends a text, and the sampling that the model's makers recommend."""
+    first = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
+    ends = [*first, *sorted(tokenizer.eos_ids - {*first})]
+    ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": ends or None, "pad_token_id": tokenizer.pad_id}
+    sampling: dict[str, Any] = {}
+    for keys, name, _ in SAMPLING:
+        value = metadata.get(f"general.sampling.{name}")
+        if isinstance(value, (list, np.ndarray)):
+            raise FormatError(f"general.sampling.{name}: expected one value, found an array")
+        if value is not None:
+            sampling[keys[-1]] = decimal(value) if isinstance(value, float) else value
+    if sampling:
+        sampling["do_sample"] = True
+    return {**{key: value for key, value in ids.items() if value is not None}, **sampling}
+
+
+def _shards(folder: Path, jobs: Sequence[Job], shard_bytes: int) -> list[Shard]:
+    """The files to write, named as transformers names them. A tensor is never cut."""
+    parts: list[list[Job]] = [[]]
+    filled = 0
+    for job in jobs:
+        if filled and filled + job_bytes(job) > shard_bytes:
+            parts.append([])
+            filled = 0
+        parts[-1].append(job)
+        filled += job_bytes(job)
+    names = [f"model-{i + 1:05d}-of-{len(parts):05d}.safetensors" for i in range(len(parts))]
+    names = names if len(parts) > 1 else ["model.safetensors"]
+    return [Shard(str(folder / name), part) for name, part in zip(names, parts, strict=True)]
+
+
+def _index(shards: Sequence[Shard]) -> dict[str, Any]:
+    weight_map = {job.source.name: Path(shard.path).name for shard in shards for job in shard.jobs}
+    total = sum(shard.num_bytes for shard in shards)
+    return {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+
+
+@contextmanager
+def _new_folder(path: Path) -> Iterator[Path]:
+    """A folder under a temporary name beside `path`, which gets that name at the end unless there is an exception."""
+    try:
+        if status(path) and (not is_dir(path) or any(path.iterdir())):
+            raise FileError(f"{path}: there already, expected a new or an empty folder")
+        _remove_stale(path)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+        lock = locked(temporary)
+    except OSError as error:
+        raise FileError(f"{path}: {error.strerror}") from None
+    try:
+        yield temporary
+        os.chmod(temporary, 0o777 & ~_umask())  # mkdtemp keeps others out
+        if path.exists():
+            path.rmdir()
+        temporary.rename(path)
+    except FileError as error:
+        raise FileError(str(error).replace(str(temporary), str(path))) from None
+    except OSError as error:
+        raise FileError(f"{path}: {error.strerror}") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def _remove_stale(path: Path) -> None:
+    """Removes what exports to `path` left that were killed."""
+    for folder in path.parent.iterdir():
+        is_temporary = re.fullmatch(rf"\.{re.escape(path.name)}\.\w{{8}}\.part", folder.name) is not None
+        if is_temporary and not folder.is_symlink() and (lock := locked(folder)) is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(lock)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

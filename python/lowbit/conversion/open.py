@@ -1,0 +1,179 @@
+"""Opening a Hugging Face folder: the metadata and the tensors that its GGUF file holds, in memory and lazily.
+
+`lowbit.convert` writes them to a file, `lowbit.load` runs them as they are.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from lowbit._core import Error
+from lowbit.arch import metadata as gguf_metadata
+from lowbit.arch.base import Architecture
+from lowbit.arch.model_spec import ModelSpec
+from lowbit.arch.pooling import MODULES, pooling_config, pooling_type
+from lowbit.arch.registry import hf_classes
+from lowbit.arch.unknown import unknown_class
+from lowbit.base.heap import trim_heap
+from lowbit.base.operation import reading
+from lowbit.base.paths import AnyPath
+from lowbit.hf import lora
+from lowbit.hf.checkpoint import Checkpoint
+from lowbit.hf.config import Config
+from lowbit.hf.hub import resolve
+from lowbit.hf.imports import fp8
+from lowbit.hf.model_card import general_metadata
+from lowbit.tensors.source import TensorSource, num_elements
+from lowbit.tokenizer.to_gguf import tokenizer_metadata
+
+if TYPE_CHECKING:
+    from lowbit.tokenizer.differences import TokenizerRecord
+
+#: general.quantization_version of the block layouts.
+QUANTIZATION_VERSION = 2
+#: general.file_type of files that keep their weights as floats.
+FLOAT_FILE_TYPES = {np.dtype(np.float32): 0, np.dtype(np.float16): 1}
+BFLOAT16_FILE_TYPE = 32
+
+
+class Origin(NamedTuple):
+    """Folders and files of a checkpoint. hub_id: if it was downloaded. adapters: folders of LoRA adapters."""
+
+    folder: Path
+    hub_id: str | None
+    weights: list[Path]
+    adapters: list[Path]
+
+
+@dataclass
+class OpenedCheckpoint:
+    """A Hugging Face folder as its GGUF file will be.
+
+    metadata: keys in file order, values as lowbit.gguf.Writer takes them, tokenizer included.
+    tensors: in file order, each already as GGUF has its values (float types only).
+    notes: what GGUF does not keep, one sentence each.
+    exact_formats: those that keep the layers' matrices exactly, if those are such that not every format can (BitNet).
+    origin: what all this was read from.
+    recorded: the record of its tokenizer, or why that cannot be loaded; None if nobody asked for it at opening.
+    """
+
+    metadata: dict[str, Any]
+    tensors: list[TensorSource]
+    notes: list[str]
+    exact_formats: tuple[str, ...]
+    origin: Origin
+    recorded: TokenizerRecord | Error | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where it lies, in the hub's cache if it came from there."""
+        return self.origin.folder
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The network. Reads the tensors of one axis."""
+        vectors = {tensor.name: tensor.rows(0, tensor.shape[0]) for tensor in self.tensors if len(tensor.shape) == 1}
+        return gguf_metadata.spec(self.metadata, vectors)
+
+    @cached_property
+    def tokenizer_record(self) -> TokenizerRecord:
+        """What the checkpoint's own tokenizer does. Raises as `lowbit.load_tokenizer` does."""
+        found = self.recorded or _tokenizer_record(self.folder)
+        if isinstance(found, Error):
+            raise found
+        return found
+
+
+def open_checkpoint(
+    source: AnyPath,
+    adapters: lora.Adapters = (),
+    adapter_scales: float | Sequence[float] = 1.0,
+    *,
+    record_tokenizer: bool = False,
+) -> OpenedCheckpoint:
+    """Opens a Hugging Face folder or hub id, with LoRA adapters merged. Reads headers and the tokenizer, no weights.
+
+    record_tokenizer: makes the tokenizer's record, too. Before the metadata: a large vocabulary takes 300 MB while its
+    tokenizer is loaded, and 100 MB as metadata.
+
+    Raises FileError, FormatError, or UnsupportedError (architecture, tokenizer, quantized checkpoint).
+    """
+    folder, hub_id = resolve(source)
+    checkpoint = Checkpoint(folder)
+    config = Config(checkpoint.config, str(folder / "config.json"))
+    arch = hf_classes().get(config.hf_class)
+    if arch is None:
+        raise unknown_class(config.hf_class, config, checkpoint.tensors)
+    if described := getattr(sys.modules.get(type(arch).__module__), "__file__", None):
+        reading(described)
+    config = arch.text_config(config)
+    weights = {tensor.file.path for tensor in checkpoint.tensors.values()}
+    notes = checkpoint.notes + arch.check(config) + fp8.dequantize(checkpoint, arch.quant_methods)
+    merged = lora.merge(checkpoint, adapters, adapter_scales, hub_id, arch.is_tied(config))
+    notes += merged.notes
+    if checkpoint.config.get("auto_map"):
+        notes.append("auto_map in config.json is ignored: code that comes with a checkpoint is never run")
+    if skipped := [name for name in checkpoint.tensors if name.startswith(arch.left_out)]:
+        notes.append(f"{len(skipped)} tensors beside the text model are left out: {skipped[0]} and others")
+    tensors = arch.tensors(checkpoint, config)
+    num_params = sum(num_elements(tensor.shape) for tensor in tensors)
+    vocab_size = config.integer("vocab_size")
+    recorded = _tokenizer_record(folder) if record_tokenizer else None
+    tokenizer = tokenizer_metadata(folder, config.values, arch.name, vocab_size, notes)
+    pooling = _pooling(arch, folder, notes)
+    is_tied = config.boolean("tie_word_embeddings", arch.tied_by_default)
+    if not is_tied and all(tensor.name != "output.weight" for tensor in tensors):
+        notes.append("there is no lm_head.weight: logits are products with the embeddings, as llama.cpp computes them")
+    metadata = {
+        "general.architecture": arch.name,
+        **arch.first_metadata(config),
+        "general.type": "model",
+        **general_metadata(folder, checkpoint.config, num_params, hub_id, notes),
+        **arch.metadata(config),
+        "general.file_type": float_file_type(tensors),
+        **pooling,
+        **arch.late_metadata(config),
+        "general.quantization_version": QUANTIZATION_VERSION,
+        **tokenizer,
+    }
+    origin = Origin(folder, hub_id, sorted(weights), merged.folders)
+    return OpenedCheckpoint(metadata, tensors, notes, arch.exact_formats, origin, recorded)
+
+
+def _tokenizer_record(folder: Path) -> TokenizerRecord | Error:
+    """The record, or the error of a tokenizer that cannot be loaded."""
+    from lowbit.tokenizer.differences import record
+    from lowbit.tokenizer.load import read_tokenizer  # with a library that takes long to load
+
+    trim_heap()
+    try:
+        return record(read_tokenizer(folder))
+    except Error as error:
+        return error
+    finally:
+        trim_heap()
+
+
+def _pooling(arch: Architecture, folder: Path, notes: list[str]) -> dict[str, Any]:
+    """ARCH.pooling_type of an embedding model, where the reference has it."""
+    config = pooling_config(folder)
+    if config is None:
+        return {}
+    if not arch.keeps_pooling:
+        notes.append(f"{MODULES} makes this an embedding model; the reference keeps no pooling_type of {arch.name}")
+        return {}
+    notes.append(f"{MODULES} makes this an embedding model: pooling_type is kept, lowbit itself computes logits only")
+    return {f"{arch.name}.pooling_type": pooling_type(config)}
+
+
+def float_file_type(tensors: list[TensorSource]) -> int:
+    """general.file_type of the matrices as they are stored."""
+    matrices = [tensor.dtype for tensor in tensors if len(tensor.shape) > 1]
+    return FLOAT_FILE_TYPES.get(matrices[0], BFLOAT16_FILE_TYPE) if matrices else 0

@@ -1,0 +1,264 @@
+"""What a conversion is going to write: formats, metadata, files and jobs, with every refusal before the first byte."""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from lowbit import gguf
+from lowbit._core import InputError, UnsupportedError
+from lowbit.base.operation import replacing
+from lowbit.base.progress import progress_bar
+from lowbit.base.quoting import one_line
+from lowbit.conversion.pipeline import Appender, Job, Target, write_files
+from lowbit.conversion.splitting import PADDED, file_name, other_sets, split_keys
+from lowbit.quantization.assignment import Assignment, Stored, assign, needs_imatrix, num_experts
+from lowbit.quantization.imatrix import Imatrix
+from lowbit.quantization.options import ConvertOptions, moved_last, override
+from lowbit.quantization.recipes import FLOAT_FORMATS, Mix
+from lowbit.tensors.source import TensorSource
+
+if TYPE_CHECKING:
+    from lowbit.conversion.verification import Verdict
+
+
+@dataclass
+class Report:
+    """What a conversion wrote, or would write. verdict: what a verification found, if there was one.
+
+    tensors: name, shape, format before, format, fallback and size of each, in file order. notes: what the file does not
+    keep of its source, and what else should be known. paths: the files, several where a split model is kept split.
+    """
+
+    path: str
+    format: str
+    file_bytes: int
+    tensors: list[Assignment] = field(repr=False)
+    notes: list[str]
+    paths: list[str] = field(repr=False)
+    verdict: Verdict | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def fallbacks(self) -> list[str]:
+        """Tensors that did not get the mix's format because its blocks do not divide their rows."""
+        return [tensor.fallback for tensor in self.tensors if tensor.fallback]
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits a weight, over all tensors."""
+        return 8 * sum(t.num_bytes for t in self.tensors) / max(1, sum(math.prod(t.shape) for t in self.tensors))
+
+
+class Input(NamedTuple):
+    """A tensor to write: what it is before, and how to read it for a target format.
+
+    origin: its name in the source, by which importances go. file: which file of a split model it is in.
+    """
+
+    stored: Stored
+    open: Callable[[str], TensorSource]
+    origin: str
+    file: int = 0
+
+
+class Finishing(NamedTuple):
+    """What is known when everything is written. reserved: the bytes its keys need at most, and what stays for edits.
+
+    made_of: gives keys. verdict: is given where the complete file lies until it has its name; raises if it should not
+    get one.
+    """
+
+    reserved: int
+    made_of: Callable[[], Mapping[str, Any]] | None
+    verdict: Callable[[str], Verdict] | None
+
+
+@dataclass
+class Plan:
+    """Everything about what to write but the choices of formats.
+
+    intermediate: of a checkpoint, the format that weights take before they are quantized. num_files: how many, for a
+    model that stays split.
+    """
+
+    mix: Mix
+    inputs: Sequence[Input]
+    metadata: dict[str, Any]
+    notes: list[str]
+    options: ConvertOptions
+    intermediate: str | None = None
+    allow_requantize: bool = False
+    num_files: int | None = None
+    finishing: Finishing | None = None
+
+    def run(self, dst: str, importances: Imatrix | None, progress: bool, threads: int, dry_run: bool) -> Report:
+        """Assigns formats, and writes the files unless it is a dry run."""
+        self.options.check(self.mix, importances is not None)
+        metadata = model = override(self.metadata, self.options.override_kv)
+        if importances:
+            importances = choose_entries(importances, self.options)
+        if importances:
+            metadata = moved_last(metadata, importances.metadata())
+        inputs, metadata = prune(self.inputs, metadata, self.options)
+        if self.finishing:
+            metadata = moved_last(metadata, gguf.padding(self.finishing.reserved))
+        stored = [tensor.stored for tensor in inputs]
+        tensors = assign(self.mix, stored, model, self.options, has_imatrix=importances is not None)
+        jobs = [self._job(tensor, chosen, importances) for tensor, chosen in zip(inputs, tensors, strict=True)]
+        targets = self._targets(dst, metadata, [tensor.file for tensor in inputs], tensors, jobs)
+        replacing(target.path for target in targets)
+        file_bytes = sum(target.file_bytes for target in targets)
+        report = Report(dst, self.mix.name, file_bytes, tensors, list(self.notes), [target.path for target in targets])
+        report.notes += self._without_importances(tensors, jobs, importances, dry_run)
+        report.notes += other_sets(dst, len(targets))
+        if importances:
+            used = (tensor.origin for tensor, job in zip(inputs, jobs, strict=True) if job.importance is not None)
+            report.notes += [importances.notes[name] for name in used if name in importances.notes]
+        if progress:
+            _print_notes([*report.notes, *_grouped(report.fallbacks)])
+        if not dry_run:
+            with progress_bar(self.mix.name, unit="B", enabled=progress) as advance:
+                overflows = write_files(targets, threads, advance, partial(self._finish, report))
+            lost = [f"{name}: {n} weights exceed float16 and became infinite" for name, n in overflows.items()]
+            lost += report.verdict.warnings if report.verdict else []
+            report.notes.extend(lost)
+            if progress:
+                _print_notes(lost)
+        return report
+
+    def _finish(self, report: Report, files: Sequence[Appender]) -> None:
+        first = files[0]
+        if self.finishing and isinstance(first, gguf.Writer):
+            keys = dict(self.finishing.made_of() if self.finishing.made_of else {})
+            if self.finishing.verdict:
+                report.verdict = self.finishing.verdict(first.temporary_path)
+                keys |= report.verdict.metadata()
+            gguf.edit_unfinished(first.temporary_path, keys)
+
+    def _job(self, tensor: Input, chosen: Assignment, importances: Imatrix | None) -> Job:
+        name, shape, before = tensor.stored
+        is_packed = before not in gguf.DTYPES
+        if chosen.format != before:
+            if is_packed and not self.allow_requantize:
+                raise InputError(
+                    f"tensor {name} is {before} already: quantize from a file of floats, or with allow_requantize "
+                    "(--allow-requantize)"
+                )
+            if shape and not shape[-1]:
+                raise UnsupportedError(f"tensor {name} is {before} {list(shape)}: rows without a weight have no blocks")
+            if not is_packed and before not in FLOAT_FORMATS:
+                raise UnsupportedError(f"tensor {name} is {before}, which is not quantized")
+        through = before if self.intermediate and before != "F32" and not self.mix.is_float else None
+        job = Job(tensor.open(chosen.format), chosen.format, through=through)
+        if importances and job.is_encoded:
+            matrices = num_experts(shape)
+            importance = importances.importance(tensor.origin, matrices * shape[-1])
+            job = replace(job, importance=None if importance is None else importance.reshape(matrices, -1))
+        return job
+
+    def _without_importances(
+        self, tensors: list[Assignment], jobs: list[Job], importances: Imatrix | None, dry_run: bool
+    ) -> list[str]:
+        """Notes on tensors that are encoded without importances. Raises InputError for those that cannot be."""
+        bare = [t for t, job in zip(tensors, jobs, strict=True) if job.is_encoded and job.importance is None]
+        needing = [f"{t.name} ({t.format})" for t in bare if needs_imatrix(self.mix, t)]
+        if needing:
+            more = f" and {len(needing) - 1} more" if len(needing) > 1 else ""
+            there = "the importance matrix has none for" if importances else "there is no importance matrix for"
+            reason = f"{needing[0]}{more}: garbage without importances, and {there} {'them' if more else 'it'}"
+            if not dry_run:
+                raise InputError(f"{reason}; lowbit imatrix collects them, imatrix (--imatrix) takes them")
+            return [reason]
+        if importances and bare:
+            return [f"the importance matrix has nothing for {', '.join(t.name for t in bare)}: encoded without"]
+        return []
+
+    def _targets(
+        self, dst: str, metadata: dict[str, Any], files: list[int], tensors: list[Assignment], jobs: list[Job]
+    ) -> list[Target]:
+        infos = [gguf.TensorInfo(tensor.name, tensor.shape, tensor.format) for tensor in tensors]
+        num_files, limits = self.num_files, self.options.split_limits
+        # Of a checkpoint, floats are split as the reference converter does, all else as llama-gguf-split does.
+        is_converter = self.intermediate and self.mix.is_float
+        if limits:
+            files = limits.files([tensor.num_bytes for tensor in tensors], 1 if is_converter else PADDED)
+            num_files = max(files, default=0) + 1
+        if num_files is None or (limits and num_files == 1):
+            return [Target(dst, metadata, infos, jobs)]
+        targets = []
+        for i in range(num_files):
+            inside = [k for k, file in enumerate(files) if file == i]
+            keys = {} if i else metadata
+            if num_files > 1:
+                keys = keys | split_keys(i, num_files, len(tensors), count_last=bool(limits) and not is_converter)
+            path = file_name(dst, i, num_files)
+            targets.append(Target(path, keys, [infos[k] for k in inside], [jobs[k] for k in inside]))
+        return targets
+
+
+def _grouped(fallbacks: Sequence[str]) -> list[str]:
+    """One line for the tensors of several layers that have the same fallback."""
+    groups: dict[str, list[str]] = {}
+    for line in fallbacks:
+        groups.setdefault(re.sub(r"^blk\.\d+\.", "blk.*.", line), []).append(line)
+    return [lines[0] if len(lines) == 1 else f"{line} ({len(lines)} layers)" for line, lines in groups.items()]
+
+
+def _print_notes(lines: list[str]) -> None:
+    for line in lines:
+        print("note:", one_line(line), file=sys.stderr)
+
+
+def choose_entries(importances: Imatrix, options: ConvertOptions) -> Imatrix | None:
+    """The entries to use, None if none is left. Raises InputError for a part of a name that no entry has."""
+    parts = options.include_weights or options.exclude_weights
+    for part in parts:
+        if not any(part in name for name in importances.values):
+            raise InputError(f"{part!r} is in no name of the importance matrix: nothing to include or exclude")
+    wanted = bool(options.include_weights)
+    values = {
+        name: value
+        for name, value in importances.values.items()
+        if not parts or any(part in name for part in parts) == wanted
+    }
+    return replace(importances, values=values) if values else None
+
+
+def prune(
+    inputs: Sequence[Input], metadata: dict[str, Any], options: ConvertOptions
+) -> tuple[Sequence[Input], dict[str, Any]]:
+    """Leaves layers out and numbers the others anew. Raises InputError for layers that there are not."""
+    if not options.prune_layers:
+        return inputs, metadata
+    architecture = str(metadata.get("general.architecture"))
+    key = f"{architecture}.block_count"
+    count = metadata.get(key)
+    if not isinstance(count, (int, np.integer)) or key in options.override_kv:
+        raise InputError(f"prune_layers: expected the number of layers in the file's {key}")
+    for name, value in metadata.items():
+        if name.startswith(f"{architecture}.") and isinstance(value, (list, np.ndarray)) and len(value) == count:
+            raise UnsupportedError(f"prune_layers: {name} has a value for each layer")
+    gone = set(options.prune_layers)
+    if max(gone) >= count or len(gone) == count:
+        raise InputError(f"prune_layers: expected some but not all of the layers 0 to {count - 1}, got {max(gone)}")
+    result = []
+    for tensor in inputs:
+        match = re.search(r"blk\.(\d+)\.", tensor.stored.name)
+        layer = int(match[1]) if match else -1
+        if layer in gone:
+            continue
+        if match:
+            if layer >= count:
+                raise InputError(f"prune_layers: {tensor.stored.name} is in none of the {count} layers")
+            number = layer - sum(other < layer for other in gone)
+            name = f"{tensor.stored.name[: match.start(1)]}{number}{tensor.stored.name[match.end(1) :]}"
+            tensor = tensor._replace(stored=tensor.stored._replace(name=name))
+        result.append(tensor)
+    return result, moved_last(metadata, {key: np.uint32(count - len(gone))})

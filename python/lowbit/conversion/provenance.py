@@ -1,0 +1,155 @@
+"""lowbit.provenance.*: what a file was made of, and how, in keys at the end of its metadata.
+
+    source, revision            folder or hub id, and its commit where that is known
+    files, sha256               of each file that was read: its name and hash
+    recipe, version, options    of each step, a conversion and what was quantized of its file: the format, lowbit's
+                                version, and a JSON object with the options that are not the usual ones
+
+Source files are hashed while the conversion runs, by a thread of its own that reads them through the page cache: the
+conversion reads rows in the target's order, and SHA-256 needs bytes in the file's. Big files in the hub's cache lie
+under their SHA-256, as the hub says it, which is taken at its word.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from lowbit._core import FormatError
+from lowbit.base.files import FileReader
+from lowbit.base.paths import is_file
+from lowbit.gguf.values import type_name
+
+if TYPE_CHECKING:
+    from lowbit.conversion.open import Origin
+
+PREFIX = "lowbit.provenance."
+#: Files beside config.json and the weights that a conversion reads.
+SIDE_FILES = (
+    "config.json", "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
+    "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json", "README.md",
+)  # fmt: skip
+_CHUNK_BYTES = 1 << 20
+
+
+class SourceFile(NamedTuple):
+    """A file that a conversion reads, and what it is called: its path says where it lies on somebody's disk."""
+
+    name: str
+    path: Path
+
+
+def source_files(origin: Origin, imatrix: str | None) -> list[SourceFile]:
+    """The files that a conversion reads: weights first; then those of LoRA adapters, and the importance matrix if it
+    is a file."""
+    side = [origin.folder / name for name in SIDE_FILES if is_file(origin.folder / name)]
+    files = [SourceFile(path.name, path) for path in (*origin.weights, *side)]
+    for number, folder in enumerate(origin.adapters):
+        files += [SourceFile(f"lora.{number}/{path.name}", path) for path in sorted(folder.glob("adapter_*.*"))]
+    if imatrix is not None:
+        files.append(_imatrix_file(imatrix))
+    return files
+
+
+def _imatrix_file(path: str) -> SourceFile:
+    return SourceFile(f"imatrix/{Path(path).name}", Path(path))
+
+
+class Hashing:
+    """SHA-256 of files, computed while something else runs. A context manager: leaving it ends the work."""
+
+    def __init__(self, files: Sequence[SourceFile]) -> None:
+        self.files = list(files)
+        self._cancelled = threading.Event()
+        self._pool = ThreadPoolExecutor(1, "lowbit-hash")
+        self._hashes: list[Future[str]] = []
+
+    def __enter__(self) -> Hashing:
+        self._hashes = [self._pool.submit(self._hash, file.path) for file in self.files]
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self._cancelled.set()
+        self._pool.shutdown(cancel_futures=True)
+
+    def metadata(self) -> dict[str, Any]:
+        """Keys with the names of the files and their hashes, when those are done. Raises FileError."""
+        hashes = [future.result() for future in self._hashes]
+        return {f"{PREFIX}files": [file.name for file in self.files], f"{PREFIX}sha256": hashes}
+
+    def _hash(self, path: Path) -> str:
+        known = _named_by_hash(path)
+        return known if known else sha256(path, self._cancelled)
+
+
+def _named_by_hash(path: Path) -> str | None:
+    """The SHA-256 that the hub's cache calls a file by, None of any other file."""
+    target = Path(os.path.realpath(path))
+    is_blob = target != path.absolute() and target.parent.name == "blobs"
+    return target.name if is_blob and re.fullmatch("[0-9a-f]{64}", target.name) else None
+
+
+def sha256(path: Path, cancelled: threading.Event | None = None) -> str:
+    """The hash of a file, "" if it was cancelled. Raises FileError."""
+    digest, file = hashlib.sha256(), FileReader(path)
+    view = memoryview(bytearray(_CHUNK_BYTES))
+    for begin in range(0, file.size, _CHUNK_BYTES):
+        piece = view[: min(_CHUNK_BYTES, file.size - begin)]
+        file.read_into(begin, piece)
+        digest.update(piece)
+        if cancelled is not None and cancelled.is_set():
+            return ""
+    return digest.hexdigest()
+
+
+def _step(format: str, options: Mapping[str, Any]) -> dict[str, str]:
+    from lowbit import __version__
+
+    return {"recipe": format, "version": __version__, "options": json.dumps(options, ensure_ascii=False, default=str)}
+
+
+def recipe_metadata(format: str, options: Mapping[str, Any], origin: Origin) -> dict[str, Any]:
+    """Keys of a conversion: its step, and where it came from."""
+    keys: dict[str, Any] = {name: [value] for name, value in _step(format, options).items()}
+    keys["source"] = origin.hub_id or origin.folder.resolve().name
+    if origin.hub_id and re.fullmatch("[0-9a-f]{40}", origin.folder.name):  # the cache calls a snapshot by its commit
+        keys["revision"] = origin.folder.name
+    return {PREFIX + key: value for key, value in keys.items()}
+
+
+def with_step(
+    metadata: Mapping[str, Any], where: str, format: str, options: Mapping[str, Any], imatrix: str | None
+) -> dict[str, Any]:
+    """The metadata of a file `where`, with a step more if it says how it was made.
+
+    The importance matrix joins the files if it is one. Raises FileError, and FormatError for keys of another form.
+    """
+    if f"{PREFIX}recipe" not in metadata:
+        return dict(metadata)
+    added = _step(format, options)
+    if imatrix is not None:
+        file = _imatrix_file(imatrix)
+        added |= {"files": file.name, "sha256": sha256(file.path)}
+    result = dict(metadata)
+    for name, value in added.items():
+        before = metadata.get(PREFIX + name)
+        if not isinstance(before, list):
+            found = "nothing" if before is None else type_name(before)
+            raise FormatError(f"{where}: {PREFIX}{name}: expected an array of texts, found {found}")
+        result[PREFIX + name] = [*before, value]
+    return result
+
+
+def reserved_bytes(files: Sequence[SourceFile], options: Mapping[str, Any]) -> int:
+    """Room that the keys of this module take at most."""
+    return 2048 + sum(128 + 4 * len(file.name) for file in files) + 4 * len(json.dumps(options, default=str))

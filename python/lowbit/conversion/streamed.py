@@ -1,0 +1,55 @@
+"""Logits of networks whose matrices are read piece by piece: one pass of a model of any size in a few megabytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from lowbit import _core
+from lowbit.arch.model_spec import ModelSpec
+from lowbit.tensors.qtensor import QTensor, bytes_of, format_of
+
+#: Rows [first, first + number) of a matrix, by name: their format and their bytes, or floats, (number, ...).
+#: The fourth argument is the sequence whose tokens they are multiplied with.
+RowSource = Callable[[str, int, int, int], tuple[str, npt.NDArray[Any]]]
+
+
+class Network(NamedTuple):
+    """What must be known of a network before its matrices are read: description, vectors, shapes of the matrices."""
+
+    spec: ModelSpec
+    vectors: Mapping[str, QTensor | npt.NDArray[Any]]
+    matrices: Mapping[str, tuple[int, ...]]
+
+    def equals(self, other: Network) -> bool:
+        """Whether the two differ in their matrices at most."""
+        return (
+            self.spec == other.spec
+            and self.matrices == other.matrices
+            and self.vectors.keys() == other.vectors.keys()
+            and all(_same(vector, other.vectors[name]) for name, vector in self.vectors.items())
+        )
+
+    def logits(self, ids: Sequence[int], rows: RowSource, sequences: int, threads: int) -> npt.NDArray[np.float32]:
+        """Logits after each of the tokens in float32, (sequences, tokens, vocabulary).
+
+        Every sequence has the same tokens; what differs is what `rows` gives for it. Each matrix is asked for once, in
+        the order in which the network multiplies, but for the rows of the tokens' embeddings, which come first.
+        """
+        tensors: dict[str, tuple[str, list[int], npt.NDArray[Any] | None]]
+        tensors = {name: (format_of(v), list(v.shape), bytes_of(v)) for name, v in self.vectors.items()}
+        tensors |= {name: ("", list(shape), None) for name, shape in self.matrices.items()}
+        num = len(ids)
+        model = _core.Model(self.spec.core(), tensors, "f32", threads, num, sequences, rows)
+        tokens = np.tile(np.asarray(ids, np.int32), sequences)
+        positions = np.tile(np.arange(num, dtype=np.int32), sequences)
+        owners = np.repeat(np.arange(sequences, dtype=np.int32), num)
+        logits = model.forward(tokens, positions, owners, np.ones(len(tokens), bool), num)
+        return logits.reshape(sequences, num, -1)
+
+
+def _same(a: QTensor | npt.NDArray[Any], b: QTensor | npt.NDArray[Any]) -> bool:
+    return format_of(a) == format_of(b) and bytes_of(a).tobytes() == bytes_of(b).tobytes()

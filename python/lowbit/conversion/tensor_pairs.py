@@ -1,0 +1,165 @@
+"""How far the tensors of a GGUF file are from those of its source, compared piece by piece and in any order."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Container, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from lowbit import _core, gguf
+from lowbit.conversion.pipeline import CHUNK_WEIGHTS, Job
+from lowbit.gguf.source import GgufTensor
+from lowbit.quantization.recipes import FLOAT_FORMATS
+from lowbit.tensors import nonfinite
+from lowbit.tensors.source import TensorSource, num_elements, row_ranges
+
+#: The largest error of a weight that is rounded to half of its bits, in units of its size.
+_ROUNDING = {"F32": 0.0, "F16": 2.0**-11, "BF16": 2.0**-8}
+#: How far sums in another order may be from those that were merged, in units of the weights' root mean square.
+_MERGED = 2.0**-20
+#: The error of a row of zeros is 1, which no encoder reaches.
+_ZEROS = 1 - 1e-6
+
+Rows = npt.NDArray[Any]
+
+
+class TensorErrors(NamedTuple):
+    """Relative root mean square error of a tensor and of its worst row. A row's is relative to the larger of its own
+    and the tensor's root mean square, so that rows of next to nothing may vanish. problem: why that is too much.
+    odd: where the source has a weight that is not finite."""
+
+    rmse: float
+    worst_row: float
+    problem: str | None
+    odd: str | None = None
+
+
+class TensorPair:
+    """A tensor of a source and the same one of a file. Both are read in pieces, none is mapped.
+
+    Rows here are those of the matrix (..., K) -> (rows, K); a vector is one row.
+    """
+
+    def __init__(self, source: TensorSource, tensor: GgufTensor, threads: int, exact: bool, merged: bool) -> None:
+        """exact: the format keeps some tensors of this source exactly, maybe this one. merged: adapters are in them."""
+        self.source = source
+        self.format = tensor.info.format
+        self.shape = source.shape if len(source.shape) > 1 else (1, *source.shape)
+        self._packed = tensor(self.format)
+        self._threads = threads
+        self._exact = exact
+        self._merged = merged and source.dtype == np.float32
+        num_rows = num_elements(self.shape[:-1])
+        self._sums = np.zeros((num_rows, 3))
+        self._compared = np.zeros(num_rows, bool)
+        # Formats that the source's weights may have had before they were put into a file of this float format.
+        self._intermediates: list[str | None] = [None, *FLOAT_FORMATS] if self.format in FLOAT_FORMATS else []
+
+    @property
+    def num_compared(self) -> int:
+        """Weights that have been compared."""
+        return int(np.count_nonzero(self._compared)) * self.shape[-1]
+
+    def source_rows(self, start: int, stop: int) -> Rows:
+        """Rows of the source, (stop - start, K), float32, float16 or bfloat16."""
+        if len(self.source.shape) == 1:
+            return self.source.rows(0, self.source.shape[0]).reshape(1, -1)
+        return self.source.rows(start, stop).reshape(stop - start, self.shape[-1])
+
+    def file_rows(self, start: int, stop: int) -> npt.NDArray[np.uint8]:
+        """Rows of the file as it has them, (stop - start, row bytes)."""
+        return self._packed.rows(start, stop)
+
+    def compare(self, start: int, rows: Rows, data: npt.NDArray[np.uint8]) -> None:
+        """Compares rows from `start` on that have been read."""
+        stop = start + len(rows)
+        self._sums[start:stop] = _core.compare_rows(rows, data, self.format, self._threads)
+        while self._intermediates and not self._gives(rows, self._intermediates[0], data):
+            del self._intermediates[0]
+            self._compared[:] = False  # by way of the next format, pieces before this one have to fit, too
+        self._compared[start:stop] = True
+
+    def complete(self) -> None:
+        """Compares what has not been compared yet."""
+        while not self._compared.all():
+            for start, stop in row_ranges(0, len(self._compared), self.shape[-1], CHUNK_WEIGHTS):
+                if not self._compared[start:stop].all():
+                    self.compare(start, self.source_rows(start, stop), self.file_rows(start, stop))
+
+    def errors(self) -> TensorErrors:
+        """The errors of a tensor that is complete."""
+        squared, signal = self._sums[:, 0], self._sums[:, 1]
+        whole, row, worst = 0.0, 0.0, 0
+        if squared.any():
+            with np.errstate(divide="ignore", invalid="ignore"):
+                whole = float(np.sqrt(squared.sum() / signal.sum()))
+                rows = np.sqrt(squared / np.maximum(signal, signal.mean()))
+            row, worst = float(rows.max()), int(rows.argmax())
+        if not np.isfinite(row):
+            return self._errors_of_nonfinite()
+        return TensorErrors(whole, row, self._problem(row, worst))
+
+    def _errors_of_nonfinite(self) -> TensorErrors:
+        """Weights that are not finite have no error; in a file of the source's floats they may be the source's."""
+        first = int(np.flatnonzero(~np.isfinite(self._sums).all(axis=1))[0])
+        odd = nonfinite.place(self.source_rows(first, first + 1), first)
+        if odd is None:
+            return TensorErrors(math.nan, math.nan, f"is not finite in row {first}, where the source is")
+        problem = None if self._intermediates else f"has no error: in the source {odd}; {nonfinite.ADVICE}"
+        return TensorErrors(0.0 if self._intermediates else math.nan, math.nan, problem, odd)
+
+    def _gives(self, rows: Rows, through: str | None, data: npt.NDArray[np.uint8]) -> bool:
+        """Whether rows of the source, rounded by way of a format, are the file's."""
+
+        def encoded(rows: Rows) -> npt.NDArray[np.uint8]:
+            return Job(self.source, self.format, through=through).encode(rows, 0, self._threads).view(np.uint8)
+
+        if np.array_equal(encoded(rows), data):
+            return True
+        if not self._merged:
+            return False
+        near = np.float32(_MERGED * math.sqrt(np.square(rows, dtype=np.float64).mean()))
+        low, found, high = (
+            x.view(gguf.DTYPES[self.format]) for x in (encoded(rows - near), data, encoded(rows + near))
+        )
+        return bool(((low <= found) & (found <= high)).all())
+
+    def _loses(self, row: int) -> bool:
+        """Whether encoding a row of the source loses anything."""
+        rows = self.source_rows(row, row + 1)
+        encoded = Job(self.source, self.format).encode(rows, 0, self._threads)
+        return bool(_core.compare_rows(rows, encoded, self.format, self._threads)[0, 0])
+
+    def _problem(self, row: float, worst: int) -> str | None:
+        if self.format in FLOAT_FORMATS:
+            if self._intermediates:
+                return None
+            limit = 0.0 if gguf.DTYPES[self.format] == self.source.dtype else _ROUNDING[self.format]
+            if row <= limit:
+                return f"has weights that are not the source's rounded to {self.format}"
+        else:
+            limit = min(_ZEROS, float(8 * 2.0 ** -_core.get_format(self.format).bits_per_weight))
+            if self._exact and not self._loses(worst):
+                limit = 0.0
+            if row <= limit:
+                return None
+        return f"is off by {row:.3g} in one row, expected at most {limit:.3g}"
+
+
+def tensor_pairs(
+    sources: Mapping[str, TensorSource],
+    tensors: Mapping[str, GgufTensor],
+    threads: int,
+    *,
+    exact: Container[str] = (),
+    merged: bool = False,
+) -> dict[str, TensorPair]:
+    """The tensors of a source with those of a file, which has the same names and shapes. exact: formats that keep some
+    of them exactly. merged: adapters are in the source, whose sums depend on the number of rows and on the CPU."""
+    return {
+        name: TensorPair(source, tensors[name], threads, tensors[name].info.format in exact, merged)
+        for name, source in sources.items()
+    }

@@ -1,0 +1,391 @@
+"""`verify`: does a GGUF file hold what its source holds? Metadata, tensors, tokenizer and logits, in one verdict.
+
+What is compared, and what fails:
+
+- file: the file is opened anew; the source's metadata must be there, key by key, but for what options changed.
+- tensors: names and shapes; values, decoded, against the source's. Floats must be the source's rounded to the file's
+  format, at once or by way of another float format, as they are between the reference's two tools. For b bits a weight
+  no row may be off by more than `8 * 2 ** -b` of the larger of its own and the tensor's root mean square, which is
+  several times what any encoder loses, nor by 1, which is a row of zeros; and not at all where the format keeps the
+  row exactly. So exchanged, shifted and damaged rows fail; a wrong low bit of a code does not.
+- tokenizer: `tokenizer_differences`, chat templates, and the ids that end a text. Any difference fails; a conversion
+  that verifies without being asked writes the file all the same, with the verdict "differs", because GGUF cannot say
+  all that tokenizer.json can.
+- logits: of both networks on a built-in text, in float32. Equal tensors must give equal logits; otherwise all must be
+  finite, and from 8 bits a weight on the mean divergence at most 1 nat. Below, the figures say what the format cost.
+
+Both networks run side by side and read their matrices in pieces (streamed.py). Tensors are compared on that occasion,
+so that each is read once, and memory does not grow with the model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lowbit import _core, gguf
+from lowbit._core import Error, UnsupportedError
+from lowbit.arch import spec as spec_of
+from lowbit.base.heap import trim_heap
+from lowbit.base.paths import AnyPath, checked
+from lowbit.base.progress import progress_bar
+from lowbit.base.quoting import listed
+from lowbit.base.threads import num_threads
+from lowbit.conversion.carried import KnownTokenizer, record_of
+from lowbit.conversion.open import OpenedCheckpoint, open_checkpoint
+from lowbit.conversion.streamed import Network
+from lowbit.conversion.tensor_pairs import TensorPair, tensor_pairs
+from lowbit.gguf.source import gguf_tensors
+from lowbit.hf.lora import Adapters
+from lowbit.tensors import nonfinite
+from lowbit.tensors.qtensor import format_of
+from lowbit.tensors.source import num_elements, read
+from lowbit.tokenizer.differences import TEXTS, TokenizerRecord, tokenizer_differences
+from lowbit.tokenizer.sample_text import NUM_TOKENS, TEXT
+
+__all__ = ["Check", "Verdict", "VerificationError", "verify"]
+
+Logits = npt.NDArray[np.float32]
+
+PREFIX = "lowbit.verify."
+#: Keys that say what the file is, not what its source was.
+_OWN_KEYS = ("general.file_type", "general.quantization_version")
+#: Equal weights give equal logits, whatever the order of sums in float32.
+_LOGITS_TOLERANCE = 1e-5
+#: With so many bits a weight predictions are close, below 0.001 nats, where settings that differ (rotary base, norms'
+#: epsilon) cost more than one. At 4 bits an untrained network of 28 layers is at 0.94 already.
+_MANY_BITS, _DIVERGENCE = 8.0, 1.0
+
+
+class VerificationError(Error):
+    """A file differs from its source. `verdict` says where."""
+
+    def __init__(self, message: str, verdict: Verdict) -> None:
+        super().__init__(message)
+        self.verdict = verdict
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison. ok: None if it could not be made; `detail` says what was found, or why not."""
+
+    name: str
+    ok: bool | None
+    detail: str
+    figures: dict[str, Any] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What `verify` found."""
+
+    path: str
+    source: str
+    checks: list[Check]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing differs that must not; checks that could not be made do not count."""
+        return all(check.ok is not False for check in self.checks)
+
+    @property
+    def word(self) -> str:
+        """ok, failed, or differs if it is the tokenizer alone, some of which GGUF cannot say."""
+        wrong = {check.name for check in self.checks if check.ok is False}
+        return "ok" if not wrong else "differs" if wrong == {"tokenizer"} else "failed"
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is no difference and still should be known: weights of the source that are not finite."""
+        return [str(check.figures["not_finite"]) for check in self.checks if "not_finite" in check.figures]
+
+    @property
+    def failures(self) -> str:
+        """The failed checks in one line."""
+        return "; ".join(f"{check.name}: {check.detail}" for check in self.checks if check.ok is False)
+
+    def error(self) -> VerificationError:
+        """What a conversion raises that does not pass."""
+        return VerificationError(f"{self.path}: not written, verification failed: {self.failures}", self)
+
+    def metadata(self) -> dict[str, Any]:
+        """The keys lowbit.verify.* for a file."""
+        from lowbit import __version__
+
+        keys: dict[str, Any] = {"verdict": self.word, "version": __version__}
+        keys["text_sha256"] = hashlib.sha256(TEXT.encode()).hexdigest()
+        for check in self.checks:
+            keys |= {f"{check.name}.{name}": value for name, value in check.figures.items()}
+            if check.ok is None:
+                keys[f"{check.name}.not_run"] = check.detail[:200]
+        return {PREFIX + key: value for key, value in keys.items()}
+
+
+def verify(
+    path: AnyPath,
+    source: AnyPath,
+    *,
+    lora: Adapters = (),
+    lora_scale: float | Sequence[float] = 1.0,
+    threads: int | None = None,
+    progress: bool = True,
+) -> Verdict:
+    """Compares a GGUF file with the Hugging Face folder or hub id that it was made of, and of LoRA adapters.
+
+    Differences are in the verdict. Both networks are run in float32; weights are read in pieces. Raises FileError,
+    FormatError or UnsupportedError if one of the two cannot be opened.
+    """
+    path, source = checked(path), checked(source)
+    opened = open_checkpoint(source, lora, lora_scale, record_tokenizer=True)
+    return compare_with(path, path, source, opened, threads=threads, progress=progress)
+
+
+def compare_with(
+    path: str,
+    shown: str,
+    source: str,
+    opened: OpenedCheckpoint,
+    *,
+    known: KnownTokenizer | None = None,
+    changed: Sequence[str] = (),
+    threads: int | None = None,
+    progress: bool = True,
+) -> Verdict:
+    """`verify` for a source that is open.
+
+    shown: the file's name to be. known: what the tokenizer of such metadata does; one that differs is loaded. changed:
+    keys that options changed.
+    """
+    count = num_threads(threads)
+    trim_heap()
+    check, metadata = _file(path, opened, changed)
+    checks = [check]
+    with gguf.open(path) as file, progress_bar("verify", enabled=progress) as advance:
+        if wrong := _other_tensors(file, opened):
+            return Verdict(shown, source, [*checks, Check("tensors", False, wrong)])
+        bits = 8 * sum(map(file.num_bytes, file.infos)) / sum(num_elements(info.shape) for info in file.infos.values())
+        tokenizer, ids = _tokenizer(metadata, opened, known)
+        sources = {tensor.name: tensor for tensor in opened.tensors}
+        merged = bool(opened.origin.adapters)
+        pairs = tensor_pairs(sources, gguf_tensors(file), count, exact=opened.exact_formats, merged=merged)
+        # The networks read most of the tensors, which are compared on that occasion.
+        networks = _Networks(file, metadata, opened, pairs, count, advance)
+        logits = networks.logits(ids) if ids else None
+        checks.append(_tensors(pairs, advance))
+    if checks[1].ok is False:  # what another network gives says nothing
+        return Verdict(shown, source, checks)
+    checks.append(tokenizer)
+    if logits is not None:
+        limit = 0.0 if checks[1].figures["worst_rmse"] == 0 else _DIVERGENCE if bits >= _MANY_BITS else math.inf
+        checks.append(logits if isinstance(logits, Check) else _logits(*logits, limit, count))
+    return Verdict(shown, source, checks)
+
+
+def _file(path: str, opened: OpenedCheckpoint, changed: Sequence[str]) -> tuple[Check, Mapping[str, Any]]:
+    """The source's metadata, in the file as it is now, and nothing else about network, tokenizer and sampling.
+
+    Also returns the file's metadata. Values that are equal are the source's, so that a vocabulary is held once.
+    """
+    left_out = {*_OWN_KEYS, *changed}
+    expected = {key: value for key, value in opened.metadata.items() if key not in left_out}
+    prefixes = (f"{opened.metadata['general.architecture']}.", "tokenizer.", "general.sampling.")
+    with gguf.open(path) as file:
+        found = dict(file.metadata)
+    wrong = []
+    for key, value in expected.items():
+        if key in found and _equal(value, found[key]):
+            found[key] = value
+        else:
+            wrong.append(key)
+    wrong += [key for key in found if key.startswith(prefixes) and key not in expected and key not in left_out]
+    figures = {"keys": len(expected), "differences": len(wrong)}
+    if wrong:
+        return Check("file", False, f"not as the source's: {listed(wrong)}", figures), found
+    return Check("file", True, f"{len(found)} keys, {len(expected)} of them the source's", figures), found
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, float) and isinstance(b, (int, float)):
+        with np.errstate(over="ignore"):
+            return bool(np.float32(a) == np.float32(b))
+    return bool(a == b if isinstance(a, (str, list)) and isinstance(b, (str, list)) else np.array_equal(a, b))
+
+
+def _other_tensors(file: gguf.File, opened: OpenedCheckpoint) -> str | None:
+    """The first difference in names and shapes."""
+    sources = {tensor.name: tensor.shape for tensor in opened.tensors}
+    if odd := sorted(sources.keys() ^ file.infos.keys()):
+        return f"only one of the two has {listed(odd)}"
+    for name, shape in sources.items():
+        if file.infos[name].shape != shape:
+            return f"{name} has shape {list(file.infos[name].shape)}, the source's has {list(shape)}"
+    return None
+
+
+def _tensors(pairs: Mapping[str, TensorPair], advance: Callable[[int, int], None]) -> Check:
+    """Values. Compares what is not compared yet."""
+    total = sum(num_elements(pair.shape) for pair in pairs.values())
+    done = sum(pair.num_compared for pair in pairs.values())
+    worst, worst_name, exact = 0.0, "", 0
+    failed: list[str] = []
+    odd: list[str] = []
+    for name, pair in pairs.items():
+        before = pair.num_compared
+        pair.complete()
+        done += pair.num_compared - before
+        advance(done, total)
+        errors = pair.errors()
+        exact += errors.rmse == 0
+        if not errors.rmse <= worst:  # NaN counts
+            worst, worst_name = errors.rmse, name
+        if errors.odd:
+            odd.append(f"in {name} {errors.odd}")
+        if errors.problem:
+            failed.append(f"{name} ({pair.format}) {errors.problem}")
+    figures = {"checked": len(pairs), "exact": exact, "worst": worst_name, "worst_rmse": worst}
+    if failed:
+        more = f", and {len(failed) - 1} more" if len(failed) > 1 else ""
+        return Check("tensors", False, failed[0] + more, figures)
+    if odd:
+        figures["not_finite"] = f"{odd[0]}, as in the source: {nonfinite.ADVICE}"
+    detail = f"{len(pairs)} compared, {exact} exact"
+    if worst_name:
+        detail += f"; worst relative error {worst:.3g}, {worst_name} ({pairs[worst_name].format})"
+    detail += f"; {figures['not_finite']}" if odd else ""
+    return Check("tensors", True, detail, figures)
+
+
+def _tokenizer(
+    metadata: Mapping[str, Any], opened: OpenedCheckpoint, known: KnownTokenizer | None
+) -> tuple[Check, list[int]]:
+    """The check, and the tokens of the built-in text; none if the file's tokenizer cannot be loaded."""
+    source: TokenizerRecord | Error
+    try:
+        source = opened.tokenizer_record
+    except Error as error:
+        source = error
+    texts = TEXTS if isinstance(source, Error) else source.texts
+    try:
+        is_known = known is not None and _is_same_tokenizer(metadata, known.metadata)
+        result = known.record if known and is_known else record_of(metadata, texts)
+    except Error as error:
+        return Check("tokenizer", False, f"the file's cannot be loaded: {error}"), []
+    ids = result.ids[texts.index(TEXT)][:NUM_TOKENS]
+    if isinstance(source, Error):
+        return Check("tokenizer", None, f"not run: {source}"), ids
+    return _compared_tokenizers(source, result, len(metadata["tokenizer.ggml.tokens"])), ids
+
+
+def _is_same_tokenizer(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    """Whether two files have the same keys that say how to tokenize."""
+    prefixes = ("tokenizer.", "lowbit.tokenizer.", "general.name")
+    keys = [key for key in (*a, *b) if key.startswith(prefixes)]
+    return all(key in a and key in b and (a[key] is b[key] or _equal(a[key], b[key])) for key in keys)
+
+
+def _compared_tokenizers(source: TokenizerRecord, result: TokenizerRecord, num_tokens: int) -> Check:
+    report = tokenizer_differences(source, result)
+    figures = {"texts": report.num_texts, "differences": len(report.differences) + len(report.tokens)}
+    if not report.equal:
+        first = report.differences[0] if report.differences else f"special token {report.tokens[0]}"
+        return Check(
+            "tokenizer", False, f"{figures['differences']} of {report.num_texts} texts differ: {first}", figures
+        )
+    if source.chat_templates != result.chat_templates:
+        return Check("tokenizer", False, "the chat templates differ", figures)
+    if missing := {token for token in source.eos_ids if token < num_tokens} ^ result.eos_ids:
+        return Check("tokenizer", False, f"only one of the two ends a text at {listed(sorted(missing))}", figures)
+    templates = "chat template equal" if source.chat_templates else "no chat template"
+    return Check("tokenizer", True, f"{report.num_texts} texts, none differs; {templates}", figures)
+
+
+class _Networks:
+    """The source's network and the file's, which run in one pass where only their matrices differ."""
+
+    def __init__(
+        self,
+        file: gguf.File,
+        metadata: Mapping[str, Any],
+        opened: OpenedCheckpoint,
+        pairs: Mapping[str, TensorPair],
+        threads: int,
+        advance: Callable[[int, int], None],
+    ) -> None:
+        self._file = file
+        self._metadata = metadata
+        self._opened = opened
+        self._pairs = pairs
+        self._threads = threads
+        self._advance = advance
+        self._total = sum(num_elements(pair.shape) for pair in pairs.values())
+        self._num_compared = 0
+        self._piece: tuple[tuple[str, int, int], npt.NDArray[Any]] = ("", 0, 0), np.empty(0)
+
+    def logits(self, ids: list[int]) -> tuple[Logits, Logits] | Check:
+        """Logits of both, (tokens, vocabulary) each, or why there are none."""
+        vectors = {tensor.name: tensor for tensor in self._opened.tensors if len(tensor.shape) == 1}
+        try:
+            source = self._network(self._opened.metadata, {name: read(tensor) for name, tensor in vectors.items()})
+        except UnsupportedError as error:
+            return Check("logits", None, f"not run: {error}")
+        try:
+            result = self._network(self._metadata, {name: self._file.tensors[name] for name in vectors})
+            ids = ids[: min(source.spec.context_length, result.spec.context_length)]
+            if source.equals(result):
+                expected, found = source.logits(ids, self._both, 2, self._threads)
+            else:
+                (expected,) = source.logits(ids, self._of_source, 1, self._threads)
+                (found,) = result.logits(ids, self._of_file, 1, self._threads)
+        except Error as error:
+            return Check("logits", False, f"the file does not run, which its source does: {error}")
+        return expected, found
+
+    def _network(self, metadata: Mapping[str, Any], vectors: Mapping[str, Any]) -> Network:
+        matrices = {name: pair.shape for name, pair in self._pairs.items() if name not in vectors}
+        return Network(spec_of(metadata, vectors), vectors, matrices)
+
+    def _of_source(self, name: str, first: int, num: int, _: int = 0) -> tuple[str, npt.NDArray[Any]]:
+        rows = self._pairs[name].source_rows(first, first + num)
+        self._piece = (name, first, num), rows
+        return format_of(rows), rows
+
+    def _of_file(self, name: str, first: int, num: int, _: int = 0) -> tuple[str, npt.NDArray[Any]]:
+        return self._pairs[name].format, self._pairs[name].file_rows(first, first + num)
+
+    def _both(self, name: str, first: int, num: int, sequence: int) -> tuple[str, npt.NDArray[Any]]:
+        """Rows of the source for sequence 0, then the same ones of the file for sequence 1, which are compared.
+
+        Embeddings are asked for token by token, first all of sequence 0, and are compared later.
+        """
+        if sequence == 0:
+            return self._of_source(name, first, num)
+        format, data = self._of_file(name, first, num)
+        piece, rows = self._piece
+        if piece == (name, first, num):
+            self._pairs[name].compare(first, rows, data)
+            self._num_compared += rows.size
+            self._advance(self._num_compared, self._total)
+        return format, data
+
+
+def _logits(expected: Logits, found: Logits, limit: float, threads: int) -> Check:
+    """limit: the largest mean divergence in nats; 0: of equal weights, which must give equal logits."""
+    if not np.isfinite(expected).all():
+        return Check("logits", None, "not run: those of the source are not finite")
+    if not np.isfinite(found).all():
+        return Check("logits", False, "those of the file are not finite", {"tokens": len(expected)})
+    largest = float(np.abs(found - expected).max() / max(np.ptp(expected), np.finfo(np.float32).tiny))
+    divergences, same_top = _core.kl_divergence(expected, found, threads)
+    divergence, top1 = float(divergences.mean()), float(same_top.mean())
+    figures = {"tokens": len(expected), "max_difference": largest, "top1": top1, "kl": divergence}
+    detail = (
+        f"{len(expected)} tokens: largest difference {100 * largest:.2g} % of the range, same first choice "
+        f"{100 * top1:.3g} %, divergence {divergence:.2g}"
+    )
+    return Check("logits", divergence <= limit if limit else largest <= _LOGITS_TOLERANCE, detail, figures)

@@ -1,0 +1,385 @@
+"""`load` and `Model`: logits, text and chat from a GGUF file or a Hugging Face folder."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import secrets
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lowbit import _core, arch, gguf
+from lowbit._core import InputError
+from lowbit.arch.model_spec import ModelSpec
+from lowbit.base import arguments
+from lowbit.base.foreign import of_file
+from lowbit.base.paths import AnyPath, checked, is_file
+from lowbit.base.threads import num_threads
+from lowbit.conversion.open import OpenedCheckpoint, open_checkpoint
+from lowbit.hf.checkpoint import mapped
+from lowbit.hf.lora import Adapters
+from lowbit.tensors import nonfinite
+from lowbit.tensors.qtensor import QTensor, bytes_of, format_of
+from lowbit.tokenizer.load import Tokenizer, load_tokenizer
+from lowbit.tokenizer.stream import StopFilter
+
+#: Tokens of a prompt that go into one call of the core, so that Ctrl-C is heard between them.
+PROMPT_PIECE = 512
+
+#: The most sequences that a model may hold at once.
+MOST_SEQUENCES = 1 << 16
+
+#: The largest id, position and length that the core takes.
+MOST_INT32 = (1 << 31) - 1
+
+Prompt = str | Sequence[int]
+Weight = QTensor | npt.NDArray[Any]
+
+
+def load(
+    path: AnyPath,
+    compute: str = "auto",
+    threads: int | None = None,
+    context: int | None = None,
+    max_sequences: int = 8,
+    lora: Adapters = (),
+    lora_scale: float | Sequence[float] = 1.0,
+) -> Model:
+    """Opens a GGUF file, or a Hugging Face folder or hub id, to run it.
+
+    Files stay mapped, and weights are used where they lie; those of a folder are read that change on the way (fp8,
+    adapters, rows that another order of rotary pairs exchanges). `compute` as in `lowbit.matmul`: with "f32" a result
+    never depends on what else is in a batch. `context`: tokens a sequence may hold, by default what the model was made
+    for; memory is taken as sequences grow. `max_sequences`: how many may be held at once, 65,536 at most.
+    `lora`, `lora_scale`:
+    adapters to merge into a checkpoint's weights, as in `lowbit.convert`.
+
+    To replace a file that a model uses, write the new one beside it and rename it (as lowbit's writers do): the model
+    goes on with the old one. A file written anew in place (`cp` onto it, `wget -O`) or cut short makes the model's next
+    call raise FileError, and the one that is running; load it again.
+
+    Raises FileError, FormatError or UnsupportedError for what cannot be opened, InputError for a wrong argument.
+    """
+    where = checked(path)
+    if is_file(where) or where.endswith(".gguf"):
+        if not isinstance(lora, Sequence) or lora:
+            raise _core.InputError(f"{where}: adapters are merged into checkpoints, not into GGUF files")
+        file = gguf.open(where)
+        tensors = {name: weight for name, weight in file.tensors.items() if _is_weight(weight)}
+        with of_file(where):
+            spec = arch.spec(file.metadata, tensors)
+            return Model(spec, tensors, file.metadata, path, compute, threads, context, max_sequences)
+    opened = open_checkpoint(where, lora, lora_scale)
+    return load_opened(opened, compute, threads, context, max_sequences)
+
+
+def load_opened(
+    opened: OpenedCheckpoint,
+    compute: str = "auto",
+    threads: int | None = None,
+    context: int | None = None,
+    max_sequences: int = 8,
+) -> Model:
+    """`load` for a checkpoint that is open."""
+    weights = {source.name: mapped(source) for source in opened.tensors}
+    spec = arch.spec(opened.metadata, weights)
+    return Model(spec, weights, opened.metadata, opened.folder, compute, threads, context, max_sequences)
+
+
+def _is_weight(weight: Weight) -> bool:
+    return isinstance(weight, QTensor) or weight.dtype.name in ("float32", "float16", "bfloat16")
+
+
+#: Held while a model's sequence is chosen or given back, and by a fork, so that the child finds it open.
+_CHOOSING = threading.RLock()
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_CHOOSING.acquire, after_in_parent=_CHOOSING.release, after_in_child=_CHOOSING.release)
+
+
+class _Sequences:
+    """Sequence ids of a model, each with the tokens its cache still holds.
+
+    A new prompt takes the idle one that shares the longest beginning with it, so a chat reads only what is new.
+    """
+
+    def __init__(self, num: int) -> None:
+        self._idle: dict[int, list[int]] = {i: [] for i in range(num)}
+
+    @contextmanager
+    def take(self, prompt: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
+        with _CHOOSING:
+            if not self._idle:
+                raise _core.ContextFullError("all of the model's sequences are in use; see max_sequences")
+            # Of those that share nothing, the one with the least to lose.
+            best = max(self._idle, key=lambda i: (_num_shared(self._idle[i], prompt), -len(self._idle[i])))
+            held = self._idle.pop(best)
+        try:
+            yield best, held
+        finally:
+            with _CHOOSING:
+                self._idle[best] = held
+
+
+def _num_shared(a: Sequence[int], b: Sequence[int]) -> int:
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
+
+
+class Model:
+    """A network with its weights, made by `load`.
+
+    Calls may come from several threads; those that compute take turns. In a process that was forked while another
+    thread computed, calls raise InputError: load the model there.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        weights: Mapping[str, Weight],
+        metadata: Mapping[str, Any],
+        path: AnyPath,
+        compute: str,
+        threads: int | None,
+        context: int | None,
+        max_sequences: int,
+    ) -> None:
+        max_sequences = arguments.integer("max_sequences", max_sequences, 1, MOST_SEQUENCES)
+        self.context = spec.context_length
+        if context is not None:
+            self.context = arguments.integer("context", context, 1, spec.context_length)
+        self.spec = spec
+        self.metadata = metadata
+        self.path = path
+        self.compute = arguments.text("compute", compute)
+        self.threads = num_threads(threads)
+        self.weights = weights
+        self._tokenizer: Tokenizer | None = None
+        self._sequences = _Sequences(max_sequences)
+        tensors = {name: (format_of(w), list(w.shape), bytes_of(w)) for name, w in weights.items()}
+        self._core = _core.Model(spec.core(), tensors, compute, self.threads, self.context, max_sequences)
+
+    def __repr__(self) -> str:
+        return f"Model({os.fspath(self.path)!r}, {self.spec.architecture}, {self.nbytes / 1e6:.1f} MB of weights)"
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the weights."""
+        return sum(weight.nbytes for weight in self.weights.values())
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that came with the weights; loaded when first asked for."""
+        if self._tokenizer is None:
+            self._tokenizer = load_tokenizer(self.path)
+        return self._tokenizer
+
+    def logits(self, ids: Sequence[int] | npt.NDArray[np.integer[Any]], start: int = 0) -> npt.NDArray[np.float32]:
+        """Logits after each of `ids` from the one at `start` on: float32 (T - start, vocab).
+
+        Raises InputError for an id the model does not have.
+        """
+        tokens = _as_ids(ids)
+        start = arguments.integer("start", start, 0)
+        with self._sequences.take(()) as (sequence, held):
+            self._rewind(sequence, held, 0)
+            pieces = [self._feed(sequence, held, piece, len(tokens), wanted_from=start) for piece in _pieces(tokens)]
+            self._rewind(sequence, held, 0)
+        return np.concatenate(pieces) if pieces else np.empty((0, self.spec.vocab_size), np.float32)
+
+    def tokens(
+        self,
+        prompt: Prompt,
+        max_tokens: int | None = 64,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        seed: int | None = None,
+        ignore_eos: bool = False,
+    ) -> Iterator[int]:
+        """Yields the ids that follow `prompt` (a text, or ids), one by one; not those that end a text.
+
+        max_tokens: at most so many; None: as many as the context has room for.
+        temperature: 0 takes the likeliest token each time; higher values draw from the softmax of logits / temperature.
+        top_k, top_p, min_p: draw only from the k likeliest (0: all), from the fewest that together have probability p,
+        from those at least p times as likely as the likeliest.
+        repetition_penalty: above 1 makes tokens of the prompt and of the text so far less likely (Keskar et al. 2019).
+        seed: the same seed draws the same tokens; None: a new one each time.
+
+        Raises InputError for an empty prompt or an option out of range, ContextFullError if prompt and max_tokens
+        together do not fit into the context.
+        """
+        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else _as_ids(prompt)
+        if not ids:
+            raise _core.InputError("the prompt has no tokens")
+        if max_tokens is not None:
+            max_tokens = arguments.integer("max_tokens", max_tokens, 0)
+        room = self.context - len(ids)
+        if room < (max_tokens or 1):
+            raise _core.ContextFullError(
+                f"context full: a prompt of {len(ids)} tokens and {max_tokens or 1} more do not fit into {self.context}"
+            )
+        sampler = _core.Sampler(
+            temperature=arguments.number("temperature", temperature),
+            top_k=arguments.integer("top_k", top_k, 0, (1 << 63) - 1),
+            top_p=arguments.number("top_p", top_p),
+            min_p=arguments.number("min_p", min_p),
+            repetition_penalty=arguments.number("repetition_penalty", repetition_penalty),
+            seed=secrets.randbits(64) if seed is None else arguments.integer("seed", seed, 0, (1 << 64) - 1),
+        )
+        ends = frozenset() if ignore_eos else frozenset(self.tokenizer.eos_ids)
+        return self._generate(ids, room if max_tokens is None else max_tokens, sampler, ends)
+
+    def _generate(self, ids: list[int], num: int, sampler: _core.Sampler, ends: frozenset[int]) -> Iterator[int]:
+        with self._sequences.take(ids) as (sequence, held):
+            logits = self._read(sequence, held, ids)
+            for i in range(num):
+                token = self._sampled(sampler, logits[-1], held)
+                if token in ends:
+                    return
+                yield token
+                if i + 1 == num:
+                    return
+                if self.spec.is_long(len(held) + 1) != self.spec.is_long(len(held)):
+                    logits = self._read(sequence, held, [*held, token])
+                else:
+                    logits = self._feed(sequence, held, [token])
+
+    def _sampled(self, sampler: _core.Sampler, logits: npt.NDArray[np.float32], held: list[int]) -> int:
+        try:
+            return sampler.sample(logits, held)
+        except InputError as error:
+            raise InputError(f"{error}{nonfinite.cause(self.weights)}") from None
+
+    def stream(self, prompt: Prompt, *, stop: str | Iterable[str] | None = None, **options: Any) -> Iterator[str]:
+        """Yields the text that follows `prompt` as it is made, in pieces of whole characters.
+
+        `stop`: ends before the first of these texts. Other options as in `tokens`.
+        """
+        return self._text(self.tokens(prompt, **options), stop, continuation=True)
+
+    def _text(self, ids: Iterator[int], stop: str | Iterable[str] | None, continuation: bool) -> Iterator[str]:
+        text = self.tokenizer.stream(continuation=continuation)
+        stops = StopFilter(() if stop is None else stop)
+        for token in ids:
+            if piece := stops.push(text.push(token)):
+                yield piece
+            if stops.stopped:
+                return
+        if piece := stops.push(text.flush()) + stops.flush():
+            yield piece
+
+    def generate(self, prompt: Prompt, *, stop: str | Iterable[str] | None = None, **options: Any) -> str:
+        """The text that `stream` yields, at once."""
+        return "".join(self.stream(prompt, stop=stop, **options))
+
+    def stream_chat(
+        self, messages: Sequence[Mapping[str, Any]], *, stop: str | Iterable[str] | None = None, **options: Any
+    ) -> Iterator[str]:
+        """Yields the answer to `messages` ({"role": ..., "content": ...} each) through the model's chat template.
+
+        Options as in `stream`, but max_tokens is by default what the context has room for. Raises UnsupportedError if
+        the model has no chat template.
+        """
+        prompt = self.tokenizer.encode_chat(messages)
+        return self._text(self.tokens(prompt, **{"max_tokens": None, **options}), stop, continuation=False)
+
+    def chat(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
+        """The answer that `stream_chat` yields, at once."""
+        return "".join(self.stream_chat(messages, **options))
+
+    def forward(
+        self,
+        tokens: npt.ArrayLike,
+        positions: npt.ArrayLike,
+        sequences: npt.ArrayLike,
+        wants_logits: npt.ArrayLike | None = None,
+        expected_length: int = 0,
+    ) -> npt.NDArray[np.float32]:
+        """One step of many sequences: the lower level under `logits` and `tokens`.
+
+        Four arrays of one length: token ids, positions, sequence ids, and which tokens' logits to return (by default
+        all). A sequence's positions continue where it ends; `truncate` forgets. Ids from 0 on are also used by the
+        other methods: do not mix them on one model. Returns float32 (number wanted, vocab).
+
+        expected_length: how many tokens the sequences that begin here will come to hold, as far as is known. It matters
+        for LongRoPE (`spec.original_context` > 0): all tokens of a sequence rotate by the table for short or that for
+        long sequences, whichever it began with. One that began short raises InputError where it would become long:
+        truncate it to 0 and feed it whole.
+        """
+        ids = _as_int32("tokens", tokens)
+        wants = (
+            np.ones(ids.shape, bool) if wants_logits is None else arguments.array("wants_logits", wants_logits, bool)
+        )
+        positions, sequences = _as_int32("positions", positions), _as_int32("sequences", sequences)
+        expected_length = arguments.integer("expected_length", expected_length, 0, MOST_INT32)
+        return self._core.forward(ids, positions, sequences, wants, expected_length)
+
+    def truncate(self, sequence: int, length: int = 0) -> None:
+        """Forgets all but the first `length` tokens of a sequence given to `forward`."""
+        sequence = arguments.integer("sequence", sequence, -MOST_INT32 - 1, MOST_INT32)
+        self._core.truncate(sequence, arguments.integer("length", length, 0, MOST_INT32))
+
+    def observe(self, callback: Callable[[str, npt.NDArray[np.float32]], None] | None) -> None:
+        """Calls `callback(name, x)` before each matrix product from now on; None ends it.
+
+        `name`: the weight's, "blk.0.ffn_down.weight"; `x`: its input, float32 (tokens, K), the callback's to keep. What
+        it raises ends the call that computes. It must not call the model: that raises InputError.
+        """
+        if callback is not None and not callable(callback):
+            raise arguments.wrong("callback", "a function or None", callback)
+        self._core.set_observer(callback)
+
+    def _read(self, sequence: int, held: list[int], ids: list[int]) -> npt.NDArray[np.float32]:
+        """Makes a sequence hold `ids` and returns the logits after them. Reads what it does not hold yet, or all where
+        it holds tokens by another rotary table than a text of this length has."""
+        # The last token of the prompt is always computed, since its logits are needed, and always alone: read in
+        # company it could be rounded differently, and the same call again, with the rest held, give another text.
+        keep = min(_num_shared(held, ids), len(ids) - 1)
+        if self._core.is_long(sequence) != self.spec.is_long(len(ids)):
+            keep = 0
+        self._rewind(sequence, held, keep)
+        for piece in _pieces(ids[keep:-1]):
+            self._feed(sequence, held, piece, len(ids))
+        return self._feed(sequence, held, ids[-1:], len(ids))
+
+    def _rewind(self, sequence: int, held: list[int], length: int) -> None:
+        # In this order: if Ctrl-C comes between the two, the cache holds more than is known of, which does no harm.
+        del held[length:]
+        self._core.truncate(sequence, length)
+
+    def _feed(
+        self, sequence: int, held: list[int], ids: list[int], expected_length: int = 0, wanted_from: int | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Logits of the positions from `wanted_from` on, or of the last."""
+        num = len(ids)
+        positions = np.arange(len(held), len(held) + num, dtype=np.int32)
+        wants = positions >= (positions[-1] if wanted_from is None else wanted_from)
+        sequences = np.full(num, sequence, np.int32)
+        logits = self._core.forward(np.array(ids, np.int32), positions, sequences, wants, expected_length)
+        held.extend(ids)
+        return logits
+
+
+def _pieces(ids: list[int]) -> Iterator[list[int]]:
+    return (ids[i : i + PROMPT_PIECE] for i in range(0, len(ids), PROMPT_PIECE))
+
+
+def _as_int32(name: str, values: npt.ArrayLike) -> npt.NDArray[np.int32]:
+    array = arguments.array(name, values)
+    if array.ndim != 1 or (array.size and not np.issubdtype(array.dtype, np.integer)):
+        raise _core.InputError(f"{name}: expected integers in one dimension, found {array.dtype} {array.shape}")
+    bounds = np.iinfo(np.int32)
+    if array.size and (array.min() < bounds.min or array.max() > bounds.max):
+        raise _core.InputError(f"{name}: {array.min()} to {array.max()} are out of range")
+    return array.astype(np.int32)
+
+
+def _as_ids(ids: Sequence[int] | npt.NDArray[np.integer[Any]]) -> list[int]:
+    return [int(i) for i in _as_int32("ids", ids)]

@@ -1,0 +1,108 @@
+"""How fast a model reads a prompt and makes tokens on this machine."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from lowbit._core import InputError
+from lowbit.base import simd
+from lowbit.base.paths import AnyPath, checked
+from lowbit.engine import model as models
+from lowbit.tensors import nonfinite
+
+__all__ = ["Result", "bench"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """Medians over the runs; a spread is (slowest - fastest) / median of the times."""
+
+    model: str
+    architecture: str
+    weight_bytes: int
+    threads: int
+    compute: str
+    simd: str
+    prompt_tokens: int
+    new_tokens: int
+    runs: int
+    load_s: float
+    prefill_tokens_per_s: float
+    prefill_spread: float
+    decode_tokens_per_s: float
+    decode_spread: float
+
+
+def bench(
+    path: AnyPath,
+    prompt_tokens: int = 512,
+    new_tokens: int = 128,
+    runs: int = 3,
+    *,
+    threads: int | None = None,
+    compute: str = "auto",
+    progress: Callable[[int, int], None] | None = None,
+) -> Result:
+    """Times `runs` runs after one that is not counted. The prompt is random tokens from a fixed seed.
+
+    Decoding starts behind the prompt and feeds the likeliest token back. `progress(done, total)` is called after each
+    run. Raises InputError if the tokens exceed the model's context or a run gives logits that are not finite.
+    """
+    if min(prompt_tokens, new_tokens, runs) < 1:
+        raise InputError(f"expected at least one token and run, got {prompt_tokens}, {new_tokens} and {runs}")
+    start = time.perf_counter()
+    model = models.load(path, compute=compute, threads=threads)
+    load_seconds = time.perf_counter() - start
+    if prompt_tokens + new_tokens > model.context:
+        raise InputError(
+            f"{prompt_tokens} + {new_tokens} tokens: expected at most {model.context}, the model's context"
+        )
+    prompt = np.random.default_rng(0).integers(0, model.spec.vocab_size, prompt_tokens)
+    times: list[tuple[float, float]] = []
+    for run in range(runs + 1):
+        times.append(_run(model, prompt, new_tokens))
+        if progress is not None:
+            progress(run + 1, runs + 1)
+    prefill, decode = zip(*times[1:], strict=True)
+    return Result(
+        model=checked(path),
+        architecture=model.spec.architecture,
+        weight_bytes=model.nbytes,
+        threads=model.threads,
+        compute=compute,
+        simd=simd.current(),
+        prompt_tokens=prompt_tokens,
+        new_tokens=new_tokens,
+        runs=runs,
+        load_s=load_seconds,
+        prefill_tokens_per_s=prompt_tokens / statistics.median(prefill),
+        prefill_spread=_spread(prefill),
+        decode_tokens_per_s=new_tokens / statistics.median(decode),
+        decode_spread=_spread(decode),
+    )
+
+
+def _run(model: models.Model, prompt: np.ndarray, new_tokens: int) -> tuple[float, float]:
+    """Seconds for the prompt and for the new tokens."""
+    model.truncate(0)
+    last = np.zeros(len(prompt), bool)
+    last[-1] = True
+    length = len(prompt) + new_tokens
+    start = time.perf_counter()
+    logits = model.forward(prompt, np.arange(len(prompt)), np.zeros(len(prompt), np.int32), last, length)
+    read = time.perf_counter()
+    for position in range(len(prompt), length):
+        logits = model.forward([logits[0].argmax()], [position], [0])
+    end = time.perf_counter()
+    if not np.isfinite(logits).all():
+        raise InputError(f"the model's logits are not finite{nonfinite.cause(model.weights)}")
+    return read - start, end - read
+
+
+def _spread(seconds: tuple[float, ...]) -> float:
+    return (max(seconds) - min(seconds)) / statistics.median(seconds)

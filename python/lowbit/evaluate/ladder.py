@@ -1,0 +1,198 @@
+"""The ladder: one model in format after format, from 8 bits down to 1, and what each costs and loses."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from lowbit._core import InputError
+from lowbit.base import arguments
+from lowbit.base.paths import AnyPath, checked, is_file
+from lowbit.conversion.convert import convert, quantize_file
+from lowbit.engine.model import Model, load
+from lowbit.evaluate import measures
+from lowbit.evaluate.bench import bench
+from lowbit.evaluate.inspect import inspect
+from lowbit.hf.hub import resolve
+from lowbit.quantization.imatrix import Imatrix, Sums, collect, load_imatrix
+from lowbit.quantization.recipes import find_mix
+
+__all__ = ["RUNGS", "Ladder", "Rung", "ladder"]
+
+#: A mix for each step that people choose between, by nominal bits a weight.
+RUNGS = (
+    "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS", "Q3_K_M", "IQ3_M", "IQ3_XXS", "Q2_K", "IQ2_M", "TQ2_0", "IQ2_XXS",
+    "IQ1_M", "TQ1_0", "IQ1_S",
+)  # fmt: skip
+
+PROMPT_TOKENS, NEW_TOKENS = 128, 64
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One format's figures; the original's divergence is 0."""
+
+    format: str
+    file_bytes: int
+    bits_per_weight: float
+    perplexity: float
+    perplexity_error: float
+    kl_divergence: float  # mean, in nats, from the original
+    kl_divergence_error: float
+    same_top: float  # share of tokens for which the original thinks the same one the most likely
+    prefill_tokens_per_s: float
+    decode_tokens_per_s: float
+    fallbacks: int  # tensors whose rows the mix's format does not divide
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """What `ladder` measured. `importances`: where they come from."""
+
+    model: str
+    context: int
+    windows: int
+    tokens: int
+    importances: str
+    original: Rung
+    rungs: list[Rung]
+
+
+def ladder(
+    model: AnyPath,
+    text: str | None = None,
+    rungs: Sequence[str] = RUNGS,
+    *,
+    imatrix: AnyPath | Mapping[str, Any] | Imatrix | Sums | None = None,
+    ctx: int = 512,
+    max_windows: int | None = None,
+    threads: int | None = None,
+    compute: str = "auto",
+    progress: Callable[[int, int], None] | None = None,
+) -> Ladder:
+    """Quantizes a checkpoint folder, hub id or GGUF file of floats to every mix of `rungs`, and measures each.
+
+    text: by default the text held out from the embedded model. Every rung is encoded with importances: those of
+    `imatrix`, or else collected from the text itself. Of its windows of `ctx` tokens the first half is measured then,
+    and those after it, which are not, give the importances; otherwise all are measured. max_windows: at most so many of
+    either. compute: arithmetic of the products, as in `load`. `progress(done, total)` counts windows.
+
+    Files are made one at a time in a temporary folder and removed. Raises InputError for an unknown mix, no rungs, a
+    text too short, and what `convert`, `quantize_file`, `load` and `measures.compare` raise.
+    """
+    names = [find_mix(name).name for name in arguments.items("rungs", rungs)]
+    if not names:
+        raise InputError("ladder: expected at least one rung")
+    if max_windows is not None:
+        max_windows = arguments.integer("max_windows", max_windows, 1)
+    if text is None:
+        text = (files("lowbit") / "data" / "bard-valid.txt").read_text(encoding="utf-8")
+    model = checked(model)
+    path = Path(model) if is_file(model) else resolve(model)[0]
+    original = load(path, compute=compute, threads=threads)
+    measured, calibrating = _shares(original, text, ctx, max_windows, given=imatrix is not None)
+    steps = _Steps(calibrating + (len(names) + 1) * measured, progress)
+    if imatrix is None:
+        origin = f"{calibrating} other windows of the text"
+        imatrix = collect(original, text, ctx, first=measured, chunks=calibrating, progress=steps.part())
+    else:
+        origin = "given" if isinstance(imatrix, (Mapping, Imatrix, Sums)) else checked(imatrix)
+    importances = load_imatrix(imatrix)
+    meter = _Meter(original, text, ctx, measured, threads, compute, steps)
+    make = quantize_file if is_file(path) else convert
+
+    report = inspect(path)
+    top = meter.rung(next(iter(report.formats)), path, report.file_bytes, report.total.bits_per_weight, None)
+    result = []
+    # A system that does not remove mapped files may leave one to its own cleaning.
+    with tempfile.TemporaryDirectory(prefix="lowbit-", ignore_cleanup_errors=True) as folder:
+        for name in names:
+            made = Path(folder) / f"{name}.gguf"
+            written = make(path, made, name, imatrix=importances, progress=False, threads=threads)
+            result.append(meter.rung(name, made, written.file_bytes, written.bits_per_weight, written.fallbacks))
+            with suppress(OSError):
+                made.unlink()
+    return Ladder(model, ctx, measured, meter.tokens, origin, top, result)
+
+
+def _shares(model: Model, text: str, ctx: int, most: int | None, given: bool) -> tuple[int, int]:
+    """How many windows are measured, and how many after them are for the importances."""
+    ctx = arguments.integer("ctx", ctx, 3, model.context)
+    total = len(measures.windows_of(model.tokenizer, text, ctx))
+    if given:
+        return min(total, most or total), 0
+    if total < 2:
+        raise InputError(f"text: one window of {ctx} tokens, expected two: one to measure, one for importances")
+    measured = min(total // 2, most or total)
+    return measured, min(total - measured, most or total - measured)
+
+
+class _Steps:
+    """Counts the windows of all parts together."""
+
+    def __init__(self, total: int, progress: Callable[[int, int], None] | None) -> None:
+        self.total = total
+        self.before = 0
+        self.progress = progress
+
+    def part(self) -> Callable[[int, int], None]:
+        """What one part calls with its own numbers."""
+        before = self.before
+
+        def advance(done: int, total: int) -> None:
+            self.before = before + done
+            if self.progress is not None:
+                self.progress(self.before, self.total)
+
+        return advance
+
+
+class _Meter:
+    """Measures files beside the original."""
+
+    def __init__(
+        self, original: Model, text: str, ctx: int, windows: int, threads: int | None, compute: str, steps: _Steps
+    ) -> None:
+        self.original = original
+        self.text = text
+        self.ctx = ctx
+        self.windows = windows
+        self.options: dict[str, Any] = {"threads": threads, "compute": compute}
+        self.steps = steps
+        self.tokens = 0
+
+    def rung(self, format: str, path: Path, file_bytes: int, bits: float, fallbacks: Sequence[str] | None) -> Rung:
+        """The figures of a file, or, without a list of fallbacks, of the original itself."""
+        models = {"original": self.original}
+        if fallbacks is not None:
+            models["rung"] = load(path, **self.options)
+        figures = measures.compare(
+            models,
+            self.text,
+            self.ctx,
+            max_windows=self.windows,
+            threads=self.options["threads"],
+            progress=self.steps.part(),
+        )
+        found = list(figures.values())[-1]
+        self.tokens = found.perplexity.tokens
+        context = self.original.context
+        speed = bench(path, min(PROMPT_TOKENS, context // 2), min(NEW_TOKENS, context // 4), **self.options)
+        return Rung(
+            format=format,
+            file_bytes=file_bytes,
+            bits_per_weight=bits,
+            perplexity=found.perplexity.value,
+            perplexity_error=found.perplexity.standard_error,
+            kl_divergence=found.divergence.mean if found.divergence else 0.0,
+            kl_divergence_error=found.divergence.standard_error if found.divergence else 0.0,
+            same_top=found.divergence.same_top if found.divergence else 1.0,
+            prefill_tokens_per_s=speed.prefill_tokens_per_s,
+            decode_tokens_per_s=speed.decode_tokens_per_s,
+            fallbacks=len(fallbacks or ()),
+        )

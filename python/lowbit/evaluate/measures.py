@@ -1,0 +1,205 @@
+"""What quantization cost: perplexity on a text, and how far a model's predictions moved from another's.
+
+Text is cut into windows of `ctx` tokens without overlap; what is left over at the end is dropped. Where the tokenizer
+begins every text with a token (BOS), that token takes the place of the first of each window. The first half of a window
+is context only: of the rest, each token but the last predicts the next one, so 255 predictions count in a window of
+512. That is how llama-perplexity counts, and the figures can be set beside its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from lowbit import _core
+from lowbit._core import InputError
+from lowbit.base import arguments
+from lowbit.base.quoting import listed, shown
+from lowbit.base.threads import num_threads
+from lowbit.tensors import nonfinite
+
+if TYPE_CHECKING:
+    from lowbit.engine.model import Model
+    from lowbit.tokenizer.load import Tokenizer
+
+__all__ = ["Divergence", "Figures", "Perplexity", "compare", "kl_divergence", "perplexity"]
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """The exponential of the mean of `-log p` over the tokens predicted."""
+
+    value: float
+    standard_error: float  # of `value`, taking tokens as independent
+    tokens: int  # predictions that count
+    windows: int
+    context: int  # tokens in a window
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """KL(reference || model) in nats over the whole vocabulary, one figure a token predicted."""
+
+    mean: float
+    standard_error: float  # of `mean`
+    median: float
+    percentile_99: float
+    maximum: float
+    same_top: float  # share of tokens for which both models think the same one the most likely
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What `compare` found for one model; `divergence` is None for the reference."""
+
+    perplexity: Perplexity
+    divergence: Divergence | None
+
+
+def perplexity(
+    model: Model,
+    text: str,
+    ctx: int = 512,
+    *,
+    max_windows: int | None = None,
+    threads: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Perplexity:
+    """Perplexity of `model` on `text`. Arguments and errors are those of `compare`."""
+    figures = compare({"": model}, text, ctx, max_windows=max_windows, threads=threads, progress=progress)
+    return figures[""].perplexity
+
+
+def kl_divergence(
+    reference: Model,
+    model: Model,
+    text: str,
+    ctx: int = 512,
+    *,
+    max_windows: int | None = None,
+    threads: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Divergence:
+    """How far `model` is from `reference` on `text`. Arguments and errors are those of `compare`."""
+    models = {"reference": reference, "model": model}
+    divergence = compare(models, text, ctx, max_windows=max_windows, threads=threads, progress=progress)[
+        "model"
+    ].divergence
+    assert divergence is not None
+    return divergence
+
+
+def compare(
+    models: Mapping[str, Model],
+    text: str,
+    ctx: int = 512,
+    *,
+    max_windows: int | None = None,
+    threads: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Figures]:
+    """Perplexity of every model on the same windows, and the divergence of all but the first from the first.
+
+    The first model's tokenizer cuts the text. One window is in work at a time, with the logits of two models, so memory
+    is about ctx * vocabulary floats. `max_windows` leaves out the end of the text. `progress(done, total)` is called
+    after each window.
+
+    Raises InputError for no models, vocabularies of different sizes, a `ctx` below 3 or above what a model takes, and
+    a text too short for one window.
+    """
+    for model in arguments.mapping("models", models).values():
+        if not hasattr(model, "spec"):
+            raise arguments.wrong("models", "models that lowbit.load made", model)
+    if max_windows is not None:
+        max_windows = arguments.integer("max_windows", max_windows, 1)
+    if not models:
+        raise InputError("compare: expected at least one model, got none")
+    sizes = {name: model.spec.vocab_size for name, model in models.items()}
+    if len(set(sizes.values())) > 1:
+        found = listed(f"{shown(name)} has {size}" for name, size in sizes.items())
+        raise InputError(f"models: expected vocabularies of one size, got {found}")
+    ctx = arguments.integer("ctx", ctx, 3, min(model.context for model in models.values()))
+    windows = windows_of(next(iter(models.values())).tokenizer, text, ctx)[:max_windows]
+    workers = num_threads(threads)
+
+    losses: dict[str, list[Floats]] = {name: [] for name in models}
+    divergences: dict[str, list[Floats]] = {name: [] for name in models}
+    same_tops: dict[str, list[npt.NDArray[np.bool_]]] = {name: [] for name in models}
+    for done, window in enumerate(windows, 1):
+        reference: npt.NDArray[np.float32] | None = None
+        for name, model in models.items():
+            logits = _predictions(model, window)
+            losses[name].append(-_core.log_probabilities(logits, window[ctx // 2 + 1 :], workers))
+            if np.isnan(losses[name][-1]).any():
+                whose = f"model {shown(name)}" if name else "model"
+                raise InputError(f"the {whose}'s predictions are not finite{nonfinite.cause(model.weights)}")
+            if reference is None:
+                reference = logits
+            else:
+                divergence, same_top = _core.kl_divergence(reference, logits, workers)
+                divergences[name].append(divergence)
+                same_tops[name].append(same_top)
+        if progress is not None:
+            progress(done, len(windows))
+    return {
+        name: Figures(
+            _perplexity(np.concatenate(losses[name]), len(windows), ctx),
+            _divergence(np.concatenate(divergences[name]), np.concatenate(same_tops[name]))
+            if divergences[name]
+            else None,
+        )
+        for name in models
+    }
+
+
+def windows_of(tokenizer: Tokenizer, text: str, ctx: int, parse_special: bool = False) -> npt.NDArray[np.int64]:
+    """The tokens of `text` as rows of `ctx`, each with BOS in the first place if the tokenizer has it begin a text.
+
+    Special tokens written out in the text are text, unless `parse_special`, as llama-perplexity and llama-imatrix have
+    it. Raises InputError for a text too short for one row.
+    """
+    tokens = np.asarray(tokenizer.encode(text, add_special_tokens=True, parse_special=parse_special), np.int64)
+    if len(tokens) < ctx:
+        raise InputError(
+            f"text: {len(tokens)} tokens, expected at least {ctx}, one window: take a longer text or a smaller ctx"
+        )
+    windows: npt.NDArray[np.int64] = tokens[: len(tokens) // ctx * ctx].reshape(-1, ctx).copy()
+    begin = tokenizer.encode("", add_special_tokens=True)[:1]
+    if begin and begin[0] == tokens[0]:
+        windows[:, 0] = begin[0]
+    return windows
+
+
+def _predictions(model: Model, window: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    """The logits that count: those of the second half of the window without the last token."""
+    return model.logits(window[:-1], start=len(window) // 2)
+
+
+def _mean(values: Floats) -> tuple[float, float]:
+    """The mean and its standard error."""
+    error = float(np.sqrt(values.var() / (len(values) - 1))) if len(values) > 1 else float("nan")
+    return float(values.mean()), error
+
+
+def _perplexity(losses: Floats, windows: int, ctx: int) -> Perplexity:
+    mean, error = _mean(losses)
+    value = float(np.exp(mean))
+    return Perplexity(value, value * error, len(losses), windows, ctx)
+
+
+def _divergence(values: Floats, same_top: npt.NDArray[np.bool_]) -> Divergence:
+    mean, error = _mean(values)
+    return Divergence(
+        mean=mean,
+        standard_error=error,
+        median=float(np.median(values)),
+        percentile_99=float(np.quantile(values, 0.99)),
+        maximum=float(values.max()),
+        same_top=float(same_top.mean()),
+    )

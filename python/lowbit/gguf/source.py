@@ -1,0 +1,56 @@
+"""Tensors of GGUF files as sources. They are read, not mapped: what is mapped and touched counts as memory."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+
+from lowbit import gguf
+from lowbit._core import UnsupportedError
+from lowbit.base.files import FileReader
+from lowbit.quantization.recipes import FLOAT_FORMATS
+from lowbit.tensors.source import Decoded, FileRows, TensorSource
+
+
+class GgufTensor:
+    """A tensor of a file. Called, it opens as what a target format wants of it: bytes to copy, or rows of floats."""
+
+    def __init__(self, info: gguf.TensorInfo, place: gguf.Place, reader: FileReader) -> None:
+        self.info = info
+        self.place = place
+        self.reader = reader
+
+    def __call__(self, format: str) -> TensorSource:
+        """Rows for a target of this format; bytes of its own one have a row each, too."""
+        _, shape, before = self.info
+        if before in FLOAT_FORMATS and format != before:
+            return self._rows((math.prod(shape[:-1]), shape[-1]), gguf.DTYPES[before])
+        packed = self._packed()
+        return packed if format == before else Decoded(packed, before)
+
+    def weights(self) -> TensorSource:
+        """The weights as floats, in the tensor's shape. Raises UnsupportedError for integers, and for blocks that are
+        not in a matrix."""
+        name, shape, format = self.info
+        if format in FLOAT_FORMATS:
+            return self._rows(shape, gguf.DTYPES[format])
+        if format in gguf.DTYPES or len(shape) != 2:
+            raise UnsupportedError(f"tensor {name}: {format} {list(shape)} is no weight of a checkpoint")
+        return Decoded(self._packed(), format)
+
+    def _packed(self) -> FileRows:
+        num_rows = math.prod(self.info.shape[:-1])
+        return self._rows((num_rows, self.place.num_bytes // max(1, num_rows)), np.dtype(np.uint8))
+
+    def _rows(self, shape: tuple[int, ...], dtype: np.dtype) -> FileRows:
+        return FileRows(self.info.name, shape, dtype, self.reader, self.place.offset)
+
+
+def gguf_tensors(file: gguf.File) -> dict[str, GgufTensor]:
+    """All tensors by name, in the file's order. They can be read when the file is closed."""
+    readers = [FileReader(Path(path)) for path in file.paths]
+    file.check_in_place()
+    places = {name: file.place(name) for name in file.infos}
+    return {name: GgufTensor(info, places[name], readers[places[name].path]) for name, info in file.infos.items()}

@@ -1,0 +1,338 @@
+"""Hugging Face checkpoints: a folder with config.json and safetensors files becomes lazy named tensors.
+
+Files are hostile until checked: header sizes are capped, offsets must tile the file exactly, names in the index may
+not leave the folder, and every error names the file and the tensor. Nothing is mapped: rows are read with pread, so
+that a conversion's resident memory is the rows it holds.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from lowbit._core import Error, FileError, FormatError, UnsupportedError
+from lowbit.base.files import FileReader, read_bytes
+from lowbit.base.foreign import ERROR_KEYS, named
+from lowbit.base.operation import reading
+from lowbit.base.paths import checked, is_dir, is_file
+from lowbit.base.quoting import listed, quoted, reason, shown
+from lowbit.tensors.source import FileRows, Renamed, TensorSource, read
+
+MAX_HEADER_BYTES = 100 << 20  # the cap of the safetensors library
+MAX_JSON_BYTES = 128 << 20  # tokenizer.json of the largest vocabularies is below 40 MB
+MAX_CONFIG_BYTES = 16 << 20  # Python's objects take up to thirty times as much
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+#: Names under which folders keep weights that may be a second set.
+WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin*", "consolidated*.pth")
+#: Files beside the weights that a conversion may read, as patterns.
+SMALL_FILES = [
+    "config.json", "generation_config.json", "*.safetensors.index.json", "adapter_config.json", "README.md",
+    "tokenizer*.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
+    "chat_template.json", "chat_template.jinja", "additional_chat_templates/*.jinja", "modules.json",
+    "*_Pooling/config.json",
+]  # fmt: skip
+MAX_DIMS = 8
+MAX_SHARDS = 100_000
+
+#: Bytes an element of every type the safetensors format has.
+ITEM_BYTES = {
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "F8_E8M0": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
+    "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8, "C64": 8,
+}  # fmt: skip
+#: The types that are weights.
+FLOAT_DTYPES: dict[str, np.dtype] = {
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+
+
+class StoredTensor:
+    """A tensor in a safetensors file; a TensorSource.
+
+    shard: the name of the checkpoint's file that it stands in, which orders a conversion's tensors.
+    """
+
+    def __init__(self, file: FileReader, name: str, dtype_name: str, shape: tuple[int, ...], offset: int) -> None:
+        self.file = file
+        self.shard = file.path.name
+        self.name = name
+        self.dtype_name = dtype_name
+        self.shape = shape
+        self.offset = offset
+
+    @property
+    def dtype(self) -> np.dtype:
+        """float32, float16 or bfloat16; UnsupportedError for anything else."""
+        if self.dtype_name not in FLOAT_DTYPES:
+            raise UnsupportedError(
+                f"{self.file.path.name}: tensor {self.name!r} has type {self.dtype_name}, expected one of "
+                f"{', '.join(FLOAT_DTYPES)}"
+            )
+        return FLOAT_DTYPES[self.dtype_name]
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """Rows start..stop of the first axis, freshly read."""
+        return self.in_file.rows(start, stop)
+
+    @property
+    def in_file(self) -> FileRows:
+        """Where the rows are."""
+        return FileRows(self.name, self.shape, self.dtype, self.file, self.offset)
+
+
+def mapped(source: TensorSource) -> np.ndarray:
+    """A whole tensor: mapped if a file has it as it is, else read."""
+    while type(source) is Renamed:  # what is derived of it, and of StoredTensor, changes values
+        source = source.source
+    return source.in_file.mapped() if type(source) is StoredTensor else read(source)
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        seen: set[str] = set()
+        name = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise FormatError(f"duplicate name {name!r}")
+    return result
+
+
+def parse_json_value(data: bytes, where: str) -> Any:
+    """JSON without duplicate names, or a FormatError that starts with `where`."""
+    try:
+        return json.loads(data.decode("utf-8"), object_pairs_hook=_no_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{where}: not valid JSON ({reason(error)})") from None
+    except FormatError as error:
+        raise FormatError(f"{where}: {error}") from None
+
+
+def parse_json(data: bytes, where: str) -> dict[str, Any]:
+    """The same for an object."""
+    value = parse_json_value(data, where)
+    if not isinstance(value, dict):
+        raise FormatError(f"{where}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
+    """The JSON object in a file."""
+    with named(path):
+        value = parse_json(read_bytes(path, max_bytes), str(path))
+        if value and value.keys() <= ERROR_KEYS:
+            raise FormatError(f"{path}: expected settings, found {shown(value, 80)}")
+        return value
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 63
+
+
+def _entry(file: FileReader, data_start: int, name: str, entry: Any) -> tuple[int, int, StoredTensor]:
+    """Checks one tensor of a header: (begin, end, tensor)."""
+    where = f"{file.path.name}: tensor {name!r}"
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        raise FormatError(f"{where}: expected dtype, shape and data_offsets")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
+        raise FormatError(f"{where}: unknown type {quoted(dtype, 40)}")
+    if not isinstance(shape, list) or len(shape) > MAX_DIMS or not all(map(_is_size, shape)):
+        raise FormatError(f"{where}: shape {shown(shape, 80)}, expected at most {MAX_DIMS} sizes")
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_size, offsets)):
+        raise FormatError(f"{where}: data_offsets {shown(offsets, 80)}, expected [begin, end]")
+    begin, end = offsets
+    expected = math.prod(shape) * ITEM_BYTES[dtype]
+    if end - begin != expected:
+        raise FormatError(f"{where}: offsets {begin}..{end} hold {end - begin} bytes, {dtype} {shape} needs {expected}")
+    return begin, end, StoredTensor(file, name, dtype, tuple(shape), data_start + begin)
+
+
+def read_safetensors(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of one safetensors file, ordered by name. Reads the header only."""
+    with named(path):
+        return _tensors(FileReader(path))
+
+
+def _tensors(file: FileReader) -> dict[str, StoredTensor]:
+    path = file.path
+    if file.size < 8:
+        raise FormatError(f"{path}: {file.size} bytes, too short for a safetensors file")
+    header_bytes = int.from_bytes(file.read(0, 8), "little")
+    if file.size - 8 < header_bytes <= MAX_HEADER_BYTES and file.read(8, min(1, file.size - 8)) in (b"", b"{"):
+        raise FormatError(
+            f"{path}: the file is cut off: its header alone needs {header_bytes + 8} bytes, found {file.size}; "
+            "download it again"
+        )
+    if header_bytes > min(MAX_HEADER_BYTES, file.size - 8):
+        raise FormatError(
+            f"{path}: header of {header_bytes} bytes, expected at most {min(MAX_HEADER_BYTES, file.size - 8)}"
+        )
+    header = parse_json(file.read(8, header_bytes), f"{path}: header")
+    header.pop("__metadata__", None)
+    data_start = 8 + header_bytes
+    entries = sorted((_entry(file, data_start, name, value) for name, value in header.items()), key=lambda e: e[:2])
+    at = 0
+    for begin, end, tensor in entries:
+        if begin != at:
+            problem = "overlaps the tensor before it" if begin < at else "leaves a hole before it"
+            raise FormatError(f"{path.name}: tensor {tensor.name!r} at offset {begin} {problem}, expected {at}")
+        at = end
+    if data_start + at != file.size:
+        cut = ": it is cut off, download it again" if file.size < data_start + at else ""
+        raise FormatError(f"{path}: tensors end at byte {data_start + at}, the file at {file.size}{cut}")
+    return {tensor.name: tensor for tensor in sorted((e[2] for e in entries), key=lambda t: t.name)}
+
+
+def index_shards(index: Path) -> tuple[list[str], set[str]]:
+    """File names, sorted, and tensor names of model.safetensors.index.json."""
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise FormatError(f"{index}: no weight_map")
+    for name, shard in weight_map.items():
+        # Only plain names: an index may not point out of its folder. (A link inside it is the owner's own doing.)
+        if not isinstance(shard, str) or not re.fullmatch(r"[\w.-]{1,200}\.safetensors", shard, re.ASCII):
+            raise FormatError(
+                f"{index.name}: tensor {name!r} is in file {quoted(shard, 80)}, expected a plain file name"
+            )
+    return sorted(set(weight_map.values())), set(weight_map)
+
+
+class WeightFiles(NamedTuple):
+    """Files with a checkpoint's weights. listing: the index that names them. tensors: those that it says they hold."""
+
+    names: list[str]
+    listing: Path | None = None
+    tensors: set[str] | None = None
+
+
+def weight_files(folder: Path, config: dict[str, Any]) -> WeightFiles:
+    """The files that transformers takes, in its order: what transformers_weights in config.json names,
+    model.safetensors, the files of the index. Without any of these, numbered and other files model*.safetensors.
+
+    Raises FileError or FormatError for an index that cannot be read, and for a name that is no plain file name.
+    """
+    explicit = config.get("transformers_weights")
+    if explicit is not None and not (
+        isinstance(explicit, str) and re.fullmatch(r"[\w.-]{1,200}\.safetensors(\.index\.json)?", explicit, re.ASCII)
+    ):
+        raise FormatError(
+            f"{folder / 'config.json'}: 'transformers_weights' is {quoted(explicit, 80)}, expected the plain name of a "
+            "safetensors file or its index"
+        )
+    if explicit is None and is_file(folder / SINGLE):
+        explicit = SINGLE
+    if explicit and not explicit.endswith(".json"):
+        return WeightFiles([explicit])
+    index = folder / (explicit or INDEX)
+    if explicit or is_file(index):
+        names, tensors = index_shards(index)
+        return WeightFiles(names, index, tensors)
+    return WeightFiles(_unindexed_shards(folder))
+
+
+def _unindexed_shards(folder: Path) -> list[str]:
+    """The files model*.safetensors of a folder without an index, all there if they are numbered."""
+    names = sorted(path.name for path in folder.glob("model*.safetensors"))
+    for name in names:
+        if match := re.fullmatch(r"(.*)-\d{5}-of-(\d{5})\.safetensors", name, re.ASCII):
+            return [f"{match[1]}-{i:05d}-of-{match[2]}.safetensors" for i in range(1, int(match[2]) + 1)]
+    return names
+
+
+def _pickle(folder: Path, name: str) -> Error:
+    return UnsupportedError(
+        f"{folder}: {name} is a pickle, which can run code when it is loaded, so lowbit reads safetensors only; write "
+        "them where you trust it: AutoModelForCausalLM.from_pretrained(d).save_pretrained(d), or take them from the "
+        "hub, where converted ones are proposed as revision refs/pr/N"
+    )
+
+
+def _not_a_checkpoint(folder: Path, missing: str) -> Error:
+    """What a folder is instead, and what to do with it."""
+
+    def found(*patterns: str) -> str:
+        paths = (path for pattern in patterns for path in sorted(folder.glob(pattern)))
+        return next((str(path.relative_to(folder)) for path in paths), "")
+
+    if name := found("adapter_config.json"):
+        return UnsupportedError(
+            f"{folder}: this is a LoRA adapter, not a model: convert its base model (base_model_name_or_path in "
+            f"{name}) with --lora and this folder"
+        )
+    if found("model_index.json"):
+        return UnsupportedError(f"{folder}: this is a diffusers pipeline; lowbit reads language models")
+    if name := found("*.gguf"):
+        return UnsupportedError(f"{folder}: this folder holds GGUF files: give {folder / name} itself")
+    if name := found("*.onnx", "onnx/*.onnx"):
+        return UnsupportedError(f"{folder}: {name} is an ONNX model; lowbit reads safetensors")
+    if name := found("consolidated*", "params.json"):
+        return UnsupportedError(f"{folder}: {name} is in its makers' own form; take the one for transformers")
+    if name := found(*(f"*{suffix}" for suffix in PICKLES)):
+        return _pickle(folder, name)
+    hint = ""
+    if name := found("*/config.json"):
+        hint = f"; there is {name}"
+    elif name := found("tokenizer.json", "tokenizer.model"):
+        hint = f": {name}, but no model"
+    return FileError(f"{folder}: no {missing}{hint}")
+
+
+class Checkpoint:
+    """A folder with config.json and safetensors files.
+
+    Attributes: folder, config (the JSON object), tensors (name -> StoredTensor in the order of file and name), notes
+    (on other files with weights, which are left).
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(checked(folder))
+        if is_file(self.folder):
+            if self.folder.suffix in PICKLES:
+                raise _pickle(self.folder.parent, self.folder.name)
+            other = "; lowbit quantize takes GGUF files" if self.folder.suffix == ".gguf" else ""
+            raise FileError(f"{self.folder}: a file, expected the folder of a checkpoint{other}")
+        if not is_dir(self.folder):
+            raise FileError(f"{self.folder}: no such folder, and no hub id such as Qwen/Qwen3-0.6B")
+        if not is_file(self.folder / "config.json"):
+            raise _not_a_checkpoint(self.folder, "config.json")
+        # Not all are read, and some only to verify: to the operation they are all the checkpoint's.
+        for path in (path for pattern in (*SMALL_FILES, *WEIGHT_PATTERNS) for path in self.folder.glob(pattern)):
+            reading(path)
+        self.config = read_json(self.folder / "config.json", MAX_CONFIG_BYTES)
+        shards, index, expected = weight_files(self.folder, self.config)
+        if not shards:
+            raise _not_a_checkpoint(self.folder, "model.safetensors")
+        if len(shards) > MAX_SHARDS:
+            raise FormatError(f"{self.folder}: {len(shards)} files, expected at most {MAX_SHARDS}")
+        if missing := [name for name in shards if not is_file(self.folder / name)]:
+            raise FileError(f"{self.folder}: missing {len(missing)} of {len(shards)} files: {listed(missing)}")
+        self.tensors: dict[str, StoredTensor] = {}
+        for shard in shards:
+            for name, tensor in read_safetensors(self.folder / shard).items():
+                if name in self.tensors:
+                    raise FormatError(f"{shard}: tensor {name!r} is also in {self.tensors[name].file.path.name}")
+                self.tensors[name] = tensor
+        self.notes = _notes_on_others(self.folder, shards, index)
+        if index is not None and expected is not None and expected != self.tensors.keys():
+            for problem, names in (("lacks", expected - self.tensors.keys()), ("has", self.tensors.keys() - expected)):
+                if names:
+                    raise FormatError(
+                        f"{index}: the files' content {problem} {listed(sorted(names))}, unlike the index"
+                    )
+
+
+def _notes_on_others(folder: Path, shards: list[str], index: Path | None) -> list[str]:
+    """Which files with weights are not read, if there are any."""
+    read_names = {*shards, index.name if index else ""}
+    left = sorted({path.name for pattern in WEIGHT_PATTERNS for path in folder.glob(pattern)} - read_names)
+    if not left:
+        return []
+    return [f"weights are read from {listed([index.name] if index else shards)}; left: {listed(left)}"]

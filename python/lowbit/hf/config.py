@@ -1,0 +1,108 @@
+"""Typed reads of config.json: required unless a default is spelled out, every error names the file and the key."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from lowbit._core import FormatError, UnsupportedError
+from lowbit.base.quoting import quoted, shown
+
+#: Sizes in config.json are checked against this before anything is computed from them.
+MAX_SIZE = 1 << 31
+
+#: The numbers above zero that float32 has. (An integer of any length can be compared with them, not made a float.)
+LEAST_FLOAT32, MOST_FLOAT32 = float(np.finfo(np.float32).smallest_subnormal), float(np.finfo(np.float32).max)
+
+_REQUIRED = object()
+
+
+class Config:
+    """A JSON object of settings. A value of null counts as missing, as transformers treats it."""
+
+    def __init__(self, values: dict[str, Any], where: str) -> None:
+        self.values = values
+        self.where = where
+
+    def _get(self, key: str, default: Any) -> Any:
+        value = self.values.get(key)
+        if value is None:
+            if default is _REQUIRED:
+                raise FormatError(f"{self.where}: no {key!r}")
+            return default
+        return value
+
+    def is_null(self, key: str) -> bool:
+        """Whether the key is there and null, which switches off what has a default where the key is missing."""
+        return key in self.values and self.values[key] is None
+
+    def integer(self, key: str, default: Any = _REQUIRED, minimum: int = 1) -> int:
+        """An integer from `minimum` on and below 2^31."""
+        value = self._get(key, default)
+        if type(value) is not int or not minimum <= value < MAX_SIZE:
+            expected = "a positive integer" if minimum == 1 else f"an integer of at least {minimum}"
+            raise FormatError(f"{self.where}: {key!r} is {quoted(value, 40)}, expected {expected}")
+        return value
+
+    def number(self, key: str, default: Any = _REQUIRED) -> float:
+        """A positive number of float32's range, which is what GGUF keeps of it."""
+        value = self._get(key, default)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not LEAST_FLOAT32 <= value <= MOST_FLOAT32:
+            raise FormatError(f"{self.where}: {key!r} is {quoted(value, 40)}, expected a positive number")
+        return float(value)
+
+    def numbers(self, key: str, count: int) -> list[float]:
+        """A list of so many positive finite numbers."""
+        value = self._get(key, _REQUIRED)
+        if not isinstance(value, list) or len(value) != count:
+            found = f"{len(value)} of them" if isinstance(value, list) else shown(value, 40)
+            raise FormatError(f"{self.where}: {key!r} is {quoted(found)}, expected a list of {count} numbers")
+        return [Config({key: number}, self.where).number(key) for number in value]
+
+    def boolean(self, key: str, default: bool) -> bool:
+        """True or false."""
+        value = self._get(key, default)
+        if not isinstance(value, bool):
+            raise FormatError(f"{self.where}: {key!r} is {quoted(value, 40)}, expected true or false")
+        return value
+
+    def text(self, key: str, default: Any = _REQUIRED) -> str:
+        """A string."""
+        value = self._get(key, default)
+        if not isinstance(value, str):
+            raise FormatError(f"{self.where}: {key!r} is {quoted(value, 40)}, expected a string")
+        return value
+
+    @property
+    def hf_class(self) -> str:
+        """The class that the checkpoint is made for: the first of "architectures"."""
+        names = self.values.get("architectures")
+        if not isinstance(names, list) or not names or not isinstance(names[0], str):
+            raise FormatError(f"{self.where}: 'architectures' is {quoted(names, 40)}, expected a list of names")
+        return names[0]
+
+    def rope(self) -> Config:
+        """The rotary embedding's settings, with rope_theta and rope_type, from either form.
+
+        transformers 5 has rope_parameters; 4 has rope_theta beside an optional rope_scaling, whose type may be
+        called "type". Where both are, all versions obey rope_scaling. rope_theta is 10000 where neither says anything,
+        as in the first llama checkpoints. The context of the first training is that beside the object, or that in it,
+        or max_position_embeddings.
+        """
+        found = self.values.get("rope_scaling") or self.values.get("rope_parameters") or {}
+        if not isinstance(found, dict):
+            raise FormatError(f"{self.where}: rope_parameters is {quoted(found, 40)}, expected an object")
+        if any(isinstance(value, dict) for value in found.values()):
+            raise UnsupportedError(
+                f"{self.where}: rope_parameters differ between layers: {shown(', '.join(found), 80)}"
+            )
+        rope = Config(dict(found), f"{self.where}: rope_parameters")
+        rope.values["rope_theta"] = rope.number("rope_theta", self.number("rope_theta", 10000.0))
+        rope.values["rope_type"] = rope.text("rope_type", rope.text("type", "default")).lower()
+        original = "original_max_position_embeddings"
+        lengths = (self.values.get(original), rope.values.get(original), self.values.get("max_position_embeddings"))
+        rope.values[original] = next((length for length in lengths if length is not None), None)
+        if (partial := self.values.get("partial_rotary_factor")) is not None:
+            rope.values.setdefault("partial_rotary_factor", partial)
+        return rope

@@ -1,0 +1,107 @@
+"""Checkpoints on the Hugging Face hub: "org/name", or "org/name@revision", becomes a folder in the hub's cache.
+
+huggingface_hub downloads: to its cache (HF_HOME), from HF_ENDPOINT, with the user's token, not at all if HF_HUB_OFFLINE
+is set. A connection that breaks is taken up again where it broke; who starts again after an interruption gets the files
+that were not whole. Only what a conversion reads is fetched: no pickles, no weights in other forms.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from lowbit._core import Error, FileError, UnsupportedError
+from lowbit.base.paths import AnyPath, checked, is_file, status
+from lowbit.base.quoting import quoted, reason
+from lowbit.hf.checkpoint import PICKLES, SINGLE, SMALL_FILES, read_json, weight_files
+
+#: The weights where they are one file, and where no index names several.
+SINGLE_FILES = [SINGLE, "adapter_model.safetensors"]
+OTHER_FILES = ["model*.safetensors"]
+
+_PART = r"[A-Za-z0-9_-][\w.-]*"
+_ID = re.compile(rf"(?P<id>{_PART}/{_PART})(?:@(?P<revision>[\w./-]+))?", re.ASCII)
+
+
+def resolve(source: AnyPath, weights: bool = True) -> tuple[Path, str | None]:
+    """A folder, or what "org/name" or "org/name@revision" names on the hub: the folder, and the id if it was one.
+
+    What exists as a path is one. Without weights, only the small files are sure to be there. Raises InputError for what
+    can be no path, FileError for what is not there or cannot be fetched, UnsupportedError where there are only pickles.
+    """
+    text = checked(source)
+    path, match = Path(text), _ID.fullmatch(text)
+    if match is None or status(path):
+        return path, None
+    repository, revision = match["id"], match["revision"]
+    folder = _download(repository, revision, SMALL_FILES + (SINGLE_FILES if weights else []))
+    if weights:
+        config = read_json(folder / "config.json") if is_file(folder / "config.json") else {}
+        names = weight_files(folder, config).names or SINGLE_FILES[1:]
+        if missing := [name for name in names if not is_file(folder / name)]:
+            shards = OTHER_FILES if missing == SINGLE_FILES[1:] else missing
+            _download(repository, folder.name, shards)  # the folder is named by the commit
+        if not any(folder.glob("*.safetensors")):
+            raise _without_weights(repository, folder.name)
+    return folder, repository
+
+
+def _download(repository: str, revision: str | None, patterns: list[str]) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.utils.tqdm import tqdm
+
+    class Bar(tqdm):
+        """A bar on a terminal only."""
+
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options | ({} if sys.stderr.isatty() else {"disable": True}))  # type: ignore[no-untyped-call]
+
+    try:
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns, tqdm_class=Bar))
+    except Exception as error:  # the client's own, and those of whichever HTTP library its version has
+        raise _explained(repository, revision, error) from None
+
+
+def _explained(repository: str, revision: str | None, error: Exception) -> Error:
+    """A failure to download in words that say what to do."""
+    from huggingface_hub import constants, errors
+
+    log_in = "log in with `hf auth login`, or set HF_TOKEN"
+    if isinstance(error, errors.GatedRepoError):
+        page = f"{constants.ENDPOINT}/{repository}"
+        return FileError(f"{repository}: its owners ask you to accept conditions: do that on {page}, then {log_in}")
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return FileError(f"{repository}: no such folder, and no such model on the hub; if it is private, {log_in}")
+    if isinstance(error, errors.RevisionNotFoundError):
+        return FileError(f"{repository}: the hub has no revision {quoted(revision)} of it")
+    if isinstance(error, (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled)):
+        why = f"{constants.ENDPOINT} does not give it: {reason(error.__cause__ or error)}"
+        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else why
+        return FileError(f"{repository}: no such folder, not whole in the cache {constants.HF_HUB_CACHE}, and {why}")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return FileError(f"{repository}: {error.strerror}: {constants.HF_HUB_CACHE} (HF_HOME names another place)")
+    return FileError(f"{repository}: not downloaded from the hub: {reason(error)}")
+
+
+def _without_weights(repository: str, commit: str) -> Error:
+    """Why a repository gave no weights."""
+    from huggingface_hub import HfApi
+
+    try:
+        names = HfApi().list_repo_files(repository, revision=commit)
+    except Exception as error:  # as above
+        return _explained(repository, commit, error)
+    if any(name.endswith(PICKLES) for name in names):
+        return UnsupportedError(
+            f"{repository}: it has only pickles ({', '.join(PICKLES)}), which can run code when they are loaded; "
+            "https://huggingface.co/spaces/safetensors/convert proposes safetensors to its owners, which "
+            f"{repository}@refs/pr/N then names"
+        )
+    if files := [name for name in names if name.endswith(".gguf")]:
+        return UnsupportedError(
+            f"{repository}: it has GGUF files: `hf download {repository} {files[0]}` fetches one, which lowbit runs"
+        )
+    return FileError(f"{repository}: it has no model.safetensors")

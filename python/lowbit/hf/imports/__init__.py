@@ -1,0 +1,1 @@
+"""Checkpoints that other tools quantized, as tensors of floats."""

@@ -1,0 +1,284 @@
+"""Applies a mix to the tensors of a file: what stays as it is, overrides, the mix's rules, rows that do not fit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from lowbit import _core
+from lowbit._core import InputError, UnsupportedError
+from lowbit.arch.base import layer_of
+from lowbit.quantization.options import ConvertOptions
+from lowbit.quantization.recipes import At, Mix, Network
+
+#: Format -> the one for rows that its blocks do not divide. Where that does not fit either: F16.
+FALLBACKS = {
+    **dict.fromkeys(("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_XS"), "IQ4_NL"),
+    **dict.fromkeys(("Q2_0", "Q2_K", "Q3_K", "TQ1_0", "TQ2_0"), "Q4_0"),
+    "Q4_K": "Q5_0",
+    "Q5_K": "Q5_1",
+    "Q6_K": "Q8_0",
+}
+#: What the output matrix falls back to, whatever its format.
+OUTPUT_FALLBACK = "Q8_0"
+#: Blocks that are no larger than this fall back to F16 at once.
+SMALL_BLOCK = 32
+
+#: Part of a tensor's name -> its role, first match. Fused projections hold values, so they count as such.
+ROLES = (
+    ("attn_qkv.weight", "attn_v"),
+    ("attn_kv_b.weight", "attn_v"),
+    ("attn_v.weight", "attn_v"),
+    ("attn_k.weight", "attn_k"),
+    ("attn_q.weight", "attn_q"),
+    ("attn_output.weight", "attn_output"),
+    ("ffn_up", "ffn_up"),
+    ("ffn_gate", "ffn_gate"),
+    ("ffn_down", "ffn_down"),
+)
+OUTPUT = "output.weight"
+EMBEDDING = "token_embd.weight"
+LAYER_EMBEDDING = "per_layer_token_embd.weight"
+#: Roles of tensors with names of their own.
+WHOLE_NAMES = {OUTPUT: "output", EMBEDDING: "token_embd", LAYER_EMBEDDING: "token_embd"}
+#: Matrices with these names stay as they are.
+KEPT_NAMES = ("position_embd.weight", "token_types.weight")
+#: Matrices whose names hold one of these stay as they are.
+KEPT = (
+    "_norm.weight", "ffn_gate_inp.weight", "ffn_gate_tid2eid.weight", "altup", "laurel", "per_layer_model_proj",
+    "ssm_conv1d", "shortconv.conv.weight", "indexer.k_proj.weight", "indexer.q_proj.weight", "time_mix_first.weight",
+    "time_mix_w0.weight", "time_mix_w1.weight", "time_mix_w2.weight", "time_mix_v0.weight", "time_mix_v1.weight",
+    "time_mix_v2.weight", "time_mix_a0.weight", "time_mix_a1.weight", "time_mix_a2.weight", "time_mix_g1.weight",
+    "time_mix_g2.weight", "time_mix_decay_w1.weight", "time_mix_decay_w2.weight", "time_mix_lerp_fused.weight",
+    "attn_rel_b.weight", ".position_embd", "sam.pos_embd", "sam.neck.", "sam.net_", ".rel_pos", ".patch_embd",
+    ".patch_merger", "a.rvq.codebook", "mm.a.code_embd",
+)  # fmt: skip
+#: Formats that make garbage without an importance matrix, and the one that does so in one mix.
+NEED_IMATRIX = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS")
+MIXES_NEED_IMATRIX = {"Q2_K_S": "Q2_K"}
+
+
+class Stored(NamedTuple):
+    """A tensor before the mix: shape in NumPy order, format it has or would have in a bf16 file."""
+
+    name: str
+    shape: tuple[int, ...]
+    format: str
+
+
+class Assignment(NamedTuple):
+    """A tensor's format in the file; `fallback` says why it is not the one that the mix wanted."""
+
+    name: str
+    shape: tuple[int, ...]
+    before: str
+    format: str
+    fallback: str | None
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the tensor's data in the file."""
+        block_size, block_bytes = _core.tensor_block(self.format)
+        return math.prod(self.shape) // block_size * block_bytes
+
+
+def role_of(name: str) -> str:
+    """The part that a tensor plays, by its GGUF name."""
+    return WHOLE_NAMES.get(name) or next((role for part, role in ROLES if part in name), "other")
+
+
+def can_quantize(name: str, shape: Sequence[int]) -> bool:
+    """Matrices of weights can; vectors, norms and a few small tables stay as they are."""
+    num_axes = len(shape)
+    while num_axes and shape[len(shape) - num_axes] == 1:  # leading axes of one row are none to ggml
+        num_axes -= 1
+    kept = name in KEPT_NAMES or any(part in name for part in KEPT)
+    return num_axes >= 2 and name.endswith("weight") and not kept
+
+
+def num_experts(shape: Sequence[int]) -> int:
+    """Matrices that a tensor stacks."""
+    return shape[-3] if len(shape) > 2 else 1
+
+
+def needs_imatrix(mix: Mix, tensor: Assignment) -> bool:
+    """Whether to encode that tensor without importances would make garbage."""
+    if tensor.name in WHOLE_NAMES:
+        return bool(_core.get_format(tensor.format).needs_imatrix)
+    return tensor.format in NEED_IMATRIX or MIXES_NEED_IMATRIX.get(mix.name) == tensor.format
+
+
+def file_order(names: Iterable[str]) -> list[str]:
+    """The order of a quantized file: tensors outside the layers first, then layer by layer, by name."""
+    return sorted(names, key=lambda name: (layer_of(name), name.encode()))
+
+
+def _fits(format: str, row: int) -> bool:
+    return row % _core.tensor_block(format)[0] == 0
+
+
+def _bits(format: str) -> float:
+    block_size, block_bytes = _core.tensor_block(format)
+    return 8 * block_bytes / block_size
+
+
+def _fallback(tensor: Stored, wanted: str, fitting: str, unfit: str) -> str:
+    """A sentence on a tensor that does not get the wanted format, as blocks of `unfit` do not divide its rows."""
+    return (
+        f"{tensor.name}: rows of {tensor.shape[-1]} weights are no multiple of {_core.tensor_block(unfit)[0]}: "
+        f"{wanted} -> {fitting}, {_bits(fitting) - _bits(wanted):+g} bits a weight"
+    )
+
+
+def _fit(tensor: Stored, wanted: str) -> tuple[str, str | None]:
+    """A format that divides a tensor's rows, and a sentence if it is not the wanted one."""
+    row = tensor.shape[-1]
+    if _fits(wanted, row):
+        return wanted, None
+    block_size = _core.tensor_block(wanted)[0]
+    if wanted not in FALLBACKS and block_size > SMALL_BLOCK:
+        raise InputError(
+            f"{tensor.name}: rows of {row} weights are no multiple of {block_size}, and {wanted} has no fallback: "
+            "name another format for this tensor"
+        )
+    fitting = FALLBACKS.get(wanted, wanted)
+    fitting = fitting if _fits(fitting, row) else "F16"
+    return fitting, _fallback(tensor, wanted, fitting, wanted)
+
+
+class _Rules:
+    """A mix's choices. Counts tensors of each role in file order, as the rules want."""
+
+    def __init__(self, mix: Mix, tensors: Sequence[Stored], network: Network, has_imatrix: bool) -> None:
+        self.mix = mix
+        self.network = network
+        self.has_imatrix = has_imatrix
+        roles = [role_of(tensor.name) for tensor in tensors]
+        layers = network.num_layers
+        self.totals = {"attn_v": roles.count("attn_v"), "ffn_down": layers, "ffn_gate": layers, "ffn_up": layers}
+        self.seen = dict.fromkeys(self.totals, 0)
+
+    def wanted(self, tensor: Stored) -> str:
+        """The mix's format, before it is fitted to the rows."""
+        role = role_of(tensor.name)
+        i = self._place(tensor.name, role)
+        if role in self.seen:
+            self.seen[role] += 1
+        has_experts = num_experts(tensor.shape) > 1
+        at = At(i, self.totals.get(role, 0), self.network, self.has_imatrix, has_experts)
+        rules = (rule.format for rule in self.mix.rules if rule.role in (role, "*") and rule.when(at))
+        return next(rules, self.mix.default)
+
+    def _place(self, name: str, role: str) -> int:
+        if not self.mix.by_name or self.network.num_experts <= 1 or not role.startswith("ffn_"):
+            return self.seen.get(role, 0)
+        layer = layer_of(name)
+        if not 0 <= layer < self.network.num_layers:
+            raise UnsupportedError(f"tensor {name}: expected a layer from 0 to {self.network.num_layers - 1}")
+        return layer
+
+
+class _Planner:
+    """Chooses formats, and remembers which of the overrides were of use."""
+
+    def __init__(
+        self,
+        mix: Mix,
+        tensors: Sequence[Stored],
+        metadata: Mapping[str, Any],
+        options: ConvertOptions,
+        has_imatrix: bool,
+    ) -> None:
+        self.mix = mix
+        self.options = options
+        self.patterns = options.patterns()
+        self.matched = [False] * len(self.patterns)
+        names = {tensor.name for tensor in tensors}
+        self.is_tied = OUTPUT not in names
+        if options.leave_output_tensor and self.is_tied:
+            raise InputError(
+                f"leave_output_tensor: there is no {OUTPUT}; {EMBEDDING} serves as output, "
+                "and token_embedding_type sets its format"
+            )
+        needed = {"output_tensor_type": EMBEDDING if self.is_tied else OUTPUT, "token_embedding_type": EMBEDDING}
+        for option, name in needed.items():
+            if getattr(options, option) and name not in names:
+                raise InputError(f"{option}: there is no {name}")
+        plain = mix.is_float or options.pure
+        self.rules = None if plain else _Rules(mix, tensors, Network.of(metadata), has_imatrix)
+
+    def choose(self, tensor: Stored) -> tuple[str, str | None]:
+        """The format of a tensor that can be quantized, and a sentence if it is not the one that the mix wants."""
+        override = self._override(tensor)
+        if override:
+            if not _fits(override, tensor.shape[-1]):
+                raise InputError(
+                    f"{tensor.name}: {override} was asked for, but rows of {tensor.shape[-1]} weights are no multiple "
+                    f"of {_core.tensor_block(override)[0]}"
+                )
+            return override, None
+        if self.rules is None:
+            return (self.mix.default, None) if self.mix.is_float else _fit(tensor, self.mix.default)
+        return self._output(tensor) if self._is_output(tensor) else _fit(tensor, self.rules.wanted(tensor))
+
+    def _is_output(self, tensor: Stored) -> bool:
+        return tensor.name == OUTPUT or (self.is_tied and role_of(tensor.name) == "token_embd")
+
+    def _output(self, tensor: Stored) -> tuple[str, str | None]:
+        if _fits(self.mix.default, tensor.shape[-1]):
+            return _fit(tensor, self.mix.output)
+        fitting = _fit(tensor, OUTPUT_FALLBACK)[0]
+        if fitting == self.mix.output:
+            return fitting, None
+        return fitting, _fallback(tensor, self.mix.output, fitting, self.mix.default)
+
+    def _override(self, tensor: Stored) -> str | None:
+        """What an option says of a tensor. Patterns are looked at in any case, so that none counts as useless."""
+        named = None
+        for index, (pattern, format) in enumerate(self.patterns):
+            if pattern.search(tensor.name):
+                self.matched[index] = True
+                named = named or format
+        options = self.options
+        if options.token_embedding_type and role_of(tensor.name) == "token_embd":
+            return named if named and tensor.name == LAYER_EMBEDDING else options.token_embedding_type
+        if options.output_tensor_type and self._is_output(tensor) and (tensor.name == OUTPUT or not named):
+            return options.output_tensor_type
+        return named
+
+    def check_matches(self) -> None:
+        """Raises InputError for an override that no tensor heard of."""
+        for (pattern, format), matched in zip(self.patterns, self.matched, strict=True):
+            if not matched:
+                raise InputError(f"tensor type {pattern.pattern}={format}: matches no tensor that can be quantized")
+
+
+def assign(
+    mix: Mix,
+    tensors: Sequence[Stored],
+    metadata: Mapping[str, Any],
+    options: ConvertOptions | None = None,
+    *,
+    has_imatrix: bool = False,
+) -> list[Assignment]:
+    """The format of every tensor, in the order given: that of the file, by which layers are counted.
+
+    metadata: GGUF keys of the model. Raises InputError for an override that cannot be obeyed, and for a fallback if
+    options are strict; UnsupportedError for a model or a format that is not known.
+    """
+    options = options or ConvertOptions()
+    planner = _Planner(mix, tensors, metadata, options, has_imatrix)
+    result = []
+    for tensor in tensors:
+        format, fallback = tensor.format, None
+        left = mix.is_copy or (options.leave_output_tensor and tensor.name == OUTPUT)
+        if not left and can_quantize(tensor.name, tensor.shape):
+            format, fallback = planner.choose(tensor)
+        result.append(Assignment(tensor.name, tensor.shape, tensor.format, format, fallback))
+    planner.check_matches()
+    fallbacks = [tensor.fallback for tensor in result if tensor.fallback]
+    if options.strict and fallbacks:
+        others = f" (and {len(fallbacks) - 1} more)" if len(fallbacks) > 1 else ""
+        raise InputError(f"strict: {fallbacks[0]}{others}")
+    return result

@@ -1,0 +1,377 @@
+"""Importance matrices: for each column of a weight matrix, the mean square of what it is multiplied with.
+
+`collect` lets a model read a text and adds up the squares, `Sums` holds them as a file of llama-imatrix does, and
+`load_imatrix` makes the importances that `quantize` and `convert` take.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from lowbit import gguf
+from lowbit._core import FormatError, InputError
+from lowbit.base import arguments
+from lowbit.base.files import FileReader
+from lowbit.base.foreign import named
+from lowbit.base.paths import AnyPath, checked
+from lowbit.base.quoting import shown
+from lowbit.tensors import nonfinite
+
+if TYPE_CHECKING:
+    from lowbit.engine.model import Model
+
+__all__ = ["Coverage", "Entry", "Imatrix", "Sums", "collect", "load_imatrix", "merge", "read"]
+
+#: What llama-quantize keeps of a text.
+MAX_TEXT = 127
+#: The most that a file of the old form may say: bytes of a tensor's name, columns of all its experts, bytes of a text.
+MAX_NAME, MAX_COLUMNS, MAX_LEGACY_TEXT = 1 << 10, 1 << 26, 1 << 20
+#: Tokens of a window, where nothing else is said.
+CHUNK_SIZE = 512
+
+
+@dataclass
+class Imatrix:
+    """Importances by tensor name, float32 (columns,), and where they come from.
+
+    notes: what is wrong with a tensor's importances, by name.
+    """
+
+    values: dict[str, np.ndarray]
+    path: str | None = None
+    datasets: list[str] = field(default_factory=list)
+    chunks: int = 0
+    notes: dict[str, str] = field(default_factory=dict)
+
+    def metadata(self) -> dict[str, Any]:
+        """The keys that a file quantized with it has."""
+        result: dict[str, Any] = {}
+        if self.path is not None:
+            result["quantize.imatrix.file"] = _cut(self.path)
+        if self.datasets:
+            result["quantize.imatrix.dataset"] = _cut(self.datasets[0])
+        result["quantize.imatrix.entries_count"] = len(self.values)
+        if self.chunks > 0:
+            result["quantize.imatrix.chunks_count"] = self.chunks
+        return result
+
+    def importance(self, name: str, columns: int) -> np.ndarray | None:
+        """Importances of a tensor's columns, None if there are none.
+
+        Raises InputError where their number differs; embeddings are looked up, not multiplied, and have none then.
+        """
+        values = self.values.get(name)
+        if values is not None and len(values) != columns:
+            if name in ("token_embd.weight", "per_layer_token_embd.weight"):
+                return None
+            raise InputError(f"imatrix: {name} has {len(values)} values, expected {columns}")
+        return values
+
+
+def _cut(text: str) -> str:
+    return text.encode()[:MAX_TEXT].decode("utf-8", errors="ignore")
+
+
+class Entry(NamedTuple):
+    """What was collected for one tensor: sums of squares, and the tokens that are in them.
+
+    A layer of experts has one matrix for each and counts for each; any other tensor has one matrix.
+    """
+
+    sums: npt.NDArray[np.float32]  # (matrices, columns)
+    counts: npt.NDArray[np.int64]  # (matrices,)
+
+    def importances(self) -> npt.NDArray[np.float32]:
+        """Means, float32 (matrices * columns,); 1 in matrices where nothing was counted, as llama-quantize has it."""
+        counted = self.counts[:, None] > 0
+        divisor = np.where(counted, self.counts[:, None], 1).astype(np.float32)
+        with np.errstate(all="ignore"):
+            means: npt.NDArray[np.float32] = np.where(counted, self.sums / divisor, np.float32(1))
+        return means.reshape(-1)
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How much of a tensor was seen."""
+
+    name: str
+    columns: int
+    matrices: int
+    matrices_seen: int  # with at least one token
+    tokens: int  # in the matrix with the most
+    columns_unseen: list[int]  # matrix * columns + column, where a matrix was seen and the sum is still zero
+
+    def note(self) -> str | None:
+        """A sentence if quantizing with it will weigh all columns alike, somewhere."""
+        if self.matrices_seen < self.matrices:
+            missing = self.matrices - self.matrices_seen
+            which = "" if self.matrices == 1 else f" for {missing} of {self.matrices} experts"
+            return f"the importance matrix counted no token of {self.name}{which}: all its columns weigh the same"
+        if self.matrices_seen and len(self.columns_unseen) == self.columns * self.matrices:
+            return f"the importance matrix has only zeros for {self.name}"
+        return None
+
+
+@dataclass
+class Sums:
+    """Sums of squares by tensor name, and of what: the content of a file of llama-imatrix."""
+
+    entries: dict[str, Entry]
+    datasets: list[str] = field(default_factory=list)
+    chunk_count: int = 0
+    chunk_size: int = CHUNK_SIZE  # 0 in files of the old form, whose counts are chunks
+
+    def save(self, path: AnyPath) -> None:
+        """Writes the GGUF file that llama-imatrix would, complete or not at all. Raises FileError."""
+        metadata: dict[str, Any] = {
+            "general.type": "imatrix",
+            "imatrix.datasets": self.datasets,
+            "imatrix.chunk_count": np.uint32(self.chunk_count),
+            "imatrix.chunk_size": np.uint32(self.chunk_size),
+        }
+        tensors: dict[str, npt.NDArray[Any]] = {}
+        for name in sorted(self.entries, key=str.encode):
+            sums, counts = self.entries[name]
+            single = len(counts) == 1
+            tensors[f"{name}.in_sum2"] = sums[0] if single else sums
+            tensors[f"{name}.counts"] = counts.astype(np.float32) if single else counts.astype(np.float32)[:, None]
+        gguf.write(path, metadata, tensors)
+
+    def coverage(self) -> list[Coverage]:
+        """One report a tensor, in the order of names."""
+        result = []
+        for name in sorted(self.entries, key=str.encode):
+            sums, counts = self.entries[name]
+            unseen = np.flatnonzero((sums == 0) & (counts[:, None] > 0)).tolist()
+            seen = int(np.count_nonzero(counts > 0))
+            result.append(Coverage(name, sums.shape[1], len(counts), seen, int(counts.max()), unseen))
+        return result
+
+    def imatrix(self, path: str | None = None) -> Imatrix:
+        """The importances. Raises FormatError for sums that are negative or not finite."""
+        where = "" if path is None else f"{path}: "
+        values = {n: _checked(FormatError, f"{where}{n}", e.importances()) for n, e in sorted(self.entries.items())}
+        notes = {report.name: note for report in self.coverage() if (note := report.note())}
+        return Imatrix(values, path, self.datasets, self.chunk_count, notes)
+
+
+def load_imatrix(source: AnyPath | Mapping[str, Any] | Imatrix | Sums) -> Imatrix:
+    """From a file of llama-imatrix (GGUF, or the old form), what `collect` found, or a mapping of names to arrays.
+
+    Raises InputError or FormatError for values that are negative or not finite.
+    """
+    if isinstance(source, Imatrix):
+        return source
+    if isinstance(source, Sums):
+        return source.imatrix()
+    if isinstance(source, Mapping):
+        return Imatrix(
+            {
+                name: _checked(InputError, name, arguments.array(f"imatrix: {shown(name)}", v, np.float32))
+                for name, v in source.items()
+            }
+        )
+    if not isinstance(source, (str, bytes, os.PathLike)):
+        raise arguments.wrong("imatrix", "a path, importances by name, or what lowbit.imatrix gave", source)
+    path = checked(source)
+    return read(path).imatrix(path)
+
+
+def _checked(error: type[Exception], where: str, values: np.ndarray) -> np.ndarray:
+    if values.ndim != 1 or not np.all(np.isfinite(values)) or np.any(values < 0):
+        raise error(f"imatrix: {where}: expected one axis of finite numbers that are not negative")
+    return values
+
+
+def read(path: AnyPath) -> Sums:
+    """What a file of llama-imatrix holds: a GGUF file, or one of the older form (.dat).
+
+    Raises FileError if it cannot be read, FormatError if it is no importance matrix.
+    """
+    path = checked(path)
+    file = FileReader(Path(path))
+    if file.size < 4 or file.read(0, 4) != b"GGUF":
+        with named(path):
+            return _Legacy(file).sums()
+    with gguf.open(path) as opened:
+        sums = {name.removesuffix(".in_sum2") for name in opened.infos if name.endswith(".in_sum2")}
+        counts = {name.removesuffix(".counts") for name in opened.infos if name.endswith(".counts")}
+        if not sums or "imatrix.chunk_count" not in opened.metadata:
+            raise FormatError(f"{path}: not an importance matrix: no tensors .in_sum2 or no key imatrix.chunk_count")
+        if sums != counts:
+            raise FormatError(f"{path}: {min(sums ^ counts)} has only one of .in_sum2 and .counts")
+        entries = {
+            name: _entry(f"{path}: {name}", opened.tensors[f"{name}.in_sum2"], opened.tensors[f"{name}.counts"])
+            for name in sorted(sums)
+        }
+        datasets = opened.metadata.get("imatrix.datasets", [])
+        numbers = [opened.metadata.get(f"imatrix.{key}", 0) for key in ("chunk_count", "chunk_size")]
+    chunk_count, chunk_size = (n if type(n) is int and 0 <= n < 1 << 32 else 0 for n in numbers)
+    return Sums(entries, datasets if isinstance(datasets, list) else [], chunk_count, chunk_size)
+
+
+def _entry(where: str, sums: Any, counts: Any) -> Entry:
+    if not all(isinstance(array, np.ndarray) and array.dtype == np.float32 for array in (sums, counts)):
+        raise FormatError(f"{where}: sums and counts are not F32")
+    if sums.size == 0 or counts.size == 0 or sums.size % counts.size:
+        raise FormatError(f"{where}: {sums.size} sums for {counts.size} counts")
+    # Below 2^53, where every whole number is a double; no text has as many tokens.
+    if not (np.abs(counts) < 1 << 53).all():
+        raise FormatError(f"{where}: counts are not numbers of tokens")
+    exact = counts.astype(np.float64).reshape(-1)
+    return Entry(np.array(sums).reshape(len(exact), -1), np.trunc(exact + np.copysign(0.5, exact)).astype(np.int64))
+
+
+class _Legacy:
+    """The old form: numbers of 32 bits and names, one tensor after the other, sums already divided by tokens.
+
+    Each part is read when the one before it makes sense, so a large file of another kind costs its first bytes.
+    """
+
+    def __init__(self, file: FileReader) -> None:
+        self.file = file
+        self.at = 0
+
+    def sums(self) -> Sums:
+        """The whole file. Where it counts no chunk, the sums are the importances."""
+        num = self._int("number of tensors", 1)
+        entries: dict[str, Entry] = {}
+        for _ in range(num):
+            name = self._text("name", 1, MAX_NAME)
+            if name in entries:
+                raise self._error(f"a second tensor {name}")
+            calls = self._int(f"chunks of {name}")
+            columns = self._int(f"columns of {name}", 1, MAX_COLUMNS)
+            sums = np.frombuffer(self._bytes(4 * columns, f"sums of {name}"), "<f4").astype(np.float32)
+            entries[name] = Entry(sums[None], np.array([max(calls, 1)], np.int64))
+        if self.at == self.file.size:  # the rest was added later
+            return Sums(entries, [], 0, 0)
+        chunks = max(self._int("number of chunks"), 0)
+        text = self._text("text", 0, MAX_LEGACY_TEXT) if self.at < self.file.size else ""
+        return Sums(entries, [text] if text else [], chunks, 0)
+
+    def _error(self, message: str) -> FormatError:
+        return FormatError(f"{self.file.path}: not an importance matrix: offset {self.at}: {message}")
+
+    def _bytes(self, num: int, what: str) -> bytes:
+        if num > self.file.size - self.at:
+            raise self._error(f"{what}: expected {num} bytes, found {self.file.size - self.at}")
+        self.at += num
+        return self.file.read(self.at - num, num)
+
+    def _int(self, what: str, least: int = -(1 << 31), most: int = (1 << 31) - 1) -> int:
+        value = int.from_bytes(self._bytes(4, what), "little", signed=True)
+        if not least <= value <= most:
+            raise self._error(f"{what}: expected {least} to {most}, found {value}")
+        return value
+
+    def _text(self, what: str, least: int, most: int) -> str:
+        data = self._bytes(self._int(f"length of a {what}", least, most), what)
+        try:
+            return data.decode()
+        except UnicodeDecodeError:
+            raise self._error(f"{what}: not UTF-8") from None
+
+
+@np.errstate(all="ignore")  # sums of damaged files; importances are checked
+def merge(parts: Iterable[Sums]) -> Sums:
+    """One matrix of several texts: sums and counts added up, as llama-imatrix does with several --in-file.
+
+    A file of the old form says nothing of the size of its chunks: that of the last part that does, or 512, stands in.
+    Raises InputError if there are no parts, or for a tensor whose numbers of columns or experts differ.
+    """
+    parts = arguments.items("parts", parts)
+    if wrong_parts := [part for part in parts if not isinstance(part, Sums)]:
+        raise arguments.wrong("parts", "what lowbit.imatrix.read or collect gave", wrong_parts[0])
+    if not parts:
+        raise InputError("merge: expected at least one importance matrix")
+    chunk_size = next((part.chunk_size for part in reversed(parts) if part.chunk_size), CHUNK_SIZE)
+    entries: dict[str, Entry] = {}
+    for part in parts:
+        scale = 1 if part.chunk_size else chunk_size
+        for name, (sums, counts) in part.entries.items():
+            entry = Entry(sums * np.float32(scale), counts * scale)
+            entries[name] = _added(name, entries[name], entry) if name in entries else entry
+    most = max((int(entry.counts.max()) for entry in entries.values()), default=0)
+    return Sums(entries, [text for part in parts for text in part.datasets], most // chunk_size, chunk_size)
+
+
+def _added(name: str, a: Entry, b: Entry) -> Entry:
+    """Where one of the two has a single count, it is that of every expert."""
+    matrices = max(len(a.counts), len(b.counts))
+    if a.sums.size != b.sums.size or any(len(entry.counts) not in (1, matrices) for entry in (a, b)):
+        shapes = " and ".join(f"{entry.sums.size} sums for {len(entry.counts)} counts" for entry in (a, b))
+        raise InputError(f"merge: {name} has {shapes}")
+    sums = a.sums.reshape(matrices, -1) + b.sums.reshape(matrices, -1)
+    return Entry(sums, np.broadcast_to(a.counts, matrices) + b.counts)
+
+
+def collect(
+    model: Model,
+    text: str,
+    ctx: int = CHUNK_SIZE,
+    *,
+    first: int = 0,
+    chunks: int | None = None,
+    process_output: bool = False,
+    parse_special: bool = False,
+    dataset: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Sums:
+    """Lets `model` read `text` and adds up the squares of what each matrix of its layers is multiplied with.
+
+    The text is cut into windows of `ctx` tokens as llama-imatrix does: what is left over at the end is dropped, and
+    where the tokenizer begins every text with a token (BOS), that token takes the place of the first of each window.
+    first: so many windows are left out at the beginning; chunks: at most so many are read after them. process_output:
+    also for output.weight, where it is a matrix of its own. With `parse_special`, special tokens written out in the
+    text count as such. dataset: the text's name in the file. `progress(done, total)` is called after each window.
+    `Model.observe` is in use meanwhile, and afterwards nobody's.
+
+    The model computes with the precision it was loaded with: compute="f32" gives exact figures.
+
+    Raises InputError for a `ctx` below 1 or above the model's context, for a text too short for one window, and where
+    the sums are no longer finite.
+    """
+    ctx, first = arguments.integer("ctx", ctx, 1, model.context), arguments.integer("first", first, 0)
+    chunks = None if chunks is None else arguments.integer("chunks", chunks, 1)
+    process_output = arguments.flag("process_output", process_output)
+    dataset = None if dataset is None else arguments.text("dataset", dataset)
+    from lowbit.evaluate.measures import windows_of
+
+    windows = windows_of(model.tokenizer, text, ctx, parse_special=parse_special)[first:][:chunks]
+    if len(windows) == 0:
+        raise InputError(f"text: no window of {ctx} tokens after the first {shown(first)}")
+    sums: dict[str, npt.NDArray[np.float64]] = {}
+    counts: dict[str, int] = {}
+
+    def add(name: str, x: npt.NDArray[np.float32]) -> None:
+        if not name.startswith("blk.") and not (process_output and name == "output.weight"):
+            return
+        # Squares in place, since x is a copy; a window's sum in float32, all windows' in float64.
+        with np.errstate(over="ignore", invalid="ignore"):
+            total = np.square(x, out=x).sum(axis=0)
+        if not np.isfinite(total).all():
+            raise InputError(
+                f"imatrix: inputs of {name} are not finite after {counts.get(name, 0)} tokens"
+                f"{nonfinite.cause(model.weights)}"
+            )
+        sums[name] = sums[name] + total if name in sums else total.astype(np.float64)
+        counts[name] = counts.get(name, 0) + len(x)
+
+    model.observe(add)
+    try:
+        for done, window in enumerate(windows, 1):
+            model.logits(window, start=0 if process_output else ctx - 1)
+            if progress is not None:
+                progress(done, len(windows))
+    finally:
+        model.observe(None)
+    entries = {n: Entry(total.astype(np.float32)[None], np.array([counts[n]], np.int64)) for n, total in sums.items()}
+    return Sums(entries, [] if dataset is None else [dataset], len(windows), ctx)

@@ -1,0 +1,218 @@
+"""What a file can be asked for beside its format: the options of `convert` and `quantize_file`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeVar
+
+from lowbit import _core, gguf
+from lowbit._core import FormatError, InputError
+from lowbit.base import arguments
+from lowbit.base.files import read_text
+from lowbit.base.paths import AnyPath, checked
+from lowbit.base.quoting import quoted, reason, shown
+from lowbit.base.suggest import did_you_mean
+from lowbit.conversion.splitting import SplitLimits
+from lowbit.gguf.values import kind_name
+from lowbit.quantization.recipes import Mix
+
+#: Formats of activations, which no file holds.
+ACTIVATION_FORMATS = ("Q8_1", "Q8_K")
+#: The most that a file of tensor types may hold.
+MAX_TENSOR_TYPE_BYTES = 16 << 20
+#: The longest pattern of names, which have 63 bytes at most.
+MAX_PATTERN = 1000
+_MOST_LAYERS = (1 << 31) - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertOptions:
+    """Options of `lowbit.convert`. Each is obeyed exactly, or refused with an InputError that says why.
+
+    tensor_types: (regular expression, format) pairs that go before the mix. The first that is found in a tensor's name
+        counts, upper and lower case are the same. tensor_type_file: a file with more of them, REGEX=FORMAT between
+        blanks or line ends.
+    pure: the mix's main format for every matrix.
+    leave_output_tensor: output.weight stays as it is.
+    output_tensor_type: format of output.weight, or of token_embd.weight where that serves as output.
+    token_embedding_type: format of the token embeddings. Both go before tensor_types.
+    include_weights, exclude_weights: the only, or the last, entries of the importance matrix to use, by parts of names.
+    prune_layers: layers to leave out, counted from 0.
+    override_kv: metadata keys -> bool, int, float or str to write. What is there already keeps its kind of value.
+    split_max_size, split_max_tensors: write several files, OUT-00001-of-0000N.gguf, each with at most so many bytes of
+        tensors (or text such as "2G") or tensors. A larger tensor has a file of its own; one file keeps its name.
+    no_tensor_first_split: the first of them has metadata alone.
+    strict: refuse formats whose blocks do not divide the rows, instead of taking another one.
+    """
+
+    tensor_types: Iterable[tuple[str, str]] = ()
+    tensor_type_file: AnyPath | None = None
+    pure: bool = False
+    leave_output_tensor: bool = False
+    output_tensor_type: str | None = None
+    token_embedding_type: str | None = None
+    include_weights: Sequence[str] = ()
+    exclude_weights: Sequence[str] = ()
+    prune_layers: Sequence[int] = ()
+    override_kv: Mapping[str, Any] = field(default_factory=dict)
+    split_max_size: int | str = "0"
+    split_max_tensors: int = 0
+    no_tensor_first_split: bool = False
+    strict: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises InputError for formats that do not exist and options that exclude each other."""
+        for option in fields(self):
+            if isinstance(option.default, bool):
+                self._set(option.name, arguments.flag(option.name, getattr(self, option.name)))
+        pairs = [*_pairs(self.tensor_types), *_read_tensor_types(self.tensor_type_file)]
+        self._set("tensor_types", [(pattern, _checked_format(format)) for pattern, format in pairs])
+        for name in ("include_weights", "exclude_weights"):
+            self._set(name, tuple(arguments.text(name, part) for part in arguments.items(name, getattr(self, name))))
+        layers = arguments.items("prune_layers", self.prune_layers)
+        self._set("prune_layers", tuple(arguments.integer("prune_layers", layer, 0, _MOST_LAYERS) for layer in layers))
+        for key in arguments.mapping("override_kv", self.override_kv):
+            arguments.text("override_kv", key)
+        for name in ("output_tensor_type", "token_embedding_type"):
+            if getattr(self, name) is not None:
+                self._set(name, _checked_format(getattr(self, name)))
+        if self.leave_output_tensor and self.output_tensor_type:
+            raise InputError("leave_output_tensor and output_tensor_type exclude each other")
+        if self.include_weights and self.exclude_weights:
+            raise InputError("include_weights and exclude_weights exclude each other")
+        _ = self.split_limits
+
+    @property
+    def split_limits(self) -> SplitLimits:
+        """The limits of a file, if there are any."""
+        return SplitLimits.parsed(self.split_max_size, self.split_max_tensors, self.no_tensor_first_split)
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+
+    def check(self, mix: Mix, has_imatrix: bool) -> None:
+        """Raises InputError for options that mean nothing with this mix or without an importance matrix."""
+        if mix.is_copy:
+            of_formats = ("tensor_types", "pure", "leave_output_tensor", "output_tensor_type", "token_embedding_type")
+            if given := [name for name in of_formats if getattr(self, name)] + ["imatrix"] * has_imatrix:
+                raise InputError(f"COPY changes no tensor, so {given[0]} cannot be obeyed")
+        if not has_imatrix and (self.include_weights or self.exclude_weights):
+            name = "include_weights" if self.include_weights else "exclude_weights"
+            raise InputError(f"{name}: there is no importance matrix to choose from")
+
+    def patterns(self) -> list[tuple[re.Pattern[str], str]]:
+        """tensor_types, compiled. Raises InputError for what is no regular expression, or too long a one."""
+        compiled = []
+        for pattern, format in self.tensor_types:
+            if len(pattern) > MAX_PATTERN:
+                raise InputError(
+                    f"tensor type {quoted(pattern)}: {len(pattern)} characters, expected at most {MAX_PATTERN}"
+                )
+            try:
+                compiled.append((re.compile(pattern, re.IGNORECASE), format))
+            except (re.error, OverflowError, RecursionError) as error:
+                raise InputError(f"tensor type {quoted(pattern)}: not a regular expression ({reason(error)})") from None
+        return compiled
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizeOptions(ConvertOptions):
+    """Options of `lowbit.quantize_file`: those of ConvertOptions, and two about the file it reads.
+
+    allow_requantize: decode tensors that are quantized already, and quantize what is left of them.
+    keep_split: write a file for each file of a split model, NAME-00001-of-0000N.gguf, with tensors in their order.
+    """
+
+    allow_requantize: bool = False
+    keep_split: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises InputError as ConvertOptions does, and for two ways to split."""
+        super().__post_init__()
+        if self.keep_split and self.split_limits:
+            raise InputError("keep_split and limits of a file exclude each other")
+
+
+Options = TypeVar("Options", bound=ConvertOptions)
+
+
+def checked_options(kind: type[Options], given: Mapping[str, Any]) -> Options:
+    """The options given by name. Raises InputError for a name that `kind` does not have."""
+    known = [option.name for option in fields(kind)]
+    for name in given:
+        if name not in known:
+            raise InputError(f"unknown option {quoted(name)}, expected one of {', '.join(known)}")
+    return kind(**given)
+
+
+def _checked_format(format: str) -> str:
+    known = [known.name for known in _core.formats()]
+    if arguments.text("format", format).upper() not in known and (near := did_you_mean(format, known)):
+        raise InputError(f"unknown format {quoted(format)}{near}")
+    name = str(_core.get_format(format).name)
+    if name in ACTIVATION_FORMATS:
+        raise InputError(f"{name} is a format of activations, not of tensors in a file")
+    return name
+
+
+def parse_tensor_type(text: str) -> tuple[str, str]:
+    """REGEX=FORMAT as a pair; a regular expression may hold `=` itself. Raises InputError."""
+    pattern, separator, format = text.rpartition("=")
+    if not separator or not pattern or not format:
+        raise InputError(f"{quoted(text)}: expected REGEX=FORMAT")
+    return pattern, format
+
+
+def _pairs(value: Any) -> list[tuple[str, str]]:
+    pairs = arguments.items("tensor_types", value)
+    for pair in pairs:
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not all(isinstance(part, str) for part in pair):
+            raise arguments.wrong("tensor_types", "pairs of a regular expression and a format", pair)
+    return pairs
+
+
+def _read_tensor_types(path: AnyPath | None) -> list[tuple[str, str]]:
+    if path is None:
+        return []
+    where = checked(path)
+    try:
+        return [parse_tensor_type(item) for item in read_text(where, MAX_TENSOR_TYPE_BYTES).split()]
+    except InputError as error:
+        raise FormatError(f"{where}: {error}") from None
+
+
+def parse_override(text: str) -> tuple[str, bool | int | float | str]:
+    """KEY=TYPE:VALUE with a type of int, float, bool and str, as a pair for override_kv. Raises InputError."""
+    key, _, typed = text.partition("=")
+    kind, separator, value = typed.partition(":")
+    if not key or not separator or kind not in ("int", "float", "bool", "str"):
+        raise InputError(f"{quoted(text)}: expected KEY=TYPE:VALUE, TYPE one of int, float, bool, str")
+    if kind == "str":
+        return key, value
+    try:
+        return key, {"true": True, "false": False}[value] if kind == "bool" else {"int": int, "float": float}[kind](
+            value
+        )
+    except (KeyError, ValueError):
+        raise InputError(f"{quoted(text)}: {quoted(value)} is no {kind}") from None
+
+
+def override(metadata: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`metadata` with `changes` at its end. Raises InputError for keys of split files and values of another kind."""
+    for key, value in changes.items():
+        if key in gguf.SPLIT_KEYS:
+            raise InputError(f"override of {shown(key)}: it follows from how the file is split")
+        if kind_name(value) not in ("a bool", "an int", "a float", "a str"):
+            raise InputError(f"override of {shown(key)}: expected bool, int, float or str, got {kind_name(value)}")
+        if key in metadata and kind_name(metadata[key]) != kind_name(value):
+            raise InputError(
+                f"override of {shown(key)}: the file has {kind_name(metadata[key])} there, got {kind_name(value)}"
+            )
+    return moved_last(metadata, changes)
+
+
+def moved_last(metadata: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`metadata` with `changes` set and moved to its end, as the reference sets keys."""
+    return {key: value for key, value in metadata.items() if key not in changes} | dict(changes)

@@ -1,0 +1,361 @@
+"""Mixes: which tensor of a model gets which format, the same that llama-quantize gives it.
+
+A mix is a row of data: the number that general.file_type has for it, the format of most matrices, that of the output
+matrix, and exceptions by a tensor's role and place. assignment.py applies a mix to the tensors of a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lowbit._core import FormatError, InputError, UnsupportedError
+from lowbit.base import arguments
+from lowbit.base.quoting import quoted
+from lowbit.base.suggest import did_you_mean
+
+FLOAT_FORMATS = ("F32", "F16", "BF16")
+
+#: Architectures for which llama-quantize has rules of their own, which are not here.
+UNKNOWN_ARCHITECTURES = ("falcon", "glm5-next", "bailingmoe3")
+#: (architecture, layers) of models with 70 billion weights.
+SEVENTY_BILLION = (("llama", 80), ("qwen2", 80), ("deci", 80), ("olmo", 80), ("jais2", 68))
+
+
+@dataclass(frozen=True)
+class Network:
+    """What the rules ask of a model."""
+
+    architecture: str
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    num_experts: int = 0
+
+    @property
+    def heads_per_kv(self) -> int:
+        """Query heads that share a key and value head, 0 without attention."""
+        return self.num_heads // self.num_kv_heads if self.num_kv_heads else 0
+
+    @property
+    def is_70b(self) -> bool:
+        """Llama 2 and 3 70B and others that llama-quantize takes for such."""
+        if self.architecture == "llama" and self.num_heads == self.num_kv_heads:
+            return False
+        return (self.architecture, self.num_layers) in SEVENTY_BILLION
+
+    @classmethod
+    def of(cls, metadata: Mapping[str, Any]) -> Network:
+        """From GGUF metadata. Raises FormatError without an architecture, UnsupportedError for unknown rules."""
+        name = metadata.get("general.architecture")
+        if not isinstance(name, str):
+            raise FormatError("metadata has no general.architecture, by which a mix chooses formats")
+        if name in UNKNOWN_ARCHITECTURES:
+            raise UnsupportedError(f"architecture {name}: its mixes are not known; pure=True needs none")
+
+        def integer(key: str, default: int | None = None) -> int:
+            value = metadata.get(f"{name}.{key}", default)
+            if isinstance(value, np.ndarray) and value.ndim == 1 and value.size:
+                value = value[0]  # one for each layer: the reference goes by the first
+            if value is None:
+                raise UnsupportedError(
+                    f"metadata has no {name}.{key}, by which a mix chooses formats; pure=True needs none"
+                )
+            if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)) or value < 0:
+                raise UnsupportedError(f"{name}.{key} is {quoted(value, 40)}: no mix is known for such a model")
+            return int(value)
+
+        num_heads = integer("attention.head_count", 0)
+        num_kv_heads = integer("attention.head_count_kv", num_heads)
+        return cls(name, integer("block_count"), num_heads, num_kv_heads, integer("expert_count", 0))
+
+
+class At(NamedTuple):
+    """Where a rule is asked: the i-th of n tensors with that role."""
+
+    i: int
+    n: int
+    network: Network
+    has_imatrix: bool
+    has_experts: bool  # whether the tensor is a stack of experts' matrices
+
+
+Condition = Callable[[At], bool]
+
+
+class Rule(NamedTuple):
+    """Tensors of a role that get another format than the mix's default. The first rule that holds counts."""
+
+    role: str
+    when: Condition
+    format: str
+
+
+def always(at: At) -> bool:
+    """Every layer."""
+    return True
+
+
+def more_bits(at: At) -> bool:
+    """The first and the last eighth, and every third layer between."""
+    return at.i < at.n // 8 or at.i >= 7 * at.n // 8 or (at.i - at.n // 8) % 3 == 2
+
+
+def between_eighths(at: At) -> bool:
+    """Neither the first nor the last eighth."""
+    return at.n // 8 <= at.i < 7 * at.n // 8
+
+
+def shared_values(at: At) -> bool:
+    """Values that four or more query heads share: small, and much depends on them."""
+    return at.network.heads_per_kv >= 4
+
+
+def few_values(at: At) -> bool:
+    """Values that are small beside the rest: shared by query heads, or among four or more experts."""
+    return shared_values(at) or at.network.num_experts >= 4
+
+
+def is_70b(at: At) -> bool:
+    """Eight query heads share each value head: more bits there cost next to nothing."""
+    return at.network.is_70b
+
+
+def eight_experts(at: At) -> bool:
+    """Mixtral: attention is little of the whole."""
+    return at.network.num_experts == 8
+
+
+def not_experts(at: At) -> bool:
+    """All but the stacked matrices of experts."""
+    return not at.has_experts
+
+
+def with_imatrix(at: At) -> bool:
+    """There is an importance matrix."""
+    return at.has_imatrix
+
+
+def without_imatrix(at: At) -> bool:
+    """There is no importance matrix."""
+    return not at.has_imatrix
+
+
+def first(count: int) -> Condition:
+    """The first `count` layers."""
+    return lambda at: at.i < count
+
+
+def first_part(parts: int) -> Condition:
+    """The first n-th of the layers."""
+    return lambda at: at.i < at.n // parts
+
+
+def both(one: Condition, other: Condition) -> Condition:
+    """Where two conditions hold."""
+    return lambda at: one(at) and other(at)
+
+
+@dataclass(frozen=True)
+class Mix:
+    """One row: general.file_type, the format of most matrices, that of the output matrix, and the exceptions.
+
+    The output matrix is the embedding where they are tied. by_name: in mixtures of experts, layers are read off the
+    tensors' names, not counted.
+    """
+
+    name: str
+    file_type: int
+    default: str
+    rules: tuple[Rule, ...] = ()
+    output: str = "Q6_K"
+    by_name: bool = True
+
+    @property
+    def is_float(self) -> bool:
+        """Whether matrices stay floats."""
+        return self.default in FLOAT_FORMATS
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether every tensor keeps its format."""
+        return self.name == "COPY"
+
+
+def _mix(name: str, file_type: int, default: str, *rules: Rule, output: str = "Q6_K") -> Mix:
+    """A mix with what most share for Mixtral and for models of 70 billion weights."""
+    shared = [Rule("attn_v", eight_experts, "Q8_0"), Rule("attn_k", eight_experts, "Q8_0")]
+    for rule in (*rules, Rule("attn_v", always, default)):
+        if rule.role == "attn_v" and rule.format in ("Q3_K", "Q4_K"):
+            shared.append(Rule("attn_v", both(rule.when, is_70b), "Q5_K"))
+        shared.append(rule)
+    return Mix(name, file_type, default, tuple(shared), output)
+
+
+def _tiny_mix(name: str, file_type: int, default: str, embedding: str, better: str, *rules: Rule) -> Mix:
+    """A mix of about two bits or less: values and the first layers' way down get a format that is `better`."""
+    shared = (
+        Rule("token_embd", always, embedding),
+        Rule("attn_v", few_values, "Q4_K"),
+        Rule("attn_v", always, better),
+        Rule("attn_k", eight_experts, "Q4_K"),
+        Rule("ffn_down", first_part(8), better),
+        Rule("attn_output", eight_experts, "Q5_K"),
+    )
+    return Mix(name, file_type, default, (*shared, *rules), "Q5_K", by_name=False)
+
+
+_MIXTRAL_OUTPUT = Rule("attn_output", eight_experts, "Q5_K")
+_EMBEDDING_4 = Rule("token_embd", always, "Q4_K")
+#: The first layers go wrong even with an importance matrix, and only then do better with an offset.
+_FIRST_WITH_IMATRIX = both(first_part(8), with_imatrix)
+_FIRST_WITHOUT_IMATRIX = both(first_part(8), without_imatrix)
+
+_MIXES = (
+    Mix("F32", 0, "F32"),
+    Mix("F16", 1, "F16"),
+    Mix("BF16", 32, "BF16"),
+    Mix("COPY", 0, "F32"),
+    _mix("Q4_0", 2, "Q4_0", Rule("ffn_down", _FIRST_WITH_IMATRIX, "Q4_1")),
+    _mix("Q4_1", 3, "Q4_1"),
+    _mix("Q5_0", 8, "Q5_0", Rule("ffn_down", _FIRST_WITH_IMATRIX, "Q5_1")),
+    _mix("Q5_1", 9, "Q5_1"),
+    _mix("Q8_0", 7, "Q8_0", output="Q8_0"),
+    _mix(
+        "Q2_K",
+        10,
+        "Q2_K",
+        Rule("attn_v", shared_values, "Q4_K"),
+        Rule("attn_v", always, "Q3_K"),
+        Rule("ffn_down", always, "Q3_K"),
+        _MIXTRAL_OUTPUT,
+        Rule("attn_output", always, "Q3_K"),
+    ),
+    _mix(
+        "Q2_K_S",
+        21,
+        "Q2_K",
+        Rule("attn_v", shared_values, "Q4_K"),
+        Rule("ffn_down", first_part(8), "Q4_K"),
+    ),
+    _mix("Q3_K_S", 11, "Q3_K", _MIXTRAL_OUTPUT),
+    _mix(
+        "Q3_K_M",
+        12,
+        "Q3_K",
+        Rule("attn_v", first(2), "Q5_K"),
+        Rule("attn_v", always, "Q4_K"),
+        Rule("ffn_down", first_part(16), "Q5_K"),
+        Rule("ffn_down", always, "Q4_K"),
+        _MIXTRAL_OUTPUT,
+        Rule("attn_output", always, "Q4_K"),
+    ),
+    _mix(
+        "Q3_K_L",
+        13,
+        "Q3_K",
+        Rule("attn_v", always, "Q5_K"),
+        Rule("ffn_down", always, "Q5_K"),
+        Rule("attn_output", eight_experts, "Q3_K"),
+        Rule("attn_output", always, "Q5_K"),
+    ),
+    _mix(
+        "Q4_K_S",
+        14,
+        "Q4_K",
+        Rule("attn_v", first(4), "Q5_K"),
+        Rule("ffn_down", first_part(8), "Q5_K"),
+        _MIXTRAL_OUTPUT,
+    ),
+    _mix(
+        "Q4_K_M",
+        15,
+        "Q4_K",
+        Rule("attn_v", more_bits, "Q6_K"),
+        Rule("ffn_down", more_bits, "Q6_K"),
+        _MIXTRAL_OUTPUT,
+    ),
+    _mix("Q5_K_S", 16, "Q5_K"),
+    _mix(
+        "Q5_K_M",
+        17,
+        "Q5_K",
+        Rule("attn_v", more_bits, "Q6_K"),
+        Rule("ffn_down", more_bits, "Q6_K"),
+    ),
+    _mix("Q6_K", 18, "Q6_K"),
+    _tiny_mix("IQ1_S", 24, "IQ1_S", "Q2_K", "Q2_K", Rule("attn_output", always, "IQ2_XXS")),
+    _tiny_mix("IQ1_M", 31, "IQ1_M", "Q2_K", "Q2_K", Rule("attn_output", always, "IQ2_XXS")),
+    _tiny_mix("IQ2_XXS", 19, "IQ2_XXS", "Q2_K", "Q2_K"),
+    _tiny_mix("IQ2_XS", 20, "IQ2_XS", "Q2_K", "Q2_K"),
+    _tiny_mix("IQ2_S", 28, "IQ2_XS", "IQ3_S", "IQ3_S", Rule("attn_output", always, "IQ3_S")),
+    _tiny_mix("IQ2_M", 29, "IQ2_S", "IQ3_S", "IQ3_S", Rule("attn_output", always, "IQ3_S")),
+    _mix(
+        "IQ3_XXS",
+        23,
+        "IQ3_XXS",
+        Rule("token_embd", always, "IQ3_S"),
+        Rule("attn_v", shared_values, "Q4_K"),
+        Rule("attn_v", without_imatrix, "IQ3_S"),
+        Rule("attn_k", always, "IQ2_S"),
+        Rule("attn_q", always, "IQ2_S"),
+        Rule("ffn_down", _FIRST_WITHOUT_IMATRIX, "Q4_K"),
+        Rule("ffn_down", without_imatrix, "Q3_K"),
+        _MIXTRAL_OUTPUT,
+        Rule("attn_output", always, "IQ3_S"),
+        output="Q5_K",
+    ),
+    _mix(
+        "IQ3_XS",
+        22,
+        "IQ3_S",
+        Rule("attn_v", shared_values, "Q4_K"),
+        Rule("attn_k", always, "IQ3_XXS"),
+        Rule("attn_q", always, "IQ3_XXS"),
+        _MIXTRAL_OUTPUT,
+        Rule("ffn_gate", between_eighths, "IQ3_XXS"),
+        Rule("ffn_up", between_eighths, "IQ3_XXS"),
+    ),
+    _mix("IQ3_S", 26, "IQ3_S", Rule("attn_v", shared_values, "Q4_K"), _MIXTRAL_OUTPUT),
+    _mix(
+        "IQ3_M",
+        27,
+        "IQ3_S",
+        Rule("attn_v", always, "Q4_K"),
+        Rule("ffn_down", first_part(8), "Q4_K"),
+        Rule("ffn_down", both(eight_experts, more_bits), "Q4_K"),
+        _MIXTRAL_OUTPUT,
+        Rule("attn_output", always, "Q4_K"),
+    ),
+    *(
+        _mix(
+            name,
+            file_type,
+            name,
+            Rule("attn_v", shared_values, "Q5_K"),
+            Rule("ffn_down", _FIRST_WITHOUT_IMATRIX, "Q5_K"),
+            _MIXTRAL_OUTPUT,
+        )
+        for name, file_type in (("IQ4_NL", 25), ("IQ4_XS", 30))
+    ),
+    _mix("TQ1_0", 36, "TQ1_0", _EMBEDDING_4),
+    _mix("TQ2_0", 37, "TQ2_0", _EMBEDDING_4),
+    Mix("MXFP4_MOE", 38, "MXFP4", (Rule("*", not_experts, "Q8_0"),), "Q8_0"),
+    _mix("Q1_0", 40, "Q1_0"),
+    _mix("Q2_0", 41, "Q2_0", _EMBEDDING_4),
+)
+MIXES = {mix.name: mix for mix in _MIXES}
+ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
+
+
+def find_mix(name: str) -> Mix:
+    """A mix by name, in any case, or by its number (general.file_type). Raises InputError that says which is near."""
+    key = ALIASES.get(arguments.text("format", name).upper(), name.upper())
+    found = MIXES.get(key) or next((mix for mix in _MIXES if str(mix.file_type) == key), None)
+    if found is None:
+        near = did_you_mean(name, [*MIXES, *ALIASES])
+        raise InputError(f"unknown format {quoted(name)}{near or ', expected one of ' + ', '.join(MIXES)}")
+    return found

@@ -1,0 +1,1 @@
+"""Packed arrays in NumPy: QTensor, products, comparison, .npz files; tensors that are read by rows."""

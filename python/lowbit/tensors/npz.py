@@ -1,0 +1,163 @@
+"""Packed tensors in NumPy's .npz files, without pickle.
+
+A tensor NAME is two arrays: NAME.data, its bytes (uint8), and NAME.format, the format's name; a tensor without a name
+is `data` and `format`. So `numpy.load` reads them, too. What else is in a file is left alone.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import struct
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import IO, Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from lowbit import _core
+from lowbit._core import FileError, FormatError, InputError, UnsupportedError
+from lowbit.base import arguments
+from lowbit.base.atomic import AtomicFile
+from lowbit.base.files import open_file
+from lowbit.base.foreign import ZIP_MAGIC, named
+from lowbit.base.paths import AnyPath, checked
+from lowbit.base.quoting import quoted, shown
+from lowbit.tensors.qtensor import QTensor, find_format
+
+__all__ = ["load_npz", "save_npz"]
+
+#: Bytes of the longest array that can hold a format's name.
+_MOST_NAME_BYTES = 1024
+#: Bytes of the longest name of an array.
+_MOST_ENTRY_BYTES = 65535
+_PIECE = 16 << 20
+
+
+def save_npz(path: AnyPath, tensors: Mapping[str, QTensor]) -> None:
+    """Writes tensors by name, uncompressed, complete or not at all.
+
+    Raises InputError for what is no QTensor or no name, FileError if the system refuses.
+    """
+    arrays: dict[str, npt.NDArray[Any]] = {}
+    for name, tensor in arguments.mapping("tensors", tensors).items():
+        if not isinstance(tensor, QTensor):
+            raise InputError(f"tensor {name!r}: expected a QTensor, got {type(tensor).__name__}")
+        if "\0" in arguments.text("name of a tensor", name):
+            raise InputError(f"tensor {quoted(name)}: expected a name without NUL")
+        if len(f"{_key(name, 'format')}.npy".encode()) > _MOST_ENTRY_BYTES:
+            raise InputError(f"tensor {quoted(name)}: the name is too long for an .npz file")
+        arrays |= {_key(name, "data"): tensor.data, _key(name, "format"): np.array(tensor.format)}
+    with AtomicFile(path) as file, zipfile.ZipFile(cast(IO[bytes], file), "w") as archive:
+        for key, array in arrays.items():
+            with archive.open(f"{key}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)
+
+
+def load_npz(path: AnyPath) -> dict[str, QTensor]:
+    """Reads every packed tensor of a file.
+
+    Raises FileError if it cannot be read, FormatError if it is damaged or holds none, UnsupportedError for compressed
+    arrays and formats that lowbit does not know.
+    """
+    with _opened(path) as (where, archive, size):
+        members = archive.namelist()
+        if len(set(members)) != len(members):
+            raise FormatError(f"{where}: two arrays of one name")
+        found: dict[str, set[str]] = {}
+        for member in members:
+            name, _, kind = member.removesuffix(".npy").rpartition(".")
+            if member.endswith(".npy") and kind in ("data", "format"):
+                found.setdefault(name, set()).add(kind)
+        if not found:
+            raise FormatError(f"{where}: no packed tensors")
+        for name, kinds in found.items():
+            if len(kinds) == 1:
+                raise FormatError(f"{where}: tensor {name!r} has only one of data and format")
+        return {name: _Member(where, archive, name, size).tensor() for name in found}
+
+
+def load_one(path: AnyPath, name: str) -> QTensor:
+    """The tensor of that name. Raises InputError if there is none, else as `load_npz` does."""
+    with _opened(path) as (where, archive, size):
+        if not {f"{_key(name, kind)}.npy" for kind in ("data", "format")} <= set(archive.namelist()):
+            raise InputError(f"{where}: no packed tensor {name!r}")
+        return _Member(where, archive, name, size).tensor()
+
+
+def _key(name: str, kind: str) -> str:
+    return f"{name}.{kind}" if name else kind
+
+
+@contextmanager
+def _opened(path: AnyPath) -> Iterator[tuple[str, zipfile.ZipFile, int]]:
+    """The path as text, the archive, and the file's size."""
+    where = checked(path)
+    try:
+        with os.fdopen(open_file(where), "rb") as file, zipfile.ZipFile(file) as archive:
+            yield where, archive, os.fstat(file.fileno()).st_size
+    except _core.Error:
+        raise
+    except OSError as error:
+        raise FileError(f"{where}: {error.strerror or error}") from None
+    except (zipfile.BadZipFile, ValueError, EOFError, RuntimeError, OverflowError, struct.error) as error:
+        with named(where, expected=ZIP_MAGIC):
+            raise FormatError(f"{where}: not an .npz file: {shown(error, 200)}") from None
+
+
+class _Member:
+    """The two arrays of a tensor. Nothing is taken from the file's word that its size does not bear out."""
+
+    def __init__(self, path: str, archive: zipfile.ZipFile, name: str, file_size: int) -> None:
+        self.where = f"{path}: tensor {name}" if name else path
+        self.archive = archive
+        self.name = name
+        self.file_size = file_size
+
+    def tensor(self) -> QTensor:
+        with self._open("format") as (file, size):
+            if size > _MOST_NAME_BYTES:
+                raise FormatError(f"{self.where}: a format's name of {size} bytes")
+            text = np.lib.format.read_array(file, allow_pickle=False)
+        if text.dtype.kind != "U" or text.ndim:
+            raise FormatError(f"{self.where}: expected the name of a format, found {text.dtype} {text.shape}")
+        try:
+            known = find_format(str(text))
+        except InputError as error:
+            raise UnsupportedError(f"{self.where}: {error}") from None
+        data = self._bytes()
+        try:
+            return QTensor(data, known.name)
+        except InputError as error:
+            raise FormatError(f"{self.where}: {error}") from None
+
+    @contextmanager
+    def _open(self, kind: str) -> Iterator[tuple[IO[bytes], int]]:
+        info = self.archive.getinfo(f"{_key(self.name, kind)}.npy")
+        if info.compress_type != zipfile.ZIP_STORED:
+            raise UnsupportedError(f"{self.where}: compressed arrays; numpy.savez stores them as they are")
+        if not info.file_size == info.compress_size <= self.file_size:
+            raise FormatError(f"{self.where}: {info.file_size} bytes in a file of {self.file_size}")
+        with self.archive.open(info) as file:
+            yield file, info.file_size
+
+    def _bytes(self) -> npt.NDArray[np.uint8]:
+        with self._open("data") as (file, size):
+            version = np.lib.format.read_magic(file)
+            if version not in ((1, 0), (2, 0)):
+                raise FormatError(f"{self.where}: version {version} of NumPy's array format, expected (1, 0) or (2, 0)")
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, fortran, dtype = read(file)
+            num_bytes = math.prod(shape)
+            if dtype != np.uint8 or fortran or min(shape, default=-1) < 0 or num_bytes != size - file.tell():
+                raise FormatError(
+                    f"{self.where}: expected {size - file.tell()} bytes in C order, found {dtype} {shape}"
+                )
+            # The archive's sum of the bytes is checked as the last of them are read.
+            out = np.empty(num_bytes, np.uint8)
+            for start in range(0, num_bytes, _PIECE):
+                piece = file.read(min(_PIECE, num_bytes - start))
+                out[start : start + _PIECE] = np.frombuffer(piece, np.uint8)
+        return out.reshape(shape)

@@ -1,0 +1,1 @@
+"""Tokenizers, from and to GGUF metadata and Hugging Face files."""

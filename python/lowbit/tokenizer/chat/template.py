@@ -1,0 +1,389 @@
+"""Chat templates: Jinja from a model file, so from a stranger, rendered in a sandbox with limits.
+
+The environment offers what transformers offers its templates. Jinja's sandbox keeps a template from Python's internals,
+but not from time and memory, so loops, calls, operators and filters are counted and measured here besides. The sizes
+are far above what a real conversation needs.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from datetime import datetime
+from typing import Any
+
+import jinja2
+from jinja2 import nodes
+from jinja2.exceptions import SecurityError
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
+
+from lowbit._core import Error, FormatError, InputError
+from lowbit.base.quoting import reason
+from lowbit.tokenizer.chat.tools import json_schema
+
+_MAX_STEPS = 1_000_000  # turns of loops, calls, operators and filters of one rendering
+_MAX_SIZE = 16 << 20  # characters or items of one value, and of all output
+_MAX_TEMPLATE = 1 << 20
+_REASONING = ("reasoning_content", "thinking", "reasoning")
+# What makes a value longer than its inputs: name -> may reach the product of the sizes.
+_GROWING = {
+    "batch",
+    "center",
+    "expandtabs",
+    "indent",
+    "join",
+    "ljust",
+    "replace",
+    "rjust",
+    "slice",
+    "wordwrap",
+    "zfill",
+}
+_FORMATTING = {"format", "format_map"}
+# Filters that take lists and mappings apart; all others write them out as text.
+# fmt: off
+_STRUCTURAL = frozenset((
+    "attr", "batch", "count", "d", "default", "dictsort", "first", "groupby", "items", "last", "length", "list",
+    "map", "max", "min", "random", "reject", "rejectattr", "reverse", "select", "selectattr", "slice", "sort", "sum",
+    "unique",
+))
+# fmt: on
+# Stands behind the message to continue; its blank shows whether the template trims texts.
+_END_MARK = "LOWBIT_END_OF_FINAL_MESSAGE "
+_WIDE_FIELD = re.compile(r"\d{6}")
+
+_steps: ContextVar[int] = ContextVar("lowbit_chat_steps", default=0)
+
+
+class _LimitError(Exception):
+    """A template asks for more than a conversation can need."""
+
+
+class _RefusedError(Exception):
+    """The template itself refused the messages, through raise_exception."""
+
+
+def _step(cost: int = 1) -> None:
+    count = _steps.get() + cost
+    if count > _MAX_STEPS:
+        raise _LimitError(f"more than {_MAX_STEPS} steps")
+    _steps.set(count)
+
+
+def _size(value: Any) -> int:
+    """What `value` contributes to the size of something made of it; a number may be a width or a count."""
+    if isinstance(value, int):
+        return abs(value)
+    return len(value) if isinstance(value, (str, bytes, list, tuple, dict, range)) else 1
+
+
+def _check_size(size: int) -> None:
+    if size > _MAX_SIZE:
+        raise _LimitError(f"a value larger than {_MAX_SIZE}")
+
+
+def _made(value: Any) -> Any:
+    """Accounts for a new value: copying it was work, and it takes memory until the rendering ends."""
+    if isinstance(value, str):
+        _check_size(len(value))
+        _step(1 + (len(value) >> 8))
+    elif isinstance(value, (list, tuple, dict)):
+        _check_size(len(value))
+        _step(1 + (len(value) >> 3))
+    return value
+
+
+def _weigh(value: Any) -> None:
+    """Before `value` is written out as text: shared parts count every time, as they are written every time."""
+    size, waiting = 0, [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, str):
+            size += len(item)
+            _check_size(size)
+        elif isinstance(item, (list, tuple, dict)):
+            _step(1 + len(item))
+            waiting += item
+            if isinstance(item, dict):
+                waiting += item.values()
+
+
+def _check_growth(name: str, args: Sequence[Any]) -> None:
+    """Before a filter or method `name` runs: can its result be huge?"""
+    _step()
+    if name in _GROWING:
+        size = 1
+        for value in args:
+            _weigh(value)
+            size *= max(_size(value), 1)
+            _check_size(size)
+    elif name in _FORMATTING:
+        _check_format(args)
+
+
+def _check_format(values: Iterable[Any]) -> None:
+    for value in values:
+        _weigh(value)
+        if isinstance(value, str) and _WIDE_FIELD.search(value):
+            raise _LimitError("a format field wider than 99999")
+        if isinstance(value, int) and abs(value) > _MAX_SIZE:
+            raise _LimitError("a number too long to format")
+
+
+def _counted(items: Iterable[Any]) -> Iterator[Any]:
+    for item in items:
+        _step()
+        yield item
+
+
+class _Tracked(Extension):
+    """`{% generation %}` marks the answers for training; here it is only a block."""
+
+    tags = {"generation"}  # noqa: RUF012, as Jinja declares it
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.Scope(body).set_lineno(line)
+
+
+class _Names(Namespace):
+    """`namespace()` without names that start with an underscore."""
+
+    def __init__(*args: Any, **kwargs: Any) -> None:
+        self, *rest = args
+        names = dict(*rest, **kwargs)
+        for name in names:
+            _check_name(name)
+        Namespace.__init__(self, names)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _check_name(name)
+        super().__setitem__(name, value)
+
+
+def _check_name(name: Any) -> None:
+    if isinstance(name, str) and name.startswith("_"):
+        raise SecurityError(f"a namespace cannot hold {name!r}")
+
+
+def _raise_exception(message: Any = "") -> None:
+    raise _RefusedError(str(message))
+
+
+def _strftime_now(form: str) -> str:
+    return datetime.now().strftime(form)
+
+
+def _dict(*args: Any, **kwargs: Any) -> dict[Any, Any]:
+    return dict(*args, **kwargs)
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | str | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    if max(map(_size, (indent, *(separators or ())))) > 100:
+        raise _LimitError("an indent or separator wider than 100")
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    """Counts every loop turn, call, operator and filter, and measures what they make."""
+
+    intercepted_binops = frozenset(["+", "*", "**", "%"])
+
+    def __init__(self) -> None:
+        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Tracked, loopcontrols], finalize=_written)
+        self.filters["tojson"] = _tojson
+        self.filters = {name: _limited(name, function) for name, function in self.filters.items()}
+        self.globals.pop("lipsum")
+        self.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now, dict=_dict, namespace=_Names)
+        self.counted = _counted
+        self.joined = _joined
+
+    def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
+        tree = super()._parse(source, name, filename)
+        for loop in list(tree.find_all(nodes.For)):
+            if loop.recursive:
+                raise _LimitError("a recursive loop")
+            loop.iter = nodes.Call(nodes.EnvironmentAttribute("counted"), [loop.iter], [], None, None)
+        _replace_concat(tree, self)
+        return tree
+
+    def call(self, context: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:
+        # The sandbox wraps str.format, and the method is behind the wrapper.
+        owner = getattr(getattr(function, "__wrapped__", function), "__self__", None)
+        name = getattr(function, "__name__", "")
+        extra = [owner] if isinstance(owner, (str, list, tuple)) else []
+        _check_growth(name if extra or name not in _GROWING else "", [*extra, *args, *kwargs.values()])
+        return _made(super().call(context, function, *args, **kwargs))
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        _step()
+        numbers = isinstance(left, (int, float)) and isinstance(right, (int, float))
+        if operator == "**":
+            if abs(left) > 2**64 or abs(right) > 64:
+                raise _LimitError("a power too large")
+        elif operator == "%" and isinstance(left, str):
+            _check_format([left, *(right if isinstance(right, tuple) else [right])])
+            if "*" in left:
+                raise _LimitError("a format field with a width from its arguments")
+        elif numbers:
+            if max(abs(left), abs(right)) > 2**1024:
+                raise _LimitError("a number too large")
+        elif operator == "*":
+            _check_size(_size(left) * _size(right))
+        elif operator == "+":
+            _check_size(_size(left) + _size(right))
+        return _made(super().call_binop(context, operator, left, right))
+
+
+def _limited(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    passed = 1 if getattr(function, "jinja_pass_arg", None) is not None else 0
+
+    @functools.wraps(function)  # keeps the mark that tells Jinja to pass its context or environment
+    def run(*args: Any, **kwargs: Any) -> Any:
+        values = [*args[passed:], *kwargs.values()]
+        if name == "join" and len(args) > passed and not isinstance(args[passed], (str, list, tuple)):
+            values[0] = list(_counted(args[passed]))
+            args = (*args[:passed], values[0], *args[passed + 1 :])
+        if name not in _STRUCTURAL:
+            _weigh(values)
+        _check_growth(name, values)
+        result = function(*args, **kwargs)
+        return _counted(result) if isinstance(result, Iterator) else _made(result)
+
+    return run
+
+
+def _joined(*parts: Any) -> str:
+    _weigh(parts)
+    return str(_made("".join(map(str, parts))))
+
+
+def _written(value: Any) -> Any:
+    if not isinstance(value, str):
+        _weigh(value)
+    return value
+
+
+def _replace_concat(node: nodes.Node, environment: jinja2.Environment) -> None:
+    """`a ~ b` compiles to a plain join; a call instead can be measured."""
+    for child in list(node.iter_child_nodes()):
+        _replace_concat(child, environment)
+    for field, value in list(node.iter_fields()):
+        if isinstance(value, nodes.Concat):
+            setattr(node, field, _concat_call(value, environment))
+        elif isinstance(value, list):
+            value[:] = [_concat_call(item, environment) if isinstance(item, nodes.Concat) else item for item in value]
+
+
+def _concat_call(concat: nodes.Concat, environment: jinja2.Environment) -> nodes.Call:
+    call = nodes.Call(nodes.EnvironmentAttribute("joined"), list(concat.nodes), [], None, None)
+    for node in (call, call.node):
+        node.set_lineno(concat.lineno)
+        node.set_environment(environment)
+    return call
+
+
+def _plain(value: Any) -> Any:
+    """A copy made of JSON types only, so that a template meets no object with methods of its own."""
+    if value is None or isinstance(value, (str, bool, int, float)):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (Sequence, set, frozenset)) and not isinstance(value, (bytes, bytearray)):
+        return [_plain(item) for item in value]
+    raise InputError(f"chat messages, tools and variables must be JSON values, got {type(value).__name__}")
+
+
+def _message(message: Mapping[str, Any]) -> dict[str, Any]:
+    """The message with its reasoning under each of the names that templates read."""
+    plain: dict[str, Any] = _plain(message)
+    reasoning = next((plain[name] for name in _REASONING if plain.get(name) is not None), None)
+    return plain if reasoning is None else {"thinking": reasoning, **plain, "reasoning_content": reasoning}
+
+
+@functools.lru_cache(maxsize=16)
+def _compiled(template: str) -> jinja2.Template:
+    return _Environment().from_string(template)
+
+
+def render_chat(
+    template: str,
+    messages: Sequence[Mapping[str, Any]],
+    add_generation_prompt: bool = True,
+    tools: Sequence[Mapping[str, Any] | Callable[..., Any]] | None = None,
+    continue_final_message: bool = False,
+    **variables: Any,
+) -> str:
+    """The prompt that `template` makes of `messages`, as transformers' `apply_chat_template` renders it.
+
+    `tools` are JSON schemas, or functions to make them of (see `chat_tools`). With `continue_final_message` the prompt
+    ends where the last message's text does, for the model to go on with it. `variables` are what else the template
+    reads (`bos_token`, `enable_thinking`, ...). Raises InputError if the template refuses the messages, FormatError if
+    the template itself is wrong or asks for too much.
+    """
+    if not isinstance(template, str) or len(template) > _MAX_TEMPLATE:
+        raise FormatError(f"chat template: expected a string of at most {_MAX_TEMPLATE} characters")
+    is_list = isinstance(messages, Iterable) and not isinstance(messages, (str, Mapping))
+    if not is_list or not all(isinstance(m, Mapping) and "role" in m for m in messages):
+        raise InputError("messages must be a sequence of mappings such as {'role': 'user', 'content': '...'}")
+    count = _steps.set(0)
+    try:
+        schemas = None if tools is None else [_tool(tool) for tool in tools]
+        names = {**_plain(variables), "messages": [_message(message) for message in messages], "tools": schemas}
+        names.setdefault("documents", None)
+        if continue_final_message:
+            add_generation_prompt = False
+            _mark_end(names["messages"])
+        pieces, size = [], 0
+        for piece in _compiled(template).generate(add_generation_prompt=add_generation_prompt, **names):
+            size += len(piece)
+            _check_size(size)
+            pieces.append(piece)
+        return _cut_at_mark("".join(pieces)) if continue_final_message else "".join(pieces)
+    except Error:
+        raise
+    except _RefusedError as cause:
+        raise InputError(f"chat template refused the messages: {reason(cause)}") from None
+    except Exception as cause:  # whatever a template may do wrong, MemoryError and RecursionError included
+        raise FormatError(f"chat template: {reason(cause)}") from cause
+    finally:
+        _steps.reset(count)
+
+
+def _tool(value: Any) -> Any:
+    return json_schema(value) if inspect.isfunction(value) or inspect.ismethod(value) else _plain(value)
+
+
+def _mark_end(messages: list[dict[str, Any]]) -> None:
+    """Puts the mark behind the text of the last message."""
+    content = messages[-1].get("content") if messages else None
+    if isinstance(content, str):
+        messages[-1]["content"] = content + _END_MARK
+        return
+    part = next((p for p in reversed(content or []) if isinstance(p, dict) and isinstance(p.get("text"), str)), None)
+    if part is None:
+        raise InputError("continue_final_message: the last message has no text")
+    part["text"] += _END_MARK
+
+
+def _cut_at_mark(text: str) -> str:
+    """The text up to the mark; where the template trims texts, the blanks before it go, too."""
+    place = text.rfind(_END_MARK.strip())
+    if place < 0:
+        raise InputError("continue_final_message: the template leaves the end of the last message out")
+    is_whole = text.startswith(_END_MARK, place)
+    return text[:place] if is_whole else text[:place].rstrip()

@@ -1,0 +1,134 @@
+"""The parts of a tokenizer.json that `tokenizer.ggml.*` has no words for, in a key of our own.
+
+GGUF names a way of cutting words (`tokenizer.ggml.pre`) and holds tokens, scores and merges. A normalizer, white space
+that added tokens swallow, an unusual frame of special tokens or a pre-tokenizer that nobody has named get lost.
+`lowbit.tokenizer.definition` holds the tokenizer.json without its vocabulary, as JSON:
+
+    normalizer, pre_tokenizer, decoder      as in tokenizer.json
+    post_processor                          where BOS and EOS around a text are not all of it
+    model                                   its options, without vocab and merges
+    added_tokens                            [first id, how many, names of the flags that are set], ids in a row
+    contents                                id -> text of added tokens that `tokenizer.ggml.tokens` spells otherwise
+
+The vocabulary stays where every reader looks for it, but for BPE merges of a file that has scores instead, which do not
+always follow from them: those are `lowbit.tokenizer.merges`. `lowbit.tokenizer.eos_token_ids` are all ids that end a
+text, where config.json or generation_config.json lists more than GGUF has keys for. Other programs ignore these keys.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from itertools import groupby
+from typing import Any
+
+import tokenizers
+from tokenizers import AddedToken, models
+
+from lowbit._core import FormatError, UnsupportedError
+from lowbit.base.quoting import quoted
+from lowbit.tokenizer.gguf import Vocab, score_merges
+from lowbit.tokenizer.sentencepiece import UNUSED
+
+DEFINITION_KEY = "lowbit.tokenizer.definition"
+MERGES_KEY = "lowbit.tokenizer.merges"
+#: All ids that end a text, where the keys of GGUF name only some.
+EOS_IDS_KEY = "lowbit.tokenizer.eos_token_ids"
+# Tables of characters (Precompiled) are the largest part, 300 KB.
+_MAX_DEFINITION = 4 << 20
+_PARTS = ("normalizer", "pre_tokenizer", "decoder")
+#: What a tokenizer.json says of an added token.
+FLAGS = ("special", "single_word", "lstrip", "rstrip", "normalized")
+_MODEL_OPTIONS = {
+    "BPE": ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk", "byte_fallback",
+            "ignore_merges"),
+    "Unigram": ("unk_id", "byte_fallback"),
+}  # fmt: skip
+
+
+def definition(tokenizer: dict[str, Any], metadata: Mapping[str, Any], with_frame: bool) -> str:
+    """The key's value for a tokenizer.json whose vocabulary is in `metadata`. with_frame: post_processor and all."""
+    tokens = metadata["tokenizer.ggml.tokens"]
+    added = sorted((t for t in tokenizer.get("added_tokens") or [] if t["id"] < len(tokens)), key=lambda t: t["id"])
+    # Of ids in a row, the difference from the place in the list is the same.
+    rows = groupby(enumerate(added), lambda item: (item[1]["id"] - item[0], [f for f in FLAGS if item[1].get(f)]))
+    groups = [([token for _, token in group], flags) for (_, flags), group in rows]
+    value = {
+        **{part: tokenizer.get(part) for part in _PARTS},
+        **({"post_processor": tokenizer.get("post_processor")} if with_frame else {}),
+        "model": {name: value for name, value in tokenizer["model"].items() if name not in ("vocab", "merges")},
+        "added_tokens": [[group[0]["id"], len(group), flags] for group, flags in groups],
+        "contents": {t["id"]: t["content"] for t in added if tokens[t["id"]] != t["content"]},
+    }
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def build_defined(vocab: Vocab) -> tuple[tokenizers.Tokenizer, bool]:
+    """The backend that the file's definition describes, and whether it frames texts itself."""
+    value = _read(vocab.text(DEFINITION_KEY))
+    skeleton: dict[str, Any] = {
+        "version": "1.0",
+        "added_tokens": [],
+        "model": {"type": "BPE", "vocab": {}, "merges": []},
+        **{part: value.get(part) for part in (*_PARTS, "post_processor")},
+    }
+    tokens = list(vocab.tokens)
+    for token_id, text in _object(value, "contents").items():
+        if not token_id.isdecimal() or not int(token_id) < len(tokens) or not isinstance(text, str):
+            raise FormatError(
+                f"{DEFINITION_KEY}: contents has {quoted(token_id, 40)}, expected ids below {len(tokens)}"
+            )
+        tokens[int(token_id)] = text
+    backend = tokenizers.Tokenizer.from_str(json.dumps(skeleton))
+    backend.model = _model(vocab.spelled(tokens), _object(value, "model"))
+    backend.add_tokens(_added(value.get("added_tokens"), tokens))
+    return backend, value.get("post_processor") is not None
+
+
+def _read(text: str) -> dict[str, Any]:
+    if len(text) > _MAX_DEFINITION:
+        raise FormatError(f"{DEFINITION_KEY}: {len(text)} characters, expected at most {_MAX_DEFINITION}")
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{DEFINITION_KEY}: not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise FormatError(f"{DEFINITION_KEY}: expected an object, found {type(value).__name__}")
+    return value
+
+
+def _object(value: dict[str, Any], name: str) -> dict[str, Any]:
+    part = value.get(name, {})
+    if not isinstance(part, dict):
+        raise FormatError(f"{DEFINITION_KEY}: {name}: expected an object, found {type(part).__name__}")
+    return part
+
+
+def _model(vocab: Vocab, options: dict[str, Any]) -> models.Model:
+    kind = options.get("type")
+    if kind not in _MODEL_OPTIONS:
+        raise UnsupportedError(f"{DEFINITION_KEY}: the model {quoted(kind, 40)} is not supported (BPE and Unigram are)")
+    known = {name: options[name] for name in _MODEL_OPTIONS[kind] if options.get(name) is not None}
+    if kind == "Unigram":
+        return models.Unigram(list(zip(vocab.tokens, vocab.scores().tolist(), strict=True)), **known)
+    # Ids that only the embedding has are numbered in the file, and no tokens.
+    ids = {t: i for i, t in enumerate(vocab.tokens) if vocab.types[i] != UNUSED or t != f"[PAD{i}]"}
+    key = next((key for key in (MERGES_KEY, "tokenizer.ggml.merges") if vocab.has(key)), None)
+    return models.BPE(vocab=ids, merges=score_merges(vocab) if key is None else vocab.merges(key), **known)
+
+
+def _added(rows: Any, tokens: list[str]) -> list[AddedToken]:
+    added: list[AddedToken] = []
+    for row in rows if isinstance(rows, list) else []:
+        match row:
+            case [int(first), int(count), [*flags]] if first >= 0 and 0 <= count <= len(tokens) - first:
+                if len(added) + count > len(tokens):
+                    raise FormatError(f"{DEFINITION_KEY}: added_tokens: more than the {len(tokens)} tokens there are")
+                set_flags = {flag: flag in flags for flag in FLAGS}
+                added += [AddedToken(token, **set_flags) for token in tokens[first : first + count]]
+            case _:
+                raise FormatError(
+                    f"{DEFINITION_KEY}: added_tokens: expected [first id, count, flags] of {len(tokens)} tokens, "
+                    f"found {quoted(row, 60)}"
+                )
+    return added

@@ -1,0 +1,336 @@
+"""Text to token ids and back, for Hugging Face folders and GGUF files alike."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import tokenizers
+from tokenizers import models, processors
+
+from lowbit._core import Error, FileError, FormatError, InputError, UnsupportedError
+from lowbit.base import arguments
+from lowbit.base.files import read_bytes
+from lowbit.base.foreign import named, of_file
+from lowbit.base.paths import AnyPath, is_dir, is_file
+from lowbit.base.quoting import listed, quoted, reason, shown
+from lowbit.hf.checkpoint import MAX_JSON_BYTES
+from lowbit.hf.hub import resolve
+from lowbit.tokenizer.chat.files import folder_templates, template_names
+from lowbit.tokenizer.limits import check_growth, state
+from lowbit.tokenizer.special import ROLES, id_key, known_ends, listed_ends
+from lowbit.tokenizer.stream import TextStream, piece_decoder
+from lowbit.tokenizer.tokenizer_json import merged_config, named_text, read_optional
+
+_log = logging.getLogger("lowbit")
+
+
+@contextlib.contextmanager
+def _contained(error: type[Error], what: str) -> Iterator[None]:
+    """Turns what the tokenizers library raises, panics included (not an Exception), into one of our errors."""
+    try:
+        yield
+    except (Error, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as cause:
+        raise error(f"{what}: {reason(cause)}") from cause
+
+
+class Tokenizer:
+    """Made by `lowbit.load_tokenizer`. `backend` is the `tokenizers.Tokenizer` that does the work.
+
+    Attributes:
+        bos_id, eos_id, pad_id: int or None.
+        eos_ids: every id that ends a generation, `eos_id` included.
+        vocab_size: number of ids; those without a token decode to nothing.
+        chat_templates: name -> Jinja source.
+        notes: what the files say that was ignored, one sentence each.
+    """
+
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        roles: Mapping[str, int],
+        eos_ids: Iterable[int] = (),
+        vocab_size: int = 0,
+        chat_templates: Mapping[str, str] | None = None,
+        notes: Iterable[str] = (),
+    ) -> None:
+        self.backend = backend
+        self._plain: tokenizers.Tokenizer | None = None
+        self._decoder = state(backend.decoder)
+        check_growth(backend)
+        added = backend.get_added_tokens_decoder()
+        self._special = frozenset(i for i, t in added.items() if t.special)
+        self._added = {i: t.content for i, t in added.items()}
+        self._roles = dict(roles)
+        self.bos_id = self._roles.get("bos")
+        self.eos_id = self._roles.get("eos")
+        self.pad_id = self._roles.get("pad")
+        ends = known_ends({t.content: i for i, t in added.items()}) | set(eos_ids)
+        self.eos_ids = frozenset(ends if self.eos_id is None else ends | {self.eos_id})
+        self.vocab_size = vocab_size or _num_ids(backend, 0)
+        self.chat_templates = dict(chat_templates or {})
+        self.notes = list(notes)
+
+    def __repr__(self) -> str:
+        return f"<lowbit.Tokenizer of {self.vocab_size} tokens>"
+
+    def encode(self, text: str, add_special_tokens: bool = True, parse_special: bool = True) -> list[int]:
+        """Ids of `text`.
+
+        `add_special_tokens` puts BOS and EOS around it, where the model was trained so. With `parse_special=False` a
+        special token written out in `text` is plain text. Raises InputError if `text` is not a string of Unicode
+        characters (a lone surrogate is none).
+        """
+        if not isinstance(text, str):
+            raise InputError(f"text must be a str, got {type(text).__name__}")
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:  # a byte that is not UTF-8 on the command line or in a pipe, say
+            raise InputError(f"text is not Unicode at character {error.start}: {text[error.start]!r}") from None
+        with _contained(InputError, "text cannot be tokenized"):
+            backend = self.backend if parse_special else self._without_special()
+            return backend.encode(text, add_special_tokens=add_special_tokens).ids
+
+    def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
+        """Text of `ids` (ints or an integer array). Raises InputError for ids outside of the vocabulary."""
+        checked = [self._checked(token_id) for token_id in arguments.items("ids", ids)]
+        if arguments.flag("skip_special_tokens", skip_special_tokens):
+            # By id: the library goes by text and keeps special tokens that are marked `normalized`.
+            checked = [i for i in checked if i not in self._special]
+        with _contained(InputError, "ids cannot be decoded"):
+            return self.backend.decode(checked, skip_special_tokens=False)
+
+    def stream(self, skip_special_tokens: bool = False, continuation: bool = False) -> TextStream:
+        """A decoder for ids that come one by one; its pieces together are `decode(ids)`.
+
+        `continuation`: the ids go on from an earlier text, so the space in front of the first word stays.
+        """
+        skips = arguments.flag("skip_special_tokens", skip_special_tokens)
+        pieces = piece_decoder(self._decoder, self._decode_tokens, arguments.flag("continuation", continuation))
+        return TextStream(pieces, self._piece, self._special if skips else frozenset())
+
+    def token(self, token_id: int) -> str:
+        """The token as the vocabulary writes it, "" for an id that has none. Raises InputError out of range."""
+        piece = self._piece(token_id)
+        return self._added.get(token_id, piece)
+
+    def id(self, token: str) -> int:
+        """Id of a token as the vocabulary writes it. Raises InputError if there is none."""
+        found = self.backend.token_to_id(arguments.text("token", token))
+        if found is None:
+            raise InputError(f"no token {quoted(token)} in the vocabulary")
+        return found
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Ids that `skip_special_tokens` leaves out."""
+        return self._special
+
+    @property
+    def special_tokens(self) -> dict[str, str]:
+        """What templates see: "bos_token" -> its text, and so on."""
+        return {f"{role}_token": self.token(i) for role, i in self._roles.items()}
+
+    @property
+    def chat_template(self) -> str | None:
+        """The template used when none is named."""
+        return self.chat_templates.get("default")
+
+    def apply_chat_template(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any] | Callable[..., Any]] | None = None,
+        template: str | None = None,
+        **variables: Any,
+    ) -> str:
+        """The prompt for `messages`, by the template named `template` ("default", or "tool_use" where tools are given).
+
+        tools: JSON schemas, or functions with type hints and a docstring in Google's style. `variables` are what else
+        the template reads, or `continue_final_message=True`: the prompt ends where the last message does.
+        The template writes BOS itself, so encode the result with `add_special_tokens=False`, or use `encode_chat`.
+        Raises UnsupportedError if there is no such template, InputError if it refuses the messages, FormatError if it
+        is broken.
+        """
+        from lowbit.tokenizer.chat.template import render_chat
+
+        if template is not None:
+            template = arguments.text("template", template)
+        name = template or ("tool_use" if tools is not None and "tool_use" in self.chat_templates else "default")
+        source = self.chat_templates.get(name)
+        if source is None:
+            if not self.chat_templates:
+                raise UnsupportedError(
+                    "this model has no chat template: it continues a text (lowbit run), or is given one "
+                    "(lowbit metadata FILE set tokenizer.chat_template)"
+                )
+            has = listed(sorted(self.chat_templates), 9)
+            raise UnsupportedError(f"this model has no chat template {quoted(name)}, only {has}")
+        variables = {**self.special_tokens, **variables}
+        return render_chat(source, messages, add_generation_prompt=add_generation_prompt, tools=tools, **variables)
+
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> list[int]:
+        """Ids of `apply_chat_template(messages, **options)`: never with a second BOS."""
+        return self.encode(self.apply_chat_template(messages, **options), add_special_tokens=False)
+
+    def _checked(self, token_id: int) -> int:
+        try:
+            value = token_id.__index__()
+        except (AttributeError, TypeError):
+            raise InputError(f"token ids must be integers, got {type(token_id).__name__}") from None
+        if not 0 <= value < self.vocab_size:
+            raise InputError(f"token id {shown(value)} is outside of the vocabulary of {self.vocab_size}")
+        return value
+
+    def _piece(self, token_id: int) -> str:
+        """What a decoder gets of an id: of an added token that is matched in normalized text, its normalized form."""
+        return self.backend.id_to_token(self._checked(token_id)) or ""
+
+    def _decode_tokens(self, tokens: list[str]) -> str:
+        decoder = self.backend.decoder
+        with _contained(InputError, "ids cannot be decoded"):
+            return " ".join(tokens) if decoder is None else str(decoder.decode(tokens))
+
+    def _without_special(self) -> tokenizers.Tokenizer:
+        # The switch is a state of the backend, so there is a second one rather than a race between threads.
+        if self._plain is None:
+            plain = tokenizers.Tokenizer.from_str(self.backend.to_str())
+            plain.encode_special_tokens = True
+            self._plain = plain
+        return self._plain
+
+
+def _surround(backend: tokenizers.Tokenizer, first: int | None, last: int | None) -> None:
+    """Make `backend` put these tokens in front of a text and behind it."""
+    added = backend.get_added_tokens_decoder()
+    named = {i: added[i].content if i in added else backend.id_to_token(i) for i in (first, last) if i is not None}
+    single = [*([named[first]] if first in named else []), "$A", *([named[last]] if last in named else [])]
+    backend.post_processor = processors.TemplateProcessing(
+        single=single, pair=[*single, "$B"], special_tokens=[(token, token_id) for token_id, token in named.items()]
+    )
+
+
+class _HasMetadata(Protocol):
+    @property
+    def metadata(self) -> Mapping[str, Any]: ...
+
+
+def load_tokenizer(path: AnyPath | _HasMetadata) -> Tokenizer:
+    """The tokenizer of a Hugging Face folder or hub id, a GGUF file, or an open `lowbit.gguf` file.
+
+    What is ignored in the files (ids that no token has, say) is logged by "lowbit" as a warning, and in its `notes`.
+    Raises FileError (missing), FormatError (broken) or UnsupportedError (a kind of tokenizer lowbit does not have).
+    """
+    tokenizer = read_tokenizer(path)
+    for note in tokenizer.notes:
+        _log.warning("%s", note)
+    return tokenizer
+
+
+def read_tokenizer(path: AnyPath | _HasMetadata) -> Tokenizer:
+    """`load_tokenizer` for those who pass its notes on themselves."""
+    if not isinstance(path, (str, bytes, os.PathLike)):
+        if not isinstance(getattr(path, "metadata", None), Mapping):
+            raise InputError(f"expected a path or an open GGUF file, got {type(path).__name__}")
+        return from_metadata(path.metadata)
+    where, _ = resolve(path, weights=False)
+    if is_dir(where):
+        return _from_folder(where)
+    if not is_file(where):
+        raise FileError(f"{where}: no such file or folder")
+    import lowbit.gguf
+
+    with lowbit.gguf.open(where) as file, of_file(where):
+        return from_metadata(file.metadata)
+
+
+def from_metadata(metadata: Mapping[str, Any]) -> Tokenizer:
+    """The tokenizer that GGUF metadata describes (`tokenizer.ggml.*`, `tokenizer.chat_template*`)."""
+    from lowbit.tokenizer.definition import DEFINITION_KEY, EOS_IDS_KEY, build_defined
+    from lowbit.tokenizer.gguf import Vocab, build, family
+
+    vocab = Vocab(metadata)
+    with _contained(FormatError, "tokenizer.ggml"):
+        defaults, first, last = family(vocab)
+        backend, is_framed = build_defined(vocab) if vocab.has(DEFINITION_KEY) else (build(vocab), False)
+        ids = {role: vocab.token_id(id_key(role), defaults.get(role)) for role in ROLES}
+        roles = {role: token_id for role, token_id in ids.items() if token_id is not None}
+        add_bos = vocab.flag("tokenizer.ggml.add_bos_token", first == "bos")
+        add_eos = vocab.flag("tokenizer.ggml.add_eos_token", last == "eos")
+        if not is_framed:
+            end = roles.get("eos") if add_eos else roles.get(last) if last != "eos" else None
+            _surround(backend, roles.get("bos") if add_bos else None, end)
+        ends = [i for name in ("eot", "eom") if (i := vocab.token_id(id_key(name))) is not None]
+        ends += vocab.token_ids(EOS_IDS_KEY)
+        templates = {name: vocab.text(key) for key, name in template_names(metadata).items()}
+        size = len(vocab.tokens)
+        if backend.get_vocab_size() != size:  # else the ids are those of the file's tokens; to list them takes long
+            size = _num_ids(backend, size)
+        return Tokenizer(backend, roles, ends, size, templates, vocab.notes)
+
+
+def _from_folder(folder: Path) -> Tokenizer:
+    notes: list[str] = []
+    config = merged_config(folder, notes)
+    with named(folder / "tokenizer.json"), _contained(FormatError, f"{folder}: tokenizer.json or what stands for it"):
+        backend, defaults = _backend(folder, config)
+        config = {**defaults, **config}
+        backend.no_padding()
+        backend.no_truncation()
+        roles = _roles(backend, config)
+        if backend.post_processor is None:  # else it decides, whatever the configuration says, as in transformers 5
+            first, last = (roles.get(r) if config.get(f"add_{r}_token") is True else None for r in ("bos", "eos"))
+            _surround(backend, first, last)
+        size = read_optional(folder / "config.json").get("vocab_size")
+        vocab_size = _num_ids(backend, size if type(size) is int and size < 1 << 31 else 0)
+        ends = listed_ends(folder, vocab_size, notes)
+        return Tokenizer(backend, roles, ends, vocab_size, folder_templates(folder, config, notes), notes)
+
+
+def _num_ids(backend: tokenizers.Tokenizer, least: int) -> int:
+    """The number of ids: as many as the embedding has rows, or more."""
+    return max(least, max(backend.get_vocab().values(), default=-1) + 1)
+
+
+def _backend(folder: Path, config: Mapping[str, Any]) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
+    """A folder's backend, and what its kind of file takes for granted in tokenizer_config.json."""
+    from lowbit.tokenizer.files import added_tokens, byte_level_definition, rebuilt_definition, sentencepiece_tokenizer
+
+    if is_file(folder / "tokenizer.json"):
+        rebuilt = rebuilt_definition(folder, config)
+        content = read_bytes(folder / "tokenizer.json", MAX_JSON_BYTES) if rebuilt is None else _packed(rebuilt)
+        backend = tokenizers.Tokenizer.from_buffer(content)
+        there = backend.get_added_tokens_decoder()
+        is_old = "added_tokens_decoder" not in config
+        more = {i: t for i, t in added_tokens(folder, config).items() if not (is_old and i in there)}
+        backend.add_tokens([token for i, token in more.items() if repr(token) not in map(repr, there.values())])
+        return backend, {}
+    if is_file(folder / "tokenizer.model"):
+        backend = sentencepiece_tokenizer(folder, config)
+        names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+        framed = "add_bos_token" if isinstance(backend.model, models.BPE) else "add_eos_token"
+        return backend, {**names, framed: True}
+    if is_file(folder / "vocab.json"):
+        return tokenizers.Tokenizer.from_buffer(_packed(byte_level_definition(folder, config))), {}
+    raise UnsupportedError(f"{folder}: no tokenizer.json, and no tokenizer.model or vocab.json instead of it")
+
+
+def _packed(definition: Mapping[str, Any]) -> bytes:
+    return json.dumps(definition).encode()
+
+
+def _roles(backend: tokenizers.Tokenizer, config: Mapping[str, Any]) -> dict[str, int]:
+    """Ids of the tokens that the configuration names, each a text or {"content": text}."""
+    roles = {}
+    for role in ROLES:
+        token = named_text(config.get(f"{role}_token"))
+        if token is not None and (token_id := backend.token_to_id(token)) is not None:
+            roles[role] = token_id
+    return roles

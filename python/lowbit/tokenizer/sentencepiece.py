@@ -1,0 +1,172 @@
+"""Reads and writes tokenizer.model, a SentencePiece model, without the sentencepiece or protobuf packages.
+
+Of ModelProto, pieces (1; each has its text (1), score (2) and type (3)), trainer_spec (2) and normalizer_spec (3) are
+read, of the latter two what `Model` names. Everything else is skipped by its wire type. Input is hostile: every length
+is checked against what is left.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lowbit._core import FormatError
+from lowbit.base.files import read_bytes
+from lowbit.base.foreign import named
+
+MAX_FILE_BYTES = 256 << 20
+
+#: Types of pieces, which tokenizer.ggml.token_type has as well.
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+#: What stands for a blank in pieces.
+SPACE = "\u2581"
+
+UNIGRAM, BPE = 1, 2
+
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+
+
+#: Messages of a model -> their name, and their fields that matter: number -> (name in `Model`, wire type).
+_SPECS = {
+    2: ("trainer_spec", {3: ("model_type", _VARINT), 24: ("space_suffix", _VARINT), 35: ("byte_fallback", _VARINT)}),
+    3: (
+        "normalizer_spec",
+        {
+            2: ("charsmap", _BYTES),
+            3: ("add_dummy_prefix", _VARINT),
+            4: ("remove_extra_whitespaces", _VARINT),
+            5: ("escape_whitespaces", _VARINT),
+        },
+    ),
+}
+
+
+class Piece(NamedTuple):
+    """One entry of the vocabulary."""
+
+    text: str
+    score: float
+    type: int
+
+
+class Model(NamedTuple):
+    """What a tokenizer.model says of how it tokenizes; the defaults are SentencePiece's."""
+
+    pieces: list[Piece]
+    model_type: int = UNIGRAM
+    byte_fallback: bool = False
+    space_suffix: bool = False  #: the space that a text gets comes behind it (treat_whitespace_as_suffix)
+    charsmap: bytes = b""  #: of the normalizer (precompiled_charsmap)
+    add_dummy_prefix: bool = True
+    remove_extra_whitespaces: bool = True
+    escape_whitespaces: bool = True
+
+
+def _varint(data: memoryview, at: int, where: str) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        if at >= len(data) or shift > 63:
+            raise FormatError(f"{where}: broken number at offset {at}")
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+        shift += 7
+
+
+def _fields(data: memoryview, where: str) -> Iterator[tuple[int, int, Any]]:
+    """(field number, wire type, value) of a message: an int, or the bytes as a memoryview."""
+    at = 0
+    while at < len(data):
+        tag, at = _varint(data, at, where)
+        number, wire = tag >> 3, tag & 7
+        if wire == _VARINT:
+            value, at = _varint(data, at, where)
+            yield number, wire, value
+            continue
+        if wire == _BYTES:
+            size, at = _varint(data, at, where)
+        elif wire in (_FIXED64, _FIXED32):
+            size = 8 if wire == _FIXED64 else 4
+        else:
+            raise FormatError(f"{where}: unknown wire type {wire} at offset {at}")
+        if size > len(data) - at:
+            raise FormatError(f"{where}: {size} bytes at offset {at}, {len(data) - at} are left")
+        yield number, wire, data[at : at + size]
+        at += size
+
+
+def _piece(data: memoryview, where: str) -> Piece:
+    text, score, kind = "", 0.0, NORMAL
+    for number, wire, value in _fields(data, where):
+        if number == 1 and wire == _BYTES:
+            try:
+                text = bytes(value).decode("utf-8")
+            except UnicodeDecodeError:
+                raise FormatError(f"{where}: not UTF-8") from None
+        elif number == 2 and wire == _FIXED32:
+            score = struct.unpack("<f", value)[0]
+        elif number == 3 and wire == _VARINT:
+            kind = value
+    if not NORMAL <= kind <= BYTE:
+        raise FormatError(f"{where}: unknown type {kind}")
+    return Piece(text, score, kind)
+
+
+def read_model(path: Path) -> Model:
+    """A tokenizer.model. Raises FileError or FormatError."""
+    with named(path):
+        return _parsed(path)
+
+
+def _parsed(path: Path) -> Model:
+    data = memoryview(read_bytes(path, MAX_FILE_BYTES))
+    pieces: list[Piece] = []
+    found: dict[str, Any] = {}
+    for number, wire, value in _fields(data, str(path)):
+        if wire != _BYTES:
+            continue
+        if number == 1:
+            pieces.append(_piece(value, f"{path}: piece {len(pieces)}"))
+        elif number in _SPECS:
+            where, names = _SPECS[number]
+            for field, kind, entry in _fields(value, f"{path}: {where}"):
+                if names.get(field, ("", -1))[1] == kind:
+                    name = names[field][0]
+                    found[name] = (bytes if kind == _BYTES else int if name == "model_type" else bool)(entry)
+    if not pieces:
+        raise FormatError(f"{path}: no pieces: not a SentencePiece model")
+    return Model(pieces, **found)
+
+
+def model_bytes(pieces: Iterable[Piece], space_prefix: bool) -> bytes:
+    """tokenizer.model of a BPE vocabulary with byte fallback. space_prefix: a space is put in front of a text."""
+    packed = b"".join(_packed_bytes(1, _packed_piece(piece)) for piece in pieces)
+    trainer = _packed_number(3, 2) + _packed_number(35, 1)  # model_type BPE, byte_fallback
+    # name, precompiled_charsmap: none, so that nothing is replaced; add_dummy_prefix, remove_extra_whitespaces
+    normalizer = _packed_bytes(1, b"identity") + _packed_number(3, int(space_prefix)) + _packed_number(4, 0)
+    return packed + _packed_bytes(2, trainer) + _packed_bytes(3, normalizer)
+
+
+def _packed_piece(piece: Piece) -> bytes:
+    score = _packed_varint(2 << 3 | _FIXED32) + struct.pack("<f", piece.score)
+    return _packed_bytes(1, piece.text.encode()) + score + _packed_number(3, piece.type)
+
+
+def _packed_bytes(number: int, data: bytes) -> bytes:
+    return _packed_varint(number << 3 | _BYTES) + _packed_varint(len(data)) + data
+
+
+def _packed_number(number: int, value: int) -> bytes:
+    return _packed_varint(number << 3 | _VARINT) + _packed_varint(value)
+
+
+def _packed_varint(value: int) -> bytes:
+    out = bytearray()
+    while value >= 0x80:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*out, value])

@@ -1,0 +1,239 @@
+"""Special tokens, merges and the chat template of a Hugging Face folder, as the reference converter reads them.
+
+Which tokens frame a text follows from the post_processor in tokenizer.json; which text plays which role from
+tokenizer_config.json, then config.json; the ids of texts from tokenizer.json's added_tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lowbit._core import FormatError
+from lowbit.base.paths import is_file
+from lowbit.base.quoting import quoted, shown
+from lowbit.hf.checkpoint import read_json
+from lowbit.tokenizer.chat.files import template_keys
+
+ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+#: Names of the id keys where they are not the role's own. "seperator" is GGUF's spelling.
+ID_NAMES = {"unk": "unknown", "sep": "seperator", "pad": "padding"}
+#: Roles that GGUF has no key for.
+UNKEPT_ROLES = ("cls",)
+#: Roles whose adding GGUF has a key for.
+ADDED_ROLES = ("bos", "eos", "sep")
+#: What a file can hold as an id.
+_MAX_ID = (1 << 32) - 1
+
+# Tokens that end a turn or a document. Chat models of both kinds of file name only some of theirs.
+# fmt: off
+_ENDS = frozenset((
+    "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>",
+    "<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>",
+    "<end_of_utterance>", "<eos>", "<turn|>", "<|tool_response>", "<\uff5cend\u2581of\u2581sentence\uff5c>", "[e~[",
+    "<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]", "<|fim_repo|>", "<|repo_name|>", "<fim-repo>",
+    "<REPO>", "<reponame>", "<|file_sep|>",
+))
+# fmt: on
+
+
+def id_key(role: str) -> str:
+    """The key of a special token's id."""
+    return f"tokenizer.ggml.{ID_NAMES.get(role, role)}_token_id"
+
+
+def checked_special(key: str, value: Any, num_tokens: int) -> int | None:
+    """The id under a file's key, None for one that no token has.
+
+    Real files have the largest number, which is -1 as well, for "none". Raises FormatError for what is no id.
+    """
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
+        raise FormatError(f"{key}: expected an integer, found {type(value).__name__} {quoted(value, 40)}")
+    if value < -1:
+        raise FormatError(f"{key}: expected an id below {num_tokens}, found {value}")
+    return int(value) if 0 <= value < num_tokens else None
+
+
+def listed_ends(folder: Path, num_tokens: int, notes: list[str]) -> set[int]:
+    """The ids under eos_token_id in config.json and generation_config.json. One that no token has is noted instead."""
+    found: set[int] = set()
+    unknown: dict[str, list[str]] = {}
+    for path in (folder / "config.json", folder / "generation_config.json"):
+        value = read_json(path).get("eos_token_id") if is_file(path) else None
+        for i in value if isinstance(value, list) else [] if value is None else [value]:
+            if type(i) is int and 0 <= i < num_tokens:
+                found.add(i)
+            else:
+                unknown.setdefault(shown(i, 40), []).append(path.name)
+    for value, names in unknown.items():
+        where = " and ".join(dict.fromkeys(names))
+        notes.append(f"{where}: eos_token_id names {value}, which none of the {num_tokens} tokens has: ignored")
+    return found
+
+
+def known_ends(ids: Mapping[str, int]) -> set[int]:
+    """Those of the added tokens that end a text by what they are called.
+
+    Added ones only: byte-level vocabularies have merged pieces such as "</s>", which are text.
+    """
+    found = {text: i for text, i in ids.items() if text in _ENDS}
+    # Harmony and Solar close each message with <|end|>, and their turns otherwise; Gemma 4 has an unused </s>.
+    names = found.keys()
+    if {"<|return|>", "<|call|>"} <= names or (names & {"<|call|>", "<|calls|>"} and "<|flush|>" in names):
+        found.pop("<|end|>", None)
+    if "<|tool_response>" in found:
+        found.pop("</s>", None)
+    return set(found.values())
+
+
+class _Roles:
+    """Which text plays which role, and which are added to a text, while the post_processor is read."""
+
+    def __init__(self, tokenizer_config: dict[str, Any]) -> None:
+        self.config = dict(tokenizer_config)
+        self.roles: tuple[str, ...] = ROLES
+        self.added: dict[str, bool] = {}
+        for missing, instead in (("bos", "cls"), ("eos", "sep")):
+            if self.config and not self.text(missing) and self.text(instead):
+                self.config[f"{missing}_token"] = self.text(instead)
+        # The texts as the post_processor sees them: without a tokenizer_config.json it defines them itself.
+        self.bos, self.eos = self.text("bos"), self.text("eos")
+        self.cls, self.sep = self.text("cls"), self.text("sep")
+
+    def text(self, role: str) -> Any:
+        """The role's entry in tokenizer_config.json: a string or an object."""
+        return self.config.get(f"{role}_token")
+
+    def process(self, processor: dict[str, Any]) -> None:
+        """One step of the post_processor."""
+        kind = processor.get("type")
+        if kind == "ByteLevel":
+            self.added.setdefault("bos", False)
+            self.added.setdefault("eos", False)
+        elif kind == "RobertaProcessing":
+            self.added |= {"bos": True, "eos": True, "sep": True}
+            for role, default in (("cls", self.bos), ("sep", self.eos)):
+                if not getattr(self, role) and self.config:
+                    pair = processor.get(role) or [default]
+                    setattr(self, role, pair[0])
+                    self.config[f"{role}_token"] = pair[0]
+        elif kind == "TemplateProcessing":
+            single, pair = processor.get("single") or [], processor.get("pair") or []
+            first = _special(single[0]) if len(single) > 1 else None
+            last = _special(single[-1]) if len(single) > 1 else None
+            if first:
+                self._starts_with(first)
+            if last:
+                self._ends_with(last)
+            self._separated(pair, first, last)
+
+    def _starts_with(self, first: str) -> None:
+        if not self.config:
+            self.bos = first
+        elif first not in (self.bos, self.cls):
+            if not self.bos:
+                self.config["bos_token"] = self.bos = first
+            if not self.cls:
+                self.config["cls_token"] = self.cls = first
+        self.added["bos"] = first in (self.bos, self.cls)
+
+    def _ends_with(self, last: str) -> None:
+        if not self.config:
+            self.eos = last
+        elif last != self.eos:
+            # The template's last token ends texts; the named one then ends turns or messages.
+            for role in ("eot", "eom"):
+                if role not in self.roles:
+                    self.roles = (*self.roles, role)
+                    self.config[f"{role}_token"] = self.eos
+                    break
+            self.config["eos_token"] = self.eos = last
+        self.added["eos"] = True
+
+    def _separated(self, pair: list[Any], first: str | None, last: str | None) -> None:
+        """Whether texts A and B are kept apart by a separator: "A [sep] [eos] B" inside what frames one text."""
+        if not pair:
+            return
+        start = 1 if first and _special(pair[0]) == first else 0
+        stop = len(pair) - 1 if last and _special(pair[-1]) == last else len(pair)
+        pair = pair[start:stop]
+        if not pair or _sequence(pair[0]) != "A" or _sequence(pair[-1]) != "B" or len(pair) < 3:
+            return
+        middle = pair[1:-1]
+        texts = (self.sep, self.eos)
+        added = (_special(middle[0]) in texts and not last) or (len(middle) == 2 and _special(middle[1]) in texts)
+        self.added["sep"] = added
+        if added and not self.sep and self.config:
+            self.config["sep_token"] = self.eos
+
+
+def _special(step: Any) -> str | None:
+    """The special token of a template's step."""
+    token = step.get("SpecialToken") if isinstance(step, dict) else None
+    return token.get("id") if isinstance(token, dict) else None
+
+
+def _sequence(step: Any) -> str | None:
+    """The text ("A" or "B") of a template's step."""
+    sequence = step.get("Sequence") if isinstance(step, dict) else None
+    return sequence.get("id") if isinstance(sequence, dict) else None
+
+
+def tokenizer_merges(tokenizer: dict[str, Any], folder: Path) -> list[str]:
+    """Merges as "left right". The pair form may hold spaces, which the byte-level alphabet writes otherwise."""
+    merges = tokenizer["model"].get("merges") or []
+    try:
+        return [
+            merge if isinstance(merge, str) else "{} {}".format(*(part.replace(" ", "\u0120") for part in merge))
+            for merge in merges
+        ]
+    except (AttributeError, IndexError, TypeError):
+        raise FormatError(f"{folder / 'tokenizer.json'}: a merge is neither a string nor a pair of strings") from None
+
+
+def special_tokens(
+    folder: Path,
+    config: dict[str, Any],
+    tokenizer: dict[str, Any],
+    tokenizer_config: dict[str, Any],
+    with_merges: bool,
+    num_tokens: int | None,
+) -> dict[str, Any]:
+    """Merges, ids of special tokens, which of them are added, and the chat template.
+
+    config: config.json. tokenizer, tokenizer_config: as lowbit.tokenizer_json reads them.
+    num_tokens: ids from here on are left out; None keeps all.
+    """
+    roles = _Roles(tokenizer_config)
+    processor = tokenizer.get("post_processor")
+    if processor:
+        for step in processor.get("processors", [processor]) or []:
+            roles.process(step)
+    added_tokens = tokenizer.get("added_tokens") or []
+    ids: dict[str, int] = {}
+
+    def assign(role: str, token_id: Any) -> None:
+        if type(token_id) is int and 0 <= token_id <= (_MAX_ID if num_tokens is None else num_tokens - 1):
+            ids.setdefault(role, token_id)
+
+    template: dict[str, Any] = {}
+    if roles.config:
+        template = template_keys(folder, tokenizer_config)
+        for role in roles.roles:
+            if isinstance(flag := roles.config.get(f"add_{role}_token"), bool):
+                roles.added.setdefault(role, flag)
+            entry = roles.text(role)
+            text = entry.get("content") if isinstance(entry, dict) else entry
+            if isinstance(text, str):
+                assign(role, next((token.get("id") for token in added_tokens if token.get("content") == text), None))
+    for role in roles.roles:
+        assign(role, config.get(f"{role}_token_id"))
+    result: dict[str, Any] = {}
+    if with_merges and (merges := tokenizer_merges(tokenizer, folder)):
+        result["tokenizer.ggml.merges"] = merges
+    result |= {id_key(role): token_id for role, token_id in ids.items() if role not in UNKEPT_ROLES}
+    result |= {f"tokenizer.ggml.add_{role}_token": added for role, added in roles.added.items() if role in ADDED_ROLES}
+    return result | template

@@ -1,0 +1,219 @@
+"""Text from token ids, one id at a time: streaming decoding and stop strings."""
+
+from __future__ import annotations
+
+import codecs
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
+
+from lowbit._core import InputError
+from lowbit.base import arguments
+from lowbit.base.quoting import quoted
+
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+def byte_alphabet() -> dict[str, int]:
+    """The characters byte-level BPE writes for the 256 bytes: printable Latin-1 as itself, the rest from U+0100 on."""
+    alphabet = {chr(b): b for b in (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))}
+    rest = [b for b in range(256) if chr(b) not in alphabet]
+    return {**alphabet, **{chr(0x100 + i): b for i, b in enumerate(rest)}}
+
+
+_ALPHABET = byte_alphabet()
+
+
+class Pieces(Protocol):
+    """The incremental form of a decoder: tokens in, certain text out."""
+
+    def push(self, token: str) -> str:
+        """Text that `token` makes certain."""
+
+    def flush(self) -> str:
+        """The rest."""
+
+
+class _ByteLevel:
+    """Tokens are bytes in disguise; an incomplete UTF-8 sequence waits in the decoder."""
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token: str) -> str:
+        try:
+            piece = bytes(_ALPHABET[c] for c in token)
+        except KeyError:  # an added token written in plain text
+            piece = token.encode("utf-8")
+        return self._decoder.decode(piece)
+
+    def flush(self) -> str:
+        return self._decoder.decode(b"", final=True)
+
+
+class _ByteFallback:
+    """SentencePiece: plain pieces, and `<0xXX>` tokens for what has none.
+
+    A run of byte tokens is text only as a whole: one wrong byte turns every byte of its run into U+FFFD, as the decoder
+    of the tokenizers library has it. So a run waits for the token that ends it.
+    """
+
+    def __init__(self, replacements: Sequence[tuple[str, str]], strip: tuple[str, int], byte_fallback: bool) -> None:
+        self._replacements = replacements
+        self._strip, self._left = strip
+        self._byte_fallback = byte_fallback
+        self._run = bytearray()
+
+    def push(self, token: str) -> str:
+        for old, new in self._replacements:
+            token = token.replace(old, new)
+        byte = _BYTE_TOKEN.fullmatch(token) if self._byte_fallback else None
+        if byte:
+            self._run.append(int(byte[1], 16))
+            return ""
+        return self._end_of_run() + self._without_lead(token)
+
+    def flush(self) -> str:
+        return self._end_of_run()
+
+    def _end_of_run(self) -> str:
+        run, self._run = bytes(self._run), bytearray()
+        try:
+            return self._without_lead(run.decode("utf-8"))
+        except UnicodeDecodeError:
+            return self._without_lead("\ufffd" * len(run))
+
+    def _without_lead(self, text: str) -> str:
+        while self._left and text.startswith(self._strip):
+            text = text[len(self._strip) :]
+            self._left -= 1
+        if text:
+            self._left = 0
+        return text
+
+
+class _Metaspace:
+    """The first token loses its word marks, in all others they are spaces."""
+
+    def __init__(self, mark: str, keep_first: bool) -> None:
+        self._mark = mark
+        self._first = "" if not keep_first else " "
+
+    def push(self, token: str) -> str:
+        space, self._first = self._first, " "
+        return token.replace(self._mark, space)
+
+    def flush(self) -> str:
+        return ""
+
+
+class _Whole:
+    """Any other decoder: what a token becomes may depend on all others, so the text comes at the end."""
+
+    def __init__(self, decode: Callable[[list[str]], str]) -> None:
+        self._decode = decode
+        self._tokens: list[str] = []
+
+    def push(self, token: str) -> str:
+        self._tokens.append(token)
+        return ""
+
+    def flush(self) -> str:
+        tokens, self._tokens = self._tokens, []
+        return self._decode(tokens) if tokens else ""
+
+
+def piece_decoder(decoder: dict[str, Any] | None, decode: Callable[[list[str]], str], continuation: bool) -> Pieces:
+    """The incremental form of a tokenizer.json `decoder` entry; `decode` is the whole form, for unknown ones.
+
+    `continuation` keeps what a decoder strips from the start of a text.
+    """
+    kind = (decoder or {}).get("type")
+    if kind == "ByteLevel":
+        return _ByteLevel()
+    if kind == "Metaspace":
+        scheme = (decoder or {}).get("prepend_scheme", "always")
+        return _Metaspace((decoder or {})["replacement"], continuation or scheme == "never")
+    steps = list((decoder or {}).get("decoders", ())) if kind == "Sequence" else []
+    if len(steps) == 1 and steps[0].get("type") == "ByteLevel":
+        return _ByteLevel()
+    names = [step.get("type") for step in steps]
+    replacements = []
+    while names and names[0] == "Replace" and "String" in steps[0]["pattern"]:
+        replacements.append((steps[0]["pattern"]["String"], steps[0]["content"]))
+        names, steps = names[1:], steps[1:]
+    if names in (["ByteFallback", "Fuse"], ["ByteFallback", "Fuse", "Strip"], ["Fuse"], ["Fuse", "Strip"]):
+        strip: dict[str, Any] = steps[-1] if names[-1] == "Strip" else {"content": " ", "start": 0, "stop": 0}
+        if strip["stop"] == 0:
+            return _ByteFallback(
+                replacements, (strip["content"], 0 if continuation else strip["start"]), names[0] == "ByteFallback"
+            )
+    return _Whole(decode)
+
+
+class TextStream:
+    """Turns ids into text as they come.
+
+    `push(id)` gives the text that is certain, possibly empty; `flush()` the rest. All pieces together are exactly
+    `tokenizer.decode(ids)`; no piece ends inside a character. Made by `Tokenizer.stream()`.
+    """
+
+    def __init__(self, pieces: Pieces, token: Callable[[int], str], skip: frozenset[int]) -> None:
+        self._pieces = pieces
+        self._token = token
+        self._skip = skip
+
+    def push(self, token_id: int) -> str:
+        """Text that `token_id` makes certain. Raises InputError for an id outside of the vocabulary."""
+        token = self._token(token_id)
+        return self._pieces.push(token) if token and token_id not in self._skip else ""
+
+    def flush(self) -> str:
+        """What was held back; an incomplete character comes as U+FFFD here, and only here."""
+        return self._pieces.flush()
+
+
+class StopFilter:
+    """Lets text through until a stop string is complete, and never a part of one.
+
+    The text ends at the stop string that is complete first (of several that end together, the longest), however the
+    text is cut into pieces. `stopped` tells that one was found, `stop` which.
+    """
+
+    def __init__(self, stops: str | Iterable[str]) -> None:
+        stops = [stops] if isinstance(stops, str) else arguments.items("stop", stops)
+        for stop in stops:
+            if not isinstance(stop, str) or not stop:
+                raise InputError(f"stop strings must be non-empty strings, got {quoted(stop)}")
+        self._stops = sorted(set(stops), key=len, reverse=True)
+        self._held = ""
+        self.stop: str | None = None
+
+    @property
+    def stopped(self) -> bool:
+        """True once a stop string was found; all later text is dropped."""
+        return self.stop is not None
+
+    def push(self, text: str) -> str:
+        """The part of the text so far that cannot become a stop string any more and was not given before."""
+        if self.stopped:
+            return ""
+        text = self._held + text
+        found = [(at + len(stop), at, stop) for stop in self._stops if (at := text.find(stop)) >= 0]
+        if found:
+            _, at, self.stop = min(found)
+            self._held = ""
+            return text[:at]
+        keep = max((_overlap(text, stop) for stop in self._stops), default=0)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+    def flush(self) -> str:
+        """What was held back, when no more text comes."""
+        held, self._held = self._held, ""
+        return held
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that begins `stop`, but is not all of it."""
+    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)

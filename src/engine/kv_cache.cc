@@ -1,0 +1,79 @@
+#include "src/engine/kv_cache.h"
+
+#include <cstring>
+
+#include "hwy/base.h"
+#include "src/base/error.h"
+
+namespace lowbit {
+
+KvCache::KvCache(const KvLayout& layout, size_t max_length, size_t max_sequences)
+    : layout_(layout), max_length_(max_length), max_sequences_(max_sequences) {}
+
+size_t KvCache::Length(int32_t sequence) const {
+  const auto found = sequences_.find(sequence);
+  return found == sequences_.end() ? 0 : found->second.length;
+}
+
+uint8_t* KvCache::TakePage() {
+  if (free_.empty()) {
+    auto page = hwy::AllocateAligned<uint8_t>(layout_.PageBytes());
+    if (!page) throw ContextFullError(Str("no memory for another ", layout_.PageBytes(), " bytes of keys and values"));
+    owned_.push_back(std::move(page));
+    free_.push_back(owned_.back().get());
+  }
+  uint8_t* page = free_.back();
+  free_.pop_back();
+  // Attention reads whole pages; what lies behind the last token must be finite.
+  std::memset(page, 0, layout_.PageBytes());
+  return page;
+}
+
+void KvCache::Extend(int32_t sequence, size_t num) {
+  const size_t length = Length(sequence);
+  if (num > max_length_ - length) {
+    throw ContextFullError(Str("context full: sequence ", sequence, " holds ", length, " tokens and ", num,
+                               " more do not fit into ", max_length_));
+  }
+  if (sequences_.count(sequence) == 0 && sequences_.size() == max_sequences_) {
+    throw ContextFullError(Str("sequence ", sequence, " would be number ", max_sequences_ + 1, " of ", max_sequences_));
+  }
+  Sequence& s = sequences_[sequence];
+  const size_t num_pages = (length + num + KvLayout::kPageTokens - 1) / KvLayout::kPageTokens;
+  const size_t before = s.pages.size();
+  try {
+    while (s.pages.size() < num_pages) s.pages.push_back(TakePage());
+  } catch (...) {
+    for (; s.pages.size() > before; s.pages.pop_back()) free_.push_back(s.pages.back());
+    if (before == 0) sequences_.erase(sequence);
+    throw;
+  }
+  s.length = length + num;
+}
+
+void KvCache::Truncate(int32_t sequence, size_t length) {
+  if (length > Length(sequence)) {
+    throw InputError(Str("sequence ", sequence, " holds ", Length(sequence), " tokens, not ", length));
+  }
+  const auto found = sequences_.find(sequence);
+  if (found == sequences_.end()) return;
+  Sequence& s = found->second;
+  const size_t num_pages = (length + KvLayout::kPageTokens - 1) / KvLayout::kPageTokens;
+  for (; s.pages.size() > num_pages; s.pages.pop_back()) free_.push_back(s.pages.back());
+  s.length = length;
+  if (length == 0) sequences_.erase(found);
+}
+
+bool KvCache::IsLong(int32_t sequence) const {
+  const auto found = sequences_.find(sequence);
+  return found != sequences_.end() && found->second.is_long;
+}
+
+const std::vector<uint8_t*>& KvCache::Pages(int32_t sequence) const { return sequences_.at(sequence).pages; }
+
+void KvCache::Store(int32_t sequence, size_t position, size_t layer, const float* key, const float* value) {
+  uint8_t* page = sequences_.at(sequence).pages[position / KvLayout::kPageTokens];
+  StoreKeyValue(layout_, page, position % KvLayout::kPageTokens, layer, key, value);
+}
+
+}  // namespace lowbit

@@ -1,0 +1,109 @@
+#include "src/kernels/activations.h"
+
+#include "src/base/threads.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "src/kernels/activations.cc"
+#include "hwy/foreach_target.h"  // must come before highway.h
+#include "hwy/highway.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace lowbit {
+namespace HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+void RoundToken(const float* HWY_RESTRICT x, size_t K, float* HWY_RESTRICT codes, float* HWY_RESTRICT scale) {
+  const hn::CappedTag<float, 16> df;
+  const hn::RebindToSigned<decltype(df)> di32;
+  const size_t N = hn::Lanes(df);
+  // As integers, where NaN is the largest: then the scale, and so every product, is NaN.
+  auto max = hn::Zero(di32);
+  for (size_t i = 0; i < K; i += N) {
+    max = hn::Max(max, hn::BitCast(di32, hn::Abs(hn::LoadN(df, x + i, HWY_MIN(N, K - i)))));
+  }
+  const float most = hwy::BitCastScalar<float>(hn::ReduceMax(di32, max));
+  const float s = 127.0f / (most < 1e-5f ? 1e-5f : most);
+  const auto lo = hn::Set(df, -128.0f), hi = hn::Set(df, 127.0f);
+  for (size_t i = 0; i < K; i += N) {
+    const size_t n = HWY_MIN(N, K - i);
+    const auto rounded = hn::Round(hn::Mul(hn::LoadN(df, x + i, n), hn::Set(df, s)));
+    hn::StoreN(hn::Clamp(rounded, lo, hi), df, codes + i, n);
+  }
+  *scale = 1.0f / s;
+}
+
+// With `given`, x are codes already, and it is their scale.
+void QuantizeGroups(const float* HWY_RESTRICT x, size_t num_groups, const float* given, int8_t* HWY_RESTRICT q,
+                    float* HWY_RESTRICT scale, float* HWY_RESTRICT scale16, float* HWY_RESTRICT sum16,
+                    float* HWY_RESTRICT sum32) {
+  const hn::CappedTag<float, 16> df;
+  const hn::Rebind<int32_t, decltype(df)> di32;
+  const hn::Rebind<int8_t, decltype(df)> di8;
+  const size_t N = hn::Lanes(df);
+  constexpr size_t kGroup = Activations::kGroup;
+  for (size_t g = 0; g < num_groups; ++g, x += kGroup, q += kGroup) {
+    // Magnitudes are compared as integers, where NaN is the largest: the scale of its group, and so the product, is
+    // NaN.
+    auto max = hn::Zero(di32);
+    for (size_t i = 0; i < kGroup; i += N) {
+      max = hn::Max(max, hn::BitCast(di32, hn::Abs(hn::LoadU(df, x + i))));
+    }
+    float d = hwy::BitCastScalar<float>(hn::ReduceMax(di32, max)) / 127.0f;
+    // Below the smallest normal number the inverse would overflow; such a group counts as zeros.
+    if (d < 1.17549435e-38f) d = 0.0f;
+    float inverse = d != 0.0f ? 1.0f / d : 0.0f;
+    if (given) {
+      d = *given;
+      inverse = 1.0f;
+    }
+    float halves[2];
+    for (size_t half = 0; half < 2; ++half) {
+      auto sum = hn::Zero(di32);
+      for (size_t i = half * kGroup / 2; i < (half + 1) * kGroup / 2; i += N) {
+        const auto codes = hn::NearestInt(hn::Mul(hn::LoadU(df, x + i), hn::Set(df, inverse)));
+        sum = hn::Add(sum, codes);
+        hn::StoreU(hn::DemoteTo(di8, codes), di8, q + i);
+      }
+      halves[half] = static_cast<float>(hn::ReduceSum(di32, sum));
+    }
+    scale[g] = scale16[2 * g] = scale16[2 * g + 1] = d;
+    sum16[2 * g] = d * halves[0];
+    sum16[2 * g + 1] = d * halves[1];
+    sum32[g] = d * (halves[0] + halves[1]);
+  }
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace lowbit
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace lowbit {
+HWY_EXPORT(RoundToken);
+HWY_EXPORT(QuantizeGroups);
+
+void RoundTokens(const float* x, size_t num_tokens, size_t K, size_t num_threads, float* codes, float* scales) {
+  ParallelFor(num_tokens, num_tokens < 8 ? 1 : num_threads,
+              [&](size_t t) { HWY_DYNAMIC_DISPATCH(RoundToken)(x + t * K, K, codes + t * K, scales + t); });
+}
+
+Activations ActivationBuffer::Quantize(const float* x, size_t num_tokens, size_t K, size_t num_threads,
+                                       const float* token_scales) {
+  const size_t groups = K / Activations::kGroup;
+  if (q_.size() < num_tokens * K) {
+    q_.resize(num_tokens * K);
+    scale_.resize(num_tokens * groups);
+    scale16_.resize(num_tokens * groups * 2);
+    sum16_.resize(num_tokens * groups * 2);
+    sum32_.resize(num_tokens * groups);
+  }
+  ParallelFor(num_tokens, num_tokens < 8 ? 1 : num_threads, [&](size_t t) {
+    HWY_DYNAMIC_DISPATCH(QuantizeGroups)
+    (x + t * K, groups, token_scales ? token_scales + t : nullptr, q_.data() + t * K, scale_.data() + t * groups,
+     scale16_.data() + t * groups * 2, sum16_.data() + t * groups * 2, sum32_.data() + t * groups);
+  });
+  return {num_tokens, K, q_.data(), scale_.data(), scale16_.data(), sum16_.data(), sum32_.data()};
+}
+
+}  // namespace lowbit
+#endif  // HWY_ONCE

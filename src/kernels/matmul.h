@@ -1,0 +1,52 @@
+// Products of activations with packed weights.
+#pragma once
+
+#include <cstddef>
+#include <string>
+#include <vector>
+
+#include "hwy/aligned_allocator.h"
+#include "src/base/tensor.h"
+#include "src/kernels/activations.h"
+
+namespace lowbit {
+
+// How a product is computed.
+//   kF32   weights decoded to float, float products. A result depends on its own row and token only, never on the batch
+//          or the number of threads, so a sequence gives the same bits alone and in company.
+//   kBf16  weights and activations rounded to bfloat16, float sums. F32 weights take kF32.
+//   kInt8  weights as they are, activations in 8 bits (src/formats/activations.h). Float weights take kF32.
+//   kAuto  kInt8 for few tokens, kBf16 for many.
+enum class Compute { kAuto, kInt8, kBf16, kF32 };
+
+// "auto", "int8", "bf16", "f32"; throws InputError for anything else.
+Compute ParseCompute(const std::string& name);
+
+// One product of a call: out[t * out_stride + n] = sum over k of weights[n][k] * x[t][k].
+struct Product {
+  Matrix weights;
+  float* out;
+  size_t out_stride;
+};
+
+class Matmul {
+ public:
+  Matmul(Compute compute, size_t num_threads) : compute_(compute), num_threads_(num_threads) {}
+
+  // x: num_tokens rows of K floats. All products share x and K, and run as one parallel loop. With `round_tokens`, x is
+  // first rounded by RoundTokens (src/kernels/activations.h), and that is what every way to compute multiplies, exactly:
+  // its codes are exact in 8 bits and in bfloat16, too.
+  void operator()(const float* x, size_t num_tokens, const std::vector<Product>& products, bool round_tokens = false);
+
+  Compute compute() const { return compute_; }
+  size_t num_threads() const { return num_threads_; }
+
+ private:
+  Compute compute_;
+  size_t num_threads_;
+  ActivationBuffer int8_;
+  hwy::AlignedVector<hwy::bfloat16_t> bf16_;
+  hwy::AlignedVector<float> codes_, token_scales_;  // of RoundTokens
+};
+
+}  // namespace lowbit
