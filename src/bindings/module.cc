@@ -19,7 +19,7 @@ void BindError(py::module_& m, const char* name, py::handle bases) {
 
 void BindErrors(py::module_& m) {
   // pybind11 asks the translators newest first, so the base comes first.
-  BindError<Error>(m, "Error", py::module_::import("lowbit.quoting").attr("OneLineError"));
+  BindError<Error>(m, "Error", py::module_::import("lowbit.base.quoting").attr("OneLineError"));
   const py::object base = m.attr("Error");
   BindError<FormatError>(m, "FormatError", base);
   BindError<FileError>(m, "FileError", base);
