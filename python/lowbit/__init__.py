@@ -6,8 +6,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from lowbit import arch, gguf
-from lowbit._core import ContextFullError, Error, FileError, FormatError, InputError, UnsupportedError
 from lowbit.base import simd
+from lowbit.base.errors import ContextFullError, Error, FileError, FormatError, InputError, UnsupportedError
 from lowbit.conversion.convert import convert, quantize_file
 from lowbit.conversion.plan import Report
 from lowbit.conversion.splitting import SplitReport, merge_files, split_file

@@ -1,48 +1,16 @@
-// The exceptions of the core. Each becomes the Python class of the same name (src/bindings/module.cc).
+// The exceptions of the core. Each becomes the Python class of the same name (python/lowbit/base/errors.py), which
+// makes the message: the path, the text, what was expected and found.
 #pragma once
 
+#include <cstdint>
+#include <optional>
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <utility>
 
 namespace lowbit {
-
-// Base of all: catch this to catch everything lowbit raises on purpose.
-class Error : public std::runtime_error {
- public:
-  using std::runtime_error::runtime_error;
-};
-
-// A file's content is not what its format allows.
-class FormatError : public Error {
- public:
-  using Error::Error;
-};
-
-// The operating system refused: missing file, no permission, disk full.
-class FileError : public Error {
- public:
-  using Error::Error;
-};
-
-// Well-formed, but something lowbit does not do (unknown architecture, unknown tensor type).
-class UnsupportedError : public Error {
- public:
-  using Error::Error;
-};
-
-// An argument is wrong: shape, dtype, range, NaN in the weights. Also a Python ValueError.
-class InputError : public Error {
- public:
-  using Error::Error;
-};
-
-// The key-value cache has no room for the tokens of a call.
-class ContextFullError : public Error {
- public:
-  using Error::Error;
-};
 
 // Concatenates its arguments as an ostream would print them: Str("row ", row, ": expected ", n).
 template <typename... Args>
@@ -51,5 +19,84 @@ std::string Str(Args&&... args) {
   (out << ... << std::forward<Args>(args));
   return out.str();
 }
+
+// Base of all: catch this to catch everything lowbit raises on purpose. what() is the text alone.
+class Error : public std::runtime_error {
+ public:
+  // What the error is about, as far as that applies.
+  struct Fields {
+    std::optional<std::string> path, tensor, key, expected, found;
+    std::optional<uint64_t> offset;
+    std::optional<int> errno_value;
+    std::string rest;  // follows what was expected and found
+  };
+
+  explicit Error(const std::string& text, Fields fields = {}) : std::runtime_error(text), fields_(std::move(fields)) {}
+
+  const Fields& fields() const { return fields_; }
+
+ protected:
+  Fields fields_;
+};
+
+// Sets fields where an error is thrown: throw FormatError("type:").Key(key).Expected("a string").Found(name).
+template <class Self>
+class ErrorWithFields : public Error {
+ public:
+  using Error::Error;
+
+  Self& Path(const std::string& path) { return fields_.path = path, self(); }
+  Self& Tensor(std::string_view name) { return fields_.tensor = name, self(); }
+  Self& Key(std::string_view name) { return fields_.key = name, self(); }
+  Self& Offset(uint64_t offset) { return fields_.offset = offset, self(); }
+  Self& ErrnoValue(int value) { return fields_.errno_value = value, self(); }
+
+  // The following are concatenated as by Str.
+  template <typename... Args>
+  Self& Expected(Args&&... args) {
+    return fields_.expected = Str(std::forward<Args>(args)...), self();
+  }
+  template <typename... Args>
+  Self& Found(Args&&... args) {
+    return fields_.found = Str(std::forward<Args>(args)...), self();
+  }
+  template <typename... Args>
+  Self& Rest(Args&&... args) {
+    return fields_.rest = Str(std::forward<Args>(args)...), self();
+  }
+
+ private:
+  Self& self() { return static_cast<Self&>(*this); }
+};
+
+// A file's content is not what its format allows.
+class FormatError : public ErrorWithFields<FormatError> {
+ public:
+  using ErrorWithFields::ErrorWithFields;
+};
+
+// The operating system refused: missing file, no permission, disk full. Also a Python OSError.
+class FileError : public ErrorWithFields<FileError> {
+ public:
+  using ErrorWithFields::ErrorWithFields;
+};
+
+// Well-formed, but something lowbit does not do (unknown architecture, unknown tensor type).
+class UnsupportedError : public ErrorWithFields<UnsupportedError> {
+ public:
+  using ErrorWithFields::ErrorWithFields;
+};
+
+// An argument is wrong: shape, dtype, range, NaN in the weights. Also a Python ValueError.
+class InputError : public ErrorWithFields<InputError> {
+ public:
+  using ErrorWithFields::ErrorWithFields;
+};
+
+// The key-value cache has no room for the tokens of a call.
+class ContextFullError : public ErrorWithFields<ContextFullError> {
+ public:
+  using ErrorWithFields::ErrorWithFields;
+};
 
 }  // namespace lowbit

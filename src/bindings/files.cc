@@ -6,7 +6,6 @@
 #include "src/bindings/bindings.h"
 #include "src/bindings/gil.h"
 #include "src/io/file.h"
-#include "src/io/text.h"
 
 namespace py = pybind11;
 
@@ -32,7 +31,9 @@ std::shared_ptr<MappedFile> OfDescriptor(int descriptor, const std::string& path
 py::array Bytes(const std::shared_ptr<MappedFile>& file, uint64_t offset, uint64_t num_bytes) {
   file->Check();
   if (offset > file->size() || num_bytes > file->size() - offset) {
-    throw FileError(Str(Quoted(file->path()), ": the file became shorter while it was read, at offset ", file->size()));
+    throw FileError(Str("the file became shorter while it was read, at offset ", file->size()))
+        .Path(file->path())
+        .Offset(file->size());
   }
   return MappedBytes(file, file->data() + offset, num_bytes);
 }

@@ -28,7 +28,7 @@ std::string Describe(const py::array& array) {
 }
 
 void CheckTwoDimensional(const char* name, const py::array& array) {
-  if (array.ndim() != 2) throw InputError(Str(name, ": expected two dimensions, got ", Describe(array)));
+  if (array.ndim() != 2) throw InputError(Str(name, ":")).Expected("two dimensions").Found(Describe(array));
 }
 
 WeightView::Type TypeOf(const py::array& array) {
@@ -41,17 +41,18 @@ WeightView::Type TypeOf(const py::array& array) {
     if (name == "float16") return WeightView::Type::kF16;
     if (name == "bfloat16") return WeightView::Type::kBF16;
   }
-  throw InputError(Str("weights: expected float32, float16 or bfloat16, got ", Describe(array)));
+  throw InputError("weights:").Expected("float32, float16 or bfloat16").Found(Describe(array));
 }
 
 // An array the core writes: of type T, rows x columns, one after the other.
 template <class T>
 T* Output(const char* name, py::array& out, py::ssize_t rows, py::ssize_t columns) {
   if (!py::isinstance<py::array_t<T>>(out) || out.ndim() != 2 || out.shape(0) != rows || out.shape(1) != columns) {
-    throw InputError(Str(name, ": expected ", py::str(py::dtype::of<T>()).cast<std::string>(), " array of shape (",
-                         rows, ", ", columns, "), got ", Describe(out)));
+    throw InputError(Str(name, ":"))
+        .Expected(py::str(py::dtype::of<T>()).cast<std::string>(), " array of shape (", rows, ", ", columns, ")")
+        .Found(Describe(out));
   }
-  if ((out.flags() & kPlain) != kPlain) throw InputError(Str(name, ": expected an aligned, C-contiguous array"));
+  if ((out.flags() & kPlain) != kPlain) throw InputError(Str(name, ":")).Expected("an aligned, C-contiguous array");
   return static_cast<T*>(out.mutable_data());  // throws if it is read-only
 }
 
@@ -73,8 +74,9 @@ void QuantizeArray(const py::array& weights, const std::string& format_name, con
   if (importance) {
     if (!py::isinstance<py::array_t<float>>(*importance) || importance->ndim() != 1 ||
         importance->shape(0) != static_cast<py::ssize_t>(view.K) || (importance->flags() & kPlain) != kPlain) {
-      throw InputError(
-          Str("importance: expected contiguous float32 array of shape (", view.K, ",), got ", Describe(*importance)));
+      throw InputError("importance:")
+          .Expected("contiguous float32 array of shape (", view.K, ",)")
+          .Found(Describe(*importance));
     }
     const auto* values = static_cast<const float*>(importance->data());
     columns.reset(new float[view.K]);
@@ -93,11 +95,12 @@ void QuantizeArray(const py::array& weights, const std::string& format_name, con
 const uint8_t* PackedRows(const py::array& data, const Format& format, size_t* K) {
   CheckTwoDimensional("data", data);
   if (!py::isinstance<py::array_t<uint8_t>>(data) || (data.size() != 0 && data.shape(1) > 1 && data.strides(1) != 1)) {
-    throw InputError(Str("data: expected uint8 array with contiguous rows, got ", Describe(data)));
+    throw InputError("data:").Expected("uint8 array with contiguous rows").Found(Describe(data));
   }
   if (data.shape(1) % format.block_bytes != 0) {
-    throw InputError(Str("data: rows have ", data.shape(1), " bytes, expected a multiple of ", format.block_bytes,
-                         " for ", format.name));
+    throw InputError(Str("data: rows have ", data.shape(1), " bytes"))
+        .Expected("a multiple of ", format.block_bytes, " for ", format.name)
+        .Found(data.shape(1));
   }
   *K = static_cast<size_t>(data.shape(1)) / format.block_bytes * format.block_size;
   return static_cast<const uint8_t*>(data.data());
@@ -111,8 +114,9 @@ py::array_t<double> CompareArrays(const py::array& weights, const py::array& dat
   const WeightView view = View(weights);
   const uint8_t* rows = PackedRows(data, format, &K);
   if (data.shape(0) != weights.shape(0) || K != view.K) {
-    throw InputError(
-        Str("data: expected ", view.num_rows, " rows of ", view.K, " weights, got ", data.shape(0), " rows of ", K));
+    throw InputError("data:")
+        .Expected(view.num_rows, " rows of ", view.K, " weights")
+        .Found(data.shape(0), " rows of ", K);
   }
   const ptrdiff_t stride = data.strides(0);
   const size_t num_threads = Threads(threads);
@@ -149,7 +153,7 @@ void CheckScalesArray(const py::array& data, const std::string& format_name, siz
   const Format& format = GetFormat(format_name);
   size_t K;
   const uint8_t* rows = PackedRows(data, format, &K);
-  if (!(data.flags() & py::array::c_style)) throw InputError("data: expected a C-contiguous array");
+  if (!(data.flags() & py::array::c_style)) throw InputError("data:").Expected("a C-contiguous array");
   const size_t num_rows = static_cast<size_t>(data.shape(0));
   const size_t num_threads = Threads(threads);
   MapsInUse maps;
@@ -163,7 +167,7 @@ void CheckScalesArray(const py::array& data, const std::string& format_name, siz
 
 size_t Threads(py::ssize_t threads) {
   constexpr py::ssize_t kMost = 1024;
-  if (threads < 1 || threads > kMost) throw InputError(Str("threads: expected 1 to ", kMost, ", got ", threads));
+  if (threads < 1 || threads > kMost) throw InputError("threads:").Expected("1 to ", kMost).Found(threads);
   return static_cast<size_t>(threads);
 }
 

@@ -26,7 +26,7 @@ std::string_view ToUtf8(py::handle text, std::string_view key) {
   const char* data = PyUnicode_Check(text.ptr()) ? PyUnicode_AsUTF8AndSize(text.ptr(), &size) : nullptr;
   if (data == nullptr) {
     PyErr_Clear();
-    throw InputError(Str("key ", Quoted(key), ": expected strings that UTF-8 can encode"));
+    throw InputError(Str("key ", Quoted(key), ":")).Key(key).Expected("strings that UTF-8 can encode");
   }
   return {data, static_cast<size_t>(size)};
 }
@@ -76,14 +76,15 @@ GgufEntry ToEntry(const std::string& key, const py::object& value) {
     for (const py::handle item : list) AppendString(ToUtf8(item, key), &entry.payload);
   } else {
     const auto array = py::array::ensure(value, py::array::c_style);
-    if (!array) throw InputError(Str("key ", Quoted(key), ": expected a string, strings or an array"));
+    if (!array) throw InputError(Str("key ", Quoted(key), ":")).Key(key).Expected("a string, strings or an array");
     const auto fits = [&](const NumberType& n) {
       return n.kind == array.dtype().kind() && static_cast<py::ssize_t>(GgufTypeBytes(n.type)) == array.itemsize();
     };
     const NumberType* number = std::find_if(std::begin(kNumberTypes), std::end(kNumberTypes), fits);
     if (number == std::end(kNumberTypes)) {
       throw InputError(
-          Str("key ", Quoted(key), ": GGUF metadata has no type for ", std::string(py::str(array.dtype()))));
+          Str("key ", Quoted(key), ": GGUF metadata has no type for ", std::string(py::str(array.dtype()))))
+          .Key(key);
     }
     entry.is_array = array.ndim() > 0;
     entry.type = number->type;
@@ -126,7 +127,7 @@ using InfoTuple = std::tuple<std::string, std::string, std::vector<uint64_t>>;
 GgufTensorInfo ToInfo(const InfoTuple& tuple) {
   const auto& [name, type, shape] = tuple;
   if (shape.size() > kGgufMaxDims) {
-    throw InputError(Str("tensor ", Quoted(name), ": expected 1 to 4 dimensions, found ", shape.size()));
+    throw InputError(Str("tensor ", Quoted(name), ":")).Tensor(name).Expected("1 to 4 dimensions").Found(shape.size());
   }
   GgufTensorInfo info{name, GetTensorType(type), {}};
   info.shape.num_dims = static_cast<uint32_t>(shape.size());

@@ -17,14 +17,15 @@ using Logits = py::array_t<float, py::array::c_style>;
 using Targets = py::array_t<int64_t, py::array::c_style>;
 
 void CheckLogits(const char* name, const Logits& logits) {
-  if (logits.ndim() != 2) throw InputError(Str(name, ": expected two dimensions, got ", logits.ndim()));
+  if (logits.ndim() != 2) throw InputError(Str(name, ":")).Expected("two dimensions").Found(logits.ndim());
 }
 
 py::array_t<double> LogProbabilitiesArray(const Logits& logits, const Targets& targets, py::ssize_t threads) {
   CheckLogits("logits", logits);
   if (targets.ndim() != 1 || targets.shape(0) != logits.shape(0)) {
-    throw InputError(Str("targets: expected one for each of ", logits.shape(0), " rows of logits, got ", targets.size(),
-                         " in ", targets.ndim(), " dimensions"));
+    throw InputError("targets:")
+        .Expected("one for each of ", logits.shape(0), " rows of logits")
+        .Found(targets.size(), " in ", targets.ndim(), " dimensions");
   }
   const size_t num_threads = Threads(threads);
   const size_t num_tokens = static_cast<size_t>(logits.shape(0));
@@ -44,8 +45,9 @@ py::tuple KlDivergenceArrays(const Logits& reference, const Logits& logits, py::
   CheckLogits("reference", reference);
   CheckLogits("logits", logits);
   if (reference.shape(0) != logits.shape(0) || reference.shape(1) != logits.shape(1)) {
-    throw InputError(Str("logits: expected the reference's shape (", reference.shape(0), ", ", reference.shape(1),
-                         "), got (", logits.shape(0), ", ", logits.shape(1), ")"));
+    throw InputError("logits:")
+        .Expected("the reference's shape (", reference.shape(0), ", ", reference.shape(1), ")")
+        .Found("(", logits.shape(0), ", ", logits.shape(1), ")");
   }
   const size_t num_threads = Threads(threads);
   const size_t num_tokens = static_cast<size_t>(logits.shape(0)), vocab = static_cast<size_t>(logits.shape(1));

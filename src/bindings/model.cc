@@ -23,43 +23,46 @@ NamedTensor CheckTensor(const std::string& name, const std::string& format_name,
                         const py::array& array) {
   const Format& format = GetFormat(format_name);
   if (shape.empty() || shape.size() > 2)
-    throw InputError(Str("tensor ", Quoted(name), " has ", shape.size(), " dimensions"));
+    throw InputError(Str("tensor ", Quoted(name), " has ", shape.size(), " dimensions")).Tensor(name);
   const size_t K = shape.back(), rows = shape.size() == 2 ? shape[0] : 1;
   if (K % format.block_size != 0 || (K != 0 && rows > SIZE_MAX / 16 / K)) {
     throw InputError(
-        Str("tensor ", Quoted(name), ": ", rows, " rows of ", K, " do not fit blocks of ", format.block_size));
+        Str("tensor ", Quoted(name), ": ", rows, " rows of ", K, " do not fit blocks of ", format.block_size))
+        .Tensor(name);
   }
   if (!(array.flags() & py::array::c_style) || static_cast<size_t>(array.nbytes()) != rows * format.RowBytes(K)) {
-    throw InputError(Str("tensor ", Quoted(name), ": expected ", rows * format.RowBytes(K), " contiguous bytes of ",
-                         format.name, ", found ", array.nbytes()));
+    throw InputError(Str("tensor ", Quoted(name), ":"))
+        .Tensor(name)
+        .Expected(rows * format.RowBytes(K), " contiguous bytes of ", format.name)
+        .Found(array.nbytes());
   }
   const auto* data = static_cast<const uint8_t*>(array.data());
   const size_t alignment = format.block_size == 1 ? format.block_bytes : 1;
   if (reinterpret_cast<uintptr_t>(data) % alignment != 0) {
-    throw InputError(Str("tensor ", Quoted(name), " is not aligned to ", alignment, " bytes"));
+    throw InputError(Str("tensor ", Quoted(name), " is not aligned to ", alignment, " bytes")).Tensor(name);
   }
   return {&format, data, shape};
 }
 
 // The shape of a streamed matrix, whose pieces are checked when they come.
 NamedTensor CheckStreamed(const std::string& name, const std::vector<size_t>& shape, bool has_rows) {
-  if (!has_rows || shape.size() != 2) throw InputError(Str("tensor ", Quoted(name), " has no data"));
+  if (!has_rows || shape.size() != 2) throw InputError(Str("tensor ", Quoted(name), " has no data")).Tensor(name);
   return {nullptr, nullptr, shape};
 }
 
 Matrix CheckMatrix(const std::string& format_name, size_t K, const py::array& data) {
-  if (data.ndim() != 2) throw InputError(Str("weights: expected 2 dimensions, found ", data.ndim()));
+  if (data.ndim() != 2) throw InputError("weights:").Expected("2 dimensions").Found(data.ndim());
   const NamedTensor tensor = CheckTensor("weights", format_name, {static_cast<size_t>(data.shape(0)), K}, data);
   return {tensor.format, tensor.data, tensor.shape[0], K};
 }
 
 void MatmulArrays(const Dense<float>& x, const std::string& format_name, const py::array& data, Dense<float>& out,
                   const std::string& compute, py::ssize_t threads) {
-  if (x.ndim() != 2 || out.ndim() != 2) throw InputError("matmul: expected x and out of 2 dimensions");
+  if (x.ndim() != 2 || out.ndim() != 2) throw InputError("matmul:").Expected("x and out of 2 dimensions");
   const Matrix weights = CheckMatrix(format_name, x.shape(1), data);
   const size_t num_tokens = x.shape(0);
   if (out.shape(0) != x.shape(0) || static_cast<size_t>(out.shape(1)) != weights.N) {
-    throw InputError(Str("matmul: expected out of shape (", num_tokens, ", ", weights.N, ")"));
+    throw InputError("matmul:").Expected("out of shape (", num_tokens, ", ", weights.N, ")");
   }
   const Product product = {weights, out.mutable_data(), weights.N};
   const float* rows = x.data();
@@ -103,7 +106,7 @@ class Model {
          {static_cast<const py::array*>(&tokens), static_cast<const py::array*>(&positions),
           static_cast<const py::array*>(&sequences), static_cast<const py::array*>(&wants_logits)}) {
       if (array->ndim() != 1 || array->size() != tokens.size()) {
-        throw InputError("forward: expected tokens, positions, sequences and wants_logits of one length");
+        throw InputError("forward:").Expected("tokens, positions, sequences and wants_logits of one length");
       }
     }
     const std::vector<int32_t> ids = Copy(tokens), places = Copy(positions), owners = Copy(sequences);
@@ -206,7 +209,7 @@ class Model {
       piece_ = data;
       const Matrix matrix = CheckMatrix(format, columns.at(name), data);
       if (matrix.N != num)
-        throw InputError(Str("tensor ", Quoted(name), ": expected ", num, " rows, found ", matrix.N));
+        throw InputError(Str("tensor ", Quoted(name), ":")).Tensor(name).Expected(num, " rows").Found(matrix.N);
       return matrix;
     };
   }
@@ -219,7 +222,7 @@ class Model {
 };
 
 int32_t SampleArray(Sampler& sampler, const Dense<float>& logits, const std::vector<int32_t>& seen) {
-  if (logits.ndim() != 1) throw InputError(Str("sample: expected logits of 1 dimension, found ", logits.ndim()));
+  if (logits.ndim() != 1) throw InputError("sample:").Expected("logits of 1 dimension").Found(logits.ndim());
   const float* values = logits.data();
   const auto num = static_cast<size_t>(logits.size());
   const GilRelease release;

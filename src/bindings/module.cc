@@ -2,6 +2,9 @@
 #include <pybind11/pybind11.h>
 
 #include <cstdlib>
+#include <exception>
+#include <optional>
+#include <string>
 
 #include "src/base/error.h"
 #include "src/base/simd.h"
@@ -12,27 +15,59 @@ namespace py = pybind11;
 namespace lowbit {
 namespace {
 
-template <class E>
-void BindError(py::module_& m, const char* name, py::handle bases) {
-  py::register_exception<E>(m, name, bases).attr("__module__") = "lowbit";
+// What is not UTF-8 appears as \xNN.
+py::str ToStr(const std::string& text) {
+  return py::reinterpret_steal<py::str>(
+      PyUnicode_DecodeUTF8(text.data(), static_cast<Py_ssize_t>(text.size()), "backslashreplace"));
 }
 
-void BindErrors(py::module_& m) {
+void Raise(py::handle type, const Error& error) {
+  const Error::Fields& fields = error.fields();
+  py::dict arguments;
+  const auto set = [&](const char* name, const std::optional<std::string>& text) {
+    if (text) arguments[name] = ToStr(*text);
+  };
+  set("tensor", fields.tensor);
+  set("key", fields.key);
+  set("expected", fields.expected);
+  set("found", fields.found);
+  set("rest", fields.rest);
+  if (fields.path) arguments["path"] = py::bytes(*fields.path);
+  if (fields.offset) arguments["offset"] = *fields.offset;
+  if (fields.errno_value) arguments["errno"] = *fields.errno_value;
+  const py::object raised = type(ToStr(error.what()), **arguments);
+  PyErr_SetObject(py::type::of(raised).ptr(), raised.ptr());
+}
+
+template <class E>
+void BindError(const py::module_& errors, const char* name) {
+  static PyObject* type;  // never freed: errors are raised for as long as the interpreter lives
+  type = py::object(errors.attr(name)).release().ptr();
+  py::register_exception_translator([](std::exception_ptr thrown) {
+    try {
+      std::rethrow_exception(thrown);
+    } catch (const E& error) {
+      Raise(type, error);
+    }
+  });
+}
+
+void BindErrors() {
+  const py::module_ errors = py::module_::import("lowbit.base.errors");
   // pybind11 asks the translators newest first, so the base comes first.
-  BindError<Error>(m, "Error", py::module_::import("lowbit.base.quoting").attr("OneLineError"));
-  const py::object base = m.attr("Error");
-  BindError<FormatError>(m, "FormatError", base);
-  BindError<FileError>(m, "FileError", base);
-  BindError<UnsupportedError>(m, "UnsupportedError", base);
-  BindError<InputError>(m, "InputError", py::make_tuple(base, py::reinterpret_borrow<py::object>(PyExc_ValueError)));
-  BindError<ContextFullError>(m, "ContextFullError", base);
+  BindError<Error>(errors, "Error");
+  BindError<FormatError>(errors, "FormatError");
+  BindError<FileError>(errors, "FileError");
+  BindError<UnsupportedError>(errors, "UnsupportedError");
+  BindError<InputError>(errors, "InputError");
+  BindError<ContextFullError>(errors, "ContextFullError");
 }
 
 }  // namespace
 }  // namespace lowbit
 
 PYBIND11_MODULE(_core, m) {
-  lowbit::BindErrors(m);
+  lowbit::BindErrors();
   lowbit::BindSimd(m);
   lowbit::BindFiles(m);
   lowbit::BindFormats(m);

@@ -54,13 +54,16 @@ std::map<int32_t, size_t> Transformer::Admit(const Batch& batch) {
   std::map<int32_t, size_t> added;
   for (size_t i = 0; i < batch.num_tokens; ++i) {
     if (batch.tokens[i] < 0 || static_cast<size_t>(batch.tokens[i]) >= spec_.vocab_size) {
-      throw InputError(Str("token ", i, " is ", batch.tokens[i], ", expected 0 to ", spec_.vocab_size - 1));
+      throw InputError(Str("token ", i, " is ", batch.tokens[i]))
+          .Expected("0 to ", spec_.vocab_size - 1)
+          .Found(batch.tokens[i]);
     }
     const int32_t sequence = batch.sequences[i];
     const size_t expected = cache_.Length(sequence) + added[sequence]++;
     if (batch.positions[i] < 0 || static_cast<size_t>(batch.positions[i]) != expected) {
-      throw InputError(
-          Str("token ", i, " of sequence ", sequence, " has position ", batch.positions[i], ", expected ", expected));
+      throw InputError(Str("token ", i, " of sequence ", sequence, " has position ", batch.positions[i]))
+          .Expected(expected)
+          .Found(batch.positions[i]);
     }
   }
   std::map<int32_t, size_t> before;

@@ -9,7 +9,7 @@ namespace lowbit {
 namespace {
 
 void Check(bool ok, const char* name, double value, const char* expected) {
-  if (!ok) throw InputError(Str(name, ": expected ", expected, ", got ", value));
+  if (!ok) throw InputError(Str(name, ":")).Expected(expected).Found(value);
 }
 
 }  // namespace

@@ -12,19 +12,21 @@ constexpr float kLargest = std::numeric_limits<float>::max();
 
 void CheckRange(const char* field, size_t value, size_t least, size_t most) {
   if (value < least || value > most) {
-    throw InputError(Str("model description: ", field, " is ", value, ", expected ", least, " to ", most));
+    throw InputError(Str("model description: ", field, " is ", value)).Expected(least, " to ", most).Found(value);
   }
 }
 
 void CheckSize(const char* field, size_t size, size_t expected) {
   if (size != expected) {
-    throw InputError(Str("model description: ", field, " has ", size, " values, expected ", expected));
+    throw InputError(Str("model description: ", field, " has ", size, " values")).Expected(expected).Found(size);
   }
 }
 
 void CheckNumber(const char* field, float value, float least) {
   if (!(value >= least && value <= kLargest)) {
-    throw InputError(Str("model description: ", field, " is ", value, ", expected a number of at least ", least));
+    throw InputError(Str("model description: ", field, " is ", value))
+        .Expected("a number of at least ", least)
+        .Found(value);
   }
 }
 
@@ -56,7 +58,7 @@ void CheckSpec(const ModelSpec& spec) {
                          " key-value heads evenly"));
   }
   if (spec.rope_dim % 2 != 0)
-    throw InputError(Str("model description: rope_dim is ", spec.rope_dim, ", expected even"));
+    throw InputError(Str("model description: rope_dim is ", spec.rope_dim)).Expected("even").Found(spec.rope_dim);
   CheckNumber("norm_eps", spec.norm_eps, 0);
   CheckNumber("attention_scale", spec.attention_scale, 0);
   CheckNumber("attention_softcap", spec.attention_softcap, 0);

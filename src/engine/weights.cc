@@ -19,10 +19,12 @@ class Loader {
 
   const NamedTensor& Get(const std::string& name, const std::vector<size_t>& shape) const {
     const auto found = tensors_.find(name);
-    if (found == tensors_.end()) throw FormatError(Str("tensor ", name, " is missing"));
+    if (found == tensors_.end()) throw FormatError(Str("tensor ", name, " is missing")).Tensor(name);
     if (found->second.shape != shape) {
-      throw FormatError(
-          Str("tensor ", name, ": expected shape ", ShapeName(shape), ", found ", ShapeName(found->second.shape)));
+      throw FormatError(Str("tensor ", name, ":"))
+          .Tensor(name)
+          .Expected("shape ", ShapeName(shape))
+          .Found(ShapeName(found->second.shape));
     }
     return found->second;
   }

@@ -2,12 +2,12 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cerrno>
 #include <filesystem>
 #include <system_error>
 
 #include "src/base/error.h"
 #include "src/io/system.h"
-#include "src/io/text.h"
 
 #ifdef _WIN32
 #define NOMINMAX
@@ -18,8 +18,6 @@
 #include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
-
-#include <cerrno>
 #endif
 
 namespace lowbit {
@@ -132,8 +130,12 @@ std::string ResolveTarget(const std::string& path) {
   }
   const fs::file_status status = fs::status(target, error);
   if (fs::exists(status) && !fs::is_regular_file(status)) {
-    throw FileError(Str("cannot write ", Quoted(path), ": expected a regular file, found a ",
-                        fs::is_directory(status) ? "directory" : "device or pipe"));
+    const bool is_folder = fs::is_directory(status);
+    throw FileError("cannot write:")
+        .Path(path)
+        .ErrnoValue(is_folder ? EISDIR : EINVAL)
+        .Expected("a regular file")
+        .Found(is_folder ? "a directory" : "a device or pipe");
   }
   return ToString(target);
 }
@@ -179,8 +181,7 @@ bool AtomicWriter::IsInherited() const { return process_ != ProcessId(); }
 
 void AtomicWriter::CheckOwner() const {
   if (!IsInherited()) return;
-  throw InputError(
-      Str("cannot write ", Quoted(path_), ": the process that began it goes on writing, this is its fork"));
+  throw InputError("cannot write: the process that began it goes on writing, this is its fork").Path(path_);
 }
 
 void AtomicWriter::Write(const void* data, uint64_t num_bytes) {

@@ -31,6 +31,10 @@ const T* FindDuplicate(const std::vector<T>& items, std::string_view T::* name) 
   return found == sorted.end() ? nullptr : *found;
 }
 
+FormatError NotAnInteger(const GgufValue& value, const char* found) {
+  return FormatError(Str("key ", Quoted(value.key), ":")).Key(value.key).Expected("an integer").Found(found);
+}
+
 }  // namespace
 
 std::string_view NextString(const uint8_t** cursor) {
@@ -56,14 +60,14 @@ uint64_t GgufUnsigned(const GgufValue& value) {
     case GgufType::kUint64:
       break;
     default:
-      throw FormatError(Str("key ", Quoted(value.key), ": expected an integer, found ", GgufTypeName(value.type)));
+      throw NotAnInteger(value, GgufTypeName(value.type));
   }
-  if (value.is_array) throw FormatError(Str("key ", Quoted(value.key), ": expected an integer, found an array"));
+  if (value.is_array) throw NotAnInteger(value, "an array");
   const size_t num_bytes = GgufTypeBytes(value.type);
   uint64_t number = 0;
   std::memcpy(&number, value.data, num_bytes);
   if (is_signed && (number >> (8 * num_bytes - 1)) != 0) {
-    throw FormatError(Str("key ", Quoted(value.key), ": expected no negative number"));
+    throw FormatError(Str("key ", Quoted(value.key), ":")).Key(value.key).Expected("no negative number");
   }
   return number;
 }
@@ -92,7 +96,7 @@ class GgufParser {
     for (uint64_t i = 0; i < num_values; ++i) out_.values_.push_back(ReadValue());
     PointInto(reader_.data());
     if (const GgufValue* twin = FindDuplicate(out_.values_, &GgufValue::key)) {
-      reader_.Fail({"key", twin->key}, twin->offset, "the key occurs twice");
+      throw reader_.ErrorAt(What::OfKey("name", twin->key), twin->offset, "the key occurs twice");
     }
     ReadAlignment();
     out_.infos_begin_ = reader_.offset();
@@ -104,57 +108,61 @@ class GgufParser {
     out_.headers_ = {header};
     PointInto(reinterpret_cast<const uint8_t*>(header->data()));
     if (const GgufTensor* twin = FindDuplicate(out_.tensors_, &GgufTensor::name)) {
-      reader_.Fail({"info of tensor", twin->name}, reader_.offset(), "the name occurs twice");
+      throw reader_.ErrorAt(What::OfTensor("info", twin->name), reader_.offset(), "the name occurs twice");
     }
     PlaceTensors(offsets);
   }
 
  private:
+  using What = Reader::What;
+
   // Counts are at most what fits into the rest of the file.
   void CheckCount(const char* what, uint64_t count, uint64_t least_bytes, uint64_t offset) const {
     const uint64_t most = reader_.remaining() / least_bytes;
     if (count > most) {
-      reader_.Fail(what, offset,
-                   Str("expected at most ", most, ", which is what the rest of the file has room for, found ", count));
+      throw reader_.ErrorAt(what, offset)
+          .Expected("at most ", most, ", which is what the rest of the file has room for")
+          .Found(count);
     }
   }
 
   void ReadVersion() {
     const std::string magic(reinterpret_cast<const char*>(reader_.Take(4, "magic")), 4);
     if (magic == kGgufEditMagic) {
-      reader_.Fail(
+      throw reader_.ErrorAt(
           "magic", 0,
           "the metadata is being edited, or that was interrupted: `lowbit metadata FILE recover` takes it back");
     }
     if (magic != "GGUF")
-      reader_.Fail("magic", 0, Str("expected \"GGUF\", found ", Quoted(magic), ": this is no GGUF file"));
+      throw reader_.ErrorAt("magic", 0).Expected("\"GGUF\"").Found(Quoted(magic)).Rest(": this is no GGUF file");
     const uint32_t version = reader_.Read<uint32_t>("version");
-    const auto unsupported = [&](const char* why) {
-      throw UnsupportedError(Str(Quoted(file_->path()), ": version at offset 4: ", why));
-    };
-    if (version == 0) reader_.Fail("version", 4, "expected 2 or 3, found 0");
-    if ((version & 0xFFFF) == 0) unsupported("this is a big-endian file, only little-endian ones are read");
-    if (version == 1)
-      unsupported("expected 2 or 3, found 1, which only the first tools of 2023 wrote: convert it again");
-    if (version > 3) unsupported(Str("expected 2 or 3, found ", version).c_str());
+    if (version == 0) throw reader_.ErrorAt("version", 4).Expected("2 or 3").Found(version);
+    if ((version & 0xFFFF) == 0) {
+      throw reader_.ErrorAt<UnsupportedError>("version", 4,
+                                              "this is a big-endian file, only little-endian ones are read");
+    }
+    if (version == 1 || version > 3) {
+      const char* advice = version == 1 ? ", which only the first tools of 2023 wrote: convert it again" : "";
+      throw reader_.ErrorAt<UnsupportedError>("version", 4).Expected("2 or 3").Found(version).Rest(advice);
+    }
     out_.version_ = version;
   }
 
   // Valid until the next call of the reader.
-  std::string_view ReadString(const Reader::What& what) {
+  std::string_view ReadString(const What& what) {
     const uint64_t begin = reader_.offset();
     const uint64_t length = reader_.Read<uint64_t>(what);
     const std::string_view string(reinterpret_cast<const char*>(reader_.Take(length, what)),
                                   static_cast<size_t>(length));
-    if (!IsUtf8(string)) reader_.Fail(what, begin, Str("expected UTF-8, found ", Quoted(string)));
+    if (!IsUtf8(string)) throw reader_.ErrorAt(what, begin).Expected("UTF-8").Found(Quoted(string));
     return string;
   }
 
-  GgufType ReadType(const char* field, std::string_view key) {
+  GgufType ReadType(const What& what) {
     const uint64_t begin = reader_.offset();
-    const uint32_t id = reader_.Read<uint32_t>({field, key});
+    const uint32_t id = reader_.Read<uint32_t>(what);
     if (!GgufTypeName(static_cast<GgufType>(id)))
-      reader_.Fail({field, key}, begin, Str("expected a value type from 0 to 12, found ", id));
+      throw reader_.ErrorAt(what, begin).Expected("a value type from 0 to 12").Found(id);
     return static_cast<GgufType>(id);
   }
 
@@ -162,25 +170,26 @@ class GgufParser {
     GgufValue value;
     value.begin = reader_.offset();
     const std::string key(ReadString("key"));
-    if (key.empty()) reader_.Fail("key", value.begin, "expected a name, found an empty string");
+    if (key.empty()) throw reader_.ErrorAt("key", value.begin).Expected("a name").Found("an empty string");
     value.offset = reader_.offset();
-    value.type = ReadType("type of key", key);
+    value.type = ReadType(What::OfKey("type", key));
     value.count = 1;
     value.is_array = value.type == GgufType::kArray;
     if (value.is_array) {
-      value.type = ReadType("element type of key", key);
+      value.type = ReadType(What::OfKey("element type", key));
       if (value.type == GgufType::kArray) {
-        throw UnsupportedError(Str(Quoted(file_->path()), ": key ", Quoted(key), " at offset ", value.offset,
-                                   ": expected an array of numbers or strings, found an array of arrays"));
+        throw reader_.ErrorAt<UnsupportedError>(What::OfKey("value", key), value.offset)
+            .Expected("an array of numbers or strings")
+            .Found("an array of arrays");
       }
-      value.count = reader_.Read<uint64_t>({"array length of key", key});
+      value.count = reader_.Read<uint64_t>(What::OfKey("array length", key));
     }
     value_places_.push_back({key.size(), reader_.offset()});
-    ReadElements({"value of key", key}, &value);
+    ReadElements(What::OfKey("value", key), &value);
     return value;
   }
 
-  void ReadElements(const Reader::What& what, GgufValue* value) {
+  void ReadElements(const What& what, GgufValue* value) {
     const uint64_t begin = reader_.offset();
     if (value->type == GgufType::kString) {
       for (uint64_t i = 0; i < value->count; ++i) ReadString(what);  // ends with the file at the latest
@@ -188,14 +197,14 @@ class GgufParser {
     }
     const uint64_t most = reader_.remaining() / GgufTypeBytes(value->type);
     if (value->count > most) {
-      reader_.Fail(
-          what, begin,
-          Str("expected ", value->count, " elements of type ", GgufTypeName(value->type), ", found room for ", most));
+      throw reader_.ErrorAt(what, begin)
+          .Expected(value->count, " elements of type ", GgufTypeName(value->type))
+          .Found("room for ", most);
     }
     const uint8_t* data = reader_.Take(value->count * GgufTypeBytes(value->type), what);
     if (value->type != GgufType::kBool) return;
     for (uint64_t i = 0; i < value->count; ++i) {
-      if (data[i] > 1) reader_.Fail(what, begin + i, Str("expected a bool, 0 or 1, found ", int{data[i]}));
+      if (data[i] > 1) throw reader_.ErrorAt(what, begin + i).Expected("a bool, 0 or 1").Found(int{data[i]});
     }
   }
 
@@ -203,14 +212,15 @@ class GgufParser {
     out_.alignment_ = kDefaultAlignment;
     const GgufValue* value = out_.Find(kAlignmentKey);
     if (value == nullptr) return;
-    const Reader::What what("value of key", value->key);
+    const What what = What::OfKey("value", value->key);
     if (value->is_array || value->type != GgufType::kUint32) {
-      reader_.Fail(what, value->offset,
-                   Str("expected a uint32, found ", value->is_array ? "an array" : GgufTypeName(value->type)));
+      throw reader_.ErrorAt(what, value->offset)
+          .Expected("a uint32")
+          .Found(value->is_array ? "an array" : GgufTypeName(value->type));
     }
     const uint64_t alignment = GgufUnsigned(*value);
-    if (const char* wrong = CheckAlignment(alignment))
-      reader_.Fail(what, value->offset, Str(wrong, ", found ", alignment));
+    if (!IsAlignment(alignment))
+      throw reader_.ErrorAt(what, value->offset).Expected(kExpectedAlignment).Found(alignment);
     out_.alignment_ = static_cast<uint32_t>(alignment);
   }
 
@@ -219,26 +229,27 @@ class GgufParser {
     const uint64_t begin = reader_.offset();
     const std::string name(ReadString("name of a tensor"));
     names_.push_back({reader_.offset() - name.size(), name.size()});
-    const Reader::What what("info of tensor", name);
+    const What what = What::OfTensor("info", name);
     if (name.size() > kMaxTensorName) {
-      reader_.Fail(what, begin, Str("expected a name of at most ", kMaxTensorName, " bytes, found ", name.size()));
+      throw reader_.ErrorAt(what, begin).Expected("a name of at most ", kMaxTensorName, " bytes").Found(name.size());
     }
     tensor.shape.num_dims = reader_.Read<uint32_t>(what);
     if (tensor.shape.num_dims == 0 || tensor.shape.num_dims > kGgufMaxDims) {
-      reader_.Fail(what, begin, Str("expected 1 to 4 dimensions, found ", tensor.shape.num_dims));
+      throw reader_.ErrorAt(what, begin).Expected("1 to 4 dimensions").Found(tensor.shape.num_dims);
     }
     for (uint32_t i = 0; i < tensor.shape.num_dims; ++i) tensor.shape.dims[i] = reader_.Read<uint64_t>(what);
     const uint32_t type = reader_.Read<uint32_t>(what);
     if (!FindTensorType(type, &tensor.type)) {
-      throw UnsupportedError(Str(Quoted(file_->path()), ": info of tensor ", Quoted(name), " at offset ", begin,
-                                 ": expected a known tensor type, found ", DescribeUnknownType(type)));
+      throw reader_.ErrorAt<UnsupportedError>(what, begin)
+          .Expected("a known tensor type")
+          .Found(DescribeUnknownType(type));
     }
     if (const char* wrong = CheckShape(tensor.type, tensor.shape, &tensor.num_bytes)) {
-      reader_.Fail(what, begin, Str(wrong, ": ", Describe(tensor)));
+      throw reader_.ErrorAt(what, begin, Str(wrong, ": ", Describe(tensor)));
     }
     offsets->push_back(reader_.Read<uint64_t>(what));
     if (offsets->back() % out_.alignment_ != 0) {
-      reader_.Fail(what, begin, Str("expected data at a multiple of ", out_.alignment_, ", found ", offsets->back()));
+      throw reader_.ErrorAt(what, begin).Expected("data at a multiple of ", out_.alignment_).Found(offsets->back());
     }
     tensor.file = file_;
     out_.tensors_.push_back(std::move(tensor));
@@ -272,9 +283,10 @@ class GgufParser {
     for (size_t i = 0; i < offsets.size(); ++i) {
       GgufTensor& tensor = out_.tensors_[i];
       if (offsets[i] > room || tensor.num_bytes > room - offsets[i]) {
-        reader_.Fail({"data of tensor", tensor.name}, begin,
-                     Str("expected ", tensor.num_bytes, " bytes from ", offsets[i], " on, found ", room,
-                         " bytes of data", Cut(offsets)));
+        throw reader_.ErrorAt(What::OfTensor("data", tensor.name), begin)
+            .Expected(tensor.num_bytes, " bytes from ", offsets[i], " on")
+            .Found(room, " bytes of data")
+            .Rest(Cut(offsets));
       }
       tensor.data = file_->data() + begin + offsets[i];
       if (tensor.num_bytes > 0) order.emplace_back(offsets[i], i);
@@ -284,8 +296,8 @@ class GgufParser {
       const GgufTensor& before = out_.tensors_[order[i - 1].second];
       const GgufTensor& tensor = out_.tensors_[order[i].second];
       if (order[i].first - order[i - 1].first < before.num_bytes) {
-        reader_.Fail({"data of tensor", tensor.name}, begin + order[i].first,
-                     Str("overlaps the data of tensor ", Quoted(before.name)));
+        throw reader_.ErrorAt(What::OfTensor("data", tensor.name), begin + order[i].first,
+                              Str("overlaps the data of tensor ", Quoted(before.name)));
       }
     }
   }
@@ -346,8 +358,11 @@ std::shared_ptr<Gguf> Gguf::OpenOne(const std::string& path) {
 uint64_t Gguf::SplitValue(const char* key) const {
   const GgufValue* value = Find(key);
   if (value == nullptr) {
-    throw FormatError(
-        Str(Quoted(files_[0]->path()), ": key ", Quoted(key), ": expected in a file of a split model, found none"));
+    throw FormatError(Str("key ", Quoted(key), ":"))
+        .Path(files_[0]->path())
+        .Key(key)
+        .Expected("in a file of a split model")
+        .Found("none");
   }
   return GgufUnsigned(*value);
 }
@@ -357,13 +372,16 @@ std::shared_ptr<Gguf> Gguf::OpenShard(const std::string& prefix, uint64_t index,
   try {
     shard = OpenOne(prefix + ShardSuffix(index, num_shards));
   } catch (const FileError& error) {
-    throw FileError(Str("file ", index + 1, " of ", num_shards, " of a split model: ", error.what()));
+    throw FileError(Str("file ", index + 1, " of ", num_shards, " of a split model: ", error.what()), error.fields());
   }
   const auto check = [&](const char* key, uint64_t expected) {
     const uint64_t found = shard->SplitValue(key);
     if (found == expected) return;
-    throw FormatError(
-        Str(Quoted(shard->files_[0]->path()), ": key ", Quoted(key), ": expected ", expected, ", found ", found));
+    throw FormatError(Str("key ", Quoted(key), ":"))
+        .Path(shard->files_[0]->path())
+        .Key(key)
+        .Expected(expected)
+        .Found(found);
   };
   check(kSplitCountKey, num_shards);
   check(kSplitNumberKey, index);
@@ -377,13 +395,16 @@ std::shared_ptr<Gguf> Gguf::Open(const std::string& path) {
 
   const uint64_t number = gguf->SplitValue(kSplitNumberKey);
   if (number >= num_shards) {
-    throw FormatError(
-        Str(Quoted(path), ": key ", Quoted(kSplitNumberKey), ": expected less than ", num_shards, ", found ", number));
+    throw FormatError(Str("key ", Quoted(kSplitNumberKey), ":"))
+        .Path(path)
+        .Key(kSplitNumberKey)
+        .Expected("less than ", num_shards)
+        .Found(number);
   }
   const std::string suffix = ShardSuffix(number, num_shards);
   if (path.size() < suffix.size() || path.compare(path.size() - suffix.size(), suffix.size(), suffix) != 0) {
-    throw FormatError(Str(Quoted(path), ": expected a name that ends in ", Quoted(suffix),
-                          ", which leads to the other files of the split model"));
+    throw FormatError("").Path(path).Expected("a name that ends in ", Quoted(suffix),
+                                              ", which leads to the other files of the split model");
   }
   const std::string prefix = path.substr(0, path.size() - suffix.size());
   gguf = OpenShard(prefix, 0, num_shards);
@@ -395,12 +416,16 @@ std::shared_ptr<Gguf> Gguf::Open(const std::string& path) {
   }
   const uint64_t num_tensors = gguf->SplitValue(kSplitTensorsKey);
   if (num_tensors != gguf->tensors_.size()) {
-    throw FormatError(Str(Quoted(gguf->files_[0]->path()), ": key ", Quoted(kSplitTensorsKey), ": expected ",
-                          gguf->tensors_.size(), ", the tensors in all files, found ", num_tensors));
+    throw FormatError(Str("key ", Quoted(kSplitTensorsKey), ":"))
+        .Path(gguf->files_[0]->path())
+        .Key(kSplitTensorsKey)
+        .Expected(gguf->tensors_.size(), ", the tensors in all files")
+        .Found(num_tensors);
   }
   if (const GgufTensor* twin = FindDuplicate(gguf->tensors_, &GgufTensor::name)) {
-    throw FormatError(
-        Str(Quoted(twin->file->path()), ": tensor ", Quoted(twin->name), " occurs in two files of the split model"));
+    throw FormatError(Str("tensor ", Quoted(twin->name), " occurs in two files of the split model"))
+        .Path(twin->file->path())
+        .Tensor(twin->name);
   }
   return gguf;
 }

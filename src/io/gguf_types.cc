@@ -119,11 +119,11 @@ const char* CheckShape(const TensorType& type, const GgufShape& shape, uint64_t*
   return nullptr;
 }
 
-const char* CheckAlignment(uint64_t alignment) {
+bool IsAlignment(uint64_t alignment) {
   constexpr uint64_t kMin = 8;         // the format asks for a multiple of 8
   constexpr uint64_t kMax = 2u << 20;  // the largest pages in use; more is a file that pretends
   const bool power_of_two = alignment != 0 && (alignment & (alignment - 1)) == 0;
-  return power_of_two && alignment >= kMin && alignment <= kMax ? nullptr : "expected a power of two from 8 to 2097152";
+  return power_of_two && alignment >= kMin && alignment <= kMax;
 }
 
 }  // namespace lowbit

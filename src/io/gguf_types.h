@@ -64,8 +64,8 @@ struct GgufShape {
 // The bytes go to *num_bytes.
 const char* CheckShape(const TensorType& type, const GgufShape& shape, uint64_t* num_bytes);
 
-// Null, or what is wrong with this alignment.
-const char* CheckAlignment(uint64_t alignment);
+bool IsAlignment(uint64_t alignment);
+constexpr char kExpectedAlignment[] = "a power of two from 8 to 2097152";
 
 constexpr char kGgufEditMagic[] = "EDIT";  // instead of "GGUF" while the header is being rewritten in place
 constexpr char kAlignmentKey[] = "general.alignment";

@@ -18,20 +18,24 @@ void Append(T value, std::string* out) {
 
 uint64_t Padding(uint64_t size, uint64_t alignment) { return (alignment - size % alignment) % alignment; }
 
-// `kind` is "key" or "tensor".
-void CheckNames(const char* kind, std::vector<std::string_view> names, size_t max_bytes) {
+enum class Kind { kKey, kTensor };
+
+InputError About(Kind kind, std::string_view name, const std::string& text) {
+  if (kind == Kind::kKey) return InputError(Str("key ", Quoted(name), ": ", text)).Key(name);
+  return InputError(Str("tensor ", Quoted(name), ": ", text)).Tensor(name);
+}
+
+void CheckNames(Kind kind, std::vector<std::string_view> names, size_t max_bytes) {
   for (const std::string_view name : names) {
     const char* wrong = name.empty()              ? "expected a name, found an empty string"
                         : name.size() > max_bytes ? "the name is too long"
                         : !IsUtf8(name)           ? "expected UTF-8"
                                                   : nullptr;
-    if (wrong)
-      throw InputError(
-          Str(kind, " ", Quoted(name), ": ", wrong, " (", name.size(), " of at most ", max_bytes, " bytes)"));
+    if (wrong) throw About(kind, name, Str(wrong, " (", name.size(), " of at most ", max_bytes, " bytes)"));
   }
   std::sort(names.begin(), names.end());
   const auto twin = std::adjacent_find(names.begin(), names.end());
-  if (twin != names.end()) throw InputError(Str(kind, " ", Quoted(*twin), ": the name occurs twice"));
+  if (twin != names.end()) throw About(kind, *twin, "the name occurs twice");
 }
 
 uint32_t FindAlignment(const std::vector<GgufEntry>& entries) {
@@ -39,13 +43,18 @@ uint32_t FindAlignment(const std::vector<GgufEntry>& entries) {
   const auto entry = std::find_if(entries.begin(), entries.end(), is_alignment);
   if (entry == entries.end()) return kDefaultAlignment;
   if (entry->is_array || entry->type != GgufType::kUint32) {
-    throw InputError(Str("key ", Quoted(kAlignmentKey), ": expected a uint32, found ",
-                         entry->is_array ? "an array" : GgufTypeName(entry->type)));
+    throw InputError(Str("key ", Quoted(kAlignmentKey), ":"))
+        .Key(kAlignmentKey)
+        .Expected("a uint32")
+        .Found(entry->is_array ? "an array" : GgufTypeName(entry->type));
   }
   uint32_t alignment;
   std::memcpy(&alignment, entry->payload.data(), sizeof(alignment));
-  if (const char* wrong = CheckAlignment(alignment)) {
-    throw InputError(Str("key ", Quoted(kAlignmentKey), ": ", wrong, ", found ", alignment));
+  if (!IsAlignment(alignment)) {
+    throw InputError(Str("key ", Quoted(kAlignmentKey), ":"))
+        .Key(kAlignmentKey)
+        .Expected(kExpectedAlignment)
+        .Found(alignment);
   }
   return alignment;
 }
@@ -74,7 +83,7 @@ void AppendString(std::string_view value, std::string* payload) {
 }
 
 std::string EncodeEntry(const GgufEntry& entry) {
-  CheckNames("key", {entry.key}, kMaxKey);
+  CheckNames(Kind::kKey, {entry.key}, kMaxKey);
   std::string out;
   AppendEntry(entry, &out);
   return out;
@@ -86,10 +95,10 @@ GgufPlan PlanGguf(const std::vector<GgufEntry>& entries, std::vector<GgufTensorI
   plan.alignment = FindAlignment(entries);
   std::vector<std::string_view> names;
   for (const GgufEntry& entry : entries) names.push_back(entry.key);
-  CheckNames("key", std::move(names), kMaxKey);
+  CheckNames(Kind::kKey, std::move(names), kMaxKey);
   names.clear();
   for (const GgufTensorInfo& info : plan.infos) names.push_back(info.name);
-  CheckNames("tensor", std::move(names), kMaxTensorName);
+  CheckNames(Kind::kTensor, std::move(names), kMaxTensorName);
 
   plan.header = "GGUF";
   Append(uint32_t{3}, &plan.header);
@@ -102,7 +111,8 @@ GgufPlan PlanGguf(const std::vector<GgufEntry>& entries, std::vector<GgufTensorI
     uint64_t num_bytes = 0;
     const char* wrong = CheckShape(info.type, info.shape, &num_bytes);
     if (!wrong && num_bytes > kMaxSize - offset) wrong = "the size of the file overflows";
-    if (wrong) throw InputError(Str("tensor ", Quoted(info.name), " of ", info.type.name, ": ", wrong));
+    if (wrong)
+      throw InputError(Str("tensor ", Quoted(info.name), " of ", info.type.name, ": ", wrong)).Tensor(info.name);
     plan.num_bytes.push_back(num_bytes);
     AppendInfo(info, offset, &plan.header);
     offset += num_bytes + Padding(num_bytes, plan.alignment);
@@ -148,8 +158,10 @@ void GgufWriter::Finish() {
   try {
     for (; current_ < plan_.infos.size(); NextTensor()) {
       if (num_written_ == plan_.num_bytes[current_]) continue;
-      throw InputError(Str("tensor ", Quoted(plan_.infos[current_].name), ": expected ", plan_.num_bytes[current_],
-                           " bytes, found ", num_written_));
+      throw InputError(Str("tensor ", Quoted(plan_.infos[current_].name), ":"))
+          .Tensor(plan_.infos[current_].name)
+          .Expected(plan_.num_bytes[current_], " bytes")
+          .Found(num_written_);
     }
     file_.Commit();
   } catch (...) {

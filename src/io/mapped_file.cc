@@ -2,12 +2,12 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cerrno>
 #include <cstring>
 #include <limits>
 
 #include "src/base/error.h"
 #include "src/io/system.h"
-#include "src/io/text.h"
 
 #ifdef _WIN32
 #define NOMINMAX
@@ -20,8 +20,6 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
-
-#include <cerrno>
 #endif
 
 namespace lowbit {
@@ -78,8 +76,9 @@ std::atomic<MappedFile::Region*> MappedFile::Region::first{nullptr};
 
 void MappedFile::FailShorter(uint64_t size) const {
   const std::string left = size < size_ ? Str(", to ", size, " of its ", size_, " bytes") : "";
-  throw FileError(Str(Quoted(path_), ": the file became shorter while it was used", left,
-                      ": replace a file by renaming another one to it, then open it again"));
+  throw FileError(Str("the file became shorter while it was used", left,
+                      ": replace a file by renaming another one to it, then open it again"))
+      .Path(path_);
 }
 
 #ifdef _WIN32
@@ -95,7 +94,7 @@ std::shared_ptr<const MappedFile> MappedFile::Open(const std::string& path) {
   const std::wstring wide = ToPath(path).wstring();
   const DWORD attributes = GetFileAttributesW(wide.c_str());
   if (attributes != INVALID_FILE_ATTRIBUTES && (attributes & FILE_ATTRIBUTE_DIRECTORY)) {
-    throw FileError(Str("cannot open ", Quoted(path), ": expected a regular file, found a directory"));
+    throw FileError("cannot open:").Path(path).ErrnoValue(EISDIR).Expected("a regular file").Found("a directory");
   }
   const HANDLE handle = CreateFileW(wide.c_str(), GENERIC_READ, FILE_SHARE_READ | FILE_SHARE_WRITE | FILE_SHARE_DELETE,
                                     nullptr, OPEN_EXISTING, FILE_ATTRIBUTE_NORMAL, nullptr);
@@ -223,12 +222,16 @@ void MappedFile::Map() {
   struct stat status = {};
   if (fstat(static_cast<int>(handle_), &status) != 0) FailSystem("open", path_);
   if (!S_ISREG(status.st_mode)) {
-    throw FileError(Str("cannot open ", Quoted(path_), ": expected a regular file, found a ",
-                        S_ISDIR(status.st_mode) ? "directory" : "device or pipe"));
+    const bool is_folder = S_ISDIR(status.st_mode);
+    throw FileError("cannot open:")
+        .Path(path_)
+        .ErrnoValue(is_folder ? EISDIR : EINVAL)
+        .Expected("a regular file")
+        .Found(is_folder ? "a directory" : "a device or pipe");
   }
   size_ = static_cast<uint64_t>(status.st_size);
   if (size_ > std::numeric_limits<size_t>::max()) {
-    throw FileError(Str("cannot map ", Quoted(path_), ": ", size_, " bytes exceed the address space"));
+    throw FileError(Str("cannot map: ", size_, " bytes exceed the address space")).Path(path_).ErrnoValue(EFBIG);
   }
   if (size_ == 0) return;
   BusErrors::Catch();

@@ -9,6 +9,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "src/base/error.h"
 #include "src/io/mapped_file.h"
 
 namespace lowbit {
@@ -22,9 +23,18 @@ class Reader {
  public:
   // What is being read: the field, and the key or tensor it belongs to, if any.
   struct What {
-    What(const char* field, std::string_view owner = {}) : field(field), owner(owner) {}  // NOLINT: implicit
+    enum class Owner { kNone, kKey, kTensor };
+
+    What(const char* field) : field(field) {}  // NOLINT: implicit
+    static What OfKey(const char* field, std::string_view key) { return {field, Owner::kKey, key}; }
+    static What OfTensor(const char* field, std::string_view name) { return {field, Owner::kTensor, name}; }
+
     const char* field;
-    std::string_view owner;
+    Owner owner = Owner::kNone;
+    std::string_view name;  // of the owner
+
+   private:
+    What(const char* field, Owner owner, std::string_view name) : field(field), owner(owner), name(name) {}
   };
 
   explicit Reader(const MappedFile& file) : file_(file) {}
@@ -57,10 +67,17 @@ class Reader {
     return std::move(bytes_);
   }
 
-  // Throws FormatError: path, what, its offset in the file, then the message.
-  [[noreturn]] void Fail(const What& what, uint64_t offset, const std::string& message) const;
+  // An error about this: path, what, its offset in the file, then the text.
+  template <class E = FormatError>
+  E ErrorAt(const What& what, uint64_t offset, const std::string& text = "") const {
+    E error(Describe(what, offset) + (text.empty() ? ":" : ": " + text));
+    if (what.owner == What::Owner::kKey) error.Key(what.name);
+    if (what.owner == What::Owner::kTensor) error.Tensor(what.name);
+    return error.Path(file_.path()).Offset(offset);
+  }
 
  private:
+  static std::string Describe(const What& what, uint64_t offset);
   void Fetch(uint64_t num_bytes, const What& what);
 
   const MappedFile& file_;

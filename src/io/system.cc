@@ -3,7 +3,6 @@
 #include <system_error>
 
 #include "src/base/error.h"
-#include "src/io/text.h"
 
 #ifdef _WIN32
 #define NOMINMAX
@@ -18,7 +17,7 @@ namespace lowbit {
 namespace fs = std::filesystem;
 
 fs::path ToPath(const std::string& path) {
-  if (path.find('\0') != std::string::npos) throw InputError(Str("path ", Quoted(path), ": expected no NUL in it"));
+  if (path.find('\0') != std::string::npos) throw InputError("").Path(path).Expected("no NUL in it");
 #ifdef _WIN32
   return fs::u8path(path);
 #else
@@ -43,7 +42,10 @@ int LastError() {
 }
 
 void FailSystem(const char* action, const std::string& path, int error) {
-  throw FileError(Str("cannot ", action, " ", Quoted(path), ": ", std::system_category().message(error)));
+  const std::error_code code(error, std::system_category());
+  throw FileError(Str("cannot ", action, ": ", code.message()))
+      .Path(path)
+      .ErrnoValue(code.default_error_condition().value());
 }
 
 }  // namespace lowbit

@@ -14,7 +14,7 @@ std::string ToString(const std::filesystem::path& path);
 // Of the last call of the system.
 int LastError();
 
-// Throws FileError: "cannot ACTION PATH: " and what the system says of `error`.
+// Throws FileError: the path, "cannot ACTION: " and what the system says of `error`.
 [[noreturn]] void FailSystem(const char* action, const std::string& path, int error = LastError());
 
 }  // namespace lowbit

@@ -66,8 +66,9 @@ void CompareRows(const WeightView& weights, const uint8_t* rows, ptrdiff_t row_s
                  size_t num_threads, RowError* out) {
   const size_t K = weights.K;
   if (K % format.block_size != 0) {
-    throw InputError(
-        Str(format.name, ": rows have ", K, " weights, expected a multiple of the block size ", format.block_size));
+    throw InputError(Str(format.name, ": rows have ", K, " weights"))
+        .Expected("a multiple of the block size ", format.block_size)
+        .Found(K);
   }
   const bool in_place = weights.type == WeightView::Type::kF32 && weights.col_stride == sizeof(float) &&
                         weights.row_stride % static_cast<ptrdiff_t>(alignof(float)) == 0 &&

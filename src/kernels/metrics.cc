@@ -30,7 +30,9 @@ void LogProbabilities(const float* logits, const int64_t* targets, size_t num_to
                       double* out) {
   for (size_t t = 0; t < num_tokens; ++t) {
     if (targets[t] < 0 || static_cast<uint64_t>(targets[t]) >= vocab) {
-      throw InputError(Str("target of token ", t, " is ", targets[t], "; expected 0 to ", vocab, " - 1"));
+      throw InputError(Str("target of token ", t, " is ", targets[t]))
+          .Expected("0 to ", vocab, " - 1")
+          .Found(targets[t]);
     }
   }
   ParallelFor(num_tokens, num_threads, [&](size_t t) {
@@ -42,7 +44,8 @@ void LogProbabilities(const float* logits, const int64_t* targets, size_t num_to
 
 void KlDivergence(const float* reference, const float* logits, size_t num_tokens, size_t vocab, size_t num_threads,
                   double* divergence, uint8_t* same_top) {
-  if (vocab == 0 && num_tokens != 0) throw InputError("logits: expected a vocabulary of at least one token, got none");
+  if (vocab == 0 && num_tokens != 0)
+    throw InputError("logits:").Expected("a vocabulary of at least one token").Found("none");
   ParallelFor(num_tokens, num_threads, [&](size_t t) {
     const Row p_row = RowAt(reference, t, vocab);
     const Row q_row = RowAt(logits, t, vocab);

@@ -115,8 +115,9 @@ class FirstBroken {
 
 void CheckBlocks(const Format& format, size_t K) {
   if (K % format.block_size != 0) {
-    throw InputError(
-        Str(format.name, ": rows have ", K, " weights, expected a multiple of the block size ", format.block_size));
+    throw InputError(Str(format.name, ": rows have ", K, " weights"))
+        .Expected("a multiple of the block size ", format.block_size)
+        .Found(K);
   }
 }
 
@@ -128,8 +129,9 @@ void CheckArguments(const Format& format, const float* importance, size_t K) {
   }
   for (size_t k = 0; k < K; ++k) {
     if (!(importance[k] >= 0.0f) || std::isinf(importance[k])) {
-      throw InputError(
-          Str("importance of column ", k, " is ", importance[k], "; expected a finite value that is not negative"));
+      throw InputError(Str("importance of column ", k, " is ", importance[k]))
+          .Expected("a finite value that is not negative")
+          .Found(importance[k]);
     }
   }
 }
@@ -170,11 +172,10 @@ void QuantizeRows(const WeightView& weights, const Format& format, const float* 
   ParallelFor((weights.num_rows + chunk_rows - 1) / chunk_rows, num_threads, task);
   if (!nonfinite.found()) return;
   const float value = nonfinite.value();
-  throw InputError(Str("weight at row ", nonfinite.row(), ", column ", nonfinite.column(), " is ",
-                       std::isnan(value) ? "NaN"
-                       : value < 0       ? "-infinity"
-                                         : "infinity",
-                       ", expected a finite number"));
+  const char* found = std::isnan(value) ? "NaN" : value < 0 ? "-infinity" : "infinity";
+  throw InputError(Str("weight at row ", nonfinite.row(), ", column ", nonfinite.column(), " is ", found))
+      .Expected("a finite number")
+      .Found(found);
 }
 
 void DequantizeRows(const uint8_t* rows, ptrdiff_t row_stride, const Format& format, size_t num_rows, size_t K,

@@ -108,7 +108,7 @@ if os.name == "posix":
         result = subprocess.run(
             [sys.executable, "-c", LIMITED_WRITER, path], capture_output=True, text=True, check=True
         )
-        assert f'cannot write "{path}": File too large' in result.stdout
+        assert f"{path}: cannot write: File too large" in result.stdout
         assert os.listdir(tmp_path) == []
 
     def test_links_are_followed(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_paths_with_a_nul_are_refused(tmp_path: Path) -> None:
         lambda: _core.GgufFile.open(path),
         lambda: _core.GgufFile.open_one(path),
     ):
-        with pytest.raises(lowbit.InputError, match=r'a\\x00b": expected no NUL'):
+        with pytest.raises(lowbit.InputError, match=r"a\\x00b: expected no NUL"):
             call()
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {"a": b"precious"}
 
@@ -165,4 +165,4 @@ def test_the_search_for_a_temporary_name_ends(tmp_path: Path) -> None:
     result = subprocess.run(
         [sys.executable, "-c", CROWDED_WRITER, tmp_path], capture_output=True, text=True, check=True
     )
-    assert f'cannot write "{tmp_path}/a"' in result.stdout
+    assert f"{tmp_path}/a: cannot write" in result.stdout

@@ -228,10 +228,10 @@ def test_the_folder_is_there_when_all_is_written(tmp_path: Path, monkeypatch: py
 
 def test_an_error_names_the_folder_that_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(shards: list[pipeline.Output], *_: object) -> None:
-        raise lowbit.FileError(f'cannot write "{shards[0].path}": No space left on device')
+        raise lowbit.FileError("cannot write: No space left on device", path=shards[0].path)
 
     monkeypatch.setattr("lowbit.conversion.export_hf.write_files", full)
-    with pytest.raises(lowbit.FileError, match=f'^cannot write "{tmp_path}/hf/model.safetensors": No space'):
+    with pytest.raises(lowbit.FileError, match=f"^{tmp_path}/hf/model.safetensors: cannot write: No space"):
         lowbit.export_hf(make_gguf(tmp_path), tmp_path / "hf", progress=False)
 
 

@@ -123,14 +123,14 @@ def test_what_is_no_whole_model(wholes: Path, tmp_path: Path) -> None:
     lowbit.split_file(wholes / "Q4_K_M.gguf", tmp_path / "m", split_max_tensors=20, progress=False)
     second = tmp_path / "m-00002-of-00003.gguf"
     second.unlink()
-    with pytest.raises(lowbit.FileError, match=r"file 2 of 3 of a split model: .*m-00002-of-00003\.gguf"):
+    with pytest.raises(lowbit.FileError, match=r"m-00002-of-00003\.gguf: file 2 of 3 of a split model: "):
         lowbit.merge_files(tmp_path / "m-00001-of-00003.gguf", tmp_path / "m.gguf", progress=False)
     third = tmp_path / "m-00003-of-00003.gguf"
     for key, value in (("split.no", np.uint16(0)), ("split.count", np.uint16(2))):
         with lowbit.gguf.open(wholes / "Q4_K_M.gguf") as file:
             keys = {"split.no": np.uint16(1), "split.count": np.uint16(3), "split.tensors.count": np.int32(46)}
             lowbit.gguf.write(second, keys | {key: value}, {"x": file.tensors["output_norm.weight"]})
-        with pytest.raises(lowbit.FormatError, match=f'm-00002-of-00003.gguf": key "{key}": expected'):
+        with pytest.raises(lowbit.FormatError, match=f'm-00002-of-00003.gguf: key "{key}": expected'):
             lowbit.merge_files(third, tmp_path / "m.gguf", progress=False)
     assert not (tmp_path / "m.gguf").exists()
 

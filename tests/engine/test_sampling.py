@@ -225,5 +225,5 @@ def test_options_out_of_range(name, values):
 
 
 def test_logits_of_two_dimensions():
-    with pytest.raises(lowbit.InputError, match="expected logits of 1 dimension, found 2"):
+    with pytest.raises(lowbit.InputError, match="expected logits of 1 dimension, got 2"):
         sampler().sample(np.zeros((2, 2), np.float32), [])

@@ -196,10 +196,10 @@ def test_wrong_bytes(small):
     name = "token_embd.weight"
     unaligned = np.empty(67 * 64 * 4 + 1, np.uint8)[1:]
     for wrong, match in (
-        (("Q8_0", [67, 64], q8.data[:-1]), "expected 4556 contiguous bytes of Q8_0, found 4488"),
+        (("Q8_0", [67, 64], q8.data[:-1]), "expected 4556 contiguous bytes of Q8_0, got 4488"),
         (("Q8_0", [67, 64], q8.data[:, ::-1]), "contiguous"),
         (("Q8_0", [67, 65], q8.data), "67 rows of 65 do not fit blocks of 32"),
-        (("F32", [67, 64], q8.data), "expected 17152 contiguous bytes of F32, found 4556"),
+        (("F32", [67, 64], q8.data), "expected 17152 contiguous bytes of F32, got 4556"),
         (("F32", [67, 64], unaligned), 'tensor "token_embd.weight" is not aligned to 4 bytes'),
         (("F32", [2**40, 2**40], q8.data), "do not fit"),
         (("F32", [2**63, 4], q8.data), "do not fit"),

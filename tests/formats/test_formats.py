@@ -313,7 +313,7 @@ def test_wrong_arguments(name):
             {"w": x, "imatrix": np.ones(511)},
             r"importance: expected .* shape \(512,\), got float32 array of shape \(511,\)",
         ),
-        ({"w": x, "imatrix": np.full(512, -1.0)}, r"importance of column 0 is -1; expected a finite value"),
+        ({"w": x, "imatrix": np.full(512, -1.0)}, r"importance of column 0 is -1, expected a finite value"),
         ({"w": x, "imatrix": np.full(512, np.nan)}, r"importance of column 0 is nan"),
         ({"w": x, "imatrix": np.full(512, np.inf)}, r"importance of column 0 is inf"),
         ({"w": x, "threads": 0}, r"threads: expected 1 to 1024, got 0"),

@@ -327,7 +327,7 @@ class TestSplit:
 
     def test_missing_file_is_named(self, shards: list[Path]) -> None:
         shards[1].unlink()
-        with pytest.raises(lowbit.FileError, match=r"file 2 of 3 of a split model: .*m-00002-of-00003\.gguf"):
+        with pytest.raises(lowbit.FileError, match=r"m-00002-of-00003\.gguf: file 2 of 3 of a split model: "):
             lowbit.gguf.open(shards[0])
 
     def test_other_name_is_refused(self, shards: list[Path], tmp_path: Path) -> None:
@@ -398,7 +398,7 @@ class TestWriter:
     def test_too_few_bytes(self, tmp_path: Path) -> None:
         writer = lowbit.gguf.Writer(tmp_path / "x.gguf", {}, self.INFOS)
         writer.write(self.DATA[:100])
-        with pytest.raises(lowbit.InputError, match='tensor "b": expected 136 bytes, found 40'):
+        with pytest.raises(lowbit.InputError, match='tensor "b": expected 136 bytes, got 40'):
             writer.finish()
         assert os.listdir(tmp_path) == []
         with pytest.raises(lowbit.InputError, match="closed"):
@@ -449,15 +449,15 @@ class TestWriter:
             ({"k": np.zeros((2, 2))}, [], r"key k: .*no arrays of arrays"),
             ({"k": np.float16(1)}, [], r'key "k": GGUF metadata has no type for float16'),
             ({"k": np.complex64(1)}, [], r'key "k": GGUF metadata has no type for complex64'),
-            ({"general.alignment": 0}, [], r'key "general.alignment": expected a power of two from 8 .*found 0'),
-            ({"general.alignment": 24}, [], r'key "general.alignment": expected a power of two .*found 24'),
-            ({"general.alignment": 2**31}, [], r'key "general.alignment": expected a power of two .*found 2147483648'),
-            ({"general.alignment": np.int32(32)}, [], r'key "general.alignment": expected a uint32, found int32'),
+            ({"general.alignment": 0}, [], r'key "general.alignment": expected a power of two from 8 .*got 0'),
+            ({"general.alignment": 24}, [], r'key "general.alignment": expected a power of two .*got 24'),
+            ({"general.alignment": 2**31}, [], r'key "general.alignment": expected a power of two .*got 2147483648'),
+            ({"general.alignment": np.int32(32)}, [], r'key "general.alignment": expected a uint32, got int32'),
             ({}, [("", (1,), "F32")], r'tensor "": expected a name'),
             ({}, [("t" * 64, (1,), "F32")], r"tensor .* too long \(64 of at most 63 bytes\)"),
             ({}, [("t", (1,), "F32"), ("t", (2,), "F32")], r'tensor "t": the name occurs twice'),
             ({}, [("t", (), "F32")], r'tensor "t" of F32: expected 1 to 4 dimensions'),
-            ({}, [("t", (1, 1, 1, 1, 1), "F32")], r'tensor "t": expected 1 to 4 dimensions, found 5'),
+            ({}, [("t", (1, 1, 1, 1, 1), "F32")], r'tensor "t": expected 1 to 4 dimensions, got 5'),
             ({}, [("t", (-1,), "F32")], r"tensor t: size: expected 0 to 9223372036854775807, got -1"),
             ({}, [("t", (2**40, 2**40), "F32")], r'tensor "t" of F32: the product of dimensions overflows'),
             ({}, [("t", (2**61,), "F64")], r'tensor "t" of F64: the number of bytes overflows'),
@@ -478,6 +478,6 @@ class TestWriter:
 
     @pytest.mark.parametrize("where", ["missing/x.gguf", "."])
     def test_impossible_targets(self, tmp_path: Path, where: str) -> None:
-        with pytest.raises(lowbit.FileError, match=rf'cannot write "{tmp_path}'):
+        with pytest.raises(lowbit.FileError, match=rf"^{tmp_path}.*: cannot write"):
             lowbit.gguf.write(tmp_path / where, {}, {})
         assert os.listdir(tmp_path) == []

@@ -282,7 +282,7 @@ def test_core_checks_sizes():
         ({"out": out[0]}, "2 dimensions"),
         ({"data": data[0]}, "2 dimensions"),
         ({"data": data[:, :-1]}, "contiguous bytes"),
-        ({"data": np.ascontiguousarray(data[:, :-1])}, "expected 272 contiguous bytes of Q8_0, found 268"),
+        ({"data": np.ascontiguousarray(data[:, :-1])}, "expected 272 contiguous bytes of Q8_0, got 268"),
         ({"x": np.ones((2, 63), np.float32)}, "do not fit blocks of 32"),
         ({"out": np.empty((2, 5), np.float32)}, r"out of shape \(2, 4\)"),
         ({"out": np.empty((1, 4), np.float32)}, r"out of shape \(2, 4\)"),

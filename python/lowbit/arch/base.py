@@ -14,13 +14,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from lowbit._core import FormatError, UnsupportedError
 from lowbit.arch.keys import Keys
 from lowbit.arch.model_spec import ModelSpec, Rope
 from lowbit.arch.pooling import pooling_config
 from lowbit.arch.rope import Tensors, original_context, rope_of
 from lowbit.arch.rope_keys import ROPE_FREQS, rope_metadata, rope_tensors
 from lowbit.arch.to_hf import MAX_LAYERS, WayBack, layer_types
+from lowbit.base.errors import FormatError, UnsupportedError
 from lowbit.base.quoting import quoted
 from lowbit.hf.checkpoint import Checkpoint
 from lowbit.hf.config import Config

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lowbit._core import FormatError, UnsupportedError
+from lowbit.base.errors import FormatError, UnsupportedError
 from lowbit.base.quoting import quoted
 from lowbit.hf.config import LEAST_FLOAT32, MOST_FLOAT32
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from lowbit._core import FormatError, UnsupportedError
 from lowbit.arch.base import Architecture
 from lowbit.arch.model_spec import ModelSpec
 from lowbit.arch.registry import architectures
 from lowbit.arch.rope import Tensors
 from lowbit.arch.unknown import unknown_name
 from lowbit.base import arguments
+from lowbit.base.errors import FormatError, UnsupportedError
 
 #: general.type of GGUF files that are no models.
 _OTHER_TYPES = {

@@ -11,9 +11,9 @@ import re
 import sys
 from pathlib import Path
 
-from lowbit._core import FormatError, InputError
 from lowbit.arch import families
 from lowbit.arch.base import Architecture
+from lowbit.base.errors import FormatError, InputError
 from lowbit.base.files import read_bytes
 from lowbit.base.paths import AnyPath, checked
 from lowbit.base.quoting import quoted

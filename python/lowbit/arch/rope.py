@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lowbit._core import FormatError, UnsupportedError
 from lowbit.arch.keys import Keys
 from lowbit.arch.model_spec import Rope
 from lowbit.arch.rope_keys import ROPE_FREQS
+from lowbit.base.errors import FormatError, UnsupportedError
 from lowbit.base.quoting import quoted
 from lowbit.tensors.qtensor import QTensor
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lowbit._core import FormatError, UnsupportedError
+from lowbit.base.errors import FormatError, UnsupportedError
 from lowbit.hf.config import Config
 from lowbit.tensors.source import ArraySource, TensorSource
 

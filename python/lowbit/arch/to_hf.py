@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from lowbit._core import FormatError, UnsupportedError
 from lowbit.arch.keys import Keys
 from lowbit.arch.rope_keys import ROPE_FREQS, YARN_KEYS, llama3_factors
+from lowbit.base.errors import FormatError, UnsupportedError
 from lowbit.hf.config import MOST_FLOAT32, Config
 from lowbit.tensors.source import Renamed, TensorSource, read
 from lowbit.tokenizer.special import checked_special, id_key

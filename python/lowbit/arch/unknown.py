@@ -11,9 +11,9 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from lowbit._core import Error, UnsupportedError
 from lowbit.arch.base import Architecture
 from lowbit.arch.registry import architectures
+from lowbit.base.errors import Error, UnsupportedError
 from lowbit.base.quoting import quoted, shown
 from lowbit.hf.config import Config
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lowbit._core import InputError
+from lowbit.base.errors import InputError
 from lowbit.base.quoting import quoted, shown
 
 

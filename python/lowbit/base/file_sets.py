@@ -22,8 +22,8 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
-from lowbit._core import FileError
 from lowbit.base.atomic import lock, locked, sync_folder
+from lowbit.base.errors import FileError
 from lowbit.base.paths import Identity, identity
 
 #: Renaming takes milliseconds: whoever is not done after so many seconds never will be.

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from lowbit import _core
-from lowbit._core import FileError, FormatError
+from lowbit.base.errors import FileError, FormatError
 from lowbit.base.operation import reading
 from lowbit.base.paths import check_regular, checked, identity
 

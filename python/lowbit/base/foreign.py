@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lowbit._core import FormatError, UnsupportedError
+from lowbit.base.errors import FormatError, UnsupportedError
 from lowbit.base.files import FileReader, read_text
 
 _HEAD_BYTES = 1024  # a pointer has about 130

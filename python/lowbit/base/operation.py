@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-from lowbit._core import InputError
+from lowbit.base.errors import InputError
 from lowbit.base.paths import Identity, check_regular, identity, status
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 
-from lowbit._core import FileError, InputError
+from lowbit.base.errors import FileError, InputError
 from lowbit.base.quoting import quoted
 
 AnyPath = str | bytes | os.PathLike[str] | os.PathLike[bytes]

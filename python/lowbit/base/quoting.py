@@ -17,18 +17,17 @@ MOST_SHOWN, MOST_MESSAGE = 100, 500
 _CUT = "..."
 
 
-class OneLineError(Exception):
-    """An exception whose message is one line of bounded length. The base of `lowbit.Error` (src/bindings/module.cc)."""
-
-    def __init__(self, *args: object) -> None:
-        super().__init__(*(one_line(arg) if isinstance(arg, str) else arg for arg in args))
-
-
 def printable(text: str) -> str:
     """The text with what is not printable escaped: it must not drive a terminal."""
     if text.isprintable():
         return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    return "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
+def _escaped(character: str) -> str:
+    if "\udc80" <= character <= "\udcff":  # a byte of a path that is not UTF-8 (os.fsdecode)
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode("ascii")
 
 
 def one_line(text: str, most: int = MOST_MESSAGE) -> str:

@@ -18,7 +18,7 @@ from typing import NoReturn
 import typer
 from typer.main import get_command
 
-from lowbit._core import Error
+from lowbit.base.errors import Error
 from lowbit.base.operation import operation
 from lowbit.base.quoting import MOST_MESSAGE, one_line, reason
 from lowbit.cli import demo, diff, exporting, files, imatrix, ladder, measure, metadata, quantizing, splitting, writing  # noqa: F401  (each adds its commands)

@@ -71,7 +71,7 @@ def verdict_as_json(verdict: Verdict) -> dict[str, Any]:
 @contextmanager
 def showing_failed_verdict(json: bool) -> Iterator[None]:
     """Shows the verdict of a conversion that failed for it."""
-    from lowbit._core import Error
+    from lowbit.base.errors import Error
 
     try:
         yield

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lowbit._core import Error
+from lowbit.base.errors import Error
 from lowbit.base.heap import trim_heap
 from lowbit.conversion.open import OpenedCheckpoint
 from lowbit.tokenizer.definition import DEFINITION_KEY, EOS_IDS_KEY, MERGES_KEY, definition

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lowbit import gguf
-from lowbit._core import InputError
 from lowbit.base import arguments
+from lowbit.base.errors import InputError
 from lowbit.base.operation import operation
 from lowbit.base.paths import AnyPath, checked
 from lowbit.base.progress import waiting

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -16,11 +17,11 @@ from typing import Any
 import numpy as np
 
 from lowbit import gguf
-from lowbit._core import FileError, FormatError, InputError, UnsupportedError
 from lowbit.arch import Architecture, of_metadata
 from lowbit.arch.to_hf import decimal
 from lowbit.base import arguments
 from lowbit.base.atomic import locked
+from lowbit.base.errors import FileError, FormatError, InputError, UnsupportedError
 from lowbit.base.foreign import of_file
 from lowbit.base.paths import AnyPath, checked, is_dir, status
 from lowbit.base.progress import progress_bar
@@ -185,22 +186,22 @@ def _new_folder(path: Path) -> Iterator[Path]:
     """A folder under a temporary name beside `path`, which gets that name at the end unless there is an exception."""
     try:
         if status(path) and (not is_dir(path) or any(path.iterdir())):
-            raise FileError(f"{path}: there already, expected a new or an empty folder")
+            raise FileError("there already", path=path, errno=errno.EEXIST, expected="a new or an empty folder")
         _remove_stale(path)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
         lock = locked(temporary)
     except OSError as error:
-        raise FileError(f"{path}: {error.strerror}") from None
+        raise FileError.of(error, path) from None
     try:
         yield temporary
         os.chmod(temporary, 0o777 & ~_umask())  # mkdtemp keeps others out
         if path.exists():
             path.rmdir()
         temporary.rename(path)
-    except FileError as error:
-        raise FileError(str(error).replace(str(temporary), str(path))) from None
     except OSError as error:
-        raise FileError(f"{path}: {error.strerror}") from None
+        failed = FileError.of(error, path)
+        failed.path = str(failed.path).replace(str(temporary), str(path))
+        raise failed from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         if lock is not None:

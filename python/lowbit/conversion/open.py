@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from lowbit._core import Error
 from lowbit.arch import metadata as gguf_metadata
 from lowbit.arch.base import Architecture
 from lowbit.arch.model_spec import ModelSpec
 from lowbit.arch.pooling import MODULES, pooling_config, pooling_type
 from lowbit.arch.registry import hf_classes
 from lowbit.arch.unknown import unknown_class
+from lowbit.base.errors import Error
 from lowbit.base.heap import trim_heap
 from lowbit.base.operation import reading
 from lowbit.base.paths import AnyPath

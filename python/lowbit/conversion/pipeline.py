@@ -18,8 +18,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from lowbit import _core, gguf
-from lowbit._core import InputError
 from lowbit.base.atomic import remove_stale
+from lowbit.base.errors import InputError
 from lowbit.base.file_sets import replacing_set
 from lowbit.quantization.recipes import FLOAT_FORMATS
 from lowbit.tensors import nonfinite

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from lowbit import gguf
-from lowbit._core import InputError, UnsupportedError
+from lowbit.base.errors import InputError, UnsupportedError
 from lowbit.base.operation import replacing
 from lowbit.base.progress import progress_bar
 from lowbit.base.quoting import one_line

@@ -23,7 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lowbit._core import FormatError
+from lowbit.base.errors import FormatError
 from lowbit.base.files import FileReader
 from lowbit.base.paths import is_file
 from lowbit.gguf.values import type_name

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from lowbit import gguf
-from lowbit._core import InputError
 from lowbit.base import arguments
+from lowbit.base.errors import InputError
 from lowbit.base.operation import operation, replacing
 from lowbit.base.paths import AnyPath, checked, is_dir
 from lowbit.base.progress import progress_bar

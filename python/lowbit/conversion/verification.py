@@ -30,8 +30,8 @@ import numpy as np
 import numpy.typing as npt
 
 from lowbit import _core, gguf
-from lowbit._core import Error, UnsupportedError
 from lowbit.arch import spec as spec_of
+from lowbit.base.errors import Error, UnsupportedError
 from lowbit.base.heap import trim_heap
 from lowbit.base.paths import AnyPath, checked
 from lowbit.base.progress import progress_bar

@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from lowbit import _core, arch, gguf
-from lowbit._core import InputError
 from lowbit.arch.model_spec import ModelSpec
 from lowbit.base import arguments
+from lowbit.base.errors import ContextFullError, InputError
 from lowbit.base.foreign import of_file
 from lowbit.base.paths import AnyPath, checked, is_file
 from lowbit.base.threads import num_threads
@@ -68,7 +68,7 @@ def load(
     where = checked(path)
     if is_file(where) or where.endswith(".gguf"):
         if not isinstance(lora, Sequence) or lora:
-            raise _core.InputError(f"{where}: adapters are merged into checkpoints, not into GGUF files")
+            raise InputError(f"{where}: adapters are merged into checkpoints, not into GGUF files")
         file = gguf.open(where)
         tensors = {name: weight for name, weight in file.tensors.items() if _is_weight(weight)}
         with of_file(where):
@@ -115,7 +115,7 @@ class _Sequences:
     def take(self, prompt: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
         with _CHOOSING:
             if not self._idle:
-                raise _core.ContextFullError("all of the model's sequences are in use; see max_sequences")
+                raise ContextFullError("all of the model's sequences are in use; see max_sequences")
             # Of those that share nothing, the one with the least to lose.
             best = max(self._idle, key=lambda i: (_num_shared(self._idle[i], prompt), -len(self._idle[i])))
             held = self._idle.pop(best)
@@ -217,12 +217,12 @@ class Model:
         """
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else _as_ids(prompt)
         if not ids:
-            raise _core.InputError("the prompt has no tokens")
+            raise InputError("the prompt has no tokens")
         if max_tokens is not None:
             max_tokens = arguments.integer("max_tokens", max_tokens, 0)
         room = self.context - len(ids)
         if room < (max_tokens or 1):
-            raise _core.ContextFullError(
+            raise ContextFullError(
                 f"context full: a prompt of {len(ids)} tokens and {max_tokens or 1} more do not fit into {self.context}"
             )
         sampler = _core.Sampler(
@@ -374,10 +374,10 @@ def _pieces(ids: list[int]) -> Iterator[list[int]]:
 def _as_int32(name: str, values: npt.ArrayLike) -> npt.NDArray[np.int32]:
     array = arguments.array(name, values)
     if array.ndim != 1 or (array.size and not np.issubdtype(array.dtype, np.integer)):
-        raise _core.InputError(f"{name}: expected integers in one dimension, found {array.dtype} {array.shape}")
+        raise InputError(f"{name}: expected integers in one dimension, found {array.dtype} {array.shape}")
     bounds = np.iinfo(np.int32)
     if array.size and (array.min() < bounds.min or array.max() > bounds.max):
-        raise _core.InputError(f"{name}: {array.min()} to {array.max()} are out of range")
+        raise InputError(f"{name}: {array.min()} to {array.max()} are out of range")
     return array.astype(np.int32)
 
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lowbit._core import InputError
 from lowbit.base import simd
+from lowbit.base.errors import InputError
 from lowbit.base.paths import AnyPath, checked
 from lowbit.engine import model as models
 from lowbit.tensors import nonfinite

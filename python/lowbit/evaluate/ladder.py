@@ -10,8 +10,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from lowbit._core import InputError
 from lowbit.base import arguments
+from lowbit.base.errors import InputError
 from lowbit.base.paths import AnyPath, checked, is_file
 from lowbit.conversion.convert import convert, quantize_file
 from lowbit.engine.model import Model, load

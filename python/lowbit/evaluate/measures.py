@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from lowbit import _core
-from lowbit._core import InputError
 from lowbit.base import arguments
+from lowbit.base.errors import InputError
 from lowbit.base.quoting import listed, shown
 from lowbit.base.threads import num_threads
 from lowbit.tensors import nonfinite

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lowbit._core import InputError, UnsupportedError
 from lowbit.base.atomic import AtomicFile
+from lowbit.base.errors import InputError, UnsupportedError
 from lowbit.base.paths import AnyPath, checked, is_dir
 from lowbit.evaluate.ladder import Ladder, Rung
 

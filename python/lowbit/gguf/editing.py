@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lowbit import _core
-from lowbit._core import FormatError, InputError
 from lowbit.base import arguments
 from lowbit.base.atomic import remove_stale
+from lowbit.base.errors import FormatError, InputError
 from lowbit.base.foreign import GGUF_MAGIC, named
 from lowbit.base.paths import checked
 from lowbit.base.progress import progress_bar

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lowbit import _core
-from lowbit._core import FileError, InputError, UnsupportedError
+from lowbit.base.errors import FileError, InputError, UnsupportedError
 from lowbit.base.foreign import GGUF_MAGIC, named
 from lowbit.base.operation import reading
 from lowbit.base.paths import AnyPath, Identity, checked, identity, status

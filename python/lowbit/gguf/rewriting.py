@@ -19,8 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lowbit._core import FileError, FormatError
 from lowbit.base.atomic import AtomicFile, lock, sync_folder
+from lowbit.base.errors import FileError, FormatError
 from lowbit.base.files import FileReader, read_bytes
 from lowbit.base.paths import check_regular
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from lowbit import gguf
-from lowbit._core import UnsupportedError
+from lowbit.base.errors import UnsupportedError
 from lowbit.base.files import FileReader
 from lowbit.quantization.recipes import FLOAT_FORMATS
 from lowbit.tensors.source import Decoded, FileRows, TensorSource

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lowbit._core import InputError
+from lowbit.base.errors import InputError
 from lowbit.base.quoting import quoted, shown
 
 #: Numbers by the names that users give them.

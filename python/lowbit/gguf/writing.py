@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from lowbit import _core
-from lowbit._core import InputError
 from lowbit.base import arguments
+from lowbit.base.errors import InputError
 from lowbit.base.paths import target
 from lowbit.base.quoting import shown
 from lowbit.gguf.reading import DTYPES, Path, Tensor, TensorInfo

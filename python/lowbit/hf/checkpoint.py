@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from lowbit._core import Error, FileError, FormatError, UnsupportedError
+from lowbit.base.errors import Error, FileError, FormatError, UnsupportedError
 from lowbit.base.files import FileReader, read_bytes
 from lowbit.base.foreign import ERROR_KEYS, named
 from lowbit.base.operation import reading

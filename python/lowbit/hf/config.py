@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from lowbit._core import FormatError, UnsupportedError
+from lowbit.base.errors import FormatError, UnsupportedError
 from lowbit.base.quoting import quoted, shown
 
 #: Sizes in config.json are checked against this before anything is computed from them.

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lowbit._core import Error, FileError, UnsupportedError
+from lowbit.base.errors import Error, FileError, UnsupportedError
 from lowbit.base.paths import AnyPath, checked, is_file, status
 from lowbit.base.quoting import quoted, reason
 from lowbit.hf.checkpoint import PICKLES, SINGLE, SMALL_FILES, read_json, weight_files

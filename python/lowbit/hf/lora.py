@@ -28,8 +28,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lowbit._core import FileError, FormatError, InputError, UnsupportedError
 from lowbit.base import arguments
+from lowbit.base.errors import FileError, FormatError, InputError, UnsupportedError
 from lowbit.base.paths import AnyPath, is_dir, is_file
 from lowbit.base.quoting import quoted
 from lowbit.hf.checkpoint import Checkpoint, StoredTensor, read_json, read_safetensors

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from lowbit._core import InputError
 from lowbit.base.atomic import AtomicFile
+from lowbit.base.errors import InputError
 from lowbit.conversion.pipeline import Job
 from lowbit.hf.checkpoint import ITEM_BYTES, MAX_HEADER_BYTES
 

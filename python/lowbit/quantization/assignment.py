@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lowbit import _core
-from lowbit._core import InputError, UnsupportedError
 from lowbit.arch.base import layer_of
+from lowbit.base.errors import InputError, UnsupportedError
 from lowbit.quantization.options import ConvertOptions
 from lowbit.quantization.recipes import At, Mix, Network
 

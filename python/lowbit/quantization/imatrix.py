@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from lowbit import gguf
-from lowbit._core import FormatError, InputError
 from lowbit.base import arguments
+from lowbit.base.errors import FormatError, InputError
 from lowbit.base.files import FileReader
 from lowbit.base.foreign import named
 from lowbit.base.paths import AnyPath, checked

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
 from lowbit import _core, gguf
-from lowbit._core import FormatError, InputError
 from lowbit.base import arguments
+from lowbit.base.errors import FormatError, InputError
 from lowbit.base.files import read_text
 from lowbit.base.paths import AnyPath, checked
 from lowbit.base.quoting import quoted, reason, shown

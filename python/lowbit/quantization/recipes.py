@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lowbit._core import FormatError, InputError, UnsupportedError
 from lowbit.base import arguments
+from lowbit.base.errors import FormatError, InputError, UnsupportedError
 from lowbit.base.quoting import quoted
 from lowbit.base.suggest import did_you_mean
 

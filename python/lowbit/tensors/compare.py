@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from lowbit import _core
 from lowbit.base import arguments
+from lowbit.base.errors import InputError
 from lowbit.base.threads import num_threads
 from lowbit.tensors.qtensor import QTensor, format_of, matrices
 
@@ -52,7 +53,7 @@ def error(w: npt.ArrayLike, q: QTensor | npt.NDArray[Any], threads: int | None =
     if not isinstance(q, QTensor):
         q = QTensor(np.ascontiguousarray(q).view(np.uint8), format)
     if weights.ndim == 0 or weights.shape != q.shape:
-        raise _core.InputError(f"error: w {weights.shape} and q {q.shape} differ in shape")
+        raise InputError(f"error: w {weights.shape} and q {q.shape} differ in shape")
     count = num_threads(threads)
     parts = [_core.compare_rows(a, data, format, count) for a, data in matrices(weights, q.data)]
     sums = np.concatenate(parts) if parts else np.empty((0, 3))

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from lowbit import _core
 from lowbit.base import arguments
+from lowbit.base.errors import InputError
 from lowbit.base.threads import num_threads
 from lowbit.tensors.qtensor import QTensor, bytes_of, format_of
 
@@ -30,10 +31,10 @@ def matmul(
     Raises InputError for shapes or dtypes that do not fit.
     """
     if not isinstance(w, (QTensor, np.ndarray)):
-        raise _core.InputError(f"matmul: w is a {type(w).__name__}, expected a QTensor or an array")
+        raise InputError(f"matmul: w is a {type(w).__name__}, expected a QTensor or an array")
     x = arguments.array("x", x, np.float32)
     if w.ndim != 2 or x.ndim == 0 or x.shape[-1] != w.shape[1]:
-        raise _core.InputError(f"matmul: x {x.shape} and w {w.shape} do not fit (..., K) and (N, K)")
+        raise InputError(f"matmul: x {x.shape} and w {w.shape} do not fit (..., K) and (N, K)")
     data = bytes_of(w)
     rows = np.ascontiguousarray(x.reshape(math.prod(x.shape[:-1]), x.shape[-1]))
     out = np.empty((rows.shape[0], w.shape[0]), np.float32)

@@ -17,10 +17,9 @@ from typing import IO, Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from lowbit import _core
-from lowbit._core import FileError, FormatError, InputError, UnsupportedError
 from lowbit.base import arguments
 from lowbit.base.atomic import AtomicFile
+from lowbit.base.errors import Error, FileError, FormatError, InputError, UnsupportedError
 from lowbit.base.files import open_file
 from lowbit.base.foreign import ZIP_MAGIC, named
 from lowbit.base.paths import AnyPath, checked
@@ -98,7 +97,7 @@ def _opened(path: AnyPath) -> Iterator[tuple[str, zipfile.ZipFile, int]]:
     try:
         with os.fdopen(open_file(where), "rb") as file, zipfile.ZipFile(file) as archive:
             yield where, archive, os.fstat(file.fileno()).st_size
-    except _core.Error:
+    except Error:
         raise
     except OSError as error:
         raise FileError(f"{where}: {error.strerror or error}") from None

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from lowbit import _core
 from lowbit.base import arguments
+from lowbit.base.errors import InputError
 from lowbit.base.paths import AnyPath
 from lowbit.base.quoting import quoted, shown
 from lowbit.base.threads import num_threads
@@ -44,14 +45,14 @@ class QTensor:
         """Raises InputError if `data` is not uint8, has no axis or has rows that are not whole blocks."""
         descriptor = find_format(format)
         if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim == 0:
-            raise _core.InputError(f"data: expected uint8 array of at least one axis, got {_describe(data)}")
+            raise InputError(f"data: expected uint8 array of at least one axis, got {_describe(data)}")
         if data.shape[-1] % descriptor.block_bytes:
-            raise _core.InputError(
+            raise InputError(
                 f"data: rows have {data.shape[-1]} bytes, expected a multiple of {descriptor.block_bytes} "
                 f"for {descriptor.name}"
             )
         if data.size and data.shape[-1] > 1 and data.strides[-1] != 1:
-            raise _core.InputError(f"data: expected contiguous rows, got a stride of {data.strides[-1]} bytes")
+            raise InputError(f"data: expected contiguous rows, got a stride of {data.strides[-1]} bytes")
         self._data = data
         self._descriptor = descriptor
 
@@ -111,7 +112,7 @@ class QTensor:
         except (TypeError, ValueError, RecursionError):
             raise arguments.wrong("dtype", "float32, float16 or bfloat16", dtype) from None
         if wanted not in _FLOAT_FORMATS:
-            raise _core.InputError(f"dtype: expected float32, float16 or bfloat16, got {shown(wanted)}")
+            raise InputError(f"dtype: expected float32, float16 or bfloat16, got {shown(wanted)}")
         count = num_threads(threads)
         out = _output(out, wanted, self.shape, {"data": self._data})
         for data, rows in matrices(self._data, out):
@@ -147,10 +148,10 @@ class QTensor:
         """
         parts = index if isinstance(index, tuple) else (index,)
         if any(part is None for part in parts):
-            raise _core.InputError("QTensor: an index may not hold None")
+            raise InputError("QTensor: an index may not hold None")
         dots = [i for i, part in enumerate(parts) if part is Ellipsis]
         if len(dots) > 1:
-            raise _core.InputError("QTensor: an index may hold ... once")
+            raise InputError("QTensor: an index may hold ... once")
         # A boolean array spans as many axes as it has.
         axes = sum(part.ndim if _is_mask(part) else part is not Ellipsis for part in parts)
         if dots:
@@ -159,7 +160,7 @@ class QTensor:
         if axes == self.ndim and isinstance(parts[-1], slice) and parts[-1] == slice(None):
             parts, axes = parts[:-1], axes - 1
         if axes > self.ndim - 1:
-            raise _core.InputError(f"QTensor: {axes} indices for shape {self.shape}; the last axis lies in blocks")
+            raise InputError(f"QTensor: {axes} indices for shape {self.shape}; the last axis lies in blocks")
         return QTensor(self._data[parts], self.format)
 
     def __eq__(self, other: object) -> bool:
@@ -190,7 +191,7 @@ def format_of(weights: QTensor | npt.NDArray[Any]) -> str:
     if not isinstance(weights, np.ndarray):
         raise arguments.wrong("weights", "a QTensor or an array", weights)
     if weights.dtype not in _FLOAT_FORMATS:
-        raise _core.InputError(f"weights: expected float32, float16 or bfloat16, got {shown(weights.dtype)}")
+        raise InputError(f"weights: expected float32, float16 or bfloat16, got {shown(weights.dtype)}")
     return _FLOAT_FORMATS[weights.dtype]
 
 
@@ -221,10 +222,10 @@ def quantize(
     descriptor = find_format(format)
     weights = arguments.array("weights", w)
     if weights.ndim == 0:
-        raise _core.InputError("weights: expected at least one axis, got a scalar")
+        raise InputError("weights: expected at least one axis, got a scalar")
     K = weights.shape[-1]
     if K % descriptor.block_size:
-        raise _core.InputError(
+        raise InputError(
             f"{descriptor.name}: rows have {K} weights, expected a multiple of the block size {descriptor.block_size}"
         )
     importance = (
@@ -234,7 +235,7 @@ def quantize(
     count = num_threads(threads)
     if isinstance(out, QTensor):
         if out.format != descriptor.name:
-            raise _core.InputError(f"out: expected {descriptor.name}, got {out.format}")
+            raise InputError(f"out: expected {descriptor.name}, got {out.format}")
         out = out.data
     shape = (*weights.shape[:-1], K // descriptor.block_size * descriptor.block_bytes)
     inputs = {"w": weights} if importance is None else {"w": weights, "imatrix": importance}
@@ -246,8 +247,8 @@ def quantize(
     for index in np.ndindex(weights.shape[:-2]):
         try:
             _core.quantize_rows(weights[index], descriptor.name, importance, packed[index], allow_nonfinite, count)
-        except _core.InputError as error:
-            raise _core.InputError(f"matrix {index}: {error}") from None
+        except InputError as error:
+            raise InputError(f"matrix {index}: {error}") from None
     return QTensor(packed, descriptor.name)
 
 
@@ -265,10 +266,10 @@ def dequantize(
     """
     if isinstance(q, QTensor):
         if format is not None and arguments.text("format", format).upper() != q.format:
-            raise _core.InputError(f"format: the tensor is {q.format}, got {quoted(format)}")
+            raise InputError(f"format: the tensor is {q.format}, got {quoted(format)}")
         return q.dequantize(dtype, threads, out)
     if format is None:
-        raise _core.InputError("format: expected a name beside an array of bytes")
+        raise InputError("format: expected a name beside an array of bytes")
     return QTensor(q, format).dequantize(dtype, threads, out)
 
 
@@ -293,12 +294,12 @@ def _output(
     if out is None:
         return np.empty(shape, dtype)
     if not isinstance(out, np.ndarray) or out.dtype != dtype or out.shape != shape:
-        raise _core.InputError(f"out: expected {dtype} array of shape {shape}, got {_describe(out)}")
+        raise InputError(f"out: expected {dtype} array of shape {shape}, got {_describe(out)}")
     if not (out.flags.c_contiguous and out.flags.aligned and out.flags.writeable):
-        raise _core.InputError("out: expected a C-contiguous, aligned array that may be written to")
+        raise InputError("out: expected a C-contiguous, aligned array that may be written to")
     for name, array in inputs.items():
         if np.may_share_memory(out, array):  # by the ranges of addresses: the exact question can take forever
-            raise _core.InputError(f"out: lies in the memory of {name}")
+            raise InputError(f"out: lies in the memory of {name}")
     return out
 
 

@@ -25,7 +25,7 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, models
 
-from lowbit._core import FormatError, UnsupportedError
+from lowbit.base.errors import FormatError, UnsupportedError
 from lowbit.base.quoting import quoted
 from lowbit.tokenizer.gguf import Vocab, score_merges
 from lowbit.tokenizer.sentencepiece import UNUSED

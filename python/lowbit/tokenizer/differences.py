@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice, takewhile
 
-from lowbit._core import InputError
+from lowbit.base.errors import InputError
 from lowbit.tokenizer.load import Tokenizer
 from lowbit.tokenizer.sample_text import TEXT
 

@@ -16,7 +16,7 @@ import numpy as np
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 
-from lowbit._core import FormatError, UnsupportedError
+from lowbit.base.errors import FormatError, UnsupportedError
 from lowbit.base.foreign import read_own_text
 from lowbit.base.quoting import quoted
 from lowbit.hf.checkpoint import MAX_JSON_BYTES, read_json

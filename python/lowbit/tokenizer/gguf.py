@@ -16,7 +16,7 @@ import numpy as np
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 
-from lowbit._core import FormatError, UnsupportedError
+from lowbit.base.errors import FormatError, UnsupportedError
 from lowbit.base.quoting import quoted
 from lowbit.tokenizer.regexes import PRE_TOKENIZERS, PreTokenizer
 from lowbit.tokenizer.sentencepiece import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, USER_DEFINED

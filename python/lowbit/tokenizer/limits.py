@@ -13,7 +13,7 @@ from typing import Any
 
 import tokenizers
 
-from lowbit._core import FormatError
+from lowbit.base.errors import FormatError
 
 #: Of what is in use, a table of characters (33 bytes for one) and three replacements come to hundreds.
 MAX_GROWTH = 1 << 14

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 import tokenizers
 from tokenizers import models, processors
 
-from lowbit._core import Error, FileError, FormatError, InputError, UnsupportedError
 from lowbit.base import arguments
+from lowbit.base.errors import Error, FileError, FormatError, InputError, UnsupportedError
 from lowbit.base.files import read_bytes
 from lowbit.base.foreign import named, of_file
 from lowbit.base.paths import AnyPath, is_dir, is_file

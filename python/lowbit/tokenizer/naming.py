@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from lowbit._core import UnsupportedError
+from lowbit.base.errors import UnsupportedError
 from lowbit.base.quoting import shown
 
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"

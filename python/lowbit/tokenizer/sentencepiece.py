@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lowbit._core import FormatError
+from lowbit.base.errors import FormatError
 from lowbit.base.files import read_bytes
 from lowbit.base.foreign import named
 

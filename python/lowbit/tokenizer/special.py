@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from lowbit._core import FormatError
+from lowbit.base.errors import FormatError
 from lowbit.base.paths import is_file
 from lowbit.base.quoting import quoted, shown
 from lowbit.hf.checkpoint import read_json

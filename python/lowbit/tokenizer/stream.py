@@ -7,8 +7,8 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
-from lowbit._core import InputError
 from lowbit.base import arguments
+from lowbit.base.errors import InputError
 from lowbit.base.quoting import quoted
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lowbit._core import FileError, FormatError
+from lowbit.base.errors import FileError, FormatError
 from lowbit.base.paths import is_file
 from lowbit.base.quoting import quoted
 from lowbit.tokenizer.naming import pre_tokenizer_name

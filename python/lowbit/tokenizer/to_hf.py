@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lowbit._core import FormatError
+from lowbit.base.errors import FormatError
 from lowbit.tokenizer.gguf import Vocab
 from lowbit.tokenizer.load import Tokenizer, from_metadata
 from lowbit.tokenizer.sentencepiece import USER_DEFINED, Piece, model_bytes

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lowbit._core import FormatError
+from lowbit.base.errors import FormatError
 from lowbit.base.paths import is_file
 from lowbit.base.quoting import listed, quoted
 from lowbit.hf.checkpoint import read_json

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from lowbit._core import FormatError, UnsupportedError
 from lowbit.arch import to_hf
 from lowbit.arch.base import DENSE_LAYER, Architecture, Tensor, sliding_layers
 from lowbit.arch.keys import Keys
 from lowbit.arch.model_spec import Rope
 from lowbit.arch.rope import Tensors, plain_rope, rope_of
+from lowbit.base.errors import FormatError, UnsupportedError
 from lowbit.base.quoting import quoted
 from lowbit.hf.config import Config
 from lowbit.tensors.source import MinusOne, PlusOne, TensorSource

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from lowbit._core import FormatError, UnsupportedError
 from lowbit.arch import to_hf
 from lowbit.arch.base import Architecture, Sizes, Tensor, refuse_wide_heads
 from lowbit.arch.keys import Keys
+from lowbit.base.errors import FormatError, UnsupportedError
 from lowbit.hf.config import MAX_SIZE, Config
 from lowbit.tensors.source import ArraySource, TensorSource, read
 

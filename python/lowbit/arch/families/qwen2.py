@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lowbit._core import FormatError
 from lowbit.arch import to_hf
 from lowbit.arch.base import Architecture, sliding_layers
 from lowbit.arch.keys import Keys
+from lowbit.base.errors import FormatError
 from lowbit.hf.config import Config
 from lowbit.tensors.source import TensorSource
 

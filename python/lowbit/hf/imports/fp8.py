@@ -19,7 +19,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from lowbit._core import FormatError, UnsupportedError
+from lowbit.base.errors import FormatError, UnsupportedError
 from lowbit.base.quoting import quoted, shown
 from lowbit.hf.checkpoint import FLOAT_DTYPES, Checkpoint, StoredTensor
 from lowbit.tensors.source import FileRows, num_elements

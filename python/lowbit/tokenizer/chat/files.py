@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lowbit._core import FormatError
+from lowbit.base.errors import FormatError
 from lowbit.base.foreign import read_own_text
 from lowbit.base.paths import is_file
 from lowbit.hf.checkpoint import read_json

@@ -24,7 +24,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-from lowbit._core import Error, FormatError, InputError
+from lowbit.base.errors import Error, FormatError, InputError
 from lowbit.base.quoting import reason
 from lowbit.tokenizer.chat.tools import json_schema
 

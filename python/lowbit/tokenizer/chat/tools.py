@@ -14,7 +14,7 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Any, Literal, Union
 
-from lowbit._core import InputError
+from lowbit.base.errors import InputError
 
 _SIMPLE: dict[Any, dict[str, Any]] = {
     int: {"type": "integer"}, float: {"type": "number"}, str: {"type": "string"}, bool: {"type": "boolean"},
