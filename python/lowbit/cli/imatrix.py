@@ -63,7 +63,7 @@ def imatrix_command(
     import lowbit
     from lowbit.base.operation import replacing
     from lowbit.base.paths import is_dir
-    from lowbit.quantization import imatrix
+    from lowbit.evaluate import imatrix
 
     if (model is None) != (text is None) or not (text or in_file):
         raise typer.BadParameter("expected MODEL and TEXT, or --in-file without both")

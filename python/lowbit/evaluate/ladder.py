@@ -17,9 +17,9 @@ from lowbit.conversion.convert import convert, quantize_file
 from lowbit.engine.model import Model, load
 from lowbit.evaluate import measures
 from lowbit.evaluate.bench import bench
+from lowbit.evaluate.imatrix import Imatrix, Sums, collect, load_imatrix
 from lowbit.evaluate.inspect import inspect
 from lowbit.hf.hub import resolve
-from lowbit.quantization.imatrix import Imatrix, Sums, collect, load_imatrix
 from lowbit.quantization.recipes import find_mix
 
 __all__ = ["RUNGS", "Ladder", "Rung", "ladder"]

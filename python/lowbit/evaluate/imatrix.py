@@ -1,0 +1,87 @@
+"""Importance matrices (`lowbit.imatrix`): `collect` makes one of a model and a text.
+
+Reading, merging and what conversions take of one is in `lowbit.quantization.imatrix`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from lowbit.base import arguments
+from lowbit.base.errors import InputError
+from lowbit.base.quoting import shown
+from lowbit.evaluate.measures import windows_of
+from lowbit.quantization.imatrix import CHUNK_SIZE, Coverage, Entry, Imatrix, Sums, load_imatrix, merge, read
+from lowbit.tensors import nonfinite
+
+if TYPE_CHECKING:
+    from lowbit.engine.model import Model
+
+__all__ = ["Coverage", "Entry", "Imatrix", "Sums", "collect", "load_imatrix", "merge", "read"]
+
+
+def collect(
+    model: Model,
+    text: str,
+    ctx: int = CHUNK_SIZE,
+    *,
+    first: int = 0,
+    chunks: int | None = None,
+    process_output: bool = False,
+    parse_special: bool = False,
+    dataset: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Sums:
+    """Lets `model` read `text` and adds up the squares of what each matrix of its layers is multiplied with.
+
+    The text is cut into windows of `ctx` tokens as llama-imatrix does: what is left over at the end is dropped, and
+    where the tokenizer begins every text with a token (BOS), that token takes the place of the first of each window.
+    first: so many windows are left out at the beginning; chunks: at most so many are read after them. process_output:
+    also for output.weight, where it is a matrix of its own. With `parse_special`, special tokens written out in the
+    text count as such. dataset: the text's name in the file. `progress(done, total)` is called after each window.
+    `Model.observe` is in use meanwhile, and afterwards nobody's.
+
+    The model computes with the precision it was loaded with: compute="f32" gives exact figures.
+
+    Raises InputError for a `ctx` below 1 or above the model's context, for a text too short for one window, and where
+    the sums are no longer finite.
+    """
+    ctx, first = arguments.integer("ctx", ctx, 1, model.context), arguments.integer("first", first, 0)
+    chunks = None if chunks is None else arguments.integer("chunks", chunks, 1)
+    process_output = arguments.flag("process_output", process_output)
+    dataset = None if dataset is None else arguments.text("dataset", dataset)
+
+    windows = windows_of(model.tokenizer, text, ctx, parse_special=parse_special)[first:][:chunks]
+    if len(windows) == 0:
+        raise InputError(f"text: no window of {ctx} tokens after the first {shown(first)}")
+    sums: dict[str, npt.NDArray[np.float64]] = {}
+    counts: dict[str, int] = {}
+
+    def add(name: str, x: npt.NDArray[np.float32]) -> None:
+        if not name.startswith("blk.") and not (process_output and name == "output.weight"):
+            return
+        # Squares in place, since x is a copy; a window's sum in float32, all windows' in float64.
+        with np.errstate(over="ignore", invalid="ignore"):
+            total = np.square(x, out=x).sum(axis=0)
+        if not np.isfinite(total).all():
+            raise InputError(
+                f"imatrix: inputs of {name} are not finite after {counts.get(name, 0)} tokens"
+                f"{nonfinite.cause(model.weights)}"
+            )
+        sums[name] = sums[name] + total if name in sums else total.astype(np.float64)
+        counts[name] = counts.get(name, 0) + len(x)
+
+    model.observe(add)
+    try:
+        for done, window in enumerate(windows, 1):
+            model.logits(window, start=0 if process_output else ctx - 1)
+            if progress is not None:
+                progress(done, len(windows))
+    finally:
+        model.observe(None)
+    entries = {n: Entry(total.astype(np.float32)[None], np.array([counts[n]], np.int64)) for n, total in sums.items()}
+    return Sums(entries, [] if dataset is None else [dataset], len(windows), ctx)
