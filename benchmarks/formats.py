@@ -182,7 +182,7 @@ def main() -> None:
     names = options.formats.split(",") if options.formats else [format.name for format in lowbit.formats()]
     with ThreadPoolExecutor(max(options.threads)) as pool:
         recorder = harness.Recorder("formats", options, peer.facts())
-        for format in map(_core.get_format, names):
+        for format in map(_core.Format, names):
             work = Work(format, rows_for(format, ggml, pool), ggml, pool)
             for operation in options.operations.split(","):
                 if possible(format, operation, ggml):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lowbit import arch, evaluate, gguf
+    from lowbit._core import Format
     from lowbit.base import simd
     from lowbit.base.errors import ContextFullError, Error, FileError, FormatError, InputError, UnsupportedError
     from lowbit.conversion.convert import convert, quantize_file
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from lowbit.engine.model import Model, load
     from lowbit.evaluate import imatrix
     from lowbit.quantization.options import ConvertOptions, QuantizeOptions
-    from lowbit.tensors.compare import ErrorReport, error
+    from lowbit.tensors.compare import Comparison, compare
     from lowbit.tensors.matmul import matmul
     from lowbit.tensors.npz import load_npz, save_npz
     from lowbit.tensors.qtensor import QTensor, dequantize, formats, quantize
@@ -27,12 +28,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Comparison",
     "ContextFullError",
     "ConvertOptions",
     "Error",
-    "ErrorReport",
     "ExportReport",
     "FileError",
+    "Format",
     "FormatError",
     "InputError",
     "Model",
@@ -46,9 +48,9 @@ __all__ = [
     "VerificationError",
     "__version__",
     "arch",
+    "compare",
     "convert",
     "dequantize",
-    "error",
     "evaluate",
     "export_hf",
     "formats",
@@ -71,6 +73,7 @@ __all__ = [
 #: Where each public name is, the same as above for type checkers. Modules are imported when a name of theirs is first
 #: used: NumPy takes 0.1 s, the library of tokenizers as long, and `import lowbit` needs neither.
 _NAMES = {
+    "_core": ("Format",),
     "base.errors": ("ContextFullError", "Error", "FileError", "FormatError", "InputError", "UnsupportedError"),
     "conversion.convert": ("convert", "quantize_file"),
     "conversion.export_hf": ("ExportReport", "export_hf"),
@@ -80,7 +83,7 @@ _NAMES = {
     "conversion.verification": ("Verdict", "VerificationError", "verify"),
     "engine.model": ("Model", "load"),
     "quantization.options": ("ConvertOptions", "QuantizeOptions"),
-    "tensors.compare": ("ErrorReport", "error"),
+    "tensors.compare": ("Comparison", "compare"),
     "tensors.matmul": ("matmul",),
     "tensors.npz": ("load_npz", "save_npz"),
     "tensors.qtensor": ("QTensor", "dequantize", "formats", "quantize"),

@@ -172,18 +172,28 @@ size_t Threads(py::ssize_t threads) {
 }
 
 void BindFormats(py::module_& m) {
-  py::class_<Format>(m, "Format")
+  // Descriptors belong to the registry: no object of Python's changes or deletes one.
+  py::class_<Format, std::unique_ptr<Format, py::nodelete>>(
+      m, "Format", "A format, by name in any case: `formats()` has all. Equal and hashed by ggml's id.")
+      .def(py::init([](const std::string& name) { return const_cast<Format*>(&GetFormat(name)); }), py::arg("name"))
       .def_property_readonly("name", [](const Format& f) { return f.name; })
       .def_readonly("ggml_type", &Format::ggml_type)
       .def_readonly("block_size", &Format::block_size)
       .def_readonly("block_bytes", &Format::block_bytes)
       .def_readonly("needs_imatrix", &Format::needs_imatrix)
       .def_property_readonly("bits_per_weight", &Format::BitsPerWeight)
-      .def("__repr__", [](const Format& f) {
-        return Str("Format(", f.name, ", ", f.block_bytes, " bytes for ", f.block_size, " weights)");
-      });
+      .def(
+          "__eq__", [](const Format& a, const Format& b) { return a.ggml_type == b.ggml_type; }, py::is_operator())
+      .def("__hash__", [](const Format& f) { return f.ggml_type; })
+      .def("__reduce__",
+           [](const py::object& f) { return py::make_tuple(py::type::of(f), py::make_tuple(f.attr("name"))); })
+      .def("__repr__",
+           [](const Format& f) {
+             return Str("<Format ", f.name, ": ", f.block_size, " weight", f.block_size == 1 ? "" : "s", " in ",
+                        f.block_bytes, " bytes>");
+           })
+      .attr("__module__") = "lowbit";  // its public name, which pickles have
   m.def("formats", &Formats, py::return_value_policy::reference);
-  m.def("get_format", &GetFormat, py::return_value_policy::reference, py::arg("name"));
   m.def("quantize_rows", &QuantizeArray, py::arg("weights"), py::arg("format"), py::arg("importance").none(true),
         py::arg("out"), py::arg("allow_nonfinite"), py::arg("threads"));
   m.def("dequantize_rows", &DequantizeArray, py::arg("data"), py::arg("format"), py::arg("out"), py::arg("threads"));

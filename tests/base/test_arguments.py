@@ -99,7 +99,7 @@ def cases(folder: Path) -> Iterator[tuple[str, Case]]:
         (packed.dequantize, {"threads": 1}),
         (lowbit.QTensor, {"data": packed.data, "format": "Q8_0"}),
         (lowbit.QTensor.load, {"path": folder / "x.npz", "name": "a"}),
-        (lowbit.error, {"w": FLOATS, "q": packed, "threads": 1}),
+        (lowbit.compare, {"w": FLOATS, "q": packed, "threads": 1}),
         (lowbit.matmul, {"x": FLOATS, "w": packed, "threads": 1}),
         (lowbit.simd.force, {"name": None}),
         (lowbit.save_npz, {"path": folder / "y.npz", "tensors": {"a": packed}}),

@@ -110,7 +110,7 @@ class Job:
 def _encode_rows(
     rows: np.ndarray, format: str, importance: np.ndarray | None, threads: int, allow_nonfinite: bool
 ) -> np.ndarray:
-    descriptor = _core.get_format(format)
+    descriptor = _core.Format(format)
     out = np.empty((rows.shape[0], rows.shape[1] // descriptor.block_size * descriptor.block_bytes), np.uint8)
     _core.quantize_rows(rows, format, importance, out, allow_nonfinite, threads)
     return out

@@ -141,7 +141,7 @@ class TensorPair:
             if row <= limit:
                 return f"has weights that are not the source's rounded to {self.format}"
         else:
-            limit = min(_ZEROS, float(8 * 2.0 ** -_core.get_format(self.format).bits_per_weight))
+            limit = min(_ZEROS, float(8 * 2.0 ** -_core.Format(self.format).bits_per_weight))
             if self._exact and not self._loses(worst):
                 limit = 0.0
             if row <= limit:

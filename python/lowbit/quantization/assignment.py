@@ -105,7 +105,7 @@ def num_experts(shape: Sequence[int]) -> int:
 def needs_imatrix(mix: Mix, tensor: Assignment) -> bool:
     """Whether to encode that tensor without importances would make garbage."""
     if tensor.name in WHOLE_NAMES:
-        return bool(_core.get_format(tensor.format).needs_imatrix)
+        return bool(_core.Format(tensor.format).needs_imatrix)
     return tensor.format in NEED_IMATRIX or MIXES_NEED_IMATRIX.get(mix.name) == tensor.format
 
 

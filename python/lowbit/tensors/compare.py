@@ -1,4 +1,4 @@
-"""`error`: what quantization did to an array."""
+"""`compare`: what quantization did to an array."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from lowbit.base.errors import InputError
 from lowbit.base.threads import num_threads
 from lowbit.tensors.qtensor import QTensor, format_of, matrices
 
-__all__ = ["ErrorReport", "RowErrors", "error"]
+__all__ = ["Comparison", "RowComparison", "compare"]
 
 
 @dataclass(frozen=True)
-class RowErrors:
-    """What `error` says of each row: float64 arrays (...) without the last axis."""
+class RowComparison:
+    """What `compare` finds for each row: float64 arrays (...) without the last axis."""
 
     rmse: npt.NDArray[np.float64]
     relative: npt.NDArray[np.float64]
@@ -28,8 +28,8 @@ class RowErrors:
 
 
 @dataclass(frozen=True)
-class ErrorReport:
-    """How far packed weights q are from the weights w, as `error` finds.
+class Comparison:
+    """How far packed weights q are from the weights w, as `compare` finds.
 
     rmse: root of the mean of (w - q)^2. relative: the same over the root of the mean of w^2; 0 where nothing was lost.
     max: the largest |w - q|. snr: signal to noise in decibels, -20 log10 of relative; infinite where nothing was lost.
@@ -39,10 +39,10 @@ class ErrorReport:
     relative: float
     max: float
     snr: float
-    rows: RowErrors
+    rows: RowComparison
 
 
-def error(w: npt.ArrayLike, q: QTensor | npt.NDArray[Any], threads: int | None = None) -> ErrorReport:
+def compare(w: npt.ArrayLike, q: QTensor | npt.NDArray[Any], threads: int | None = None) -> Comparison:
     """Compares `w` (..., K), float32, float16 or bfloat16 with any strides, with a QTensor or floats of its shape.
 
     Computed in float64, a few rows at a time: no decoded copy is made. NaN or an infinity in either gives NaN or
@@ -53,15 +53,15 @@ def error(w: npt.ArrayLike, q: QTensor | npt.NDArray[Any], threads: int | None =
     if not isinstance(q, QTensor):
         q = QTensor(np.ascontiguousarray(q).view(np.uint8), format)
     if weights.ndim == 0 or weights.shape != q.shape:
-        raise InputError(f"error: w {weights.shape} and q {q.shape} differ in shape")
+        raise InputError(f"compare: w {weights.shape} and q {q.shape} differ in shape")
     count = num_threads(threads)
     parts = [_core.compare_rows(a, data, format, count) for a, data in matrices(weights, q.data)]
     sums = np.concatenate(parts) if parts else np.empty((0, 3))
-    rows = RowErrors(*(column.reshape(weights.shape[:-1]) for column in _figures(sums, weights.shape[-1])))
+    rows = RowComparison(*(column.reshape(weights.shape[:-1]) for column in _figures(sums, weights.shape[-1])))
     squared, signal = sums[:, 0].sum(), sums[:, 1].sum()
     whole = np.array([[squared, signal, sums[:, 2].max(initial=0.0)]])
     rmse, relative, largest, snr = (float(column[0]) for column in _figures(whole, weights.size))
-    return ErrorReport(rmse, relative, largest, snr, rows)
+    return Comparison(rmse, relative, largest, snr, rows)
 
 
 def _figures(sums: npt.NDArray[np.float64], num: int) -> tuple[npt.NDArray[np.float64], ...]:

@@ -181,7 +181,7 @@ def formats() -> list[_core.Format]:
 
 def find_format(name: str) -> _core.Format:
     """The format of that name, in any case. Raises InputError that lists those there are."""
-    return _core.get_format(arguments.text("format", name))
+    return _core.Format(arguments.text("format", name))
 
 
 def format_of(weights: QTensor | npt.NDArray[Any]) -> str:
