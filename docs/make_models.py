@@ -1,9 +1,9 @@
-"""Writes docs/models.md: what the tests check of each family of models, and what converting one takes.
+"""Writes the first table of docs/models.md: the tests of each family of models, and the memory of a conversion.
 
     python docs/make_models.py [JUNIT_FILE ...]
 
-Runs the tests of the page's commands, or takes what such a run wrote with `pytest --junitxml`; either needs the extras
-`test` and `oracle`. Memory is what benchmarks/results/memory.json says.
+Runs the commands of the page, or reads the results of an earlier run with `pytest --junitxml`. Both need the extras
+`test` and `oracle`. Memory comes from benchmarks/results/memory.json.
 """
 
 from __future__ import annotations
@@ -33,9 +33,11 @@ MEMORY = ROOT / "benchmarks" / "results" / "memory.json"
 
 
 class Family(NamedTuple):
-    """A row: released models, words of which the names of their tests have one, a model of benchmarks/memory.py.
+    """A row of the table.
 
-    different: where it is written why files are not the reference's; then the words are a file of tests of their own.
+    models: released models. gguf: the architecture. words: for each column, words that select tests by name.
+    shapes: the model of benchmarks/memory.py. different: the page that explains why files differ from the reference's;
+    if set, the first of `words` is a test file instead.
     """
 
     models: str
@@ -71,23 +73,23 @@ class Result(NamedTuple):
     file: str
     name: str
     passed: bool
-    figures: dict[str, float]  #: what it recorded
+    figures: dict[str, float]  #: figures that the test recorded
 
 
 def tests(family: Family) -> list[tuple[str, list[str]]]:
-    """Of each column the file, and words of which the names of its tests have one; of none: all."""
+    """For each column: the test file, and words that select tests by name. No words: all tests."""
     columns = list(zip(TESTS.values(), map(str.split, family.words), strict=True))
     return [(columns[0][1][0], []), *columns[1:]] if family.different else columns
 
 
 def commands(family: Family) -> list[list[str]]:
-    """What each cell runs."""
+    """The command of each cell."""
     commands = [["pytest", file, *(["-k", " or ".join(words)] if words else [])] for file, words in tests(family)]
     return [*commands, ["python", "benchmarks/memory.py", family.shapes]]
 
 
 def run_tests(junit: Path) -> None:
-    """Runs every test of the table. A failure shows in it."""
+    """Runs every test of the table. The table shows failures."""
     files = sorted({file for family in FAMILIES for file, _ in tests(family)})
     command = [sys.executable, "-m", "pytest", "-q", "-n", "auto", f"--junitxml={junit}", *files]
     subprocess.run(command, cwd=ROOT, check=False)
@@ -105,7 +107,7 @@ def results(junit: Path) -> list[Result]:
 
 
 def cell(found: list[Result], file: str, words: list[str]) -> str:
-    """How many tests passed, and the largest of the figures that they recorded."""
+    """The number of tests that passed, and the largest recorded value of each figure."""
     chosen = [r for r in found if r.file == file and any(word.lower() in r.name.lower() for word in words or [""])]
     failed = sum(not result.passed for result in chosen)
     if failed or not chosen:
@@ -117,24 +119,24 @@ def cell(found: list[Result], file: str, words: list[str]) -> str:
 
 
 def memory_cells() -> dict[str, str]:
-    """Model of benchmarks/memory.py -> the peak of its conversion."""
+    """Model of benchmarks/memory.py -> peak memory of its conversion."""
     entries = json.loads(MEMORY.read_text())["results"]
     return {e["model"]: f"{e['peak_rss'] / 1e6:.0f} MB for {e['weights'] / 1e9:.2f} G weights" for e in entries}
 
 
 def page(rows: list[list[str]]) -> str:
-    """The table, and under it the commands."""
+    """The table, then the commands."""
     columns = [*TESTS, "resident memory"]
     lines = [f"| models | architecture | {' | '.join(columns)} |", "| --- " * (len(columns) + 2) + "|"]
     lines += [f"| {f.models} | `{f.gguf}` | {' | '.join(row)} |" for f, row in zip(FAMILIES, rows, strict=True)]
-    lines += ["", "The commands of the cells, from left to right:", ""]
+    lines += ["", "The commands behind the cells, from left to right:", ""]
     for family in FAMILIES:
         lines += [f"**{family.models}**", "", "```sh", *map(shlex.join, commands(family)), "```", ""]
     return "\n".join(lines)
 
 
 def main(junit_files: list[Path]) -> None:
-    """Makes the page."""
+    """Writes the page."""
     with tempfile.TemporaryDirectory() as scratch:
         if not junit_files:
             junit_files = [Path(scratch) / "junit.xml"]
