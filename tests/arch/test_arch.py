@@ -202,7 +202,7 @@ def test_windows(tmp_path: Path, arch: str, changes: dict[str, Any], window: int
 @pytest.mark.parametrize("types", [["sliding_attention"], ["full_attention", "chunked_attention"], "full_attention"])
 def test_bad_layer_types(tmp_path: Path, types: Any) -> None:
     folder = make_checkpoint(tmp_path / "a", "gemma3", config={"layer_types": types})
-    with pytest.raises(lowbit.FormatError, match=r"config\.json: layer_types is "):
+    with pytest.raises(lowbit.FormatError, match=r"config\.json: 'layer_types' is "):
         open_checkpoint(folder)
 
 

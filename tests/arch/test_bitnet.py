@@ -159,7 +159,7 @@ def change_config(folder: Path, **changes: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"quantization_config": None}, "quantization_config is 'None', expected an object"),
+        ({"quantization_config": None}, "'quantization_config' is 'None', expected an object"),
         ({"quantization_config": {"quant_method": "gptq"}}, "gptq"),
         ({"quantization_config": {"quant_method": "bitnet", "linear_class": 3}}, "'linear_class' is '3'"),
         ({"quantization_config": {"quant_method": "bitnet", "linear_class": "x"}}, "expected bitlinear or autobitl"),

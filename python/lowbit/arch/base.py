@@ -21,7 +21,6 @@ from lowbit.arch.rope import Tensors, original_context, rope_of
 from lowbit.arch.rope_keys import ROPE_FREQS, rope_metadata, rope_tensors
 from lowbit.arch.to_hf import MAX_LAYERS, WayBack, layer_types
 from lowbit.base.errors import FormatError, UnsupportedError
-from lowbit.base.quoting import quoted
 from lowbit.hf.checkpoint import Checkpoint
 from lowbit.hf.config import Config
 from lowbit.tensors.source import AsFloat32, Renamed, TensorSource
@@ -153,12 +152,12 @@ class Architecture(WayBack):
         num_heads = config.integer("num_attention_heads")
         num_kv_heads = config.integer("num_key_value_heads", num_heads)
         if num_heads % num_kv_heads:
-            raise FormatError(
-                f"{config.where}: num_attention_heads {num_heads} is no multiple of num_key_value_heads {num_kv_heads}"
+            raise config.error(
+                FormatError, "num_attention_heads", f"{num_heads} is no multiple of num_key_value_heads {num_kv_heads}"
             )
         head_dim = config.integer("head_dim", self.default_head_dim(hidden, num_heads))
         if head_dim % 2:
-            raise FormatError(f"{config.where}: head_dim is {head_dim}, expected an even number")
+            raise config.wrong("head_dim", head_dim, "an even number")
         return Sizes(
             layers=config.integer("num_hidden_layers"),
             context=config.integer("max_position_embeddings"),
@@ -175,20 +174,22 @@ class Architecture(WayBack):
         """Refuses what the architecture's graph does not express; returns notes on what GGUF does not keep."""
         key = self.activation_key
         if (activation := config.text(key, self.hidden_act)) != self.hidden_act:
-            raise UnsupportedError(
-                f"{config.where}: {key} {activation!r}, the {self.name} architecture has {self.hidden_act}"
+            raise config.error(
+                UnsupportedError, key, f"{activation!r}, the {self.name} architecture has {self.hidden_act}"
             )
         if not config.boolean("is_causal", True):
-            raise UnsupportedError(f"{config.where}: is_causal is false, and the network looks back only")
+            raise config.error(UnsupportedError, "is_causal", "is false, and the network looks back only")
         if config.values.get("per_layer_config"):
-            raise UnsupportedError(f"{config.where}: per_layer_config is set, and a GGUF file's layers are all alike")
+            raise config.error(UnsupportedError, "per_layer_config", "is set, and a GGUF file's layers are all alike")
         if config.values.get("layer_types") is not None:
             sliding = sliding_layers(config, self.sizes(config).layers, lambda i: False)
             windows = self.config_windows(config)
             if sliding != [window > 0 for window in windows]:
-                raise UnsupportedError(
-                    f"{config.where}: layer_types has {sliding.count(True)} layers of sliding_attention, the "
-                    f"other settings of {config.hf_class} give a window to {len(windows) - windows.count(0)}"
+                raise config.error(
+                    UnsupportedError,
+                    "layer_types",
+                    f"has {sliding.count(True)} layers of sliding_attention, the other settings of {config.hf_class} "
+                    f"give a window to {len(windows) - windows.count(0)}",
                 )
         if self.scaled_rope(config).values["rope_type"] == "llama3" and not self.engine_reads_rope_freqs:
             return [f"rope_type llama3 becomes the tensor {ROPE_FREQS}, with which llama.cpp refuses {self.name} files"]
@@ -251,7 +252,7 @@ class Architecture(WayBack):
         """Every tensor of the file, checked against config.json, in file order."""
         sizes = self.sizes(config)
         if sizes.layers > len(checkpoint.tensors):
-            raise FormatError(f"{config.where}: {sizes.layers} layers, but only {len(checkpoint.tensors)} tensors")
+            raise FormatError(f"{sizes.layers} layers, but only {len(checkpoint.tensors)} tensors", path=config.path)
         table = self.table(sizes.layers)
         tied = self.is_tied(config)
         names = {
@@ -270,14 +271,14 @@ class Architecture(WayBack):
             shape = tuple(sizes.named[size] for size in entry.shape)
             if stored.shape != shape:
                 keys = ", ".join(dict.fromkeys(CONFIG_KEYS[size] for size in entry.shape if size in CONFIG_KEYS))
-                raise FormatError(
-                    f"{stored.file.path.name}: tensor {stored_name!r} has shape {list(stored.shape)}, "
-                    f"config.json asks for {list(shape)} ({keys})"
+                raise stored.error(
+                    FormatError, f" has shape {list(stored.shape)}, config.json asks for {list(shape)} ({keys})"
                 )
             if entry.gguf.endswith(".bias") and not self.has_bias(entry.gguf.removesuffix(".bias"), config):
                 raise UnsupportedError(
-                    f"{config.where}: attention_bias or mlp_bias is not set, so that transformers leaves out tensor "
-                    f"{stored_name!r}"
+                    f"attention_bias or mlp_bias is not set, so that transformers leaves out tensor {stored_name!r}",
+                    path=config.path,
+                    tensor=stored_name,
                 )
             source = self.fix_up(Renamed(gguf_name, stored), config)
             found[gguf_name] = AsFloat32(gguf_name, source) if stays_float32(source) else source
@@ -291,7 +292,9 @@ class Architecture(WayBack):
             layers = {layer_of(name) for name in found} - {-1}
             if layers and max(layers) + 1 < sizes.layers and all(layer_of(name) > max(layers) for name in missing):
                 listed += f"; num_hidden_layers is {sizes.layers}, the tensors are those of {max(layers) + 1} layers"
-            raise FormatError(f"{checkpoint.folder}: missing {len(missing)} tensors: {listed}")
+            raise FormatError(
+                f"missing {len(missing)} tensors: {listed}", path=checkpoint.folder, tensor=hf_names[missing[0]]
+            )
         return [*self.extra_tensors(config), *found.values()]
 
     def _foreign(self, stored_name: str, name: str, config: Config, num_layers: int) -> FormatError:
@@ -299,10 +302,13 @@ class Architecture(WayBack):
         match = re.fullmatch(r"model\.layers\.(\d{1,6})\.(.+)", name)
         if match and int(match[1]) >= num_layers and any(tensor.hf == match[2] for tensor in self.layer_tensors):
             return FormatError(
-                f"{config.where}: num_hidden_layers is {num_layers}, but there are tensors of more layers: "
-                f"{stored_name!r}; take the config.json that belongs to the weights"
+                f"num_hidden_layers is {num_layers}, but there are tensors of more layers: {stored_name!r}; take the "
+                "config.json that belongs to the weights",
+                path=config.path,
+                key="num_hidden_layers",
+                tensor=stored_name,
             )
-        return FormatError(f"tensor {stored_name!r} is not one of the {self.name} architecture's")
+        return FormatError(f"tensor {stored_name!r} is not one of the {self.name} architecture's", tensor=stored_name)
 
     def table(self, num_layers: int) -> dict[str, tuple[Tensor, str]]:
         """Hugging Face name -> (entry, GGUF name), for every layer."""
@@ -346,16 +352,18 @@ class Architecture(WayBack):
         head_dim = get.integer("attention.key_length", hidden // num_heads, maximum=MAX_HEAD_DIM)
         for key in ("value_length", "key_length_swa", "value_length_swa"):
             if get.integer(f"attention.{key}", head_dim) != head_dim:
-                raise UnsupportedError(f"{self.name}.attention.{key} differs from key_length {head_dim}")
+                raise get.error(UnsupportedError, f"attention.{key}", f"differs from key_length {head_dim}")
         for key, what in UNSUPPORTED_COUNTS.items():
             if get.integer(key, 0, minimum=0):
-                raise UnsupportedError(f"{self.name}.{key}: {what} do not run yet")
+                raise get.error(UnsupportedError, key, f"is set: {what} do not run yet")
         if not get.boolean("attention.causal", True):
-            raise UnsupportedError(f"{self.name}.attention.causal is false, and the network looks back only")
+            raise get.error(UnsupportedError, "attention.causal", "is false, and the network looks back only")
         num_layers = get.integer("block_count", maximum=MAX_LAYERS)
         rope_dim = get.integer("rope.dimension_count", head_dim, maximum=head_dim)
         if get.integer("rope.dimension_count_swa", rope_dim) != rope_dim:
-            raise UnsupportedError(f"{self.name}.rope.dimension_count_swa differs from rope.dimension_count {rope_dim}")
+            raise get.error(
+                UnsupportedError, "rope.dimension_count_swa", f"differs from rope.dimension_count {rope_dim}"
+            )
         windows = self.windows(get, num_layers)
         ropes, layer_ropes = self.ropes(get, tensors, rope_dim, windows)
         tokens = metadata.get("tokenizer.ggml.tokens")
@@ -388,9 +396,11 @@ class Architecture(WayBack):
 def refuse_wide_heads(arch: str, config: Config, sizes: Sizes) -> None:
     """Raises UnsupportedError for heads that are not together as wide as the hidden state."""
     if sizes.num_heads * sizes.head_dim != sizes.hidden:
-        raise UnsupportedError(
-            f"{config.where}: head_dim {sizes.head_dim}, the {arch} architecture has hidden_size / "
-            f"num_attention_heads = {sizes.hidden / sizes.num_heads:g}"
+        raise config.error(
+            UnsupportedError,
+            "head_dim",
+            f"{sizes.head_dim}, the {arch} architecture has hidden_size / num_attention_heads = "
+            f"{sizes.hidden / sizes.num_heads:g}",
         )
 
 
@@ -401,7 +411,7 @@ def sliding_layers(config: Config, num_layers: int, default: Callable[[int], boo
         return [default(i) for i in range(num_layers)]
     known = ("sliding_attention", "full_attention")
     if not isinstance(types, list) or len(types) != num_layers or any(kind not in known for kind in types):
-        raise FormatError(f"{config.where}: layer_types is {quoted(types, 60)}, expected {' or '.join(known)} a layer")
+        raise config.wrong("layer_types", types, f"{' or '.join(known)} a layer", 60)
     return [kind == "sliding_attention" for kind in types]
 
 

@@ -38,9 +38,9 @@ def of_metadata(metadata: Mapping[str, Any], tensors: Iterable[str] = ()) -> Arc
     name = arguments.mapping("metadata", metadata).get("general.architecture")
     kind = metadata.get("general.type")
     if isinstance(kind, str) and kind in _OTHER_TYPES:
-        raise UnsupportedError(f"expected a model, found {_OTHER_TYPES[kind]} (general.type)")
+        raise UnsupportedError(key="general.type", expected="a model", found=f"{_OTHER_TYPES[kind]} (general.type)")
     if not isinstance(name, str):
-        raise FormatError("metadata has no general.architecture")
+        raise FormatError("metadata has no general.architecture", key="general.architecture")
     arch = architectures().get(name)
     if arch is None:
         raise unknown_name(name, tensors)

@@ -28,12 +28,14 @@ def pooling_config(folder: Path) -> Path | None:
         return None
     for module in _modules(path):
         if not isinstance(module, dict) or not isinstance(kind := module.get("type"), str):
-            raise FormatError(f"{path}: expected objects with a type, found {quoted(module)}")
+            raise FormatError(path=path, expected="objects with a type", found=quoted(module))
         if not kind.endswith("Pooling"):
             continue
         place = module.get("path")
         if not isinstance(place, str) or "\0" in place or {"/", ".."} & {*PurePosixPath(place).parts}:
-            raise FormatError(f"{path}: path is {quoted(place)}, expected a folder in this one")
+            raise FormatError(
+                f"path is {quoted(place)}", path=path, key="path", expected="a folder in this one", found=place
+            )
         return folder / place / "config.json"
     return None
 
@@ -47,11 +49,11 @@ def pooling_type(config: Path) -> int:
     mode = values.get("pooling_mode")
     if isinstance(mode, str) and mode in MODES:
         return MODES[mode]
-    raise UnsupportedError(f"{config}: expected pooling by mean, cls or lasttoken, the only ones that GGUF has")
+    raise UnsupportedError(path=config, expected="pooling by mean, cls or lasttoken, the only ones that GGUF has")
 
 
 def _modules(path: Path) -> list[Any]:
-    modules = parse_json_value(read_bytes(path, MAX_JSON_BYTES), str(path))
+    modules = parse_json_value(read_bytes(path, MAX_JSON_BYTES), path)
     if not isinstance(modules, list):
-        raise FormatError(f"{path}: expected a list of modules, found {type(modules).__name__}")
+        raise FormatError(path=path, expected="a list of modules", found=type(modules).__name__)
     return modules

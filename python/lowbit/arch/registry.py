@@ -55,7 +55,11 @@ def register(architecture: Architecture | AnyPath, *, replace: bool = False) -> 
         if not isinstance(getattr(arch, attribute, None), kind):
             raise InputError(f"{type(arch).__name__}.{attribute} is no {kind.__name__}")
     if not re.fullmatch(r"[\w-]+", arch.name, re.ASCII):
-        raise InputError(f"{type(arch).__name__}.name is {quoted(arch.name, 40)}, expected letters, digits, - and _")
+        raise InputError(
+            f"{type(arch).__name__}.name is {quoted(arch.name, 40)}",
+            expected="letters, digits, - and _",
+            found=arch.name,
+        )
     known = _registered()
     if not replace:
         taken = {known[arch.name].name} if arch.name in known else set()
@@ -81,8 +85,13 @@ def _of_file(path: object) -> Architecture:
     try:
         exec(loader.source_to_code(source, where), module.__dict__)
     except Exception as error:
-        raise FormatError(f"{where}: {type(error).__name__}: {error}") from error
+        raise FormatError(f"{type(error).__name__}: {error}", path=where) from error
     arch = getattr(module, "ARCHITECTURE", None)
     if not isinstance(arch, Architecture):
-        raise InputError(f"{where}: ARCHITECTURE is {type(arch).__name__}, expected a lowbit.arch.Architecture")
+        raise InputError(
+            f"ARCHITECTURE is {type(arch).__name__}",
+            path=where,
+            expected="a lowbit.arch.Architecture",
+            found=type(arch).__name__,
+        )
     return arch

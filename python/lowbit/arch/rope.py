@@ -47,10 +47,18 @@ def rope_of(get: Keys, tensors: Tensors, dim: int) -> Rope:
     factors = _factors(tensors, ROPE_FREQS, dim)
     if kind == "yarn":
         if factors is not None:
-            raise UnsupportedError(f"{get.arch}.rope.scaling.type is 'yarn', expected none beside tensor {ROPE_FREQS}")
+            raise get.error(
+                UnsupportedError,
+                "rope.scaling.type",
+                "is 'yarn'",
+                expected=f"none beside tensor {ROPE_FREQS}",
+                found="yarn",
+            )
         return _yarn(get, powers, magnitude)
     if kind not in ("none", "linear"):
-        raise UnsupportedError(f"{get.arch}.rope.scaling.type is {quoted(kind, 40)}, expected none, linear or yarn")
+        raise get.error(
+            UnsupportedError, "rope.scaling.type", f"is {quoted(kind, 40)}", expected="none, linear or yarn", found=kind
+        )
     frequencies = ONE / powers / factor
     if factors is not None:
         frequencies /= factors
@@ -89,7 +97,7 @@ def _yarn(get: Keys, powers: Array, magnitude: float) -> Rope:
         return 2 * pairs * math.log(original / (times * 2 * math.pi)) / (2 * math.log(base))
 
     if base == 1:
-        raise FormatError(f"{get.arch}.rope.freq_base is 1, for which there is no YaRN")
+        raise get.error(FormatError, "rope.freq_base", "is 1, for which there is no YaRN")
     low = max(math.floor(pair_that_turns(get.number("rope.scaling.yarn_beta_fast", 32.0))), 0)
     high = min(math.ceil(pair_that_turns(get.number("rope.scaling.yarn_beta_slow", 1.0))), 2 * pairs - 1)
     width = high - low if high != low else 0.001
@@ -105,10 +113,10 @@ def _factors(tensors: Tensors, name: str, dim: int) -> Array | None:
     if tensor is None:
         return None
     if tuple(tensor.shape) != (dim // 2,):
-        raise FormatError(f"tensor {name}: expected shape ({dim // 2}), found {tuple(tensor.shape)}")
+        raise FormatError(f"tensor {name}:", tensor=name, expected=f"shape ({dim // 2})", found=tuple(tensor.shape))
     values = tensor.dequantize(np.float32) if isinstance(tensor, QTensor) else tensor.astype(np.float32)
     if not (np.isfinite(values) & (values > 0)).all():
-        raise FormatError(f"tensor {name}: expected positive numbers")
+        raise FormatError(f"tensor {name}:", tensor=name, expected="positive numbers")
     result: Array = values
     return result
 

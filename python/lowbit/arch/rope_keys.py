@@ -34,9 +34,11 @@ def rope_metadata(rope: Config, context: int) -> dict[str, Any]:
     elif kind == "yarn":
         result = _yarn_metadata(rope, context)
     elif kind not in ("default", "llama3"):
-        raise UnsupportedError(f"{rope.where}: rope_type {kind!r}, expected default, linear, yarn or llama3")
+        raise rope.error(
+            UnsupportedError, "rope_type", repr(kind), expected="default, linear, yarn or llama3", found=kind
+        )
     if kind != "default" and rope.number("partial_rotary_factor", 1.0) != 1:
-        raise UnsupportedError(f"{rope.where}: partial_rotary_factor is set, the network rotates whole heads")
+        raise rope.error(UnsupportedError, "partial_rotary_factor", "is set, the network rotates whole heads")
     return {**result, "rope.freq_base": rope.number("rope_theta")}
 
 
@@ -55,7 +57,7 @@ def _yarn_metadata(rope: Config, context: int) -> dict[str, Any]:
     if rope.values.get("attention_factor") is None and (magnitude := _yarn_magnitude(rope, factor)) is not None:
         result["rope.scaling.yarn_attn_factor"] = magnitude
     if not rope.boolean("truncate", True):
-        raise UnsupportedError(f"{rope.where}: truncate is false, and GGUF has no key for YaRN with an exact ramp")
+        raise rope.error(UnsupportedError, "truncate", "is false, and GGUF has no key for YaRN with an exact ramp")
     return result
 
 
@@ -80,7 +82,9 @@ def rope_tensors(rope: Config, dim: int) -> list[TensorSource]:
         rope.number("original_max_position_embeddings"),
     )
     if not (np.isfinite(factors) & (factors > 0)).all():
-        raise FormatError(f"{rope.where}: its numbers make factors that are not positive and finite")
+        raise FormatError(
+            f"{rope.part}: its numbers make factors that are not positive and finite", path=rope.path, key=rope.part
+        )
     return [ArraySource(ROPE_FREQS, factors)]
 
 

@@ -47,7 +47,7 @@ class WayBack:
         head_dim = get.integer("attention.key_length", hidden // num_heads)
         embeddings = tensors.get("token_embd.weight")
         if embeddings is None:
-            raise FormatError("tensor token_embd.weight is missing")
+            raise FormatError("tensor token_embd.weight is missing", tensor="token_embd.weight")
         return {
             "architectures": [self.hf_names[0]],
             "model_type": self.name,
@@ -112,22 +112,28 @@ class WayBack:
         """
         sizes = self.sizes(config)
         if sizes.layers > len(tensors):
-            raise FormatError(f"{self.name}.block_count is {sizes.layers}, but there are only {len(tensors)} tensors")
+            raise FormatError(
+                f"{self.name}.block_count is {sizes.layers}, but there are only {len(tensors)} tensors",
+                key=f"{self.name}.block_count",
+            )
         computed = {tensor.name: tensor for tensor in self.extra_tensors(config)}
         places = {gguf: (entry, name) for name, (entry, gguf) in self.table(sizes.layers).items()}
         if missing := sorted(gguf for gguf, (entry, _) in places.items() if entry.required and gguf not in tensors):
-            raise FormatError(f"{len(missing)} tensors are missing: {', '.join(missing[:4])}")
+            raise FormatError(f"{len(missing)} tensors are missing: {', '.join(missing[:4])}", tensor=missing[0])
         found: list[TensorSource] = []
         for gguf_name, source in tensors.items():
             if gguf_name in computed and same(computed[gguf_name], source):
                 continue
             if gguf_name not in places:
-                raise UnsupportedError(f"tensor {gguf_name}: a {config.text('model_type')} checkpoint cannot hold it")
+                raise UnsupportedError(
+                    f"tensor {gguf_name}: a {config.text('model_type')} checkpoint cannot hold it", tensor=gguf_name
+                )
             entry, name = places[gguf_name]
             shape = tuple(sizes.named[size] for size in entry.shape)
             if source.shape != shape:
                 raise FormatError(
-                    f"tensor {gguf_name} has shape {list(source.shape)}, the metadata asks for {list(shape)}"
+                    f"tensor {gguf_name} has shape {list(source.shape)}, the metadata asks for {list(shape)}",
+                    tensor=gguf_name,
                 )
             found.append(Renamed(name, self.restore(source, config)))
         return sorted(found, key=lambda tensor: tensor.name)
@@ -136,7 +142,7 @@ class WayBack:
 def decimal(value: Any) -> float:
     """A float32 as the shortest decimal that rounds to it. Raises FormatError for what JSON has no number for."""
     if not abs(value) <= MOST_FLOAT32:
-        raise FormatError(f"expected a finite number, found {value}")
+        raise FormatError(expected="a finite number", found=value)
     return float(str(np.float32(value)))
 
 
@@ -146,7 +152,9 @@ def has_biases(tensors: Mapping[str, TensorSource], parts: tuple[str, ...]) -> b
     there = [name for name in names if name in tensors]
     if there and len(there) != len(names):
         missing = next(name for name in names if name not in tensors)
-        raise UnsupportedError(f"tensor {there[0]} is there and {missing} is not, which config.json cannot say")
+        raise UnsupportedError(
+            f"tensor {there[0]} is there and {missing} is not, which config.json cannot say", tensor=there[0]
+        )
     return bool(there)
 
 
@@ -169,7 +177,11 @@ def llama3_parameters(factors: TensorSource, theta: float) -> dict[str, Any]:
     far has 1, 4 and a power of two, so those are tried. Raises UnsupportedError if none gives the same bits.
     """
     if len(factors.shape) != 1 or not 0 < factors.shape[0] <= MAX_ROTATED or factors.dtype != np.float32:
-        raise FormatError(f"tensor {factors.name}: {factors.dtype} {list(factors.shape)}, expected a factor a pair")
+        raise FormatError(
+            f"tensor {factors.name}: {factors.dtype} {list(factors.shape)}",
+            tensor=factors.name,
+            expected="a factor a pair",
+        )
     wanted = read(factors)
     factor = decimal(wanted.max())
     for exponent in range(4, 25):
@@ -177,21 +189,25 @@ def llama3_parameters(factors: TensorSource, theta: float) -> dict[str, Any]:
         if np.array_equal(llama3_factors(2 * len(wanted), theta, *settings), wanted):
             names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
             return {"rope_type": "llama3", **dict(zip(names, settings, strict=True)), names[-1]: 1 << exponent}
-    raise UnsupportedError(f"tensor {factors.name} is no scaling of Llama 3 that config.json could say")
+    raise UnsupportedError(
+        f"tensor {factors.name} is no scaling of Llama 3 that config.json could say", tensor=factors.name
+    )
 
 
 def layer_types(metadata: Mapping[str, Any], arch: str, window: int) -> list[str]:
     """layer_types in config.json: attention.sliding_window_pattern, or a window in every layer if there is one."""
     get = Keys(metadata, arch)
     num_layers = get.integer("block_count", maximum=MAX_LAYERS)
-    pattern = metadata.get(f"{arch}.attention.sliding_window_pattern")
+    key = "attention.sliding_window_pattern"
+    pattern = metadata.get(f"{arch}.{key}")
     if pattern is None:
         pattern = [window > 0] * num_layers
     elif isinstance(pattern, (int, np.integer)):  # every layer but each n-th; 0: every layer
-        period = get.integer("attention.sliding_window_pattern", minimum=0)
+        period = get.integer(key, minimum=0)
         pattern = [period == 0 or (i + 1) % period > 0 for i in range(num_layers)]
     if not isinstance(pattern, (list, np.ndarray)) or len(pattern) != num_layers:
-        raise FormatError(f"{arch}.attention.sliding_window_pattern: expected a value for each of {num_layers} layers")
+        name = f"{arch}.{key}"
+        raise FormatError(f"{name}:", key=name, expected=f"a value for each of {num_layers} layers")
     return ["sliding_attention" if has_window else "full_attention" for has_window in pattern]
 
 

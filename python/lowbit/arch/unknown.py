@@ -54,7 +54,7 @@ def unknown_class(name: str, config: Config, tensors: Iterable[str]) -> Unsuppor
         table = {hf: entry.required for hf, (entry, _) in arch.table(_layers(names)).items()}
         alike = max(_alike(name, hf_name) for hf_name in arch.hf_names)
         candidates.append(_compared(arch, table, {arch.hf_name(n) for n in names}, _unread(arch, config), alike))
-    return _error(name, candidates, config.where)
+    return _error(name, candidates, path=config.path, key="architectures")
 
 
 def unknown_name(name: str, tensors: Iterable[str]) -> UnsupportedError:
@@ -64,7 +64,7 @@ def unknown_name(name: str, tensors: Iterable[str]) -> UnsupportedError:
     for arch in architectures().values():
         table = {gguf: entry.required for entry, gguf in arch.table(_layers(names)).values()}
         candidates.append(_compared(arch, table, names, [], _alike(name, arch.name)))
-    return _error(name, candidates, "general.architecture")
+    return _error(name, candidates, "general.architecture: ", key="general.architecture")
 
 
 class _Candidate(NamedTuple):
@@ -88,12 +88,14 @@ def _compared(
     return _Candidate((matching - len(missing), -len(others), alike), arch.name, differences + others)
 
 
-def _error(name: str, candidates: list[_Candidate], where: str) -> UnsupportedError:
+def _error(name: str, candidates: list[_Candidate], where: str = "", **fields: Any) -> UnsupportedError:
     best = max(candidates)
     known, differences = ", ".join(architectures())[:200], "; ".join(best.differences)
     return UnsupportedError(
-        f"{where}: architecture {quoted(name, MAX_NAME)} is unknown; nearest: {best.name} ({differences}); "
-        f"known: {known}; {WAY_OUT}"
+        f"{where}architecture {quoted(name, MAX_NAME)} is unknown; nearest: {best.name} ({differences}); "
+        f"known: {known}; {WAY_OUT}",
+        found=name,
+        **fields,
     )
 
 

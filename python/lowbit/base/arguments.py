@@ -88,4 +88,4 @@ def wrong(name: str, expected: str, value: Any) -> InputError:
         found = shown(value)
     else:
         found = type(value).__name__
-    return InputError(f"{name}: expected {expected}, got {found}")
+    return InputError(f"{name}:", expected=expected, found=found)

@@ -10,6 +10,8 @@ from lowbit.base.quoting import MOST_MESSAGE, one_line, shown
 _Error = TypeVar("_Error", bound="Error")
 _FileError = TypeVar("_FileError", bound="FileError")
 
+_FIELDS = ("path", "tensor", "key", "offset", "expected", "found")
+
 
 class Error(Exception):
     """The base of all errors that lowbit raises on purpose. The message is one printable line of bounded length.
@@ -46,6 +48,11 @@ class Error(Exception):
         self._rest = rest
 
     @property
+    def fields(self) -> dict[str, Any]:
+        """The fields by name."""
+        return {name: getattr(self, name) for name in _FIELDS}
+
+    @property
     def text(self) -> str:
         """What the message says besides the path, and what was expected and found."""
         return str(self.args[0])
@@ -64,25 +71,23 @@ class Error(Exception):
         return f"{type(self).__name__}({str(self)!r})"
 
     def about(
-        self: _Error,
+        self,
         text: str = "",
         *,
         path: str | os.PathLike[str] | None = None,
         tensor: str | None = None,
         key: str | None = None,
-    ) -> _Error:
-        """The same error with a text in front of its own, and with those of the fields that it lacks."""
+    ) -> None:
+        """Puts a text in front, and sets those of the fields that are None."""
         self.args = (one_line(text + self.text),)
         if self.path is None and path is not None:
             self.path = os.fspath(path)
         self.tensor = self.tensor or tensor
         self.key = self.key or key
-        return self
 
     def turned(self, kind: type[_Error], **fields: Any) -> _Error:
-        """An error of another class with the same text and fields, and with those of `fields` that this one lacks."""
-        error = kind(self.text, rest=self._rest, expected=self.expected, found=self.found, offset=self.offset)
-        return error.about(path=self.path, tensor=self.tensor, key=self.key).about(**fields)
+        """An error of another class with the same text and fields, but for those that are given."""
+        return kind(self.text, rest=self._rest, **{**self.fields, **fields})
 
     # Without __init__, which may take other arguments in derived classes.
     def __reduce__(self) -> tuple[Any, ...]:
@@ -118,12 +123,14 @@ class FileError(Error, OSError):
             self.errno, self.strerror = errno, os.strerror(errno)
 
     @classmethod
-    def of(cls: type[_FileError], error: OSError, path: str | os.PathLike[str], text: str = "") -> _FileError:
+    def of(
+        cls: type[_FileError], error: OSError, path: str | os.PathLike[str], text: str = "", **fields: Any
+    ) -> _FileError:
         """The error of a call of the system, or lowbit's own as it is. text: what could not be done."""
         if isinstance(error, cls):
             return error
         reason = error.strerror or str(error)
-        return cls(f"{text}: {reason}" if text else reason, path=path, errno=error.errno)
+        return cls(f"{text}: {reason}" if text else reason, path=path, errno=error.errno, **fields)
 
     @property
     def filename(self) -> str | None:

@@ -47,7 +47,7 @@ def replacing_set(paths: Sequence[str], temporary: Sequence[str]) -> Iterator[No
                     if os.path.exists(target):
                         _set_aside(target, old, held)
             except OSError as error:
-                raise FileError(f"cannot replace {target}: {error.strerror or error}") from None
+                raise FileError.of(error, target, "cannot replace") from None
             yield
         except BaseException:
             for target in targets:  # the first again before the others
@@ -107,7 +107,7 @@ def _turn(target: str) -> Iterator[None]:
     deadline = time.monotonic() + PATIENCE
     while (descriptor := _taken(path, target)) is None:
         if time.monotonic() > deadline:
-            raise FileError(f"{target}: another process has been replacing it for {PATIENCE:.0f} seconds")
+            raise FileError(f"another process has been replacing it for {PATIENCE:.0f} seconds", path=target)
         time.sleep(_PAUSE)
     try:
         yield
@@ -123,7 +123,7 @@ def _taken(path: str, target: str) -> int | None:
     try:
         descriptor = os.open(path, flags, 0o666)
     except OSError as error:
-        raise FileError(f"cannot replace {target}: {error.strerror or error}") from None
+        raise FileError.of(error, target, "cannot replace") from None
     is_locked = lock(descriptor)
     with suppress(FileNotFoundError):
         if is_locked is None or (is_locked and _identity(path) == _identity(descriptor)):

@@ -33,7 +33,7 @@ def open_file(path: str | os.PathLike[str], *, pipes: bool = False) -> int:
     try:
         descriptor = os.open(where, _FLAGS | _NONBLOCK)
     except OSError as error:
-        raise FileError(f"{where}: {error.strerror or error}") from None
+        raise FileError.of(error, where) from None
     try:
         found = os.fstat(descriptor)
         if not (pipes and stat.S_ISFIFO(found.st_mode)):
@@ -57,17 +57,17 @@ def read_bytes(path: str | os.PathLike[str], max_bytes: int, *, pipes: bool = Fa
             os.set_blocking(descriptor, True)
         size = os.fstat(descriptor).st_size
         if size > max_bytes:
-            raise FormatError(f"{path}: {size} bytes, expected at most {max_bytes}")
+            raise FormatError(f"{size} bytes", path=path, expected=f"at most {max_bytes}", found=size)
         parts = [os.read(descriptor, size + 1)]
         total = len(parts[0])
         while parts[-1]:
             if total > max_bytes:
-                raise FormatError(f"{path}: more than {max_bytes} bytes")
+                raise FormatError(f"more than {max_bytes} bytes", path=path)
             parts.append(os.read(descriptor, min(_PIECE, max_bytes + 1 - total)))
             total += len(parts[-1])
         return b"".join(parts[:-1])
     except OSError as error:
-        raise FileError(f"{path}: {error.strerror}") from None
+        raise FileError.of(error, path) from None
     finally:
         os.close(descriptor)
 
@@ -93,7 +93,7 @@ def decoded(data: bytes, where: str) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise FormatError(f"{where}: not UTF-8 at offset {error.start}") from None
+        raise FormatError(f"not UTF-8 at offset {error.start}", path=where, offset=error.start) from None
 
 
 class FileReader:
@@ -125,7 +125,11 @@ class FileReader:
         while done < len(out):
             got = self._read_some(offset + done, out[done:])
             if got == 0:
-                raise FileError(f"{self.path}: the file became shorter while it was read, at offset {offset + done}")
+                raise FileError(
+                    f"the file became shorter while it was read, at offset {offset + done}",
+                    path=self.path,
+                    offset=offset + done,
+                )
             done += got
 
     def read(self, offset: int, size: int) -> bytes:
@@ -144,4 +148,4 @@ class FileReader:
                 out[: len(data)] = data
                 return len(data)
         except OSError as error:
-            raise FileError(f"{self.path}: {error.strerror} at offset {offset}") from None
+            raise FileError.of(error, self.path, f"at offset {offset}", offset=offset) from None

@@ -84,7 +84,7 @@ def read_own_text(path: Path, max_bytes: int) -> str:
     text, else as `read_text` does."""
     text = read_text(path, max_bytes)
     if text and (kind := what_is(text[:_HEAD_BYTES].encode(), len(text))):
-        raise FormatError(f"{path}: {kind}")
+        raise FormatError(kind, path=path)
     return text
 
 
@@ -97,7 +97,7 @@ def named(*paths: str | os.PathLike[str], expected: bytes = b"") -> Iterator[Non
         for path in filter(Path.is_file, map(Path, paths)):
             file = FileReader(path)
             if kind := what_is(file.read(0, min(file.size, _HEAD_BYTES)), file.size, expected):
-                raise FormatError(f"{path}: {kind}") from None
+                raise FormatError(kind, path=path) from None
         raise
 
 
@@ -107,6 +107,5 @@ def of_file(path: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except (FormatError, UnsupportedError) as error:
-        if os.fspath(path) in str(error):
-            raise
-        raise type(error)(f"{os.fspath(path)}: {error}") from error
+        error.about(path=path)
+        raise

@@ -78,4 +78,4 @@ def _is_still(file: Identity, path: str) -> bool:
 
 
 def _refusal(path: str) -> InputError:
-    return InputError(f"{path}: would replace a file that is being read")
+    return InputError("would replace a file that is being read", path=path)

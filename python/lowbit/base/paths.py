@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 
@@ -15,18 +16,18 @@ Identity = tuple[int, int]
 def checked(path: object) -> str:
     """The path as text. Raises InputError for what no system can have as a path."""
     if not isinstance(path, (str, bytes, os.PathLike)):
-        raise InputError(f"expected a path, got {type(path).__name__}")
+        raise InputError(expected="a path", found=type(path).__name__)
     try:
         text = os.fsdecode(path)
         encoded = os.fsencode(text)
     except TypeError:
-        raise InputError(f"expected a path, got {type(path).__name__}, which gives none") from None
+        raise InputError(expected="a path", found=f"{type(path).__name__}, which gives none") from None
     except UnicodeError:
-        raise InputError(f"path {quoted(path)}: expected text that the file system can encode") from None
+        raise InputError(f"path {quoted(path)}:", expected="text that the file system can encode") from None
     if not encoded:
-        raise InputError("expected a path, got an empty text")
+        raise InputError(expected="a path", found="an empty text")
     if b"\0" in encoded:
-        raise InputError(f"path {quoted(text)}: expected one without NUL")
+        raise InputError(f"path {quoted(text)}:", expected="one without NUL")
     return text
 
 
@@ -41,9 +42,9 @@ def status(path: str | os.PathLike[str]) -> os.stat_result | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise FileError(f"{os.fspath(path)}: {error.strerror or error}") from None
+        raise FileError.of(error, path) from None
     except ValueError as error:  # of a name that a file gave: NUL, or text that cannot be encoded
-        raise FileError(f"{os.fspath(path)}: {error}") from None
+        raise FileError(str(error), path=path) from None
 
 
 def identity(found: os.stat_result) -> Identity:
@@ -70,8 +71,14 @@ def is_dir(path: str | os.PathLike[str]) -> bool:
     return found is not None and stat.S_ISDIR(found.st_mode)
 
 
-def check_regular(path: str | os.PathLike[str], found: os.stat_result) -> None:
+def check_regular(path: str | os.PathLike[str], found: os.stat_result, text: str = "") -> None:
     """Raises FileError for what is no regular file: reading a pipe can wait, and a device can give, for ever."""
     if not stat.S_ISREG(found.st_mode):
-        kind = "folder" if stat.S_ISDIR(found.st_mode) else "device or pipe"
-        raise FileError(f"{os.fspath(path)}: expected a regular file, found a {kind}")
+        is_folder = stat.S_ISDIR(found.st_mode)
+        raise FileError(
+            text,
+            path=path,
+            errno=errno.EISDIR if is_folder else errno.EINVAL,
+            expected="a regular file",
+            found="a folder" if is_folder else "a device or pipe",
+        )

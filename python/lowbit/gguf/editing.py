@@ -165,9 +165,11 @@ class _Header:
         self._entries = {key: header[begins[i] : begins[i + 1]] for key, i in self._keys.items()}
         number = self._value("split.no")
         if number is not None and not isinstance(number, np.integer):
-            raise FormatError(f"{path}: key split.no: expected an integer, found {kind_name(number)}")
+            raise FormatError(
+                "key split.no:", path=path, key="split.no", expected="an integer", found=kind_name(number)
+            )
         if number:
-            raise InputError(f"{path}: the keys of a split model are in its first file")
+            raise InputError("the keys of a split model are in its first file", path=path)
 
     def _value(self, key: str) -> Any:
         if key not in self._keys:
@@ -182,11 +184,13 @@ class _Header:
         gone = list(dict.fromkeys(unset))
         for key in gone:
             if key in set:
-                raise InputError(f"key {shown(key)}: to be set and unset")
+                raise InputError(f"key {shown(key)}: to be set and unset", key=key)
             if key not in self._keys:
-                raise InputError(f"{self.path}: there is no key {shown(key)}{did_you_mean(key, self._keys)}")
+                raise InputError(
+                    f"there is no key {shown(key)}{did_you_mean(key, self._keys)}", path=self.path, key=key
+                )
             if key == "general.architecture":
-                raise InputError(f"key {shown(key)}: nobody can read a file without it")
+                raise InputError(f"key {shown(key)}: nobody can read a file without it", key=key)
         changes = [Change(key, self._value(key), None) for key in gone]
         for key, value in set.items():
             _check_key(key)
@@ -240,7 +244,7 @@ class _Header:
     def too_small(self, entries: list[bytes]) -> InputError:
         """What to raise if these entries do not fit."""
         size = len(self._joined(entries))
-        return InputError(f"{self.path}: the new header has {size} bytes and does not fit into {self.data_begin}")
+        return InputError(f"the new header has {size} bytes and does not fit into {self.data_begin}", path=self.path)
 
     def _padded(self, entries: list[bytes], padding: int) -> bytes:
         return self._joined([*entries, _entry(PADDING_KEY, " " * padding)])
@@ -252,9 +256,9 @@ class _Header:
 def _check_key(key: str) -> None:
     checked_name("key", key)
     if key in ("general.alignment", *SPLIT_KEYS):
-        raise InputError(f"key {shown(key)}: the file's layout follows from it, so it cannot be edited")
+        raise InputError(f"key {shown(key)}: the file's layout follows from it, so it cannot be edited", key=key)
     if key == PADDING_KEY:
-        raise InputError(f"key {shown(key)}: it is what edits shrink and grow")
+        raise InputError(f"key {shown(key)}: it is what edits shrink and grow", key=key)
 
 
 def _entry(key: str, value: Any) -> bytes:

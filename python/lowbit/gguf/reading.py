@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -83,8 +84,10 @@ class File:
         self._identities = {each: _identity(each) for each in files[:2]}
         if self._identities[self.path] is None and (others := sum(map(os.path.exists, files[1:]))):
             raise FileError(
-                f"{self.path}: no such file, but {others} others of the split model: it is incomplete, as where its "
-                "writing was interrupted"
+                f"no such file, but {others} others of the split model: it is incomplete, as where its writing was "
+                "interrupted",
+                path=self.path,
+                errno=errno.ENOENT,
             )
         with named(*files, expected=GGUF_MAGIC):
             self._core: _core.GgufFile | None = _core.GgufFile.open(os.fsencode(self.path))
@@ -126,7 +129,7 @@ class File:
         (`file_sets.replacing_set`), so while it stays, all files are of one model.
         """
         if _identity(self.paths[0]) != self._identities[self.paths[0]]:
-            raise FileError(f"{self.paths[0]}: it was replaced while it was being opened: open it again")
+            raise FileError("it was replaced while it was being opened: open it again", path=self.paths[0])
 
     def num_bytes(self, name: str) -> int:
         """Bytes of a tensor's data. Raises KeyError if there is no such tensor."""
@@ -142,7 +145,7 @@ class File:
 
     def _opened(self) -> _core.GgufFile:
         if self._core is None:
-            raise InputError(f"{self.path}: the file is closed")
+            raise InputError("the file is closed", path=self.path)
         return self._core
 
     def _tensor(self, name: str) -> Tensor:
@@ -153,7 +156,7 @@ class File:
             return data.view(dtype).reshape(shape)
         known = next((known for known in _core.formats() if known.name == format), None)
         if known is None:
-            raise UnsupportedError(f"{self.path}: tensor {name}: lowbit cannot decode {format}")
+            raise UnsupportedError(f"tensor {name}: lowbit cannot decode {format}", path=self.path, tensor=name)
         row_bytes = shape[-1] // known.block_size * known.block_bytes
         return QTensor(data.reshape(*shape[:-1], row_bytes), format)
 

@@ -34,19 +34,19 @@ def system_errors(path: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise FileError(f"cannot edit {path}: {error.strerror or error}") from None
+        raise FileError.of(error, path, "cannot edit") from None
 
 
 @contextmanager
 def locked(path: str) -> Iterator[FileIO]:
     """The file, open for reading and writing, with no other edit at work."""
     with system_errors(path):
-        check_regular(f"cannot edit {path}", os.stat(path))
+        check_regular(path, os.stat(path), "cannot edit:")
         with builtins.open(path, "r+b", buffering=0) as file:
             if lock(file.fileno()) is False:  # without locks, two edits at the same time are the user's business
-                raise FileError(f"cannot edit {path}: somebody else is editing it")
+                raise FileError("cannot edit: somebody else is editing it", path=path)
             if not os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
-                raise FileError(f"cannot edit {path}: somebody else has just replaced it")
+                raise FileError("cannot edit: somebody else has just replaced it", path=path)
             yield file
 
 
@@ -100,7 +100,7 @@ class Undo:
 
     def _load(self, size: int) -> tuple[int, bytes]:
         if not os.path.lexists(self.path):
-            raise FileError(f"{self.target}: an edit was interrupted, and {self.path}, which undoes it, is gone")
+            raise FileError(f"an edit was interrupted, and {self.path}, which undoes it, is gone", path=self.target)
         data = read_bytes(self.path, self._HEAD.size + size)
         if len(data) >= self._HEAD.size:
             magic, size_then, offset, digest = self._HEAD.unpack_from(data)
@@ -109,7 +109,7 @@ class Undo:
             if known and offset + len(old) <= size:
                 return offset, old
         raise FormatError(
-            f"{self.path}: expected what undoes the interrupted edit of {self.target}, found something else"
+            path=self.path, expected=f"what undoes the interrupted edit of {self.target}", found="something else"
         )
 
 

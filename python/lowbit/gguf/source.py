@@ -37,7 +37,7 @@ class GgufTensor:
         if format in FLOAT_FORMATS:
             return self._rows(shape, gguf.DTYPES[format])
         if format in gguf.DTYPES or len(shape) != 2:
-            raise UnsupportedError(f"tensor {name}: {format} {list(shape)} is no weight of a checkpoint")
+            raise UnsupportedError(f"tensor {name}: {format} {list(shape)} is no weight of a checkpoint", tensor=name)
         return Decoded(self._packed(), format)
 
     def _packed(self) -> FileRows:

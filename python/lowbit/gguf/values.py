@@ -38,8 +38,13 @@ def checked_name(kind: str, name: str) -> str:
     try:
         name.encode()
     except (AttributeError, UnicodeEncodeError):
-        raise InputError(f"{kind} {shown(name)}: expected a name that UTF-8 can encode") from None
+        fields: dict[str, Any] = {kind: shown(name)}
+        raise InputError(f"{kind} {shown(name)}:", expected="a name that UTF-8 can encode", **fields) from None
     return name
+
+
+def _wrong(key: str, expected: str, found: object = None) -> InputError:
+    return InputError(f"key {shown(key)}:", key=key, expected=expected, found=found)
 
 
 def encoded(key: str, value: Any) -> str | list[str] | npt.NDArray[Any]:
@@ -49,7 +54,9 @@ def encoded(key: str, value: Any) -> str | list[str] | npt.NDArray[Any]:
     if isinstance(value, np.ndarray | np.generic):
         array = np.asarray(value)
         if array.ndim > 1:
-            raise InputError(f"key {shown(key)}: GGUF metadata has no arrays of arrays, got shape {array.shape}")
+            raise InputError(
+                f"key {shown(key)}: GGUF metadata has no arrays of arrays, got shape {array.shape}", key=key
+            )
         return np.asarray(array, array.dtype.newbyteorder("<"), order="C")
     if isinstance(value, bool):
         return np.array(value)
@@ -58,21 +65,18 @@ def encoded(key: str, value: Any) -> str | list[str] | npt.NDArray[Any]:
         for dtype in dtypes:
             if np.iinfo(dtype).min <= value <= np.iinfo(dtype).max:
                 return np.array(value, dtype)
-        raise InputError(f"key {shown(key)}: expected an integer of at most 64 bits, got {shown(value)}")
+        raise _wrong(key, "an integer of at most 64 bits", value)
     if isinstance(value, float):
         with np.errstate(over="ignore"):
             number = np.array(value, np.float32)
         if math.isfinite(value) and not np.isfinite(number):
             raise InputError(
-                f"key {shown(key)}: {value} exceeds float32, in which a Python float is stored; use np.float64"
+                f"key {shown(key)}: {value} exceeds float32, in which a Python float is stored; use np.float64", key=key
             )
         return number
     if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
         return list(value)
-    raise InputError(
-        f"key {shown(key)}: expected str, bool, int, float, list of str, NumPy scalar or array, "
-        f"got {type(value).__name__}"
-    )
+    raise _wrong(key, "str, bool, int, float, list of str, NumPy scalar or array", type(value).__name__)
 
 
 def kind_name(value: Any) -> str:
@@ -95,7 +99,7 @@ def typed(key: str, value: Any, before: Any) -> Any:
     kind, expected = _kind(value), "a str" if key in STRING_KEYS else None if before is None else _kind(before)
     if expected not in (None, kind) and (kind, expected) != ("an int", "a float"):
         whose = "readers expect" if before is None else "the file has"
-        raise InputError(f"key {shown(key)}: {whose} {expected} there, got {kind}")
+        raise InputError(f"key {shown(key)}: {whose} {expected} there, got {kind}", key=key)
     if isinstance(value, (np.generic, np.ndarray)) or kind in ("a str", "an array of str"):
         return list(value) if isinstance(value, tuple) else value
     if kind != "an array of numbers":
@@ -127,9 +131,7 @@ def _cast(key: str, array: np.ndarray, dtype: Any) -> np.ndarray:
             fits = whole and cast.tolist() == array.tolist()
         if fits:
             return cast
-    raise InputError(
-        f"key {shown(key)}: expected {'numbers' if array.ndim else 'a number'} that {to} holds, got {shown(array[()])}"
-    )
+    raise _wrong(key, f"{'numbers' if array.ndim else 'a number'} that {to} holds", shown(array[()]))
 
 
 def type_name(value: Any) -> str:
@@ -158,14 +160,12 @@ def parsed(key: str, text: str, type: str | None, before: Any) -> Any:
         return value if isinstance(value, (bool, int, float, list)) else text
     name = type.removesuffix("[]")
     if name != "str" and name not in NUMBERS:
-        raise InputError(f"type {quoted(type)}: expected {', '.join(NUMBERS)} or str, with [] for an array")
+        raise InputError(f"type {quoted(type)}:", expected=f"{', '.join(NUMBERS)} or str, with [] for an array")
     if isinstance(value, list) != type.endswith("[]") or isinstance(value, str):
-        raise InputError(
-            f"key {shown(key)}: expected {'a JSON list' if type.endswith('[]') else name}, got {quoted(text)}"
-        )
+        raise _wrong(key, "a JSON list" if type.endswith("[]") else name, quoted(text))
     if name == "str":
         if not all(isinstance(item, str) for item in value):
-            raise InputError(f"key {shown(key)}: expected a JSON list of strings")
+            raise _wrong(key, "a JSON list of strings")
         return value
     return _cast(key, np.asarray(value), NUMBERS[name])[()]
 

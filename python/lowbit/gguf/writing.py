@@ -108,11 +108,13 @@ def _checked_info(info: Any) -> tuple[str, str, tuple[int, ...]]:
     if not isinstance(info, (tuple, list)) or len(info) != 3:
         raise arguments.wrong("infos", "TensorInfo of a name, a shape and a format", info)
     name, shape, format = info
-    where = f"tensor {shown(checked_name('tensor', name))}"
-    sizes = tuple(
-        arguments.integer(f"{where}: size", n, 0, (1 << 63) - 1) for n in arguments.items(f"{where}: shape", shape)
-    )
-    return name, arguments.text(f"{where}: format", format), sizes
+    checked_name("tensor", name)
+    try:
+        sizes = tuple(arguments.integer("size", n, 0, (1 << 63) - 1) for n in arguments.items("shape", shape))
+        return name, arguments.text("format", format), sizes
+    except InputError as error:
+        error.about(f"tensor {shown(name)}: ", tensor=name)
+        raise
 
 
 def _format_of(name: str, tensor: Tensor) -> str:
@@ -121,7 +123,9 @@ def _format_of(name: str, tensor: Tensor) -> str:
     if not isinstance(tensor, np.ndarray) or tensor.dtype.newbyteorder("=") not in _TYPES:
         found = tensor.dtype if isinstance(tensor, np.ndarray) else type(tensor).__name__
         expected = ", ".join(str(dtype) for dtype in _TYPES)
-        raise InputError(f"tensor {shown(name)}: expected a QTensor or an array of {expected}, got {shown(found)}")
+        raise InputError(
+            f"tensor {shown(name)}:", tensor=name, expected=f"a QTensor or an array of {expected}", found=found
+        )
     return _TYPES[tensor.dtype.newbyteorder("=")]
 
 

@@ -7,12 +7,13 @@ that a conversion's resident memory is the rows it holds.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import ml_dtypes
 import numpy as np
@@ -54,6 +55,8 @@ FLOAT_DTYPES: dict[str, np.dtype] = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
 
+_Error = TypeVar("_Error", bound=Error)
+
 
 class StoredTensor:
     """A tensor in a safetensors file; a TensorSource.
@@ -69,13 +72,19 @@ class StoredTensor:
         self.shape = shape
         self.offset = offset
 
+    def error(self, kind: type[_Error], what: str, **fields: Any) -> _Error:
+        """An error about this tensor. what: the text behind the tensor's name."""
+        return kind(f"tensor {self.name!r}{what}", path=self.file.path, tensor=self.name, **fields)
+
     @property
     def dtype(self) -> np.dtype:
         """float32, float16 or bfloat16; UnsupportedError for anything else."""
         if self.dtype_name not in FLOAT_DTYPES:
-            raise UnsupportedError(
-                f"{self.file.path.name}: tensor {self.name!r} has type {self.dtype_name}, expected one of "
-                f"{', '.join(FLOAT_DTYPES)}"
+            raise self.error(
+                UnsupportedError,
+                f" has type {self.dtype_name}",
+                expected=f"one of {', '.join(FLOAT_DTYPES)}",
+                found=self.dtype_name,
             )
         return FLOAT_DTYPES[self.dtype_name]
 
@@ -101,34 +110,35 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(result) != len(pairs):
         seen: set[str] = set()
         name = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise FormatError(f"duplicate name {name!r}")
+        raise FormatError(f"duplicate name {name!r}", key=name)
     return result
 
 
-def parse_json_value(data: bytes, where: str) -> Any:
-    """JSON without duplicate names, or a FormatError that starts with `where`."""
+def parse_json_value(data: bytes, path: Path, part: str = "") -> Any:
+    """JSON without duplicate names. part: the beginning of an error's text."""
     try:
         return json.loads(data.decode("utf-8"), object_pairs_hook=_no_duplicates)
     except (ValueError, RecursionError) as error:
-        raise FormatError(f"{where}: not valid JSON ({reason(error)})") from None
+        raise FormatError(f"{part}not valid JSON ({reason(error)})", path=path) from None
     except FormatError as error:
-        raise FormatError(f"{where}: {error}") from None
+        error.about(part, path=path)
+        raise
 
 
-def parse_json(data: bytes, where: str) -> dict[str, Any]:
+def parse_json(data: bytes, path: Path, part: str = "") -> dict[str, Any]:
     """The same for an object."""
-    value = parse_json_value(data, where)
+    value = parse_json_value(data, path, part)
     if not isinstance(value, dict):
-        raise FormatError(f"{where}: expected a JSON object, found {type(value).__name__}")
+        raise FormatError(part.rstrip(), path=path, expected="a JSON object", found=type(value).__name__)
     return value
 
 
 def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
     """The JSON object in a file."""
     with named(path):
-        value = parse_json(read_bytes(path, max_bytes), str(path))
+        value = parse_json(read_bytes(path, max_bytes), path)
         if value and value.keys() <= ERROR_KEYS:
-            raise FormatError(f"{path}: expected settings, found {shown(value, 80)}")
+            raise FormatError(path=path, expected="settings", found=shown(value, 80))
         return value
 
 
@@ -138,20 +148,24 @@ def _is_size(value: Any) -> bool:
 
 def _entry(file: FileReader, data_start: int, name: str, entry: Any) -> tuple[int, int, StoredTensor]:
     """Checks one tensor of a header: (begin, end, tensor)."""
-    where = f"{file.path.name}: tensor {name!r}"
+    tensor = StoredTensor(file, name, "", (), 0)  # until it is known
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-        raise FormatError(f"{where}: expected dtype, shape and data_offsets")
+        raise tensor.error(FormatError, ":", expected="dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
-        raise FormatError(f"{where}: unknown type {quoted(dtype, 40)}")
+        raise tensor.error(FormatError, f": unknown type {quoted(dtype, 40)}")
     if not isinstance(shape, list) or len(shape) > MAX_DIMS or not all(map(_is_size, shape)):
-        raise FormatError(f"{where}: shape {shown(shape, 80)}, expected at most {MAX_DIMS} sizes")
+        raise tensor.error(
+            FormatError, f": shape {shown(shape, 80)}", expected=f"at most {MAX_DIMS} sizes", found=shape
+        )
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_size, offsets)):
-        raise FormatError(f"{where}: data_offsets {shown(offsets, 80)}, expected [begin, end]")
+        raise tensor.error(FormatError, f": data_offsets {shown(offsets, 80)}", expected="[begin, end]", found=offsets)
     begin, end = offsets
     expected = math.prod(shape) * ITEM_BYTES[dtype]
     if end - begin != expected:
-        raise FormatError(f"{where}: offsets {begin}..{end} hold {end - begin} bytes, {dtype} {shape} needs {expected}")
+        raise tensor.error(
+            FormatError, f": offsets {begin}..{end} hold {end - begin} bytes, {dtype} {shape} needs {expected}"
+        )
     return begin, end, StoredTensor(file, name, dtype, tuple(shape), data_start + begin)
 
 
@@ -164,18 +178,17 @@ def read_safetensors(path: Path) -> dict[str, StoredTensor]:
 def _tensors(file: FileReader) -> dict[str, StoredTensor]:
     path = file.path
     if file.size < 8:
-        raise FormatError(f"{path}: {file.size} bytes, too short for a safetensors file")
+        raise FormatError(f"{file.size} bytes, too short for a safetensors file", path=path)
     header_bytes = int.from_bytes(file.read(0, 8), "little")
     if file.size - 8 < header_bytes <= MAX_HEADER_BYTES and file.read(8, min(1, file.size - 8)) in (b"", b"{"):
         raise FormatError(
-            f"{path}: the file is cut off: its header alone needs {header_bytes + 8} bytes, found {file.size}; "
-            "download it again"
+            f"the file is cut off: its header alone needs {header_bytes + 8} bytes, found {file.size}; download it "
+            "again",
+            path=path,
         )
-    if header_bytes > min(MAX_HEADER_BYTES, file.size - 8):
-        raise FormatError(
-            f"{path}: header of {header_bytes} bytes, expected at most {min(MAX_HEADER_BYTES, file.size - 8)}"
-        )
-    header = parse_json(file.read(8, header_bytes), f"{path}: header")
+    if header_bytes > (most := min(MAX_HEADER_BYTES, file.size - 8)):
+        raise FormatError(f"header of {header_bytes} bytes", path=path, expected=f"at most {most}", found=header_bytes)
+    header = parse_json(file.read(8, header_bytes), path, "header: ")
     header.pop("__metadata__", None)
     data_start = 8 + header_bytes
     entries = sorted((_entry(file, data_start, name, value) for name, value in header.items()), key=lambda e: e[:2])
@@ -183,11 +196,11 @@ def _tensors(file: FileReader) -> dict[str, StoredTensor]:
     for begin, end, tensor in entries:
         if begin != at:
             problem = "overlaps the tensor before it" if begin < at else "leaves a hole before it"
-            raise FormatError(f"{path.name}: tensor {tensor.name!r} at offset {begin} {problem}, expected {at}")
+            raise tensor.error(FormatError, f" at offset {begin} {problem}", offset=begin, expected=at)
         at = end
     if data_start + at != file.size:
         cut = ": it is cut off, download it again" if file.size < data_start + at else ""
-        raise FormatError(f"{path}: tensors end at byte {data_start + at}, the file at {file.size}{cut}")
+        raise FormatError(f"tensors end at byte {data_start + at}, the file at {file.size}{cut}", path=path)
     return {tensor.name: tensor for tensor in sorted((e[2] for e in entries), key=lambda t: t.name)}
 
 
@@ -195,12 +208,16 @@ def index_shards(index: Path) -> tuple[list[str], set[str]]:
     """File names, sorted, and tensor names of model.safetensors.index.json."""
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise FormatError(f"{index}: no weight_map")
+        raise FormatError("no weight_map", path=index, key="weight_map")
     for name, shard in weight_map.items():
         # Only plain names: an index may not point out of its folder. (A link inside it is the owner's own doing.)
         if not isinstance(shard, str) or not re.fullmatch(r"[\w.-]{1,200}\.safetensors", shard, re.ASCII):
             raise FormatError(
-                f"{index.name}: tensor {name!r} is in file {quoted(shard, 80)}, expected a plain file name"
+                f"tensor {name!r} is in file {quoted(shard, 80)}",
+                path=index,
+                tensor=name,
+                expected="a plain file name",
+                found=shard,
             )
     return sorted(set(weight_map.values())), set(weight_map)
 
@@ -224,8 +241,11 @@ def weight_files(folder: Path, config: dict[str, Any]) -> WeightFiles:
         isinstance(explicit, str) and re.fullmatch(r"[\w.-]{1,200}\.safetensors(\.index\.json)?", explicit, re.ASCII)
     ):
         raise FormatError(
-            f"{folder / 'config.json'}: 'transformers_weights' is {quoted(explicit, 80)}, expected the plain name of a "
-            "safetensors file or its index"
+            f"'transformers_weights' is {quoted(explicit, 80)}",
+            path=folder / "config.json",
+            key="transformers_weights",
+            expected="the plain name of a safetensors file or its index",
+            found=explicit,
         )
     if explicit is None and is_file(folder / SINGLE):
         explicit = SINGLE
@@ -249,9 +269,10 @@ def _unindexed_shards(folder: Path) -> list[str]:
 
 def _pickle(folder: Path, name: str) -> Error:
     return UnsupportedError(
-        f"{folder}: {name} is a pickle, which can run code when it is loaded, so lowbit reads safetensors only; write "
-        "them where you trust it: AutoModelForCausalLM.from_pretrained(d).save_pretrained(d), or take them from the "
-        "hub, where converted ones are proposed as revision refs/pr/N"
+        f"{name} is a pickle, which can run code when it is loaded, so lowbit reads safetensors only; write them "
+        "where you trust it: AutoModelForCausalLM.from_pretrained(d).save_pretrained(d), or take them from the hub, "
+        "where converted ones are proposed as revision refs/pr/N",
+        path=folder,
     )
 
 
@@ -264,17 +285,18 @@ def _not_a_checkpoint(folder: Path, missing: str) -> Error:
 
     if name := found("adapter_config.json"):
         return UnsupportedError(
-            f"{folder}: this is a LoRA adapter, not a model: convert its base model (base_model_name_or_path in "
-            f"{name}) with --lora and this folder"
+            f"this is a LoRA adapter, not a model: convert its base model (base_model_name_or_path in {name}) with "
+            "--lora and this folder",
+            path=folder,
         )
     if found("model_index.json"):
-        return UnsupportedError(f"{folder}: this is a diffusers pipeline; lowbit reads language models")
+        return UnsupportedError("this is a diffusers pipeline; lowbit reads language models", path=folder)
     if name := found("*.gguf"):
-        return UnsupportedError(f"{folder}: this folder holds GGUF files: give {folder / name} itself")
+        return UnsupportedError(f"this folder holds GGUF files: give {folder / name} itself", path=folder)
     if name := found("*.onnx", "onnx/*.onnx"):
-        return UnsupportedError(f"{folder}: {name} is an ONNX model; lowbit reads safetensors")
+        return UnsupportedError(f"{name} is an ONNX model; lowbit reads safetensors", path=folder)
     if name := found("consolidated*", "params.json"):
-        return UnsupportedError(f"{folder}: {name} is in its makers' own form; take the one for transformers")
+        return UnsupportedError(f"{name} is in its makers' own form; take the one for transformers", path=folder)
     if name := found(*(f"*{suffix}" for suffix in PICKLES)):
         return _pickle(folder, name)
     hint = ""
@@ -282,7 +304,7 @@ def _not_a_checkpoint(folder: Path, missing: str) -> Error:
         hint = f"; there is {name}"
     elif name := found("tokenizer.json", "tokenizer.model"):
         hint = f": {name}, but no model"
-    return FileError(f"{folder}: no {missing}{hint}")
+    return FileError(f"no {missing}{hint}", path=folder, errno=errno.ENOENT)
 
 
 class Checkpoint:
@@ -298,9 +320,13 @@ class Checkpoint:
             if self.folder.suffix in PICKLES:
                 raise _pickle(self.folder.parent, self.folder.name)
             other = "; lowbit quantize takes GGUF files" if self.folder.suffix == ".gguf" else ""
-            raise FileError(f"{self.folder}: a file, expected the folder of a checkpoint{other}")
+            raise FileError(
+                "a file", path=self.folder, errno=errno.ENOTDIR, expected=f"the folder of a checkpoint{other}"
+            )
         if not is_dir(self.folder):
-            raise FileError(f"{self.folder}: no such folder, and no hub id such as Qwen/Qwen3-0.6B")
+            raise FileError(
+                "no such folder, and no hub id such as Qwen/Qwen3-0.6B", path=self.folder, errno=errno.ENOENT
+            )
         if not is_file(self.folder / "config.json"):
             raise _not_a_checkpoint(self.folder, "config.json")
         # Not all are read, and some only to verify: to the operation they are all the checkpoint's.
@@ -311,21 +337,29 @@ class Checkpoint:
         if not shards:
             raise _not_a_checkpoint(self.folder, "model.safetensors")
         if len(shards) > MAX_SHARDS:
-            raise FormatError(f"{self.folder}: {len(shards)} files, expected at most {MAX_SHARDS}")
+            raise FormatError(
+                f"{len(shards)} files", path=self.folder, expected=f"at most {MAX_SHARDS}", found=len(shards)
+            )
         if missing := [name for name in shards if not is_file(self.folder / name)]:
-            raise FileError(f"{self.folder}: missing {len(missing)} of {len(shards)} files: {listed(missing)}")
+            raise FileError(
+                f"missing {len(missing)} of {len(shards)} files: {listed(missing)}",
+                path=self.folder,
+                errno=errno.ENOENT,
+            )
         self.tensors: dict[str, StoredTensor] = {}
         for shard in shards:
             for name, tensor in read_safetensors(self.folder / shard).items():
                 if name in self.tensors:
-                    raise FormatError(f"{shard}: tensor {name!r} is also in {self.tensors[name].file.path.name}")
+                    raise tensor.error(FormatError, f" is also in {self.tensors[name].file.path.name}")
                 self.tensors[name] = tensor
         self.notes = _notes_on_others(self.folder, shards, index)
         if index is not None and expected is not None and expected != self.tensors.keys():
             for problem, names in (("lacks", expected - self.tensors.keys()), ("has", self.tensors.keys() - expected)):
                 if names:
                     raise FormatError(
-                        f"{index}: the files' content {problem} {listed(sorted(names))}, unlike the index"
+                        f"the files' content {problem} {listed(sorted(names))}, unlike the index",
+                        path=index,
+                        tensor=min(names),
                     )
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from lowbit.base.errors import FormatError, UnsupportedError
+from lowbit.base.errors import Error, FormatError, UnsupportedError
 from lowbit.base.quoting import quoted, shown
 
 #: Sizes in config.json are checked against this before anything is computed from them.
@@ -16,20 +16,39 @@ MAX_SIZE = 1 << 31
 LEAST_FLOAT32, MOST_FLOAT32 = float(np.finfo(np.float32).smallest_subnormal), float(np.finfo(np.float32).max)
 
 _REQUIRED = object()
+_Error = TypeVar("_Error", bound=Error)
 
 
 class Config:
     """A JSON object of settings. A value of null counts as missing, as transformers treats it."""
 
-    def __init__(self, values: dict[str, Any], where: str) -> None:
+    def __init__(self, values: dict[str, Any], path: str, part: str = "") -> None:
+        """path: of the file. part: the key whose object these settings are, "" for the whole file."""
         self.values = values
-        self.where = where
+        self.path = path
+        self.part = part
+
+    def error(self, kind: type[_Error], key: str, what: str, **fields: Any) -> _Error:
+        """An error about a key. what: the text behind the key's name."""
+        return kind(f"{self._prefix}{key} {what}", path=self.path, key=self._name(key), **fields)
+
+    def wrong(self, key: str, value: Any, expected: str, most: int = 40) -> FormatError:
+        """The error for a value that is not what was expected."""
+        text = f"{self._prefix}{key!r} is {quoted(value, most)}"
+        return FormatError(text, path=self.path, key=self._name(key), expected=expected, found=value)
+
+    @property
+    def _prefix(self) -> str:
+        return f"{self.part}: " if self.part else ""
+
+    def _name(self, key: str) -> str:
+        return f"{self.part}.{key}" if self.part else key
 
     def _get(self, key: str, default: Any) -> Any:
         value = self.values.get(key)
         if value is None:
             if default is _REQUIRED:
-                raise FormatError(f"{self.where}: no {key!r}")
+                raise FormatError(f"{self._prefix}no {key!r}", path=self.path, key=self._name(key))
             return default
         return value
 
@@ -42,14 +61,14 @@ class Config:
         value = self._get(key, default)
         if type(value) is not int or not minimum <= value < MAX_SIZE:
             expected = "a positive integer" if minimum == 1 else f"an integer of at least {minimum}"
-            raise FormatError(f"{self.where}: {key!r} is {quoted(value, 40)}, expected {expected}")
+            raise self.wrong(key, value, expected)
         return value
 
     def number(self, key: str, default: Any = _REQUIRED) -> float:
         """A positive number of float32's range, which is what GGUF keeps of it."""
         value = self._get(key, default)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not LEAST_FLOAT32 <= value <= MOST_FLOAT32:
-            raise FormatError(f"{self.where}: {key!r} is {quoted(value, 40)}, expected a positive number")
+            raise self.wrong(key, value, "a positive number")
         return float(value)
 
     def numbers(self, key: str, count: int) -> list[float]:
@@ -57,21 +76,21 @@ class Config:
         value = self._get(key, _REQUIRED)
         if not isinstance(value, list) or len(value) != count:
             found = f"{len(value)} of them" if isinstance(value, list) else shown(value, 40)
-            raise FormatError(f"{self.where}: {key!r} is {quoted(found)}, expected a list of {count} numbers")
-        return [Config({key: number}, self.where).number(key) for number in value]
+            raise self.wrong(key, found, f"a list of {count} numbers", 100)
+        return [Config({key: number}, self.path, self.part).number(key) for number in value]
 
     def boolean(self, key: str, default: bool) -> bool:
         """True or false."""
         value = self._get(key, default)
         if not isinstance(value, bool):
-            raise FormatError(f"{self.where}: {key!r} is {quoted(value, 40)}, expected true or false")
+            raise self.wrong(key, value, "true or false")
         return value
 
     def text(self, key: str, default: Any = _REQUIRED) -> str:
         """A string."""
         value = self._get(key, default)
         if not isinstance(value, str):
-            raise FormatError(f"{self.where}: {key!r} is {quoted(value, 40)}, expected a string")
+            raise self.wrong(key, value, "a string")
         return value
 
     @property
@@ -79,7 +98,7 @@ class Config:
         """The class that the checkpoint is made for: the first of "architectures"."""
         names = self.values.get("architectures")
         if not isinstance(names, list) or not names or not isinstance(names[0], str):
-            raise FormatError(f"{self.where}: 'architectures' is {quoted(names, 40)}, expected a list of names")
+            raise self.wrong("architectures", names, "a list of names")
         return names[0]
 
     def rope(self) -> Config:
@@ -92,12 +111,12 @@ class Config:
         """
         found = self.values.get("rope_scaling") or self.values.get("rope_parameters") or {}
         if not isinstance(found, dict):
-            raise FormatError(f"{self.where}: rope_parameters is {quoted(found, 40)}, expected an object")
+            raise self.wrong("rope_parameters", found, "an object")
         if any(isinstance(value, dict) for value in found.values()):
-            raise UnsupportedError(
-                f"{self.where}: rope_parameters differ between layers: {shown(', '.join(found), 80)}"
+            raise self.error(
+                UnsupportedError, "rope_parameters", f"differ between layers: {shown(', '.join(found), 80)}"
             )
-        rope = Config(dict(found), f"{self.where}: rope_parameters")
+        rope = Config(dict(found), self.path, self._name("rope_parameters"))
         rope.values["rope_theta"] = rope.number("rope_theta", self.number("rope_theta", 10000.0))
         rope.values["rope_type"] = rope.text("rope_type", rope.text("type", "default")).lower()
         original = "original_max_position_embeddings"

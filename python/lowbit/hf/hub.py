@@ -72,18 +72,26 @@ def _explained(repository: str, revision: str | None, error: Exception) -> Error
     log_in = "log in with `hf auth login`, or set HF_TOKEN"
     if isinstance(error, errors.GatedRepoError):
         page = f"{constants.ENDPOINT}/{repository}"
-        return FileError(f"{repository}: its owners ask you to accept conditions: do that on {page}, then {log_in}")
+        return FileError(
+            f"its owners ask you to accept conditions: do that on {page}, then {log_in}",
+            path=repository,
+            errno=errno.EACCES,
+        )
     if isinstance(error, errors.RepositoryNotFoundError):
-        return FileError(f"{repository}: no such folder, and no such model on the hub; if it is private, {log_in}")
+        return FileError(
+            f"no such folder, and no such model on the hub; if it is private, {log_in}",
+            path=repository,
+            errno=errno.ENOENT,
+        )
     if isinstance(error, errors.RevisionNotFoundError):
-        return FileError(f"{repository}: the hub has no revision {quoted(revision)} of it")
+        return FileError(f"the hub has no revision {quoted(revision)} of it", path=repository, errno=errno.ENOENT)
     if isinstance(error, (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled)):
         why = f"{constants.ENDPOINT} does not give it: {reason(error.__cause__ or error)}"
         why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else why
-        return FileError(f"{repository}: no such folder, not whole in the cache {constants.HF_HUB_CACHE}, and {why}")
+        return FileError(f"no such folder, not whole in the cache {constants.HF_HUB_CACHE}, and {why}", path=repository)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return FileError(f"{repository}: {error.strerror}: {constants.HF_HUB_CACHE} (HF_HOME names another place)")
-    return FileError(f"{repository}: not downloaded from the hub: {reason(error)}")
+        return FileError.of(error, repository, rest=f": {constants.HF_HUB_CACHE} (HF_HOME names another place)")
+    return FileError(f"not downloaded from the hub: {reason(error)}", path=repository)
 
 
 def _without_weights(repository: str, commit: str) -> Error:
@@ -96,12 +104,13 @@ def _without_weights(repository: str, commit: str) -> Error:
         return _explained(repository, commit, error)
     if any(name.endswith(PICKLES) for name in names):
         return UnsupportedError(
-            f"{repository}: it has only pickles ({', '.join(PICKLES)}), which can run code when they are loaded; "
+            f"it has only pickles ({', '.join(PICKLES)}), which can run code when they are loaded; "
             "https://huggingface.co/spaces/safetensors/convert proposes safetensors to its owners, which "
-            f"{repository}@refs/pr/N then names"
+            f"{repository}@refs/pr/N then names",
+            path=repository,
         )
     if files := [name for name in names if name.endswith(".gguf")]:
         return UnsupportedError(
-            f"{repository}: it has GGUF files: `hf download {repository} {files[0]}` fetches one, which lowbit runs"
+            f"it has GGUF files: `hf download {repository} {files[0]}` fetches one, which lowbit runs", path=repository
         )
-    return FileError(f"{repository}: it has no model.safetensors")
+    return FileError("it has no model.safetensors", path=repository, errno=errno.ENOENT)

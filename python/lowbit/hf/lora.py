@@ -18,6 +18,7 @@ against the checkpoint before anything is read: nothing that an adapter says is 
 from __future__ import annotations
 
 import copy
+import errno
 import math
 import os
 import re
@@ -182,6 +183,7 @@ class _Merge:
         self.folder = folder
         self.factor = factor
         self.tied = tied
+        self.weights = folder / WEIGHTS
         self.config = Config(_read_config(folder), str(folder / CONFIG))
         _check(self.config)
         self.notes: list[str] = []
@@ -193,16 +195,16 @@ class _Merge:
             self.names.setdefault(_plain_name(name), name)
 
     def run(self) -> None:
-        stored = read_safetensors(self.folder / WEIGHTS)
+        stored = read_safetensors(self.weights)
         if not stored:
-            raise FormatError(f"{self.folder / WEIGHTS}: no tensors")
+            raise FormatError("no tensors", path=self.weights)
         parts: dict[str, dict[str, StoredTensor]] = {}
         whole: dict[str, StoredTensor] = {}
         for name, tensor in stored.items():
             if match := _FACTORS.fullmatch(name):
                 parts.setdefault(match[1], {})[match[2]] = tensor
             elif re.search(r"\.(lora|token_adapter|trainable_tokens)_?\w*\.|lora_", name):
-                raise UnsupportedError(f"{self.folder / WEIGHTS}: tensor {name!r} is not one of a LoRA adapter's")
+                raise tensor.error(UnsupportedError, " is not one of a LoRA adapter's")
             elif (plain := re.sub(r"\.modules_to_save(\.default)?\.", ".", name)) == name or plain not in stored:
                 whole[plain] = tensor
         if {EMBEDDINGS, OUTPUT} & {*map(_base_name, whole), *(_plain_name(f"{module}.weight") for module in parts)}:
@@ -239,7 +241,9 @@ class _Merge:
             saved = {name: tensor for name, tensor in whole.items() if self._is_saved(_plain_name(name))}
             for key in filter(self._is_saved, (EMBEDDINGS, OUTPUT)):
                 if key not in map(_plain_name, saved):
-                    raise FormatError(f"{self.folder / WEIGHTS}: no {key!r}, which modules_to_save in {CONFIG} names")
+                    raise FormatError(
+                        f"no {key!r}, which modules_to_save in {CONFIG} names", path=self.weights, tensor=key
+                    )
         # Where one tensor has two names, torch loads the output's last.
         for name in sorted(whole.keys() - saved.keys(), key=lambda name: (_base_name(name) == OUTPUT, name)):
             self._replace(_base_name(name), whole[name])
@@ -252,9 +256,7 @@ class _Merge:
         """Whether modules_to_save means the embeddings' or the output's tensor: PEFT compares the ends of names."""
         names = self.config.values.get("modules_to_save") or []
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise FormatError(
-                f"{self.config.where}: 'modules_to_save' is {quoted(names, 40)}, expected a list of names"
-            )
+            raise self.config.wrong("modules_to_save", names, "a list of names")
         modules = {EMBEDDINGS: "base_model.model.model.embed_tokens", OUTPUT: "base_model.model.lm_head"}
         return any(modules[plain].endswith(name) for name in names) if plain in modules else False
 
@@ -264,7 +266,7 @@ class _Merge:
         if found is None and self._is_shared and plain in (EMBEDDINGS, OUTPUT):
             found = self.names.get(EMBEDDINGS, self.names.get(OUTPUT))
         if found is None:
-            raise FormatError(f"{self.folder / WEIGHTS}: tensor {tensor.name!r}: the checkpoint has no {plain!r}")
+            raise tensor.error(FormatError, f": the checkpoint has no {plain!r}")
         return found
 
     def _replace(self, plain: str, tensor: StoredTensor) -> None:
@@ -280,20 +282,20 @@ class _Merge:
         is_embedding = any("embedding" in kind for kind in factors)
         names = ("lora_embedding_A", "lora_embedding_B") if is_embedding else ("lora_A", "lora_B")
         if missing := [name for name in names if name not in factors]:
-            raise FormatError(f"{self.folder / WEIGHTS}: {module!r} has no {missing[0]}")
+            raise FormatError(f"{module!r} has no {missing[0]}", path=self.weights, tensor=module)
         a, b = (factors.pop(name) for name in names)
         magnitude = factors.pop("lora_magnitude_vector", None)
         if factors or (magnitude is not None) != self.config.boolean("use_dora", False):
-            raise FormatError(f"{self.folder / WEIGHTS}: {module!r} is not what use_dora in {CONFIG} says")
+            raise FormatError(f"{module!r} is not what use_dora in {CONFIG} says", path=self.weights, tensor=module)
         if is_embedding and magnitude is not None:
-            raise UnsupportedError(f"{self.folder / WEIGHTS}: {module!r} is an embedding with DoRA")
+            raise UnsupportedError(f"{module!r} is an embedding with DoRA", path=self.weights, tensor=module)
         plain = _plain_name(f"{module}.weight")
         target = self._target(plain, a)
         if self._is_shared and plain == OUTPUT:
-            raise UnsupportedError(
-                f"{self.folder / WEIGHTS}: tensor {a.name!r} is about the output, which is tied to the embeddings, so "
-                "that it would change both; merge it into a base saved with an lm_head of its own and "
-                "tie_word_embeddings false"
+            raise a.error(
+                UnsupportedError,
+                " is about the output, which is tied to the embeddings, so that it would change both; merge it into "
+                "a base saved with an lm_head of its own and tie_word_embeddings false",
             )
         if self._is_shared and plain == EMBEDDINGS:
             self.notes.append(
@@ -303,10 +305,10 @@ class _Merge:
         base = self.checkpoint.tensors[target]
         _ = base.dtype  # refuses what is no float
         if target in self.seen:
-            raise FormatError(f"{self.folder / WEIGHTS}: tensor {a.name!r} is about {target!r}, as another one is")
+            raise a.error(FormatError, f" is about {target!r}, as another one is")
         self.seen.add(target)
         if len(base.shape) != 2:
-            raise FormatError(f"{a.file.path.name}: tensor {a.name!r} is about {target!r}, which is no matrix")
+            raise a.error(FormatError, f" is about {target!r}, which is no matrix")
         rows, columns = base.shape[::-1] if is_embedding else base.shape
         rank = int(self._pattern_value("rank_pattern", module, self.config.integer("r")))
         self._expect(a, (rank, columns), f"rank {rank} and the checkpoint's {target!r} {list(base.shape)}")
@@ -322,9 +324,11 @@ class _Merge:
     def _expect(self, tensor: StoredTensor, shape: tuple[int, ...], reason: str) -> None:
         _ = tensor.dtype  # refuses what is no float
         if tensor.shape != shape:
-            raise FormatError(
-                f"{self.folder / WEIGHTS}: tensor {tensor.name!r} has shape {list(tensor.shape)}, "
-                f"expected {list(shape)} from {reason}"
+            raise tensor.error(
+                FormatError,
+                f" has shape {list(tensor.shape)}",
+                expected=f"{list(shape)} from {reason}",
+                found=list(tensor.shape),
             )
 
     def _pattern_value(self, key: str, module: str, default: float) -> float:
@@ -332,45 +336,48 @@ class _Merge:
         module = module.removeprefix("base_model.model.")
         patterns = self.config.values.get(key) or {}
         if not isinstance(patterns, dict):
-            raise FormatError(f"{self.config.where}: {key!r} is {quoted(patterns, 40)}, expected an object")
+            raise self.config.wrong(key, patterns, "an object")
         for pattern in patterns:
             if not SAFE_PATTERN.fullmatch(pattern) or len(re.findall(r"[*+]", pattern)) > MOST_REPEATS:
-                raise UnsupportedError(
-                    f"{self.config.where}: {key} has a pattern {quoted(pattern, 80)} that is not simple"
+                raise self.config.error(
+                    UnsupportedError, key, f"has a pattern {quoted(pattern, 80)} that is not simple"
                 )
             if re.fullmatch(rf"(.*\.)?({pattern})", module):
-                values = Config(patterns, f"{self.config.where}: {key}")
+                values = Config(patterns, self.config.path, key)
                 return values.integer(pattern) if key == "rank_pattern" else values.number(pattern)
         return default
 
 
 def _read_config(folder: Path) -> dict[str, object]:
     if not is_dir(folder):
-        raise FileError(f"{folder}: no such folder, expected an adapter with {CONFIG}")
+        raise FileError("no such folder", path=folder, errno=errno.ENOENT, expected=f"an adapter with {CONFIG}")
     if not is_file(folder / CONFIG):
-        raise FileError(f"{folder}: no {CONFIG}: not a PEFT adapter")
+        raise FileError(f"no {CONFIG}: not a PEFT adapter", path=folder, errno=errno.ENOENT)
     if not is_file(folder / WEIGHTS):
         if is_file(folder / PICKLE):
             raise UnsupportedError(
-                f"{folder}: {PICKLE} is a pickle, which can run code when it is loaded; save it as "
-                "safetensors where you trust it: PeftModel.from_pretrained(base, d).save_pretrained(d)"
+                f"{PICKLE} is a pickle, which can run code when it is loaded; save it as safetensors where you trust "
+                "it: PeftModel.from_pretrained(base, d).save_pretrained(d)",
+                path=folder,
             )
-        raise FileError(f"{folder}: no {WEIGHTS}")
+        raise FileError(f"no {WEIGHTS}", path=folder, errno=errno.ENOENT)
     return read_json(folder / CONFIG)
 
 
 def _check(config: Config) -> None:
     """Raises UnsupportedError for what is not plain LoRA or DoRA."""
     if (kind := config.text("peft_type", "LORA")) != "LORA":
-        raise UnsupportedError(f"{config.where}: peft_type {quoted(kind, 40)}, expected LORA")
+        raise config.error(UnsupportedError, "peft_type", quoted(kind, 40), expected="LORA", found=kind)
     for key in UNSUPPORTED:
         if config.values.get(key):
-            raise UnsupportedError(f"{config.where}: {key} is set, which has no merged form here")
+            raise config.error(UnsupportedError, key, "is set, which has no merged form here")
     initialization = config.values.get("init_lora_weights")
     if initialization not in PLAIN_INITIALIZATIONS:
-        raise UnsupportedError(
-            f"{config.where}: init_lora_weights {quoted(initialization, 40)} changes the base weights; save the "
-            "adapter with path_initial_model_for_weight_conversion"
+        raise config.error(
+            UnsupportedError,
+            "init_lora_weights",
+            f"{quoted(initialization, 40)} changes the base weights; save the adapter with "
+            "path_initial_model_for_weight_conversion",
         )
 
 

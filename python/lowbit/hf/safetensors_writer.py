@@ -51,7 +51,12 @@ class Shard:
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % _ALIGNMENT)
         if len(text) > MAX_HEADER_BYTES:
-            raise InputError(f"{self.path}: a header of {len(text)} bytes, expected at most {MAX_HEADER_BYTES}")
+            raise InputError(
+                f"a header of {len(text)} bytes",
+                path=self.path,
+                expected=f"at most {MAX_HEADER_BYTES}",
+                found=len(text),
+            )
         return len(text).to_bytes(8, "little") + text
 
 

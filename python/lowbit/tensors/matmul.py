@@ -31,7 +31,7 @@ def matmul(
     Raises InputError for shapes or dtypes that do not fit.
     """
     if not isinstance(w, (QTensor, np.ndarray)):
-        raise InputError(f"matmul: w is a {type(w).__name__}, expected a QTensor or an array")
+        raise InputError(f"matmul: w is a {type(w).__name__}", expected="a QTensor or an array", found=type(w).__name__)
     x = arguments.array("x", x, np.float32)
     if w.ndim != 2 or x.ndim == 0 or x.shape[-1] != w.shape[1]:
         raise InputError(f"matmul: x {x.shape} and w {w.shape} do not fit (..., K) and (N, K)")

@@ -43,11 +43,11 @@ def save_npz(path: AnyPath, tensors: Mapping[str, QTensor]) -> None:
     arrays: dict[str, npt.NDArray[Any]] = {}
     for name, tensor in arguments.mapping("tensors", tensors).items():
         if not isinstance(tensor, QTensor):
-            raise InputError(f"tensor {name!r}: expected a QTensor, got {type(tensor).__name__}")
+            raise InputError(f"tensor {name!r}:", tensor=name, expected="a QTensor", found=type(tensor).__name__)
         if "\0" in arguments.text("name of a tensor", name):
-            raise InputError(f"tensor {quoted(name)}: expected a name without NUL")
+            raise InputError(f"tensor {quoted(name)}:", tensor=name, expected="a name without NUL")
         if len(f"{_key(name, 'format')}.npy".encode()) > _MOST_ENTRY_BYTES:
-            raise InputError(f"tensor {quoted(name)}: the name is too long for an .npz file")
+            raise InputError(f"tensor {quoted(name)}: the name is too long for an .npz file", tensor=name)
         arrays |= {_key(name, "data"): tensor.data, _key(name, "format"): np.array(tensor.format)}
     with AtomicFile(path) as file, zipfile.ZipFile(cast(IO[bytes], file), "w") as archive:
         for key, array in arrays.items():
@@ -64,17 +64,17 @@ def load_npz(path: AnyPath) -> dict[str, QTensor]:
     with _opened(path) as (where, archive, size):
         members = archive.namelist()
         if len(set(members)) != len(members):
-            raise FormatError(f"{where}: two arrays of one name")
+            raise FormatError("two arrays of one name", path=where)
         found: dict[str, set[str]] = {}
         for member in members:
             name, _, kind = member.removesuffix(".npy").rpartition(".")
             if member.endswith(".npy") and kind in ("data", "format"):
                 found.setdefault(name, set()).add(kind)
         if not found:
-            raise FormatError(f"{where}: no packed tensors")
+            raise FormatError("no packed tensors", path=where)
         for name, kinds in found.items():
             if len(kinds) == 1:
-                raise FormatError(f"{where}: tensor {name!r} has only one of data and format")
+                raise FormatError(f"tensor {name!r} has only one of data and format", path=where, tensor=name)
         return {name: _Member(where, archive, name, size).tensor() for name in found}
 
 
@@ -82,7 +82,7 @@ def load_one(path: AnyPath, name: str) -> QTensor:
     """The tensor of that name. Raises InputError if there is none, else as `load_npz` does."""
     with _opened(path) as (where, archive, size):
         if not {f"{_key(name, kind)}.npy" for kind in ("data", "format")} <= set(archive.namelist()):
-            raise InputError(f"{where}: no packed tensor {name!r}")
+            raise InputError(f"no packed tensor {name!r}", path=where, tensor=name)
         return _Member(where, archive, name, size).tensor()
 
 
@@ -100,45 +100,52 @@ def _opened(path: AnyPath) -> Iterator[tuple[str, zipfile.ZipFile, int]]:
     except Error:
         raise
     except OSError as error:
-        raise FileError(f"{where}: {error.strerror or error}") from None
+        raise FileError.of(error, where) from None
     except (zipfile.BadZipFile, ValueError, EOFError, RuntimeError, OverflowError, struct.error) as error:
         with named(where, expected=ZIP_MAGIC):
-            raise FormatError(f"{where}: not an .npz file: {shown(error, 200)}") from None
+            raise FormatError(f"not an .npz file: {shown(error, 200)}", path=where) from None
 
 
 class _Member:
     """The two arrays of a tensor. Nothing is taken from the file's word that its size does not bear out."""
 
     def __init__(self, path: str, archive: zipfile.ZipFile, name: str, file_size: int) -> None:
-        self.where = f"{path}: tensor {name}" if name else path
+        self.path = path
         self.archive = archive
         self.name = name
         self.file_size = file_size
 
     def tensor(self) -> QTensor:
+        try:
+            return self._tensor()
+        except (FormatError, UnsupportedError) as error:
+            error.about(f"tensor {self.name}: " if self.name else "", path=self.path, tensor=self.name)
+            raise
+
+    def _tensor(self) -> QTensor:
         with self._open("format") as (file, size):
             if size > _MOST_NAME_BYTES:
-                raise FormatError(f"{self.where}: a format's name of {size} bytes")
+                raise FormatError(f"a format's name of {size} bytes")
             text = np.lib.format.read_array(file, allow_pickle=False)
         if text.dtype.kind != "U" or text.ndim:
-            raise FormatError(f"{self.where}: expected the name of a format, found {text.dtype} {text.shape}")
+            raise FormatError(expected="the name of a format", found=f"{text.dtype} {text.shape}")
         try:
             known = find_format(str(text))
         except InputError as error:
-            raise UnsupportedError(f"{self.where}: {error}") from None
+            raise error.turned(UnsupportedError) from None
         data = self._bytes()
         try:
             return QTensor(data, known.name)
         except InputError as error:
-            raise FormatError(f"{self.where}: {error}") from None
+            raise error.turned(FormatError) from None
 
     @contextmanager
     def _open(self, kind: str) -> Iterator[tuple[IO[bytes], int]]:
         info = self.archive.getinfo(f"{_key(self.name, kind)}.npy")
         if info.compress_type != zipfile.ZIP_STORED:
-            raise UnsupportedError(f"{self.where}: compressed arrays; numpy.savez stores them as they are")
+            raise UnsupportedError("compressed arrays; numpy.savez stores them as they are")
         if not info.file_size == info.compress_size <= self.file_size:
-            raise FormatError(f"{self.where}: {info.file_size} bytes in a file of {self.file_size}")
+            raise FormatError(f"{info.file_size} bytes in a file of {self.file_size}")
         with self.archive.open(info) as file:
             yield file, info.file_size
 
@@ -146,14 +153,14 @@ class _Member:
         with self._open("data") as (file, size):
             version = np.lib.format.read_magic(file)
             if version not in ((1, 0), (2, 0)):
-                raise FormatError(f"{self.where}: version {version} of NumPy's array format, expected (1, 0) or (2, 0)")
+                raise FormatError(
+                    f"version {version} of NumPy's array format", expected="(1, 0) or (2, 0)", found=version
+                )
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             shape, fortran, dtype = read(file)
             num_bytes = math.prod(shape)
             if dtype != np.uint8 or fortran or min(shape, default=-1) < 0 or num_bytes != size - file.tell():
-                raise FormatError(
-                    f"{self.where}: expected {size - file.tell()} bytes in C order, found {dtype} {shape}"
-                )
+                raise FormatError(expected=f"{size - file.tell()} bytes in C order", found=f"{dtype} {shape}")
             # The archive's sum of the bytes is checked as the last of them are read.
             out = np.empty(num_bytes, np.uint8)
             for start in range(0, num_bytes, _PIECE):

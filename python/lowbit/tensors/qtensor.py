@@ -45,14 +45,15 @@ class QTensor:
         """Raises InputError if `data` is not uint8, has no axis or has rows that are not whole blocks."""
         descriptor = find_format(format)
         if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim == 0:
-            raise InputError(f"data: expected uint8 array of at least one axis, got {_describe(data)}")
+            raise InputError("data:", expected="uint8 array of at least one axis", found=_describe(data))
         if data.shape[-1] % descriptor.block_bytes:
             raise InputError(
-                f"data: rows have {data.shape[-1]} bytes, expected a multiple of {descriptor.block_bytes} "
-                f"for {descriptor.name}"
+                f"data: rows have {data.shape[-1]} bytes",
+                expected=f"a multiple of {descriptor.block_bytes} for {descriptor.name}",
+                found=data.shape[-1],
             )
         if data.size and data.shape[-1] > 1 and data.strides[-1] != 1:
-            raise InputError(f"data: expected contiguous rows, got a stride of {data.strides[-1]} bytes")
+            raise InputError("data:", expected="contiguous rows", found=f"a stride of {data.strides[-1]} bytes")
         self._data = data
         self._descriptor = descriptor
 
@@ -112,7 +113,7 @@ class QTensor:
         except (TypeError, ValueError, RecursionError):
             raise arguments.wrong("dtype", "float32, float16 or bfloat16", dtype) from None
         if wanted not in _FLOAT_FORMATS:
-            raise InputError(f"dtype: expected float32, float16 or bfloat16, got {shown(wanted)}")
+            raise InputError("dtype:", expected="float32, float16 or bfloat16", found=wanted)
         count = num_threads(threads)
         out = _output(out, wanted, self.shape, {"data": self._data})
         for data, rows in matrices(self._data, out):
@@ -191,7 +192,7 @@ def format_of(weights: QTensor | npt.NDArray[Any]) -> str:
     if not isinstance(weights, np.ndarray):
         raise arguments.wrong("weights", "a QTensor or an array", weights)
     if weights.dtype not in _FLOAT_FORMATS:
-        raise InputError(f"weights: expected float32, float16 or bfloat16, got {shown(weights.dtype)}")
+        raise InputError("weights:", expected="float32, float16 or bfloat16", found=weights.dtype)
     return _FLOAT_FORMATS[weights.dtype]
 
 
@@ -222,11 +223,13 @@ def quantize(
     descriptor = find_format(format)
     weights = arguments.array("weights", w)
     if weights.ndim == 0:
-        raise InputError("weights: expected at least one axis, got a scalar")
+        raise InputError("weights:", expected="at least one axis", found="a scalar")
     K = weights.shape[-1]
     if K % descriptor.block_size:
         raise InputError(
-            f"{descriptor.name}: rows have {K} weights, expected a multiple of the block size {descriptor.block_size}"
+            f"{descriptor.name}: rows have {K} weights",
+            expected=f"a multiple of the block size {descriptor.block_size}",
+            found=K,
         )
     importance = (
         None if imatrix is None else np.require(arguments.array("imatrix", imatrix, np.float32), None, ["C", "A"])
@@ -235,7 +238,7 @@ def quantize(
     count = num_threads(threads)
     if isinstance(out, QTensor):
         if out.format != descriptor.name:
-            raise InputError(f"out: expected {descriptor.name}, got {out.format}")
+            raise InputError("out:", expected=descriptor.name, found=out.format)
         out = out.data
     shape = (*weights.shape[:-1], K // descriptor.block_size * descriptor.block_bytes)
     inputs = {"w": weights} if importance is None else {"w": weights, "imatrix": importance}
@@ -248,7 +251,8 @@ def quantize(
         try:
             _core.quantize_rows(weights[index], descriptor.name, importance, packed[index], allow_nonfinite, count)
         except InputError as error:
-            raise InputError(f"matrix {index}: {error}") from None
+            error.about(f"matrix {index}: ")
+            raise
     return QTensor(packed, descriptor.name)
 
 
@@ -269,7 +273,7 @@ def dequantize(
             raise InputError(f"format: the tensor is {q.format}, got {quoted(format)}")
         return q.dequantize(dtype, threads, out)
     if format is None:
-        raise InputError("format: expected a name beside an array of bytes")
+        raise InputError("format:", expected="a name beside an array of bytes")
     return QTensor(q, format).dequantize(dtype, threads, out)
 
 
@@ -294,9 +298,9 @@ def _output(
     if out is None:
         return np.empty(shape, dtype)
     if not isinstance(out, np.ndarray) or out.dtype != dtype or out.shape != shape:
-        raise InputError(f"out: expected {dtype} array of shape {shape}, got {_describe(out)}")
+        raise InputError("out:", expected=f"{dtype} array of shape {shape}", found=_describe(out))
     if not (out.flags.c_contiguous and out.flags.aligned and out.flags.writeable):
-        raise InputError("out: expected a C-contiguous, aligned array that may be written to")
+        raise InputError("out:", expected="a C-contiguous, aligned array that may be written to")
     for name, array in inputs.items():
         if np.may_share_memory(out, array):  # by the ranges of addresses: the exact question can take forever
             raise InputError(f"out: lies in the memory of {name}")

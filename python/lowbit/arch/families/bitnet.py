@@ -63,9 +63,8 @@ class PackedTensor(StoredTensor):
             codes = packed.rows(first - i * height, last - i * height) >> (2 * i) & 3
             if (codes == 3).any():
                 row, column = np.argwhere(codes == 3)[0].tolist()
-                raise FormatError(
-                    f"{self.file.path.name}: tensor {self.name!r} has code 3 at row {first + row}, column {column}, "
-                    "expected 0, 1 or 2"
+                raise self.error(
+                    FormatError, f" has code 3 at row {first + row}, column {column}", expected="0, 1 or 2", found=3
                 )
             out[first - start : last - start] = codes.astype(np.int8) - 1
         return out
@@ -153,8 +152,11 @@ class Packed(Renamed):
             if is_other.any():
                 row, column = np.argwhere(is_other)[0].tolist()
                 raise UnsupportedError(
-                    f"tensor {self.name}: {weights[row, column]} at row {first + row}, column {column}, expected -1, 0 "
-                    "or 1: a checkpoint of BitNet holds nothing else"
+                    f"tensor {self.name}: {weights[row, column]} at row {first + row}, column {column}",
+                    tensor=self.name,
+                    expected="-1, 0 or 1",
+                    found=weights[row, column],
+                    rest=": a checkpoint of BitNet holds nothing else",
                 )
             out |= (weights + 1).astype(np.uint8) << np.uint8(2 * i)
         return out
@@ -163,9 +165,7 @@ class Packed(Renamed):
 def _checked(value: np.ndarray, stored: StoredTensor, allow_zero: bool = False) -> np.ndarray:
     """The same number, if it can be a scale."""
     if not np.isfinite(value[0]) or value[0] < 0 or (value[0] == 0 and not allow_zero):
-        raise FormatError(
-            f"{stored.file.path.name}: tensor {stored.name!r} gives a scale of {value[0]}, expected a positive number"
-        )
+        raise stored.error(FormatError, f" gives a scale of {value[0]}", expected="a positive number", found=value[0])
     return value
 
 
@@ -193,20 +193,20 @@ class BitNet(Architecture):
     def text_config(self, config: Config) -> Config:
         """With transformers' default of the rotary base, which is not the usual one."""
         theta = config.number("rope_theta", 500000.0)
-        return Config({**config.values, "rope_theta": theta}, config.where)
+        return Config({**config.values, "rope_theta": theta}, config.path)
 
     def check(self, config: Config) -> list[str]:
         """Refuses what no graph of BitNet has."""
         refuse_wide_heads(self.name, config, self.sizes(config))
         rope = config.rope()
         if (kind := rope.values["rope_type"]) != "default":
-            raise UnsupportedError(f"{rope.where}: rope_type {kind!r}, the bitnet architecture scales by 1")
+            raise rope.error(UnsupportedError, "rope_type", f"{kind!r}, the bitnet architecture scales by 1")
         if config.boolean("attention_bias", False):
-            raise UnsupportedError(f"{config.where}: attention_bias is set, and the bitnet architecture has no biases")
+            raise config.error(UnsupportedError, "attention_bias", "is set, and the bitnet architecture has no biases")
         settings = _settings(config)
         for key in ("modules_to_not_convert", "use_rms_norm"):
             if settings.values.get(key) not in (None, False, [], ["lm_head"]):
-                raise UnsupportedError(f"{settings.where}: {key} is set, and the bitnet architecture has none")
+                raise settings.error(UnsupportedError, key, "is set, and the bitnet architecture has none")
         return super().check(config)
 
     def metadata(self, config: Config) -> dict[str, Any]:
@@ -233,7 +233,8 @@ class BitNet(Architecture):
         activation = Keys(metadata, self.name).text("hidden_activation", "silu")
         if activation != self.hidden_act:
             raise UnsupportedError(
-                f"bitnet.hidden_activation is {activation!r}, transformers' BitNet has {self.hidden_act}"
+                f"bitnet.hidden_activation is {activation!r}, transformers' BitNet has {self.hidden_act}",
+                key="bitnet.hidden_activation",
             )
         config = super().hf_config(metadata, tensors)
         if "bitnet.attention.key_length" not in metadata:
@@ -255,7 +256,12 @@ class BitNet(Architecture):
         if not tensor.name.startswith("blk.") or len(tensor.shape) != 2:
             return tensor
         if tensor.shape[0] % ROWS_PER_BYTE:
-            raise UnsupportedError(f"tensor {tensor.name}: {tensor.shape[0]} rows, expected a multiple of 4 to pack")
+            raise UnsupportedError(
+                f"tensor {tensor.name}: {tensor.shape[0]} rows",
+                tensor=tensor.name,
+                expected="a multiple of 4 to pack",
+                found=tensor.shape[0],
+            )
         return Packed(tensor.name, tensor)
 
     def tensors(self, checkpoint: Checkpoint, config: Config) -> list[TensorSource]:
@@ -269,8 +275,8 @@ def _settings(config: Config) -> Config:
     """quantization_config: which form the matrices have."""
     values = config.values.get("quantization_config")
     if not isinstance(values, dict):
-        raise FormatError(f"{config.where}: quantization_config is {quoted(values, 40)}, expected an object: BitNet's")
-    return Config(values, f"{config.where}: quantization_config")
+        raise config.wrong("quantization_config", values, "an object: BitNet's")
+    return Config(values, config.path, "quantization_config")
 
 
 def _ternary(tensors: Mapping[str, StoredTensor], settings: Config) -> Iterable[tuple[str, StoredTensor]]:
@@ -280,8 +286,8 @@ def _ternary(tensors: Mapping[str, StoredTensor], settings: Config) -> Iterable[
     for name, stored in tensors.items():
         if name.endswith("_proj.weight_scale") and not is_master:
             if stored.shape != (1,):
-                raise FormatError(
-                    f"{stored.file.path.name}: tensor {name!r} has shape {list(stored.shape)}, expected [1]"
+                raise stored.error(
+                    FormatError, f" has shape {list(stored.shape)}", expected="[1]", found=list(stored.shape)
                 )
             yield name, PackedScale(stored, is_divisor=linear == "bitlinear")
         elif not name.endswith("_proj.weight"):
@@ -291,9 +297,10 @@ def _ternary(tensors: Mapping[str, StoredTensor], settings: Config) -> Iterable[
             yield name, master
             yield f"{name}_scale", MasterScale(master)
         elif stored.dtype_name != "U8" or len(stored.shape) != 2:
-            raise FormatError(
-                f"{stored.file.path.name}: tensor {name!r} is {stored.dtype_name} {list(stored.shape)}, expected a "
-                "matrix of U8, four ternary weights in each"
+            raise stored.error(
+                FormatError,
+                f" is {stored.dtype_name} {list(stored.shape)}",
+                expected="a matrix of U8, four ternary weights in each",
             )
         else:
             yield name, PackedTensor(stored)
@@ -302,7 +309,7 @@ def _ternary(tensors: Mapping[str, StoredTensor], settings: Config) -> Iterable[
 def _one_of(settings: Config, key: str, default: str, other: str) -> str:
     value = settings.text(key, default)
     if value not in (default, other):
-        raise UnsupportedError(f"{settings.where}: {key} {quoted(value, 40)}, expected {default} or {other}")
+        raise settings.error(UnsupportedError, key, quoted(value, 40), expected=f"{default} or {other}", found=value)
     return value
 
 

@@ -18,7 +18,6 @@ from lowbit.arch.keys import Keys
 from lowbit.arch.model_spec import Rope
 from lowbit.arch.rope import Tensors, plain_rope, rope_of
 from lowbit.base.errors import FormatError, UnsupportedError
-from lowbit.base.quoting import quoted
 from lowbit.hf.config import Config
 from lowbit.tensors.source import MinusOne, PlusOne, TensorSource
 
@@ -63,10 +62,10 @@ class Gemma3(Architecture):
         values = dict(config.values)
         if nested is not None:
             if not isinstance(nested, dict):
-                raise FormatError(f"{config.where}: text_config is {quoted(nested, 40)}, expected an object")
+                raise config.wrong("text_config", nested, "an object")
             ids = {key: value for key, value in values.items() if key.endswith("_token_id") and value is not None}
             values = NESTED_DEFAULTS | values | {k: v for k, v in nested.items() if v is not None} | ids
-        return Config(values, config.where)
+        return Config(values, config.path)
 
     def hf_name(self, name: str) -> str:
         """Without the prefix of the text model: "language_model.model." before transformers 5, "model.language_model."
@@ -84,7 +83,7 @@ class Gemma3(Architecture):
     def check(self, config: Config) -> list[str]:
         """Attention in both directions, as embedding models have it, is not the text model's."""
         if config.values.get("use_bidirectional_attention"):
-            raise UnsupportedError(f"{config.where}: use_bidirectional_attention is set, gemma3 looks back only")
+            raise config.error(UnsupportedError, "use_bidirectional_attention", "is set, gemma3 looks back only")
         return super().check(config)
 
     def config_windows(self, config: Config) -> tuple[int, ...]:
@@ -103,7 +102,7 @@ class Gemma3(Architecture):
         """The layers that see everything have the usual keys, the others a base of their own."""
         local = self._ropes(config)[1]
         if local.values["rope_type"] != "default":
-            raise UnsupportedError(f"{local.where}: rope_type {local.values['rope_type']!r} in layers with a window")
+            raise local.error(UnsupportedError, "rope_type", f"{local.values['rope_type']!r} in layers with a window")
         return {**super().rope_metadata(config), "rope.freq_base_swa": local.number("rope_theta")}
 
     def _ropes(self, config: Config) -> tuple[Config, Config]:
@@ -112,9 +111,7 @@ class Gemma3(Architecture):
         is that of the layers that see everything, also beside rope_parameters."""
         both = config.values.get("rope_parameters") or {}
         if not isinstance(both, dict) or not both.keys() <= {"full_attention", "sliding_attention"}:
-            raise FormatError(
-                f"{config.where}: rope_parameters is {quoted(both, 60)}, expected full_attention and sliding_attention"
-            )
+            raise config.wrong("rope_parameters", both, "full_attention and sliding_attention", 60)
         ropes = []
         for kind, theta, default in (
             ("full_attention", "rope_theta", GLOBAL_THETA),
@@ -124,11 +121,11 @@ class Gemma3(Architecture):
             if kind == "full_attention":
                 parts.append(config.values.get("rope_scaling") or {})
             if not all(isinstance(part, dict) for part in parts):
-                raise FormatError(f"{config.where}: rope_parameters of {kind}: expected an object")
+                raise config.error(FormatError, "rope_parameters", f"of {kind}:", expected="an object")
             rope = {key: value for part in parts for key, value in part.items()}
             values = {"rope_parameters": rope, "rope_theta": config.number(theta, default)}
             values["max_position_embeddings"] = config.integer("max_position_embeddings")
-            ropes.append(Config(values, f"{config.where}: {kind}").rope())
+            ropes.append(Config(values, config.path, kind).rope())
         return ropes[0], ropes[1]
 
     def late_metadata(self, config: Config) -> dict[str, Any]:

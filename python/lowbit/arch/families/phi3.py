@@ -49,12 +49,11 @@ class Phi3(Architecture):
     def first_metadata(self, config: Config) -> dict[str, Any]:
         """The factor of cos and sin with longrope."""
         rope = config.rope()
-        if rope.values["rope_type"] == "default":
+        kind = rope.values["rope_type"]
+        if kind == "default":
             return {}
-        if rope.values["rope_type"] not in ("longrope", "su"):
-            raise UnsupportedError(
-                f"{rope.where}: rope_type {rope.values['rope_type']!r}, expected default or longrope"
-            )
+        if kind not in ("longrope", "su"):
+            raise rope.error(UnsupportedError, "rope_type", repr(kind), expected="default or longrope", found=kind)
         return {ATTN_FACTOR: _magnitude(config, rope)}
 
     def metadata(self, config: Config) -> dict[str, Any]:
@@ -115,7 +114,7 @@ class Phi3(Architecture):
         scaling: dict[str, Any] = {"type": "longrope"}
         for name, factors in (("long_factor", tensors.get(LONG)), ("short_factor", tensors.get(SHORT))):
             if factors is None or len(factors.shape) != 1 or factors.shape[0] > to_hf.MAX_ROTATED:
-                raise FormatError(f"tensors {LONG} and {SHORT}: expected both, with a factor a pair")
+                raise FormatError(f"tensors {LONG} and {SHORT}:", tensor=LONG, expected="both, with a factor a pair")
             scaling[name] = [to_hf.decimal(factor) for factor in read(factors)]
         get = Keys(metadata, self.name)
         original = get.integer("rope.scaling.original_context_length")
@@ -137,11 +136,12 @@ def _original_context(config: Config) -> int:
     rope: Any = next(
         (config.values[name] for name in ("rope_scaling", "rope_parameters") if config.values.get(name)), {}
     )
-    original = Config(rope, f"{config.where}: rope_parameters").integer(key)
+    original = Config(rope, config.path, "rope_parameters").integer(key)
     if rope.get("rope_type", rope.get("type")) not in (None, "default") and original != USUAL_CONTEXT:
-        raise UnsupportedError(
-            f"{config.where}: {key} is missing beside rope_parameters, where transformers takes {USUAL_CONTEXT}; "
-            f"in them it is {original}"
+        raise config.error(
+            UnsupportedError,
+            key,
+            f"is missing beside rope_parameters, where transformers takes {USUAL_CONTEXT}; in them it is {original}",
         )
     return original
 
@@ -151,9 +151,12 @@ def _rope_dim(config: Config, sizes: Sizes) -> int:
     partial = config.rope().number("partial_rotary_factor", config.number("partial_rotary_factor", 1.0))
     dim = int(sizes.head_dim * min(partial, MAX_SIZE))
     if dim % 2 or not 0 < dim <= sizes.head_dim:
-        raise FormatError(
-            f"{config.where}: partial_rotary_factor {partial:g} rotates {dim} of {sizes.head_dim} values a head, "
-            "expected an even number of them"
+        raise config.error(
+            FormatError,
+            "partial_rotary_factor",
+            f"{partial:g} rotates {dim} of {sizes.head_dim} values a head",
+            expected="an even number of them",
+            found=dim,
         )
     return dim
 

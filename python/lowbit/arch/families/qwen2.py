@@ -47,7 +47,7 @@ class Qwen2(Architecture):
     def hf_biases(self, tensors: Mapping[str, TensorSource]) -> dict[str, bool]:
         """Queries, keys and values always have them: config.json does not say."""
         if not to_hf.has_biases(tensors, ("attn_q", "attn_k", "attn_v")):
-            raise FormatError("tensor blk.0.attn_q.bias is missing")
+            raise FormatError("tensor blk.0.attn_q.bias is missing", tensor="blk.0.attn_q.bias")
         return {}
 
     def hf_windows(self, metadata: Mapping[str, Any]) -> dict[str, Any]:

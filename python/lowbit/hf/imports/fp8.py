@@ -14,14 +14,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from lowbit.base.errors import FormatError, UnsupportedError
-from lowbit.base.quoting import quoted, shown
+from lowbit.base.quoting import shown
 from lowbit.hf.checkpoint import FLOAT_DTYPES, Checkpoint, StoredTensor
+from lowbit.hf.config import Config
 from lowbit.tensors.source import FileRows, num_elements
 
 FLOAT8_DTYPES: dict[str, Any] = {"F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2}
@@ -96,23 +98,23 @@ def dequantize(checkpoint: Checkpoint, own_methods: Collection[str]) -> list[str
     Raises UnsupportedError for other kinds of quantization, FormatError for scales that are missing, do not fit, or are
     not finite.
     """
-    where = str(checkpoint.folder / "config.json")
+    path = checkpoint.folder / "config.json"
     settings = checkpoint.config.get("quantization_config")
     if settings is not None and not isinstance(settings, dict):
-        raise FormatError(f"{where}: 'quantization_config' is {quoted(settings, 40)}, expected an object")
+        raise Config(checkpoint.config, str(path)).wrong("quantization_config", settings, "an object")
     if settings:
         if settings.get("quant_method") in own_methods:
             return []
-        _check_method(settings, where)
+        _check_method(settings, path)
     packed = [tensor for tensor in checkpoint.tensors.values() if tensor.dtype_name in FLOAT8_DTYPES]
     if not packed:
         return []
-    block = _block(settings or {}, where)
+    block = _block(settings or {}, path)
     for stored in packed:
         names = [name for suffix in SCALE_SUFFIXES if (name := stored.name + suffix) in checkpoint.tensors]
         if len(names) > 1 or (not names and settings):
             found = " and ".join(names) or "no scale"
-            raise FormatError(f"{stored.file.path.name}: tensor {stored.name!r} is {stored.dtype_name} with {found}")
+            raise stored.error(FormatError, f" is {stored.dtype_name} with {found}")
         scales = _read_scales(checkpoint.tensors.pop(names[0])) if names else np.ones((), np.float32)
         checkpoint.tensors[stored.name] = _scaled(stored, scales, block)
     activation = [name for name in checkpoint.tensors if name.endswith(ACTIVATION_SUFFIXES)]
@@ -121,7 +123,7 @@ def dequantize(checkpoint: Checkpoint, own_methods: Collection[str]) -> list[str
     return [f"{len(activation)} scales of 8-bit activations are not kept"] if activation else []
 
 
-def _check_method(settings: dict[str, Any], where: str) -> None:
+def _check_method(settings: dict[str, Any], path: Path) -> None:
     """Raises UnsupportedError for a kind of quantization that is not one of 8-bit floats."""
     method = settings.get("quant_method")
     if method is None and (settings.get("load_in_4bit") or settings.get("load_in_8bit")):
@@ -131,15 +133,21 @@ def _check_method(settings: dict[str, Any], where: str) -> None:
     if kind not in FLOAT8_METHODS.get(name, ()):
         described = name if kind is None else f"{name}, {shown(kind, 40)}"
         raise UnsupportedError(
-            f"{where}: the checkpoint is quantized ({described}), and lowbit takes floats, 8-bit ones included: "
-            f"{WAYS_OUT.get(name, ORIGINAL)}"
+            f"the checkpoint is quantized ({described}), and lowbit takes floats, 8-bit ones included: "
+            f"{WAYS_OUT.get(name, ORIGINAL)}",
+            path=path,
+            key="quantization_config",
         )
     sparsity = settings.get("sparsity_config") or {}
     if isinstance(sparsity, dict) and sparsity.get("format", "dense") != "dense":
-        raise UnsupportedError(f"{where}: the checkpoint is sparse ({shown(sparsity['format'], 40)}): {ORIGINAL}")
+        raise UnsupportedError(
+            f"the checkpoint is sparse ({shown(sparsity['format'], 40)}): {ORIGINAL}",
+            path=path,
+            key="quantization_config",
+        )
 
 
-def _block(settings: dict[str, Any], where: str) -> tuple[int, ...]:
+def _block(settings: dict[str, Any], path: Path) -> tuple[int, ...]:
     """Rows and columns that share a scale, empty if it is not blocks that do."""
     found = [settings.get("weight_block_size")]
     groups = settings.get("config_groups") or {}
@@ -149,18 +157,28 @@ def _block(settings: dict[str, Any], where: str) -> tuple[int, ...]:
     sizes = [size for size in found if size is not None]
     for size in sizes:
         if not isinstance(size, list) or len(size) != 2 or not all(type(n) is int and 0 < n < 1 << 31 for n in size):
-            raise FormatError(f"{where}: block size {shown(size, 40)}, expected [rows, columns]")
+            raise FormatError(
+                f"block size {shown(size, 40)}",
+                path=path,
+                key="quantization_config",
+                expected="[rows, columns]",
+                found=size,
+            )
         if size != sizes[0]:
-            raise UnsupportedError(f"{where}: blocks of {sizes[0]} and of {size} in one checkpoint")
+            raise UnsupportedError(
+                f"blocks of {sizes[0]} and of {size} in one checkpoint", path=path, key="quantization_config"
+            )
     return tuple(sizes[0]) if sizes else ()
 
 
 def _read_scales(scales: StoredTensor) -> np.ndarray:
     """All of a tensor of scales, which may have no axes, as float32."""
     if scales.dtype_name not in FLOAT_DTYPES:
-        raise UnsupportedError(
-            f"{scales.file.path.name}: tensor {scales.name!r} has type {scales.dtype_name}, expected scales in one of "
-            f"{', '.join(FLOAT_DTYPES)}"
+        raise scales.error(
+            UnsupportedError,
+            f" has type {scales.dtype_name}",
+            expected=f"scales in one of {', '.join(FLOAT_DTYPES)}",
+            found=scales.dtype_name,
         )
     count = num_elements(scales.shape)
     flat = FileRows(scales.name, (count,), scales.dtype, scales.file, scales.offset).rows(0, count)
@@ -168,16 +186,15 @@ def _read_scales(scales: StoredTensor) -> np.ndarray:
 
 
 def _scaled(stored: StoredTensor, scales: np.ndarray, block: tuple[int, ...]) -> Float8Tensor:
-    where = f"{stored.file.path.name}: tensor {stored.name!r}"
     finite = np.isfinite(scales)
     if not finite.all():
         place = [int(i) for i in np.argwhere(~finite)[0]]
-        raise FormatError(f"{where}: its scale at {place} is {scales[tuple(place)]}")
+        raise stored.error(FormatError, f": its scale at {place} is {scales[tuple(place)]}")
     if scales.size == 1:
         return Float8Tensor(stored, scales.reshape(()), ())
     if len(stored.shape) != 2:
-        raise UnsupportedError(
-            f"{where}: scales {list(scales.shape)} for shape {list(stored.shape)}, expected a matrix"
+        raise stored.error(
+            UnsupportedError, f": scales {list(scales.shape)} for shape {list(stored.shape)}", expected="a matrix"
         )
     num_rows, num_columns = stored.shape
     if scales.shape in ((num_rows,), (num_rows, 1)) and not block:
@@ -185,7 +202,7 @@ def _scaled(stored: StoredTensor, scales: np.ndarray, block: tuple[int, ...]) ->
     expected = [-(-num_rows // block[0]), -(-num_columns // block[1])] if block else [num_rows, 1]
     if list(scales.shape) != expected:
         of_blocks = f" in blocks of {list(block)}" if block else ""
-        raise FormatError(
-            f"{where}: shape {list(stored.shape)}{of_blocks} needs scales {expected}, found {list(scales.shape)}"
+        raise stored.error(
+            FormatError, f": shape {list(stored.shape)}{of_blocks} needs scales {expected}, found {list(scales.shape)}"
         )
     return Float8Tensor(stored, scales, block)
