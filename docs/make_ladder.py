@@ -1,8 +1,8 @@
-"""Writes docs/ladder.md and docs/ladder.svg: measures the embedded model in every rung.
+"""Writes docs/ladder.md and docs/ladder.svg: measures the embedded model in every mix.
 
     python docs/make_ladder.py
 
-Takes a few minutes, and shows the machine's speed of the moment: run it when the machine has nothing else to do.
+Takes a few minutes. Run it on an idle machine: the figures include speed.
 """
 
 from __future__ import annotations
@@ -21,37 +21,38 @@ HEAD = """\
 
     lowbit ladder MODEL [TEXT] --plot ladder.svg
 
-quantizes a checkpoint or a GGUF file of floats to one mix after the other, from 8 bits down to 1, and says what each
-costs and loses: size, perplexity, divergence from the original and speed. Files are made one at a time in a temporary
-folder. `--rungs Q8_0,Q4_K_M,Q2_K` chooses the mixes, `--json` prints every figure; from Python it is
+quantizes a checkpoint or a GGUF file of floats to one mix after another, from 8 bits down to 1. It reports size,
+perplexity, divergence from the original, and speed. The files are temporary, and only one exists at a time.
+`--rungs Q8_0,Q4_K_M,Q2_K` selects the mixes. `--json` prints every figure. The Python function is
 `lowbit.evaluate.ladder.ladder`.
 
-Every rung is encoded with importances, which the lowest cannot do without. They come from `--imatrix`, or else from the
-text itself: the first half of its windows is measured, and the second half, which is not, gives the importances.
+All mixes are encoded with an importance matrix, because the lowest ones require it. It comes from `--imatrix`. Without
+this option it is computed from the second half of the text's windows; only the first half is measured.
 
-This is the model that comes with lowbit, bard (3.7 million weights, made for 16 bits), on the text held out from it.
-`python docs/make_ladder.py` makes this page.
+The model of this page is bard, which is part of lowbit (3.7 million weights, trained for 16 bits). The text is held out
+from its training. `python docs/make_ladder.py` writes this page.
 
-![Divergence, perplexity and speed of each format over its bits a weight](ladder.svg)
+![Divergence, perplexity and speed of each format over its bits per weight](ladder.svg)
 
 """
 
 TAIL = """
-- KL divergence is the mean over the tokens, in nats, of how far a rung's predictions are from the original's. It sees
-  losses that perplexity, whose own error is larger, cannot: of two rungs compare this one.
-- Bits a weight are those of the whole file's tensors. In a model as small as this one the embeddings, which have more
-  bits than the layers in the lowest mixes, are a large part: bigger models come closer to a format's nominal bits.
-- TQ1_0 and TQ2_0 hold ternary weights. For models trained to have such weights they lose nothing; for others, like
-  this one, they are not meant, and the figures show why.
-- A model as small as this one stays in the processor's cache, so its tokens/s say little of larger models: those are
-  read from memory for each token, and fewer bits are fewer bytes to read.
+- KL divergence is the mean over the tokens, in nats, of the difference between the predictions of a mix and of the
+  original. It shows losses that perplexity hides, because the standard error of perplexity is larger. Compare two mixes
+  by this column.
+- Bits per weight are those of all tensors in the file. In a small model the embeddings are a large part, and in the
+  lowest mixes they have more bits than the layers. Larger models come closer to a format's nominal bits.
+- TQ1_0 and TQ2_0 hold ternary weights. Models that were trained with ternary weights lose nothing. For other models,
+  such as this one, they are unsuitable, as the figures show.
+- A model of this size stays in the processor's cache, so its tokens/s say little about larger models. A larger model is
+  read from memory for each token, and fewer bits mean fewer bytes to read.
 """
 
 
 def table(found: Ladder) -> str:
     """The figures in Markdown."""
     lines = [
-        "| format | bits a weight | file | perplexity | KL divergence | same top token | tokens/s |",
+        "| format | bits per weight | file | perplexity | KL divergence | same top token | tokens/s |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for rung in (found.original, *found.rungs):
