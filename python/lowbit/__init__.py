@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from lowbit.base.version import __version__
+
 if TYPE_CHECKING:
     from lowbit import arch, evaluate, gguf
     from lowbit._core import Format
@@ -24,8 +26,6 @@ if TYPE_CHECKING:
     from lowbit.tensors.npz import load_npz, save_npz
     from lowbit.tensors.qtensor import QTensor, dequantize, formats, quantize
     from lowbit.tokenizer.load import Tokenizer, load_tokenizer
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Comparison",

@@ -17,11 +17,12 @@ from stored import difference, fingerprint, stored
 from tiny_checkpoint import CONVERSIONS, DTYPES, conversion_source, make_checkpoint, write_imatrix, write_shards
 
 import lowbit
+from lowbit.base.dtypes import FLOATS
 from lowbit.conversion import pipeline
 from lowbit.conversion.open import open_checkpoint
 from lowbit.hf.checkpoint import Checkpoint
 from lowbit.quantization.assignment import file_order
-from lowbit.quantization.recipes import FLOAT_FORMATS, MIXES
+from lowbit.quantization.recipes import MIXES
 from lowbit.tensors.source import read
 
 
@@ -30,7 +31,7 @@ def expected(folder: Path, name: str, format: str) -> np.ndarray:
     weights = next(read(t) for t in open_checkpoint(folder).tensors if t.name == name)
     if weights.ndim == 1:
         return weights.view(np.uint8)
-    if format not in FLOAT_FORMATS:
+    if format not in FLOATS:
         weights = weights.astype(ml_dtypes.bfloat16)
     return lowbit.quantize(weights, format, allow_nonfinite=True).data
 
@@ -65,7 +66,7 @@ def test_the_file_of_the_reference_tools(tmp_path: Path, monkeypatch: pytest.Mon
             if key in CONVERTED[name]:
                 lowbit.convert(folder, "out.gguf", format, **options)
                 assert difference(Path("out.gguf"), CONVERTED[name][key]) is None, key
-            elif format not in FLOAT_FORMATS:
+            elif format not in FLOATS:
                 with pytest.raises(lowbit.InputError, match=r"garbage without importances|has no fallback"):
                     lowbit.convert(folder, "out.gguf", format, **options)
 
@@ -319,7 +320,7 @@ def test_the_embedded_checkpoint(tmp_path: Path) -> None:
 
 
 def test_every_float_type_has_a_name() -> None:
-    assert set(DTYPES) == set(FLOAT_FORMATS)
+    assert set(DTYPES) == set(FLOATS)
 
 
 SLOW = """

@@ -194,7 +194,7 @@ def test_weights_that_float16_cannot_hold(tmp_path: Path) -> None:
 
 def test_wrong_arguments(tmp_path: Path) -> None:
     path = make_gguf(tmp_path)
-    with pytest.raises(lowbit.InputError, match="dtype is 'q8_0', expected one of BF16, F16, F32"):
+    with pytest.raises(lowbit.InputError, match="dtype is 'q8_0', expected one of F32, F16, BF16"):
         lowbit.export_hf(path, tmp_path / "hf", "q8_0")
     with pytest.raises(lowbit.InputError, match="shard_bytes: expected at least 1, got 0"):
         lowbit.export_hf(path, tmp_path / "hf", shard_bytes=0)

@@ -11,6 +11,7 @@ import numpy as np
 
 from lowbit import gguf
 from lowbit.base import arguments
+from lowbit.base.dtypes import FLOATS
 from lowbit.base.errors import InputError
 from lowbit.base.operation import operation
 from lowbit.base.paths import AnyPath, checked
@@ -25,7 +26,7 @@ from lowbit.hf.lora import Adapters
 from lowbit.quantization.assignment import Stored, file_order
 from lowbit.quantization.imatrix import Imatrix, Sums, load_imatrix
 from lowbit.quantization.options import ConvertOptions, QuantizeOptions, checked_options, moved_last
-from lowbit.quantization.recipes import FLOAT_FORMATS, Mix, find_mix
+from lowbit.quantization.recipes import Mix, find_mix
 from lowbit.tensors.source import TensorSource
 
 if TYPE_CHECKING:
@@ -100,8 +101,8 @@ def convert(
 def _intermediate(mix: Mix, format: str | None) -> str:
     """The format between a checkpoint's and a mix's."""
     found = "BF16" if format is None else arguments.text("intermediate", format).upper() or "BF16"
-    if found not in FLOAT_FORMATS:
-        raise InputError(f"intermediate: {quoted(format)}, expected one of {', '.join(FLOAT_FORMATS)}")
+    if found not in FLOATS:
+        raise InputError(f"intermediate: {quoted(format)}, expected one of {', '.join(FLOATS)}")
     if format and mix.is_float:
         raise InputError(f"intermediate: {mix.name} is not quantized, so nothing comes between")
     return found
@@ -236,7 +237,7 @@ def _loaded(imatrix: Importances | None) -> tuple[Imatrix | None, str | None]:
 def _rounded(sources: Iterable[TensorSource], mix: Mix, intermediate: str) -> str | None:
     """The checkpoint's format, if that between it and the mix's does not hold all of its values."""
     types = {source.dtype for source in sources if len(source.shape) > 1}
-    lost = [name for name in FLOAT_FORMATS if gguf.DTYPES[name] in types and name != intermediate]
+    lost = [name for name in FLOATS if FLOATS[name] in types and name != intermediate]
     return lost[0] if lost and not mix.is_float and intermediate != "F32" else None
 
 

@@ -12,14 +12,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-
 from lowbit.arch import metadata as gguf_metadata
 from lowbit.arch.base import Architecture
 from lowbit.arch.model_spec import ModelSpec
 from lowbit.arch.pooling import MODULES, pooling_config, pooling_type
 from lowbit.arch.registry import hf_classes
 from lowbit.arch.unknown import unknown_class
+from lowbit.base.dtypes import FLOAT_NAMES
 from lowbit.base.errors import Error
 from lowbit.base.heap import trim_heap
 from lowbit.base.operation import reading
@@ -30,6 +29,7 @@ from lowbit.hf.config import Config
 from lowbit.hf.hub import resolve
 from lowbit.hf.imports import fp8
 from lowbit.hf.model_card import general_metadata
+from lowbit.quantization.recipes import find_mix
 from lowbit.tensors.source import TensorSource, num_elements
 from lowbit.tokenizer.to_gguf import tokenizer_metadata
 
@@ -38,9 +38,6 @@ if TYPE_CHECKING:
 
 #: general.quantization_version of the block layouts.
 QUANTIZATION_VERSION = 2
-#: general.file_type of files that keep their weights as floats.
-FLOAT_FILE_TYPES = {np.dtype(np.float32): 0, np.dtype(np.float16): 1}
-BFLOAT16_FILE_TYPE = 32
 
 
 class Origin(NamedTuple):
@@ -137,7 +134,7 @@ def open_checkpoint(
         "general.type": "model",
         **general_metadata(folder, checkpoint.config, num_params, hub_id, notes),
         **arch.metadata(config),
-        "general.file_type": float_file_type(tensors),
+        "general.file_type": _float_file_type(tensors),
         **pooling,
         **arch.late_metadata(config),
         "general.quantization_version": QUANTIZATION_VERSION,
@@ -173,7 +170,7 @@ def _pooling(arch: Architecture, folder: Path, notes: list[str]) -> dict[str, An
     return {f"{arch.name}.pooling_type": pooling_type(config)}
 
 
-def float_file_type(tensors: list[TensorSource]) -> int:
+def _float_file_type(tensors: list[TensorSource]) -> int:
     """general.file_type of the matrices as they are stored."""
     matrices = [tensor.dtype for tensor in tensors if len(tensor.shape) > 1]
-    return FLOAT_FILE_TYPES.get(matrices[0], BFLOAT16_FILE_TYPE) if matrices else 0
+    return find_mix(FLOAT_NAMES[matrices[0]] if matrices else "F32").file_type or 0

@@ -19,9 +19,9 @@ import numpy as np
 
 from lowbit import _core, gguf
 from lowbit.base.atomic import remove_stale
+from lowbit.base.dtypes import FLOAT_NAMES, FLOATS
 from lowbit.base.errors import InputError
 from lowbit.base.file_sets import replacing_set
-from lowbit.quantization.recipes import FLOAT_FORMATS
 from lowbit.tensors import nonfinite
 from lowbit.tensors.source import TensorSource, row_ranges
 
@@ -29,8 +29,6 @@ from lowbit.tensors.source import TensorSource, row_ranges
 CHUNK_WEIGHTS = 4 << 20
 #: Chunks that may be read, and written, ahead of and behind the one being encoded.
 CHUNKS_AHEAD = 2
-
-_NAMES = {gguf.DTYPES[name]: name for name in FLOAT_FORMATS}
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ class Job:
     @property
     def is_quantized(self) -> bool:
         """Whether the format is not one of floats."""
-        return self.format not in FLOAT_FORMATS
+        return self.format not in FLOATS
 
     @property
     def is_encoded(self) -> bool:
@@ -71,9 +69,9 @@ class Job:
         if rows.dtype == np.uint8:  # packed already
             return rows
         given = rows
-        if self.through and rows.dtype != gguf.DTYPES[self.through]:
-            rows = _encode_rows(rows, self.through, None, threads, True).view(gguf.DTYPES[self.through])
-        if _NAMES[rows.dtype] == self.format:
+        if self.through and rows.dtype != FLOATS[self.through]:
+            rows = _encode_rows(rows, self.through, None, threads, True).view(FLOATS[self.through])
+        if FLOAT_NAMES[rows.dtype] == self.format:
             return rows
         matrix = rows.reshape(-1, rows.shape[-1])
         first_row = start * (len(matrix) // max(1, len(rows)))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from lowbit import gguf
+from lowbit.base.dtypes import FLOATS
 from lowbit.base.errors import InputError, UnsupportedError
 from lowbit.base.operation import replacing
 from lowbit.base.progress import progress_bar
@@ -22,7 +23,7 @@ from lowbit.conversion.splitting import PADDED, file_name, other_sets, split_key
 from lowbit.quantization.assignment import Assignment, Stored, assign, needs_imatrix, num_experts
 from lowbit.quantization.imatrix import Imatrix
 from lowbit.quantization.options import ConvertOptions, moved_last, override
-from lowbit.quantization.recipes import FLOAT_FORMATS, Mix
+from lowbit.quantization.recipes import Mix
 from lowbit.tensors.source import TensorSource
 
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ class Plan:
                 )
             if shape and not shape[-1]:
                 raise UnsupportedError(f"tensor {name} is {before} {list(shape)}: rows without a weight have no blocks")
-            if not is_packed and before not in FLOAT_FORMATS:
+            if not is_packed and before not in FLOATS:
                 raise UnsupportedError(f"tensor {name} is {before}, which is not quantized")
         through = before if self.intermediate and before != "F32" and not self.mix.is_float else None
         job = Job(tensor.open(chosen.format), chosen.format, through=through)

@@ -37,6 +37,7 @@ from lowbit.base.paths import AnyPath, checked
 from lowbit.base.progress import progress_bar
 from lowbit.base.quoting import listed
 from lowbit.base.threads import num_threads
+from lowbit.base.version import __version__
 from lowbit.conversion.carried import KnownTokenizer, record_of
 from lowbit.conversion.open import OpenedCheckpoint, open_checkpoint
 from lowbit.conversion.streamed import Network
@@ -116,8 +117,6 @@ class Verdict:
 
     def metadata(self) -> dict[str, Any]:
         """The keys lowbit.verify.* for a file."""
-        from lowbit import __version__
-
         keys: dict[str, Any] = {"verdict": self.word, "version": __version__}
         keys["text_sha256"] = hashlib.sha256(TEXT.encode()).hexdigest()
         for check in self.checks:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lowbit.arch.base import Architecture, Sizes
+from lowbit.arch.base import Architecture
 from lowbit.arch.keys import Keys
+from lowbit.arch.table import Sizes
 from lowbit.hf.config import Config
 from lowbit.tensors.source import InterleavedHeads, SeparatedHeads, TensorSource
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from lowbit.arch import to_hf
-from lowbit.arch.base import Architecture, Sizes, Tensor, refuse_wide_heads
+from lowbit.arch import hf_values
+from lowbit.arch.base import Architecture, refuse_wide_heads
 from lowbit.arch.keys import Keys
+from lowbit.arch.table import Sizes, Tensor
 from lowbit.base.errors import FormatError, UnsupportedError
 from lowbit.hf.config import MAX_SIZE, Config
 from lowbit.tensors.source import ArraySource, TensorSource, read
@@ -113,14 +114,14 @@ class Phi3(Architecture):
             return rope
         scaling: dict[str, Any] = {"type": "longrope"}
         for name, factors in (("long_factor", tensors.get(LONG)), ("short_factor", tensors.get(SHORT))):
-            if factors is None or len(factors.shape) != 1 or factors.shape[0] > to_hf.MAX_ROTATED:
+            if factors is None or len(factors.shape) != 1 or factors.shape[0] > hf_values.MAX_ROTATED:
                 raise FormatError(f"tensors {LONG} and {SHORT}:", tensor=LONG, expected="both, with a factor a pair")
-            scaling[name] = [to_hf.decimal(factor) for factor in read(factors)]
+            scaling[name] = [hf_values.decimal(factor) for factor in read(factors)]
         get = Keys(metadata, self.name)
         original = get.integer("rope.scaling.original_context_length")
         usual = usual_magnitude(get.integer("context_length") / original, original)
         if not math.isclose(magnitude := get.number("rope.scaling.attn_factor", 1.0), usual, rel_tol=1e-6):
-            scaling["attention_factor"] = to_hf.decimal(magnitude)
+            scaling["attention_factor"] = hf_values.decimal(magnitude)
         both = {**rope["rope_parameters"], **scaling, "rope_type": "longrope"}
         return {**rope, "rope_parameters": both, "rope_scaling": scaling}
 
