@@ -19,7 +19,7 @@ from lowbit.base.operation import replacing
 from lowbit.base.progress import progress_bar
 from lowbit.base.quoting import one_line
 from lowbit.conversion.pipeline import Appender, Job, Target, write_files
-from lowbit.conversion.splitting import PADDED, file_name, other_sets, split_keys
+from lowbit.gguf.splits import PADDED, file_name, other_sets, split_keys
 from lowbit.quantization.assignment import Assignment, Stored, assign, needs_imatrix, num_experts
 from lowbit.quantization.imatrix import Imatrix
 from lowbit.quantization.options import ConvertOptions, moved_last, override
