@@ -22,14 +22,14 @@ from tiny_checkpoint import (
     write_json,
     write_tokenizer,
 )
-from tokenizer_cases import normalized_llama
+from tokenizer_cases import normalized_llama, tokenizer_metadata
 
 import lowbit
 from lowbit.tokenizer import gguf
 from lowbit.tokenizer.naming import GPT2, LLAMA3, QWEN2, pre_tokenizer_name
 from lowbit.tokenizer.sentencepiece import read_model
 from lowbit.tokenizer.special import special_tokens
-from lowbit.tokenizer.to_gguf import looks_special, tokenizer_metadata
+from lowbit.tokenizer.to_gguf import looks_special
 
 P = "tokenizer.ggml."
 

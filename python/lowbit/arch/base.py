@@ -24,6 +24,7 @@ from lowbit.base.errors import FormatError, UnsupportedError
 from lowbit.hf.checkpoint import Checkpoint
 from lowbit.hf.config import Config
 from lowbit.tensors.source import AsFloat32, Renamed, TensorSource
+from lowbit.tokenizer.to_gguf import TokenizerRules
 
 #: Buffers that old checkpoints hold and nobody reads.
 IGNORED_SUFFIXES = (".attention.masked_bias", ".attention.bias", ".rotary_emb.inv_freq")
@@ -55,6 +56,7 @@ class Architecture:
     exact_formats: ClassVar[tuple[str, ...]] = ()
     keeps_pooling: ClassVar[bool] = False  #: the reference writes ARCH.pooling_type
     int8_activations: ClassVar[bool] = False  #: inputs of the layers' linear maps are rounded to 8 bits
+    tokenizer_rules: ClassVar[TokenizerRules] = TokenizerRules()
     global_tensors: ClassVar[tuple[Tensor, ...]] = DENSE_GLOBAL
     layer_tensors: ClassVar[tuple[Tensor, ...]] = DENSE_LAYER
 

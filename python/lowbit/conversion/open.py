@@ -123,7 +123,7 @@ def open_checkpoint(
     num_params = sum(num_elements(tensor.shape) for tensor in tensors)
     vocab_size = config.integer("vocab_size")
     recorded = _tokenizer_record(folder) if record_tokenizer else None
-    tokenizer = tokenizer_metadata(folder, config.values, arch.name, vocab_size, notes)
+    tokenizer = tokenizer_metadata(folder, config.values, arch.tokenizer_rules, vocab_size, notes)
     pooling = _pooling(arch, folder, notes)
     is_tied = config.boolean("tie_word_embeddings", arch.tied_by_default)
     if not is_tied and all(tensor.name != "output.weight" for tensor in tensors):

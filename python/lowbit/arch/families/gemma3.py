@@ -21,6 +21,7 @@ from lowbit.arch.table import DENSE_LAYER, MAX_LAYERS, Tensor
 from lowbit.base.errors import FormatError, UnsupportedError
 from lowbit.hf.config import Config
 from lowbit.tensors.source import MinusOne, PlusOne, TensorSource
+from lowbit.tokenizer.to_gguf import TokenizerRules
 
 #: What the text_config of a model that also sees may leave out, as transformers' Gemma3TextConfig has it.
 NESTED_DEFAULTS = {
@@ -44,6 +45,9 @@ class Gemma3(Architecture):
     name = "gemma3"
     hf_names = ("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration")
     rope_interleaved = False
+    tokenizer_rules = TokenizerRules(
+        byte_fallback="ranked", keys_without_merges={"tokenizer.ggml.add_space_prefix": False}
+    )
     hidden_act = "gelu_pytorch_tanh"
     activation_key = "hidden_activation"
     tied_by_default = True

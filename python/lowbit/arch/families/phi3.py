@@ -15,6 +15,7 @@ from lowbit.arch.table import Sizes, Tensor
 from lowbit.base.errors import FormatError, UnsupportedError
 from lowbit.hf.config import MAX_SIZE, Config
 from lowbit.tensors.source import ArraySource, TensorSource, read
+from lowbit.tokenizer.to_gguf import TokenizerRules
 
 ATTN_FACTOR = "phi3.rope.scaling.attn_factor"
 #: original_max_position_embeddings of transformers' Phi3Config.
@@ -33,6 +34,9 @@ class Phi3(Architecture):
     name = "phi3"
     hf_names = ("Phi3ForCausalLM",)
     rope_interleaved = False
+    tokenizer_rules = TokenizerRules(
+        byte_level_classes=("GPT2Tokenizer",), tokens_as_spelled=True
+    )  # Phi 4 mini's class
     layer_tensors = (
         Tensor("attn_norm.weight", "input_layernorm.weight", ("hidden",)),
         Tensor("attn_qkv.weight", "self_attn.qkv_proj.weight", ("qkv", "hidden")),
