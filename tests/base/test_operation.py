@@ -43,7 +43,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_imatrix(folder / "i.gguf", folder / "m")
     (folder / "types").write_text("ffn_down=Q5_0")
     (folder / "arch.py").write_text(
-        "from lowbit.arch.qwen3 import Qwen3\nclass Own(Qwen3):\n    name = 'qwen3'\nARCHITECTURE = Own()\n"
+        "from lowbit.arch.families.qwen3 import Qwen3\nclass Own(Qwen3):\n    name = 'qwen3'\nARCHITECTURE = Own()\n"
     )
     lowbit.convert(folder / "m", folder / "w.gguf", "F32", progress=False)
     lowbit.split_file(folder / "w.gguf", folder / "p", split_max_tensors=6, progress=False)

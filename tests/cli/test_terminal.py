@@ -35,7 +35,7 @@ def on_terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
     stream = Terminal()
     monkeypatch.setattr(sys, "stdout", stream)
     monkeypatch.setattr(sys, "stderr", stream)
-    monkeypatch.setattr(lowbit.progress, "PATIENCE_SECONDS", -1.0)
+    monkeypatch.setattr(lowbit.base.progress, "PATIENCE_SECONDS", -1.0)
     return stream
 
 

@@ -11,6 +11,7 @@ from reference_transformer import log_softmax
 
 import lowbit
 from lowbit import evaluate
+from lowbit.evaluate.measures import windows_of
 
 VOCAB = 23
 
@@ -128,5 +129,5 @@ def test_special_tokens_written_out_are_text():
     tokenizer = lowbit.load_tokenizer(Path(lowbit.__file__).parent / "data" / "bard")
     special = sorted(tokenizer.special_ids)
     text = "".join(map(tokenizer.token, special)) * 4
-    assert not np.isin(evaluate.windows_of(tokenizer, text, 8), special).any()
-    assert np.isin(evaluate.windows_of(tokenizer, text, 8, parse_special=True), special).all()
+    assert not np.isin(windows_of(tokenizer, text, 8), special).any()
+    assert np.isin(windows_of(tokenizer, text, 8, parse_special=True), special).all()
