@@ -11,7 +11,6 @@ from reference_transformer import log_softmax
 
 import lowbit
 from lowbit import evaluate
-from lowbit.evaluate.measures import windows_of
 
 VOCAB = 23
 
@@ -91,10 +90,12 @@ def test_divergence_is_the_definition() -> None:
     assert found.same_top == np.mean([p.argmax() == q.argmax() for p, q in zip(base, rows, strict=True)])
 
 
-def test_models_are_compared_on_the_same_windows() -> None:
+def test_models_are_compared_on_the_same_windows(every_step: None) -> None:
     models = {name: Model(seed, Tokenizer(bos=21)) for seed, name in enumerate(("base", "one", "two"))}
-    calls: list[tuple[int, int]] = []
-    figures = evaluate.compare(models, TEXT, 16, max_windows=3, progress=lambda *call: calls.append(call))
+    calls: list[tuple[int, int | None]] = []
+    figures = evaluate.compare(
+        models, TEXT, 16, max_windows=3, progress=lambda step: calls.append((step.done, step.total))
+    )
     assert calls == [(1, 3), (2, 3), (3, 3)]
     assert figures["base"].divergence is None
     assert len(models["base"].seen) == 3
@@ -129,5 +130,5 @@ def test_special_tokens_written_out_are_text():
     tokenizer = lowbit.load_tokenizer(Path(lowbit.__file__).parent / "data" / "bard")
     special = sorted(tokenizer.special_ids)
     text = "".join(map(tokenizer.token, special)) * 4
-    assert not np.isin(windows_of(tokenizer, text, 8), special).any()
-    assert np.isin(windows_of(tokenizer, text, 8, parse_special=True), special).all()
+    assert not np.isin(evaluate.windows_of(tokenizer, text, 8), special).any()
+    assert np.isin(evaluate.windows_of(tokenizer, text, 8, parse_special=True), special).all()

@@ -19,6 +19,7 @@ from lowbit.base import arguments
 from lowbit.base.errors import ContextFullError, InputError
 from lowbit.base.foreign import of_file
 from lowbit.base.paths import AnyPath, checked, is_file
+from lowbit.base.progress import ProgressLike
 from lowbit.base.threads import num_threads
 from lowbit.conversion.open import OpenedCheckpoint, open_checkpoint
 from lowbit.hf.checkpoint import mapped
@@ -43,12 +44,14 @@ Weight = QTensor | npt.NDArray[Any]
 
 def load(
     path: AnyPath,
+    *,
     compute: str = "auto",
     threads: int | None = None,
     context: int | None = None,
     max_sequences: int = 8,
     lora: Adapters = (),
     lora_scale: float | Sequence[float] = 1.0,
+    progress: ProgressLike = None,
 ) -> Model:
     """Opens a GGUF file, or a Hugging Face folder or hub id, to run it.
 
@@ -57,7 +60,7 @@ def load(
     never depends on what else is in a batch. `context`: tokens a sequence may hold, by default what the model was made
     for; memory is taken as sequences grow. `max_sequences`: how many may be held at once, 65,536 at most.
     `lora`, `lora_scale`:
-    adapters to merge into a checkpoint's weights, as in `lowbit.convert`.
+    adapters to merge into a checkpoint's weights, as in `lowbit.convert`. `progress`: of a download.
 
     To replace a file that a model uses, write the new one beside it and rename it (as lowbit's writers do): the model
     goes on with the old one. A file written anew in place (`cp` onto it, `wget -O`) or cut short makes the model's next
@@ -74,7 +77,7 @@ def load(
         with of_file(where):
             spec = arch.spec(file.metadata, tensors)
             return Model(spec, tensors, file.metadata, path, compute, threads, context, max_sequences)
-    opened = open_checkpoint(where, lora, lora_scale)
+    opened = open_checkpoint(where, lora, lora_scale, progress=progress)
     return load_opened(opened, compute, threads, context, max_sequences)
 
 
