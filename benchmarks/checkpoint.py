@@ -98,10 +98,10 @@ def config(model: str) -> dict[str, Any]:
 
 def tokenizer(num_tokens: int) -> dict[str, Any]:
     """A byte-level tokenizer.json: the bytes, then pairs, then longer ones, each with its merge."""
+    from lowbit.tokenizer.byte_level import BYTES
     from lowbit.tokenizer.naming import QWEN2
-    from lowbit.tokenizer.to_gguf import _byte_decoder
 
-    alphabet = sorted(_byte_decoder())
+    alphabet = sorted(BYTES)
     words = itertools.chain.from_iterable(itertools.product(alphabet, repeat=length) for length in (2, 3))
     pieces = list(itertools.islice(words, num_tokens - 2 - len(alphabet)))
     tokens = [*alphabet, *map("".join, pieces)]

@@ -16,8 +16,8 @@ import numpy as np
 
 import lowbit
 from lowbit.conversion.open import OpenedCheckpoint, Origin, open_checkpoint
+from lowbit.tokenizer.byte_level import BYTES
 from lowbit.tokenizer.naming import GPT4O, LLAMA3, QWEN2
-from lowbit.tokenizer.to_gguf import _byte_decoder
 
 DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 FLOAT8 = {"F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2}
@@ -64,7 +64,7 @@ def edit_json(path: Path, changes: Mapping[str, Any]) -> None:
 
 def byte_level_tokenizer(pattern: str, special: list[str], bos: str | None) -> dict[str, Any]:
     """A tokenizer.json with the byte alphabet, a few words and special tokens after them."""
-    alphabet = sorted(_byte_decoder(), key=lambda c: _byte_decoder()[c])
+    alphabet = sorted(BYTES, key=lambda c: BYTES[c])
     vocab = {text: i for i, text in enumerate([*alphabet, *WORDS])}
     merges = []
     for word in WORDS:

@@ -2,14 +2,23 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from stored import stored
+
+from lowbit.arch import architectures
+from lowbit.tokenizer import to_gguf
 
 REFERENCE = stored("tokenizers")
 
 #: One vocabulary of each kind, for tests that take long.
 KINDS = ("llama-bpe", "llama-spm", "phi-3", "gemma-4", "bert-bge", "nomic-bert-moe")
+
+
+def tokenizer_metadata(folder: Path, config: dict[str, Any], arch: str, *more: Any) -> dict[str, Any]:
+    """`to_gguf.tokenizer_metadata` with the rules of the architecture of that name."""
+    return to_gguf.tokenizer_metadata(folder, config, architectures()[arch].tokenizer_rules, *more)
 
 
 def metadata(name: str) -> dict:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from lowbit.base.version import __version__
+
 if TYPE_CHECKING:
     from lowbit import arch, evaluate, gguf
     from lowbit._core import Format
     from lowbit.base import simd
     from lowbit.base.errors import ContextFullError, Error, FileError, FormatError, InputError, UnsupportedError
-    from lowbit.base.progress import Progress, ProgressLike
     from lowbit.conversion.convert import convert, quantize_file
     from lowbit.conversion.export_hf import ExportReport, export_hf
     from lowbit.conversion.open import open_checkpoint
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     from lowbit.tensors.qtensor import QTensor, dequantize, formats, quantize
     from lowbit.tokenizer.load import Tokenizer, load_tokenizer
 
-__version__ = "0.1.0"
-
 __all__ = [
     "Comparison",
     "ContextFullError",
@@ -39,8 +38,6 @@ __all__ = [
     "FormatError",
     "InputError",
     "Model",
-    "Progress",
-    "ProgressLike",
     "QTensor",
     "QuantizeOptions",
     "Report",
@@ -78,7 +75,6 @@ __all__ = [
 _NAMES = {
     "_core": ("Format",),
     "base.errors": ("ContextFullError", "Error", "FileError", "FormatError", "InputError", "UnsupportedError"),
-    "base.progress": ("Progress", "ProgressLike"),
     "conversion.convert": ("convert", "quantize_file"),
     "conversion.export_hf": ("ExportReport", "export_hf"),
     "conversion.open": ("open_checkpoint",),

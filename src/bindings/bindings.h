@@ -22,6 +22,7 @@ void BindGguf(pybind11::module_& m);
 void BindMetrics(pybind11::module_& m);
 void BindSimd(pybind11::module_& m);
 void BindModel(pybind11::module_& m);
+void BindTokenizer(pybind11::module_& m);
 
 // A number of threads that a caller asks for. Throws InputError unless it is from 1 to 1024.
 size_t Threads(pybind11::ssize_t threads);

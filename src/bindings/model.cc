@@ -139,6 +139,11 @@ class Model {
     transformer_->Truncate(sequence, length);
   }
 
+  void RaiseMaxLength(size_t max_length) {
+    const GilRelease release;
+    transformer_->RaiseMaxLength(max_length);
+  }
+
   void SetObserver(py::object callback) {
     const GilRelease release;
     const Transformer::Turn turn(*transformer_);
@@ -295,6 +300,7 @@ void BindModel(py::module_& m) {
       .def("is_long", &Model::IsLong, py::arg("sequence"))
       .def("length", &Model::Length, py::arg("sequence"))
       .def("truncate", &Model::Truncate, py::arg("sequence"), py::arg("length"))
+      .def("raise_max_length", &Model::RaiseMaxLength, py::arg("max_length"))
       .def("set_observer", &Model::SetObserver, py::arg("callback"));
 
   py::class_<Sampler>(m, "Sampler")

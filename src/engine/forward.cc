@@ -14,6 +14,12 @@ KvLayout CacheLayout(const ModelSpec& spec, Compute compute) {
   return {spec.num_layers, spec.num_kv_heads, spec.head_dim, compute == Compute::kF32};
 }
 
+void CheckMaxLength(size_t max_length) {
+  if (max_length == 0 || max_length > Transformer::kMostTokens) {
+    throw InputError(Str("max_length: expected 1 to ", Transformer::kMostTokens, ", got ", max_length));
+  }
+}
+
 }  // namespace
 
 Transformer::Turn::Turn(Transformer& model) : model_(model) {
@@ -28,9 +34,7 @@ Transformer::Transformer(const ModelSpec& spec, const TensorMap& tensors, Comput
       cache_(CacheLayout(spec, compute), max_length, max_sequences),
       matmul_(compute, num_threads),
       rows_(std::move(rows)) {
-  if (max_length == 0 || max_length > spec.context_length) {
-    throw InputError(Str("a context of ", max_length, " tokens; the model was made for 1 to ", spec.context_length));
-  }
+  CheckMaxLength(max_length);
 }
 
 size_t Transformer::Length(int32_t sequence) {
@@ -46,6 +50,12 @@ bool Transformer::IsLong(int32_t sequence) {
 void Transformer::Truncate(int32_t sequence, size_t length) {
   const Turn turn(*this);
   cache_.Truncate(sequence, length);
+}
+
+void Transformer::RaiseMaxLength(size_t max_length) {
+  CheckMaxLength(max_length);
+  const Turn turn(*this);
+  cache_.RaiseMaxLength(max_length);
 }
 
 // Checks a whole batch and makes room for it, or throws and leaves everything as it was. Returns the lengths before of

@@ -46,8 +46,11 @@ class Transformer {
   // Weights of a piece that is asked for.
   static constexpr size_t kStreamedWeights = 4 << 20;
 
-  // The tensors' bytes must outlive the model. At most max_length tokens a sequence. rows: of the matrices without
-  // data.
+  // Positions are int32.
+  static constexpr size_t kMostTokens = (size_t{1} << 31) - 1;
+
+  // The tensors' bytes must outlive the model. At most max_length tokens a sequence, which may be more than
+  // spec.context_length. rows: of the matrices without data.
   Transformer(const ModelSpec& spec, const TensorMap& tensors, Compute compute, size_t num_threads, size_t max_length,
               size_t max_sequences, RowSource rows = nullptr);
 
@@ -60,6 +63,8 @@ class Transformer {
   // Whether the sequence's tokens turn by the long tables.
   bool IsLong(int32_t sequence);
   void Truncate(int32_t sequence, size_t length);
+  // Lets sequences hold at least max_length tokens.
+  void RaiseMaxLength(size_t max_length);
 
   // Calls of several threads take turns; each of the above has one. Throws InputError where the thread has it already,
   // that is, in the observer, and in a child that was forked while another thread had it.

@@ -1,6 +1,7 @@
 // Keys and values of past tokens, in pages.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <unordered_map>
@@ -18,6 +19,8 @@ class KvCache {
 
   const KvLayout& layout() const { return layout_; }
   size_t max_length() const { return max_length_; }
+  // At least max_length tokens a sequence from now on.
+  void RaiseMaxLength(size_t max_length) { max_length_ = std::max(max_length_, max_length); }
 
   // Tokens held of a sequence; 0 for one never seen.
   size_t Length(int32_t sequence) const;

@@ -13,6 +13,8 @@ from tiny_checkpoint import edit_json, make_checkpoint, write_safetensors
 
 import lowbit
 from lowbit.arch import architectures
+from lowbit.arch.families import bitnet
+from lowbit.conversion import pipeline
 from lowbit.conversion.open import open_checkpoint
 from lowbit.hf.checkpoint import Checkpoint
 from lowbit.tensors.source import FileRows, read
@@ -75,7 +77,7 @@ def test_embeddings_keep_more_bits(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
-    monkeypatch.setattr(lowbit.arch.bitnet, "CHUNK_WEIGHTS", 1000)  # the mean is of many chunks
+    monkeypatch.setattr(bitnet, "CHUNK_WEIGHTS", 1000)  # the mean is of many chunks
     folder = make_checkpoint(tmp_path / "a", form)
     tensors = {tensor.name: tensor for tensor in open_checkpoint(folder).tensors}
     values, scale = expected(raw(folder), MATRIX)
@@ -97,10 +99,10 @@ def test_metadata(tmp_path: Path) -> None:
 @pytest.mark.parametrize("form", FORMS)
 def test_the_way_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, format: str) -> None:
     """A packed checkpoint comes back as it was, master weights as a packed one that makes the same file."""
-    monkeypatch.setattr(lowbit.pipeline, "CHUNK_WEIGHTS", 5000)
+    monkeypatch.setattr(pipeline, "CHUNK_WEIGHTS", 5000)
     folder = make_checkpoint(tmp_path / "a", form, tied=form == "bitnet")
     lowbit.convert(folder, tmp_path / "a.gguf", format, progress=False)
-    report = lowbit.export_hf(tmp_path / "a.gguf", tmp_path / "hf", dtype="F32", progress=False)
+    report = lowbit.export_hf(tmp_path / "a.gguf", tmp_path / "hf", "F32", progress=False)
     assert report.notes == []
     lowbit.convert(tmp_path / "hf", tmp_path / "b.gguf", format, progress=False)
     with lowbit.gguf.open(tmp_path / "a.gguf") as a, lowbit.gguf.open(tmp_path / "b.gguf") as b:

@@ -94,7 +94,7 @@ stop.set()
 
     def test_the_end_of_a_child_leaves_its_parents_file_alone(tmp_path: Path) -> None:
         code = """
-from lowbit.atomic import AtomicFile
+from lowbit.base.atomic import AtomicFile
 
 path = sys.argv[1]
 writer = lowbit.gguf.Writer(path + "/a.gguf", {}, [lowbit.gguf.TensorInfo("a", (4,), "F32")])

@@ -43,7 +43,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_imatrix(folder / "i.gguf", folder / "m")
     (folder / "types").write_text("ffn_down=Q5_0")
     (folder / "arch.py").write_text(
-        "from lowbit.arch.qwen3 import Qwen3\nclass Own(Qwen3):\n    name = 'qwen3'\nARCHITECTURE = Own()\n"
+        "from lowbit.arch.families.qwen3 import Qwen3\nclass Own(Qwen3):\n    name = 'qwen3'\nARCHITECTURE = Own()\n"
     )
     lowbit.convert(folder / "m", folder / "w.gguf", "F32", progress=False)
     lowbit.split_file(folder / "w.gguf", folder / "p", split_max_tensors=6, progress=False)
@@ -105,7 +105,7 @@ def test_quantize_file(inputs: Path, tmp_path: Path, name: str) -> None:
                     inputs / "w.gguf",
                     target,
                     "Q8_0",
-                    imatrix=inputs / "i.gguf",
+                    inputs / "i.gguf",
                     progress=False,
                     dry_run=dry_run,
                     tensor_type_file=inputs / "types",

@@ -17,11 +17,12 @@ from stored import difference, fingerprint, stored
 from tiny_checkpoint import CONVERSIONS, DTYPES, conversion_source, make_checkpoint, write_imatrix, write_shards
 
 import lowbit
+from lowbit.base.dtypes import FLOATS
 from lowbit.conversion import pipeline
 from lowbit.conversion.open import open_checkpoint
 from lowbit.hf.checkpoint import Checkpoint
 from lowbit.quantization.assignment import file_order
-from lowbit.quantization.recipes import FLOAT_FORMATS, MIXES
+from lowbit.quantization.recipes import MIXES
 from lowbit.tensors.source import read
 
 
@@ -30,7 +31,7 @@ def expected(folder: Path, name: str, format: str) -> np.ndarray:
     weights = next(read(t) for t in open_checkpoint(folder).tensors if t.name == name)
     if weights.ndim == 1:
         return weights.view(np.uint8)
-    if format not in FLOAT_FORMATS:
+    if format not in FLOATS:
         weights = weights.astype(ml_dtypes.bfloat16)
     return lowbit.quantize(weights, format, allow_nonfinite=True).data
 
@@ -65,7 +66,7 @@ def test_the_file_of_the_reference_tools(tmp_path: Path, monkeypatch: pytest.Mon
             if key in CONVERTED[name]:
                 lowbit.convert(folder, "out.gguf", format, **options)
                 assert difference(Path("out.gguf"), CONVERTED[name][key]) is None, key
-            elif format not in FLOAT_FORMATS:
+            elif format not in FLOATS:
                 with pytest.raises(lowbit.InputError, match=r"garbage without importances|has no fallback"):
                     lowbit.convert(folder, "out.gguf", format, **options)
 
@@ -192,7 +193,7 @@ def test_interrupts_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
 
-def test_fallbacks_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_fallbacks_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = make_checkpoint(tmp_path / "a", hidden=96, ffn=160, head_dim=24)
     report = lowbit.convert(folder, tmp_path / "out.gguf", "Q4_K_M")
     formats = {t.name: t.format for t in report.tensors}
@@ -200,10 +201,12 @@ def test_fallbacks_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture
     assert formats["blk.1.ffn_down.weight"] in ("Q8_0", "Q5_0")
     assert formats["token_embd.weight"] == "Q8_0"
     assert len(report.fallbacks) == 15
-    assert "token_embd.weight: rows of 96 weights are no multiple of 256: Q6_K -> Q8_0" in caplog.text
-    lines = [line for line in caplog.messages if "attn_q" in line]
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "note: token_embd.weight: rows of 96 weights are no multiple of 256: Q6_K -> Q8_0" in printed.err
+    lines = [line for line in printed.err.splitlines() if "attn_q" in line]
     reason = "rows of 96 weights are no multiple of 256: Q4_K -> Q5_0, +1 bits a weight"
-    assert lines == [f"blk.*.attn_q.weight: {reason} (2 layers)"]
+    assert lines == [f"note: blk.*.attn_q.weight: {reason} (2 layers)"]
     odd = make_checkpoint(tmp_path / "b", hidden=80, ffn=160, head_dim=20)
     formats = {t.name: t.format for t in lowbit.convert(odd, tmp_path / "b.gguf", "Q4_K_M", progress=False).tensors}
     assert formats["blk.0.attn_q.weight"] == "F16"
@@ -317,7 +320,7 @@ def test_the_embedded_checkpoint(tmp_path: Path) -> None:
 
 
 def test_every_float_type_has_a_name() -> None:
-    assert set(DTYPES) == set(FLOAT_FORMATS)
+    assert set(DTYPES) == set(FLOATS)
 
 
 SLOW = """

@@ -14,7 +14,7 @@ from stored import differences, hashes, stored
 import lowbit
 from lowbit import cli
 from lowbit.conversion import pipeline
-from lowbit.conversion.splitting import SplitLimits
+from lowbit.gguf.splits import SplitLimits
 
 DATA = Path(__file__).parents[1] / "data"
 BARD = Path(lowbit.__file__).parent / "data" / "bard"

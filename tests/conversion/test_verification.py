@@ -18,11 +18,12 @@ from stored import sha256
 from tiny_checkpoint import conversion_source, make_checkpoint, write_imatrix, write_json
 
 import lowbit
+from lowbit.base.dtypes import FLOATS
 from lowbit.conversion import provenance, verification
 from lowbit.conversion.open import OpenedCheckpoint, open_checkpoint
 from lowbit.conversion.tensor_pairs import tensor_pairs
 from lowbit.gguf.source import gguf_tensors
-from lowbit.quantization.recipes import FLOAT_FORMATS, MIXES
+from lowbit.quantization.recipes import MIXES
 from lowbit.tokenizer.differences import TokenizerRecord
 
 Damage = Callable[[Path], None]
@@ -54,7 +55,7 @@ def test_every_mix_passes_on_a_trained_model(tmp_path: Path, format: str) -> Non
     if format in ("F32", "BF16"):
         assert found["lowbit.verify.tensors.exact"] == 46
         assert found["lowbit.verify.logits.max_difference"] == 0
-    elif format not in FLOAT_FORMATS:
+    elif format not in FLOATS:
         assert found["lowbit.verify.tensors.worst_rmse"] > 1e-4
         assert found["lowbit.verify.logits.kl"] > 1e-6
 
@@ -436,9 +437,7 @@ def test_an_origin_of_another_form(tmp_path: Path, key: str, value: Any) -> None
     lowbit.gguf.edit(tmp_path / "a.gguf", set={f"lowbit.provenance.{key}": value})
     write_imatrix(tmp_path / "i.gguf", source)
     with pytest.raises(lowbit.FormatError, match=rf"a.gguf: lowbit.provenance.{key}: expected an array of texts"):
-        lowbit.quantize_file(
-            tmp_path / "a.gguf", tmp_path / "b.gguf", "Q8_0", imatrix=tmp_path / "i.gguf", progress=False
-        )
+        lowbit.quantize_file(tmp_path / "a.gguf", tmp_path / "b.gguf", "Q8_0", tmp_path / "i.gguf", progress=False)
     assert not (tmp_path / "b.gguf").exists()
 
 

@@ -477,7 +477,7 @@ def test_wrong_arguments_of_load(tmp_path):
         ({"compute": None}, "compute: expected a str, got None"),
         *(({"threads": n}, "threads: expected ") for n in (0, -1, 1025, 10**9, 2**63)),
         *(({"threads": n}, "threads: expected ") for n in (True, 1.5, np.nan, "2")),
-        *(({"context": n}, "context: expected ") for n in (0, 1025, -1, 2**64, 1.5, True)),
+        *(({"context": n}, "context: expected ") for n in (0, -1, 2**31, 2**64, 1.5, True)),
         *(({"max_sequences": n}, "max_sequences: expected ") for n in (0, 65537, 10**9)),
         *(({"max_sequences": n}, "max_sequences: expected ") for n in (2**64, None, 1.5)),
     ):
@@ -490,6 +490,34 @@ def test_wrong_arguments_of_load(tmp_path):
     (tmp_path / "text.gguf").write_text("Not a model at all, only a text of some length.")
     with pytest.raises(lowbit.FormatError, match=r"text\.gguf"):
         lowbit.load(tmp_path / "text.gguf")
+
+
+def test_a_context_beyond_the_trained_one(caplog):
+    """Is allowed with a warning, and changes nothing of what fits into the trained one."""
+    ids = [1 + i % 2000 for i in range(1100)]
+    model = lowbit.load(BARD, compute="f32")
+    with pytest.raises(lowbit.ContextFullError, match="do not fit into 1024"):
+        model.logits(ids)
+    assert caplog.records == []
+    expected = model.logits(ids[:1024])
+    wide = lowbit.load(BARD, compute="f32", context=1100)
+    (record,) = caplog.records
+    assert (record.name, record.levelname) == ("lowbit", "WARNING")
+    assert "context 1100 is beyond the 1024 tokens" in record.getMessage()
+    found = wide.logits(ids)
+    assert len(found) == 1100
+    np.testing.assert_array_equal(found[:1024], expected)
+    with pytest.raises(lowbit.ContextFullError, match="do not fit into 1100"):
+        wide.logits([*ids, 1])
+    model.make_room(1024)
+    assert (model.context, len(caplog.records)) == (1024, 1)
+    model.make_room(1100)
+    assert (model.context, len(caplog.records)) == (1100, 2)
+    np.testing.assert_array_equal(model.logits(ids), found)
+    model.make_room(5)
+    assert model.context == 1100
+    with pytest.raises(lowbit.InputError, match="context: expected 1 to 2147483647, got 0"):
+        model.make_room(0)
 
 
 def test_what_a_model_says_of_itself(gguf_file):

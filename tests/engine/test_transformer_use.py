@@ -165,8 +165,8 @@ def test_wrong_arguments(small):
         ({"threads": 0}, "threads"),
         ({"threads": -1}, "threads"),
         ({"threads": 2**40}, "threads"),
-        ({"max_length": 0}, "a context of 0 tokens; the model was made for 1 to 200"),
-        ({"max_length": 201}, "a context of 201 tokens"),
+        ({"max_length": 0}, "max_length: expected 1 to 2147483647, got 0"),
+        ({"max_length": 2**31}, "max_length: expected 1 to 2147483647, got 2147483648"),
     ):
         with pytest.raises(lowbit.InputError, match=match):
             make_model(spec, tensors, **options)

@@ -41,15 +41,15 @@ def text() -> str:
     return (DATA / "bard-valid.txt").read_text(encoding="utf-8")
 
 
-def test_figures_are_those_of_each_file(text: str, tmp_path: Path, empty: Path, every_step: None) -> None:
-    calls: list[tuple[int, int | None]] = []
+def test_figures_are_those_of_each_file(text: str, tmp_path: Path, empty: Path) -> None:
+    calls: list[tuple[int, int]] = []
     found = ladder(
         BARD,
         rungs=["q4_k_m", "IQ4_XS", "Q2_K"],
         ctx=CONTEXT,
         max_windows=WINDOWS,
         threads=1,
-        progress=lambda step: calls.append((step.done, step.total)),
+        progress=lambda *call: calls.append(call),
     )
     assert list(empty.iterdir()) == []
     assert calls == [(i + 1, 5 * WINDOWS) for i in range(5 * WINDOWS)]
@@ -110,8 +110,7 @@ def test_bad_arguments(text: str, empty: Path) -> None:
         ({"rungs": []}, "at least one rung"),
         ({"rungs": ["Q9_9"]}, "Q9_9"),
         ({"max_windows": 0}, "max_windows: expected at least 1, got 0"),
-        ({"ctx": 2}, "ctx: expected 3 to 1024, got 2"),
-        ({"ctx": 1025}, "got 1025"),
+        ({"ctx": 2}, "ctx: expected at least 3, got 2"),
         ({"text": text[:2000], "ctx": 512}, "one window of 512 tokens, expected two"),
         ({"text": "short"}, "expected at least 512, one window"),
     ):

@@ -13,7 +13,7 @@ import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_checkpoint import byte_level_tokenizer, edit_json, opened_tokenizer, write_json, write_tokenizer
-from tokenizer_cases import SPECIAL_TEXTS, TURNS, normalized_llama
+from tokenizer_cases import SPECIAL_TEXTS, TURNS, normalized_llama, tokenizer_metadata
 from transformers import AutoTokenizer
 
 import lowbit
@@ -21,7 +21,6 @@ from lowbit.conversion.carried import carried_tokenizer
 from lowbit.tokenizer.differences import TEXTS
 from lowbit.tokenizer.load import from_metadata
 from lowbit.tokenizer.naming import QWEN2
-from lowbit.tokenizer.to_gguf import tokenizer_metadata
 
 pytestmark = pytest.mark.oracle
 

@@ -10,14 +10,13 @@ import tokenizers as backends
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_checkpoint import byte_level_tokenizer
-from tokenizer_cases import KINDS, REFERENCE, TURNS, metadata, normalized_llama
+from tokenizer_cases import KINDS, REFERENCE, TURNS, metadata, normalized_llama, tokenizer_metadata
 
 import lowbit
 from lowbit.tokenizer.differences import TEXTS
 from lowbit.tokenizer.load import from_metadata
 from lowbit.tokenizer.naming import GPT4O, QWEN2, TEKKEN
 from lowbit.tokenizer.stream import StopFilter
-from lowbit.tokenizer.to_gguf import tokenizer_metadata
 
 BARD = Path(lowbit.__file__).parent / "data" / "bard"
 TEXT = st.text() | st.text("ab \n\t<|>_é你😀\u2581").map(lambda text: text * 2)

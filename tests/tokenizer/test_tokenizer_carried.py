@@ -19,6 +19,7 @@ from tiny_checkpoint import (
     write_json,
     write_tokenizer,
 )
+from tokenizer_cases import tokenizer_metadata
 
 import lowbit
 from lowbit.conversion.carried import carried_tokenizer
@@ -26,7 +27,6 @@ from lowbit.tokenizer.definition import DEFINITION_KEY, MERGES_KEY
 from lowbit.tokenizer.differences import record, tokenizer_differences
 from lowbit.tokenizer.load import from_metadata, load_tokenizer
 from lowbit.tokenizer.naming import QWEN2
-from lowbit.tokenizer.to_gguf import tokenizer_metadata
 
 BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
 

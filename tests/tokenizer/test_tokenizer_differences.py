@@ -7,6 +7,7 @@ import pytest
 from tokenizer_cases import KINDS, metadata
 from tokenizers import Regex, pre_tokenizers
 
+from lowbit.tokenizer.backend import LibraryBackend
 from lowbit.tokenizer.differences import TEXTS, record, tokenizer_differences
 from lowbit.tokenizer.load import Tokenizer, from_metadata
 from lowbit.tokenizer.regexes import PRE_TOKENIZERS
@@ -16,7 +17,7 @@ def changed(name: str, **parts: object) -> Tokenizer:
     """The tokenizer of that name with other values in its tokenizer.json."""
     t = from_metadata(metadata(name))
     state = {**json.loads(t.backend.to_str()), **parts}
-    return Tokenizer(type(t.backend).from_str(json.dumps(state)), {"bos": t.bos_id, "eos": t.eos_id})
+    return Tokenizer(LibraryBackend(type(t.backend).from_str(json.dumps(state))), {"bos": t.bos_id, "eos": t.eos_id})
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -13,11 +13,11 @@ from tiny_checkpoint import (
     write_json,
     write_tokenizer,
 )
+from tokenizer_cases import tokenizer_metadata
 
 import lowbit
 from lowbit.tokenizer.naming import QWEN2
 from lowbit.tokenizer.sentencepiece import _packed_bytes, _packed_number
-from lowbit.tokenizer.to_gguf import tokenizer_metadata
 
 FAULTS: dict[str, tuple[bytes, dict[str, Any], type[lowbit.Error], str]] = {
     "table of characters": (

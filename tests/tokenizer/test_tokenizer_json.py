@@ -10,12 +10,11 @@ from typing import Any
 
 import pytest
 from tiny_checkpoint import byte_level_tokenizer, edit_json, write_json, write_tokenizer
-from tokenizer_cases import normalized_llama
+from tokenizer_cases import normalized_llama, tokenizer_metadata
 
 import lowbit
 from lowbit.hf.model_card import general_metadata
 from lowbit.tokenizer.naming import LLAMA3, QWEN2
-from lowbit.tokenizer.to_gguf import tokenizer_metadata
 
 FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "generation_config.json",

@@ -22,14 +22,14 @@ from tiny_checkpoint import (
     write_json,
     write_tokenizer,
 )
-from tokenizer_cases import normalized_llama
+from tokenizer_cases import normalized_llama, tokenizer_metadata
 
 import lowbit
 from lowbit.tokenizer import gguf
 from lowbit.tokenizer.naming import GPT2, LLAMA3, QWEN2, pre_tokenizer_name
 from lowbit.tokenizer.sentencepiece import read_model
 from lowbit.tokenizer.special import special_tokens
-from lowbit.tokenizer.to_gguf import looks_special, tokenizer_metadata
+from lowbit.tokenizer.to_gguf import looks_special
 
 P = "tokenizer.ggml."
 
@@ -339,6 +339,6 @@ def test_gemma3_without_a_sentencepiece_file(tmp_path: Path) -> None:
     assert keys[P + "token_type"][[0, 3, 260, -4, -3, -1]].tolist() == [3, 6, 1, 3, 3, 5]
     built = gguf.build(gguf.Vocab(keys))
     for text in texts:
-        assert built.encode(text, add_special_tokens=False).ids == tokenizer.encode(text).ids
+        assert built.encode(text, False, True) == tokenizer.encode(text).ids
     with pytest.raises(lowbit.FormatError, match=r"tokenizer\.json: token id 277, but vocab_size"):
         tokenizer_metadata(tmp_path, {}, "gemma3", 277)

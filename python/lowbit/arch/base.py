@@ -1,4 +1,4 @@
-"""What every architecture shares: the dense decoder's tensors, shapes, metadata and spec.
+"""What every architecture shares: shapes, tensors, metadata and spec of a dense decoder, and config.json of a file.
 
 An architecture's file says what its Hugging Face classes are called and what differs. Tensors keep the order in which
 they lie in the checkpoint (file, then name), extra ones first, as the reference converter writes them.
@@ -9,21 +9,22 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
 
+from lowbit.arch.hf_values import decimal, has_biases, layer_types, llama3_parameters, rope_parameters, token_ids
 from lowbit.arch.keys import Keys
 from lowbit.arch.model_spec import ModelSpec, Rope
 from lowbit.arch.pooling import pooling_config
 from lowbit.arch.rope import Tensors, original_context, rope_of
-from lowbit.arch.rope_keys import ROPE_FREQS, rope_metadata, rope_tensors
-from lowbit.arch.to_hf import MAX_LAYERS, WayBack, layer_types
+from lowbit.arch.rope_keys import ROPE_FREQS, YARN_KEYS, rope_metadata, rope_tensors
+from lowbit.arch.table import CONFIG_KEYS, DENSE_GLOBAL, DENSE_LAYER, MAX_LAYERS, Sizes, Tensor, layer_of
 from lowbit.base.errors import FormatError, UnsupportedError
 from lowbit.hf.checkpoint import Checkpoint
 from lowbit.hf.config import Config
 from lowbit.tensors.source import AsFloat32, Renamed, TensorSource
+from lowbit.tokenizer.to_gguf import TokenizerRules
 
 #: Buffers that old checkpoints hold and nobody reads.
 IGNORED_SUFFIXES = (".attention.masked_bias", ".attention.bias", ".rotary_emb.inv_freq")
@@ -31,90 +32,14 @@ IGNORED_SUFFIXES = (".attention.masked_bias", ".attention.bias", ".rotary_emb.in
 MAX_HEAD_DIM = 4096
 
 
-@dataclass(frozen=True)
-class Tensor:
-    """One tensor of an architecture: its GGUF name, Hugging Face name and shape as names of sizes."""
-
-    gguf: str
-    hf: str
-    shape: tuple[str, ...]
-    required: bool = True
-
-
-#: The dense decoder with gated feed-forward: llama and most of what came after it.
-DENSE_GLOBAL = (
-    Tensor("token_embd.weight", "model.embed_tokens.weight", ("vocab", "hidden")),
-    Tensor("output_norm.weight", "model.norm.weight", ("hidden",)),
-    Tensor("output.weight", "lm_head.weight", ("vocab", "hidden"), required=False),
-)
-DENSE_LAYER = (
-    Tensor("attn_norm.weight", "input_layernorm.weight", ("hidden",)),
-    Tensor("attn_q.weight", "self_attn.q_proj.weight", ("heads", "hidden")),
-    Tensor("attn_k.weight", "self_attn.k_proj.weight", ("kv_heads", "hidden")),
-    Tensor("attn_v.weight", "self_attn.v_proj.weight", ("kv_heads", "hidden")),
-    Tensor("attn_output.weight", "self_attn.o_proj.weight", ("hidden", "heads")),
-    Tensor("attn_q.bias", "self_attn.q_proj.bias", ("heads",), required=False),
-    Tensor("attn_k.bias", "self_attn.k_proj.bias", ("kv_heads",), required=False),
-    Tensor("attn_v.bias", "self_attn.v_proj.bias", ("kv_heads",), required=False),
-    Tensor("attn_output.bias", "self_attn.o_proj.bias", ("hidden",), required=False),
-    Tensor("ffn_norm.weight", "post_attention_layernorm.weight", ("hidden",)),
-    Tensor("ffn_gate.weight", "mlp.gate_proj.weight", ("ffn", "hidden")),
-    Tensor("ffn_up.weight", "mlp.up_proj.weight", ("ffn", "hidden")),
-    Tensor("ffn_down.weight", "mlp.down_proj.weight", ("hidden", "ffn")),
-    Tensor("ffn_gate.bias", "mlp.gate_proj.bias", ("ffn",), required=False),
-    Tensor("ffn_up.bias", "mlp.up_proj.bias", ("ffn",), required=False),
-    Tensor("ffn_down.bias", "mlp.down_proj.bias", ("hidden",), required=False),
-)
-
-
 #: Keys of GGUF files that count what llama.cpp has and lowbit has not.
 UNSUPPORTED_COUNTS = {
     "expert_count": "mixtures of experts",
     "nextn_predict_layers": "layers that predict several tokens",
 }
-#: The keys of config.json that make a size of Tensor.shape.
-CONFIG_KEYS = {
-    "vocab": "vocab_size",
-    "hidden": "hidden_size",
-    "ffn": "intermediate_size",
-    "heads": "num_attention_heads, head_dim",
-    "kv_heads": "num_key_value_heads, head_dim",
-    "qkv": "num_attention_heads, num_key_value_heads, head_dim",
-    "gate_up": "intermediate_size",
-    "head_dim": "head_dim",
-}
 
 
-@dataclass
-class Sizes:
-    """The sizes in config.json, defaults filled in as transformers does."""
-
-    layers: int
-    context: int
-    hidden: int
-    ffn: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    vocab: int
-    norm_eps: float
-    named: dict[str, int] = field(init=False)  #: the sizes that Tensor.shape names
-
-    def __post_init__(self) -> None:
-        self.named = {
-            "vocab": self.vocab,
-            "hidden": self.hidden,
-            "ffn": self.ffn,
-            "heads": self.num_heads * self.head_dim,
-            "kv_heads": self.num_kv_heads * self.head_dim,
-            "qkv": (self.num_heads + 2 * self.num_kv_heads) * self.head_dim,
-            "gate_up": 2 * self.ffn,
-            "head_dim": self.head_dim,
-            "one": 1,
-        }
-
-
-class Architecture(WayBack):
+class Architecture:
     """One GGUF architecture. Subclasses set the class attributes and override what differs."""
 
     name: ClassVar[str]  #: in GGUF: general.architecture and the prefix of its keys
@@ -131,6 +56,7 @@ class Architecture(WayBack):
     exact_formats: ClassVar[tuple[str, ...]] = ()
     keeps_pooling: ClassVar[bool] = False  #: the reference writes ARCH.pooling_type
     int8_activations: ClassVar[bool] = False  #: inputs of the layers' linear maps are rounded to 8 bits
+    tokenizer_rules: ClassVar[TokenizerRules] = TokenizerRules()
     global_tensors: ClassVar[tuple[Tensor, ...]] = DENSE_GLOBAL
     layer_tensors: ClassVar[tuple[Tensor, ...]] = DENSE_LAYER
 
@@ -318,6 +244,70 @@ class Architecture(WayBack):
                 table[f"model.layers.{i}.{tensor.hf}"] = (tensor, f"blk.{i}.{tensor.gguf}")
         return table
 
+    def hf_config(self, metadata: Mapping[str, Any], tensors: Mapping[str, TensorSource]) -> dict[str, Any]:
+        """config.json of a GGUF file: the way back from `metadata`. tensors: the file's, by GGUF name."""
+        get = Keys(metadata, self.name)
+        hidden, num_heads = get.integer("embedding_length"), get.integer("attention.head_count")
+        head_dim = get.integer("attention.key_length", hidden // num_heads)
+        embeddings = tensors.get("token_embd.weight")
+        if embeddings is None:
+            raise FormatError("tensor token_embd.weight is missing", tensor="token_embd.weight")
+        return {
+            "architectures": [self.hf_names[0]],
+            "model_type": self.name,
+            "vocab_size": embeddings.shape[0],
+            "hidden_size": hidden,
+            "intermediate_size": get.integer("feed_forward_length"),
+            "num_hidden_layers": get.integer("block_count"),
+            "num_attention_heads": num_heads,
+            "num_key_value_heads": get.integer("attention.head_count_kv", num_heads),
+            "head_dim": head_dim,
+            self.activation_key: self.hidden_act,
+            "max_position_embeddings": get.integer("context_length"),
+            "rms_norm_eps": decimal(get.number("attention.layer_norm_rms_epsilon")),
+            **self.hf_rope(metadata, tensors),
+            **self.hf_windows(metadata),
+            **self.hf_biases(tensors),
+            "tie_word_embeddings": "output.weight" not in tensors,
+            **token_ids(metadata),
+        }
+
+    def hf_biases(self, tensors: Mapping[str, TensorSource]) -> dict[str, bool]:
+        """Which linear maps have biases."""
+        return {
+            "attention_bias": has_biases(tensors, ("attn_q", "attn_k", "attn_v", "attn_output")),
+            "mlp_bias": has_biases(tensors, ("ffn_gate", "ffn_up", "ffn_down")),
+        }
+
+    def hf_windows(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
+        """Which layers attend to a window of which length: the way back from `config_windows`. Here none has one."""
+        return {}
+
+    def hf_rope(self, metadata: Mapping[str, Any], tensors: Mapping[str, TensorSource]) -> dict[str, Any]:
+        """The rotary embedding's settings in config.json: the way back from `rope_metadata`."""
+        get = Keys(metadata, self.name)
+        rope: dict[str, Any] = {"rope_type": get.text("rope.scaling.type", "none")}
+        theta = decimal(get.number("rope.freq_base", 10000.0))
+        if rope["rope_type"] == "none":
+            rope["rope_type"] = "default"
+        else:
+            rope["factor"] = decimal(get.number("rope.scaling.factor"))
+        if rope["rope_type"] == "yarn":
+            rope["original_max_position_embeddings"] = get.integer("rope.scaling.original_context_length")
+            for key, gguf_key in YARN_KEYS:
+                if f"{self.name}.rope.scaling.{gguf_key}" in metadata:
+                    rope[key] = decimal(get.number(f"rope.scaling.{gguf_key}"))
+        factors = tensors.get(ROPE_FREQS)
+        return rope_parameters(rope if factors is None else llama3_parameters(factors, theta), theta)
+
+    def restore(self, tensor: TensorSource, config: Config) -> TensorSource:
+        """A tensor of a GGUF file as the checkpoint has it: the way back from `fix_up`, and still its GGUF name."""
+        return tensor
+
+    def hf_format(self, tensor: TensorSource, dtype: str) -> str:
+        """The type that a tensor of `hf_tensors` has in a checkpoint of that dtype, as safetensors calls it."""
+        return dtype
+
     def activation(self, get: Keys) -> str:
         """The gate's, as ModelSpec names it."""
         return {"gelu_pytorch_tanh": "gelu_tanh"}.get(self.hidden_act, self.hidden_act)
@@ -432,9 +422,3 @@ def stays_float32(tensor: TensorSource) -> bool:
 
 def _position(checkpoint: Checkpoint, name: str) -> tuple[str, str]:
     return checkpoint.tensors[name].shard, name
-
-
-def layer_of(name: str) -> int:
-    """The layer in a GGUF tensor's name, -1 for tensors outside the layers."""
-    match = re.match(r"blk\.(\d+)\.", name)
-    return int(match[1]) if match else -1

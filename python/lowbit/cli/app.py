@@ -67,7 +67,7 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be writt
 
 def _split_size(text: str) -> str:
     from lowbit import InputError
-    from lowbit.conversion.splitting import SplitLimits
+    from lowbit.gguf.splits import SplitLimits
 
     try:
         SplitLimits.parsed(text, 0, no_tensor_first=False)

@@ -12,8 +12,7 @@ from typing import Annotated
 
 import typer
 
-from lowbit.base.log import without_notes
-from lowbit.base.progress import steps
+from lowbit.base.progress import progress_bar
 from lowbit.cli.app import Json, Threads, app, examples
 from lowbit.cli.console import note, print_json, print_table, size
 
@@ -71,9 +70,9 @@ def _convert(checkpoint: Path, folder: Path) -> dict[str, Path]:
     import lowbit
 
     paths = {name: folder / f"bard-{name}.gguf" for name in FORMATS}
-    with steps("convert", "files", True) as advance, without_notes():
+    with progress_bar("Converting") as advance:
         for done, (name, path) in enumerate(paths.items(), 1):
-            lowbit.convert(checkpoint, path, format=name)
+            lowbit.convert(checkpoint, path, format=name, progress=False)
             advance(done, len(paths))
     return paths
 
@@ -86,9 +85,10 @@ def _measure(paths: dict[str, Path], text: str, threads: int | None) -> tuple[li
     from lowbit.evaluate.measures import compare
 
     models = {name: lowbit.load(path, threads=threads) for name, path in paths.items()}
-    figures = compare(models, text, CONTEXT, threads=threads, progress=True)
+    with progress_bar("Reading the held-out text") as advance:
+        figures = compare(models, text, CONTEXT, threads=threads, progress=advance)
     rows = []
-    with steps("bench", "files", True) as advance:
+    with progress_bar("Timing") as advance:
         for done, (name, path) in enumerate(paths.items(), 1):
             report, found = inspect(path), figures[name]
             rows.append(

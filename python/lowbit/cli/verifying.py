@@ -40,9 +40,10 @@ def verify(
     they must not.
     """
     import lowbit
+    from lowbit.base.progress import waiting
 
-    scale = scale_of(lora_scale)
-    verdict = lowbit.verify(file, source, lora=lora or (), lora_scale=scale, threads=threads, progress=True)
+    with waiting("Verifying"):
+        verdict = lowbit.verify(file, source, lora=lora or (), lora_scale=scale_of(lora_scale), threads=threads)
     if json:
         print_json(verdict_as_json(verdict))
     else:

@@ -11,10 +11,11 @@ import numpy as np
 
 from lowbit import gguf
 from lowbit.base import arguments
+from lowbit.base.dtypes import FLOATS
 from lowbit.base.errors import InputError
 from lowbit.base.operation import operation
 from lowbit.base.paths import AnyPath, checked
-from lowbit.base.progress import ProgressLike
+from lowbit.base.progress import waiting
 from lowbit.base.quoting import quoted
 from lowbit.base.threads import num_threads
 from lowbit.conversion.open import OpenedCheckpoint, open_checkpoint
@@ -25,7 +26,7 @@ from lowbit.hf.lora import Adapters
 from lowbit.quantization.assignment import Stored, file_order
 from lowbit.quantization.imatrix import Imatrix, Sums, load_imatrix
 from lowbit.quantization.options import ConvertOptions, QuantizeOptions, checked_options, moved_last
-from lowbit.quantization.recipes import FLOAT_FORMATS, Mix, find_mix
+from lowbit.quantization.recipes import Mix, find_mix
 from lowbit.tensors.source import TensorSource
 
 if TYPE_CHECKING:
@@ -40,9 +41,8 @@ def convert(
     src: AnyPath,
     dst: AnyPath,
     format: str = "Q4_K_M",
-    *,
     imatrix: Importances | None = None,
-    progress: ProgressLike = None,
+    progress: bool = True,
     threads: int | None = None,
     dry_run: bool = False,
     lora: Adapters = (),
@@ -55,10 +55,9 @@ def convert(
     """Makes a GGUF file of a Hugging Face folder or hub id, the same that the reference tools make.
 
     format: a mix ("Q4_K_M"), a format ("Q8_0"), or "BF16", "F16", "F32". imatrix: a file of llama-imatrix, what
-    lowbit.imatrix.collect found, or importances by tensor name. progress: see `lowbit.ProgressLike`. The report's notes
-    are logged, too, by the logger "lowbit". With dry_run nothing is written, and the report says what would be.
-    lora: a PEFT adapter, or several, by folder or hub id, to merge into the weights; lora_scale multiplies what they
-    add, all or each of them. intermediate: what
+    lowbit.imatrix.collect found, or importances by tensor name. With progress, a bar and notes go to stderr. With
+    dry_run nothing is written, and the report says what would be. lora: a PEFT adapter, or several, by folder or hub
+    id, to merge into the weights; lora_scale multiplies what they add, all or each of them. intermediate: what
     weights become before they are quantized, "BF16" (the default), "F16", or "F32", which keeps them all: the format of
     the file that the reference converter makes for its quantizer. provenance: adds what the file was made of and how,
     under lowbit.provenance, and where GGUF has no key for a part of the tokenizer and ids would change, that part under
@@ -80,7 +79,7 @@ def convert(
     dry_run, provenance = arguments.flag("dry_run", dry_run), arguments.flag("provenance", provenance)
     verify = None if verify is None else arguments.flag("verify", verify)
     is_verified = _is_verified(verify, chosen)
-    opened = open_checkpoint(src, lora, lora_scale, record_tokenizer=provenance or is_verified, progress=progress)
+    opened = open_checkpoint(src, lora, lora_scale, record_tokenizer=provenance or is_verified)
     importances, imatrix = _loaded(imatrix)
     sources = source_files(opened.origin, imatrix) if provenance else []
     # From here on, since tokenizers keep only one thread busy.
@@ -102,8 +101,8 @@ def convert(
 def _intermediate(mix: Mix, format: str | None) -> str:
     """The format between a checkpoint's and a mix's."""
     found = "BF16" if format is None else arguments.text("intermediate", format).upper() or "BF16"
-    if found not in FLOAT_FORMATS:
-        raise InputError(f"intermediate: {quoted(format)}, expected one of {', '.join(FLOAT_FORMATS)}")
+    if found not in FLOATS:
+        raise InputError(f"intermediate: {quoted(format)}, expected one of {', '.join(FLOATS)}")
     if format and mix.is_float:
         raise InputError(f"intermediate: {mix.name} is not quantized, so nothing comes between")
     return found
@@ -172,15 +171,17 @@ def _verdict(
     options: ConvertOptions,
     is_strict: bool,
     threads: int | None,
-    progress: ProgressLike,
+    progress: bool,
     path: str,
 ) -> Verdict:
     """The verdict on a file at `path` that has no name yet. Raises VerificationError if it should not get one."""
-    from lowbit.conversion.verification import compare_with, verifying
+    from lowbit.conversion.verification import compare_with
 
     changed = list(options.override_kv)
-    with verifying(progress) as advance:
-        verdict = compare_with(path, dst, src, opened, advance, known=tokenizer, changed=changed, threads=threads)
+    with waiting("Verifying", enabled=progress):
+        verdict = compare_with(
+            path, dst, src, opened, known=tokenizer, changed=changed, threads=threads, progress=progress
+        )
     if not verdict.ok and (is_strict or verdict.word == "failed"):
         raise verdict.error()
     return verdict
@@ -191,9 +192,8 @@ def quantize_file(
     src: AnyPath,
     dst: AnyPath,
     format: str,
-    *,
     imatrix: Importances | None = None,
-    progress: ProgressLike = None,
+    progress: bool = True,
     threads: int | None = None,
     dry_run: bool = False,
     **options: Any,
@@ -237,7 +237,7 @@ def _loaded(imatrix: Importances | None) -> tuple[Imatrix | None, str | None]:
 def _rounded(sources: Iterable[TensorSource], mix: Mix, intermediate: str) -> str | None:
     """The checkpoint's format, if that between it and the mix's does not hold all of its values."""
     types = {source.dtype for source in sources if len(source.shape) > 1}
-    lost = [name for name in FLOAT_FORMATS if gguf.DTYPES[name] in types and name != intermediate]
+    lost = [name for name in FLOATS if FLOATS[name] in types and name != intermediate]
     return lost[0] if lost and not mix.is_float and intermediate != "F32" else None
 
 

@@ -18,28 +18,27 @@ import numpy as np
 
 from lowbit import gguf
 from lowbit.arch import Architecture, of_metadata
-from lowbit.arch.to_hf import decimal
+from lowbit.arch.hf_values import decimal
+from lowbit.arch.to_hf import hf_tensors
 from lowbit.base import arguments
 from lowbit.base.atomic import locked
+from lowbit.base.dtypes import FLOATS
 from lowbit.base.errors import FileError, FormatError, InputError, UnsupportedError
 from lowbit.base.foreign import of_file
-from lowbit.base.log import log_notes
 from lowbit.base.paths import AnyPath, checked, is_dir, status
-from lowbit.base.progress import ProgressLike, steps
+from lowbit.base.progress import progress_bar
 from lowbit.base.quoting import quoted, shown
 from lowbit.base.threads import num_threads
 from lowbit.conversion.pipeline import Job, write_files
 from lowbit.gguf.source import gguf_tensors
 from lowbit.hf.config import Config
 from lowbit.hf.model_card import SAMPLING, card_text
-from lowbit.hf.safetensors_writer import Shard, job_bytes
+from lowbit.hf.safetensors_writer import SafetensorsWriter, TensorInfo
 from lowbit.tokenizer.load import Tokenizer
 from lowbit.tokenizer.to_hf import tokenizer_files
 
-__all__ = ["DTYPES", "ExportReport", "export_hf"]
+__all__ = ["ExportReport", "export_hf"]
 
-#: dtype of the weights -> its name in config.json.
-DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 #: What transformers writes into one file.
 SHARD_BYTES = 50 * 10**9
 
@@ -59,10 +58,9 @@ class ExportReport:
 def export_hf(
     src: AnyPath,
     dst: AnyPath,
-    *,
     dtype: str | None = None,
     shard_bytes: int = SHARD_BYTES,
-    progress: ProgressLike = None,
+    progress: bool = True,
     threads: int | None = None,
 ) -> ExportReport:
     """Makes a Hugging Face folder of a GGUF file: config.json, generation_config.json, the tokenizer and safetensors.
@@ -82,14 +80,14 @@ def export_hf(
         arch = of_metadata(file.metadata, file.infos)
         values = arch.hf_config(file.metadata, sources)
         config = arch.text_config(Config(values, f"{src}: config.json of its metadata"))
-        tensors = arch.hf_tensors(sources, config)
+        tensors = hf_tensors(arch, sources, config)
         notes = _unkept(arch, file.metadata, config)
         tokenizer, files = tokenizer_files(file.metadata, config.integer("max_position_embeddings"))
         notes += tokenizer.notes
         generation = _generation(file.metadata, tokenizer)
         card = card_text(file.metadata)
         format = _format(file, dtype)
-    files |= {"config.json": {**values, "dtype": DTYPES[format]}, "generation_config.json": generation}
+    files |= {"config.json": {**values, "dtype": FLOATS[format].name}, "generation_config.json": generation}
     contents = {name: value if isinstance(value, bytes) else _json(value) for name, value in files.items()}
     if card:
         contents["README.md"] = card.encode()
@@ -100,10 +98,9 @@ def export_hf(
             contents["model.safetensors.index.json"] = _json(_index(shards))
         for name, content in contents.items():
             (folder / name).write_bytes(content)
-        with steps(f"export to {format}", "B", progress) as advance:
+        with progress_bar(f"{Path(src).name} to {format}", unit="B", enabled=progress) as advance:
             overflows = write_files(shards, num_threads(threads), advance)
     notes += [f"{name}: {n} weights exceed float16 and became infinite" for name, n in overflows.items()]
-    log_notes(notes)
     names = [Path(shard.path).name for shard in shards]
     num_bytes = sum(shard.num_bytes for shard in shards)
     return ExportReport(dst, format, num_bytes, names, [tensor.name for tensor in tensors], notes)
@@ -115,11 +112,11 @@ def _json(value: Any) -> bytes:
 
 def _format(file: gguf.File, dtype: str | None) -> str:
     if dtype is not None:
-        if arguments.text("dtype", dtype).upper() not in DTYPES:
-            raise InputError(f"dtype is {quoted(dtype)}, expected one of {', '.join(DTYPES)}")
+        if arguments.text("dtype", dtype).upper() not in FLOATS:
+            raise InputError(f"dtype is {quoted(dtype)}, expected one of {', '.join(FLOATS)}")
         return dtype.upper()
     matrices = {info.format for info in file.infos.values() if len(info.shape) > 1}
-    return matrices.pop() if len(matrices) == 1 and matrices <= DTYPES.keys() else "BF16"
+    return matrices.pop() if len(matrices) == 1 and matrices <= FLOATS.keys() else "BF16"
 
 
 def _unkept(arch: Architecture, metadata: Mapping[str, Any], config: Config) -> list[str]:
@@ -163,22 +160,44 @@ def _generation(metadata: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, 
     return {**{key: value for key, value in ids.items() if value is not None}, **sampling}
 
 
-def _shards(folder: Path, jobs: Sequence[Job], shard_bytes: int) -> list[Shard]:
+@dataclass(frozen=True)
+class _Shard:
+    """A safetensors file to write: `write_files` takes it as it takes a GGUF file."""
+
+    path: str
+    jobs: Sequence[Job]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the tensors."""
+        return sum(_info(job).num_bytes for job in self.jobs)
+
+    def open(self) -> SafetensorsWriter:
+        """Creates the file under a temporary name."""
+        return SafetensorsWriter(self.path, map(_info, self.jobs))
+
+
+def _info(job: Job) -> TensorInfo:
+    return TensorInfo(job.source.name, job.format, job.source.shape)
+
+
+def _shards(folder: Path, jobs: Sequence[Job], shard_bytes: int) -> list[_Shard]:
     """The files to write, named as transformers names them. A tensor is never cut."""
     parts: list[list[Job]] = [[]]
     filled = 0
     for job in jobs:
-        if filled and filled + job_bytes(job) > shard_bytes:
+        num_bytes = _info(job).num_bytes
+        if filled and filled + num_bytes > shard_bytes:
             parts.append([])
             filled = 0
         parts[-1].append(job)
-        filled += job_bytes(job)
+        filled += num_bytes
     names = [f"model-{i + 1:05d}-of-{len(parts):05d}.safetensors" for i in range(len(parts))]
     names = names if len(parts) > 1 else ["model.safetensors"]
-    return [Shard(str(folder / name), part) for name, part in zip(names, parts, strict=True)]
+    return [_Shard(str(folder / name), part) for name, part in zip(names, parts, strict=True)]
 
 
-def _index(shards: Sequence[Shard]) -> dict[str, Any]:
+def _index(shards: Sequence[_Shard]) -> dict[str, Any]:
     weight_map = {job.source.name: Path(shard.path).name for shard in shards for job in shard.jobs}
     total = sum(shard.num_bytes for shard in shards)
     return {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}

@@ -19,10 +19,9 @@ import numpy as np
 
 from lowbit import _core, gguf
 from lowbit.base.atomic import remove_stale
+from lowbit.base.dtypes import FLOAT_NAMES, FLOATS
 from lowbit.base.errors import InputError
 from lowbit.base.file_sets import replacing_set
-from lowbit.base.progress import Advance
-from lowbit.quantization.recipes import FLOAT_FORMATS
 from lowbit.tensors import nonfinite
 from lowbit.tensors.source import TensorSource, row_ranges
 
@@ -30,8 +29,6 @@ from lowbit.tensors.source import TensorSource, row_ranges
 CHUNK_WEIGHTS = 4 << 20
 #: Chunks that may be read, and written, ahead of and behind the one being encoded.
 CHUNKS_AHEAD = 2
-
-_NAMES = {gguf.DTYPES[name]: name for name in FLOAT_FORMATS}
 
 
 @dataclass(frozen=True)
@@ -48,7 +45,7 @@ class Job:
     @property
     def is_quantized(self) -> bool:
         """Whether the format is not one of floats."""
-        return self.format not in FLOAT_FORMATS
+        return self.format not in FLOATS
 
     @property
     def is_encoded(self) -> bool:
@@ -72,9 +69,9 @@ class Job:
         if rows.dtype == np.uint8:  # packed already
             return rows
         given = rows
-        if self.through and rows.dtype != gguf.DTYPES[self.through]:
-            rows = _encode_rows(rows, self.through, None, threads, True).view(gguf.DTYPES[self.through])
-        if _NAMES[rows.dtype] == self.format:
+        if self.through and rows.dtype != FLOATS[self.through]:
+            rows = _encode_rows(rows, self.through, None, threads, True).view(FLOATS[self.through])
+        if FLOAT_NAMES[rows.dtype] == self.format:
             return rows
         matrix = rows.reshape(-1, rows.shape[-1])
         first_row = start * (len(matrix) // max(1, len(rows)))
@@ -165,13 +162,13 @@ class Output(Protocol):
 def write_files(
     targets: Sequence[Output],
     threads: int,
-    advance: Advance,
+    progress: Callable[[int, int], None],
     finishing: Callable[[Sequence[Appender]], None] = lambda files: None,
 ) -> dict[str, int]:
     """Writes the files, complete or not at all: none has its name before all are written, the first gets it last.
     GGUF files replace those of an older set as `file_sets` says.
 
-    `advance(done, total)` counts bytes read. `finishing` is called with the complete files before they have names.
+    `progress(done, total)` counts bytes read. `finishing` is called with the complete files before they have names.
     Returns how many weights of which tensors were too large for float16.
     """
     for target in targets[:1]:
@@ -211,7 +208,7 @@ def write_files(
             if len(writes) > CHUNKS_AHEAD:
                 writes.popleft().result()
             done += weights.nbytes
-            advance(done, total)
+            progress(done, total)
         for write in writes:
             write.result()
         finishing(opened)

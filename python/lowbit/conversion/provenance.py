@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from lowbit.base.errors import FormatError
 from lowbit.base.files import FileReader
 from lowbit.base.paths import is_file
+from lowbit.base.version import __version__
 from lowbit.gguf.values import type_name
 
 if TYPE_CHECKING:
@@ -113,8 +114,6 @@ def sha256(path: Path, cancelled: threading.Event | None = None) -> str:
 
 
 def _step(format: str, options: Mapping[str, Any]) -> dict[str, str]:
-    from lowbit import __version__
-
     return {"recipe": format, "version": __version__, "options": json.dumps(options, ensure_ascii=False, default=str)}
 
 

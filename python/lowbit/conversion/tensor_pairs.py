@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from lowbit import _core, gguf
+from lowbit import _core
+from lowbit.base.dtypes import FLOATS
 from lowbit.conversion.pipeline import CHUNK_WEIGHTS, Job
 from lowbit.gguf.source import GgufTensor
-from lowbit.quantization.recipes import FLOAT_FORMATS
 from lowbit.tensors import nonfinite
 from lowbit.tensors.source import TensorSource, num_elements, row_ranges
 
@@ -56,7 +56,7 @@ class TensorPair:
         self._sums = np.zeros((num_rows, 3))
         self._compared = np.zeros(num_rows, bool)
         # Formats that the source's weights may have had before they were put into a file of this float format.
-        self._intermediates: list[str | None] = [None, *FLOAT_FORMATS] if self.format in FLOAT_FORMATS else []
+        self._intermediates: list[str | None] = [None, *FLOATS] if self.format in FLOATS else []
 
     @property
     def num_compared(self) -> int:
@@ -122,9 +122,7 @@ class TensorPair:
         if not self._merged:
             return False
         near = np.float32(_MERGED * math.sqrt(np.square(rows, dtype=np.float64).mean()))
-        low, found, high = (
-            x.view(gguf.DTYPES[self.format]) for x in (encoded(rows - near), data, encoded(rows + near))
-        )
+        low, found, high = (x.view(FLOATS[self.format]) for x in (encoded(rows - near), data, encoded(rows + near)))
         return bool(((low <= found) & (found <= high)).all())
 
     def _loses(self, row: int) -> bool:
@@ -134,10 +132,10 @@ class TensorPair:
         return bool(_core.compare_rows(rows, encoded, self.format, self._threads)[0, 0])
 
     def _problem(self, row: float, worst: int) -> str | None:
-        if self.format in FLOAT_FORMATS:
+        if self.format in FLOATS:
             if self._intermediates:
                 return None
-            limit = 0.0 if gguf.DTYPES[self.format] == self.source.dtype else _ROUNDING[self.format]
+            limit = 0.0 if FLOATS[self.format] == self.source.dtype else _ROUNDING[self.format]
             if row <= limit:
                 return f"has weights that are not the source's rounded to {self.format}"
         else:

@@ -22,8 +22,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,9 +34,10 @@ from lowbit.arch import spec as spec_of
 from lowbit.base.errors import Error, UnsupportedError
 from lowbit.base.heap import trim_heap
 from lowbit.base.paths import AnyPath, checked
-from lowbit.base.progress import Advance, ProgressLike, steps
+from lowbit.base.progress import progress_bar
 from lowbit.base.quoting import listed
 from lowbit.base.threads import num_threads
+from lowbit.base.version import __version__
 from lowbit.conversion.carried import KnownTokenizer, record_of
 from lowbit.conversion.open import OpenedCheckpoint, open_checkpoint
 from lowbit.conversion.streamed import Network
@@ -117,8 +117,6 @@ class Verdict:
 
     def metadata(self) -> dict[str, Any]:
         """The keys lowbit.verify.* for a file."""
-        from lowbit import __version__
-
         keys: dict[str, Any] = {"verdict": self.word, "version": __version__}
         keys["text_sha256"] = hashlib.sha256(TEXT.encode()).hexdigest()
         for check in self.checks:
@@ -135,7 +133,7 @@ def verify(
     lora: Adapters = (),
     lora_scale: float | Sequence[float] = 1.0,
     threads: int | None = None,
-    progress: ProgressLike = None,
+    progress: bool = True,
 ) -> Verdict:
     """Compares a GGUF file with the Hugging Face folder or hub id that it was made of, and of LoRA adapters.
 
@@ -143,17 +141,8 @@ def verify(
     FormatError or UnsupportedError if one of the two cannot be opened.
     """
     path, source = checked(path), checked(source)
-    with verifying(progress) as advance:
-        opened = open_checkpoint(source, lora, lora_scale, record_tokenizer=True, progress=progress)
-        return compare_with(path, path, source, opened, advance, threads=threads)
-
-
-@contextmanager
-def verifying(progress: ProgressLike) -> Iterator[Advance]:
-    """The steps of a verification, the first of which says that it goes on: opening the source takes a while."""
-    with steps("verify", "weights", progress) as advance:
-        advance(0, None)
-        yield advance
+    opened = open_checkpoint(source, lora, lora_scale, record_tokenizer=True)
+    return compare_with(path, path, source, opened, threads=threads, progress=progress)
 
 
 def compare_with(
@@ -161,11 +150,11 @@ def compare_with(
     shown: str,
     source: str,
     opened: OpenedCheckpoint,
-    advance: Advance,
     *,
     known: KnownTokenizer | None = None,
     changed: Sequence[str] = (),
     threads: int | None = None,
+    progress: bool = True,
 ) -> Verdict:
     """`verify` for a source that is open.
 
@@ -176,7 +165,7 @@ def compare_with(
     trim_heap()
     check, metadata = _file(path, opened, changed)
     checks = [check]
-    with gguf.open(path) as file:
+    with gguf.open(path) as file, progress_bar("verify", enabled=progress) as advance:
         if wrong := _other_tensors(file, opened):
             return Verdict(shown, source, [*checks, Check("tensors", False, wrong)])
         bits = 8 * sum(map(file.num_bytes, file.infos)) / sum(num_elements(info.shape) for info in file.infos.values())
@@ -238,7 +227,7 @@ def _other_tensors(file: gguf.File, opened: OpenedCheckpoint) -> str | None:
     return None
 
 
-def _tensors(pairs: Mapping[str, TensorPair], advance: Advance) -> Check:
+def _tensors(pairs: Mapping[str, TensorPair], advance: Callable[[int, int], None]) -> Check:
     """Values. Compares what is not compared yet."""
     total = sum(num_elements(pair.shape) for pair in pairs.values())
     done = sum(pair.num_compared for pair in pairs.values())
@@ -325,7 +314,7 @@ class _Networks:
         opened: OpenedCheckpoint,
         pairs: Mapping[str, TensorPair],
         threads: int,
-        advance: Advance,
+        advance: Callable[[int, int], None],
     ) -> None:
         self._file = file
         self._metadata = metadata

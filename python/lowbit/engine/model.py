@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import secrets
 import threading
@@ -19,7 +20,6 @@ from lowbit.base import arguments
 from lowbit.base.errors import ContextFullError, InputError
 from lowbit.base.foreign import of_file
 from lowbit.base.paths import AnyPath, checked, is_file
-from lowbit.base.progress import ProgressLike
 from lowbit.base.threads import num_threads
 from lowbit.conversion.open import OpenedCheckpoint, open_checkpoint
 from lowbit.hf.checkpoint import mapped
@@ -38,29 +38,28 @@ MOST_SEQUENCES = 1 << 16
 #: The largest id, position and length that the core takes.
 MOST_INT32 = (1 << 31) - 1
 
+_log = logging.getLogger("lowbit")
+
 Prompt = str | Sequence[int]
 Weight = QTensor | npt.NDArray[Any]
 
 
 def load(
     path: AnyPath,
-    *,
     compute: str = "auto",
     threads: int | None = None,
     context: int | None = None,
     max_sequences: int = 8,
     lora: Adapters = (),
     lora_scale: float | Sequence[float] = 1.0,
-    progress: ProgressLike = None,
 ) -> Model:
     """Opens a GGUF file, or a Hugging Face folder or hub id, to run it.
 
     Files stay mapped, and weights are used where they lie; those of a folder are read that change on the way (fp8,
     adapters, rows that another order of rotary pairs exchanges). `compute` as in `lowbit.matmul`: with "f32" a result
-    never depends on what else is in a batch. `context`: tokens a sequence may hold, by default what the model was made
-    for; memory is taken as sequences grow. `max_sequences`: how many may be held at once, 65,536 at most.
-    `lora`, `lora_scale`:
-    adapters to merge into a checkpoint's weights, as in `lowbit.convert`. `progress`: of a download.
+    never depends on what else is in a batch. `context`: tokens a sequence may hold, by default what the model
+    was trained on; more logs a warning. Memory is taken as sequences grow. `max_sequences`: how many may be held at
+    once, 65,536 at most. `lora`, `lora_scale`: adapters to merge into a checkpoint's weights, as in `lowbit.convert`.
 
     To replace a file that a model uses, write the new one beside it and rename it (as lowbit's writers do): the model
     goes on with the old one. A file written anew in place (`cp` onto it, `wget -O`) or cut short makes the model's next
@@ -77,7 +76,7 @@ def load(
         with of_file(where):
             spec = arch.spec(file.metadata, tensors)
             return Model(spec, tensors, file.metadata, path, compute, threads, context, max_sequences)
-    opened = open_checkpoint(where, lora, lora_scale, progress=progress)
+    opened = open_checkpoint(where, lora, lora_scale)
     return load_opened(opened, compute, threads, context, max_sequences)
 
 
@@ -152,9 +151,7 @@ class Model:
         max_sequences: int,
     ) -> None:
         max_sequences = arguments.integer("max_sequences", max_sequences, 1, MOST_SEQUENCES)
-        self.context = spec.context_length
-        if context is not None:
-            self.context = arguments.integer("context", context, 1, spec.context_length)
+        self.context = 0
         self.spec = spec
         self.metadata = metadata
         self.path = path
@@ -164,10 +161,28 @@ class Model:
         self._tokenizer: Tokenizer | None = None
         self._sequences = _Sequences(max_sequences)
         tensors = {name: (format_of(w), list(w.shape), bytes_of(w)) for name, w in weights.items()}
-        self._core = _core.Model(spec.core(), tensors, compute, self.threads, self.context, max_sequences)
+        self._core = _core.Model(spec.core(), tensors, compute, self.threads, 1, max_sequences)
+        self.make_room(spec.context_length if context is None else context)
 
     def __repr__(self) -> str:
         return f"Model({os.fspath(self.path)!r}, {self.spec.architecture}, {self.nbytes / 1e6:.1f} MB of weights)"
+
+    def make_room(self, context: int) -> None:
+        """Lets every sequence hold at least `context` tokens.
+
+        Logs a warning if the model was trained on fewer. Raises InputError for what is no number of tokens.
+        """
+        context = arguments.integer("context", context, 1, MOST_INT32)
+        if context <= self.context:
+            return
+        self._core.raise_max_length(context)
+        self.context = context
+        if context > self.spec.context_length:
+            _log.warning(
+                "context %d is beyond the %d tokens that the model was trained on: expect worse predictions there",
+                context,
+                self.spec.context_length,
+            )
 
     @property
     def nbytes(self) -> int:

@@ -5,6 +5,7 @@ Reading, merging and what conversions take of one is in `lowbit.quantization.ima
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,7 +13,6 @@ import numpy.typing as npt
 
 from lowbit.base import arguments
 from lowbit.base.errors import InputError
-from lowbit.base.progress import ProgressLike, steps
 from lowbit.base.quoting import shown
 from lowbit.evaluate.measures import windows_of
 from lowbit.quantization.imatrix import CHUNK_SIZE, Coverage, Entry, Imatrix, Sums, load_imatrix, merge, read
@@ -34,7 +34,7 @@ def collect(
     process_output: bool = False,
     parse_special: bool = False,
     dataset: str | None = None,
-    progress: ProgressLike = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Sums:
     """Lets `model` read `text` and adds up the squares of what each matrix of its layers is multiplied with.
 
@@ -42,15 +42,16 @@ def collect(
     where the tokenizer begins every text with a token (BOS), that token takes the place of the first of each window.
     first: so many windows are left out at the beginning; chunks: at most so many are read after them. process_output:
     also for output.weight, where it is a matrix of its own. With `parse_special`, special tokens written out in the
-    text count as such. dataset: the text's name in the file. `progress` counts windows.
+    text count as such. dataset: the text's name in the file. `progress(done, total)` is called after each window.
     `Model.observe` is in use meanwhile, and afterwards nobody's.
 
     The model computes with the precision it was loaded with: compute="f32" gives exact figures.
 
-    Raises InputError for a `ctx` below 1 or above the model's context, for a text too short for one window, and where
-    the sums are no longer finite.
+    A window may be longer than the model's context, as in `evaluate.compare`.
+
+    Raises InputError for a `ctx` below 1, for a text too short for one window, and where the sums are no longer finite.
     """
-    ctx, first = arguments.integer("ctx", ctx, 1, model.context), arguments.integer("first", first, 0)
+    ctx, first = arguments.integer("ctx", ctx, 1), arguments.integer("first", first, 0)
     chunks = None if chunks is None else arguments.integer("chunks", chunks, 1)
     process_output = arguments.flag("process_output", process_output)
     dataset = None if dataset is None else arguments.text("dataset", dataset)
@@ -58,6 +59,7 @@ def collect(
     windows = windows_of(model.tokenizer, text, ctx, parse_special=parse_special)[first:][:chunks]
     if len(windows) == 0:
         raise InputError(f"text: no window of {ctx} tokens after the first {shown(first)}")
+    model.make_room(ctx)
     sums: dict[str, npt.NDArray[np.float64]] = {}
     counts: dict[str, int] = {}
 
@@ -77,10 +79,10 @@ def collect(
 
     model.observe(add)
     try:
-        with steps("imatrix", "windows", progress) as advance:
-            for done, window in enumerate(windows, 1):
-                model.logits(window, start=0 if process_output else ctx - 1)
-                advance(done, len(windows))
+        for done, window in enumerate(windows, 1):
+            model.logits(window, start=0 if process_output else ctx - 1)
+            if progress is not None:
+                progress(done, len(windows))
     finally:
         model.observe(None)
     entries = {n: Entry(total.astype(np.float32)[None], np.array([counts[n]], np.int64)) for n, total in sums.items()}

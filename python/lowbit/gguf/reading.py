@@ -8,11 +8,11 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
 from lowbit import _core
+from lowbit.base.dtypes import FLOATS
 from lowbit.base.errors import FileError, InputError, UnsupportedError
 from lowbit.base.foreign import GGUF_MAGIC, named
 from lowbit.base.operation import reading
@@ -24,9 +24,7 @@ Tensor: TypeAlias = QTensor | npt.NDArray[Any]
 
 #: Tensor types that are plain arrays.
 DTYPES: dict[str, np.dtype[Any]] = {
-    "F32": np.dtype(np.float32),
-    "F16": np.dtype(np.float16),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
+    **FLOATS,
     "F64": np.dtype(np.float64),
     "I8": np.dtype(np.int8),
     "I16": np.dtype(np.int16),

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from lowbit import gguf
+from lowbit.base.dtypes import FLOATS
 from lowbit.base.errors import UnsupportedError
 from lowbit.base.files import FileReader
-from lowbit.quantization.recipes import FLOAT_FORMATS
 from lowbit.tensors.source import Decoded, FileRows, TensorSource
 
 
@@ -25,8 +25,8 @@ class GgufTensor:
     def __call__(self, format: str) -> TensorSource:
         """Rows for a target of this format; bytes of its own one have a row each, too."""
         _, shape, before = self.info
-        if before in FLOAT_FORMATS and format != before:
-            return self._rows((math.prod(shape[:-1]), shape[-1]), gguf.DTYPES[before])
+        if before in FLOATS and format != before:
+            return self._rows((math.prod(shape[:-1]), shape[-1]), FLOATS[before])
         packed = self._packed()
         return packed if format == before else Decoded(packed, before)
 
@@ -34,8 +34,8 @@ class GgufTensor:
         """The weights as floats, in the tensor's shape. Raises UnsupportedError for integers, and for blocks that are
         not in a matrix."""
         name, shape, format = self.info
-        if format in FLOAT_FORMATS:
-            return self._rows(shape, gguf.DTYPES[format])
+        if format in FLOATS:
+            return self._rows(shape, FLOATS[format])
         if format in gguf.DTYPES or len(shape) != 2:
             raise UnsupportedError(f"tensor {name}: {format} {list(shape)} is no weight of a checkpoint", tensor=name)
         return Decoded(self._packed(), format)

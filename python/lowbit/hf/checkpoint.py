@@ -15,9 +15,9 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-import ml_dtypes
 import numpy as np
 
+from lowbit.base.dtypes import FLOATS
 from lowbit.base.errors import Error, FileError, FormatError, UnsupportedError
 from lowbit.base.files import FileReader, read_bytes
 from lowbit.base.foreign import ERROR_KEYS, named
@@ -48,12 +48,6 @@ ITEM_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "F8_E8M0": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
     "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8, "C64": 8,
 }  # fmt: skip
-#: The types that are weights.
-FLOAT_DTYPES: dict[str, np.dtype] = {
-    "F32": np.dtype(np.float32),
-    "F16": np.dtype(np.float16),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-}
 
 _Error = TypeVar("_Error", bound=Error)
 
@@ -79,14 +73,14 @@ class StoredTensor:
     @property
     def dtype(self) -> np.dtype:
         """float32, float16 or bfloat16; UnsupportedError for anything else."""
-        if self.dtype_name not in FLOAT_DTYPES:
+        if self.dtype_name not in FLOATS:
             raise self.error(
                 UnsupportedError,
                 f" has type {self.dtype_name}",
-                expected=f"one of {', '.join(FLOAT_DTYPES)}",
+                expected=f"one of {', '.join(FLOATS)}",
                 found=self.dtype_name,
             )
-        return FLOAT_DTYPES[self.dtype_name]
+        return FLOATS[self.dtype_name]
 
     def rows(self, start: int, stop: int) -> np.ndarray:
         """Rows start..stop of the first axis, freshly read."""

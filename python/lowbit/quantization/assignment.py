@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lowbit import _core
-from lowbit.arch.base import layer_of
+from lowbit.arch.table import layer_of
 from lowbit.base.errors import InputError, UnsupportedError
 from lowbit.quantization.options import ConvertOptions
 from lowbit.quantization.recipes import At, Mix, Network

@@ -14,7 +14,7 @@ from lowbit.base.files import read_text
 from lowbit.base.paths import AnyPath, checked
 from lowbit.base.quoting import quoted, reason, shown
 from lowbit.base.suggest import did_you_mean
-from lowbit.conversion.splitting import SplitLimits
+from lowbit.gguf.splits import SplitLimits
 from lowbit.gguf.values import kind_name
 from lowbit.quantization.recipes import Mix
 

@@ -13,11 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lowbit.base import arguments
+from lowbit.base.dtypes import FLOATS
 from lowbit.base.errors import FormatError, InputError, UnsupportedError
 from lowbit.base.quoting import quoted
 from lowbit.base.suggest import did_you_mean
-
-FLOAT_FORMATS = ("F32", "F16", "BF16")
 
 #: Architectures for which llama-quantize has rules of their own, which are not here.
 UNKNOWN_ARCHITECTURES = ("falcon", "glm5-next", "bailingmoe3")
@@ -177,7 +176,7 @@ class Mix:
     @property
     def is_float(self) -> bool:
         """Whether matrices stay floats."""
-        return self.default in FLOAT_FORMATS
+        return self.default in FLOATS
 
     @property
     def is_copy(self) -> bool:

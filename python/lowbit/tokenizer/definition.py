@@ -19,15 +19,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
+import numpy as np
 import tokenizers
 from tokenizers import AddedToken, models
 
 from lowbit.base.errors import FormatError, UnsupportedError
 from lowbit.base.quoting import quoted
-from lowbit.tokenizer.gguf import Vocab, score_merges
+from lowbit.tokenizer.backend import Backend, BpeModel, backend_of
+from lowbit.tokenizer.gguf import Vocab
 from lowbit.tokenizer.sentencepiece import UNUSED
 
 DEFINITION_KEY = "lowbit.tokenizer.definition"
@@ -44,6 +47,9 @@ _MODEL_OPTIONS = {
             "ignore_merges"),
     "Unigram": ("unk_id", "byte_fallback"),
 }  # fmt: skip
+
+#: Those that the core has, too, beside unk_token.
+_CORE_OPTIONS = {"fuse_unk", "byte_fallback", "ignore_merges"}
 
 
 def definition(tokenizer: dict[str, Any], metadata: Mapping[str, Any], with_frame: bool) -> str:
@@ -63,7 +69,7 @@ def definition(tokenizer: dict[str, Any], metadata: Mapping[str, Any], with_fram
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
-def build_defined(vocab: Vocab) -> tuple[tokenizers.Tokenizer, bool]:
+def build_defined(vocab: Vocab) -> tuple[Backend, bool]:
     """The backend that the file's definition describes, and whether it frames texts itself."""
     value = _read(vocab.text(DEFINITION_KEY))
     skeleton: dict[str, Any] = {
@@ -79,10 +85,9 @@ def build_defined(vocab: Vocab) -> tuple[tokenizers.Tokenizer, bool]:
                 f"{DEFINITION_KEY}: contents has {quoted(token_id, 40)}, expected ids below {len(tokens)}"
             )
         tokens[int(token_id)] = text
-    backend = tokenizers.Tokenizer.from_str(json.dumps(skeleton))
-    backend.model = _model(vocab.spelled(tokens), _object(value, "model"))
-    backend.add_tokens(_added(value.get("added_tokens"), tokens))
-    return backend, value.get("post_processor") is not None
+    steps = tokenizers.Tokenizer.from_str(json.dumps(skeleton))
+    model = _model(vocab, tokens, _object(value, "model"))
+    return backend_of(steps, model, _added(value.get("added_tokens"), tokens)), value.get("post_processor") is not None
 
 
 def _read(text: str) -> dict[str, Any]:
@@ -104,17 +109,27 @@ def _object(value: dict[str, Any], name: str) -> dict[str, Any]:
     return part
 
 
-def _model(vocab: Vocab, options: dict[str, Any]) -> models.Model:
+def _model(vocab: Vocab, tokens: list[str], options: dict[str, Any]) -> BpeModel | models.Model:
     kind = options.get("type")
     if kind not in _MODEL_OPTIONS:
         raise UnsupportedError(f"{DEFINITION_KEY}: the model {quoted(kind, 40)} is not supported (BPE and Unigram are)")
     known = {name: options[name] for name in _MODEL_OPTIONS[kind] if options.get(name) is not None}
     if kind == "Unigram":
-        return models.Unigram(list(zip(vocab.tokens, vocab.scores().tolist(), strict=True)), **known)
+        return models.Unigram(list(zip(tokens, vocab.scores().tolist(), strict=True)), **known)
     # Ids that only the embedding has are numbered in the file, and no tokens.
-    ids = {t: i for i, t in enumerate(vocab.tokens) if vocab.types[i] != UNUSED or t != f"[PAD{i}]"}
+    tokens = tokens.copy()
+    for i in np.flatnonzero(vocab.types == UNUSED).tolist():
+        tokens[i] = "" if tokens[i] == f"[PAD{i}]" else tokens[i]
+    vocab = vocab.spelled(tokens)
     key = next((key for key in (MERGES_KEY, "tokenizer.ggml.merges") if vocab.has(key)), None)
-    return models.BPE(vocab=ids, merges=score_merges(vocab) if key is None else vocab.merges(key), **known)
+    model = BpeModel(vocab.index, vocab.score_merges() if key is None else vocab.merges(key))
+    unknown = known.pop("unk_token", None)
+    unknown_id = vocab.index.find(unknown) if isinstance(unknown, str) else None
+    known = {name: value for name, value in known.items() if value != ""}  # a prefix or suffix
+    in_core = known.keys() <= _CORE_OPTIONS and all(isinstance(value, bool) for value in known.values())
+    if in_core and (unknown is None or unknown_id is not None):
+        return replace(model, unknown=unknown_id, **known)
+    return model.in_library(unk_token=unknown, **known)
 
 
 def _added(rows: Any, tokens: list[str]) -> list[AddedToken]:

@@ -163,7 +163,7 @@ def _named(tokenizer: Tokenizer) -> dict[str, int | None]:
 
 def _around_added(tokenizer: Tokenizer) -> Iterator[str]:
     """Texts with added tokens in them: alone, inside words, beside white space, one after the other."""
-    tokens = [token.content for _, token in sorted(tokenizer.backend.get_added_tokens_decoder().items())]
+    tokens = [text for _, text in sorted(tokenizer.added_tokens.items())]
     for token in islice(tokens, _MAX_ADDED):
         yield f"{token}a {token} b{token}\n{token}  {token}{token}c"
     some = tokens[:8]

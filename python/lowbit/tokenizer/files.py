@@ -20,12 +20,12 @@ from lowbit.base.errors import FormatError, UnsupportedError
 from lowbit.base.foreign import read_own_text
 from lowbit.base.quoting import quoted
 from lowbit.hf.checkpoint import MAX_JSON_BYTES, read_json
+from lowbit.tokenizer.added import checked_id
 from lowbit.tokenizer.definition import FLAGS
-from lowbit.tokenizer.gguf import Vocab, score_merges
+from lowbit.tokenizer.gguf import Vocab
 from lowbit.tokenizer.naming import QWEN2
 from lowbit.tokenizer.sentencepiece import BPE, BYTE, CONTROL, SPACE, UNIGRAM, UNKNOWN, USER_DEFINED, Model, read_model
 from lowbit.tokenizer.special import ROLES
-from lowbit.tokenizer.to_gguf import checked_id
 from lowbit.tokenizer.tokenizer_json import read_optional, tokenizer_json
 
 #: config.json's model_type -> transformers takes tokenizer.json as it is, whatever tokenizer_class says.
@@ -153,8 +153,8 @@ def _model(vocab: Vocab, model: Model) -> models.Model:
         pieces = list(zip(vocab.tokens, vocab.scores().tolist(), strict=True))
         return models.Unigram(pieces, int(unknown[0]) if len(unknown) else None, has_bytes)
     return models.BPE(
-        vocab=vocab.ids,
-        merges=score_merges(vocab),
+        vocab=vocab.index.ids(),
+        merges=vocab.score_merges().pairs(),
         unk_token=vocab.tokens[unknown[0]] if len(unknown) else None,
         fuse_unk=True,
         byte_fallback=has_bytes,

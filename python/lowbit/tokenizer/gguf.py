@@ -1,4 +1,4 @@
-"""A `tokenizers.Tokenizer` built from the metadata of a GGUF file.
+"""A tokenizer's backend, built from the metadata of a GGUF file.
 
 Byte-level BPE (`gpt2`, and `gemma4`, which is BPE over plain text) has its merges in the file. SentencePiece BPE
 (`llama`) has scores: a pair of pieces merges if the two together are a piece, best score first. That is BPE with the
@@ -8,7 +8,7 @@ merges ranked by score, so they are written out from the scores here. SentencePi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import copy
 from typing import Any, NamedTuple
 
@@ -16,14 +16,13 @@ import numpy as np
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 
+from lowbit._core import Merges, TokenIndex
 from lowbit.base.errors import FormatError, UnsupportedError
 from lowbit.base.quoting import quoted
+from lowbit.tokenizer.backend import Backend, BpeModel, backend_of
 from lowbit.tokenizer.regexes import PRE_TOKENIZERS, PreTokenizer
 from lowbit.tokenizer.sentencepiece import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, USER_DEFINED
 from lowbit.tokenizer.special import checked_special
-
-# A piece is cut at every place to find its merges, which is quadratic in its length.
-_MAX_PIECE = 1024
 
 
 class Vocab:
@@ -36,18 +35,19 @@ class Vocab:
         self.tokens = self._strings("tokenizer.ggml.tokens")
         if not self.tokens:
             raise FormatError("tokenizer.ggml.tokens: expected at least one token, found none")
-        self.tokens = [token or f"[EMPTY_{i}]" for i, token in enumerate(self.tokens)]
-        self.ids = {token: i for i, token in enumerate(self.tokens)}
-        if len(self.ids) != len(self.tokens):
-            twice = next(token for i, token in enumerate(self.tokens) if self.ids[token] != i)
-            raise FormatError(f"tokenizer.ggml.tokens: the token {twice!r} occurs more than once")
+        if "" in self.tokens:
+            self.tokens = [token or f"[EMPTY_{i}]" for i, token in enumerate(self.tokens)]
+        self.index = TokenIndex(self.tokens)
+        if (twice := self.index.repeated) is not None:
+            raise FormatError(f"tokenizer.ggml.tokens: the token {quoted(self.tokens[twice])} occurs more than once")
         types = self._numbers("tokenizer.ggml.token_type")
         self.types = np.full(len(self.tokens), NORMAL, np.int64) if types is None else types.astype(np.int64)
 
     def spelled(self, tokens: list[str]) -> Vocab:
-        """The same arrays, with these texts of the tokens."""
+        """The same arrays, with these texts of the tokens; "" is none."""
         vocab = copy(self)
-        vocab.tokens, vocab.ids = tokens, {token: i for i, token in enumerate(tokens)}
+        if tokens != self.tokens:
+            vocab.tokens, vocab.index = tokens, TokenIndex(tokens)
         return vocab
 
     def text(self, key: str, default: str | None = None) -> str:
@@ -112,24 +112,21 @@ class Vocab:
         """Whether the file has this key."""
         return key in self._metadata
 
-    def merges(self, key: str = "tokenizer.ggml.merges") -> list[tuple[str, str]]:
+    def merges(self, key: str = "tokenizer.ggml.merges") -> Merges:
         """The merges, best first. Both parts and what they make must be tokens."""
         if not self.has(key):
             raise FormatError(
                 f"{key}: missing, and without it a {self.model} vocabulary cannot tokenize: convert the model again"
             )
-        merges, ids = [], self.ids
-        for i, merge in enumerate(self._strings(key)):
-            cut = merge.find(" ", 1)
-            left, right = merge[:cut], merge[cut + 1 :]
-            if cut < 0 or left not in ids or right not in ids or left + right not in ids:
-                raise FormatError(f"{key}: expected two tokens that make a third at index {i}, found {merge!r}")
-            merges.append((left, right))
-        return merges
+        return Merges.of_lines(self.index, self._strings(key), key)
+
+    def score_merges(self) -> Merges:
+        """The merges that the scores imply. Text cannot spell control, unknown and byte tokens: no merge makes them."""
+        return Merges.of_scores(self.index, self.scores(), ~np.isin(self.types, (UNKNOWN, CONTROL, BYTE)))
 
     def _strings(self, key: str) -> list[str]:
         value = self._metadata.get(key)
-        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        if not isinstance(value, list) or any(not issubclass(kind, str) for kind in set(map(type, value))):
             raise FormatError(f"{key}: expected an array of strings, found {_kind(value)}")
         return value
 
@@ -179,21 +176,23 @@ def family(vocab: Vocab) -> Family:
     return found._replace(first="bos") if vocab.model == "gpt2" and _pre_tokenizer(vocab).add_bos else found
 
 
-def build(vocab: Vocab) -> tokenizers.Tokenizer:
-    """The tokenizer that the file's arrays describe, without its BOS and EOS."""
-    if vocab.model == "gpt2":
-        if not vocab.has("tokenizer.ggml.pre"):
-            vocab.note(
-                "tokenizer.ggml.pre",
-                "is missing, as in files before May 2024: words are cut in the default way, which is wrong for most "
-                "models; convert the model again, or name the way (lowbit metadata FILE set tokenizer.ggml.pre NAME)",
-            )
-        tokenizer = _byte_level(vocab, _pre_tokenizer(vocab))
-    else:
-        kinds = {"llama": _sentencepiece, "gemma4": _plain_bpe, "t5": _unigram, "bert": _word_piece}
-        tokenizer = kinds[vocab.model](vocab)
-    _add_special(vocab, tokenizer)
-    return tokenizer
+def build(vocab: Vocab) -> Backend:
+    """The backend that the file's arrays describe, without its BOS and EOS."""
+    if vocab.model == "gpt2" and not vocab.has("tokenizer.ggml.pre"):
+        vocab.note(
+            "tokenizer.ggml.pre",
+            "is missing, as in files before May 2024: words are cut in the default way, which is wrong for most "
+            "models; convert the model again, or name the way (lowbit metadata FILE set tokenizer.ggml.pre NAME)",
+        )
+    kinds: dict[str, Callable[[Vocab, tokenizers.Tokenizer], BpeModel | models.Model]] = {
+        "gpt2": _byte_level,
+        "llama": _sentencepiece,
+        "gemma4": _plain_bpe,
+        "t5": _unigram,
+        "bert": _word_piece,
+    }
+    steps = tokenizers.Tokenizer(models.BPE())
+    return backend_of(steps, kinds[vocab.model](vocab, steps), _special(vocab))
 
 
 def _pre_tokenizer(vocab: Vocab) -> PreTokenizer:
@@ -203,85 +202,65 @@ def _pre_tokenizer(vocab: Vocab) -> PreTokenizer:
     return PRE_TOKENIZERS[name]
 
 
-def _byte_level(vocab: Vocab, pre: PreTokenizer) -> tokenizers.Tokenizer:
-    model = models.BPE(vocab=vocab.ids, merges=vocab.merges(), ignore_merges=pre.ignore_merges)
-    tokenizer = tokenizers.Tokenizer(model)
+# Each sets a tokenizer's steps and returns its model.
+
+
+def _byte_level(vocab: Vocab, steps: tokenizers.Tokenizer) -> BpeModel:
+    pre = _pre_tokenizer(vocab)
     splits = [pre_tokenizers.Split(Regex(split), "isolated") for split in pre.splits]
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+    steps.pre_tokenizer = pre_tokenizers.Sequence(
         [*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     )
-    tokenizer.decoder = decoders.ByteLevel()
-    return tokenizer
+    steps.decoder = decoders.ByteLevel()
+    return BpeModel(vocab.index, vocab.merges(), ignore_merges=pre.ignore_merges)
 
 
-def _sentencepiece(vocab: Vocab) -> tokenizers.Tokenizer:
-    unknown = vocab.token_id("tokenizer.ggml.unknown_token_id", 0)
+def _sentencepiece(vocab: Vocab, steps: tokenizers.Tokenizer) -> BpeModel:
     prefix = vocab.flag("tokenizer.ggml.add_space_prefix", True)
-    tokenizer = tokenizers.Tokenizer(
-        models.BPE(
-            vocab=vocab.ids,
-            merges=score_merges(vocab),
-            unk_token=None if unknown is None else vocab.tokens[unknown],
-            fuse_unk=True,
-            byte_fallback=True,
-        )
-    )
     to_mark = normalizers.Replace(" ", SPACE)
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), to_mark]) if prefix else to_mark
+    steps.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), to_mark]) if prefix else to_mark
     strip = [decoders.Strip(" ", 1, 0)] if prefix else []
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
-    )
-    return tokenizer
+    steps.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
+    unknown = vocab.token_id("tokenizer.ggml.unknown_token_id", 0)
+    return BpeModel(vocab.index, vocab.score_merges(), unknown, fuse_unk=True, byte_fallback=True)
 
 
-def _plain_bpe(vocab: Vocab) -> tokenizers.Tokenizer:
+def _plain_bpe(vocab: Vocab, steps: tokenizers.Tokenizer) -> BpeModel:
+    steps.normalizer = normalizers.Replace(" ", SPACE)
+    steps.pre_tokenizer = pre_tokenizers.Split(Regex(r"[^\n]+|[\n]+"), "isolated")
+    steps.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()])
     unknown = vocab.token_id("tokenizer.ggml.unknown_token_id")
-    model = models.BPE(
-        vocab=vocab.ids,
-        merges=vocab.merges(),
-        unk_token=None if unknown is None else vocab.tokens[unknown],
-        fuse_unk=True,
-        byte_fallback=True,
-    )
-    tokenizer = tokenizers.Tokenizer(model)
-    tokenizer.normalizer = normalizers.Replace(" ", SPACE)
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[^\n]+|[\n]+"), "isolated")
-    tokenizer.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()])
-    return tokenizer
+    return BpeModel(vocab.index, vocab.merges(), unknown, fuse_unk=True, byte_fallback=True)
 
 
-def _unigram(vocab: Vocab) -> tokenizers.Tokenizer:
-    unknown = vocab.token_id("tokenizer.ggml.unknown_token_id", 2)
-    pieces = list(zip(vocab.tokens, vocab.scores().tolist(), strict=True))
-    tokenizer = tokenizers.Tokenizer(models.Unigram(pieces, unknown, bool((vocab.types == BYTE).any())))
-    steps: list[normalizers.Normalizer] = []
+def _unigram(vocab: Vocab, steps: tokenizers.Tokenizer) -> models.Unigram:
+    chain: list[normalizers.Normalizer] = []
     if charsmap := vocab.bytes("tokenizer.ggml.precompiled_charsmap"):
-        steps.append(normalizers.Precompiled(charsmap))
+        chain.append(normalizers.Precompiled(charsmap))
     prefix = vocab.flag("tokenizer.ggml.add_space_prefix", True)
     if vocab.flag("tokenizer.ggml.remove_extra_whitespaces", False):
-        steps += [normalizers.Replace(Regex(r"\A +| +\z"), ""), normalizers.Replace(Regex(" +"), " ")]
+        chain += [normalizers.Replace(Regex(r"\A +| +\z"), ""), normalizers.Replace(Regex(" +"), " ")]
         prefix = True
-    steps += [normalizers.Prepend(SPACE)] if prefix else []
-    tokenizer.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", SPACE)])
-    tokenizer.decoder = decoders.Metaspace(SPACE, "always" if prefix else "never")
-    return tokenizer
+    chain += [normalizers.Prepend(SPACE)] if prefix else []
+    steps.normalizer = normalizers.Sequence([*chain, normalizers.Replace(" ", SPACE)])
+    steps.decoder = decoders.Metaspace(SPACE, "always" if prefix else "never")
+    unknown = vocab.token_id("tokenizer.ggml.unknown_token_id", 2)
+    pieces = list(zip(vocab.tokens, vocab.scores().tolist(), strict=True))
+    return models.Unigram(pieces, unknown, bool((vocab.types == BYTE).any()))
 
 
-def _word_piece(vocab: Vocab) -> tokenizers.Tokenizer:
+def _word_piece(vocab: Vocab, steps: tokenizers.Tokenizer) -> models.WordPiece:
     """The file marks the pieces that begin a word, and the model those that do not."""
     unknown = vocab.token_id("tokenizer.ggml.unknown_token_id", 100)
-    ids = {_word_piece_text(token): i for token, i in vocab.ids.items()}
+    ids = {_word_piece_text(token): i for i, token in enumerate(vocab.tokens)}
     if unknown is None or len(ids) != len(vocab.tokens):
         raise FormatError("tokenizer.ggml.tokens: expected an unknown token and no word piece twice")
-    model = models.WordPiece(vocab=ids, unk_token=_word_piece_text(vocab.tokens[unknown]))
-    tokenizer = tokenizers.Tokenizer(model)
     lowercase = vocab.flag("tokenizer.ggml.normalizer.lowercase", True)
     accents = vocab.flag("tokenizer.ggml.normalizer.strip_accents", lowercase)
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=accents)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
-    return tokenizer
+    steps.normalizer = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=accents)
+    steps.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    steps.decoder = decoders.WordPiece()
+    return models.WordPiece(vocab=ids, unk_token=_word_piece_text(vocab.tokens[unknown]))
 
 
 def _word_piece_text(token: str) -> str:
@@ -290,28 +269,7 @@ def _word_piece_text(token: str) -> str:
     return token if token.startswith("[") and token.endswith("]") else f"##{token}"
 
 
-def score_merges(vocab: Vocab) -> list[tuple[str, str]]:
-    """The merges that the scores imply, best first; of one piece's merges the one with the longest left part first.
-
-    Control, unknown and byte tokens are never made by merging, so that text cannot spell them.
-    """
-    ids, merges = vocab.ids, []
-    scores = vocab.scores().tolist()
-    for piece_id in np.flatnonzero(~np.isin(vocab.types, (UNKNOWN, CONTROL, BYTE))).tolist():
-        piece, score = vocab.tokens[piece_id], scores[piece_id]
-        if len(piece) > _MAX_PIECE:
-            raise FormatError(
-                f"tokenizer.ggml.tokens: expected at most {_MAX_PIECE} characters at {piece_id}, found {len(piece)}"
-            )
-        for cut in range(len(piece) - 1, 0, -1):
-            left, right = piece[:cut], piece[cut:]
-            if left in ids and right in ids:
-                merges.append((score, -cut, left, right))
-    merges.sort(key=lambda merge: (-merge[0], merge[1]))
-    return [(left, right) for _, _, left, right in merges]
-
-
-def _add_special(vocab: Vocab, tokenizer: tokenizers.Tokenizer) -> None:
+def _special(vocab: Vocab) -> list[AddedToken]:
     """Tokens that are matched in the text before everything else; control and unknown ones are special."""
     # llama.cpp knows Phi-3 by its name: there, special tokens swallow the white space after them.
     name = vocab.text("general.name", "").lower()
@@ -322,4 +280,4 @@ def _add_special(vocab: Vocab, tokenizer: tokenizers.Tokenizer) -> None:
         strip = phi3 and content not in ("<unk>", "<s>", "<|endoftext|>")
         special = bool(vocab.types[token_id] != USER_DEFINED)
         tokens.append(AddedToken(content, special=special, normalized=False, rstrip=strip))
-    tokenizer.add_tokens(tokens)
+    return tokens

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,17 +17,18 @@ from lowbit.base import arguments
 from lowbit.base.errors import Error, FileError, FormatError, InputError, UnsupportedError
 from lowbit.base.files import read_bytes
 from lowbit.base.foreign import named, of_file
-from lowbit.base.log import log_notes
 from lowbit.base.paths import AnyPath, is_dir, is_file
-from lowbit.base.progress import ProgressLike
 from lowbit.base.quoting import listed, quoted, reason, shown
 from lowbit.hf.checkpoint import MAX_JSON_BYTES
 from lowbit.hf.hub import resolve
+from lowbit.tokenizer.backend import Backend, LibraryBackend
 from lowbit.tokenizer.chat.files import folder_templates, template_names
 from lowbit.tokenizer.limits import check_growth, state
 from lowbit.tokenizer.special import ROLES, id_key, known_ends, listed_ends
 from lowbit.tokenizer.stream import TextStream, piece_decoder
 from lowbit.tokenizer.tokenizer_json import merged_config, named_text, read_optional
+
+_log = logging.getLogger("lowbit")
 
 
 @contextlib.contextmanager
@@ -41,7 +43,7 @@ def _contained(error: type[Error], what: str) -> Iterator[None]:
 
 
 class Tokenizer:
-    """Made by `lowbit.load_tokenizer`. `backend` is the `tokenizers.Tokenizer` that does the work.
+    """Made by `lowbit.load_tokenizer`.
 
     Attributes:
         bos_id, eos_id, pad_id: int or None.
@@ -53,18 +55,17 @@ class Tokenizer:
 
     def __init__(
         self,
-        backend: tokenizers.Tokenizer,
+        backend: Backend,
         roles: Mapping[str, int],
         eos_ids: Iterable[int] = (),
         vocab_size: int = 0,
         chat_templates: Mapping[str, str] | None = None,
         notes: Iterable[str] = (),
     ) -> None:
-        self.backend = backend
-        self._plain: tokenizers.Tokenizer | None = None
-        self._decoder = state(backend.decoder)
-        check_growth(backend)
-        added = backend.get_added_tokens_decoder()
+        self._backend = backend
+        self._decoder = state(backend.parts.decoder)
+        check_growth(backend.parts)
+        added = backend.added
         self._special = frozenset(i for i, t in added.items() if t.special)
         self._added = {i: t.content for i, t in added.items()}
         self._roles = dict(roles)
@@ -73,7 +74,7 @@ class Tokenizer:
         self.pad_id = self._roles.get("pad")
         ends = known_ends({t.content: i for i, t in added.items()}) | set(eos_ids)
         self.eos_ids = frozenset(ends if self.eos_id is None else ends | {self.eos_id})
-        self.vocab_size = vocab_size or _num_ids(backend, 0)
+        self.vocab_size = vocab_size or backend.num_ids(0)
         self.chat_templates = dict(chat_templates or {})
         self.notes = list(notes)
 
@@ -94,8 +95,7 @@ class Tokenizer:
         except UnicodeEncodeError as error:  # a byte that is not UTF-8 on the command line or in a pipe, say
             raise InputError(f"text is not Unicode at character {error.start}: {text[error.start]!r}") from None
         with _contained(InputError, "text cannot be tokenized"):
-            backend = self.backend if parse_special else self._without_special()
-            return backend.encode(text, add_special_tokens=add_special_tokens).ids
+            return self._backend.encode(text, add_special_tokens, parse_special)
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
         """Text of `ids` (ints or an integer array). Raises InputError for ids outside of the vocabulary."""
@@ -103,8 +103,7 @@ class Tokenizer:
         if arguments.flag("skip_special_tokens", skip_special_tokens):
             # By id: the library goes by text and keeps special tokens that are marked `normalized`.
             checked = [i for i in checked if i not in self._special]
-        with _contained(InputError, "ids cannot be decoded"):
-            return self.backend.decode(checked, skip_special_tokens=False)
+        return self._decode_tokens([piece for piece in self._backend.pieces(checked) if piece is not None])
 
     def stream(self, skip_special_tokens: bool = False, continuation: bool = False) -> TextStream:
         """A decoder for ids that come one by one; its pieces together are `decode(ids)`.
@@ -122,15 +121,25 @@ class Tokenizer:
 
     def id(self, token: str) -> int:
         """Id of a token as the vocabulary writes it. Raises InputError if there is none."""
-        found = self.backend.token_to_id(arguments.text("token", token))
+        found = self._backend.id(arguments.text("token", token))
         if found is None:
             raise InputError(f"no token {quoted(token)} in the vocabulary")
         return found
 
     @property
+    def backend(self) -> tokenizers.Tokenizer:
+        """The same as a `tokenizers.Tokenizer`. One of a GGUF file is built when it is first asked for."""
+        return self._backend.whole
+
+    @property
     def special_ids(self) -> frozenset[int]:
         """Ids that `skip_special_tokens` leaves out."""
         return self._special
+
+    @property
+    def added_tokens(self) -> dict[int, str]:
+        """Texts of the tokens that are matched in a text before it is cut into words, by id."""
+        return dict(self._added)
 
     @property
     def special_tokens(self) -> dict[str, str]:
@@ -189,29 +198,20 @@ class Tokenizer:
         return value
 
     def _piece(self, token_id: int) -> str:
-        """What a decoder gets of an id: of an added token that is matched in normalized text, its normalized form."""
-        return self.backend.id_to_token(self._checked(token_id)) or ""
+        return self._backend.pieces([self._checked(token_id)])[0] or ""
 
     def _decode_tokens(self, tokens: list[str]) -> str:
-        decoder = self.backend.decoder
+        decoder = self._backend.parts.decoder
         with _contained(InputError, "ids cannot be decoded"):
             return " ".join(tokens) if decoder is None else str(decoder.decode(tokens))
 
-    def _without_special(self) -> tokenizers.Tokenizer:
-        # The switch is a state of the backend, so there is a second one rather than a race between threads.
-        if self._plain is None:
-            plain = tokenizers.Tokenizer.from_str(self.backend.to_str())
-            plain.encode_special_tokens = True
-            self._plain = plain
-        return self._plain
 
-
-def _surround(backend: tokenizers.Tokenizer, first: int | None, last: int | None) -> None:
+def _surround(backend: Backend, first: int | None, last: int | None) -> None:
     """Make `backend` put these tokens in front of a text and behind it."""
-    added = backend.get_added_tokens_decoder()
-    named = {i: added[i].content if i in added else backend.id_to_token(i) for i in (first, last) if i is not None}
+    added = backend.added
+    named = {i: added[i].content if i in added else backend.pieces([i])[0] for i in (first, last) if i is not None}
     single = [*([named[first]] if first in named else []), "$A", *([named[last]] if last in named else [])]
-    backend.post_processor = processors.TemplateProcessing(
+    backend.parts.post_processor = processors.TemplateProcessing(
         single=single, pair=[*single, "$B"], special_tokens=[(token, token_id) for token_id, token in named.items()]
     )
 
@@ -221,25 +221,25 @@ class _HasMetadata(Protocol):
     def metadata(self) -> Mapping[str, Any]: ...
 
 
-def load_tokenizer(path: AnyPath | _HasMetadata, *, progress: ProgressLike = None) -> Tokenizer:
+def load_tokenizer(path: AnyPath | _HasMetadata) -> Tokenizer:
     """The tokenizer of a Hugging Face folder or hub id, a GGUF file, or an open `lowbit.gguf` file.
 
     What is ignored in the files (ids that no token has, say) is logged by "lowbit" as a warning, and in its `notes`.
-    progress: of a download.
     Raises FileError (missing), FormatError (broken) or UnsupportedError (a kind of tokenizer lowbit does not have).
     """
-    tokenizer = read_tokenizer(path, progress)
-    log_notes(tokenizer.notes)
+    tokenizer = read_tokenizer(path)
+    for note in tokenizer.notes:
+        _log.warning("%s", note)
     return tokenizer
 
 
-def read_tokenizer(path: AnyPath | _HasMetadata, progress: ProgressLike = None) -> Tokenizer:
+def read_tokenizer(path: AnyPath | _HasMetadata) -> Tokenizer:
     """`load_tokenizer` for those who pass its notes on themselves."""
     if not isinstance(path, (str, bytes, os.PathLike)):
         if not isinstance(getattr(path, "metadata", None), Mapping):
             raise InputError(f"expected a path or an open GGUF file, got {type(path).__name__}")
         return from_metadata(path.metadata)
-    where, _ = resolve(path, weights=False, progress=progress)
+    where, _ = resolve(path, weights=False)
     if is_dir(where):
         return _from_folder(where)
     if not is_file(where):
@@ -270,8 +270,8 @@ def from_metadata(metadata: Mapping[str, Any]) -> Tokenizer:
         ends += vocab.token_ids(EOS_IDS_KEY)
         templates = {name: vocab.text(key) for key, name in template_names(metadata).items()}
         size = len(vocab.tokens)
-        if backend.get_vocab_size() != size:  # else the ids are those of the file's tokens; to list them takes long
-            size = _num_ids(backend, size)
+        if len(backend) != size:  # else the ids are those of the file's tokens; to list them takes long
+            size = backend.num_ids(size)
         return Tokenizer(backend, roles, ends, size, templates, vocab.notes)
 
 
@@ -279,23 +279,19 @@ def _from_folder(folder: Path) -> Tokenizer:
     notes: list[str] = []
     config = merged_config(folder, notes)
     with named(folder / "tokenizer.json"), _contained(FormatError, f"{folder}: tokenizer.json or what stands for it"):
-        backend, defaults = _backend(folder, config)
+        whole, defaults = _backend(folder, config)
         config = {**defaults, **config}
-        backend.no_padding()
-        backend.no_truncation()
-        roles = _roles(backend, config)
-        if backend.post_processor is None:  # else it decides, whatever the configuration says, as in transformers 5
+        whole.no_padding()
+        whole.no_truncation()
+        backend = LibraryBackend(whole)
+        roles = _roles(whole, config)
+        if whole.post_processor is None:  # else it decides, whatever the configuration says, as in transformers 5
             first, last = (roles.get(r) if config.get(f"add_{r}_token") is True else None for r in ("bos", "eos"))
             _surround(backend, first, last)
         size = read_optional(folder / "config.json").get("vocab_size")
-        vocab_size = _num_ids(backend, size if type(size) is int and size < 1 << 31 else 0)
+        vocab_size = backend.num_ids(size if type(size) is int and size < 1 << 31 else 0)
         ends = listed_ends(folder, vocab_size, notes)
         return Tokenizer(backend, roles, ends, vocab_size, folder_templates(folder, config, notes), notes)
-
-
-def _num_ids(backend: tokenizers.Tokenizer, least: int) -> int:
-    """The number of ids: as many as the embedding has rows, or more."""
-    return max(least, max(backend.get_vocab().values(), default=-1) + 1)
 
 
 def _backend(folder: Path, config: Mapping[str, Any]) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:

@@ -10,18 +10,9 @@ from typing import Any, Protocol
 from lowbit.base import arguments
 from lowbit.base.errors import InputError
 from lowbit.base.quoting import quoted
+from lowbit.tokenizer.byte_level import BYTES
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-
-
-def byte_alphabet() -> dict[str, int]:
-    """The characters byte-level BPE writes for the 256 bytes: printable Latin-1 as itself, the rest from U+0100 on."""
-    alphabet = {chr(b): b for b in (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))}
-    rest = [b for b in range(256) if chr(b) not in alphabet]
-    return {**alphabet, **{chr(0x100 + i): b for i, b in enumerate(rest)}}
-
-
-_ALPHABET = byte_alphabet()
 
 
 class Pieces(Protocol):
@@ -42,7 +33,7 @@ class _ByteLevel:
 
     def push(self, token: str) -> str:
         try:
-            piece = bytes(_ALPHABET[c] for c in token)
+            piece = bytes(BYTES[c] for c in token)
         except KeyError:  # an added token written in plain text
             piece = token.encode("utf-8")
         return self._decoder.decode(piece)

@@ -7,14 +7,18 @@ fallback (SentencePiece's vocabulary without its scores), tokenizer.json with by
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 
 from lowbit.base.errors import FileError, FormatError
 from lowbit.base.paths import is_file
 from lowbit.base.quoting import quoted
+from lowbit.tokenizer.added import MAX_TOKENS, checked_id, json_added_tokens, named_tokens, with_old_added
+from lowbit.tokenizer.byte_level import BYTES
 from lowbit.tokenizer.naming import pre_tokenizer_name
 from lowbit.tokenizer.notes import tokenizer_notes
 from lowbit.tokenizer.sentencepiece import BYTE, CONTROL, NORMAL, SPACE, UNUSED, USER_DEFINED, read_model
@@ -22,7 +26,6 @@ from lowbit.tokenizer.special import special_tokens, tokenizer_merges
 from lowbit.tokenizer.tokenizer_json import read_optional, tokenizer_json
 from lowbit.tokenizer.tokenizer_json import tokenizer_config as read_tokenizer_config
 
-MAX_TOKENS = 1 << 24
 ADDED_SCORE = -1000.0
 PADDING_SCORE = -10000.0
 
@@ -31,12 +34,20 @@ _SPECIAL_LOOKS = re.compile(r"<pad>|<mask>|<2mass>|\[@BOS@\]|<\|.*\|>|<\uff5c.*\
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
 
-class AddedToken(NamedTuple):
-    """An entry of added_tokens or added_tokens_decoder."""
+@dataclass(frozen=True)
+class TokenizerRules:
+    """Where the reference converter treats the tokenizers of an architecture otherwise than those of the rest."""
 
-    text: str
-    special: bool
-    normalized: bool
+    keeps_space_prefix: bool = False  #: tokenizer_config.json's add_prefix_space becomes add_space_prefix
+    #: values of tokenizer_class for which a tokenizer.model is ignored
+    byte_level_classes: tuple[str, ...] = ()
+    #: with a tokenizer.model: tokenizer.json's added tokens count too, and added tokens are kept as they are spelled
+    tokens_as_spelled: bool = False
+    #: a tokenizer.json with byte fallback becomes a SentencePiece vocabulary: its scores are all alike, or the ranks of
+    #: its merges; None: it stays one of byte-level BPE
+    byte_fallback: Literal["alike", "ranked"] | None = None
+    keys_without_merges: Mapping[str, Any] = field(default_factory=dict)  #: for SentencePiece vocabularies
+    keys_by_size: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)  #: for vocabularies known by their size
 
 
 def padding_text(token_id: int) -> str:
@@ -49,61 +60,12 @@ def looks_special(text: str) -> bool:
     return _SPECIAL_LOOKS.fullmatch(text) is not None
 
 
-def _byte_decoder() -> dict[str, int]:
-    """Character -> byte of the byte-level alphabet: printable Latin-1 stands for itself, the rest from U+0100 on."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(b): b for b in printable} | {chr(0x100 + i): b for i, b in enumerate(others)}
-
-
-_BYTE_DECODER = _byte_decoder()
-
-
 def _decoded(text: str) -> str:
     """An added token as a byte-level decoder prints it."""
     try:
-        return bytes(_BYTE_DECODER[c] for c in text).decode("utf-8", errors="replace")
+        return bytes(BYTES[c] for c in text).decode("utf-8", errors="replace")
     except KeyError:
         return text
-
-
-def _added_tokens(folder: Path, tokenizer: dict[str, Any], tokenizer_config: dict[str, Any]) -> dict[int, AddedToken]:
-    """Added tokens by id: tokenizer.json's, then what tokenizer_config.json says of them."""
-    entries = tokenizer.get("added_tokens") or []
-    decoder = tokenizer_config.get("added_tokens_decoder") or {}
-    found: dict[int, AddedToken] = {}
-    for token_id, entry in [*((entry.get("id"), entry) for entry in entries), *decoder.items()]:
-        special = bool(entry.get("special", False))
-        token = AddedToken(entry["content"], special, bool(entry.get("normalized", not special)))
-        found[checked_id(token_id, folder)] = token
-    return found
-
-
-def _with_old_added(
-    folder: Path, tokenizer: dict[str, Any], tokenizer_config: dict[str, Any], vocab_size: int
-) -> dict[str, Any]:
-    """tokenizer.json with the tokens of added_tokens.json that it lacks. transformers, and so the reference converter,
-    adds them unless tokenizer_config.json lists added tokens."""
-    if not tokenizer or "added_tokens_decoder" in tokenizer_config:
-        return tokenizer
-    path, special = folder / "added_tokens.json", _named_tokens(tokenizer_config)
-    there = tokenizer.get("added_tokens") or []
-    texts, ids = {token["content"] for token in there}, {token.get("id") for token in there}
-    more = [
-        {"id": token_id, "content": text, "special": text in special, "normalized": text not in special}
-        for text, value in read_optional(path).items()
-        if text not in texts and (token_id := checked_id(value, path)) not in ids and token_id < vocab_size
-    ]
-    return {**tokenizer, "added_tokens": [*there, *more]}
-
-
-def checked_id(value: Any, where: str | Path) -> int:
-    """A token id of a JSON file, where it may be text. Raises FormatError."""
-    if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 10:
-        value = int(value)
-    if type(value) is not int or not 0 <= value < MAX_TOKENS:
-        raise FormatError(f"{where}: token id {quoted(value)}, expected an integer below {MAX_TOKENS}")
-    return value
 
 
 def _base_vocab(tokenizer: dict[str, Any], where: str) -> dict[int, str]:
@@ -128,7 +90,7 @@ def _byte_level(
     """Keys of a byte-level BPE vocabulary."""
     where = str(folder / "tokenizer.json")
     vocab = _base_vocab(tokenizer, where)
-    added = _added_tokens(folder, tokenizer, tokenizer_config)
+    added = json_added_tokens(folder, tokenizer, tokenizer_config)
     vocab |= {token_id: token.text for token_id, token in added.items()}
     if max(vocab) >= vocab_size:
         raise FormatError(f"{where}: token id {max(vocab)}, but vocab_size in config.json is {vocab_size}")
@@ -162,11 +124,11 @@ def _sentencepiece_keys(tokens: list[str], scores: list[float], types: list[int]
 
 
 def _sentencepiece(
-    folder: Path, tokenizer: dict[str, Any], tokenizer_config: dict[str, Any], arch: str, vocab_size: int
+    folder: Path, tokenizer: dict[str, Any], tokenizer_config: dict[str, Any], as_spelled: bool, vocab_size: int
 ) -> dict[str, Any]:
     """Keys of tokenizer.model, with added_tokens.json and tokenizer_config.json on top. Ids past vocab_size are
-    left out, and ids without a piece become padding. Phi 3's files take tokenizer.json's added tokens as well, and
-    every token as it is spelled."""
+    left out, and ids without a piece become padding. as_spelled: tokenizer.json's added tokens count as well, and
+    every added token is kept as it is spelled."""
     tokens = [padding_text(i) for i in range(vocab_size)]
     scores = [PADDING_SCORE] * vocab_size
     types = [UNUSED] * vocab_size
@@ -177,27 +139,15 @@ def _sentencepiece(
     for text, value in read_optional(path).items():
         if (i := checked_id(value, folder)) < vocab_size:
             tokens[i], scores[i], types[i] = text, ADDED_SCORE, USER_DEFINED
-    added = _added_tokens(folder, {}, tokenizer_config)
-    is_phi3 = arch == "phi3"
-    if is_phi3:
-        added |= _added_tokens(folder, tokenizer, {})
+    added = json_added_tokens(folder, {}, tokenizer_config)
+    if as_spelled:
+        added |= json_added_tokens(folder, tokenizer, {})
     for i, token in added.items():
         if i < vocab_size:
-            special = token.special or (looks_special(token.text) and not is_phi3)
-            tokens[i] = token.text if special or is_phi3 else token.text.replace(SPACE, " ")
+            special = token.special or (looks_special(token.text) and not as_spelled)
+            tokens[i] = token.text if special or as_spelled else token.text.replace(SPACE, " ")
             scores[i], types[i] = ADDED_SCORE, CONTROL if special else USER_DEFINED
     return _sentencepiece_keys(tokens, scores, types)
-
-
-def _named_tokens(tokenizer_config: dict[str, Any]) -> set[str]:
-    """Texts of the tokens that tokenizer_config.json gives a role, with the llama tokenizer's defaults."""
-    roles = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
-    named = {key: tokenizer_config.get(key, default) for key, default in roles.items()}
-    named |= {key: tokenizer_config.get(key) for key in ("sep_token", "pad_token", "cls_token", "mask_token")}
-    extra = tokenizer_config.get("additional_special_tokens") or tokenizer_config.get("extra_special_tokens") or []
-    values = [*named.values(), *(extra.values() if isinstance(extra, dict) else extra)]
-    texts = (value.get("content") if isinstance(value, dict) else value for value in values)
-    return {text for text in texts if isinstance(text, str)}
 
 
 def _byte_fallback(folder: Path, tokenizer: dict[str, Any], tokenizer_config: dict[str, Any]) -> dict[str, Any]:
@@ -206,14 +156,14 @@ def _byte_fallback(folder: Path, tokenizer: dict[str, Any], tokenizer_config: di
     size = len(vocab)
     if sorted(vocab) != list(range(size)):
         raise FormatError(f"{folder / 'tokenizer.json'}: ids of the vocabulary are not 0 to {size - 1}")
-    special = _named_tokens(tokenizer_config)
+    special = named_tokens(tokenizer_config)
     tokens, types = [vocab[i] for i in range(size)], [NORMAL] * size
     for i, text in enumerate(tokens):
         if _BYTE_TOKEN.fullmatch(text):
             types[i] = BYTE
         elif text in special:
             types[i] = CONTROL
-    for i, token in sorted(_added_tokens(folder, tokenizer, tokenizer_config).items()):
+    for i, token in sorted(json_added_tokens(folder, tokenizer, tokenizer_config).items()):
         if i >= size:
             tokens.append(token.text)
             types.append(CONTROL if token.text in special else USER_DEFINED)
@@ -228,7 +178,7 @@ def _ranked(
     with holes it is refused, shorter it is padded."""
     where = str(folder / "tokenizer.json")
     vocab = _base_vocab(tokenizer, where)
-    added = _added_tokens(folder, tokenizer, tokenizer_config)
+    added = json_added_tokens(folder, tokenizer, tokenizer_config)
     if max((*vocab, *added)) >= vocab_size:
         raise FormatError(f"{where}: token id {max((*vocab, *added))}, but vocab_size in config.json is {vocab_size}")
     ranks: dict[str, int] = {}
@@ -266,25 +216,25 @@ def _check_unique(tokens: list[str], folder: Path) -> None:
 
 
 def tokenizer_metadata(
-    folder: Path, config: dict[str, Any], arch: str, vocab_size: int, notes: list[str] | None = None
+    folder: Path, config: dict[str, Any], rules: TokenizerRules, vocab_size: int, notes: list[str] | None = None
 ) -> dict[str, Any]:
     """The tokenizer.* keys of a Hugging Face folder, in the reference's order.
 
-    config: config.json. arch: GGUF architecture (llama's files have a few keys of their own). vocab_size: rows of the
-    embedding; shorter vocabularies are padded. notes: gets what of the folder the keys do not keep.
+    config: config.json. rules: those of the architecture. vocab_size: rows of the embedding; shorter vocabularies are
+    padded. notes: gets what of the folder the keys do not keep.
     """
     if vocab_size > MAX_TOKENS:
         raise FormatError(f"{folder / 'config.json'}: vocab_size {vocab_size}, expected at most {MAX_TOKENS}")
     tokenizer, tokenizer_config = tokenizer_json(folder), read_tokenizer_config(folder)
     result: dict[str, Any] = {}
     prefix_space = tokenizer_config.get("add_prefix_space")
-    if arch == "llama" and isinstance(prefix_space, bool):
+    if rules.keeps_space_prefix and isinstance(prefix_space, bool):
         result["tokenizer.ggml.add_space_prefix"] = prefix_space
     merges = False
-    in_full = _with_old_added(folder, tokenizer, tokenizer_config, vocab_size)
-    is_gpt2 = arch == "phi3" and tokenizer_config.get("tokenizer_class") == "GPT2Tokenizer"  # Phi 4 mini's
-    if is_file(folder / "tokenizer.model") and not is_gpt2:
-        result |= _sentencepiece(folder, tokenizer, tokenizer_config, arch, vocab_size)
+    in_full = with_old_added(folder, tokenizer, tokenizer_config, vocab_size)
+    is_byte_level = tokenizer_config.get("tokenizer_class") in rules.byte_level_classes
+    if is_file(folder / "tokenizer.model") and not is_byte_level:
+        result |= _sentencepiece(folder, tokenizer, tokenizer_config, rules.tokens_as_spelled, vocab_size)
     elif not tokenizer and is_file(folder / "vocab.json"):
         from lowbit.tokenizer.files import byte_level_definition  # with the library of tokenizers
 
@@ -292,9 +242,9 @@ def tokenizer_metadata(
         result |= _byte_level(folder, tokenizer, tokenizer_config, vocab_size)
     elif not tokenizer:
         raise FileError(f"{folder}: no tokenizer.json and no tokenizer.model: save the tokenizer beside the model")
-    elif arch == "llama" and _is_byte_fallback(tokenizer):
+    elif rules.byte_fallback == "alike" and _is_byte_fallback(tokenizer):
         result |= _byte_fallback(folder, in_full, tokenizer_config)
-    elif arch == "gemma3" and _is_byte_fallback(tokenizer):
+    elif rules.byte_fallback == "ranked" and _is_byte_fallback(tokenizer):
         result |= _ranked(folder, in_full, tokenizer_config, vocab_size)
     else:
         merges = True
@@ -307,13 +257,8 @@ def tokenizer_metadata(
             "tokenizer again, or download the file again"
         )
     _check_unique(result["tokenizer.ggml.tokens"], folder)
-    if arch == "gemma3" and not merges:
-        result["tokenizer.ggml.add_space_prefix"] = False
-    if arch == "llama" and vocab_size == 32016:  # CodeLlama's tokens for filling in; the reference knows it by its size
-        ids = {"prefix": 32007, "suffix": 32008, "middle": 32009, "eot": 32010}
-        result |= {f"tokenizer.ggml.{name}_token_id": token_id for name, token_id in ids.items()}
+    result |= {} if merges else rules.keys_without_merges
+    result |= rules.keys_by_size.get(vocab_size, {})
     if notes is not None:
         notes += tokenizer_notes(folder, config, tokenizer, result)
-    if arch == "llama" and vocab_size == 49152:  # SmolLM and Granite do not start with <|endoftext|>
-        result["tokenizer.ggml.add_bos_token"] = False
     return result

@@ -22,9 +22,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from lowbit.arch.base import DENSE_LAYER, Architecture, Tensor, refuse_wide_heads
+from lowbit.arch.base import Architecture, refuse_wide_heads
+from lowbit.arch.hf_values import decimal, rope_parameters
 from lowbit.arch.keys import Keys
-from lowbit.arch.to_hf import decimal, rope_parameters
+from lowbit.arch.table import DENSE_LAYER, Tensor
 from lowbit.base.errors import FormatError, UnsupportedError
 from lowbit.base.quoting import quoted
 from lowbit.hf.checkpoint import Checkpoint, StoredTensor

@@ -12,14 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from lowbit.arch import to_hf
-from lowbit.arch.base import DENSE_LAYER, Architecture, Tensor, sliding_layers
+from lowbit.arch import hf_values
+from lowbit.arch.base import Architecture, sliding_layers
 from lowbit.arch.keys import Keys
 from lowbit.arch.model_spec import Rope
 from lowbit.arch.rope import Tensors, plain_rope, rope_of
+from lowbit.arch.table import DENSE_LAYER, MAX_LAYERS, Tensor
 from lowbit.base.errors import FormatError, UnsupportedError
 from lowbit.hf.config import Config
 from lowbit.tensors.source import MinusOne, PlusOne, TensorSource
+from lowbit.tokenizer.to_gguf import TokenizerRules
 
 #: What the text_config of a model that also sees may leave out, as transformers' Gemma3TextConfig has it.
 NESTED_DEFAULTS = {
@@ -43,6 +45,9 @@ class Gemma3(Architecture):
     name = "gemma3"
     hf_names = ("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration")
     rope_interleaved = False
+    tokenizer_rules = TokenizerRules(
+        byte_fallback="ranked", keys_without_merges={"tokenizer.ggml.add_space_prefix": False}
+    )
     hidden_act = "gelu_pytorch_tanh"
     activation_key = "hidden_activation"
     tied_by_default = True
@@ -165,7 +170,7 @@ class Gemma3(Architecture):
             config["query_pre_attn_scalar"] = round(scalar) if abs(scalar - round(scalar)) < 1e-3 else scalar
         for key in SOFT_CAPS:
             if f"{self.name}.{key}" in metadata:
-                config[key] = to_hf.decimal(get.number(key))
+                config[key] = hf_values.decimal(get.number(key))
         return config
 
     def hf_windows(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -173,14 +178,14 @@ class Gemma3(Architecture):
         get = Keys(metadata, self.name)
         window = get.integer("attention.sliding_window", 0, minimum=0)
         if f"{self.name}.attention.sliding_window_pattern" not in metadata:
-            windows = usual_windows(window, get.integer("block_count", maximum=to_hf.MAX_LAYERS))
+            windows = usual_windows(window, get.integer("block_count", maximum=MAX_LAYERS))
             metadata = {**metadata, f"{self.name}.attention.sliding_window_pattern": [seen > 0 for seen in windows]}
-        return {"sliding_window": window or None, "layer_types": to_hf.layer_types(metadata, self.name, window)}
+        return {"sliding_window": window or None, "layer_types": hf_values.layer_types(metadata, self.name, window)}
 
     def hf_rope(self, metadata: Mapping[str, Any], tensors: Mapping[str, TensorSource]) -> dict[str, Any]:
         """Both bases: rope_parameters of transformers 5, and what 4 reads."""
         rope = super().hf_rope(metadata, tensors)
-        local = to_hf.decimal(Keys(metadata, self.name).number("rope.freq_base_swa", LOCAL_THETA))
+        local = hf_values.decimal(Keys(metadata, self.name).number("rope.freq_base_swa", LOCAL_THETA))
         both = {
             "full_attention": rope["rope_parameters"],
             "sliding_attention": {"rope_type": "default", "rope_theta": local},

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lowbit.arch.base import Architecture, Sizes
+from lowbit.arch.base import Architecture
 from lowbit.arch.keys import Keys
+from lowbit.arch.table import Sizes
 from lowbit.hf.config import Config
 from lowbit.tensors.source import InterleavedHeads, SeparatedHeads, TensorSource
+from lowbit.tokenizer.to_gguf import TokenizerRules
 
 
 class Llama(Architecture):
@@ -18,6 +20,21 @@ class Llama(Architecture):
     hf_names = ("LlamaForCausalLM", "LLaMAForCausalLM", "MistralForCausalLM", "LlamaModel")
     rope_interleaved = True
     engine_reads_rope_freqs = True
+    tokenizer_rules = TokenizerRules(
+        keeps_space_prefix=True,
+        byte_fallback="alike",
+        keys_by_size={
+            # CodeLlama's tokens for filling in.
+            32016: {
+                "tokenizer.ggml.prefix_token_id": 32007,
+                "tokenizer.ggml.suffix_token_id": 32008,
+                "tokenizer.ggml.middle_token_id": 32009,
+                "tokenizer.ggml.eot_token_id": 32010,
+            },
+            # SmolLM and Granite do not start with <|endoftext|>.
+            49152: {"tokenizer.ggml.add_bos_token": False},
+        },
+    )
 
     def late_metadata(self, config: Config) -> dict[str, Any]:
         """Vocabulary size, rotated dimensions, and the window, which the reference drops."""

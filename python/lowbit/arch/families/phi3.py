@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from lowbit.arch import to_hf
-from lowbit.arch.base import Architecture, Sizes, Tensor, refuse_wide_heads
+from lowbit.arch import hf_values
+from lowbit.arch.base import Architecture, refuse_wide_heads
 from lowbit.arch.keys import Keys
+from lowbit.arch.table import Sizes, Tensor
 from lowbit.base.errors import FormatError, UnsupportedError
 from lowbit.hf.config import MAX_SIZE, Config
 from lowbit.tensors.source import ArraySource, TensorSource, read
+from lowbit.tokenizer.to_gguf import TokenizerRules
 
 ATTN_FACTOR = "phi3.rope.scaling.attn_factor"
 #: original_max_position_embeddings of transformers' Phi3Config.
@@ -32,6 +34,9 @@ class Phi3(Architecture):
     name = "phi3"
     hf_names = ("Phi3ForCausalLM",)
     rope_interleaved = False
+    tokenizer_rules = TokenizerRules(
+        byte_level_classes=("GPT2Tokenizer",), tokens_as_spelled=True
+    )  # Phi 4 mini's class
     layer_tensors = (
         Tensor("attn_norm.weight", "input_layernorm.weight", ("hidden",)),
         Tensor("attn_qkv.weight", "self_attn.qkv_proj.weight", ("qkv", "hidden")),
@@ -113,14 +118,14 @@ class Phi3(Architecture):
             return rope
         scaling: dict[str, Any] = {"type": "longrope"}
         for name, factors in (("long_factor", tensors.get(LONG)), ("short_factor", tensors.get(SHORT))):
-            if factors is None or len(factors.shape) != 1 or factors.shape[0] > to_hf.MAX_ROTATED:
+            if factors is None or len(factors.shape) != 1 or factors.shape[0] > hf_values.MAX_ROTATED:
                 raise FormatError(f"tensors {LONG} and {SHORT}:", tensor=LONG, expected="both, with a factor a pair")
-            scaling[name] = [to_hf.decimal(factor) for factor in read(factors)]
+            scaling[name] = [hf_values.decimal(factor) for factor in read(factors)]
         get = Keys(metadata, self.name)
         original = get.integer("rope.scaling.original_context_length")
         usual = usual_magnitude(get.integer("context_length") / original, original)
         if not math.isclose(magnitude := get.number("rope.scaling.attn_factor", 1.0), usual, rel_tol=1e-6):
-            scaling["attention_factor"] = to_hf.decimal(magnitude)
+            scaling["attention_factor"] = hf_values.decimal(magnitude)
         both = {**rope["rope_parameters"], **scaling, "rope_type": "longrope"}
         return {**rope, "rope_parameters": both, "rope_scaling": scaling}
 

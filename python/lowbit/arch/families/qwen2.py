@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lowbit.arch import to_hf
+from lowbit.arch import hf_values
 from lowbit.arch.base import Architecture, sliding_layers
 from lowbit.arch.keys import Keys
 from lowbit.base.errors import FormatError
@@ -46,7 +46,7 @@ class Qwen2(Architecture):
 
     def hf_biases(self, tensors: Mapping[str, TensorSource]) -> dict[str, bool]:
         """Queries, keys and values always have them: config.json does not say."""
-        if not to_hf.has_biases(tensors, ("attn_q", "attn_k", "attn_v")):
+        if not hf_values.has_biases(tensors, ("attn_q", "attn_k", "attn_v")):
             raise FormatError("tensor blk.0.attn_q.bias is missing", tensor="blk.0.attn_q.bias")
         return {}
 
@@ -67,7 +67,7 @@ def qwen_windows(config: Config, num_layers: int) -> tuple[int, ...]:
 def qwen_hf_windows(metadata: Mapping[str, Any], arch: str) -> dict[str, Any]:
     """The way back from `qwen_windows`. transformers 4 reads max_window_layers only."""
     window = Keys(metadata, arch).integer("attention.sliding_window", 0, minimum=0)
-    types = to_hf.layer_types(metadata, arch, window)
+    types = hf_values.layer_types(metadata, arch, window)
     full = [i for i, kind in enumerate(types) if kind == "full_attention"]
     settings = {"use_sliding_window": window > 0, "sliding_window": window or None, "layer_types": types}
     return {**settings, "max_window_layers": full[-1] + 1 if full else 0}

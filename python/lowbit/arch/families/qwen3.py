@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lowbit.arch.base import DENSE_LAYER, Architecture, Tensor
+from lowbit.arch.base import Architecture
 from lowbit.arch.families.qwen2 import qwen_hf_windows, qwen_windows
+from lowbit.arch.table import DENSE_LAYER, Tensor
 from lowbit.hf.config import Config
 
 

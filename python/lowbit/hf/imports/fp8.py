@@ -20,9 +20,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from lowbit.base.dtypes import FLOATS
 from lowbit.base.errors import FormatError, UnsupportedError
 from lowbit.base.quoting import shown
-from lowbit.hf.checkpoint import FLOAT_DTYPES, Checkpoint, StoredTensor
+from lowbit.hf.checkpoint import Checkpoint, StoredTensor
 from lowbit.hf.config import Config
 from lowbit.tensors.source import FileRows, num_elements
 
@@ -173,11 +174,11 @@ def _block(settings: dict[str, Any], path: Path) -> tuple[int, ...]:
 
 def _read_scales(scales: StoredTensor) -> np.ndarray:
     """All of a tensor of scales, which may have no axes, as float32."""
-    if scales.dtype_name not in FLOAT_DTYPES:
+    if scales.dtype_name not in FLOATS:
         raise scales.error(
             UnsupportedError,
             f" has type {scales.dtype_name}",
-            expected=f"scales in one of {', '.join(FLOAT_DTYPES)}",
+            expected=f"scales in one of {', '.join(FLOATS)}",
             found=scales.dtype_name,
         )
     count = num_elements(scales.shape)

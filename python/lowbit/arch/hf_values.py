@@ -1,0 +1,104 @@
+"""Values of config.json, made of GGUF keys and tensors.
+
+GGUF keeps numbers as float32. In config.json they become the shortest decimals that round to the same float32, which is
+how their makers wrote them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from lowbit.arch.keys import Keys
+from lowbit.arch.rope_keys import llama3_factors
+from lowbit.arch.table import MAX_LAYERS
+from lowbit.base.errors import FormatError, UnsupportedError
+from lowbit.hf.config import MOST_FLOAT32
+from lowbit.tensors.source import TensorSource, read
+from lowbit.tokenizer.special import checked_special, id_key
+
+#: The most pairs of dimensions that a head rotates.
+MAX_ROTATED = 1 << 16
+
+
+def decimal(value: Any) -> float:
+    """A float32 as the shortest decimal that rounds to it. Raises FormatError for what JSON has no number for."""
+    if not abs(value) <= MOST_FLOAT32:
+        raise FormatError(expected="a finite number", found=value)
+    return float(str(np.float32(value)))
+
+
+def has_biases(tensors: Mapping[str, TensorSource], parts: tuple[str, ...]) -> bool:
+    """Whether the layers have these biases, all of them or none, as one switch in config.json has it."""
+    names = [f"blk.0.{part}.bias" for part in parts]
+    there = [name for name in names if name in tensors]
+    if there and len(there) != len(names):
+        missing = next(name for name in names if name not in tensors)
+        raise UnsupportedError(
+            f"tensor {there[0]} is there and {missing} is not, which config.json cannot say", tensor=there[0]
+        )
+    return bool(there)
+
+
+def token_ids(metadata: Mapping[str, Any]) -> dict[str, int]:
+    """bos_token_id, eos_token_id and pad_token_id, as far as the file names them and tokens have them."""
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    count = len(tokens) if isinstance(tokens, list) else 0
+    found: dict[str, int] = {}
+    for role in ("bos", "eos", "pad"):
+        if (value := metadata.get(id_key(role))) is not None:
+            token_id = checked_special(id_key(role), value, count)
+            found |= {} if token_id is None else {f"{role}_token_id": token_id}
+    return found
+
+
+def llama3_parameters(factors: TensorSource, theta: float) -> dict[str, Any]:
+    """The settings that make the factors of rope_freqs.weight, float32 (head_dim / 2,).
+
+    Only the ratio of low_freq_factor, high_freq_factor and the original context shows in the factors. Every model so
+    far has 1, 4 and a power of two, so those are tried. Raises UnsupportedError if none gives the same bits.
+    """
+    if len(factors.shape) != 1 or not 0 < factors.shape[0] <= MAX_ROTATED or factors.dtype != np.float32:
+        raise FormatError(
+            f"tensor {factors.name}: {factors.dtype} {list(factors.shape)}",
+            tensor=factors.name,
+            expected="a factor a pair",
+        )
+    wanted = read(factors)
+    factor = decimal(wanted.max())
+    for exponent in range(4, 25):
+        settings = (factor, 1.0, 4.0, float(1 << exponent))
+        if np.array_equal(llama3_factors(2 * len(wanted), theta, *settings), wanted):
+            names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+            return {"rope_type": "llama3", **dict(zip(names, settings, strict=True)), names[-1]: 1 << exponent}
+    raise UnsupportedError(
+        f"tensor {factors.name} is no scaling of Llama 3 that config.json could say", tensor=factors.name
+    )
+
+
+def layer_types(metadata: Mapping[str, Any], arch: str, window: int) -> list[str]:
+    """layer_types in config.json: attention.sliding_window_pattern, or a window in every layer if there is one."""
+    get = Keys(metadata, arch)
+    num_layers = get.integer("block_count", maximum=MAX_LAYERS)
+    key = "attention.sliding_window_pattern"
+    pattern = metadata.get(f"{arch}.{key}")
+    if pattern is None:
+        pattern = [window > 0] * num_layers
+    elif isinstance(pattern, (int, np.integer)):  # every layer but each n-th; 0: every layer
+        period = get.integer(key, minimum=0)
+        pattern = [period == 0 or (i + 1) % period > 0 for i in range(num_layers)]
+    if not isinstance(pattern, (list, np.ndarray)) or len(pattern) != num_layers:
+        name = f"{arch}.{key}"
+        raise FormatError(f"{name}:", key=name, expected=f"a value for each of {num_layers} layers")
+    return ["sliding_attention" if has_window else "full_attention" for has_window in pattern]
+
+
+def rope_parameters(rope: dict[str, Any], theta: float) -> dict[str, Any]:
+    """The rotary embedding in both forms: transformers 5 reads rope_parameters, 4 the other two.
+
+    A reader that knows one form only would take its default in silence otherwise.
+    """
+    scaling = None if rope["rope_type"] == "default" else rope
+    return {"rope_parameters": {**rope, "rope_theta": theta}, "rope_theta": theta, "rope_scaling": scaling}

@@ -1,0 +1,156 @@
+#include <pybind11/numpy.h>
+#include <pybind11/stl.h>
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "src/base/error.h"
+#include "src/bindings/bindings.h"
+#include "src/bindings/gil.h"
+#include "src/tokenizer/bpe.h"
+
+namespace py = pybind11;
+
+namespace lowbit {
+namespace {
+
+using SharedIndex = std::shared_ptr<TokenIndex>;
+using SharedMerges = std::shared_ptr<Merges>;
+
+// UTF-8 of the list's strings, which lives as long as they do.
+std::vector<std::string_view> Views(const py::list& texts, std::string_view what) {
+  std::vector<std::string_view> views;
+  views.reserve(texts.size());
+  for (const py::handle text : texts) {
+    Py_ssize_t size = 0;
+    const char* data = PyUnicode_Check(text.ptr()) ? PyUnicode_AsUTF8AndSize(text.ptr(), &size) : nullptr;
+    if (data == nullptr) {
+      PyErr_Clear();
+      throw FormatError(Str(what, ": expected strings that UTF-8 can encode at index ", views.size()));
+    }
+    views.emplace_back(data, static_cast<size_t>(size));
+  }
+  return views;
+}
+
+SharedIndex MakeIndex(const py::list& texts) {
+  return std::make_shared<TokenIndex>(Views(texts, "tokenizer.ggml.tokens"));
+}
+
+std::optional<uint32_t> Known(uint32_t id) { return id == kNoToken ? std::nullopt : std::optional(id); }
+
+// Text that UTF-8 cannot encode is no token.
+std::optional<uint32_t> Find(const TokenIndex& index, const py::str& text) {
+  Py_ssize_t size = 0;
+  const char* data = PyUnicode_AsUTF8AndSize(text.ptr(), &size);
+  if (data == nullptr) PyErr_Clear();
+  return data == nullptr ? std::nullopt : Known(index.Find({data, static_cast<size_t>(size)}));
+}
+
+py::object Text(const TokenIndex& index, size_t id) {
+  const std::string_view text = id < index.size() ? index.text(static_cast<uint32_t>(id)) : std::string_view();
+  if (text.empty() || (index.repeated() != kNoToken && index.Find(text) != id)) return py::none();
+  return py::str(text.data(), text.size());
+}
+
+py::list Texts(const TokenIndex& index, const std::vector<size_t>& ids) {
+  py::list texts(ids.size());
+  for (size_t i = 0; i < ids.size(); ++i) texts[i] = Text(index, ids[i]);
+  return texts;
+}
+
+py::dict Ids(const TokenIndex& index) {
+  py::dict ids;
+  for (uint32_t id = 0; id < index.size(); ++id) {
+    if (const py::object text = Text(index, id); !text.is_none()) ids[text] = id;
+  }
+  return ids;
+}
+
+SharedMerges MergesOfLines(const SharedIndex& index, const py::list& lines, const std::string& key) {
+  return std::make_shared<Merges>(index, Views(lines, key), key);
+}
+
+SharedMerges MergesOfScores(const SharedIndex& index, const py::array_t<double, py::array::c_style>& scores,
+                            const py::array_t<bool, py::array::c_style>& is_mergeable) {
+  const auto count = static_cast<py::ssize_t>(index->size());
+  if (scores.ndim() != 1 || is_mergeable.ndim() != 1 || scores.size() != count || is_mergeable.size() != count) {
+    throw InputError(Str("expected ", count, " scores and flags, found ", scores.size(), " and ", is_mergeable.size()));
+  }
+  return std::make_shared<Merges>(index, scores.data(), reinterpret_cast<const uint8_t*>(is_mergeable.data()));
+}
+
+py::list Pairs(const Merges& merges) {
+  std::vector<py::str> texts;
+  texts.reserve(merges.index().size());
+  for (uint32_t id = 0; id < merges.index().size(); ++id) {
+    const std::string_view text = merges.index().text(id);
+    texts.emplace_back(text.data(), text.size());
+  }
+  py::list pairs(merges.pairs().size());
+  size_t i = 0;
+  for (const auto& [left, right] : merges.pairs()) pairs[i++] = py::make_tuple(texts[left], texts[right]);
+  return pairs;
+}
+
+// BPE for the words of encodings.
+//
+// ids_of: ids of an encoding -> ids of the vocabulary, none for a word.
+struct BpeEncoder {
+  BpeEncoder(const SharedMerges& merges, std::vector<std::optional<uint32_t>> ids_of, std::optional<uint32_t> unknown,
+             bool fuse_unknown, bool byte_fallback, bool ignore_merges)
+      : bpe(merges, {unknown.value_or(kNoToken), fuse_unknown, byte_fallback, ignore_merges}),
+        ids_of(std::move(ids_of)) {}
+
+  Bpe bpe;
+  std::vector<std::optional<uint32_t>> ids_of;
+};
+
+// parts, ids, is_frame: of each token of an encoding the text, the id, and whether the post-processor added it, with an
+// id of the vocabulary.
+std::vector<uint32_t> Encode(const BpeEncoder& encoder, const py::list& parts, const std::vector<uint32_t>& ids,
+                             const std::vector<uint32_t>& is_frame) {
+  const std::vector<std::string_view> words = Views(parts, "text");
+  if (words.size() != ids.size() || words.size() != is_frame.size()) throw InputError("expected an id for each part");
+  const GilRelease release;
+  std::vector<uint32_t> found;
+  Bpe::Scratch scratch;
+  for (size_t i = 0; i < words.size(); ++i) {
+    const std::optional<uint32_t> id = is_frame[i] != 0 ? ids[i] : encoder.ids_of.at(ids[i]);
+    if (id) {
+      found.push_back(*id);
+    } else {
+      encoder.bpe.Encode(words[i], &scratch, &found);
+    }
+  }
+  return found;
+}
+
+}  // namespace
+
+void BindTokenizer(py::module_& m) {
+  py::class_<TokenIndex, SharedIndex>(m, "TokenIndex")
+      .def(py::init(&MakeIndex), py::arg("texts"))
+      .def("__len__", &TokenIndex::size)
+      .def("find", &Find, py::arg("text"))
+      .def("text", &Text, py::arg("id"))
+      .def("texts", &Texts, py::arg("ids"))
+      .def("ids", &Ids)
+      .def_property_readonly("repeated", [](const TokenIndex& index) { return Known(index.repeated()); });
+  py::class_<Merges, SharedMerges>(m, "Merges")
+      .def_static("of_lines", &MergesOfLines, py::arg("index"), py::arg("lines"), py::arg("key"))
+      .def_static("of_scores", &MergesOfScores, py::arg("index"), py::arg("scores"), py::arg("is_mergeable"))
+      .def("pairs", &Pairs);
+  py::class_<BpeEncoder>(m, "Bpe")
+      .def(py::init<const SharedMerges&, std::vector<std::optional<uint32_t>>, std::optional<uint32_t>, bool, bool,
+                    bool>(),
+           py::arg("merges"), py::arg("ids_of"), py::arg("unknown"), py::arg("fuse_unknown"), py::arg("byte_fallback"),
+           py::arg("ignore_merges"))
+      .def("encode", &Encode, py::arg("parts"), py::arg("ids"), py::arg("is_frame"));
+}
+
+}  // namespace lowbit

@@ -1,0 +1,286 @@
+#include "src/tokenizer/bpe.h"
+
+#include <algorithm>
+#include <cstring>
+#include <iterator>
+#include <numeric>
+#include <random>
+#include <tuple>
+
+#include "src/base/error.h"
+#include "src/io/text.h"
+
+namespace lowbit {
+namespace {
+
+// Files are hostile: without the keys nobody can choose texts that share a slot.
+struct HashKeys {
+  uint64_t seed, factor;
+};
+
+const HashKeys& Keys() {
+  static const HashKeys keys = [] {
+    std::random_device device;
+    const auto next = [&] { return uint64_t{device()} << 32 | device(); };
+    return HashKeys{next(), next() | 1};
+  }();
+  return keys;
+}
+
+uint64_t Mixed(uint64_t hash) {
+  hash *= Keys().factor;
+  return hash ^ hash >> 32;
+}
+
+uint64_t Finished(uint64_t hash) {
+  hash *= 0x9E3779B97F4A7C15u;
+  hash ^= hash >> 29;
+  hash *= 0xBF58476D1CE4E5B9u;
+  return hash ^ hash >> 32;
+}
+
+uint64_t Hash(std::string_view text) {
+  uint64_t hash = Mixed(Keys().seed ^ text.size());
+  uint64_t word = 0;
+  for (; text.size() >= sizeof(word); text.remove_prefix(sizeof(word))) {
+    std::memcpy(&word, text.data(), sizeof(word));
+    hash = Mixed(hash ^ word);
+  }
+  word = 0;
+  if (!text.empty()) std::memcpy(&word, text.data(), text.size());
+  return Finished(Mixed(hash ^ word));
+}
+
+// Twice as many slots as entries, or up to four times: a power of two.
+size_t NumSlots(size_t entries) {
+  size_t slots = 8;
+  while (slots < 2 * entries) slots *= 2;
+  return slots;
+}
+
+bool BeginsCharacter(char byte) { return (static_cast<uint8_t>(byte) & 0xC0) != 0x80; }
+
+size_t NumCharacters(std::string_view text) {
+  return static_cast<size_t>(std::count_if(text.begin(), text.end(), BeginsCharacter));
+}
+
+// The bytes of the character that begins there.
+size_t CharacterBytes(std::string_view text) {
+  size_t size = 1;
+  while (size < text.size() && !BeginsCharacter(text[size])) ++size;
+  return size;
+}
+
+}  // namespace
+
+TokenIndex::TokenIndex(const std::vector<std::string_view>& texts) {
+  if (texts.size() >= kNoToken) throw FormatError(Str(texts.size(), " tokens, expected less than 2^32"));
+  begins_.reserve(texts.size() + 1);
+  texts_.reserve(std::accumulate(texts.begin(), texts.end(), size_t{0},
+                                 [](size_t sum, std::string_view text) { return sum + text.size(); }));
+  for (const std::string_view text : texts) {
+    begins_.push_back(texts_.size());
+    texts_ += text;
+  }
+  begins_.push_back(texts_.size());
+  slots_.resize(NumSlots(texts.size()));
+  for (uint32_t id = 0; id < texts.size(); ++id) {
+    if (texts[id].empty()) continue;
+    const uint64_t hash = Hash(texts[id]);
+    uint64_t& slot = slots_[Slot(texts[id], hash)];
+    if (slot != 0) repeated_ = std::min(repeated_, static_cast<uint32_t>(slot) - 1);
+    slot = hash >> 32 << 32 | (id + 1);
+  }
+}
+
+size_t TokenIndex::Slot(std::string_view text, uint64_t hash) const {
+  const size_t mask = slots_.size() - 1;
+  size_t at = hash & mask;
+  for (; slots_[at] != 0; at = (at + 1) & mask) {
+    if (slots_[at] >> 32 == hash >> 32 && this->text(static_cast<uint32_t>(slots_[at]) - 1) == text) break;
+  }
+  return at;
+}
+
+uint32_t TokenIndex::Find(std::string_view text) const {
+  if (text.empty()) return kNoToken;
+  const uint64_t slot = slots_[Slot(text, Hash(text))];
+  return slot == 0 ? kNoToken : static_cast<uint32_t>(slot) - 1;
+}
+
+Merges::Merges(std::shared_ptr<const TokenIndex> index, const std::vector<std::string_view>& lines,
+               std::string_view key)
+    : index_(std::move(index)) {
+  pairs_.reserve(lines.size());
+  std::vector<uint32_t> results;
+  results.reserve(lines.size());
+  std::string both;
+  for (size_t i = 0; i < lines.size(); ++i) {
+    const std::string_view line = lines[i];
+    const size_t cut = line.find(' ', 1);  // a left part may be a blank
+    uint32_t left = kNoToken, right = kNoToken, result = kNoToken;
+    if (cut != line.npos) {
+      left = index_->Find(line.substr(0, cut));
+      right = index_->Find(line.substr(cut + 1));
+      both.assign(line, 0, cut).append(line, cut + 1, line.npos);
+      result = index_->Find(both);
+    }
+    if (left == kNoToken || right == kNoToken || result == kNoToken) {
+      throw FormatError(Str(key, ": expected two tokens that make a third at index ", i, ", found ", Quoted(line)));
+    }
+    pairs_.emplace_back(left, right);
+    results.push_back(result);
+  }
+  Insert(results);
+}
+
+Merges::Merges(std::shared_ptr<const TokenIndex> index, const double* scores, const uint8_t* is_mergeable)
+    : index_(std::move(index)) {
+  struct Found {
+    double score;
+    uint32_t cut, result, left, right;
+  };
+  std::vector<Found> found;
+  for (uint32_t id = 0; id < index_->size(); ++id) {
+    const std::string_view text = index_->text(id);
+    if (!is_mergeable[id] || text.empty()) continue;
+    if (const size_t length = NumCharacters(text); length > kMaxPiece) {
+      throw FormatError(
+          Str("tokenizer.ggml.tokens: expected at most ", kMaxPiece, " characters at ", id, ", found ", length));
+    }
+    for (size_t cut = text.size() - 1; cut > 0; --cut) {
+      if (!BeginsCharacter(text[cut])) continue;
+      const uint32_t left = index_->Find(text.substr(0, cut));
+      const uint32_t right = left == kNoToken ? kNoToken : index_->Find(text.substr(cut));
+      if (right == kNoToken) continue;
+      found.push_back({scores[id], static_cast<uint32_t>(NumCharacters(text.substr(0, cut))), id, left, right});
+    }
+  }
+  const auto is_before = [](const Found& a, const Found& b) {
+    return std::tie(b.score, b.cut, a.result) < std::tie(a.score, a.cut, b.result);
+  };
+  if (!std::is_sorted(found.begin(), found.end(), is_before)) std::sort(found.begin(), found.end(), is_before);
+  pairs_.reserve(found.size());
+  std::vector<uint32_t> results;
+  results.reserve(found.size());
+  for (const Found& merge : found) {
+    pairs_.emplace_back(merge.left, merge.right);
+    results.push_back(merge.result);
+  }
+  Insert(results);
+}
+
+size_t Merges::Home(uint32_t left, uint32_t right) const {
+  return Finished(Mixed(Keys().seed ^ (uint64_t{left} << 32 | right))) & (slots_.size() - 1);
+}
+
+void Merges::Insert(const std::vector<uint32_t>& results) {
+  if (pairs_.size() >= kNoToken) throw FormatError(Str(pairs_.size(), " merges, expected less than 2^32"));
+  slots_.resize(NumSlots(pairs_.size()));
+  for (uint32_t rank = 0; rank < pairs_.size(); ++rank) {
+    const auto [left, right] = pairs_[rank];
+    size_t at = Home(left, right);
+    while (slots_[at].left != kNoToken && (slots_[at].left != left || slots_[at].right != right)) {
+      at = (at + 1) & (slots_.size() - 1);
+    }
+    slots_[at] = {left, right, {rank, results[rank]}};
+  }
+}
+
+const Merges::Merge* Merges::Find(uint32_t left, uint32_t right) const {
+  for (size_t at = Home(left, right); slots_[at].left != kNoToken; at = (at + 1) & (slots_.size() - 1)) {
+    if (slots_[at].left == left && slots_[at].right == right) return &slots_[at].merge;
+  }
+  return nullptr;
+}
+
+Bpe::Bpe(std::shared_ptr<const Merges> merges, const BpeOptions& options)
+    : merges_(std::move(merges)), options_(options) {
+  const char* digits = "0123456789ABCDEF";
+  for (size_t byte = 0; byte < bytes_.size(); ++byte) {
+    const char text[] = {'<', '0', 'x', digits[byte >> 4], digits[byte & 15], '>'};
+    bytes_[byte] = merges_->index().Find({text, sizeof(text)});
+  }
+  for (size_t byte = 0; byte < ascii_.size(); ++byte) {
+    const char text = static_cast<char>(byte);
+    ascii_[byte] = merges_->index().Find({&text, 1});
+  }
+}
+
+// What merging starts from: a token for each character, or for each of its bytes, or the one for what is unknown.
+void Bpe::SetSymbols(std::string_view word, std::vector<uint32_t>* symbols) const {
+  symbols->clear();
+  bool has_unknown = false;  // it is written before the next character that is a token
+  const auto flush = [&] {
+    if (has_unknown) symbols->push_back(options_.unknown);
+    has_unknown = false;
+  };
+  for (size_t size = 0; !word.empty(); word.remove_prefix(size)) {
+    const uint8_t first = static_cast<uint8_t>(word[0]);
+    size = first < 0x80 ? 1 : CharacterBytes(word);
+    const std::string_view character = word.substr(0, size);
+    const uint32_t id = first < 0x80 ? ascii_[first] : merges_->index().Find(character);
+    if (id != kNoToken) {
+      flush();
+      symbols->push_back(id);
+      continue;
+    }
+    const auto byte_id = [&](char byte) { return bytes_[static_cast<uint8_t>(byte)]; };
+    if (options_.byte_fallback &&
+        std::all_of(character.begin(), character.end(), [&](char byte) { return byte_id(byte) != kNoToken; })) {
+      for (const char byte : character) symbols->push_back(byte_id(byte));  // before what is unknown, as in the library
+    } else if (options_.unknown != kNoToken) {
+      if (!options_.fuse_unknown) flush();
+      has_unknown = true;
+    }
+  }
+  flush();
+}
+
+void Bpe::Encode(std::string_view word, Scratch* scratch, std::vector<uint32_t>* ids) const {
+  if (word.size() >= kNoToken) throw InputError(Str("a word of ", word.size(), " bytes, expected less than 2^32"));
+  if (options_.ignore_merges) {
+    if (const uint32_t id = merges_->index().Find(word); id != kNoToken) return ids->push_back(id);
+  }
+  auto& [symbols, next, previous, queue] = *scratch;
+  SetSymbols(word, &symbols);
+  const uint32_t count = static_cast<uint32_t>(symbols.size());
+  next.resize(count);
+  previous.resize(count);
+  queue.clear();
+  const auto is_after = [](const Scratch::Candidate& a, const Scratch::Candidate& b) {  // best rank first, then place
+    return std::tie(b.rank, b.at) < std::tie(a.rank, a.at);
+  };
+  const auto add = [&](uint32_t at) {
+    const Merges::Merge* merge = merges_->Find(symbols[at], symbols[next[at]]);
+    if (merge != nullptr) queue.push_back({merge->rank, at, merge->result});
+    return merge != nullptr;
+  };
+  const auto push = [&](uint32_t at) {
+    if (add(at)) std::push_heap(queue.begin(), queue.end(), is_after);
+  };
+  for (uint32_t i = 0; i < count; ++i) {
+    next[i] = i + 1;
+    previous[i] = i - 1;
+    if (i + 1 < count) add(i);
+  }
+  std::make_heap(queue.begin(), queue.end(), is_after);
+  while (!queue.empty()) {
+    const Scratch::Candidate top = queue.front();
+    std::pop_heap(queue.begin(), queue.end(), is_after);
+    queue.pop_back();
+    if (symbols[top.at] == kNoToken || next[top.at] == count) continue;  // became part of another, or the last
+    const uint32_t right = next[top.at];
+    const Merges::Merge* merge = merges_->Find(symbols[top.at], symbols[right]);
+    if (merge == nullptr || merge->result != top.result) continue;  // either of them has changed since
+    symbols[top.at] = top.result;
+    symbols[right] = kNoToken;
+    next[top.at] = next[right];
+    if (next[right] != count) previous[next[right]] = top.at;
+    if (top.at != 0) push(previous[top.at]);
+    if (next[top.at] != count) push(top.at);
+  }
+  std::copy_if(symbols.begin(), symbols.end(), std::back_inserter(*ids), [](uint32_t id) { return id != kNoToken; });
+}
+
+}  // namespace lowbit
