@@ -22,7 +22,7 @@ from lowbit.evaluate.bench import bench
 # fmt: off
 DATA = Path(str(files("lowbit"))) / "data"
 COMMANDS = [
-    "demo", "convert", "quantize", "run", "chat",
+    "demo", "convert", "quantize", "run", "chat", "tokenize", "detokenize",
     "verify", "perplexity", "ladder", "bench", "imatrix",
     "inspect", "diff", "metadata", "formats", "split", "merge", "export",
 ]

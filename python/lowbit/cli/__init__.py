@@ -21,7 +21,21 @@ from typer.main import get_command
 from lowbit.base.errors import Error
 from lowbit.base.operation import operation
 from lowbit.base.quoting import MOST_MESSAGE, one_line, reason
-from lowbit.cli import demo, diff, exporting, files, imatrix, ladder, measure, metadata, quantizing, splitting, writing  # noqa: F401  (each adds its commands)
+from lowbit.cli import (  # noqa: F401  (each adds its commands)
+    demo,
+    detokenize,
+    diff,
+    exporting,
+    files,
+    imatrix,
+    ladder,
+    measure,
+    metadata,
+    quantizing,
+    splitting,
+    tokenize,
+    writing,
+)
 from lowbit.cli.app import app, settings
 from lowbit.cli.console import Notes
 

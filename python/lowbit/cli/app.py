@@ -124,7 +124,7 @@ def parsed(option: str, parse: Callable[[str], Any], texts: Sequence[str]) -> li
 
 #: The commands as the help lists them.
 SECTIONS = {
-    "Convert and run": ("demo", "convert", "quantize", "run", "chat"),
+    "Convert and run": ("demo", "convert", "quantize", "run", "chat", "tokenize", "detokenize"),
     "Measure and verify": ("verify", "perplexity", "ladder", "bench", "imatrix"),
     "Files": ("inspect", "diff", "metadata", "formats", "split", "merge", "export"),
 }

@@ -1,0 +1,79 @@
+"""lowbit tokenize: the ids and tokens of a text."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lowbit.base.files import MAX_TEXT_BYTES, decoded, read_bytes
+from lowbit.base.quoting import quoted, shown
+from lowbit.cli.app import Json, ModelPath, app, examples
+from lowbit.cli.console import note, print_json, print_table
+
+if TYPE_CHECKING:
+    from lowbit import Tokenizer
+
+
+@app.command(
+    epilog=examples(
+        'lowbit tokenize model.gguf "Once upon a time"',
+        "lowbit tokenize model.gguf --file prompt.txt --json",
+        "lowbit tokenize HuggingFaceTB/SmolLM2-135M-Instruct - --ids < prompt.txt",
+    )
+)
+def tokenize(
+    model: ModelPath,
+    text: Annotated[
+        str | None, typer.Argument(metavar="TEXT", help="The text; - reads it from stdin.", show_default=False)
+    ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option("--file", metavar="FILE", exists=True, dir_okay=False, help="Read the text from a file in UTF-8."),
+    ] = None,
+    add_special: Annotated[
+        bool, typer.Option("--add-special/--no-add-special", help="Add BOS and EOS as the model expects them.")
+    ] = True,
+    parse_special: Annotated[
+        bool,
+        typer.Option("--parse-special/--no-parse-special", help="Special tokens written in the text are such tokens."),
+    ] = True,
+    ids: Annotated[bool, typer.Option("--ids", help="Print the ids only, in one line.")] = False,
+    json: Json = False,
+) -> None:
+    """Shows how a text is tokenized: ids, tokens, and the text that each adds.
+
+    The text is read as it is, with its line ends. A character of several tokens appears at the last of them.
+    """
+    import lowbit
+
+    if (text is None) == (file is None):
+        raise typer.BadParameter("expected a text, - for stdin, or --file", param_hint="TEXT")
+    if ids and json:
+        raise typer.BadParameter("expected one of --ids and --json", param_hint="--ids")
+    if file is not None:
+        text = decoded(read_bytes(file, MAX_TEXT_BYTES, pipes=True), str(file))
+    elif text == "-":
+        text = decoded(sys.stdin.buffer.read(), "stdin")
+    tokenizer = lowbit.load_tokenizer(model)
+    found = tokenizer.encode(text or "", add_special, parse_special)
+    if ids:
+        print(*found)
+    elif json:
+        print_json({"ids": found, "tokens": [tokenizer.token(i) for i in found]})
+    else:
+        texts = _texts(tokenizer, found)
+        rows = [[str(i), shown(tokenizer.token(i)), quoted(text)] for i, text in zip(found, texts, strict=True)]
+        print_table([">id", "token", "text"], rows)
+        note(f"{len(found)} token{'s' * (len(found) != 1)}")
+
+
+def _texts(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
+    """The part of the decoded text that is certain with each token."""
+    stream = tokenizer.stream()
+    texts = [stream.push(i) for i in ids]
+    if texts:
+        texts[-1] += stream.flush()
+    return texts
