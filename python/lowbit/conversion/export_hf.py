@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
-import re
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,11 +15,11 @@ from lowbit.arch import Architecture, of_metadata
 from lowbit.arch.hf_values import decimal
 from lowbit.arch.to_hf import hf_tensors
 from lowbit.base import arguments
-from lowbit.base.atomic import locked
 from lowbit.base.dtypes import FLOATS
-from lowbit.base.errors import FileError, FormatError, InputError, UnsupportedError
+from lowbit.base.errors import FormatError, InputError, UnsupportedError
+from lowbit.base.folders import new_folder
 from lowbit.base.foreign import of_file
-from lowbit.base.paths import AnyPath, checked, is_dir, status
+from lowbit.base.paths import AnyPath, checked
 from lowbit.base.progress import progress_bar
 from lowbit.base.quoting import quoted, shown
 from lowbit.base.threads import num_threads
@@ -92,7 +86,7 @@ def export_hf(
     if card:
         contents["README.md"] = card.encode()
     jobs = [Job(tensor, arch.hf_format(tensor, format)) for tensor in tensors]
-    with _new_folder(Path(dst)) as folder:
+    with new_folder(Path(dst)) as folder:
         shards = _shards(folder, jobs, shard_bytes)
         if len(shards) > 1:
             contents["model.safetensors.index.json"] = _json(_index(shards))
@@ -201,45 +195,3 @@ def _index(shards: Sequence[_Shard]) -> dict[str, Any]:
     weight_map = {job.source.name: Path(shard.path).name for shard in shards for job in shard.jobs}
     total = sum(shard.num_bytes for shard in shards)
     return {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-
-
-@contextmanager
-def _new_folder(path: Path) -> Iterator[Path]:
-    """A folder under a temporary name beside `path`, which gets that name at the end unless there is an exception."""
-    try:
-        if status(path) and (not is_dir(path) or any(path.iterdir())):
-            raise FileError("there already", path=path, errno=errno.EEXIST, expected="a new or an empty folder")
-        _remove_stale(path)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
-        lock = locked(temporary)
-    except OSError as error:
-        raise FileError.of(error, path) from None
-    try:
-        yield temporary
-        os.chmod(temporary, 0o777 & ~_umask())  # mkdtemp keeps others out
-        if path.exists():
-            path.rmdir()
-        temporary.rename(path)
-    except OSError as error:
-        failed = FileError.of(error, path)
-        failed.path = str(failed.path).replace(str(temporary), str(path))
-        raise failed from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if lock is not None:
-            os.close(lock)
-
-
-def _remove_stale(path: Path) -> None:
-    """Removes what exports to `path` left that were killed."""
-    for folder in path.parent.iterdir():
-        is_temporary = re.fullmatch(rf"\.{re.escape(path.name)}\.\w{{8}}\.part", folder.name) is not None
-        if is_temporary and not folder.is_symlink() and (lock := locked(folder)) is not None:
-            shutil.rmtree(folder, ignore_errors=True)
-            os.close(lock)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

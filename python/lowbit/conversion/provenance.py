@@ -28,16 +28,12 @@ from lowbit.base.files import FileReader
 from lowbit.base.paths import is_file
 from lowbit.base.version import __version__
 from lowbit.gguf.values import type_name
+from lowbit.hf.checkpoint import SIDE_FILES
 
 if TYPE_CHECKING:
     from lowbit.conversion.open import Origin
 
 PREFIX = "lowbit.provenance."
-#: Files beside config.json and the weights that a conversion reads.
-SIDE_FILES = (
-    "config.json", "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
-    "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json", "README.md",
-)  # fmt: skip
 _CHUNK_BYTES = 1 << 20
 
 

@@ -33,12 +33,15 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 #: Names under which folders keep weights that may be a second set.
 WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin*", "consolidated*.pth")
-#: Files beside the weights that a conversion may read, as patterns.
+#: Files beside the weights that a conversion reads where they are there.
+SIDE_FILES = (
+    "config.json", "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
+    "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json", "README.md",
+)  # fmt: skip
+#: The same as patterns, with those that some checkpoints need.
 SMALL_FILES = [
-    "config.json", "generation_config.json", "*.safetensors.index.json", "adapter_config.json", "README.md",
-    "tokenizer*.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
-    "chat_template.json", "chat_template.jinja", "additional_chat_templates/*.jinja", "modules.json",
-    "*_Pooling/config.json",
+    *SIDE_FILES, "*.safetensors.index.json", "adapter_config.json", "vocab.json", "merges.txt",
+    "additional_chat_templates/*.jinja", "modules.json", "*_Pooling/config.json",
 ]  # fmt: skip
 MAX_DIMS = 8
 MAX_SHARDS = 100_000

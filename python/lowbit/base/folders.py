@@ -1,0 +1,58 @@
+"""Folders that appear whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lowbit.base.atomic import locked
+from lowbit.base.errors import FileError
+from lowbit.base.paths import is_dir, status
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder under a temporary name beside `path`, which gets that name at the end unless there is an exception."""
+    try:
+        if status(path) and (not is_dir(path) or any(path.iterdir())):
+            raise FileError("there already", path=path, errno=errno.EEXIST, expected="a new or an empty folder")
+        _remove_stale(path)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+        lock = locked(temporary)
+    except OSError as error:
+        raise FileError.of(error, path) from None
+    try:
+        yield temporary
+        os.chmod(temporary, 0o777 & ~_umask())  # mkdtemp keeps others out
+        if path.exists():
+            path.rmdir()
+        temporary.rename(path)
+    except OSError as error:
+        failed = FileError.of(error, path)
+        failed.path = str(failed.path).replace(str(temporary), str(path))
+        raise failed from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def _remove_stale(path: Path) -> None:
+    """Removes the temporary folders of writers that were killed. A living writer's are locked."""
+    for folder in path.parent.iterdir():
+        is_temporary = re.fullmatch(rf"\.{re.escape(path.name)}\.\w{{8}}\.part", folder.name) is not None
+        if is_temporary and not folder.is_symlink() and (lock := locked(folder)) is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(lock)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
