@@ -30,7 +30,7 @@ std::vector<std::string_view> Views(const py::list& texts, std::string_view what
     const char* data = PyUnicode_Check(text.ptr()) ? PyUnicode_AsUTF8AndSize(text.ptr(), &size) : nullptr;
     if (data == nullptr) {
       PyErr_Clear();
-      throw FormatError(Str(what, ": expected strings that UTF-8 can encode at index ", views.size()));
+      throw FormatError(Str(what, ":")).Expected("strings that UTF-8 can encode at index ", views.size());
     }
     views.emplace_back(data, static_cast<size_t>(size));
   }
@@ -79,7 +79,7 @@ SharedMerges MergesOfScores(const SharedIndex& index, const py::array_t<double, 
                             const py::array_t<bool, py::array::c_style>& is_mergeable) {
   const auto count = static_cast<py::ssize_t>(index->size());
   if (scores.ndim() != 1 || is_mergeable.ndim() != 1 || scores.size() != count || is_mergeable.size() != count) {
-    throw InputError(Str("expected ", count, " scores and flags, found ", scores.size(), " and ", is_mergeable.size()));
+    throw InputError("").Expected(count, " scores and flags").Found(scores.size(), " and ", is_mergeable.size());
   }
   return std::make_shared<Merges>(index, scores.data(), reinterpret_cast<const uint8_t*>(is_mergeable.data()));
 }
@@ -115,7 +115,8 @@ struct BpeEncoder {
 std::vector<uint32_t> Encode(const BpeEncoder& encoder, const py::list& parts, const std::vector<uint32_t>& ids,
                              const std::vector<uint32_t>& is_frame) {
   const std::vector<std::string_view> words = Views(parts, "text");
-  if (words.size() != ids.size() || words.size() != is_frame.size()) throw InputError("expected an id for each part");
+  if (words.size() != ids.size() || words.size() != is_frame.size())
+    throw InputError("").Expected("an id for each part");
   const GilRelease release;
   std::vector<uint32_t> found;
   Bpe::Scratch scratch;

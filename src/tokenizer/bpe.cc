@@ -27,6 +27,8 @@ const HashKeys& Keys() {
   return keys;
 }
 
+constexpr char kTokensKey[] = "tokenizer.ggml.tokens";
+
 uint64_t Mixed(uint64_t hash) {
   hash *= Keys().factor;
   return hash ^ hash >> 32;
@@ -74,7 +76,8 @@ size_t CharacterBytes(std::string_view text) {
 }  // namespace
 
 TokenIndex::TokenIndex(const std::vector<std::string_view>& texts) {
-  if (texts.size() >= kNoToken) throw FormatError(Str(texts.size(), " tokens, expected less than 2^32"));
+  if (texts.size() >= kNoToken)
+    throw FormatError(Str(texts.size(), " tokens")).Expected("less than 2^32").Found(texts.size());
   begins_.reserve(texts.size() + 1);
   texts_.reserve(std::accumulate(texts.begin(), texts.end(), size_t{0},
                                  [](size_t sum, std::string_view text) { return sum + text.size(); }));
@@ -126,7 +129,10 @@ Merges::Merges(std::shared_ptr<const TokenIndex> index, const std::vector<std::s
       result = index_->Find(both);
     }
     if (left == kNoToken || right == kNoToken || result == kNoToken) {
-      throw FormatError(Str(key, ": expected two tokens that make a third at index ", i, ", found ", Quoted(line)));
+      throw FormatError(Str(key, ":"))
+          .Key(key)
+          .Expected("two tokens that make a third at index ", i)
+          .Found(Quoted(line));
     }
     pairs_.emplace_back(left, right);
     results.push_back(result);
@@ -145,8 +151,10 @@ Merges::Merges(std::shared_ptr<const TokenIndex> index, const double* scores, co
     const std::string_view text = index_->text(id);
     if (!is_mergeable[id] || text.empty()) continue;
     if (const size_t length = NumCharacters(text); length > kMaxPiece) {
-      throw FormatError(
-          Str("tokenizer.ggml.tokens: expected at most ", kMaxPiece, " characters at ", id, ", found ", length));
+      throw FormatError(Str(kTokensKey, ":"))
+          .Key(kTokensKey)
+          .Expected("at most ", kMaxPiece, " characters at ", id)
+          .Found(length);
     }
     for (size_t cut = text.size() - 1; cut > 0; --cut) {
       if (!BeginsCharacter(text[cut])) continue;
@@ -175,7 +183,8 @@ size_t Merges::Home(uint32_t left, uint32_t right) const {
 }
 
 void Merges::Insert(const std::vector<uint32_t>& results) {
-  if (pairs_.size() >= kNoToken) throw FormatError(Str(pairs_.size(), " merges, expected less than 2^32"));
+  if (pairs_.size() >= kNoToken)
+    throw FormatError(Str(pairs_.size(), " merges")).Expected("less than 2^32").Found(pairs_.size());
   slots_.resize(NumSlots(pairs_.size()));
   for (uint32_t rank = 0; rank < pairs_.size(); ++rank) {
     const auto [left, right] = pairs_[rank];
@@ -238,7 +247,8 @@ void Bpe::SetSymbols(std::string_view word, std::vector<uint32_t>* symbols) cons
 }
 
 void Bpe::Encode(std::string_view word, Scratch* scratch, std::vector<uint32_t>* ids) const {
-  if (word.size() >= kNoToken) throw InputError(Str("a word of ", word.size(), " bytes, expected less than 2^32"));
+  if (word.size() >= kNoToken)
+    throw InputError(Str("a word of ", word.size(), " bytes")).Expected("less than 2^32").Found(word.size());
   if (options_.ignore_merges) {
     if (const uint32_t id = merges_->index().Find(word); id != kNoToken) return ids->push_back(id);
   }

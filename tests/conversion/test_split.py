@@ -118,7 +118,7 @@ def test_no_file_replaces_one_that_is_read(wholes: Path, tmp_path: Path) -> None
 
 
 def test_what_is_no_whole_model(wholes: Path, tmp_path: Path) -> None:
-    with pytest.raises(lowbit.InputError, match="expected a file of a split model, found a whole one"):
+    with pytest.raises(lowbit.InputError, match="expected a file of a split model, got a whole one"):
         lowbit.merge_files(wholes / "Q4_K_M.gguf", tmp_path / "m.gguf", progress=False)
     lowbit.split_file(wholes / "Q4_K_M.gguf", tmp_path / "m", split_max_tensors=20, progress=False)
     second = tmp_path / "m-00002-of-00003.gguf"

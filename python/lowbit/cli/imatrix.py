@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -70,7 +71,7 @@ def imatrix_command(
     if text and not out:
         raise typer.BadParameter("expected the file to write", param_hint="--out")
     if out and not is_dir(out.absolute().parent):  # found out now rather than after the work
-        raise lowbit.FileError(f"{out}: no such folder")
+        raise lowbit.FileError("no such folder", path=out, errno=errno.ENOENT)
     if out:
         replacing([str(out)])
     parts = [imatrix.read(path) for option in in_file or [] for path in _paths(option)]

@@ -125,7 +125,7 @@ def _get(path: Path, key: str, json: bool) -> None:
 
     with gguf.open(path) as file:
         if key not in file.metadata:
-            raise InputError(f"{path}: there is no key {key}{did_you_mean(key, file.metadata)}")
+            raise InputError(f"there is no key {key}{did_you_mean(key, file.metadata)}", path=path, key=key)
         value, type = file.typed(key), type_name(file.typed(key))
     plain = value if isinstance(value, (str, list)) else value.tolist()
     if json:

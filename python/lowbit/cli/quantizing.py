@@ -254,5 +254,5 @@ def _layer(text: str) -> int:
     from lowbit import InputError
 
     if not text.isascii() or not text.isdigit() or len(text) > 9:
-        raise InputError(f"{quoted(text)}: expected numbers of layers with commas between")
+        raise InputError(f"{quoted(text)}:", expected="numbers of layers with commas between")
     return int(text)

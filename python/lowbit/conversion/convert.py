@@ -102,7 +102,7 @@ def _intermediate(mix: Mix, format: str | None) -> str:
     """The format between a checkpoint's and a mix's."""
     found = "BF16" if format is None else arguments.text("intermediate", format).upper() or "BF16"
     if found not in FLOATS:
-        raise InputError(f"intermediate: {quoted(format)}, expected one of {', '.join(FLOATS)}")
+        raise InputError(f"intermediate: {quoted(format)}", expected=f"one of {', '.join(FLOATS)}", found=format)
     if format and mix.is_float:
         raise InputError(f"intermediate: {mix.name} is not quantized, so nothing comes between")
     return found

@@ -107,7 +107,7 @@ def _json(value: Any) -> bytes:
 def _format(file: gguf.File, dtype: str | None) -> str:
     if dtype is not None:
         if arguments.text("dtype", dtype).upper() not in FLOATS:
-            raise InputError(f"dtype is {quoted(dtype)}, expected one of {', '.join(FLOATS)}")
+            raise InputError(f"dtype is {quoted(dtype)}", expected=f"one of {', '.join(FLOATS)}", found=dtype)
         return dtype.upper()
     matrices = {info.format for info in file.infos.values() if len(info.shape) > 1}
     return matrices.pop() if len(matrices) == 1 and matrices <= FLOATS.keys() else "BF16"
@@ -127,7 +127,9 @@ def _unkept(arch: Architecture, metadata: Mapping[str, Any], config: Config) -> 
         if key not in again:
             notes.append(f"{key} is not kept: config.json has no place for it")
         elif not np.array_equal(_rounded(value), _rounded(again[key])):
-            raise UnsupportedError(f"{key} is {shown(value, 60)}, config.json would say {shown(again[key], 60)}")
+            raise UnsupportedError(
+                f"{key} is {shown(value, 60)}, config.json would say {shown(again[key], 60)}", key=key
+            )
     return notes
 
 
@@ -144,9 +146,10 @@ def _generation(metadata: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, 
     ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": ends or None, "pad_token_id": tokenizer.pad_id}
     sampling: dict[str, Any] = {}
     for keys, name, _ in SAMPLING:
-        value = metadata.get(f"general.sampling.{name}")
+        key = f"general.sampling.{name}"
+        value = metadata.get(key)
         if isinstance(value, (list, np.ndarray)):
-            raise FormatError(f"general.sampling.{name}: expected one value, found an array")
+            raise FormatError(f"{key}:", key=key, expected="one value", found="an array")
         if value is not None:
             sampling[keys[-1]] = decimal(value) if isinstance(value, float) else value
     if sampling:

@@ -86,23 +86,27 @@ class Job:
 
     def _explained(self, error: InputError, given: np.ndarray, matrix: np.ndarray, first_row: int) -> InputError:
         """Why rows were not encoded. given: as they are in the source. matrix: as they were to be encoded."""
+        name = self.source.name
         if found := nonfinite.place(given, first_row):
             return InputError(
-                f"tensor {self.source.name}: {found}, and {self.format} has finite weights only: {nonfinite.ADVICE}"
+                f"tensor {name}: {found}, and {self.format} has finite weights only: {nonfinite.ADVICE}", tensor=name
             )
         if found := nonfinite.place(matrix, first_row):
             return InputError(
-                f"tensor {self.source.name}: {found} as {self.through}: intermediate BF16 or F32 (--intermediate) has "
-                "numbers of that size"
+                f"tensor {name}: {found} as {self.through}: intermediate BF16 or F32 (--intermediate) has numbers of "
+                "that size",
+                tensor=name,
             )
-        return InputError(f"tensor {self.source.name}, rows from {first_row}: {error}")
+        error.about(f"tensor {name}, rows from {first_row}: ", tensor=name)
+        return error
 
     def _check(self, encoded: np.ndarray, first_row: int, threads: int) -> None:
         """Weights or importances too large for the format make scales of NaN or infinity: llama.cpp refuses them."""
         try:
             _core.check_scales(encoded, self.format, first_row, threads)
         except InputError as error:
-            raise InputError(f"tensor {self.source.name}, {error}") from None
+            error.about(f"tensor {self.source.name}, ", tensor=self.source.name)
+            raise
 
 
 def _encode_rows(

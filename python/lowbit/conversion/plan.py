@@ -150,12 +150,15 @@ class Plan:
             if is_packed and not self.allow_requantize:
                 raise InputError(
                     f"tensor {name} is {before} already: quantize from a file of floats, or with allow_requantize "
-                    "(--allow-requantize)"
+                    "(--allow-requantize)",
+                    tensor=name,
                 )
             if shape and not shape[-1]:
-                raise UnsupportedError(f"tensor {name} is {before} {list(shape)}: rows without a weight have no blocks")
+                raise UnsupportedError(
+                    f"tensor {name} is {before} {list(shape)}: rows without a weight have no blocks", tensor=name
+                )
             if not is_packed and before not in FLOATS:
-                raise UnsupportedError(f"tensor {name} is {before}, which is not quantized")
+                raise UnsupportedError(f"tensor {name} is {before}, which is not quantized", tensor=name)
         through = before if self.intermediate and before != "F32" and not self.mix.is_float else None
         job = Job(tensor.open(chosen.format), chosen.format, through=through)
         if importances and job.is_encoded:
@@ -169,13 +172,16 @@ class Plan:
     ) -> list[str]:
         """Notes on tensors that are encoded without importances. Raises InputError for those that cannot be."""
         bare = [t for t, job in zip(tensors, jobs, strict=True) if job.is_encoded and job.importance is None]
-        needing = [f"{t.name} ({t.format})" for t in bare if needs_imatrix(self.mix, t)]
+        needing = [t for t in bare if needs_imatrix(self.mix, t)]
         if needing:
             more = f" and {len(needing) - 1} more" if len(needing) > 1 else ""
             there = "the importance matrix has none for" if importances else "there is no importance matrix for"
-            reason = f"{needing[0]}{more}: garbage without importances, and {there} {'them' if more else 'it'}"
+            first = f"{needing[0].name} ({needing[0].format})"
+            reason = f"{first}{more}: garbage without importances, and {there} {'them' if more else 'it'}"
             if not dry_run:
-                raise InputError(f"{reason}; lowbit imatrix collects them, imatrix (--imatrix) takes them")
+                raise InputError(
+                    f"{reason}; lowbit imatrix collects them, imatrix (--imatrix) takes them", tensor=needing[0].name
+                )
             return [reason]
         if importances and bare:
             return [f"the importance matrix has nothing for {', '.join(t.name for t in bare)}: encoded without"]
@@ -242,13 +248,13 @@ def prune(
     key = f"{architecture}.block_count"
     count = metadata.get(key)
     if not isinstance(count, (int, np.integer)) or key in options.override_kv:
-        raise InputError(f"prune_layers: expected the number of layers in the file's {key}")
+        raise InputError("prune_layers:", key=key, expected=f"the number of layers in the file's {key}")
     for name, value in metadata.items():
         if name.startswith(f"{architecture}.") and isinstance(value, (list, np.ndarray)) and len(value) == count:
-            raise UnsupportedError(f"prune_layers: {name} has a value for each layer")
+            raise UnsupportedError(f"prune_layers: {name} has a value for each layer", key=name)
     gone = set(options.prune_layers)
     if max(gone) >= count or len(gone) == count:
-        raise InputError(f"prune_layers: expected some but not all of the layers 0 to {count - 1}, got {max(gone)}")
+        raise InputError("prune_layers:", expected=f"some but not all of the layers 0 to {count - 1}", found=max(gone))
     result = []
     for tensor in inputs:
         match = re.search(r"blk\.(\d+)\.", tensor.stored.name)
@@ -257,7 +263,9 @@ def prune(
             continue
         if match:
             if layer >= count:
-                raise InputError(f"prune_layers: {tensor.stored.name} is in none of the {count} layers")
+                raise InputError(
+                    f"prune_layers: {tensor.stored.name} is in none of the {count} layers", tensor=tensor.stored.name
+                )
             number = layer - sum(other < layer for other in gone)
             name = f"{tensor.stored.name[: match.start(1)]}{number}{tensor.stored.name[match.end(1) :]}"
             tensor = tensor._replace(stored=tensor.stored._replace(name=name))

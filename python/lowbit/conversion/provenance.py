@@ -123,9 +123,9 @@ def recipe_metadata(format: str, options: Mapping[str, Any], origin: Origin) -> 
 
 
 def with_step(
-    metadata: Mapping[str, Any], where: str, format: str, options: Mapping[str, Any], imatrix: str | None
+    metadata: Mapping[str, Any], path: str, format: str, options: Mapping[str, Any], imatrix: str | None
 ) -> dict[str, Any]:
-    """The metadata of a file `where`, with a step more if it says how it was made.
+    """The metadata of a file, with a step more if it says how it was made.
 
     The importance matrix joins the files if it is one. Raises FileError, and FormatError for keys of another form.
     """
@@ -140,7 +140,9 @@ def with_step(
         before = metadata.get(PREFIX + name)
         if not isinstance(before, list):
             found = "nothing" if before is None else type_name(before)
-            raise FormatError(f"{where}: {PREFIX}{name}: expected an array of texts, found {found}")
+            raise FormatError(
+                f"{PREFIX}{name}:", path=path, key=PREFIX + name, expected="an array of texts", found=found
+            )
         result[PREFIX + name] = [*before, value]
     return result
 

@@ -74,7 +74,7 @@ def merge_files(src: AnyPath, dst: AnyPath, *, progress: bool = True, dry_run: b
     with gguf.open(src) as file:
         count = gguf.SPLIT_KEYS[1]
         if not file.metadata.get(count):
-            raise InputError(f"{file.path}: expected a file of a split model, found a whole one")
+            raise InputError(path=file.path, expected="a file of a split model", found="a whole one")
         metadata = {key: file.typed(key) for key in file.metadata if key != count} | {count: np.uint16(0)}
         target = _copy(checked(dst), metadata, list(gguf_tensors(file).values()))
         return _written([target], "merge", progress, dry_run)

@@ -67,8 +67,8 @@ _MANY_BITS, _DIVERGENCE = 8.0, 1.0
 class VerificationError(Error):
     """A file differs from its source. `verdict` says where."""
 
-    def __init__(self, message: str, verdict: Verdict) -> None:
-        super().__init__(message)
+    def __init__(self, text: str = "", *, verdict: Verdict, **fields: Any) -> None:
+        super().__init__(text, **fields)
         self.verdict = verdict
 
 
@@ -113,7 +113,7 @@ class Verdict:
 
     def error(self) -> VerificationError:
         """What a conversion raises that does not pass."""
-        return VerificationError(f"{self.path}: not written, verification failed: {self.failures}", self)
+        return VerificationError(f"not written, verification failed: {self.failures}", path=self.path, verdict=self)
 
     def metadata(self) -> dict[str, Any]:
         """The keys lowbit.verify.* for a file."""

@@ -70,7 +70,7 @@ def load(
     where = checked(path)
     if is_file(where) or where.endswith(".gguf"):
         if not isinstance(lora, Sequence) or lora:
-            raise InputError(f"{where}: adapters are merged into checkpoints, not into GGUF files")
+            raise InputError("adapters are merged into checkpoints, not into GGUF files", path=where)
         file = gguf.open(where)
         tensors = {name: weight for name, weight in file.tensors.items() if _is_weight(weight)}
         with of_file(where):
@@ -392,7 +392,7 @@ def _pieces(ids: list[int]) -> Iterator[list[int]]:
 def _as_int32(name: str, values: npt.ArrayLike) -> npt.NDArray[np.int32]:
     array = arguments.array(name, values)
     if array.ndim != 1 or (array.size and not np.issubdtype(array.dtype, np.integer)):
-        raise InputError(f"{name}: expected integers in one dimension, found {array.dtype} {array.shape}")
+        raise InputError(f"{name}:", expected="integers in one dimension", found=f"{array.dtype} {array.shape}")
     bounds = np.iinfo(np.int32)
     if array.size and (array.min() < bounds.min or array.max() > bounds.max):
         raise InputError(f"{name}: {array.min()} to {array.max()} are out of range")

@@ -54,13 +54,13 @@ def bench(
     run. Raises InputError if the tokens exceed the model's context or a run gives logits that are not finite.
     """
     if min(prompt_tokens, new_tokens, runs) < 1:
-        raise InputError(f"expected at least one token and run, got {prompt_tokens}, {new_tokens} and {runs}")
+        raise InputError(expected="at least one token and run", found=f"{prompt_tokens}, {new_tokens} and {runs}")
     start = time.perf_counter()
     model = models.load(path, compute=compute, threads=threads)
     load_seconds = time.perf_counter() - start
     if prompt_tokens + new_tokens > model.context:
         raise InputError(
-            f"{prompt_tokens} + {new_tokens} tokens: expected at most {model.context}, the model's context"
+            f"{prompt_tokens} + {new_tokens} tokens:", expected=f"at most {model.context}, the model's context"
         )
     prompt = np.random.default_rng(0).integers(0, model.spec.vocab_size, prompt_tokens)
     times: list[tuple[float, float]] = []

@@ -71,8 +71,9 @@ def collect(
             total = np.square(x, out=x).sum(axis=0)
         if not np.isfinite(total).all():
             raise InputError(
-                f"imatrix: inputs of {name} are not finite after {counts.get(name, 0)} tokens"
-                f"{nonfinite.cause(model.weights)}"
+                f"imatrix: inputs of {name} are not finite after {counts.get(name, 0)} "
+                f"tokens{nonfinite.cause(model.weights)}",
+                tensor=name,
             )
         sums[name] = sums[name] + total if name in sums else total.astype(np.float64)
         counts[name] = counts.get(name, 0) + len(x)

@@ -87,7 +87,7 @@ def ladder(
     """
     names = [find_mix(name).name for name in arguments.items("rungs", rungs)]
     if not names:
-        raise InputError("ladder: expected at least one rung")
+        raise InputError("ladder:", expected="at least one rung")
     if max_windows is not None:
         max_windows = arguments.integer("max_windows", max_windows, 1)
     if text is None:
@@ -127,7 +127,7 @@ def _shares(model: Model, text: str, ctx: int, most: int | None, given: bool) ->
     if given:
         return min(total, most or total), 0
     if total < 2:
-        raise InputError(f"text: one window of {ctx} tokens, expected two: one to measure, one for importances")
+        raise InputError(f"text: one window of {ctx} tokens", expected="two: one to measure, one for importances")
     measured = min(total // 2, most or total)
     return measured, min(total - measured, most or total - measured)
 

@@ -122,11 +122,11 @@ def compare(
     if max_windows is not None:
         max_windows = arguments.integer("max_windows", max_windows, 1)
     if not models:
-        raise InputError("compare: expected at least one model, got none")
+        raise InputError("compare:", expected="at least one model", found="none")
     sizes = {name: model.spec.vocab_size for name, model in models.items()}
     if len(set(sizes.values())) > 1:
         found = listed(f"{shown(name)} has {size}" for name, size in sizes.items())
-        raise InputError(f"models: expected vocabularies of one size, got {found}")
+        raise InputError("models:", expected="vocabularies of one size", found=found)
     ctx = arguments.integer("ctx", ctx, 3)
     windows = windows_of(next(iter(models.values())).tokenizer, text, ctx)[:max_windows]
     for model in models.values():
@@ -172,7 +172,10 @@ def windows_of(tokenizer: Tokenizer, text: str, ctx: int, parse_special: bool = 
     tokens = np.asarray(tokenizer.encode(text, add_special_tokens=True, parse_special=parse_special), np.int64)
     if len(tokens) < ctx:
         raise InputError(
-            f"text: {len(tokens)} tokens, expected at least {ctx}, one window: take a longer text or a smaller ctx"
+            f"text: {len(tokens)} tokens",
+            expected=f"at least {ctx}, one window",
+            found=len(tokens),
+            rest=": take a longer text or a smaller ctx",
         )
     windows: npt.NDArray[np.int64] = tokens[: len(tokens) // ctx * ctx].reshape(-1, ctx).copy()
     begin = tokenizer.encode("", add_special_tokens=True)[:1]

@@ -33,9 +33,9 @@ def check(path: AnyPath) -> None:
     """Raises UnsupportedError if matplotlib is missing, InputError if no picture could be written to `path`."""
     path = Path(checked(path))
     if path.suffix.lower() not in SUFFIXES:
-        raise InputError(f"{path}: expected a name that ends in {', '.join(SUFFIXES)}")
+        raise InputError(path=path, expected=f"a name that ends in {', '.join(SUFFIXES)}")
     if not is_dir(path.absolute().parent):
-        raise InputError(f"{path}: no such folder")
+        raise InputError("no such folder", path=path)
     if importlib.util.find_spec("matplotlib") is None:
         raise UnsupportedError("drawing needs matplotlib: pip install 'lowbit[plot]'")
 

@@ -140,7 +140,8 @@ def _fit(tensor: Stored, wanted: str) -> tuple[str, str | None]:
     if wanted not in FALLBACKS and block_size > SMALL_BLOCK:
         raise InputError(
             f"{tensor.name}: rows of {row} weights are no multiple of {block_size}, and {wanted} has no fallback: "
-            "name another format for this tensor"
+            "name another format for this tensor",
+            tensor=tensor.name,
         )
     fitting = FALLBACKS.get(wanted, wanted)
     fitting = fitting if _fits(fitting, row) else "F16"
@@ -175,7 +176,9 @@ class _Rules:
             return self.seen.get(role, 0)
         layer = layer_of(name)
         if not 0 <= layer < self.network.num_layers:
-            raise UnsupportedError(f"tensor {name}: expected a layer from 0 to {self.network.num_layers - 1}")
+            raise UnsupportedError(
+                f"tensor {name}:", tensor=name, expected=f"a layer from 0 to {self.network.num_layers - 1}"
+            )
         return layer
 
 
@@ -198,13 +201,14 @@ class _Planner:
         self.is_tied = OUTPUT not in names
         if options.leave_output_tensor and self.is_tied:
             raise InputError(
-                f"leave_output_tensor: there is no {OUTPUT}; {EMBEDDING} serves as output, "
-                "and token_embedding_type sets its format"
+                f"leave_output_tensor: there is no {OUTPUT}; {EMBEDDING} serves as output, and token_embedding_type "
+                "sets its format",
+                tensor=OUTPUT,
             )
         needed = {"output_tensor_type": EMBEDDING if self.is_tied else OUTPUT, "token_embedding_type": EMBEDDING}
         for option, name in needed.items():
             if getattr(options, option) and name not in names:
-                raise InputError(f"{option}: there is no {name}")
+                raise InputError(f"{option}: there is no {name}", tensor=name)
         plain = mix.is_float or options.pure
         self.rules = None if plain else _Rules(mix, tensors, Network.of(metadata), has_imatrix)
 
@@ -215,7 +219,8 @@ class _Planner:
             if not _fits(override, tensor.shape[-1]):
                 raise InputError(
                     f"{tensor.name}: {override} was asked for, but rows of {tensor.shape[-1]} weights are no multiple "
-                    f"of {_core.tensor_block(override)[0]}"
+                    f"of {_core.tensor_block(override)[0]}",
+                    tensor=tensor.name,
                 )
             return override, None
         if self.rules is None:

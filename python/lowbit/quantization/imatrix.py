@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from lowbit import gguf
 from lowbit.base import arguments
-from lowbit.base.errors import FormatError, InputError
+from lowbit.base.errors import Error, FormatError, InputError
 from lowbit.base.files import FileReader
 from lowbit.base.foreign import named
 from lowbit.base.paths import AnyPath, checked
@@ -67,7 +67,9 @@ class Imatrix:
         if values is not None and len(values) != columns:
             if name in ("token_embd.weight", "per_layer_token_embd.weight"):
                 return None
-            raise InputError(f"imatrix: {name} has {len(values)} values, expected {columns}")
+            raise InputError(
+                f"imatrix: {name} has {len(values)} values", tensor=name, expected=columns, found=len(values)
+            )
         return values
 
 
@@ -152,8 +154,7 @@ class Sums:
 
     def imatrix(self, path: str | None = None) -> Imatrix:
         """The importances. Raises FormatError for sums that are negative or not finite."""
-        where = "" if path is None else f"{path}: "
-        values = {n: _checked(FormatError, f"{where}{n}", e.importances()) for n, e in sorted(self.entries.items())}
+        values = {n: _checked(FormatError, n, e.importances(), path) for n, e in sorted(self.entries.items())}
         notes = {report.name: note for report in self.coverage() if (note := report.note())}
         return Imatrix(values, path, self.datasets, self.chunk_count, notes)
 
@@ -180,9 +181,11 @@ def load_imatrix(source: AnyPath | Mapping[str, Any] | Imatrix | Sums) -> Imatri
     return read(path).imatrix(path)
 
 
-def _checked(error: type[Exception], where: str, values: np.ndarray) -> np.ndarray:
+def _checked(error: type[Error], name: str, values: np.ndarray, path: str | None = None) -> np.ndarray:
     if values.ndim != 1 or not np.all(np.isfinite(values)) or np.any(values < 0):
-        raise error(f"imatrix: {where}: expected one axis of finite numbers that are not negative")
+        raise error(
+            f"imatrix: {name}:", path=path, tensor=name, expected="one axis of finite numbers that are not negative"
+        )
     return values
 
 
@@ -200,11 +203,11 @@ def read(path: AnyPath) -> Sums:
         sums = {name.removesuffix(".in_sum2") for name in opened.infos if name.endswith(".in_sum2")}
         counts = {name.removesuffix(".counts") for name in opened.infos if name.endswith(".counts")}
         if not sums or "imatrix.chunk_count" not in opened.metadata:
-            raise FormatError(f"{path}: not an importance matrix: no tensors .in_sum2 or no key imatrix.chunk_count")
-        if sums != counts:
-            raise FormatError(f"{path}: {min(sums ^ counts)} has only one of .in_sum2 and .counts")
+            raise FormatError("not an importance matrix: no tensors .in_sum2 or no key imatrix.chunk_count", path=path)
+        if odd := min(sums ^ counts, default=None):
+            raise FormatError(f"{odd} has only one of .in_sum2 and .counts", path=path, tensor=odd)
         entries = {
-            name: _entry(f"{path}: {name}", opened.tensors[f"{name}.in_sum2"], opened.tensors[f"{name}.counts"])
+            name: _entry(path, name, opened.tensors[f"{name}.in_sum2"], opened.tensors[f"{name}.counts"])
             for name in sorted(sums)
         }
         datasets = opened.metadata.get("imatrix.datasets", [])
@@ -213,14 +216,17 @@ def read(path: AnyPath) -> Sums:
     return Sums(entries, datasets if isinstance(datasets, list) else [], chunk_count, chunk_size)
 
 
-def _entry(where: str, sums: Any, counts: Any) -> Entry:
+def _entry(path: str, name: str, sums: Any, counts: Any) -> Entry:
+    def error(text: str) -> FormatError:
+        return FormatError(f"{name}: {text}", path=path, tensor=name)
+
     if not all(isinstance(array, np.ndarray) and array.dtype == np.float32 for array in (sums, counts)):
-        raise FormatError(f"{where}: sums and counts are not F32")
+        raise error("sums and counts are not F32")
     if sums.size == 0 or counts.size == 0 or sums.size % counts.size:
-        raise FormatError(f"{where}: {sums.size} sums for {counts.size} counts")
+        raise error(f"{sums.size} sums for {counts.size} counts")
     # Below 2^53, where every whole number is a double; no text has as many tokens.
     if not (np.abs(counts) < 1 << 53).all():
-        raise FormatError(f"{where}: counts are not numbers of tokens")
+        raise error("counts are not numbers of tokens")
     exact = counts.astype(np.float64).reshape(-1)
     return Entry(np.array(sums).reshape(len(exact), -1), np.trunc(exact + np.copysign(0.5, exact)).astype(np.int64))
 
@@ -242,7 +248,7 @@ class _Legacy:
         for _ in range(num):
             name = self._text("name", 1, MAX_NAME)
             if name in entries:
-                raise self._error(f"a second tensor {name}")
+                raise self._error(f"a second tensor {name}", tensor=name)
             calls = self._int(f"chunks of {name}")
             columns = self._int(f"columns of {name}", 1, MAX_COLUMNS)
             sums = np.frombuffer(self._bytes(4 * columns, f"sums of {name}"), "<f4").astype(np.float32)
@@ -253,19 +259,21 @@ class _Legacy:
         text = self._text("text", 0, MAX_LEGACY_TEXT) if self.at < self.file.size else ""
         return Sums(entries, [text] if text else [], chunks, 0)
 
-    def _error(self, message: str) -> FormatError:
-        return FormatError(f"{self.file.path}: not an importance matrix: offset {self.at}: {message}")
+    def _error(self, text: str, **fields: Any) -> FormatError:
+        return FormatError(
+            f"not an importance matrix: offset {self.at}: {text}", path=self.file.path, offset=self.at, **fields
+        )
 
     def _bytes(self, num: int, what: str) -> bytes:
         if num > self.file.size - self.at:
-            raise self._error(f"{what}: expected {num} bytes, found {self.file.size - self.at}")
+            raise self._error(f"{what}:", expected=f"{num} bytes", found=self.file.size - self.at)
         self.at += num
         return self.file.read(self.at - num, num)
 
     def _int(self, what: str, least: int = -(1 << 31), most: int = (1 << 31) - 1) -> int:
         value = int.from_bytes(self._bytes(4, what), "little", signed=True)
         if not least <= value <= most:
-            raise self._error(f"{what}: expected {least} to {most}, found {value}")
+            raise self._error(f"{what}:", expected=f"{least} to {most}", found=value)
         return value
 
     def _text(self, what: str, least: int, most: int) -> str:
@@ -287,7 +295,7 @@ def merge(parts: Iterable[Sums]) -> Sums:
     if wrong_parts := [part for part in parts if not isinstance(part, Sums)]:
         raise arguments.wrong("parts", "what lowbit.imatrix.read or collect gave", wrong_parts[0])
     if not parts:
-        raise InputError("merge: expected at least one importance matrix")
+        raise InputError("merge:", expected="at least one importance matrix")
     chunk_size = next((part.chunk_size for part in reversed(parts) if part.chunk_size), CHUNK_SIZE)
     entries: dict[str, Entry] = {}
     for part in parts:
@@ -304,6 +312,6 @@ def _added(name: str, a: Entry, b: Entry) -> Entry:
     matrices = max(len(a.counts), len(b.counts))
     if a.sums.size != b.sums.size or any(len(entry.counts) not in (1, matrices) for entry in (a, b)):
         shapes = " and ".join(f"{entry.sums.size} sums for {len(entry.counts)} counts" for entry in (a, b))
-        raise InputError(f"merge: {name} has {shapes}")
+        raise InputError(f"merge: {name} has {shapes}", tensor=name)
     sums = a.sums.reshape(matrices, -1) + b.sums.reshape(matrices, -1)
     return Entry(sums, np.broadcast_to(a.counts, matrices) + b.counts)

@@ -108,7 +108,9 @@ class ConvertOptions:
         for pattern, format in self.tensor_types:
             if len(pattern) > MAX_PATTERN:
                 raise InputError(
-                    f"tensor type {quoted(pattern)}: {len(pattern)} characters, expected at most {MAX_PATTERN}"
+                    f"tensor type {quoted(pattern)}: {len(pattern)} characters",
+                    expected=f"at most {MAX_PATTERN}",
+                    found=len(pattern),
                 )
             try:
                 compiled.append((re.compile(pattern, re.IGNORECASE), format))
@@ -143,7 +145,7 @@ def checked_options(kind: type[Options], given: Mapping[str, Any]) -> Options:
     known = [option.name for option in fields(kind)]
     for name in given:
         if name not in known:
-            raise InputError(f"unknown option {quoted(name)}, expected one of {', '.join(known)}")
+            raise InputError(f"unknown option {quoted(name)}", expected=f"one of {', '.join(known)}", found=name)
     return kind(**given)
 
 
@@ -161,7 +163,7 @@ def parse_tensor_type(text: str) -> tuple[str, str]:
     """REGEX=FORMAT as a pair; a regular expression may hold `=` itself. Raises InputError."""
     pattern, separator, format = text.rpartition("=")
     if not separator or not pattern or not format:
-        raise InputError(f"{quoted(text)}: expected REGEX=FORMAT")
+        raise InputError(f"{quoted(text)}:", expected="REGEX=FORMAT")
     return pattern, format
 
 
@@ -180,7 +182,7 @@ def _read_tensor_types(path: AnyPath | None) -> list[tuple[str, str]]:
     try:
         return [parse_tensor_type(item) for item in read_text(where, MAX_TENSOR_TYPE_BYTES).split()]
     except InputError as error:
-        raise FormatError(f"{where}: {error}") from None
+        raise error.turned(FormatError, path=where) from None
 
 
 def parse_override(text: str) -> tuple[str, bool | int | float | str]:
@@ -188,7 +190,7 @@ def parse_override(text: str) -> tuple[str, bool | int | float | str]:
     key, _, typed = text.partition("=")
     kind, separator, value = typed.partition(":")
     if not key or not separator or kind not in ("int", "float", "bool", "str"):
-        raise InputError(f"{quoted(text)}: expected KEY=TYPE:VALUE, TYPE one of int, float, bool, str")
+        raise InputError(f"{quoted(text)}:", expected="KEY=TYPE:VALUE, TYPE one of int, float, bool, str")
     if kind == "str":
         return key, value
     try:
@@ -196,19 +198,22 @@ def parse_override(text: str) -> tuple[str, bool | int | float | str]:
             value
         )
     except (KeyError, ValueError):
-        raise InputError(f"{quoted(text)}: {quoted(value)} is no {kind}") from None
+        raise InputError(f"{quoted(text)}: {quoted(value)} is no {kind}", key=key) from None
 
 
 def override(metadata: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """`metadata` with `changes` at its end. Raises InputError for keys of split files and values of another kind."""
     for key, value in changes.items():
         if key in gguf.SPLIT_KEYS:
-            raise InputError(f"override of {shown(key)}: it follows from how the file is split")
+            raise InputError(f"override of {shown(key)}: it follows from how the file is split", key=key)
         if kind_name(value) not in ("a bool", "an int", "a float", "a str"):
-            raise InputError(f"override of {shown(key)}: expected bool, int, float or str, got {kind_name(value)}")
+            raise InputError(
+                f"override of {shown(key)}:", key=key, expected="bool, int, float or str", found=kind_name(value)
+            )
         if key in metadata and kind_name(metadata[key]) != kind_name(value):
             raise InputError(
-                f"override of {shown(key)}: the file has {kind_name(metadata[key])} there, got {kind_name(value)}"
+                f"override of {shown(key)}: the file has {kind_name(metadata[key])} there, got {kind_name(value)}",
+                key=key,
             )
     return moved_last(metadata, changes)
 

@@ -51,7 +51,9 @@ class Network:
         """From GGUF metadata. Raises FormatError without an architecture, UnsupportedError for unknown rules."""
         name = metadata.get("general.architecture")
         if not isinstance(name, str):
-            raise FormatError("metadata has no general.architecture, by which a mix chooses formats")
+            raise FormatError(
+                "metadata has no general.architecture, by which a mix chooses formats", key="general.architecture"
+            )
         if name in UNKNOWN_ARCHITECTURES:
             raise UnsupportedError(f"architecture {name}: its mixes are not known; pure=True needs none")
 
@@ -61,10 +63,15 @@ class Network:
                 value = value[0]  # one for each layer: the reference goes by the first
             if value is None:
                 raise UnsupportedError(
-                    f"metadata has no {name}.{key}, by which a mix chooses formats; pure=True needs none"
+                    f"metadata has no {name}.{key}, by which a mix chooses formats; pure=True needs none",
+                    key=f"{name}.{key}",
                 )
             if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)) or value < 0:
-                raise UnsupportedError(f"{name}.{key} is {quoted(value, 40)}: no mix is known for such a model")
+                raise UnsupportedError(
+                    f"{name}.{key} is {quoted(value, 40)}: no mix is known for such a model",
+                    key=f"{name}.{key}",
+                    found=value,
+                )
             return int(value)
 
         num_heads = integer("attention.head_count", 0)
@@ -356,5 +363,7 @@ def find_mix(name: str) -> Mix:
     found = MIXES.get(key) or next((mix for mix in _MIXES if str(mix.file_type) == key), None)
     if found is None:
         near = did_you_mean(name, [*MIXES, *ALIASES])
-        raise InputError(f"unknown format {quoted(name)}{near or ', expected one of ' + ', '.join(MIXES)}")
+        raise InputError(
+            f"unknown format {quoted(name)}{near}", expected=None if near else f"one of {', '.join(MIXES)}", found=name
+        )
     return found

@@ -53,12 +53,14 @@ def with_old_added(
     return {**tokenizer, "added_tokens": [*there, *more]}
 
 
-def checked_id(value: Any, where: str | Path) -> int:
+def checked_id(value: Any, path: Path) -> int:
     """A token id of a JSON file, where it may be text. Raises FormatError."""
     if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 10:
         value = int(value)
     if type(value) is not int or not 0 <= value < MAX_TOKENS:
-        raise FormatError(f"{where}: token id {quoted(value)}, expected an integer below {MAX_TOKENS}")
+        raise FormatError(
+            f"token id {quoted(value)}", path=path, expected=f"an integer below {MAX_TOKENS}", found=value
+        )
     return value
 
 

@@ -32,6 +32,7 @@ from lowbit.base.quoting import quoted
 from lowbit.tokenizer.backend import Backend, BpeModel, backend_of
 from lowbit.tokenizer.gguf import Vocab
 from lowbit.tokenizer.sentencepiece import UNUSED
+from lowbit.tokenizer.special import wrong_key
 
 DEFINITION_KEY = "lowbit.tokenizer.definition"
 MERGES_KEY = "lowbit.tokenizer.merges"
@@ -81,38 +82,42 @@ def build_defined(vocab: Vocab) -> tuple[Backend, bool]:
     tokens = list(vocab.tokens)
     for token_id, text in _object(value, "contents").items():
         if not token_id.isdecimal() or not int(token_id) < len(tokens) or not isinstance(text, str):
-            raise FormatError(
-                f"{DEFINITION_KEY}: contents has {quoted(token_id, 40)}, expected ids below {len(tokens)}"
-            )
+            raise _error(f"contents has {quoted(token_id, 40)}", expected=f"ids below {len(tokens)}", found=token_id)
         tokens[int(token_id)] = text
     steps = tokenizers.Tokenizer.from_str(json.dumps(skeleton))
     model = _model(vocab, tokens, _object(value, "model"))
     return backend_of(steps, model, _added(value.get("added_tokens"), tokens)), value.get("post_processor") is not None
 
 
+def _error(text: str, **fields: Any) -> FormatError:
+    return FormatError(f"{DEFINITION_KEY}: {text}", key=DEFINITION_KEY, **fields)
+
+
 def _read(text: str) -> dict[str, Any]:
     if len(text) > _MAX_DEFINITION:
-        raise FormatError(f"{DEFINITION_KEY}: {len(text)} characters, expected at most {_MAX_DEFINITION}")
+        raise _error(f"{len(text)} characters", expected=f"at most {_MAX_DEFINITION}", found=len(text))
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise FormatError(f"{DEFINITION_KEY}: not JSON: {error}") from None
+        raise _error(f"not JSON: {error}") from None
     if not isinstance(value, dict):
-        raise FormatError(f"{DEFINITION_KEY}: expected an object, found {type(value).__name__}")
+        raise wrong_key(DEFINITION_KEY, "an object", type(value).__name__)
     return value
 
 
 def _object(value: dict[str, Any], name: str) -> dict[str, Any]:
     part = value.get(name, {})
     if not isinstance(part, dict):
-        raise FormatError(f"{DEFINITION_KEY}: {name}: expected an object, found {type(part).__name__}")
+        raise _error(f"{name}:", expected="an object", found=type(part).__name__)
     return part
 
 
 def _model(vocab: Vocab, tokens: list[str], options: dict[str, Any]) -> BpeModel | models.Model:
     kind = options.get("type")
     if kind not in _MODEL_OPTIONS:
-        raise UnsupportedError(f"{DEFINITION_KEY}: the model {quoted(kind, 40)} is not supported (BPE and Unigram are)")
+        raise UnsupportedError(
+            f"{DEFINITION_KEY}: the model {quoted(kind, 40)} is not supported (BPE and Unigram are)", key=DEFINITION_KEY
+        )
     known = {name: options[name] for name in _MODEL_OPTIONS[kind] if options.get(name) is not None}
     if kind == "Unigram":
         return models.Unigram(list(zip(tokens, vocab.scores().tolist(), strict=True)), **known)
@@ -138,12 +143,11 @@ def _added(rows: Any, tokens: list[str]) -> list[AddedToken]:
         match row:
             case [int(first), int(count), [*flags]] if first >= 0 and 0 <= count <= len(tokens) - first:
                 if len(added) + count > len(tokens):
-                    raise FormatError(f"{DEFINITION_KEY}: added_tokens: more than the {len(tokens)} tokens there are")
+                    raise _error(f"added_tokens: more than the {len(tokens)} tokens there are")
                 set_flags = {flag: flag in flags for flag in FLAGS}
                 added += [AddedToken(token, **set_flags) for token in tokens[first : first + count]]
             case _:
-                raise FormatError(
-                    f"{DEFINITION_KEY}: added_tokens: expected [first id, count, flags] of {len(tokens)} tokens, "
-                    f"found {quoted(row, 60)}"
+                raise _error(
+                    "added_tokens:", expected=f"[first id, count, flags] of {len(tokens)} tokens", found=quoted(row, 60)
                 )
     return added

@@ -91,8 +91,10 @@ def sentencepiece_tokenizer(folder: Path, config: Mapping[str, Any]) -> tokenize
     model = read_model(path)
     if model.model_type not in (UNIGRAM, BPE) or model.space_suffix or not model.escape_whitespaces:
         raise UnsupportedError(
-            f"{path}: expected BPE or unigram with spaces before words, found model_type {model.model_type}, "
-            f"treat_whitespace_as_suffix {model.space_suffix}, escape_whitespaces {model.escape_whitespaces}"
+            path=path,
+            expected="BPE or unigram with spaces before words",
+            found=f"model_type {model.model_type}, treat_whitespace_as_suffix {model.space_suffix}, "
+            f"escape_whitespaces {model.escape_whitespaces}",
         )
     vocab, added = _vocabulary(path, model, added_tokens(folder, config))
     tokenizer = tokenizers.Tokenizer(_model(vocab, model))
@@ -131,7 +133,12 @@ def _vocabulary(path: Path, model: Model, added: Mapping[int, AddedToken]) -> tu
     }
     for token_id, token in added.items():
         if token_id > len(tokens):
-            raise FormatError(f"{path}: added token {token_id}, expected ids in a row, and {len(tokens)} is none")
+            raise FormatError(
+                f"added token {token_id}",
+                path=path,
+                expected=f"ids in a row, and {len(tokens)} is none",
+                found=token_id,
+            )
         if token_id == len(tokens):
             tokens.append(token.content)
             scores.append(0.0)
@@ -180,14 +187,16 @@ def byte_level_definition(folder: Path, config: Mapping[str, Any]) -> dict[str, 
     }
     if kind not in chains:
         raise UnsupportedError(
-            f"{folder}: tokenizer_class {quoted(kind, 40)} has no tokenizer.json, and vocab.json does not say how "
-            f"words are cut; it is known of {' and '.join(chains)}"
+            f"tokenizer_class {quoted(kind, 40)} has no tokenizer.json, and vocab.json does not say how words are "
+            f"cut; it is known of {' and '.join(chains)}",
+            path=folder,
+            key="tokenizer_class",
         )
     normalizer, pre_tokenizer = chains[kind]
     added = added_tokens(folder, config)
     vocab = read_json(folder / "vocab.json")
     if any(type(token_id) is not int for token_id in vocab.values()):
-        raise FormatError(f"{folder / 'vocab.json'}: expected integers as ids")
+        raise FormatError(path=folder / "vocab.json", expected="integers as ids")
     merges = _merges(folder / "merges.txt")
     return {
         "version": "1.0",

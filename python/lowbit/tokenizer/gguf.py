@@ -22,7 +22,9 @@ from lowbit.base.quoting import quoted
 from lowbit.tokenizer.backend import Backend, BpeModel, backend_of
 from lowbit.tokenizer.regexes import PRE_TOKENIZERS, PreTokenizer
 from lowbit.tokenizer.sentencepiece import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, USER_DEFINED
-from lowbit.tokenizer.special import checked_special
+from lowbit.tokenizer.special import checked_special, wrong_key
+
+_TOKENS, _SCORES = "tokenizer.ggml.tokens", "tokenizer.ggml.scores"
 
 
 class Vocab:
@@ -32,14 +34,14 @@ class Vocab:
         self._metadata = metadata
         self._notes: dict[str, str] = {}
         self.model = self.text("tokenizer.ggml.model")
-        self.tokens = self._strings("tokenizer.ggml.tokens")
+        self.tokens = self._strings(_TOKENS)
         if not self.tokens:
-            raise FormatError("tokenizer.ggml.tokens: expected at least one token, found none")
+            raise wrong_key(_TOKENS, "at least one token", "none")
         if "" in self.tokens:
             self.tokens = [token or f"[EMPTY_{i}]" for i, token in enumerate(self.tokens)]
         self.index = TokenIndex(self.tokens)
         if (twice := self.index.repeated) is not None:
-            raise FormatError(f"tokenizer.ggml.tokens: the token {quoted(self.tokens[twice])} occurs more than once")
+            raise FormatError(f"{_TOKENS}: the token {quoted(self.tokens[twice])} occurs more than once", key=_TOKENS)
         types = self._numbers("tokenizer.ggml.token_type")
         self.types = np.full(len(self.tokens), NORMAL, np.int64) if types is None else types.astype(np.int64)
 
@@ -54,14 +56,14 @@ class Vocab:
         """A string value; `default=None` means that the key is required."""
         value = self._metadata.get(key, default)
         if not isinstance(value, str):
-            raise FormatError(f"{key}: expected a string, found {_kind(value)}")
+            raise wrong_key(key, "a string", _kind(value))
         return value
 
     def flag(self, key: str, default: bool) -> bool:
         """A boolean value."""
         value = self._metadata.get(key, default)
         if not isinstance(value, (bool, np.bool_)):
-            raise FormatError(f"{key}: expected a boolean, found {_kind(value)}")
+            raise wrong_key(key, "a boolean", _kind(value))
         return bool(value)
 
     def token_id(self, key: str, default: int | None = None) -> int | None:
@@ -78,9 +80,9 @@ class Vocab:
         """An array of ids, [] where there is none."""
         value = self._metadata.get(key, np.empty(0, np.uint32))
         if not isinstance(value, np.ndarray) or value.dtype.kind not in "iu" or value.ndim != 1:
-            raise FormatError(f"{key}: expected an array of integers, found {_kind(value)}")
+            raise wrong_key(key, "an array of integers", _kind(value))
         if len(value) and not (value.min() >= 0 and value.max() < len(self.tokens)):
-            raise FormatError(f"{key}: expected ids below {len(self.tokens)}, found {value.min()} to {value.max()}")
+            raise wrong_key(key, f"ids below {len(self.tokens)}", f"{value.min()} to {value.max()}")
         return [int(i) for i in value]
 
     def note(self, key: str, sentence: str) -> None:
@@ -94,18 +96,18 @@ class Vocab:
 
     def scores(self) -> np.ndarray:
         """Scores of the pieces, float64 (N,)."""
-        scores = self._numbers("tokenizer.ggml.scores")
+        scores = self._numbers(_SCORES)
         if scores is None:
-            raise FormatError("tokenizer.ggml.scores: missing, and a SentencePiece tokenizer needs it")
+            raise FormatError(f"{_SCORES}: missing, and a SentencePiece tokenizer needs it", key=_SCORES)
         if np.isnan(scores).any():
-            raise FormatError(f"tokenizer.ggml.scores: NaN at index {int(np.isnan(scores).argmax())}")
+            raise FormatError(f"{_SCORES}: NaN at index {int(np.isnan(scores).argmax())}", key=_SCORES)
         return scores.astype(np.float64)
 
     def bytes(self, key: str) -> bytes:
         """An array of bytes, b"" where there is none."""
         value = self._metadata.get(key, np.empty(0, np.uint8))
         if not isinstance(value, np.ndarray) or value.dtype.itemsize != 1 or value.dtype.kind not in "iu":
-            raise FormatError(f"{key}: expected an array of bytes, found {_kind(value)}")
+            raise wrong_key(key, "an array of bytes", _kind(value))
         return value.tobytes()
 
     def has(self, key: str) -> bool:
@@ -116,7 +118,8 @@ class Vocab:
         """The merges, best first. Both parts and what they make must be tokens."""
         if not self.has(key):
             raise FormatError(
-                f"{key}: missing, and without it a {self.model} vocabulary cannot tokenize: convert the model again"
+                f"{key}: missing, and without it a {self.model} vocabulary cannot tokenize: convert the model again",
+                key=key,
             )
         return Merges.of_lines(self.index, self._strings(key), key)
 
@@ -127,7 +130,7 @@ class Vocab:
     def _strings(self, key: str) -> list[str]:
         value = self._metadata.get(key)
         if not isinstance(value, list) or any(not issubclass(kind, str) for kind in set(map(type, value))):
-            raise FormatError(f"{key}: expected an array of strings, found {_kind(value)}")
+            raise wrong_key(key, "an array of strings", _kind(value))
         return value
 
     def _numbers(self, key: str) -> np.ndarray | None:
@@ -137,9 +140,9 @@ class Vocab:
         if isinstance(value, list) and value and not isinstance(value[0], str):
             value = np.asarray(value)
         if not isinstance(value, np.ndarray) or value.dtype.kind not in "iuf":
-            raise FormatError(f"{key}: expected an array of numbers, found {_kind(value)}")
+            raise wrong_key(key, "an array of numbers", _kind(value))
         if value.ndim != 1 or len(value) != len(self.tokens):
-            raise FormatError(f"{key}: expected {len(self.tokens)} values, one a token, found {value.size}")
+            raise wrong_key(key, f"{len(self.tokens)} values, one a token", value.size)
         return value
 
 
@@ -171,7 +174,11 @@ def family(vocab: Vocab) -> Family:
     """The kind that the file names. Raises UnsupportedError for one that lowbit does not have."""
     if vocab.model not in _FAMILIES:
         known = ", ".join(sorted(_FAMILIES))
-        raise UnsupportedError(f"tokenizer.ggml.model: {vocab.model!r} is not supported, only {known} are")
+        raise UnsupportedError(
+            f"tokenizer.ggml.model: {vocab.model!r} is not supported, only {known} are",
+            key="tokenizer.ggml.model",
+            found=vocab.model,
+        )
     found = _FAMILIES[vocab.model]
     return found._replace(first="bos") if vocab.model == "gpt2" and _pre_tokenizer(vocab).add_bos else found
 
@@ -198,7 +205,9 @@ def build(vocab: Vocab) -> Backend:
 def _pre_tokenizer(vocab: Vocab) -> PreTokenizer:
     name = vocab.text("tokenizer.ggml.pre", "default")
     if name not in PRE_TOKENIZERS:
-        raise UnsupportedError(f"tokenizer.ggml.pre: the pre-tokenizer {name!r} is not known")
+        raise UnsupportedError(
+            f"tokenizer.ggml.pre: the pre-tokenizer {name!r} is not known", key="tokenizer.ggml.pre", found=name
+        )
     return PRE_TOKENIZERS[name]
 
 
@@ -254,7 +263,7 @@ def _word_piece(vocab: Vocab, steps: tokenizers.Tokenizer) -> models.WordPiece:
     unknown = vocab.token_id("tokenizer.ggml.unknown_token_id", 100)
     ids = {_word_piece_text(token): i for i, token in enumerate(vocab.tokens)}
     if unknown is None or len(ids) != len(vocab.tokens):
-        raise FormatError("tokenizer.ggml.tokens: expected an unknown token and no word piece twice")
+        raise wrong_key(_TOKENS, "an unknown token and no word piece twice")
     lowercase = vocab.flag("tokenizer.ggml.normalizer.lowercase", True)
     accents = vocab.flag("tokenizer.ggml.normalizer.strip_accents", lowercase)
     steps.normalizer = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=accents)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -32,14 +33,14 @@ _log = logging.getLogger("lowbit")
 
 
 @contextlib.contextmanager
-def _contained(error: type[Error], what: str) -> Iterator[None]:
+def _contained(error: type[Error], what: str, path: Path | None = None) -> Iterator[None]:
     """Turns what the tokenizers library raises, panics included (not an Exception), into one of our errors."""
     try:
         yield
     except (Error, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as cause:
-        raise error(f"{what}: {reason(cause)}") from cause
+        raise error(f"{what}: {reason(cause)}", path=path) from cause
 
 
 class Tokenizer:
@@ -237,13 +238,13 @@ def read_tokenizer(path: AnyPath | _HasMetadata) -> Tokenizer:
     """`load_tokenizer` for those who pass its notes on themselves."""
     if not isinstance(path, (str, bytes, os.PathLike)):
         if not isinstance(getattr(path, "metadata", None), Mapping):
-            raise InputError(f"expected a path or an open GGUF file, got {type(path).__name__}")
+            raise InputError(expected="a path or an open GGUF file", found=type(path).__name__)
         return from_metadata(path.metadata)
     where, _ = resolve(path, weights=False)
     if is_dir(where):
         return _from_folder(where)
     if not is_file(where):
-        raise FileError(f"{where}: no such file or folder")
+        raise FileError("no such file or folder", path=where, errno=errno.ENOENT)
     import lowbit.gguf
 
     with lowbit.gguf.open(where) as file, of_file(where):
@@ -278,7 +279,7 @@ def from_metadata(metadata: Mapping[str, Any]) -> Tokenizer:
 def _from_folder(folder: Path) -> Tokenizer:
     notes: list[str] = []
     config = merged_config(folder, notes)
-    with named(folder / "tokenizer.json"), _contained(FormatError, f"{folder}: tokenizer.json or what stands for it"):
+    with named(folder / "tokenizer.json"), _contained(FormatError, "tokenizer.json or what stands for it", folder):
         whole, defaults = _backend(folder, config)
         config = {**defaults, **config}
         whole.no_padding()
@@ -314,7 +315,7 @@ def _backend(folder: Path, config: Mapping[str, Any]) -> tuple[tokenizers.Tokeni
         return backend, {**names, framed: True}
     if is_file(folder / "vocab.json"):
         return tokenizers.Tokenizer.from_buffer(_packed(byte_level_definition(folder, config))), {}
-    raise UnsupportedError(f"{folder}: no tokenizer.json, and no tokenizer.model or vocab.json instead of it")
+    raise UnsupportedError("no tokenizer.json, and no tokenizer.model or vocab.json instead of it", path=folder)
 
 
 def _packed(definition: Mapping[str, Any]) -> bytes:

@@ -9,6 +9,7 @@ it that the chain itself goes along.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from lowbit.base.errors import UnsupportedError
@@ -100,10 +101,12 @@ def _regex(split: dict[str, Any]) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def pre_tokenizer_name(tokenizer: dict[str, Any], where: str) -> str:
+def pre_tokenizer_name(tokenizer: dict[str, Any], path: Path) -> str:
     """tokenizer.ggml.pre of a tokenizer.json, UNKNOWN if no name fits; UnsupportedError if it is not byte-level."""
     chain = _chain(tokenizer.get("pre_tokenizer"))
     if not any(kind in ("bytes", "ByteLevel") for kind, _ in chain):
         steps = " then ".join(f"{kind} {shown(value, 60)}" for kind, value in chain) or "none"
-        raise UnsupportedError(f"{where}: expected a pre_tokenizer that ends in ByteLevel, found {steps}")
+        raise UnsupportedError(
+            path=path, key="pre_tokenizer", expected="a pre_tokenizer that ends in ByteLevel", found=steps
+        )
     return NAMES[chain](Facts(tokenizer)) if chain in NAMES else UNKNOWN

@@ -64,11 +64,11 @@ class Model(NamedTuple):
     escape_whitespaces: bool = True
 
 
-def _varint(data: memoryview, at: int, where: str) -> tuple[int, int]:
+def _varint(data: memoryview, at: int, part: str = "") -> tuple[int, int]:
     value = shift = 0
     while True:
         if at >= len(data) or shift > 63:
-            raise FormatError(f"{where}: broken number at offset {at}")
+            raise FormatError(f"{part}broken number at offset {at}", offset=None if part else at)
         byte = data[at]
         at += 1
         value |= (byte & 0x7F) << shift
@@ -77,68 +77,73 @@ def _varint(data: memoryview, at: int, where: str) -> tuple[int, int]:
         shift += 7
 
 
-def _fields(data: memoryview, where: str) -> Iterator[tuple[int, int, Any]]:
+def _fields(data: memoryview, part: str = "") -> Iterator[tuple[int, int, Any]]:
     """(field number, wire type, value) of a message: an int, or the bytes as a memoryview."""
     at = 0
     while at < len(data):
-        tag, at = _varint(data, at, where)
+        tag, at = _varint(data, at, part)
         number, wire = tag >> 3, tag & 7
         if wire == _VARINT:
-            value, at = _varint(data, at, where)
+            value, at = _varint(data, at, part)
             yield number, wire, value
             continue
         if wire == _BYTES:
-            size, at = _varint(data, at, where)
+            size, at = _varint(data, at, part)
         elif wire in (_FIXED64, _FIXED32):
             size = 8 if wire == _FIXED64 else 4
         else:
-            raise FormatError(f"{where}: unknown wire type {wire} at offset {at}")
+            raise FormatError(f"{part}unknown wire type {wire} at offset {at}", offset=None if part else at)
         if size > len(data) - at:
-            raise FormatError(f"{where}: {size} bytes at offset {at}, {len(data) - at} are left")
+            raise FormatError(
+                f"{part}{size} bytes at offset {at}, {len(data) - at} are left", offset=None if part else at
+            )
         yield number, wire, data[at : at + size]
         at += size
 
 
-def _piece(data: memoryview, where: str) -> Piece:
+def _piece(data: memoryview, part: str = "") -> Piece:
     text, score, kind = "", 0.0, NORMAL
-    for number, wire, value in _fields(data, where):
+    for number, wire, value in _fields(data, part):
         if number == 1 and wire == _BYTES:
             try:
                 text = bytes(value).decode("utf-8")
             except UnicodeDecodeError:
-                raise FormatError(f"{where}: not UTF-8") from None
+                raise FormatError(f"{part}not UTF-8") from None
         elif number == 2 and wire == _FIXED32:
             score = struct.unpack("<f", value)[0]
         elif number == 3 and wire == _VARINT:
             kind = value
     if not NORMAL <= kind <= BYTE:
-        raise FormatError(f"{where}: unknown type {kind}")
+        raise FormatError(f"{part}unknown type {kind}")
     return Piece(text, score, kind)
 
 
 def read_model(path: Path) -> Model:
     """A tokenizer.model. Raises FileError or FormatError."""
     with named(path):
-        return _parsed(path)
+        try:
+            return _parsed(memoryview(read_bytes(path, MAX_FILE_BYTES)))
+        except FormatError as error:
+            error.about(path=path)
+            raise
 
 
-def _parsed(path: Path) -> Model:
-    data = memoryview(read_bytes(path, MAX_FILE_BYTES))
+def _parsed(data: memoryview) -> Model:
     pieces: list[Piece] = []
     found: dict[str, Any] = {}
-    for number, wire, value in _fields(data, str(path)):
+    for number, wire, value in _fields(data):
         if wire != _BYTES:
             continue
         if number == 1:
-            pieces.append(_piece(value, f"{path}: piece {len(pieces)}"))
+            pieces.append(_piece(value, f"piece {len(pieces)}: "))
         elif number in _SPECS:
-            where, names = _SPECS[number]
-            for field, kind, entry in _fields(value, f"{path}: {where}"):
+            part, names = _SPECS[number]
+            for field, kind, entry in _fields(value, f"{part}: "):
                 if names.get(field, ("", -1))[1] == kind:
                     name = names[field][0]
                     found[name] = (bytes if kind == _BYTES else int if name == "model_type" else bool)(entry)
     if not pieces:
-        raise FormatError(f"{path}: no pieces: not a SentencePiece model")
+        raise FormatError("no pieces: not a SentencePiece model")
     return Model(pieces, **found)
 
 

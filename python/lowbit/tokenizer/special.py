@@ -45,15 +45,20 @@ def id_key(role: str) -> str:
     return f"tokenizer.ggml.{ID_NAMES.get(role, role)}_token_id"
 
 
+def wrong_key(key: str, expected: str, found: object = None) -> FormatError:
+    """The error for a value of a GGUF file's metadata that is not what was expected."""
+    return FormatError(f"{key}:", key=key, expected=expected, found=found)
+
+
 def checked_special(key: str, value: Any, num_tokens: int) -> int | None:
     """The id under a file's key, None for one that no token has.
 
     Real files have the largest number, which is -1 as well, for "none". Raises FormatError for what is no id.
     """
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
-        raise FormatError(f"{key}: expected an integer, found {type(value).__name__} {quoted(value, 40)}")
+        raise wrong_key(key, "an integer", f"{type(value).__name__} {quoted(value, 40)}")
     if value < -1:
-        raise FormatError(f"{key}: expected an id below {num_tokens}, found {value}")
+        raise wrong_key(key, f"an id below {num_tokens}", value)
     return int(value) if 0 <= value < num_tokens else None
 
 
@@ -191,7 +196,7 @@ def tokenizer_merges(tokenizer: dict[str, Any], folder: Path) -> list[str]:
             for merge in merges
         ]
     except (AttributeError, IndexError, TypeError):
-        raise FormatError(f"{folder / 'tokenizer.json'}: a merge is neither a string nor a pair of strings") from None
+        raise FormatError("a merge is neither a string nor a pair of strings", path=folder / "tokenizer.json") from None
 
 
 def special_tokens(

@@ -6,6 +6,7 @@ fallback (SentencePiece's vocabulary without its scores), tokenizer.json with by
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -68,18 +69,18 @@ def _decoded(text: str) -> str:
         return text
 
 
-def _base_vocab(tokenizer: dict[str, Any], where: str) -> dict[int, str]:
+def _base_vocab(tokenizer: dict[str, Any], path: Path) -> dict[int, str]:
     """Tokens of tokenizer.json's model by id."""
     model = tokenizer.get("model")
     vocab = model.get("vocab") if isinstance(model, dict) else None
     if not isinstance(vocab, dict) or not vocab or model.get("type") != "BPE":  # type: ignore[union-attr]
-        raise FormatError(f"{where}: model is not a BPE vocabulary")
+        raise FormatError("model is not a BPE vocabulary", path=path)
     found: dict[int, str] = {}
     for text, value in vocab.items():
-        token_id = checked_id(value, where)
+        token_id = checked_id(value, path)
         if found.setdefault(token_id, text) != text:
             raise FormatError(
-                f"{where}: tokens {quoted(found[token_id])} and {quoted(text)} have the same id {token_id}"
+                f"tokens {quoted(found[token_id])} and {quoted(text)} have the same id {token_id}", path=path
             )
     return found
 
@@ -88,12 +89,12 @@ def _byte_level(
     folder: Path, tokenizer: dict[str, Any], tokenizer_config: dict[str, Any], vocab_size: int
 ) -> dict[str, Any]:
     """Keys of a byte-level BPE vocabulary."""
-    where = str(folder / "tokenizer.json")
-    vocab = _base_vocab(tokenizer, where)
+    path = folder / "tokenizer.json"
+    vocab = _base_vocab(tokenizer, path)
     added = json_added_tokens(folder, tokenizer, tokenizer_config)
     vocab |= {token_id: token.text for token_id, token in added.items()}
     if max(vocab) >= vocab_size:
-        raise FormatError(f"{where}: token id {max(vocab)}, but vocab_size in config.json is {vocab_size}")
+        raise FormatError(f"token id {max(vocab)}, but vocab_size in config.json is {vocab_size}", path=path)
     tokens, types = [], np.full(vocab_size, NORMAL, np.int32)
     for i in range(vocab_size):
         text = vocab.get(i)
@@ -107,7 +108,7 @@ def _byte_level(
         tokens.append(text)
     return {
         "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": pre_tokenizer_name(tokenizer, where),
+        "tokenizer.ggml.pre": pre_tokenizer_name(tokenizer, path),
         "tokenizer.ggml.tokens": tokens,
         "tokenizer.ggml.token_type": types,
     }
@@ -152,10 +153,10 @@ def _sentencepiece(
 
 def _byte_fallback(folder: Path, tokenizer: dict[str, Any], tokenizer_config: dict[str, Any]) -> dict[str, Any]:
     """Keys of a tokenizer.json that holds a SentencePiece vocabulary: no scores are known, so all are alike."""
-    vocab = _base_vocab(tokenizer, str(folder / "tokenizer.json"))
+    vocab = _base_vocab(tokenizer, folder / "tokenizer.json")
     size = len(vocab)
     if sorted(vocab) != list(range(size)):
-        raise FormatError(f"{folder / 'tokenizer.json'}: ids of the vocabulary are not 0 to {size - 1}")
+        raise FormatError(f"ids of the vocabulary are not 0 to {size - 1}", path=folder / "tokenizer.json")
     special = named_tokens(tokenizer_config)
     tokens, types = [vocab[i] for i in range(size)], [NORMAL] * size
     for i, text in enumerate(tokens):
@@ -176,11 +177,11 @@ def _ranked(
     """The same for an architecture whose files the reference makes of tokenizer.model only. A score is minus the
     rank of the first merge that makes it: scores that order the merges as their ranks do. Longer than vocab_size or
     with holes it is refused, shorter it is padded."""
-    where = str(folder / "tokenizer.json")
-    vocab = _base_vocab(tokenizer, where)
+    path = folder / "tokenizer.json"
+    vocab = _base_vocab(tokenizer, path)
     added = json_added_tokens(folder, tokenizer, tokenizer_config)
     if max((*vocab, *added)) >= vocab_size:
-        raise FormatError(f"{where}: token id {max((*vocab, *added))}, but vocab_size in config.json is {vocab_size}")
+        raise FormatError(f"token id {max((*vocab, *added))}, but vocab_size in config.json is {vocab_size}", path=path)
     ranks: dict[str, int] = {}
     for rank, merge in enumerate(tokenizer_merges(tokenizer, folder)):
         ranks.setdefault(merge.replace(" ", "", 1), rank)
@@ -212,7 +213,7 @@ def _check_unique(tokens: list[str], folder: Path) -> None:
     seen: dict[str, int] = {}
     for i, text in enumerate(tokens):
         if text and seen.setdefault(text, i) != i:
-            raise FormatError(f"{folder}: the ids {seen[text]} and {i} have the same token {quoted(text)}")
+            raise FormatError(f"the ids {seen[text]} and {i} have the same token {quoted(text)}", path=folder)
 
 
 def tokenizer_metadata(
@@ -224,7 +225,13 @@ def tokenizer_metadata(
     padded. notes: gets what of the folder the keys do not keep.
     """
     if vocab_size > MAX_TOKENS:
-        raise FormatError(f"{folder / 'config.json'}: vocab_size {vocab_size}, expected at most {MAX_TOKENS}")
+        raise FormatError(
+            f"vocab_size {vocab_size}",
+            path=folder / "config.json",
+            key="vocab_size",
+            expected=f"at most {MAX_TOKENS}",
+            found=vocab_size,
+        )
     tokenizer, tokenizer_config = tokenizer_json(folder), read_tokenizer_config(folder)
     result: dict[str, Any] = {}
     prefix_space = tokenizer_config.get("add_prefix_space")
@@ -241,7 +248,11 @@ def tokenizer_metadata(
         merges, tokenizer = True, byte_level_definition(folder, tokenizer_config)
         result |= _byte_level(folder, tokenizer, tokenizer_config, vocab_size)
     elif not tokenizer:
-        raise FileError(f"{folder}: no tokenizer.json and no tokenizer.model: save the tokenizer beside the model")
+        raise FileError(
+            "no tokenizer.json and no tokenizer.model: save the tokenizer beside the model",
+            path=folder,
+            errno=errno.ENOENT,
+        )
     elif rules.byte_fallback == "alike" and _is_byte_fallback(tokenizer):
         result |= _byte_fallback(folder, in_full, tokenizer_config)
     elif rules.byte_fallback == "ranked" and _is_byte_fallback(tokenizer):
@@ -253,8 +264,9 @@ def tokenizer_metadata(
     result |= special_tokens(folder, config, tokenizer, tokenizer_config, merges, num_tokens)
     if merges and "tokenizer.ggml.merges" not in result:
         raise FormatError(
-            f"{folder / 'tokenizer.json'}: model has no merges, without which its vocabulary cannot tokenize: save the "
-            "tokenizer again, or download the file again"
+            "model has no merges, without which its vocabulary cannot tokenize: save the tokenizer again, or "
+            "download the file again",
+            path=folder / "tokenizer.json",
         )
     _check_unique(result["tokenizer.ggml.tokens"], folder)
     result |= {} if merges else rules.keys_without_merges

@@ -56,7 +56,9 @@ def _config(tokenizer: Tokenizer, metadata: Mapping[str, Any], context: int) -> 
     if (prefix := metadata.get("tokenizer.ggml.add_space_prefix")) is not None:
         added["add_prefix_space"] = prefix
     if wrong := [key for key, value in added.items() if isinstance(value, (list, np.ndarray))]:
-        raise FormatError(f"tokenizer.ggml: {wrong[0]} is an array, expected a boolean")
+        raise FormatError(
+            f"tokenizer.ggml: {wrong[0]} is an array", key=f"tokenizer.ggml.{wrong[0]}", expected="a boolean"
+        )
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         **tokenizer.special_tokens,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lowbit.base.errors import FormatError
+from lowbit.base.foreign import of_file
 from lowbit.base.paths import is_file
 from lowbit.base.quoting import listed, quoted
 from lowbit.hf.checkpoint import read_json
@@ -27,11 +28,12 @@ def tokenizer_json(folder: Path) -> dict[str, Any]:
     """A folder's tokenizer.json, {} if there is none."""
     path = folder / "tokenizer.json"
     tokenizer = read_optional(path)
-    for i, token in enumerate(_part(tokenizer, "added_tokens", list, str(path))):
-        _check_token(_typed(token, dict, f"{path}: added_tokens[{i}]"), f"{path}: added_tokens[{i}]")
-    model = _part(tokenizer, "model", dict, str(path))
-    _part(model, "merges", list, f"{path}: model")
-    _check_step(_part(tokenizer, "post_processor", dict, str(path)), f"{path}: post_processor")
+    with of_file(path):
+        for i, token in enumerate(_part(tokenizer, "added_tokens", list)):
+            _check_token(_typed(token, dict, f"added_tokens[{i}]"), f"added_tokens[{i}]")
+        model = _part(tokenizer, "model", dict)
+        _part(model, "merges", list, "model")
+        _check_step(_part(tokenizer, "post_processor", dict), "post_processor")
     return tokenizer
 
 
@@ -39,12 +41,13 @@ def tokenizer_config(folder: Path) -> dict[str, Any]:
     """A folder's tokenizer_config.json, {} if there is none."""
     path = folder / "tokenizer_config.json"
     config = read_optional(path)
-    for token_id, token in _part(config, "added_tokens_decoder", dict, str(path)).items():
-        where = f"{path}: added_tokens_decoder[{quoted(token_id)}]"
-        _check_token(_typed(token, dict, where), where)
-    for name in ("additional_special_tokens", "extra_special_tokens"):
-        if (value := config.get(name)) is not None and not isinstance(value, dict):
-            _typed(value, list, f"{path}: {name}")
+    with of_file(path):
+        for token_id, token in _part(config, "added_tokens_decoder", dict).items():
+            where = f"added_tokens_decoder[{quoted(token_id)}]"
+            _check_token(_typed(token, dict, where), where)
+        for name in ("additional_special_tokens", "extra_special_tokens"):
+            if (value := config.get(name)) is not None and not isinstance(value, dict):
+                _typed(value, list, name)
     return config
 
 
@@ -74,14 +77,16 @@ def merged_config(folder: Path, notes: list[str]) -> dict[str, Any]:
 
 def _typed(value: Any, kind: type, where: str) -> Any:
     if not isinstance(value, kind):
-        raise FormatError(f"{where}: expected {_NAMES[kind]}, found {type(value).__name__} {quoted(value)}")
+        raise FormatError(
+            f"{where}:", key=where, expected=_NAMES[kind], found=f"{type(value).__name__} {quoted(value)}"
+        )
     return value
 
 
-def _part(values: Mapping[str, Any], name: str, kind: type, where: str) -> Any:
+def _part(values: Mapping[str, Any], name: str, kind: type, where: str = "") -> Any:
     """The part of that name, an empty one for null."""
     value = values.get(name)
-    return kind() if value is None else _typed(value, kind, f"{where}: {name}")
+    return kind() if value is None else _typed(value, kind, f"{where}: {name}" if where else name)
 
 
 def _check_token(token: Mapping[str, Any], where: str) -> None:

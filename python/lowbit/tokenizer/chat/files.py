@@ -109,7 +109,9 @@ def _named(value: Any, path: Path) -> dict[str, str]:
     try:
         templates = {entry["name"]: entry["template"] for entry in entries}
     except (TypeError, KeyError):
-        raise FormatError(f"{path}: chat_template must be a string or a list of name and template") from None
+        raise FormatError(
+            "chat_template must be a string or a list of name and template", path=path, key="chat_template"
+        ) from None
     if not all(isinstance(part, str) for entry in templates.items() for part in entry):
-        raise FormatError(f"{path}: chat_template names and templates must be strings")
+        raise FormatError("chat_template names and templates must be strings", path=path, key="chat_template")
     return templates

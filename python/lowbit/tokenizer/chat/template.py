@@ -336,7 +336,7 @@ def render_chat(
     the template itself is wrong or asks for too much.
     """
     if not isinstance(template, str) or len(template) > _MAX_TEMPLATE:
-        raise FormatError(f"chat template: expected a string of at most {_MAX_TEMPLATE} characters")
+        raise FormatError("chat template:", expected=f"a string of at most {_MAX_TEMPLATE} characters")
     is_list = isinstance(messages, Iterable) and not isinstance(messages, (str, Mapping))
     if not is_list or not all(isinstance(m, Mapping) and "role" in m for m in messages):
         raise InputError("messages must be a sequence of mappings such as {'role': 'user', 'content': '...'}")

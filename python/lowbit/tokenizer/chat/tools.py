@@ -30,7 +30,7 @@ def json_schema(function: Callable[..., Any]) -> dict[str, Any]:
     name = getattr(function, "__name__", "operation")
     doc = (inspect.getdoc(function) or "").strip()
     if not doc:
-        raise InputError(f"tool {name}: expected a docstring that says what it is for")
+        raise InputError(f"tool {name}:", expected="a docstring that says what it is for")
     described = _descriptions(doc)
     try:
         hints = typing.get_type_hints(function)
@@ -44,7 +44,7 @@ def json_schema(function: Callable[..., Any]) -> dict[str, Any]:
     for argument in parameters:
         if argument not in hints or argument not in described:
             missing = "a type hint" if argument not in hints else "a description under Args:"
-            raise InputError(f"tool {name}: expected {missing} of {argument}")
+            raise InputError(f"tool {name}:", expected=f"{missing} of {argument}")
         properties[argument] = _described(_schema(hints[argument], f"tool {name}: {argument}"), described[argument])
     schema: dict[str, Any] = {"type": "object", "properties": properties}
     if required := [p.name for p in parameters.values() if p.default is inspect.Parameter.empty]:
@@ -131,6 +131,6 @@ def _union(args: tuple[Any, ...], where: str) -> dict[str, Any]:
 
 def _values(values: list[Any], where: str) -> dict[str, Any]:
     if not values or any(type(value) not in _SCALARS for value in values):
-        raise InputError(f"{where}: expected int, float, str, bool or None to choose from, found {values!r:.80}")
+        raise InputError(f"{where}:", expected="int, float, str, bool or None to choose from", found=f"{values!r:.80}")
     kinds = list(dict.fromkeys(_SIMPLE[type(value)]["type"] for value in values))
     return {"type": kinds[0] if len(kinds) == 1 else kinds, "enum": values}
