@@ -20,25 +20,25 @@ ROOT = Path(__file__).parents[1]
 HEAD = """\
 # Formats
 
-Every format that lowbit encodes, decodes and multiplies. Encoded bytes are those of ggml's reference quantizers,
-decoded values equal ggml's bit for bit. This page is written by `python docs/make_formats.py`.
+lowbit encodes, decodes and multiplies all formats of this page. Encoded bytes are those of ggml's reference quantizers.
+Decoded values equal ggml's bit for bit. `python docs/make_formats.py` writes this page.
 
-Sizes are true ones, scales and padding included; "smaller than F16" is how many times smaller a matrix gets.
-Importances (`imatrix=`) are required by some formats, change the bytes of others, and mean nothing to the rest.
+Sizes include scales and padding. "smaller than F16" is the size of a matrix in F16 divided by its size in the format.
+The last column says how encoding uses importances (`imatrix=`): some formats require them, some use them if given.
 
-| format | GGUF type | bits a weight | weights a block | bytes a block | smaller than F16 | importances |
+| format | GGUF type | bits per weight | weights per block | bytes per block | smaller than F16 | importances |
 | --- | ---: | ---: | ---: | ---: | ---: | --- |
 """
 
 MAPS = """
 ## Byte maps
 
-A block's bytes stand in the order given, numbers are little-endian, `w[i]` is weight `i` of the block as it is decoded.
+The maps list the bytes of a block in order. Numbers are little-endian. `w[i]` is the decoded weight `i` of the block.
 """
 
 
 def importances(format: _core.Format) -> str:
-    """Found by trying: whether importances change the bytes of random weights."""
+    """Determined by a trial: whether importances change the bytes of random weights."""
     if format.needs_imatrix:
         return "required"
     random = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-// Activations in 8 bits, the other operand of every format's integer product.
+// Activations in 8 bits: the other operand of every format's integer product.
 #pragma once
 
 #include <cstddef>
@@ -6,9 +6,9 @@
 
 namespace lowbit {
 
-// num_tokens rows of K values, K a multiple of 32. Each group of 32 has one scale: x = scale * q with q in [-127, 127],
-// scale = max|x| / 127, q rounded to nearest even. So |x - scale * q| <= scale / 2, and a product with weights w errs
-// by at most sum |w| * scale / 2 (plus float rounding), which is the bound the tests use.
+// num_tokens rows of K values; K is a multiple of 32. Each group of 32 has one scale: x = scale * q with q in [-127,
+// 127], scale = max|x| / 127, and q rounded to nearest even. So |x - scale * q| <= scale / 2. The error of a product
+// with weights w is at most sum |w| * scale / 2, plus float rounding. The tests use this bound.
 struct Activations {
   static constexpr size_t kGroup = 32;
 

@@ -1,8 +1,8 @@
-// What formats share whose blocks are encoded one by one, each scale being that of the largest magnitude (or the like)
-// and each weight being rounded once: Q8_0, Q8_1, Q8_K, TQ1_0, TQ2_0, MXFP4, NVFP4, Q2_0. A format gives a codec
-// (format-inl.h) that also has
+// Shared by formats that encode blocks one by one: Q8_0, Q8_1, Q8_K, TQ1_0, TQ2_0, MXFP4, NVFP4, Q2_0. The scale
+// follows from the largest magnitude, and each weight is rounded once. A format provides a codec (format-inl.h) that
+// also has
 //
-//   static constexpr int kBias;                             // what is subtracted from a code before it is scaled
+//   static constexpr int kBias;                             // subtracted from a code before scaling
 //   static void EncodeBlock(const float* x, uint8_t* out);  // kBlock weights
 //
 // and registers BlockFormat<Codec>.
@@ -44,8 +44,9 @@ struct BlockFormat {
   }
 };
 
-// The largest magnitude of kNum weights. It does not depend on the order, so the weights go across the lanes. As
-// integers, magnitudes are in the order of the floats, with infinity and NaN above them: then this is no finite number.
+// The largest magnitude of kNum weights. The order of comparisons has no effect, so the weights go across the lanes.
+// Magnitudes are compared as integers, which have the order of the floats. Infinity and NaN are the largest, so the
+// result is not finite if any weight is not.
 template <size_t kNum>
 HWY_INLINE float MaxMagnitude(const float* x) {
   const hn::CappedTag<float, HWY_MIN(kNum, size_t{16})> df;
@@ -56,16 +57,16 @@ HWY_INLINE float MaxMagnitude(const float* x) {
   return hwy::BitCastScalar<float>(hn::ReduceMax(di32, bits));
 }
 
-// Four vectors of integers in [-128, 127] as one of bytes, in order.
+// Narrows four vectors of integers in [-128, 127] to one vector of bytes, in order.
 template <class DI32, class V = hn::Vec<DI32>, class DI8 = hn::Repartition<int8_t, DI32>>
 HWY_INLINE hn::Vec<DI8> JoinBytes(DI32 /*di32*/, V a, V b, V c, V d) {
   const hn::RepartitionToNarrow<DI32> di16;
   return hn::OrderedDemote2To(DI8(), hn::OrderedDemote2To(di16, a, b), hn::OrderedDemote2To(di16, c, d));
 }
 
-// out[i] = x[i] * multiplier rounded as C's roundf does, half away from zero, plus bias; it must fit a signed byte.
-// What is added before the fraction is cut off is the float below a half: the sum is rounded itself, and comes out
-// right for every number below 2^23. Returns the sum of the bytes.
+// out[i] = x[i] * multiplier, rounded half away from zero as by C's roundf, plus bias. The result must fit a signed
+// byte. The number added before truncation is the largest float below 0.5: the sum is rounded too, and with this number
+// the result is right for every value below 2^23. Returns the sum of the bytes.
 template <size_t kNum>
 HWY_INLINE int RoundToBytes(const float* x, float multiplier, int bias, uint8_t* out) {
   const hn::CappedTag<float, HWY_MIN(kNum / 4, size_t{16})> df;
@@ -87,14 +88,14 @@ HWY_INLINE int RoundToBytes(const float* x, float multiplier, int bias, uint8_t*
   return hn::ReduceSum(di32, sum);
 }
 
-// What RoundBlock leaves beside the codes.
+// RoundBlock's results besides the codes.
 struct Rounded {
   float d;
-  int sum;  // of the codes without the bias
+  int sum;  // sum of the codes without the bias
 };
 
-// Scalar reference of RoundBlock, for NaN and infinities too: a NaN before the last number gets lost in the maximum,
-// and as integers infinities and NaN are 0 in their low byte, on x86.
+// Scalar reference of RoundBlock; also handles NaN and infinity. The maximum drops a NaN unless it is last. On x86,
+// infinity and NaN convert to integers whose low byte is 0.
 HWY_NOINLINE inline Rounded ReferenceRoundBlock(const float* x, size_t num, float top, int bias, uint8_t* codes) {
   float max = 0.0f;
   for (size_t i = 0; i < num; ++i) {
@@ -112,7 +113,7 @@ HWY_NOINLINE inline Rounded ReferenceRoundBlock(const float* x, size_t num, floa
   return {d, sum};
 }
 
-// The first weight of that magnitude, which there is: with the sign it has, also where it is zero.
+// The first weight with this magnitude, which must exist. The result has the weight's sign, also for zero.
 HWY_INLINE float FirstWithMagnitude(const float* x, float magnitude) {
   const hn::CappedTag<float, 16> df;
   for (size_t i = 0;; i += hn::Lanes(df)) {
@@ -121,8 +122,8 @@ HWY_INLINE float FirstWithMagnitude(const float* x, float magnitude) {
   }
 }
 
-// 1 / d as the encoders multiply with it: 0 where d is, and where 1 / d overflows. There the reference's products are
-// infinite or NaN, and as integers 0 in their low byte.
+// 1 / d as the encoders use it: 0 if d is 0 or 1 / d overflows. In these cases the reference's products are infinite or
+// NaN, and their integers have a low byte of 0.
 HWY_INLINE float Inverse(float d) {
   const float inverse = d != 0.0f ? 1.0f / d : 0.0f;
   return inverse <= hwy::HighestValue<float>() ? inverse : 0.0f;

@@ -1,4 +1,4 @@
-// Format::decode from Codec::Unpack (format-inl.h).
+// Format::decode, built on Codec::Unpack (format-inl.h).
 #if defined(LOWBIT_FORMATS_DECODE_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef LOWBIT_FORMATS_DECODE_INL_H_
 #undef LOWBIT_FORMATS_DECODE_INL_H_
@@ -18,8 +18,8 @@ HWY_BEFORE_NAMESPACE();
 namespace lowbit {
 namespace HWY_NAMESPACE {
 
-// In the reference's order of operations: scale * (code - Codec::kBias) where that is not 0 (then Unpack's offset is
-// scale * kBias, which saves the product the signs), else scale * code - offset.
+// The order of operations is that of the reference. If Codec::kBias is not 0: scale * (code - kBias); Unpack's offset
+// is then scale * kBias, which lets the product use unsigned codes. Otherwise: scale * code - offset.
 template <class Codec>
 void DecodeUnpacked(const uint8_t* blocks, size_t num_blocks, float* HWY_RESTRICT out) {
   constexpr size_t kGroup = HWY_MIN(Codec::kGroup, size_t{32}), kNum = 256 / Codec::kBlock;
@@ -46,8 +46,8 @@ void DecodeUnpacked(const uint8_t* blocks, size_t num_blocks, float* HWY_RESTRIC
   }
 }
 
-// Stores 32 codes in one piece where the product reads them in one: a load of two stores waits for both to reach the
-// cache.
+// Stores 32 codes with one store if the product loads them with one load: a load that spans two stores waits until both
+// reach the cache.
 template <class V16>
 HWY_INLINE void StorePair(V16 low, V16 high, uint8_t* codes) {
   const hn::FixedTag<uint8_t, 16> d16;
@@ -60,9 +60,9 @@ HWY_INLINE void StorePair(V16 low, V16 high, uint8_t* codes) {
   }
 }
 
-// The scales of num blocks of at least 32 weights, a half-precision number each, kBlockBytes apart, where codes have no
-// sign and an offset of kBias scales. Joined in registers: a vector load of narrow stores would wait for all of them to
-// reach the cache.
+// Loads the scales of num blocks with at least 32 weights: one float16 per block, kBlockBytes apart. For codecs with
+// unsigned codes and an offset of kBias scales. The scales are joined in registers: a vector load after narrow stores
+// would wait until all of them reach the cache.
 template <class Codec>
 HWY_INLINE void UnpackScales(const uint8_t* from, size_t num, Unpacked& u) {
   const hn::CappedTag<float, 8> df;

@@ -1,4 +1,4 @@
-// What the formats' vector code shares. Included by each format's source once for every SIMD target.
+// Code that all formats share. Included by each format's source once for every SIMD target.
 #if defined(LOWBIT_FORMATS_FORMAT_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef LOWBIT_FORMATS_FORMAT_INL_H_
 #undef LOWBIT_FORMATS_FORMAT_INL_H_
@@ -17,15 +17,15 @@ namespace lowbit {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// Half-precision numbers as floats. Where the target has no instruction for it, Highway takes the exponent of
-// infinities and NaN for one more power of two; no other half is that large.
+// float16 to float. On targets without an instruction for it, Highway decodes infinity and NaN as 65536 or more. No
+// finite float16 is that large.
 template <class DF, class V = hn::Vec<DF>>
 HWY_INLINE V PromoteHalves(DF df, hn::Vec<hn::Rebind<hwy::float16_t, DF>> halves) {
   const V x = hn::PromoteTo(df, halves);
   return hn::IfThenElse(hn::Ge(hn::Abs(x), hn::Set(df, 65536.0f)), hn::Or(x, hn::Inf(df)), x);
 }
 
-// A block's scale or offset in half precision, as ggml stores it: to nearest even, NaN as a quiet NaN of the same sign.
+// Stores a scale or offset as float16, as ggml does: to nearest even; NaN becomes a quiet NaN of the same sign.
 HWY_INLINE void StoreHalf(float value, uint8_t* to) {
   const hn::CappedTag<float, 1> df;
   const hn::Rebind<hwy::float16_t, decltype(df)> dh;
@@ -42,8 +42,8 @@ HWY_INLINE float LoadHalf(const uint8_t* from) {
   return hwy::F32FromF16(half);
 }
 
-// What F16 and BF16 share: n floats stored in two bytes each, at any address. to_bytes makes a vector of floats one of
-// bytes, to_floats the reverse.
+// Shared by F16 and BF16: n floats in two bytes each, at any address. to_bytes converts a vector of floats to bytes,
+// to_floats the inverse.
 using TwoByteFloats = hn::ScalableTag<float>;
 using TwoByteCodes = hn::Repartition<uint8_t, hn::Rebind<uint16_t, TwoByteFloats>>;
 
@@ -67,8 +67,8 @@ HWY_INLINE void DecodeTwoBytes(const uint8_t* codes, size_t n, float* out, ToFlo
   if (i != n) hn::StoreN(to_floats(hn::LoadN(du8, codes + 2 * i, 2 * (n - i))), df, out + i, n - i);
 }
 
-// n (at most 8) half-precision numbers, `stride` bytes apart, as floats. They are joined in registers: a vector load of
-// eight two-byte stores would wait for all of them to reach the cache.
+// Loads n (at most 8) float16 numbers that are `stride` bytes apart. They are joined in registers: a vector load after
+// eight two-byte stores would wait until all of them reach the cache.
 HWY_INLINE void LoadHalves(const uint8_t* from, size_t stride, size_t n, float* out) {
   const hn::CappedTag<float, 8> df;
   const hn::Rebind<hwy::float16_t, decltype(df)> dh;
@@ -91,7 +91,7 @@ HWY_INLINE void LoadHalves(const uint8_t* from, size_t stride, size_t n, float* 
 }
 
 // -------------------------------------------------------------------------------------------------------------------
-// Integer products. A format gives a codec:
+// Integer products. A format provides a codec:
 //
 //   struct Codec {
 //     static constexpr size_t kBlock, kBlockBytes;  // as in the descriptor; kBlock divides 256
@@ -101,9 +101,9 @@ HWY_INLINE void LoadHalves(const uint8_t* from, size_t stride, size_t n, float* 
 //     static void Unpack(const uint8_t* blocks, size_t num_blocks, Unpacked& u);
 //   };
 //
-// Unpack gets at most 256 weights and leaves weight i as u.scale[i / g] * code[i] - u.offset[i / g] with g =
-// min(kGroup, 32). DotInt8 below does the rest. Cost a weight: an eighth of a dozen or so 32-byte instructions; the
-// codes go through 256 bytes of stack, which the store buffer hides.
+// Unpack decodes at most 256 weights. Weight i becomes u.scale[i / g] * code[i] - u.offset[i / g] with g = min(kGroup,
+// 32). DotInt8 below does the rest. Cost: about 1.5 instructions per weight. The codes pass through 256 bytes of stack,
+// which the store buffer hides.
 
 struct Unpacked {
   HWY_ALIGN uint8_t code[256];
@@ -118,12 +118,12 @@ HWY_INLINE hn::Vec<DI32> MulAddQuads(DI32 di32, DU8 du8, VU8 codes, VI8 activati
   if constexpr (kSigned) {
     const hn::RebindToSigned<DU8> di8;
     const auto signed_codes = hn::BitCast(di8, codes);
-    // -128 stays -128, which is 128 as an unsigned byte.
+    // abs(-128) is -128, which is 128 as an unsigned byte.
     codes = hn::BitCast(du8, hn::Abs(signed_codes));
     activations = hn::IfNegativeThenNegOrUndefIfZero(signed_codes, activations);
   }
 #if HWY_TARGET == HWY_AVX2
-  // Highway's emulation of the quad product widens both operands. Two products of 128 * 127 fit 16 bits, so the
+  // Highway's emulation of the quad product widens both operands. Two products of 128 * 127 fit in 16 bits, so the
   // saturating instruction is exact here.
   const hn::RepartitionToWide<hn::RebindToSigned<DU8>> di16;
   const auto pairs = hn::SatWidenMulPairwiseAdd(di16, codes, activations);
@@ -133,7 +133,7 @@ HWY_INLINE hn::Vec<DI32> MulAddQuads(DI32 di32, DU8 du8, VU8 codes, VI8 activati
 #endif
 }
 
-// The factors of the groups that the 32 or 16 codes from i on belong to, one float for each quad of codes.
+// The factors of the groups of the 32 or 16 codes from i on, one float for each quad of codes.
 template <size_t kGroup, class DF>
 HWY_INLINE hn::Vec<DF> QuadFactors(DF df, const float* factors, size_t i) {
   if constexpr (kGroup == 16 && HWY_MAX_LANES_D(DF) == 8) {
@@ -143,12 +143,12 @@ HWY_INLINE hn::Vec<DF> QuadFactors(DF df, const float* factors, size_t i) {
   }
 }
 
-// One token alone would wait for each sum before the next, so it keeps four.
+// With one token each sum would wait for the previous one, so there are four sums.
 template <size_t kTokens>
 constexpr size_t kDotChains = kTokens == 1 ? 4 : 1;
 
 // Adds the products of n unpacked weights with kTokens tokens, K apart, from code x.q[at] on. kFull: n is 256, so that
-// everything unrolls.
+// all loops unroll.
 template <class Codec, size_t kTokens, bool kFull, class DF, class VF = hn::Vec<DF>>
 HWY_INLINE void DotUnpacked(DF df, const Unpacked& u, size_t n, const Activations& x, size_t at,
                             VF (&sums)[kTokens][kDotChains<kTokens>]) {
@@ -157,7 +157,7 @@ HWY_INLINE void DotUnpacked(DF df, const Unpacked& u, size_t n, const Activation
   const hn::Repartition<int32_t, DF> di32;
   constexpr size_t kGroup = Codec::kGroup < 32 ? 16 : 32;
   if constexpr (kFull) n = 256;
-  // The scales of both operands, multiplied eight at a time.
+  // The products of the two operands' scales, eight at a time.
   HWY_ALIGN float factors[kTokens][16];
   for (size_t g = 0; g < n / kGroup; g += hn::Lanes(df)) {
     for (size_t t = 0; t < kTokens; ++t) {
@@ -210,7 +210,7 @@ HWY_INLINE void DotRow(const uint8_t* HWY_RESTRICT row, const Activations& x, si
   if (k < x.K) {
     const size_t n = x.K - k;
     Codec::Unpack(row + k / Codec::kBlock * Codec::kBlockBytes, n / Codec::kBlock, u);
-    // What lies behind the last group is multiplied by zero and must be a number.
+    // Values after the last group are multiplied by zero, so they must be finite.
     constexpr size_t kGroup = HWY_MIN(Codec::kGroup, size_t{32});
     for (size_t g = n / kGroup; g < 256 / kGroup; ++g) u.scale[g] = u.offset[g] = 0.0f;
     DotUnpacked<Codec, kTokens, false>(df, u, n, x, at + k, sums);
@@ -221,7 +221,7 @@ HWY_INLINE void DotRow(const uint8_t* HWY_RESTRICT row, const Activations& x, si
   }
 }
 
-// Format::dot_int8 for a codec. A row is unpacked once for up to four tokens.
+// Format::dot_int8 for a codec. Each row is unpacked once for up to four tokens.
 template <class Codec>
 void DotInt8(const uint8_t* rows, size_t row_bytes, size_t num_rows, const Activations& x, float* out,
              size_t out_stride) {

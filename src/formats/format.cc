@@ -9,8 +9,8 @@
 namespace lowbit {
 namespace {
 
-// Filled by static constructors in other files, so it must exist before the first of them runs. Never destroyed: at
-// exit, other threads may still look.
+// Static constructors in other files fill it, so it must exist before the first of them runs. It is never destroyed:
+// other threads may still read it at exit.
 std::vector<const Format*>& Registry() {
   static std::vector<const Format*>& registry = *new std::vector<const Format*>;
   return registry;

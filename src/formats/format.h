@@ -1,4 +1,4 @@
-// What lowbit knows of a format: one descriptor, filled in by the format's own source file, used by everything else.
+// The descriptor of a format. The format's own source file fills it in; all other code uses it.
 #pragma once
 
 #include <cstddef>
@@ -10,25 +10,26 @@
 
 namespace lowbit {
 
-// Rows of K weights are cut into blocks of block_size, each stored in block_bytes. K is a multiple of block_size.
+// A row of K weights consists of blocks of block_size weights, stored in block_bytes each. K is a multiple of
+// block_size.
 struct Format {
-  const char* name;      // as ggml prints it, upper case: "Q4_K"
-  uint32_t ggml_type;    // the id in GGUF files
-  uint32_t block_size;   // weights a block
-  uint32_t block_bytes;  // bytes a block
+  const char* name;      // ggml's name in upper case: "Q4_K"
+  uint32_t ggml_type;    // id in GGUF files
+  uint32_t block_size;   // weights per block
+  uint32_t block_bytes;  // bytes per block
   bool needs_imatrix;    // cannot be encoded without importances
 
-  // Encodes num_rows contiguous rows of K weights. `importance` is null or holds one finite, non-negative value a
-  // column. Writes num_rows * RowBytes(K). Byte-identical to ggml_quantize_chunk on every SIMD target; blocks with NaN
-  // or infinities give some bytes and no fault.
+  // Encodes num_rows contiguous rows of K weights. `importance` is null or has one finite, non-negative value per
+  // column. Writes num_rows * RowBytes(K) bytes. Byte-identical to ggml_quantize_chunk on every SIMD target. Blocks
+  // with NaN or infinity are encoded to unspecified bytes, without a fault.
   void (*encode)(const float* weights, const float* importance, size_t num_rows, size_t K, uint8_t* out);
 
   // Decodes num_blocks blocks, bit-identical to ggml's to_float.
   void (*decode)(const uint8_t* blocks, size_t num_blocks, float* out);
 
-  // Matrix product of one token or a few with rows straight from the file: out[t * out_stride + n] is the inner product
-  // of row n (of num_rows, row_bytes apart) and token t (of x.num_tokens). Exact integer products in each group of 32,
-  // scaled in float. Null where the weights are floats (F32, F16, BF16): those are multiplied as floats.
+  // Matrix product of one or a few tokens with rows as stored in the file: out[t * out_stride + n] is the inner product
+  // of row n (of num_rows, row_bytes apart) and token t (of x.num_tokens). Integer products are exact in each group of
+  // 32, and scaled in float. Null for float formats (F32, F16, BF16), which are multiplied as floats.
   void (*dot_int8)(const uint8_t* rows, size_t row_bytes, size_t num_rows, const Activations& x, float* out,
                    size_t out_stride);
 
@@ -36,17 +37,17 @@ struct Format {
   double BitsPerWeight() const { return 8.0 * block_bytes / block_size; }
 };
 
-// Every format, ordered by ggml_type.
+// All formats, ordered by ggml_type.
 const std::vector<const Format*>& Formats();
 
-// Null if there is none.
+// Returns null for an unknown id.
 const Format* FindFormat(uint32_t ggml_type);
 
-// By name, in any case. Throws InputError that lists the names.
+// Looks up a name in any case. Throws an InputError that lists the names.
 const Format& GetFormat(const std::string& name);
 
-// `static const RegisterFormat registered(kFormat);` in a format's file makes it known. Two with one name or id
-// are a bug in the build and end the program as it loads.
+// `static const RegisterFormat registered(kFormat);` in a format's file registers it. Two formats with the same name or
+// id are a build error; the program ends at load time.
 class RegisterFormat {
  public:
   explicit RegisterFormat(const Format& format);
@@ -54,10 +55,10 @@ class RegisterFormat {
 
 }  // namespace lowbit
 
-// Registers a format whose functions are lowbit::HWY_NAMESPACE::SCOPE::{Encode,Decode,Dot}, SCOPE being a namespace or
-// a class; the rest of the arguments are the first five fields of its descriptor. Goes into the HWY_ONCE part of the
-// format's file. The descriptor holds plain functions that dispatch when called: Highway knows the CPU only after the
-// program has loaded.
+// Registers a format with the functions lowbit::HWY_NAMESPACE::SCOPE::{Encode,Decode,Dot}. SCOPE is a namespace or a
+// class; the other arguments are the first five fields of the descriptor. Use it in the HWY_ONCE part of the format's
+// file. The functions in the descriptor dispatch when they are called: Highway knows the CPU only after the program has
+// loaded.
 #define LOWBIT_REGISTER_FORMAT(SCOPE, ...)                                                                            \
   LOWBIT_DISPATCH_CODEC(SCOPE)                                                                                        \
   HWY_EXPORT_T(DotTable, SCOPE::Dot);                                                                                 \
@@ -69,7 +70,7 @@ class RegisterFormat {
   } /* namespace */                                                                                                   \
   } /* namespace lowbit */
 
-// The same for weights that are floats: there is no Dot.
+// The same for float formats, which have no Dot.
 #define LOWBIT_REGISTER_FLOAT_FORMAT(SCOPE, ...)                 \
   LOWBIT_DISPATCH_CODEC(SCOPE)                                   \
   const Format kFormat = {__VA_ARGS__, Encode, Decode, nullptr}; \

@@ -1,18 +1,18 @@
-// What the super-block formats Q2_K to Q6_K share: batches of super-blocks for the searches of search-inl.h, the second
-// rounding of the codes, 6-bit scales, and decoding.
+// Code that the super-block formats Q2_K to Q6_K share: batches of super-blocks for the searches of search-inl.h, the
+// second rounding of codes, packing of two-bit codes.
 //
-// Encoding takes as many super-blocks of 256 weights as a vector has lanes and transposes them, so that lane =
-// super-block from start to end: group j of every super-block is fitted at once, then the scales of all super-blocks,
-// then the codes. Lanes beyond the last super-block repeat it. A format gives an encoder:
+// An encoding batch has as many super-blocks of 256 weights as a vector has lanes. It is transposed: lane =
+// super-block. Group j of every super-block is fitted at once, then the scales of all super-blocks, then the codes.
+// Lanes after the last super-block repeat it. A format provides an encoder:
 //
 //   struct Encoder {
 //     static constexpr size_t kBlockBytes;
-//     // Fits: x[i * N + lane], columns null or each lane's importances. Leaves codes in words (as search-inl.h does)
-//     and
-//     // writes all but the codes to the first num of the blocks at out.
-//     static void Fit(SearchTag df, const float* x, const float* const* columns, size_t num, uint32_t* words, uint8_t*
-//     out); static void Pack(const uint8_t* codes, uint8_t* block);  // the 256 codes of a block static void
-//     Reference(const float* x, const float* importance, uint8_t* block);  // one super-block
+//     // Fits x[i * N + lane]; columns is null, or has each lane's importances. Writes the codes to words (layout of
+//     // search-inl.h), and everything except the codes to the first num blocks at out.
+//     static void Fit(SearchTag df, const float* x, const float* const* columns, size_t num, uint32_t* words,
+//                     uint8_t* out);
+//     static void Pack(const uint8_t* codes, uint8_t* block);  // the 256 codes of a block
+//     static void Reference(const float* x, const float* importance, uint8_t* block);  // one super-block
 //   };
 #if defined(LOWBIT_FORMATS_KQUANT_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef LOWBIT_FORMATS_KQUANT_INL_H_
@@ -46,7 +46,7 @@ HWY_INLINE void TransposeTile(D d, V (&v)[4]) {
   v[3] = hn::InterleaveUpper(d, ac2, be2);
 }
 
-// num weights (a multiple of 4) from each of the Lanes(SearchTag) rows, as out[i * N + row].
+// Transposes num weights (a multiple of 4) of each of the Lanes(SearchTag) rows to out[i * N + row].
 HWY_INLINE void Transpose(const float* const* rows, size_t first, size_t num, float* HWY_RESTRICT out) {
   const hn::FixedTag<float, 4> d;
   const size_t N = hn::Lanes(SearchTag());
@@ -60,7 +60,7 @@ HWY_INLINE void Transpose(const float* const* rows, size_t first, size_t num, fl
   }
 }
 
-// The reverse, of codes: num words (a multiple of 4) of each lane, in order.
+// The inverse for codes: num words (a multiple of 4) of each lane, in order.
 HWY_INLINE void TransposeBack(const uint32_t* HWY_RESTRICT words, size_t num, uint32_t* HWY_RESTRICT out) {
   const hn::FixedTag<uint32_t, 4> d;
   const size_t N = hn::Lanes(SearchTag());
@@ -82,8 +82,8 @@ HWY_INLINE bool AllFinite(const float* x) {
   return hn::AllTrue(df, finite);
 }
 
-// Where the weights of as many super-blocks as there are lanes lie, and their importances; lanes beyond the last super-
-// block repeat it.
+// Pointers to the weights and importances of as many super-blocks as there are lanes. Lanes after the last super-block
+// repeat it.
 template <size_t kBlock>
 struct Batch {
   size_t num;
@@ -101,8 +101,8 @@ struct Batch {
   }
 };
 
-// Format::encode. Super-blocks with NaN or infinities, which the searches do not expect, are the reference's.
-// kBlock: a format may have smaller blocks in the place of super-blocks.
+// Format::encode. The searches expect finite weights; super-blocks with NaN or infinity go to Encoder::Reference.
+// kBlock: some formats have smaller blocks instead of super-blocks.
 template <class Encoder, size_t kBlock = kSuper>
 void EncodeSuperBlocks(const float* weights, const float* importance, size_t num_rows, size_t K, uint8_t* out) {
   const SearchTag df;
@@ -125,7 +125,7 @@ void EncodeSuperBlocks(const float* weights, const float* importance, size_t num
   }
 }
 
-// A half-precision number in every lane.
+// A float16 number, broadcast to every lane.
 template <class DF, class V = hn::Vec<DF>>
 HWY_INLINE V BroadcastHalf(DF df, const uint8_t* from) {
   const hn::Rebind<hwy::float16_t, DF> dh;
@@ -135,7 +135,7 @@ HWY_INLINE V BroadcastHalf(DF df, const uint8_t* from) {
   return PromoteHalves(df, hn::BitCast(dh, hn::Set(du16, bits)));
 }
 
-// Sum of squares of the weights i in [0, kNum), in order.
+// Sum of squares of the weights [0, kNum), in order.
 template <size_t kNum, class DF, class V = hn::Vec<DF>>
 HWY_INLINE V SumOfSquares(DF df, const float* x) {
   V sum = hn::Zero(df);
@@ -153,7 +153,7 @@ HWY_INLINE V SumInOrder(DF df, const float* x) {
   return sum;
 }
 
-// w = importance * sqrt(variance + x^2) for the kNum weights of a group that starts at column `first`.
+// w = importance * sqrt(variance + x^2) for kNum weights of the group that starts at column `first`.
 template <size_t kNum, class DF, class V = hn::Vec<DF>>
 HWY_INLINE void WeighByImportance(DF df, const float* HWY_RESTRICT x, const float* const* columns, size_t first,
                                   V variance, float* HWY_RESTRICT w) {
@@ -164,8 +164,8 @@ HWY_INLINE void WeighByImportance(DF df, const float* HWY_RESTRICT x, const floa
   }
 }
 
-// The final codes of a group, for the scale and offset as a reader will see them: nearest((x + offset) / scale). Where
-// the scale is 0, the codes of the search stay.
+// The final codes of a group: nearest((x + offset) / scale), with scale and offset as stored. If the scale is 0, the
+// codes of the search stay.
 template <size_t kNum, class DF, class V = hn::Vec<DF>>
 HWY_INLINE void RoundAgain(DF df, const float* HWY_RESTRICT x, V scale, V offset, int low, int high,
                            uint32_t* HWY_RESTRICT words) {
@@ -188,7 +188,7 @@ HWY_INLINE void RoundAgain(DF df, const float* HWY_RESTRICT x, V scale, V offset
   }
 }
 
-// Writes one half-precision number for each of the first num blocks, the first at `at`; returns what a reader will see.
+// Stores one float16 number in each of the first num blocks, the first at `at`. Returns the stored values.
 template <class DF, class V = hn::Vec<DF>>
 HWY_INLINE V StoreHalves(DF df, V v, size_t num, size_t block_bytes, uint8_t* at) {
   HWY_ALIGN float values[kMaxGroups];
@@ -200,7 +200,8 @@ HWY_INLINE V StoreHalves(DF df, V v, size_t num, size_t block_bytes, uint8_t* at
   return hn::Load(df, values);
 }
 
-// The lowest two bits of 256 codes in 64 bytes: code 128 * h + 32 * p + k in bits 2p and 2p + 1 of byte 32 * h + k.
+// Packs the lowest two bits of 256 codes in 64 bytes: code 128 * h + 32 * p + k in bits 2p and 2p + 1 of byte 32 * h +
+// k.
 HWY_INLINE void PackTwoBits(const uint8_t* codes, uint8_t* out) {
   const hn::CappedTag<uint8_t, 32> d;
   const auto mask = hn::Set(d, 3);
@@ -216,7 +217,7 @@ HWY_INLINE void PackTwoBits(const uint8_t* codes, uint8_t* out) {
   }
 }
 
-// The reverse.
+// The inverse.
 HWY_INLINE void UnpackTwoBits(const uint8_t* packed, uint8_t* codes) {
   const hn::CappedTag<uint8_t, 32> d;
   const auto mask = hn::Set(d, 3);
@@ -232,7 +233,7 @@ HWY_INLINE void UnpackTwoBits(const uint8_t* packed, uint8_t* codes) {
   }
 }
 
-// The functions of a format with such an encoder and a codec as BlockFormat has it.
+// The functions of a format with an Encoder as above and a codec as for BlockFormat.
 template <class Encoder, class Codec>
 struct SuperBlockFormat : BlockFormat<Codec> {
   static void Encode(const float* weights, const float* importance, size_t num_rows, size_t K, uint8_t* out) {

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
+import lowbit
 from lowbit.cli import app
 
 ROOT = Path(__file__).parents[2]
@@ -68,3 +69,14 @@ def test_commands_have_the_options_that_they_are_shown_with() -> None:
         while words and words[0] in getattr(command, "commands", {}):
             command = command.commands[words.pop(0)]
         command.make_parser(command.context_class(command)).parse_args(words)  # raises for an option that is unknown
+
+
+@pytest.mark.parametrize("format", lowbit.formats(), ids=lambda format: format.name)
+def test_format_files_say_where_fit_packing_and_product_are(format: lowbit.Format) -> None:
+    folder = ROOT / "src" / "formats"
+    (source,) = folder.glob(f"*/{format.name.lower()}.cc")
+    comments = source.read_text(encoding="utf-8").split("\n#")[0]
+    words = comments.split("\n\n")[1].replace("\n//", "")
+    assert re.match(r"// (Fit and packing: |Fit: .* Packing: ).* Product: ", words) is not None
+    for name in re.findall(r"[\w/-]+\.(?:cc|h)\b", words):
+        assert (folder / name).exists() or (ROOT / name).exists(), name

@@ -1,4 +1,4 @@
-// What Q4_0, Q4_1, Q5_0 and Q5_1 share: everything but their numbers. A block is 32 weights:
+// Shared by Q4_0, Q4_1, Q5_0 and Q5_1, which differ only in their numbers. A block is 32 weights:
 //
 //   d           float16
 //   m           float16, affine formats only
@@ -7,11 +7,11 @@
 //
 //   w[i] = d * (code[i] - 2^(bits - 1)), affine: d * code[i] + m
 //
-// Without importances the weight of largest magnitude (affine: the smallest and the largest weight) fixes the scale,
-// and every code is rounded once. With importances a search fits the scale, many blocks at once (search-inl.h), the
-// weight of an error being importance * sqrt(mean square of the row + x^2).
+// Without importances, the weight of largest magnitude fixes the scale (affine: the smallest and the largest weight),
+// and each weight is rounded once. With importances, a search fits the scale for many blocks at once (search-inl.h).
+// The weight of an error is importance * sqrt(mean square of the row + x^2).
 //
-// Sources: ggml-common.h (block_q4_0, ...), quantize_row_q4_0_ref, quantize_row_q4_0_impl and their like.
+// Sources: ggml-common.h (block_q4_0, ...), quantize_row_q4_0_ref, quantize_row_q4_0_impl, and so on.
 #if defined(LOWBIT_FORMATS_BLOCK32_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef LOWBIT_FORMATS_BLOCK32_INL_H_
 #undef LOWBIT_FORMATS_BLOCK32_INL_H_
@@ -36,7 +36,7 @@ HWY_BEFORE_NAMESPACE();
 namespace lowbit {
 namespace HWY_NAMESPACE {
 
-// Scales to try with importances, in affine formats.
+// Multipliers to try with importances, in affine formats.
 constexpr AffineGrid kBlock32Grid = {-0.9f, 0.05f, 36};
 
 template <int kBits, bool kAffine>
@@ -72,7 +72,7 @@ struct Block32 {
     const auto nibbles = hn::LoadU(du8, block + kNibblesAt);
     auto low = hn::And(nibbles, hn::Set(du8, 15)), high = hn::ShiftRight<4>(nibbles);
     if constexpr (kBits == 5) {
-      // Reads 8 bytes each, which the nibbles behind them hold.
+      // Each load reads 8 bytes; the nibbles follow, so these bytes exist.
       const auto fifth = hn::Set(du8, 16);
       low = hn::Or(low, hn::IfThenElseZero(hn::LoadMaskBits(du8, block + kFifthAt), fifth));
       high = hn::Or(high, hn::IfThenElseZero(hn::LoadMaskBits(du8, block + kFifthAt + 2), fifth));
@@ -82,8 +82,7 @@ struct Block32 {
 
   // --------------------------------------------------------------------------------------------- scalar reference
 
-  // Cuts off the fraction. Infinities and NaN (1 / d overflows for the smallest d) give 0, the low byte of what a
-  // conversion of x86 gives.
+  // Truncates. Infinity and NaN (1 / d overflows for the smallest d) give 0, the low byte of x86's conversion.
   static uint8_t ReferenceCode(float v) {
     return v > -1.0f && v < 128.0f ? static_cast<uint8_t>(HWY_MIN(kTop, static_cast<int>(v))) : 0;
   }
@@ -127,12 +126,12 @@ struct Block32 {
   using DF = hn::CappedTag<float, 16>;
   using VF = hn::Vec<DF>;
 
-  // Blocks at a time without importances, so that their divisions and roundings to half precision go across the lanes.
+  // Blocks per batch without importances, so that divisions and roundings to float16 use all lanes.
   static constexpr size_t kBatch = 16;
 
-  // The weights that fix the scale, of a block each: the smallest and the largest, or (in `high`) the first of largest
-  // magnitude. Which weight is largest does not depend on the order, so the weights of a block go across the lanes.
-  // Infinite where a weight is not finite.
+  // The weights that fix the scale of each block: the smallest and the largest, or (in `high`) the first of largest
+  // magnitude. The order of comparisons has no effect, so the weights of a block go across the lanes. Infinite if a
+  // weight is not finite.
   struct Extremes {
     HWY_ALIGN float low[kBatch] = {}, high[kBatch] = {};
 
@@ -143,14 +142,14 @@ struct Block32 {
         const VF xi = hn::LoadU(df, x + i);
         min = hn::Min(min, xi);
         max = hn::Max(max, xi);
-        nan = hn::Add(nan, hn::Mul(xi, hn::Zero(df)));  // of infinities too
+        nan = hn::Add(nan, hn::Mul(xi, hn::Zero(df)));  // NaN for infinity too
       }
       low[b] = hn::ReduceMin(df, min);
       high[b] = hn::ReduceMax(df, max);
       if (HWY_UNLIKELY(!hn::AllTrue(df, hn::Eq(nan, nan)))) {
         high[b] = hwy::BitCastScalar<float>(uint32_t{0x7F800000});
       } else if constexpr (kAffine) {
-        // Zeros count with the sign of the first.
+        // A zero gets the sign of the first zero.
         if (low[b] == 0.0f) low[b] = FirstWithMagnitude(x, 0.0f);
         if (high[b] == 0.0f) high[b] = FirstWithMagnitude(x, 0.0f);
       } else {
@@ -160,7 +159,7 @@ struct Block32 {
     }
   };
 
-  // codes = (x - base) * inverse + bias, the fraction cut off.
+  // codes = (x - base) * inverse + bias, truncated.
   static HWY_INLINE void Round(const float* x, float base, float inverse, float bias, uint8_t* codes) {
     const hn::CappedTag<float, 8> df;
     const hn::Rebind<int32_t, decltype(df)> di32;
@@ -189,8 +188,7 @@ struct Block32 {
       const VF low = hn::Load(df, of.low + b), high = hn::Load(df, of.high + b), zero = hn::Zero(df);
       const VF d =
           hn::Div(kAffine ? hn::Sub(high, low) : high, hn::Set(df, static_cast<float>(kAffine ? kTop : -kHalf)));
-      // Where 1 / d overflows, products are infinite or NaN, and codes 0, the low byte of what a conversion of x86
-      // gives.
+      // If 1 / d overflows, products are infinite or NaN, and codes are 0, the low byte of x86's conversion.
       const VF one_by_d = hn::IfThenZeroElse(hn::Eq(d, zero), hn::Div(hn::Set(df, 1.0f), d));
       const auto overflow = hn::Eq(hn::Abs(one_by_d), hn::Inf(df));
       hn::Store(d, df, scale + b);
@@ -212,7 +210,7 @@ struct Block32 {
     }
   }
 
-  // The mean square of each row. Every sum runs from the first weight to the last, so a row goes to each lane.
+  // The mean square of each row. Sums run from the first weight to the last, so each lane has a row.
   static void MeanSquares(const float* weights, size_t num_rows, size_t K, float* out) {
     const SearchTag df;
     const size_t N = hn::Lanes(df);
@@ -233,7 +231,7 @@ struct Block32 {
     }
   }
 
-  // The weights of errors for the blocks of a vector, and in which lanes all of them are finite (else 0).
+  // The weights of errors for the blocks of a vector. `finite` is 1 in lanes where all of them are finite, else 0.
   static HWY_INLINE void Weigh(const float* x, const float* const* columns, const float* mean_square, float* w,
                                float* finite) {
     const SearchTag df;
@@ -244,7 +242,7 @@ struct Block32 {
     hn::Store(hn::IfThenElseZero(all_finite, hn::Set(df, 1.0f)), df, finite);
   }
 
-  // Blocks [first, first + num), one a lane of kFitWays vectors; lanes beyond them repeat the last.
+  // Blocks [first, first + num), one per lane of kFitWays vectors. Lanes after the last block repeat it.
   static HWY_INLINE void Weighted(const float* weights, const float* importance, const float* mean_squares,
                                   size_t per_row, size_t first, size_t num, uint8_t* out) {
     constexpr size_t kMaxLanes = kFitWays * kMaxGroups;
@@ -323,7 +321,7 @@ struct Block32 {
     }
   }
 
-  // What DotInt8 asks of a codec. Codes without a sign and an offset are faster than codes with one.
+  // The codec for DotInt8. Unsigned codes with an offset are faster than signed codes.
   static constexpr size_t kGroup = 32;
   static constexpr bool kSigned = false, kHasOffset = true;
 

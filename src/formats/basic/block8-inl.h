@@ -1,4 +1,4 @@
-// What Q8_0 and Q8_1 share. A block is 32 weights:
+// Shared by Q8_0 and Q8_1. A block is 32 weights:
 //
 //   d      float16
 //   s      float16, Q8_1 only: d * (q[0] + ... + q[31])

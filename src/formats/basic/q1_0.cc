@@ -1,11 +1,14 @@
-// Q1_0: 128 weights in 18 bytes, 1.125 bits a weight: -d or d.
+// Q1_0: 128 weights in 18 bytes, 1.125 bits per weight: -d or d.
 //
 //   byte 0-1   d         float16: the mean magnitude
-//   byte 2-17  bits[16]  bit i % 8 of byte i / 8: whether weight i is not negative
+//   byte 2-17  bits[16]  bit i % 8 of byte i / 8: 1 if weight i is not negative
 //
 //   w[i] = bit[i] ? d : -d
 //
 // Importances are not used. Source: ggml-common.h (block_q1_0), quantize_row_q1_0_ref, dequantize_row_q1_0.
+
+// Fit and packing: Functions::Encode in this file.
+// Product: Codec::Unpack in this file, DotInt8 in format-inl.h.
 
 #include "src/formats/format.h"
 
@@ -49,7 +52,7 @@ struct Codec {
 };
 
 struct Functions : BlockFormat<Codec> {
-  // The mean's sum runs from the first weight to the last, so a block goes to each lane (kquant-inl.h).
+  // The sum for the mean runs from the first weight to the last, so each lane has a block (kquant-inl.h).
   static void Encode(const float* weights, const float* /*importance*/, size_t num_rows, size_t K, uint8_t* out) {
     constexpr size_t kBlock = Codec::kBlock, kBlockBytes = Codec::kBlockBytes;
     const SearchTag df;

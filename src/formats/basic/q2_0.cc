@@ -1,4 +1,4 @@
-// Q2_0: 64 weights in 18 bytes, 2.25 bits a weight.
+// Q2_0: 64 weights in 18 bytes, 2.25 bits per weight.
 //
 //   byte 0-1   d          float16: the largest magnitude
 //   byte 2-17  codes[16]  byte j: codes 4 * j to 4 * j + 3 in bits 0-1, 2-3, 4-5 and 6-7
@@ -7,6 +7,10 @@
 //
 // The encoder rounds to -d, 0 or d: code 3 is not used. Importances are not used. Source: ggml-common.h (block_q2_0),
 // quantize_row_q2_0_ref, dequantize_row_q2_0.
+
+// Fit: Codec::EncodeBlock in this file, MaxMagnitude in block-inl.h.
+// Packing: Codec::EncodeBlock.
+// Product: Codec::Unpack in this file, DotInt8 in format-inl.h.
 
 #include "src/formats/format.h"
 
@@ -27,7 +31,7 @@ struct Codec {
   static constexpr bool kSigned = false, kHasOffset = true;
   static constexpr int kBias = 1;
 
-  // Scalar reference of the codes, for NaN and infinities; returns d.
+  // Scalar reference of the codes, for NaN and infinity. Returns d.
   static HWY_NOINLINE float ReferenceCodes(const float* x, uint8_t* codes) {
     float d = 0.0f;
     for (size_t i = 0; i < kBlock; ++i) {
@@ -36,7 +40,7 @@ struct Codec {
     const float inverse = d > 0.0f ? 1.0f / d : 0.0f;
     for (size_t i = 0; i < kBlock; ++i) {
       const float level = std::round(x[i] * inverse);
-      // As integers, infinities and NaN are the smallest one on x86.
+      // On x86, infinity and NaN convert to the smallest integer.
       codes[i] =
           static_cast<uint8_t>(std::fabs(level) < 128.0f ? HWY_MAX(-1, HWY_MIN(2, static_cast<int>(level))) + 1 : 0);
     }
@@ -76,7 +80,8 @@ struct Codec {
     UnpackScales<Codec>(blocks, num_blocks, u);
     for (size_t b = 0; b < num_blocks; ++b, blocks += kBlockBytes) {
       for (size_t j = 0; j < kBlock / 4; j += hn::Lanes(d32)) {
-        // One byte a word; its two upper codes move up to the word's upper half, then every other code to its byte.
+        // Starts with one byte per word. Its two upper codes move to the upper half of the word, then each odd code to
+        // its byte.
         auto word = hn::PromoteTo(d32, hn::LoadU(dbyte, blocks + kCodesAt + j));
         word = hn::Or(word, hn::ShiftLeft<12>(word));
         word = hn::And(hn::Or(word, hn::ShiftLeft<6>(word)), mask);

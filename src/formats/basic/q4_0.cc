@@ -1,4 +1,4 @@
-// Q4_0: 32 weights in 18 bytes, 4.5 bits a weight.
+// Q4_0: 32 weights in 18 bytes, 4.5 bits per weight.
 //
 //   byte 0-1    d            float16
 //   byte 2-17   nibbles[16]  byte j: code j in bits 0-3, code j + 16 in bits 4-7
@@ -6,6 +6,11 @@
 //   w[i] = d * (code[i] - 8)
 //
 // Source: ggml-common.h (block_q4_0), quantize_row_q4_0_ref, quantize_row_q4_0_impl, dequantize_row_q4_0.
+
+// Fit: basic/block32-inl.h; without importances Plain, with importances Weighted and FitSymmetric in
+//   search/search-inl.h.
+// Packing: Block32::Pack in basic/block32-inl.h.
+// Product: Block32::Unpack there, DotInt8 in format-inl.h.
 
 #include "src/formats/format.h"
 

@@ -1,4 +1,4 @@
-// Q4_1: 32 weights in 20 bytes, 5 bits a weight.
+// Q4_1: 32 weights in 20 bytes, 5 bits per weight.
 //
 //   byte 0-1    d            float16
 //   byte 2-3    m            float16
@@ -7,6 +7,10 @@
 //   w[i] = d * code[i] + m
 //
 // Source: ggml-common.h (block_q4_1), quantize_row_q4_1_ref, quantize_row_q4_1_impl, dequantize_row_q4_1.
+
+// Fit: basic/block32-inl.h; without importances Plain, with importances Weighted and FitAffine in search/affine-inl.h.
+// Packing: Block32::Pack in basic/block32-inl.h.
+// Product: Block32::Unpack there, DotInt8 in format-inl.h.
 
 #include "src/formats/format.h"
 

@@ -1,12 +1,17 @@
-// Q5_0: 32 weights in 22 bytes, 5.5 bits a weight.
+// Q5_0: 32 weights in 22 bytes, 5.5 bits per weight.
 //
 //   byte 0-1    d            float16
-//   byte 2-5    fifth[4]     bit i, from the lowest of the first byte on: bit 4 of code i
+//   byte 2-5    fifth[4]     bit i, starting at the lowest bit of the first byte: bit 4 of code i
 //   byte 6-21   nibbles[16]  byte j: bits 0-3 of code j in bits 0-3, of code j + 16 in bits 4-7
 //
 //   w[i] = d * (code[i] - 16)
 //
 // Source: ggml-common.h (block_q5_0), quantize_row_q5_0_ref, quantize_row_q5_0_impl, dequantize_row_q5_0.
+
+// Fit: basic/block32-inl.h; without importances Plain, with importances Weighted and FitSymmetric in
+//   search/search-inl.h.
+// Packing: Block32::Pack in basic/block32-inl.h.
+// Product: Block32::Unpack there, DotInt8 in format-inl.h.
 
 #include "src/formats/format.h"
 

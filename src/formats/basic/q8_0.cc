@@ -1,4 +1,4 @@
-// Q8_0: 32 weights in 34 bytes, 8.5 bits a weight.
+// Q8_0: 32 weights in 34 bytes, 8.5 bits per weight.
 //
 //   byte 0-1   d      float16
 //   byte 2-33  q[32]  int8
@@ -6,6 +6,9 @@
 //   w[i] = d * q[i]
 //
 // Importances are not used. Source: ggml-common.h (block_q8_0), quantize_row_q8_0_ref.
+
+// Fit and packing: Block8::EncodeBlock in basic/block8-inl.h, RoundBlock in block-inl.h.
+// Product: Block8::Unpack in basic/block8-inl.h, DotInt8 in format-inl.h.
 
 #include "src/formats/format.h"
 

@@ -1,13 +1,16 @@
-// Q8_1: 32 weights in 36 bytes, 9 bits a weight.
+// Q8_1: 32 weights in 36 bytes, 9 bits per weight.
 //
 //   byte 0-1   d      float16
-//   byte 2-3   s      float16: d * (q[0] + ... + q[31]), which products with formats that have an offset use
+//   byte 2-3   s      float16: d * (q[0] + ... + q[31]), used in products with formats that have an offset
 //   byte 4-35  q[32]  int8
 //
 //   w[i] = d * q[i]
 //
-// ggml turns activations into it; nothing there decodes it. Importances are not used. Source: ggml-common.h
-// (block_q8_1), quantize_row_q8_1_ref.
+// ggml's format for activations; ggml has no decoder for it. Importances are not used.
+// Source: ggml-common.h (block_q8_1), quantize_row_q8_1_ref.
+
+// Fit and packing: Block8::EncodeBlock in basic/block8-inl.h, RoundBlock in block-inl.h.
+// Product: Block8::Unpack in basic/block8-inl.h, DotInt8 in format-inl.h.
 
 #include "src/formats/format.h"
 

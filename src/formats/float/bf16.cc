@@ -1,9 +1,13 @@
-// BF16: a weight in 2 bytes, 16 bits a weight.
+// BF16: a weight in 2 bytes, 16 bits per weight.
 //
 //   byte 0-1   w   bfloat16, little-endian: the upper half of a float32
 //
-// Rounds to nearest even. A NaN keeps the upper half of its bits and becomes quiet. Importances are not used.
+// Rounds to nearest even. A NaN keeps the upper half of its bits and becomes a quiet NaN. Importances are not used.
 // Source: ggml_compute_fp32_to_bf16.
+
+// Fit: none, each weight is rounded alone.
+// Packing: this file.
+// Product: of floats, src/kernels/matmul.cc.
 
 #include "src/formats/format.h"
 
@@ -26,8 +30,8 @@ const TwoByteCodes du8;
 using VF = hn::Vec<decltype(df)>;
 using VU8 = hn::Vec<decltype(du8)>;
 
-// bfloat16 as bytes: `out` need not be even. Integers, since the instruction that AVX-512 has for this flushes
-// denormals.
+// bfloat16 as bytes; `out` need not be aligned. Computed with integers, because AVX-512's conversion instruction
+// flushes denormals.
 HWY_INLINE VU8 Halves(VF x) {
   const auto bits = hn::BitCast(du32, x);
   const auto upper = hn::ShiftRight<16>(bits);

@@ -1,9 +1,13 @@
-// F16: a weight in 2 bytes, 16 bits a weight.
+// F16: a weight in 2 bytes, 16 bits per weight.
 //
 //   byte 0-1   w   float16, little-endian
 //
-// Rounds to nearest even; beyond 65504 (65520 and up) to infinity, below 2^-14 to denormals. A NaN is stored as 0x7E00
-// and its sign. Importances are not used. Source: ggml_fp32_to_fp16_row.
+// Rounds to nearest even. 65520 and above round to infinity, values below 2^-14 to denormals. A NaN is stored as 0x7E00
+// plus its sign. Importances are not used. Source: ggml_fp32_to_fp16_row.
+
+// Fit: none, each weight is rounded alone.
+// Packing: this file.
+// Product: of floats, src/kernels/matmul.cc.
 
 #include "src/formats/format.h"
 
@@ -25,7 +29,7 @@ const TwoByteCodes du8;
 using VF = hn::Vec<decltype(df)>;
 using VU8 = hn::Vec<decltype(du8)>;
 
-// Half precision as bytes: `out` need not be even.
+// float16 as bytes; `out` need not be aligned.
 HWY_INLINE VU8 Halves(VF x) {
   const auto bits = hn::BitCast(du16, hn::DemoteTo(dh, x));
   const auto magnitude = hn::And(bits, hn::Set(du16, 0x7FFF));

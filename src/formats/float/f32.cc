@@ -1,8 +1,12 @@
-// F32: a weight in 4 bytes, 32 bits a weight.
+// F32: a weight in 4 bytes, 32 bits per weight.
 //
 //   byte 0-3   w   float32, little-endian
 //
 // Importances are not used.
+
+// Fit: none, each weight is rounded alone.
+// Packing: this file.
+// Product: of floats, src/kernels/matmul.cc.
 
 #include "src/formats/format.h"
 

@@ -1,6 +1,6 @@
-// MXFP4: 32 weights in 17 bytes, 4.25 bits a weight.
+// MXFP4: 32 weights in 17 bytes, 4.25 bits per weight.
 //
-//   byte 0     e            exponent: the scale is 2^(e - 127)
+//   byte 0     e            exponent of the scale 2^(e - 127)
 //   byte 1-16  nibbles[16]  byte j: code j in bits 0-3, code j + 16 in bits 4-7
 //
 //   w[i] = 2^(e - 127) * value[code[i]]
@@ -8,6 +8,10 @@
 //
 // Importances are not used. Source: ggml-common.h (block_mxfp4), quantize_row_mxfp4_ref, dequantize_row_mxfp4; OCP
 // Microscaling Formats (MX) 1.0.
+
+// Fit: Exponent in this file, Codes in fp4/fp4-inl.h.
+// Packing: Codec::EncodeBlock in this file.
+// Product: Codec::Unpack in this file, DotInt8 in format-inl.h.
 
 #include "src/formats/format.h"
 
@@ -22,8 +26,8 @@ namespace lowbit {
 namespace HWY_NAMESPACE {
 namespace mxfp4 {
 
-// The exponent for a block's largest magnitude: floor(log2(largest)) - 2, plus 127, in one byte, which wraps below
-// 2^-125. Rounded to a float, log2 is the next integer already for the last few numbers before it.
+// The exponent for a block's largest magnitude: floor(log2(largest)) - 2 + 127 in one byte, which wraps below 2^-125.
+// log2 rounded to float is already the next integer for the last few numbers before a power of two.
 inline uint8_t Exponent(float largest) {
   if (largest == 0.0f) return 0;
   const int32_t bits = hwy::BitCastScalar<int32_t>(largest);
@@ -45,13 +49,13 @@ struct Codec {
   static constexpr bool kSigned = true, kHasOffset = false;
   static constexpr int kBias = 0;
 
-  // Scalar reference of the codes, for NaN and infinities; returns the exponent.
+  // Scalar reference of the codes, for NaN and infinity. Returns the exponent.
   static HWY_NOINLINE uint8_t ReferenceCodes(const float* x, uint8_t* codes) {
     float largest = 0.0f;
     for (size_t i = 0; i < kBlock; ++i) {
       if (largest < std::fabs(x[i])) largest = std::fabs(x[i]);
     }
-    // Converted to an integer, infinity has a low byte of 0 on x86.
+    // On x86, infinity converts to an integer whose low byte is 0.
     const uint8_t e = hwy::ScalarIsFinite(largest) ? Exponent(largest) : 0;
     for (size_t i = 0; i < kBlock; ++i) codes[i] = fp4::ReferenceCode(x[i], HalfScale(e));
     return e;
@@ -87,7 +91,7 @@ struct Codec {
     for (size_t j = 0; j < 8; j += hn::Lanes(df)) {
       const auto e = hn::PromoteTo(du32, hn::LoadU(du8, reinterpret_cast<const uint8_t*>(&exponents) + j));
       const auto normal = hn::ShiftLeft<23>(hn::Sub(e, hn::Set(du32, 1)));
-      const auto denormal = hn::ShiftLeft<21>(hn::Add(e, hn::Set(du32, 1)));  // of 0 and 1
+      const auto denormal = hn::ShiftLeft<21>(hn::Add(e, hn::Set(du32, 1)));  // for e = 0 and 1
       const auto bits = hn::IfThenElse(hn::Lt(e, hn::Set(du32, 2)), denormal, normal);
       hn::Store(hn::BitCast(df, bits), df, u.scale + j);
     }

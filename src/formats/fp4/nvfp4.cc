@@ -1,17 +1,19 @@
-// NVFP4: 64 weights in 36 bytes, 4.5 bits a weight. Four groups of 16.
+// NVFP4: 64 weights in 36 bytes, 4.5 bits per weight. Four groups of 16.
 //
-//   byte 0-3   scale[4]     four bits of exponent e and three of mantissa m, without a sign: (1 + m / 8) * 2^(e - 7),
-//   for
-//                           e = 0 m * 2^-9; 0 and 127 are 0
-//   byte 4-35  nibbles[32]  byte 8 * g + j, g in [0, 4), j in [0, 8): code 16 * g + j in bits 0-3, code 16 * g + 8 + j
-//   in
-//                           bits 4-7
+//   byte 0-3   scale[4]     unsigned, four bits of exponent e and three of mantissa m: (1 + m / 8) * 2^(e - 7),
+//                           for e = 0: m * 2^-9; 0 and 127 are 0
+//   byte 4-35  nibbles[32]  byte 8 * g + j, g in [0, 4), j in [0, 8): code 16 * g + j in bits 0-3,
+//                           code 16 * g + 8 + j in bits 4-7
 //
 //   w[i] = scale[i / 16] * value[code[i]]
 //   value = 0, 0.5, 1, 1.5, 2, 3, 4, 6 and the same with a minus; code 8 is 0
 //
 // Importances are not used. Source: ggml-common.h (block_nvfp4), quantize_row_nvfp4_ref, dequantize_row_nvfp4,
 // ggml-impl.h (ggml_fp32_to_ue4m3, ggml_ue4m3_to_fp32).
+
+// Fit: ScaleCode in this file, Codes in fp4/fp4-inl.h.
+// Packing: Codec::EncodeBlock in this file.
+// Product: Codec::Unpack in this file, DotInt8 in format-inl.h.
 
 #include "src/formats/format.h"
 
@@ -28,12 +30,12 @@ namespace nvfp4 {
 
 constexpr size_t kGroups = 4, kGroupSize = 16;
 
-// The code of a scale: rounded to nearest, its middle up; beyond 248, where the exponent would be 15, it is 448.
+// The code of a scale, rounded to nearest, ties up. Above 248, where the exponent would be 15, the scale is 448.
 inline uint8_t ScaleCode(float scale) {
   if (!(scale > 0.0f)) return 0;
   const int32_t bits = hwy::BitCastScalar<int32_t>(HWY_MIN(scale, 448.0f));
   if (bits >> 23 <= 120) return static_cast<uint8_t>(HWY_MIN(7, static_cast<int>(scale * 512.0f + 0.5f)));
-  // Exponent and mantissa as one number; a mantissa that rounds up to 8 goes over into the exponent.
+  // Exponent and mantissa as one number: a mantissa that rounds up to 8 increments the exponent.
   const int code = ((bits >> 19) + 1) / 2 - (120 << 3);
   return static_cast<uint8_t>(code < 15 << 3 ? code : 126);
 }
@@ -45,7 +47,7 @@ HWY_INLINE hn::Vec<hn::FixedTag<float, 4>> HalfScales(const uint8_t* codes) {
   const auto code = hn::PromoteTo(du32, hn::LoadU(hn::FixedTag<uint8_t, 4>(), codes));
   const auto bits = hn::ShiftLeft<20>(hn::And(code, hn::Set(du32, 127)));
   const auto normal = hn::BitCast(df, hn::Add(bits, hn::Set(du32, 119u << 23)));
-  // Without an exponent: one more, which is taken away again.
+  // Denormals: the implicit one is added and subtracted again.
   const auto bias = hn::Set(du32, 120u << 23);
   const auto small = hn::Sub(hn::BitCast(df, hn::Add(bits, bias)), hn::BitCast(df, bias));
   const auto is_small = hn::RebindMask(df, hn::Lt(bits, hn::Set(du32, 1u << 23)));
@@ -67,16 +69,16 @@ struct Codec {
       largest[g] = MaxMagnitude<kGroupSize>(x + g * kGroupSize);
       block[g] = ScaleCode(largest[g] / 6.0f);
     }
-    // A scale of zero leaves nothing: all codes are 0, as with one that no weight reaches.
+    // With a scale of zero all codes are 0, the same as with a scale so large that every weight rounds to 0.
     const hn::FixedTag<float, 4> df;
     const auto scale = HalfScales(block);
     hn::Store(hn::IfThenElse(hn::Eq(scale, hn::Zero(df)), hn::Inf(df), scale), df, scales);
     fp4::Codes<kBlock, kGroupSize>(x, scales, codes);
     for (size_t g = 0; g < kGroups; ++g) {
-      // Also NaN and infinities. 448 * 6 is where scales end.
+      // Also true for NaN and infinity. The largest scale is 448 * 6.
       if (HWY_UNLIKELY(!(largest[g] < 8192.0f))) block[g] = ReferenceGroup(x + g * kGroupSize, codes + g * kGroupSize);
     }
-    // In words of eight codes: even ones go to the low nibbles, odd ones to the high.
+    // In words of eight codes: even words become low nibbles, odd words high nibbles.
     const hn::FixedTag<uint8_t, 16> d;
     const hn::Repartition<uint64_t, decltype(d)> d64;
     for (size_t i = 0; i < kBlock; i += 32) {
@@ -87,7 +89,7 @@ struct Codec {
     }
   }
 
-  // Scalar reference of a group: codes, and the scale's code that is returned.
+  // Scalar reference of a group: writes the codes, returns the code of the scale.
   static HWY_NOINLINE uint8_t ReferenceGroup(const float* x, uint8_t* codes) {
     float largest = 0.0f;
     for (size_t i = 0; i < kGroupSize; ++i) {

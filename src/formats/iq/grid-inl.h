@@ -1,11 +1,11 @@
-// The search for the grid point that stands in for a point off the grid (grid.h), for points of eight coordinates with
-// three or four levels.
+// Search for the grid point that replaces a point off the grid (grid.h), for points of eight coordinates with three or
+// four levels.
 //
-// The weighted error of a candidate is a sum of one of four numbers a coordinate. So the encoder computes these numbers
-// first, with a group of weights in each lane (StoreCostTables), and the search then takes the candidates of one point
-// as lanes: for each coordinate, two bits of the candidates' codes pick from a vector that repeats the four numbers.
-// The sums have the reference's order. Cost of a search: 32 instructions for up to Lanes(df) candidates, and a dozen
-// for the smallest of their sums.
+// The weighted error of a candidate is a sum over its coordinates, each of which adds one of four numbers. The encoder
+// first computes these numbers, with a group of weights in each lane (StoreCostTables). The search then has one
+// candidate per lane: for each coordinate, two bits of the candidate's code select from a vector that repeats the four
+// numbers. The sums have the reference's order. Cost of a search: 32 instructions for up to Lanes(df) candidates, and a
+// dozen for the smallest sum.
 #if defined(LOWBIT_FORMATS_GRID_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef LOWBIT_FORMATS_GRID_INL_H_
 #undef LOWBIT_FORMATS_GRID_INL_H_
@@ -27,10 +27,10 @@ namespace hn = hwy::HWY_NAMESPACE;
 
 constexpr size_t kGridDims = 8;
 
-// The lanes that candidates are searched in; Grid::kPad is a multiple.
+// The lanes of the search; Grid::kPad is a multiple of them.
 using CandidateTag = hn::CappedTag<float, 16>;
 
-// Element (index & 3) of a table of four, which every block of four lanes repeats.
+// Element (index & 3) of a table of four numbers, which every block of four lanes repeats.
 template <class DF, class VU, class V = hn::Vec<DF>>
 HWY_INLINE V LookUpFour(DF df, V table, VU indices) {
 #if HWY_TARGET > HWY_AVX2 || HWY_IS_DEBUG_BUILD
@@ -39,7 +39,7 @@ HWY_INLINE V LookUpFour(DF df, V table, VU indices) {
   return hn::TableLookupLanes(table, hn::IndicesFromVec(df, indices));
 }
 
-// Tables of one coordinate's costs: those of lane n, with levels 0 to 2, become the first three of the four floats at
+// Tables of one coordinate's costs. Those of lane n, with levels 0 to 2, become the first three of the four floats at
 // out + CostTable(n). Writes 4 * Lanes(df) floats.
 template <class DF, class V = hn::Vec<DF>>
 HWY_INLINE void StoreCostTables(DF df, V cost0, V cost1, V cost2, float* HWY_RESTRICT out) {
@@ -60,7 +60,7 @@ HWY_INLINE size_t CostTable(DF df, size_t lane) {
   return lane % 4 * hn::Lanes(df) + lane / 4 * 4;
 }
 
-// The costs of Lanes(df) codes: the table of coordinate i is at costs + i * stride.
+// The costs of Lanes(df) codes. The table of coordinate i is at costs + i * stride.
 template <class DF, class VU>
 HWY_INLINE hn::Vec<DF> Costs(DF df, VU codes, const float* HWY_RESTRICT costs, size_t stride) {
   auto sum = LookUpFour(df, hn::LoadDup128(df, costs), codes);
@@ -77,7 +77,7 @@ HWY_INLINE hn::Vec<DF> Costs(DF df, VU codes, const float* HWY_RESTRICT costs, s
   return sum;
 }
 
-// The first of the cheapest of a list from Grid; the first of all if none costs less than FLT_MAX.
+// The first of the cheapest candidates in a list of Grid; the first of the list if none costs less than FLT_MAX.
 HWY_INLINE uint32_t NearestCandidate(const uint16_t* HWY_RESTRICT candidates, size_t num,
                                      const float* HWY_RESTRICT costs, size_t stride) {
   const CandidateTag df;

@@ -20,8 +20,8 @@ int Distance(const GridShape& shape, uint32_t a, uint32_t b) {
   return distance;
 }
 
-// The levels of a code in unary: l ones. A point lies between two others in every coordinate if the bits in which it
-// differs from the one are among those in which the other does.
+// The levels of a code in unary: level l is l ones. A point lies between two others in every coordinate if the bits in
+// which it differs from the first are among those in which the second differs from the first.
 uint32_t Unary(const GridShape& shape, uint32_t code) {
   uint32_t unary = 0;
   const uint32_t mask = (1u << shape.Bits()) - 1;
@@ -81,7 +81,7 @@ uint32_t Grid::AddList(const std::vector<uint32_t>& indices) {
 
 Grid::Grid(const GridShape& shape, const uint64_t* members)
     : shape_(shape), entries_(shape.NumCodes()), all_entries_(shape.NumCodes()) {
-  std::vector<uint32_t> off_grid, unary;  // unary: of the points on the grid
+  std::vector<uint32_t> off_grid, unary;  // unary: codes of the points on the grid
   size_t num_points = 1;
   for (size_t i = 0; i < shape.num_dims; ++i) num_points *= shape.num_levels;
   for (size_t n = 0; n < num_points; ++n) {
@@ -102,7 +102,7 @@ Grid::Grid(const GridShape& shape, const uint64_t* members)
   for (const uint32_t code : off_grid) {
     const std::vector<uint32_t> all = SortCandidates(code, half_distances);
     const uint32_t own = Unary(shape, code);
-    std::vector<uint32_t> kept, kept_bits;  // bits: in which those kept so far differ from the point
+    std::vector<uint32_t> kept, kept_bits;  // bits in which the kept points differ from this point
     for (const uint32_t index : all) {
       const uint32_t bits = own ^ unary[index];
       const auto between = [=](uint32_t nearer) { return (nearer & ~bits) == 0; };

@@ -1,12 +1,12 @@
-// The vector encoders of IQ1_S and IQ1_M: what both share. Lane = super-block from start to end, as in kquant-inl.h,
-// and group j of all super-blocks is fitted at once: sorted, split, put on the grid.
+// The vector encoders of IQ1_S and IQ1_M: the code that both share. Lane = super-block, as in kquant-inl.h. Group j of
+// all super-blocks is fitted at once: sorted, split, and moved to the grid.
 //
-// A format gives an encoder:
+// A format provides an encoder:
 //
 //   struct Encoder {
 //     static constexpr size_t kBlockBytes;
-//     // Fits: x[i * N + lane], columns null or each lane's importances. Fills the blocks of all lanes.
-//     // Returns a bit for each lane that may not be what the reference makes of it.
+//     // Fits x[i * N + lane]; columns is null, or has each lane's importances. Fills the blocks of all lanes.
+//     // Returns a bit for each lane whose result may differ from the reference's.
 //     static uint64_t Fit(SearchTag df, const float* x, const float* const* columns, Iq1Block* blocks);
 //     static void Pack(const Iq1Block& block, uint8_t* out);
 //     static void Reference(const float* x, const float* importance, Iq1Block* block);
@@ -36,15 +36,15 @@ namespace iq1 {
 
 // -------------------------------------------------------------------------------------------------------------- levels
 
-// A split with a positive scale, as the next steps want it.
+// A split with a positive scale, as input of the next steps.
 struct Levels {
   HWY_ALIGN uint32_t codes[4 * kMaxGroups];  // of eight weights each: [k * N + lane]
   HWY_ALIGN uint32_t shifts[kMaxGroups];
   HWY_ALIGN float scales[kMaxGroups];
-  uint64_t found;  // a bit a lane
+  uint64_t found;  // one bit per lane
 };
 
-// Levels by the keys' comparison with those at the ends of a split.
+// Levels: each key is compared with the keys at the ends of the split.
 template <size_t kNum>
 HWY_NOINLINE void TakeLevels(SearchTag df, const Splits& splits, uint32_t all_shifts, const double* HWY_RESTRICT keys,
                              const double* HWY_RESTRICT sorted, Levels& levels) {
@@ -110,8 +110,8 @@ HWY_INLINE VF ShiftOf(SearchTag df, M down) {
   return hn::IfThenElse(hn::RebindMask(df, down), hn::Set(df, -kIq1Shift), hn::Set(df, kIq1Shift));
 }
 
-// The costs of all levels of eight weights, in tables for NearestCandidate. Returns a bit for each lane in which costs
-// do not fall on the way out from the level of its code.
+// The costs of all levels of eight weights, as tables for NearestCandidate. Returns a bit for each lane in which some
+// cost falls from the level of its code outwards.
 template <class VU>
 HWY_NOINLINE uint64_t StoreCosts(SearchTag df, const float* HWY_RESTRICT x, const float* HWY_RESTRICT w, VU codes,
                                  VF shift, VF scale, float* HWY_RESTRICT tables) {
@@ -142,7 +142,7 @@ HWY_NOINLINE uint64_t StoreCosts(SearchTag df, const float* HWY_RESTRICT x, cons
   return hn::BitsFromMask(df, hn::Ne(excess, hn::Zero(df)));
 }
 
-// The codes of points that stand in for those off the grid; returns a bit for each lane where there were any.
+// Replaces codes off the grid by those of grid points. Returns a bit for each lane with a replacement.
 template <size_t kNum, class Down>
 HWY_NOINLINE uint64_t PutOnGrid(SearchTag df, const float* HWY_RESTRICT x, const float* HWY_RESTRICT w, Down down,
                                 Levels& levels) {
@@ -161,7 +161,7 @@ HWY_NOINLINE uint64_t PutOnGrid(SearchTag df, const float* HWY_RESTRICT x, const
       moved |= uint64_t{1} << lane;
       const float* costs = tables + CostTable(df, lane);
       size_t num;
-      // Where one split serves two shifts, as in IQ1_M, many weights do not have the level nearest to them.
+      // In IQ1_M one split serves two shifts, so many weights do not have their nearest level.
       const uint16_t* candidates = HWY_LIKELY((uneven >> lane & 1) == 0) ? grid.Candidates(codes[lane], &num)
                                                                          : grid.AllCandidates(codes[lane], &num);
       codes[lane] = NearestCandidate(candidates, num, costs, 4 * N);
@@ -170,7 +170,7 @@ HWY_NOINLINE uint64_t PutOnGrid(SearchTag df, const float* HWY_RESTRICT x, const
   return moved;
 }
 
-// The scale that fits codes best, in lanes of `moved`.
+// The best scale for the codes, in lanes of `moved`.
 template <size_t kNum, class Down>
 HWY_NOINLINE VF Refit(SearchTag df, const float* HWY_RESTRICT x, const float* HWY_RESTRICT w, Down down, uint64_t moved,
                       const Levels& levels) {
@@ -194,7 +194,7 @@ HWY_NOINLINE VF Refit(SearchTag df, const float* HWY_RESTRICT x, const float* HW
 
 // ------------------------------------------------------------------------------------------------------ super-blocks
 
-// Grid indices of group j of all lanes, 0 in lanes without a split.
+// Grid indices of group j of all lanes; 0 in lanes without a split.
 template <size_t kNum>
 HWY_NOINLINE void StorePoints(SearchTag df, size_t j, const Levels& levels, Iq1Block* blocks) {
   const Grid& grid = Iq1Grid();
@@ -209,8 +209,7 @@ HWY_NOINLINE void StorePoints(SearchTag df, size_t j, const Levels& levels, Iq1B
   }
 }
 
-// Codes of kGroups scales, in `codes` and in the blocks; returns d before the factor, 0 where there is nothing to
-// scale.
+// Codes of kGroups scales, in `codes` and in the blocks. Returns d before the final factor, or 0 if all scales are 0.
 template <size_t kGroups>
 HWY_INLINE VF TakeScales(SearchTag df, const float* scales, int32_t* codes, Iq1Block* blocks) {
   const hn::RebindToSigned<SearchTag> di;
@@ -245,7 +244,7 @@ HWY_INLINE void StoreFactors(SearchTag df, VF d, Iq1Block* blocks) {
   for (size_t lane = 0; lane < hn::Lanes(df); ++lane) blocks[lane].d = factors[lane];
 }
 
-// Super-blocks with NaN or infinities are the reference's.
+// Super-blocks with NaN or infinity go to Encoder::Reference.
 template <class Encoder>
 void EncodeIq1(const float* weights, const float* importance, size_t num_rows, size_t K, uint8_t* out) {
   const SearchTag df;

@@ -11,8 +11,8 @@ namespace {
 
 constexpr size_t kDims = 8, kMaxGroup = 32;
 
-// A group of weights that share a scale, and its weights in ascending order: order[n] is the place of the n-th, the
-// first of equals first (the reference's qsort is glibc's merge sort). With NaN among them the order is some order.
+// A group of weights that share a scale. `order` sorts them: order[n] is the index of the n-th lowest. Equal weights
+// keep their order, because the reference's qsort is glibc's merge sort. With NaN the order is unspecified.
 struct Group {
   size_t num;
   const float* x;
@@ -28,7 +28,7 @@ struct Split {
   float scale;
 };
 
-// Levels of the group under a split. A negative scale is made positive by turning levels and shifts around.
+// The levels of the group under a split. If the scale is negative, levels and shifts are mirrored to make it positive.
 void TakeLevels(const Group& group, int all_shifts, Split& split, uint32_t* levels) {
   const bool negative = split.scale < 0.0f;
   for (size_t n = 0; n < group.num; ++n) {
@@ -46,7 +46,7 @@ bool IsDown(const Group& group, const Split& split, size_t k) {
   return (group.num == 32 ? split.shifts : split.shifts >> (1 - k) & 1) != 0;
 }
 
-// Replaces points off the grid and fits the scale to what came out; returns it.
+// Replaces points off the grid and refits the scale. Returns the scale.
 float TakePoints(const Grid& grid, const Group& group, const Split& split, const uint32_t* levels, uint16_t* points) {
   bool moved = false;
   float sum_xq = 0.0f, sum_q2 = 0.0f;
@@ -112,8 +112,8 @@ Split SplitWithOneShift(const Group& group) {
   return split;
 }
 
-// Tries every split with a shift for each half. As the levels are 1 apart, sum x * q is (sum of all x) * v[2] less
-// sum_x[first] and sum_x[second], and sum q^2 is as simple.
+// Tries every split with a shift for each half. The levels are 1 apart, so sum x * q is (sum of all x) * v[2] minus
+// sum_x[first] and sum_x[second]. The same holds for sum q^2.
 Split SplitWithTwoShifts(const Group& group) {
   const size_t num = group.num;
   float sum_x[2][kMaxGroup + 1] = {}, sum_w[2][kMaxGroup + 1] = {};
@@ -158,7 +158,7 @@ Group MakeGroup(size_t num, const float* x, const float* importance, float varia
   Group group{num, x, {}, {}};
   for (size_t i = 0; i < num; ++i) {
     group.w[i] = importance ? importance[i] * std::sqrt(variance + x[i] * x[i]) : x[i] * x[i];
-    // Insertion: stable, and no fault whatever the comparisons with NaN say.
+    // Insertion sort: stable, and safe for any result of comparisons with NaN.
     size_t n = i;
     for (; n > 0 && x[i] < x[group.order[n - 1]]; --n) group.order[n] = group.order[n - 1];
     group.order[n] = i;
@@ -166,7 +166,7 @@ Group MakeGroup(size_t num, const float* x, const float* importance, float varia
   return group;
 }
 
-// Fits num weights; returns the scale, 0 for a group that counts as zero.
+// Fits num weights. Returns the scale, or 0 for a group that counts as zero.
 float FitGroup(size_t num, float negligible, const float* x, const float* importance, float variance, uint16_t* points,
                uint8_t* shifts) {
   float largest = std::fabs(x[0]);
@@ -181,7 +181,7 @@ float FitGroup(size_t num, float negligible, const float* x, const float* import
   return TakePoints(Iq1Grid(), group, split, levels, points);
 }
 
-// Codes for the scales of num groups; false if all scales are 0.
+// Codes for the scales of num groups. Returns false if all scales are 0.
 bool TakeScales(size_t num, const float* scales, Iq1Block* block) {
   float largest = 0.0f;
   for (size_t j = 0; j < num; ++j) largest = largest > scales[j] ? largest : scales[j];

@@ -1,8 +1,8 @@
-// What IQ1_S and IQ1_M share: the grid, and the scalar encoders, which are the specification of the vector code in
-// iq1-inl.h, iq1_s.cc and iq1_m.cc.
+// Shared by IQ1_S and IQ1_M: the grid, and the scalar encoders, which specify the vector code in iq1-inl.h, iq1_s.cc
+// and iq1_m.cc.
 //
-// Eight weights are a point of a grid with levels 0, 1, 2, which stand for -1 + shift, shift and 1 + shift with a shift
-// of 1/8 or -1/8. 32 or 16 weights share a scale of 3 bits, 256 a factor.
+// Eight weights are a point on a grid with levels 0, 1, 2. The levels have the values -1 + shift, shift and 1 + shift,
+// with a shift of 1/8 or -1/8. 32 or 16 weights share a scale of 3 bits; 256 weights share a factor.
 #pragma once
 
 #include <array>
@@ -15,21 +15,21 @@ namespace lowbit {
 
 constexpr float kIq1Shift = 0.125f;
 constexpr size_t kIq1GridSize = 2048;
-// Groups with nothing larger count as zero.
+// Groups without a larger magnitude count as zero.
 constexpr float kIq1SNegligible = 1e-12f, kIq1MNegligible = 1e-7f;
-// What the reference multiplies d by at the end, to make up for the rounding of the scales.
+// The reference multiplies d by this factor at the end, to compensate for the rounding of the scales.
 constexpr float kIq1SFactor = 1.125f, kIq1MFactor = 1.1125f;
 
-// Made at the first call, thread-safe. For encoders.
+// Created at the first call, thread-safe. For encoders.
 const Grid& Iq1Grid();
 
-// For decoders: the eight levels of each point, times eight, as bytes, the first one the lowest.
+// For decoders: the eight levels of each point times eight, as bytes, the first level in the lowest byte.
 extern const std::array<uint64_t, kIq1GridSize> kIq1Rows;
 
 // A super-block before it is packed.
 struct Iq1Block {
   uint16_t points[32];  // grid indices of eight weights each
-  // Of each group. IQ1_S: 1 if the shift is -1/8. IQ1_M: 2 if it is for the first eight weights, and 1 for the others.
+  // For each group. IQ1_S: 1 if the shift is -1/8. IQ1_M: bit 1 for the first eight weights, bit 0 for the others.
   uint8_t shifts[16];
   uint8_t scales[16];  // codes
   float d;
@@ -40,7 +40,7 @@ constexpr float Iq1Value(uint32_t level, bool down) {
   return static_cast<float>(static_cast<int>(level) - 1) + (down ? -kIq1Shift : kIq1Shift);
 }
 
-// Encode 256 weights, which may be anything.
+// Encodes 256 weights, which may have any values.
 void Iq1SReference(const float* x, const float* importance, Iq1Block* block);
 // importance may be null.
 void Iq1MReference(const float* x, const float* importance, Iq1Block* block);

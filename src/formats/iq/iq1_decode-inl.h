@@ -1,14 +1,14 @@
-// Decoding of IQ1_S and IQ1_M: what both share. A format gives a layout:
+// Decoding of IQ1_S and IQ1_M: the code that both share. A format provides a layout:
 //
 //   struct Layout {
 //     static constexpr size_t kBlockBytes, kGroupSize;
 //     static void Scales(const uint8_t* block, float* scale);  // d * (2 * scale + 1) for each group
-//     // The points of the weights from 32 * g on, for k in [0, 4): grid index, and 2048 more if the shift is -1/8.
+//     // The points of the weights from 32 * g on, for k in [0, 4): grid index, plus 2048 if the shift is -1/8.
 //     static void Points(const uint8_t* block, size_t g, uint32_t* points);
 //   };
 //
-// All is in eighths: a coordinate and its shift are an integer from -9 to 9, and a scale divided by 8 is exact, so that
-// products round as the reference's do.
+// All values are in eighths: a coordinate plus its shift is an integer from -9 to 9. Dividing a scale by 8 is exact, so
+// products round as in the reference.
 #if defined(LOWBIT_FORMATS_IQ1_DECODE_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef LOWBIT_FORMATS_IQ1_DECODE_INL_H_
 #undef LOWBIT_FORMATS_IQ1_DECODE_INL_H_
@@ -29,15 +29,15 @@ namespace HWY_NAMESPACE {
 namespace iq1 {
 
 constexpr float kEighth = 0.125f;
-constexpr int kCentre = 9;  // a code of Unpack less this is a coordinate with its shift, in eighths
+constexpr int kCentre = 9;  // Unpack's code minus kCentre is a coordinate plus its shift, in eighths
 
-// Format::decode. Cost: eight weights are one table entry, widened, converted, shifted and scaled.
+// Format::decode. Eight weights are one table entry, which is widened, converted, shifted and scaled.
 template <class Layout>
 HWY_INLINE void DecodePoints(const uint8_t* HWY_RESTRICT blocks, size_t num_blocks, float* HWY_RESTRICT out) {
   const hn::CappedTag<float, 8> df;
   const hn::Rebind<int32_t, decltype(df)> di32;
   const hn::Rebind<uint8_t, decltype(df)> du8;
-  // Looked up, as a branch for each point would often be predicted wrongly.
+  // Looked up: a branch per point would often be mispredicted.
   constexpr float kShifts[2] = {2.0f - kCentre, 0.0f - kCentre};
   for (size_t b = 0; b < num_blocks; ++b, blocks += Layout::kBlockBytes, out += kSuper) {
     float scales[kSuper / Layout::kGroupSize];
@@ -58,7 +58,7 @@ HWY_INLINE void DecodePoints(const uint8_t* HWY_RESTRICT blocks, size_t num_bloc
   }
 }
 
-// Codes are eight times the level, and 2 more if the shift is 1/8.
+// Codes are eight times the level, plus 2 if the shift is 1/8.
 template <class Layout>
 struct Codec {
   static constexpr size_t kBlock = kSuper, kBlockBytes = Layout::kBlockBytes, kGroup = Layout::kGroupSize;

@@ -1,10 +1,9 @@
-// The grid of IQ1_S and IQ1_M: 2048 of the 3^8 points with eight levels 0, 1, 2. Bit n of the set says whether the
-// point whose levels are the digits of n to the base 3, the first level the lowest, belongs to it; a point's index is
-// the number of members before it.
+// The grid of IQ1_S and IQ1_M: 2048 of the 3^8 points with eight levels 0, 1, 2. Bit n of the set says whether a point
+// is on the grid: its levels are the digits of n in base 3, the first level in the lowest digit. A point's index is the
+// number of members before it.
 //
-// The reference chose the points by how often they occur in models and lists them sorted, two bits a level
-// (ggml-quants.c, iq2xs_init_impl: kgrid_1bit_2048; ggml-common.h: iq1s_grid), so that a set is enough. No formula
-// gives it.
+// The reference chose the points by frequency in models. It lists them in order, two bits per level (ggml-quants.c,
+// iq2xs_init_impl: kgrid_1bit_2048; ggml-common.h: iq1s_grid), so the set is enough. No formula gives it.
 
 #include <array>
 

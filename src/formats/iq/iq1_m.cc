@@ -1,9 +1,9 @@
-// IQ1_M: 256 weights in 56 bytes, 1.75 bits a weight. Sixteen groups of 16, each of two points on a grid of eight
+// IQ1_M: 256 weights in 56 bytes, 1.75 bits per weight. Sixteen groups of 16, each of two points on a grid of eight
 // dimensions.
 //
 //   byte 0-31   low[32]    bits 0-7 of the index of the grid point for weights 8 * k to 8 * k + 7
-//   byte 32-47  high[16]   byte g: bits 8-10 of point 2 * g in bits 0-2, bit 3 set if its shift is -1/8, else it
-//                          is 1/8; the same for point 2 * g + 1 in bits 4-7
+//   byte 32-47  high[16]   byte g: bits 8-10 of point 2 * g in bits 0-2, bit 3: 1 if its shift is -1/8, 0 if
+//                          it is 1/8; the same for point 2 * g + 1 in bits 4-7
 //   byte 48-55  scales[4]  uint16 m: scale of group 4 * m + n in bits 3 * n to 3 * n + 2, n in [0, 4);
 //                          bits 4 * m to 4 * m + 3 of d, a float16, in bits 12-15
 //
@@ -12,6 +12,11 @@
 // A grid point has coordinates -1, 0 and 1; the 2048 points are in iq1_grid.cc.
 //
 // Source: ggml-common.h (block_iq1_m, iq1s_grid), quantize_row_iq1_m_impl, dequantize_row_iq1_m.
+
+// Fit: Encoder::Fit in this file, with the split of iq/iq1_split-inl.h and the grid points of iq/iq1-inl.h; scalar
+//   reference: iq/iq1.cc.
+// Packing: Encoder::Pack in this file.
+// Product: Layout in this file, Codec in iq/iq1_decode-inl.h, DotInt8 in format-inl.h.
 
 #include "src/formats/format.h"
 
@@ -27,7 +32,7 @@ namespace HWY_NAMESPACE {
 namespace iq1_m {
 
 constexpr size_t kGroups = 16, kGroupSize = 16, kHalf = 8;
-constexpr int kKinds = 4;  // of shifts: those of both halves
+constexpr int kKinds = 4;  // of shifts: one for each half
 constexpr size_t kHighAt = 32, kScalesAt = 48;
 
 struct Encoder {
@@ -57,8 +62,8 @@ struct Encoder {
   static uint64_t Fit(SearchTag df, const float* x, const float* const* columns, Iq1Block* blocks);
 };
 
-// For each number n in [0, kGroupSize] of lowest weights: sums over those of them that are in either half of the group,
-// over both, and what they take off sum q^2 as the lower two levels, for each kind of shifts.
+// For each number n in [0, kGroupSize] of lowest weights: their sums in each half of the group and in both; and by how
+// much the lower two levels reduce sum q^2, for each kind of shifts.
 struct Sums {
   static constexpr size_t kNum = (kGroupSize + 1) * kMaxGroups;
   HWY_ALIGN float x[2][kNum], w[2][kNum];
@@ -94,7 +99,7 @@ HWY_NOINLINE void SumUp(SearchTag df, const double* HWY_RESTRICT sorted, const f
   }
 }
 
-// Offers a split with one kind of shifts, by the reference's sums.
+// Offers a split with one kind of shifts, with the reference's sums.
 HWY_INLINE void Offer(SearchTag df, const Sums& sums, size_t first, size_t second, int kind, iq1::Splits& splits) {
   using V = hn::Vec<SearchTag>;
   const size_t N = hn::Lanes(df), last = kGroupSize * N;
@@ -112,8 +117,8 @@ HWY_INLINE void Offer(SearchTag df, const Sums& sums, size_t first, size_t secon
   splits.Take(hn::Add(xq[0], xq[1]), hn::Add(q2[0], q2[1]), iq1::Splits::Pack(first, second, kind));
 }
 
-// Tries every split with a shift for each half: 153 times four. Cost of four: eight additions, eight multiplications,
-// four comparisons and a branch for all lanes; some 30 times the branch is taken.
+// Tries every split with a shift for each half: 153 splits times four. Cost of four: eight additions, eight
+// multiplications, four comparisons and a branch for all lanes. The branch is taken about 30 times.
 template <bool kNear>
 HWY_NOINLINE void Search(SearchTag df, const Sums& sums, iq1::Splits& splits) {
   using V = hn::Vec<SearchTag>;

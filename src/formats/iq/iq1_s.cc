@@ -1,16 +1,21 @@
-// IQ1_S: 256 weights in 50 bytes, 1.5625 bits a weight. Eight groups of 32, each of four points on a grid of eight
+// IQ1_S: 256 weights in 50 bytes, 1.5625 bits per weight. Eight groups of 32, each of four points on a grid of eight
 // dimensions.
 //
 //   byte 0-1    d        float16
 //   byte 2-33   low[32]  bits 0-7 of the index of the grid point for weights 8 * k to 8 * k + 7
 //   byte 34-49  high[8]  uint16 of group g: bits 8-10 of point 4 * g + k in bits 3 * k to 3 * k + 2,
-//                        scale in bits 12-14, bit 15 set if shift is -1/8, else it is 1/8
+//                        scale in bits 12-14, bit 15: 1 if shift is -1/8, 0 if it is 1/8
 //
 //   w[i] = d * (2 * scale[i / 32] + 1) * (grid[point[i / 8]][i % 8] + shift[i / 32])
 //
 // A grid point has coordinates -1, 0 and 1; the 2048 points are in iq1_grid.cc.
 //
 // Source: ggml-common.h (block_iq1_s, iq1s_grid), quantize_row_iq1_s_impl, dequantize_row_iq1_s.
+
+// Fit: Encoder::Fit in this file, with the split of iq/iq1_split-inl.h and the grid points of iq/iq1-inl.h; scalar
+//   reference: iq/iq1.cc.
+// Packing: Encoder::Pack in this file.
+// Product: Layout in this file, Codec in iq/iq1_decode-inl.h, DotInt8 in format-inl.h.
 
 #include "src/formats/format.h"
 
@@ -52,8 +57,8 @@ struct Encoder {
   static uint64_t Fit(SearchTag df, const float* x, const float* const* columns, Iq1Block* blocks);
 };
 
-// For each number n in [0, kGroupSize] of lowest weights: sums over these, and what they take off sum q^2 as the lower
-// two levels, for both shifts.
+// For each number n in [0, kGroupSize] of lowest weights: their sums, and by how much the lower two levels reduce sum
+// q^2, for both shifts.
 struct Sums {
   static constexpr size_t kNum = (kGroupSize + 1) * kMaxGroups;
   HWY_ALIGN float x[kNum], w[kNum], second_up[kNum], second_down[kNum];
@@ -79,7 +84,7 @@ HWY_NOINLINE void SumUp(SearchTag df, const double* HWY_RESTRICT sorted, const f
   }
 }
 
-// Offers a split with one shift, by the reference's sums.
+// Offers a split with one shift, with the reference's sums.
 HWY_INLINE void Offer(SearchTag df, const Sums& sums, size_t first, size_t second, int down, iq1::Splits& splits) {
   using V = hn::Vec<SearchTag>;
   const size_t N = hn::Lanes(df);
@@ -95,7 +100,7 @@ HWY_INLINE void Offer(SearchTag df, const Sums& sums, size_t first, size_t secon
 }
 
 // Tries every split with both shifts: 561 pairs. Cost of a pair: four additions, four multiplications, two comparisons
-// and a branch for all lanes; some 30 times the branch is taken.
+// and a branch for all lanes. The branch is taken about 30 times.
 template <bool kNear>
 HWY_NOINLINE void Search(SearchTag df, const Sums& sums, iq1::Splits& splits) {
   using V = hn::Vec<SearchTag>;

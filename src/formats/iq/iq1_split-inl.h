@@ -1,24 +1,24 @@
-// The search of IQ1_S and IQ1_M for the best split of a group into three levels: what both share. Lane = group.
+// The search of IQ1_S and IQ1_M for the best split of a group into three levels. Lane = group.
 //
-// The reference sorts the weights of a group and scores every split of them, with every choice of shifts: that of least
-// weighted error has the largest score (sum w x q)^2 / sum w q^2. It takes a candidate if its score is larger than that
-// of the one before, as rounded; so the last bits of near ties depend on which candidates came before. What is done
-// here instead gives the same split:
+// The reference sorts the weights of a group and scores every split of them, with every choice of shifts. The split
+// with the least weighted error has the largest score (sum w x q)^2 / sum w q^2. A candidate is taken if its rounded
+// score exceeds that of the previous one, so the last bits of near ties depend on the order of the candidates. This
+// code finds the same split with less work:
 //
-// 1. StartScore finds a good split in each lane, a tenth of the work. The search starts with a score of kStart times
-// its
-//    score instead of -FLT_MAX. That changes nothing: what the reference holds before it meets the best candidate grows
-//    beyond the start by rounding only, a few ulps for each of at most 1122 candidates, together less than 4e-4. So
-//    both take the best candidate, or one before it within these bounds, and from there on are the same.
-// 2. Scores are compared in a form that is cheaper than the reference's and errs by less than 1 - kSlack: with all sums
-//    taken from the lowest weight on, sum w x q = (a sum over all) - sum_x[first] - sum_x[second], and sum w q^2 is as
-//    simple. Only where some lane may hold something better, all lanes compute the reference's sums and compare these.
-//    The error: with S = sum w |x| and W = sum w, the two forms of sum w x q differ by 8 roundings of S at most, those
-//    of sum w q^2 by 8 roundings of W. The latter is at least W / 64, which makes it 3e-5. For the former let b be the
-//    score to beat: a candidate that could has sum w x q >= sqrt(b W / 64), and if S^2 <= 8 b W (it is some 0.8 b W for
-//    normal weights), then 8 roundings of S are 1.1e-5 of that, 2.2e-5 of the square. By the same count StartScore,
-//    with some 40 roundings, errs by less than 3e-4. Where S^2 is larger, or sums are so large or small that products
-//    leave the range of normal numbers, only the reference's form is used.
+//   1. StartScore finds a good split in each lane, with a tenth of the work. The search then starts with kStart times
+//      its score instead of -FLT_MAX. The result is the same: until the reference meets the best candidate, its score
+//      exceeds the start only by rounding errors, a few ulps for each of at most 1122 candidates, together below 4e-4.
+//      So both take the best candidate, or one before it within these bounds, and are equal from there on.
+//   2. Scores are compared in a cheaper form, whose error is below 1 - kSlack. All sums start at the lowest weight, so
+//      sum w x q = (a sum over all) - sum_x[first] - sum_x[second]; sum w q^2 is as simple. If some lane may have a
+//      better candidate, all lanes compute the reference's sums and compare these.
+//
+//      The error: let S = sum w |x| and W = sum w. The two forms of sum w x q differ by at most 8 roundings of S, those
+//      of sum w q^2 by 8 roundings of W. sum w q^2 is at least W / 64, so its error is 3e-5. Let b be the score to
+//      beat. A candidate that could beat it has sum w x q >= sqrt(b W / 64). If S^2 <= 8 b W (normally distributed
+//      weights have about 0.8 b W), 8 roundings of S are 1.1e-5 of that, and 2.2e-5 of the square. By the same count
+//      StartScore, with about 40 roundings, has an error below 3e-4. If S^2 is larger, or if products of the sums leave
+//      the range of normal numbers, only the reference's form is used.
 #if defined(LOWBIT_FORMATS_IQ1_SPLIT_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef LOWBIT_FORMATS_IQ1_SPLIT_INL_H_
 #undef LOWBIT_FORMATS_IQ1_SPLIT_INL_H_
@@ -47,12 +47,11 @@ using VI = hn::Vec<hn::RebindToSigned<SearchTag>>;
 using MF = hn::Mask<SearchTag>;
 
 // ------------------------------------------------------------------------------------------------------------ sorting
-// ------------------------------------------------------------------------------------------------------------ sorting
-// Weights of one lane are sorted by value, equal ones by place, as the reference's stable sort does. A key is the
-// weight as a double, whose lowest 29 bits are free: they take the place (for negative weights its complement, as a
-// larger mantissa makes these smaller). So all keys differ, a minimum and a maximum exchange two of them, and a fixed
-// network of exchanges sorts a group in each lane. Zeros become a number below all others, as flushed denormals would
-// lose their place.
+// The weights of a lane are sorted by value, equal ones by index, like the reference's stable sort. A key is the weight
+// as a double, whose lowest 29 bits are free. They get the index (its complement for negative weights, because a larger
+// mantissa makes these smaller). So all keys differ, a minimum and a maximum exchange two of them, and a fixed sorting
+// network sorts a group in each lane. Zeros become a number below all others, because flushed denormals would lose
+// their index.
 
 using KeyTag = hn::Repartition<double, SearchTag>;
 using VK = hn::Vec<KeyTag>;
@@ -123,7 +122,7 @@ HWY_NOINLINE void Sort(const float* HWY_RESTRICT x, double* HWY_RESTRICT keys, d
   }
 }
 
-// The places that N sorted keys came from.
+// The indices of N sorted keys.
 HWY_INLINE VI Places(const double* sorted, int64_t last) {
   const hn::RebindToSigned<SearchTag> di;
   const hn::RebindToUnsigned<SearchTag> du;
@@ -166,11 +165,11 @@ struct Splits {
 
   HWY_INLINE void SetGuard() { guard = hn::Mul(best, hn::Set(SearchTag(), kSlack)); }
 
-  // Whether a lane may take a candidate, by sums in the cheaper form.
+  // Whether a lane may take a candidate, by the cheaper form of the sums.
   HWY_INLINE MF Near(VF sum_xq, VF sum_q2) const { return hn::Gt(hn::Mul(sum_xq, sum_xq), hn::Mul(guard, sum_q2)); }
 
-  // Takes a candidate by the reference's sums. The reference also asks for sum_q2 > 0, which it is wherever weights sum
-  // to more than kLeastWeight; the other lanes start with infinity.
+  // Takes a candidate by the reference's sums. The reference also requires sum_q2 > 0. This holds if the sum of weights
+  // exceeds kLeastWeight; other lanes start with infinity.
   HWY_INLINE void Take(VF sum_xq, VF sum_q2, VI id) {
     const hn::RebindToSigned<SearchTag> di;
     const auto better = hn::Gt(hn::Mul(sum_xq, sum_xq), hn::Mul(best, sum_q2));
@@ -184,26 +183,26 @@ struct Splits {
 
 constexpr float kLeastWeight = 0x1p-100f;
 
-// Where a search starts, and whether the cheaper form of sums will do.
+// The start of a search, and whether the cheaper form of sums is sufficient.
 struct Start {
   VF score;
-  uint64_t unsure;  // a bit for each lane that the reference must look at
+  uint64_t unsure;  // a bit for each lane that needs the reference
   bool near;
 };
 
 constexpr float Square(float v) { return v * v; }
 
-// What a level below `first`, and one below `second`, adds to q^2.
+// The change of q^2 from a level below `first`, and from one below `second`.
 constexpr float FirstStep(bool down) { return Square(Iq1Value(0, down)) - Square(Iq1Value(1, down)); }
 constexpr float SecondStep(bool down) { return Square(Iq1Value(1, down)) - Square(Iq1Value(2, down)); }
 
-// Sums over kHalves parts of a group, each with its shift.
+// Sums over kHalves parts of a group, each with its own shift.
 template <size_t kHalves>
 struct PartSums {
   VF all_x[kHalves], all_w[kHalves];                       // over all weights
   VF low_x[kHalves], first_w[kHalves], second_w[kHalves];  // below both ends of a split together, below either
 
-  // The score of a split with shifts `kind`; leaves its scale.
+  // Returns the score of a split with shifts `kind`, and its scale.
   HWY_INLINE VF Score(int kind, VF& scale) const {
     const SearchTag df;
     VF xq = hn::Zero(df), q2 = xq;
@@ -220,7 +219,7 @@ struct PartSums {
   }
 };
 
-// Lanes whose weights count as nothing start with infinity, and find no split.
+// Lanes whose weights are negligible start with infinity, so they find no split.
 HWY_INLINE Start MakeStart(SearchTag df, VF score, VF weight, VF magnitude, MF negligible) {
   const VF least = hn::Set(df, 0x1p-50f), most = hn::Set(df, 0x1p50f);
   const MF light = hn::Not(hn::Ge(weight, hn::Set(df, kLeastWeight)));
@@ -236,8 +235,8 @@ HWY_INLINE Start MakeStart(SearchTag df, VF score, VF weight, VF magnitude, MF n
   return start;
 }
 
-// Splits where levels meet for a scale, and for its best shifts the scale that fits: some rounds of that with the
-// thresholds of either shift. Only an estimate, so that the order of sums does not matter.
+// Splits at the middles between the levels of a scale, then refits the scale with the best shifts. Repeats this a few
+// times with the thresholds of either shift. The result is only an estimate, so the order of sums has no effect.
 template <size_t kNum, size_t kHalves>
 HWY_NOINLINE Start StartScore(SearchTag df, const float* HWY_RESTRICT x, const float* HWY_RESTRICT w,
                               float negligible) {

@@ -1,5 +1,5 @@
 // Encoding of IQ2_XXS, IQ2_XS and IQ2_S: Iq2Reference of iq2.h for as many super-blocks as a vector has lanes. A format
-// gives
+// provides
 //
 //   struct Traits {
 //     static constexpr size_t kBlockBytes;
@@ -9,10 +9,10 @@
 //     static void Unpack(const uint8_t* block, Iq2Block& to);  // for iq2_decode-inl.h
 //   };
 //
-// All but one part has a super-block in each lane. The exception is the replacement of points off the grid, which goes
-// through them one at a time, with the candidates as lanes (grid-inl.h). Most points are off the grid, so it is the
-// larger part: for eight weights and one multiplier of the 13 or 19, some 50 instructions, and 350 for Lanes(SearchTag)
-// times eight weights for the rest (rounding 120, costs 170, sums 60).
+// Each lane has a super-block, with one exception: points off the grid are replaced one at a time, with one candidate
+// per lane (grid-inl.h). Most points are off the grid, so this is the larger part: about 50 instructions for eight
+// weights and one of the 13 or 19 multipliers. The rest takes 350 instructions for Lanes(SearchTag) times eight weights
+// (rounding 120, costs 170, sums 60).
 #if defined(LOWBIT_FORMATS_IQ2_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef LOWBIT_FORMATS_IQ2_INL_H_
 #undef LOWBIT_FORMATS_IQ2_INL_H_
@@ -43,7 +43,7 @@ constexpr uint32_t kMoved = 1u << 31;  // in a code: the point was off the grid
 // Group j of all super-blocks; element i of lane n at [i * N + n].
 template <size_t kGroup>
 struct Group {
-  HWY_ALIGN float x[kGroup * kMaxGroups];  // magnitudes, but for flipped signs
+  HWY_ALIGN float x[kGroup * kMaxGroups];  // magnitudes; negative for flipped signs
   HWY_ALIGN float w[kGroup * kMaxGroups];
   HWY_ALIGN float wx[kGroup * kMaxGroups];
   HWY_ALIGN float root_w[kGroup * kMaxGroups];
@@ -51,14 +51,14 @@ struct Group {
   HWY_ALIGN uint32_t codes[kGroup / kGridDims * kMaxGroups];
 };
 
-// What bounds the search for candidates: the largest magnitude, and lanes in which all weights of the error are finite.
+// Limits of the search for candidates: the largest magnitude, and the lanes whose error weights are all finite.
 struct Bounds {
   V largest;
   hn::Mask<SearchTag> finite;
-  uint32_t lanes;  // the lanes to search for
+  uint32_t lanes;  // the lanes to search
 };
 
-// Splits x into magnitudes and signs, as SplitSigns of the reference.
+// Splits x into magnitudes and signs, like SplitSigns of the reference.
 template <bool kEvenSigns>
 HWY_INLINE void SplitSigns(SearchTag df, const float* HWY_RESTRICT x, const float* HWY_RESTRICT w,
                            float* HWY_RESTRICT magnitudes, uint32_t* HWY_RESTRICT signs) {
@@ -93,8 +93,8 @@ HWY_INLINE void SplitSigns(SearchTag df, const float* HWY_RESTRICT x, const floa
   hn::Store(bits, du, signs);
 }
 
-// Rounds eight weights to the levels of `multiplier`: the code, and how near one of them lies to the middle between two
-// levels.
+// Rounds eight weights to the levels of `multiplier`. Returns the code, and the smallest distance of a weight from the
+// middle between two levels.
 HWY_INLINE VU RoundPoint(SearchTag df, const float* HWY_RESTRICT x, V multiplier, V& from_middle) {
   const hn::RebindToUnsigned<SearchTag> du;
   const size_t N = hn::Lanes(df);
@@ -110,7 +110,7 @@ HWY_INLINE VU RoundPoint(SearchTag df, const float* HWY_RESTRICT x, V multiplier
   return code;
 }
 
-// The tables of costs of eight weights, 4 * N floats for each.
+// The cost tables of eight weights, 4 * N floats for each.
 HWY_INLINE void CostTables(SearchTag df, const float* HWY_RESTRICT x, const float* HWY_RESTRICT root_w, V scale,
                            float* HWY_RESTRICT tables) {
   const size_t N = hn::Lanes(df);
@@ -123,12 +123,12 @@ HWY_INLINE void CostTables(SearchTag df, const float* HWY_RESTRICT x, const floa
   }
 }
 
-// The codes of the grid points for all weights of a group: rounded with `multiplier`, replaced with respect to `scale`,
-// its reciprocal.
+// The codes of the grid points for all weights of a group: rounded with `multiplier`; replacements are chosen with
+// `scale`, its reciprocal.
 //
-// The lists of Grid::Candidates need costs that do not fall away from the level rounded to. They do not if the weight
-// is farther from the middle between two levels than rounding can shift either, which is 5e-7 of a level where all
-// numbers are finite and normal.
+// The lists of Grid::Candidates require costs that do not fall from the rounded level outwards. This holds if each
+// weight is farther from the middle between two levels than the rounding error, which is 5e-7 of a level for finite
+// normal numbers.
 template <size_t kGroup>
 HWY_NOINLINE void NearestPoints(SearchTag df, const Grid& grid, const Group<kGroup>& group, const Bounds& bounds,
                                 V multiplier, V scale, uint32_t* HWY_RESTRICT codes) {
@@ -182,7 +182,7 @@ HWY_INLINE uint32_t LaneBits(SearchTag df, hn::Mask<SearchTag> mask) {
   return static_cast<uint32_t>(hn::BitsFromMask(df, mask));
 }
 
-// Tries the multipliers; improves scale and group.codes.
+// Tries the multipliers; improves the scale and group.codes.
 template <size_t kGroup>
 HWY_INLINE void TryMultipliers(SearchTag df, int steps, const Grid& grid, const Bounds& bounds, V largest,
                                Group<kGroup>& group, V& scale_inout) {
@@ -207,7 +207,7 @@ HWY_INLINE void TryMultipliers(SearchTag df, int steps, const Grid& grid, const 
   scale_inout = scale;
 }
 
-// Rounds once more with the scale found: all points, or those that were off the grid.
+// Rounds again with the fitted scale: all points, or only those that were off the grid.
 template <size_t kGroup>
 HWY_INLINE V Refit(SearchTag df, bool all, const Grid& grid, Bounds bounds, Group<kGroup>& group, V scale) {
   const hn::RebindToUnsigned<SearchTag> du;
@@ -232,7 +232,7 @@ HWY_INLINE V Refit(SearchTag df, bool all, const Grid& grid, Bounds bounds, Grou
   return hn::IfThenElse(valid, hn::Div(sum_xq, sum_q2), scale);
 }
 
-// Fit of the reference for the first num lanes. Returns scales; lanes whose group counts as zero are in `zero`.
+// The reference's Fit for the first num lanes. Returns scales. `zero`: lanes whose group counts as zero.
 template <class Traits>
 HWY_INLINE V Fit(SearchTag df, const Grid& grid, size_t num, Group<Traits::kSearch.group>& group,
                  hn::Mask<SearchTag>& zero) {
@@ -264,7 +264,7 @@ HWY_INLINE V Fit(SearchTag df, const Grid& grid, size_t num, Group<Traits::kSear
   return hn::IfThenZeroElse(zero, scale);
 }
 
-// Weights of the error: of a group from importances, or from the weights themselves.
+// Weights of the errors of a group: from importances, or from the weights themselves.
 template <size_t kGroup>
 HWY_INLINE void WeighErrors(SearchTag df, const float* HWY_RESTRICT x, const float* const* columns, size_t first,
                             V variance, Group<kGroup>& group) {
@@ -283,7 +283,7 @@ HWY_INLINE void WeighErrors(SearchTag df, const float* HWY_RESTRICT x, const flo
   }
 }
 
-// Stores a group's points and signs in the first num blocks; the signs of `negative` lanes the other way round.
+// Stores a group's points and signs in the first num blocks, with inverted signs in `negative` lanes.
 template <class Traits>
 HWY_INLINE void StorePoints(SearchTag df, const Grid& grid, size_t j, size_t num, uint32_t zero, uint32_t negative,
                             const Group<Traits::kSearch.group>& group, Iq2Block* blocks) {
@@ -319,7 +319,7 @@ HWY_INLINE void StoreScales(SearchTag df, const float* HWY_RESTRICT scales, V la
   for (size_t lane = 0; lane < num; ++lane) {
     blocks[lane].d = d[lane];
     if ((nothing >> lane & 1) == 0) continue;
-    // IQ2_S keeps points and signs where all scales are zero.
+    // If all scales are zero, IQ2_S keeps points and signs.
     memset(blocks[lane].scales, 0, sizeof(blocks[lane].scales));
     if (Traits::kSearch.even_signs) blocks[lane] = {};
   }
@@ -357,7 +357,7 @@ HWY_NOINLINE void FitBlocks(SearchTag df, const Grid& grid, const float* HWY_RES
   StoreScales<Traits>(df, scales, largest, num, blocks);
 }
 
-// Super-blocks with NaN or infinities, which the searches do not expect, are the reference's.
+// The searches expect finite weights; super-blocks with NaN or infinity go to the reference.
 template <class Traits>
 void EncodeSuperBlocks(const float* weights, const float* importance, size_t num_rows, size_t K, uint8_t* out) {
   const SearchTag df;

@@ -13,11 +13,11 @@ constexpr size_t kDims = 8, kMaxGroup = 32, kMaxSubgroups = kMaxGroup / kDims;
 constexpr int kTopLevel = 2;
 constexpr float kTopValue = 5.0f;  // 2 * kTopLevel + 1
 
-// A group of weights that share a scale. Costs are relative to w; points off the grid are replaced by those of least
-// error under the square roots of w.
+// A group of weights that share a scale. Errors are weighted by w. The replacement for a point off the grid has the
+// least error weighted by the square roots of w.
 struct Group {
   size_t num;
-  float x[kMaxGroup];  // magnitudes, but for a flipped sign
+  float x[kMaxGroup];  // magnitudes; negative for a flipped sign
   float w[kMaxGroup];
   float root_w[kMaxGroup];
   uint8_t signs[kMaxSubgroups];
@@ -25,7 +25,7 @@ struct Group {
   bool moved[kMaxSubgroups];  // was off the grid
 };
 
-// Where the signs must be even, the weight that costs least keeps the wrong one.
+// If the number of minus signs must be even, the weight with the lowest cost gets the wrong sign.
 void SplitSigns(bool even_signs, const float* x, Group& group) {
   for (size_t k = 0; k < group.num / kDims; ++k) {
     int signs = 0, num_negative = 0;
@@ -79,7 +79,7 @@ void Sums(const Group& group, const uint32_t* codes, float* sum_xq, float* sum_q
   }
 }
 
-// Rounds once more with the scale found: all points, or those that were off the grid.
+// Rounds again with the fitted scale: all points, or only those that were off the grid.
 float Refit(const Grid& grid, bool all, Group& group, float scale) {
   const size_t num = group.num / kDims;
   if (!(scale > 0.0f) || !(all || std::any_of(group.moved, group.moved + num, [](bool moved) { return moved; }))) {
@@ -94,7 +94,7 @@ float Refit(const Grid& grid, bool all, Group& group, float scale) {
   return sum_q2 > 0.0f ? sum_xq / sum_q2 : scale;
 }
 
-// Finds codes and the scale, which may be negative. False for a group that counts as zero.
+// Fits codes and scale. The scale may be negative. Returns false for a group that counts as zero.
 bool Fit(const Iq2Search& search, const Grid& grid, Group& group, float* scale_out) {
   *scale_out = 0.0f;
   float largest = group.x[0];

@@ -1,8 +1,8 @@
-// Decoding of IQ2_XXS, IQ2_XS and IQ2_S, and their unpacking for integer products. Traits are those of iq2-inl.h.
+// Decoding of IQ2_XXS, IQ2_XS and IQ2_S, and unpacking for integer products. Traits are those of iq2-inl.h.
 //
-// A grid point is looked up as a code of two bits a level (grid.h). Four of them and 32 signs are joined in general
-// registers; shifts by lane and a table of the scale's three multiples make floats of them. Cost: for 32 weights some
-// 20 scalar instructions and eight for each vector of floats.
+// A grid point is looked up as a code of two bits per level (grid.h). Four codes and 32 signs are joined in general
+// registers. Shifts per lane, and a table of the scale's three multiples, convert them to floats. Cost for 32 weights:
+// about 20 scalar instructions, and eight for each vector of floats.
 #if defined(LOWBIT_FORMATS_IQ2_DECODE_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef LOWBIT_FORMATS_IQ2_DECODE_INL_H_
 #undef LOWBIT_FORMATS_IQ2_DECODE_INL_H_
@@ -24,10 +24,10 @@ namespace lowbit {
 namespace HWY_NAMESPACE {
 namespace iq2 {
 
-// What the levels stand for.
+// Decoded values of the levels.
 constexpr uint8_t kValue0 = 8, kValue1 = 25, kValue2 = 43;
 
-// Bytes of seven signs get the eighth, which makes their number even.
+// Each byte of seven signs gets an eighth, which makes the number of minus signs even.
 template <class DU, class VU = hn::Vec<DU>>
 HWY_INLINE VU CompleteSigns(DU du, VU signs) {
   const hn::Repartition<uint8_t, DU> du8;
@@ -110,7 +110,7 @@ struct Codec {
   static constexpr size_t kBlock = kSuper, kBlockBytes = Traits::kBlockBytes, kGroup = Traits::kSearch.group;
   static constexpr bool kSigned = true, kHasOffset = false;
 
-  // A byte with one level in its bits, 2k and 2k + 1, is folded to a nibble, which the value is looked up with.
+  // A byte has one level in bits 2k and 2k + 1. It is folded to a nibble, which indexes the table of values.
   static HWY_INLINE void Unpack(const uint8_t* bytes, size_t /*num_blocks*/, Unpacked& u) {
     const hn::CappedTag<uint8_t, 32> d;
     const hn::RebindToSigned<decltype(d)> di8;

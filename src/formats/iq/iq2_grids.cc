@@ -1,11 +1,10 @@
-// The grids of IQ2_XXS, IQ2_XS and IQ2_S: sets of the 3^8 points with eight levels 0, 1, 2. Bit n says whether the
-// point whose levels are the digits of n to the base 3, the first level the lowest, belongs to the set; a point's index
-// is the number of members before it.
+// The grids of IQ2_XXS, IQ2_XS and IQ2_S: sets of the 3^8 points with eight levels 0, 1, 2. Bit n says whether a point
+// is on the grid: its levels are the digits of n in base 3, the first level in the lowest digit. A point's index is the
+// number of members before it.
 //
 // The sums of the levels of all members are even: the points 2 * level + 1, with signs, are from the lattice E8, scaled
-// by two. Which of its points are members follows no formula that would be shorter. The reference lists them sorted,
-// two bits a level (ggml-quants.c, iq2xs_init_impl: kgrid_2bit_256, kgrid_2bit_512, kgrid_2bit_1024), so that sets are
-// enough.
+// by two. No short formula says which lattice points are members. The reference lists them in order, two bits per level
+// (ggml-quants.c, iq2xs_init_impl: kgrid_2bit_256, kgrid_2bit_512, kgrid_2bit_1024), so sets are enough.
 
 #include "src/formats/iq/iq2.h"
 

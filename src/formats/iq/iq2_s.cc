@@ -1,4 +1,4 @@
-// IQ2_S: 256 weights in 82 bytes, 2.5625 bits a weight. Sixteen groups of 16.
+// IQ2_S: 256 weights in 82 bytes, 2.5625 bits per weight. Sixteen groups of 16.
 //
 //   byte 0-1    d           float16
 //   byte 2-33   points[32]  bits 0-7 of the grid index of eight weights
@@ -8,9 +8,13 @@
 //
 //   w[i] = d * (scale[i / 16] + 0.5) / 4 * value(level[i]) * sign[i]
 //
-// value(0, 1, 2) = 8, 25, 43. Levels are those of the grid's point (iq2_grids.cc).
+// value(0, 1, 2) = 8, 25, 43. Levels are the coordinates of the grid point (iq2_grids.cc).
 //
 // Source: ggml-common.h (block_iq2_s, iq2s_grid), quantize_row_iq2_s_impl, dequantize_row_iq2_s.
+
+// Fit: iq/iq2-inl.h, with the grid search of iq/grid-inl.h; scalar reference: iq/iq2.cc.
+// Packing: Traits::Pack in this file.
+// Product: Traits::Unpack in this file, Codec in iq/iq2_decode-inl.h, DotInt8 in format-inl.h.
 
 #include "src/formats/format.h"
 

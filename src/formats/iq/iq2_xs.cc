@@ -1,4 +1,4 @@
-// IQ2_XS: 256 weights in 74 bytes, 2.3125 bits a weight. Sixteen groups of 16.
+// IQ2_XS: 256 weights in 74 bytes, 2.3125 bits per weight. Sixteen groups of 16.
 //
 //   byte 0-1    d           float16
 //   byte 2-65   points[32]  two bytes for eight weights, little-endian: bits 0-8: grid index; bits 9-15: the signs
@@ -7,10 +7,14 @@
 //
 //   w[i] = d * (scale[i / 16] + 0.5) / 4 * value(level[i]) * sign[i]
 //
-// value(0, 1, 2) = 8, 25, 43. Levels are those of the grid's point (iq2_grids.cc); the eighth sign makes the number of
-// minus signs even. Cannot be encoded without importances.
+// value(0, 1, 2) = 8, 25, 43. Levels are the coordinates of the grid point (iq2_grids.cc). The eighth sign makes the
+// number of minus signs even. Encoding requires importances.
 //
 // Source: ggml-common.h (block_iq2_xs, iq2xs_grid, ksigns_iq2xs), quantize_row_iq2_xs_impl, dequantize_row_iq2_xs.
+
+// Fit: iq/iq2-inl.h, with the grid search of iq/grid-inl.h; scalar reference: iq/iq2.cc.
+// Packing: Traits::Pack in this file.
+// Product: Traits::Unpack in this file, Codec in iq/iq2_decode-inl.h, DotInt8 in format-inl.h.
 
 #include "src/formats/format.h"
 

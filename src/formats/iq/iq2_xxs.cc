@@ -1,4 +1,4 @@
-// IQ2_XXS: 256 weights in 66 bytes, 2.0625 bits a weight. Eight groups of 32.
+// IQ2_XXS: 256 weights in 66 bytes, 2.0625 bits per weight. Eight groups of 32.
 //
 //   byte 0-1   d           float16
 //   byte 2-65  groups[8]   eight bytes for each group:
@@ -8,10 +8,14 @@
 //
 //   w[i] = d * (scale[i / 32] + 0.5) / 4 * value(level[i]) * sign[i]
 //
-// value(0, 1, 2) = 8, 25, 43. Levels are those of the grid's point (iq2_grids.cc); the eighth sign makes the number of
-// minus signs even. Cannot be encoded without importances.
+// value(0, 1, 2) = 8, 25, 43. Levels are the coordinates of the grid point (iq2_grids.cc). The eighth sign makes the
+// number of minus signs even. Encoding requires importances.
 //
 // Source: ggml-common.h (block_iq2_xxs, iq2xxs_grid, ksigns_iq2xs), quantize_row_iq2_xxs_impl, dequantize_row_iq2_xxs.
+
+// Fit: iq/iq2-inl.h, with the grid search of iq/grid-inl.h; scalar reference: iq/iq2.cc.
+// Packing: Traits::Pack in this file.
+// Product: Traits::Unpack in this file, Codec in iq/iq2_decode-inl.h, DotInt8 in format-inl.h.
 
 #include "src/formats/format.h"
 
@@ -56,7 +60,7 @@ struct Traits {
     for (size_t j = 0; j < 8; j += hn::Lanes(du)) {
       hn::Vec<decltype(du)> points, word;
       hn::LoadInterleaved2(du, words + 2 * j, points, word);
-      // Seven bits to a byte.
+      // Spreads seven bits to each byte.
       auto signs = hn::Or(hn::And(word, hn::Set(du, 0x7f)), hn::And(hn::ShiftLeft<1>(word), hn::Set(du, 0x7f00)));
       signs = hn::Or(signs, hn::And(hn::ShiftLeft<2>(word), hn::Set(du, 0x7f0000)));
       signs = hn::Or(signs, hn::And(hn::ShiftLeft<3>(word), hn::Set(du, 0x7f000000)));

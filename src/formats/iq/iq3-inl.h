@@ -1,4 +1,4 @@
-// Encoding of IQ3_XXS and IQ3_S: Iq3Reference of iq3.h, one group of 32 weights after the other. A format gives
+// Encoding of IQ3_XXS and IQ3_S: Iq3Reference of iq3.h, one group of 32 weights after another. A format provides
 //
 //   struct Traits {
 //     static constexpr size_t kBlockBytes;
@@ -8,12 +8,12 @@
 //   };
 //
 // The lanes are the 31 or 19 multipliers that are tried for a group, so each lane's sums have the reference's order.
-// All lanes round the same four weights, so few different points come up, some four in 31 lanes. For a point off the
-// grid, the errors of a candidate are summed in all lanes at once, from a table of the 32 vectors that each of four
-// coordinates contributes with each of eight levels, and count in the lanes with that point.
+// All lanes round the same four weights, so few different points occur: about four in 31 lanes. For a point off the
+// grid, the errors of a candidate are summed in all lanes at once and used in the lanes with that point. They come from
+// a table of 32 vectors: four coordinates times eight levels.
 //
-// Operations for four weights and one vector of multipliers: 96 for the table, 44 to round, 7 for each candidate (there
-// are 8 to 12 of them for all points together), 36 for the sums.
+// Instructions for four weights and one vector of multipliers: 96 for the table, 44 for rounding, 7 per candidate (8 to
+// 12 candidates for all points together), 36 for the sums.
 #if defined(LOWBIT_FORMATS_IQ3_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef LOWBIT_FORMATS_IQ3_INL_H_
 #undef LOWBIT_FORMATS_IQ3_INL_H_
@@ -39,7 +39,7 @@ namespace HWY_NAMESPACE {
 namespace iq3 {
 
 using TryTag = hn::CappedTag<float, 16>;  // multipliers
-using Tag = hn::CappedTag<float, 8>;      // quads, and multipliers where no more than eight are left
+using Tag = hn::CappedTag<float, 8>;      // quads, and the last eight or fewer multipliers
 template <class DF>
 using Codes = hn::Vec<hn::RebindToUnsigned<DF>>;
 
@@ -48,10 +48,10 @@ template <class DF>
 struct Multipliers {
   hn::Vec<DF> multiplier;
   hn::Vec<DF> scale;
-  bool normal;  // the tables of costs neither overflow nor lose precision
+  bool normal;  // cost tables neither overflow nor lose precision
 };
 
-// One coordinate each of four weights.
+// One coordinate of each of four weights.
 template <class DF>
 struct Quad {
   hn::Vec<DF> x[kIq3Dims];
@@ -59,7 +59,7 @@ struct Quad {
 };
 
 struct Group {
-  HWY_ALIGN float x[kIq3Group];  // magnitudes, but for flipped signs
+  HWY_ALIGN float x[kIq3Group];  // magnitudes; negative for flipped signs
   HWY_ALIGN float w[kIq3Group];
   HWY_ALIGN float wx[kIq3Group];
   HWY_ALIGN float root_w[kIq3Group];
@@ -71,9 +71,9 @@ struct Group {
   uint32_t off_grid;  // bit k: the point of quad k was replaced
 };
 
-// Rounds four weights, reference::NearestCode of (multiplier * x - 1) / 2: the code of the point, and how far the
-// farthest lies from its level before that is cut to [0, 7]. Halving is exact, so that it may be fused with what
-// follows.
+// Rounds four weights: reference::NearestCode of (multiplier * x - 1) / 2. Returns the code of the point, and the
+// largest distance of a weight from its level before clamping to [0, 7]. Halving is exact, so it may be fused with the
+// next step.
 template <class DF, class V = hn::Vec<DF>>
 HWY_INLINE Codes<DF> RoundQuad(DF df, const Quad<DF>& quad, V multiplier, V& farthest) {
   const hn::RebindToUnsigned<DF> du;
@@ -94,7 +94,7 @@ HWY_INLINE Codes<DF> RoundQuad(DF df, const Quad<DF>& quad, V multiplier, V& far
   return code;
 }
 
-// The error of coordinate i at level l becomes vector i * 8 + l of the table.
+// Stores the error of coordinate i at level l in vector i * 8 + l of the table.
 template <class DF, class V = hn::Vec<DF>>
 HWY_INLINE void StoreCosts(DF df, const Quad<DF>& quad, V scale, float* HWY_RESTRICT costs) {
   const size_t N = hn::Lanes(df);
@@ -109,15 +109,14 @@ HWY_INLINE void StoreCosts(DF df, const Quad<DF>& quad, V scale, float* HWY_REST
   }
 }
 
-// The lanes in which Grid::Candidates without those that could be dropped have the nearest: their argument holds where
-// the weights are farther from the middle between two levels than rounding can shift either, which is below 1e-6 of a
-// level where all numbers are finite and normal.
+// The lanes in which the short list of Grid::Candidates has the nearest point. This holds if the weights are farther
+// from the middle between two levels than the rounding error, which is below 1e-6 of a level for finite normal numbers.
 template <class DF, class V = hn::Vec<DF>>
 HWY_INLINE uint64_t ShortListLanes(DF df, bool normal, V farthest) {
   return normal ? hn::BitsFromMask(df, hn::Lt(farthest, hn::Set(df, 0.49999f))) : 0;
 }
 
-// The cheapest of a list in each lane, the first of equals; the first of all where none costs less than FLT_MAX.
+// The cheapest candidate in each lane, the first of equals; the first of the list if none costs less than FLT_MAX.
 template <class DF, class V = hn::Vec<DF>>
 HWY_INLINE Codes<DF> Cheapest(DF df, const uint16_t* HWY_RESTRICT candidates, size_t num,
                               const float* HWY_RESTRICT costs) {
@@ -125,7 +124,7 @@ HWY_INLINE Codes<DF> Cheapest(DF df, const uint16_t* HWY_RESTRICT candidates, si
   const size_t stride = hn::Lanes(df);
   V best = hn::Set(df, FLT_MAX);
   Codes<DF> point = hn::Set(du, candidates[0]);
-  // Lists are filled up with their last point, so four at a time do no harm.
+  // Lists are padded with their last point, so four at a time are safe.
   static_assert(Grid::kPad % 4 == 0, "reads four candidates at a time");
   for (size_t j = 0; j < num; j += 4) {
     for (size_t c = j; c < j + 4; ++c) {
@@ -142,8 +141,8 @@ HWY_INLINE Codes<DF> Cheapest(DF df, const uint16_t* HWY_RESTRICT candidates, si
   return point;
 }
 
-// The grid points that the weights of each lane's quad are rounded to with m: to the nearest point, which code_of_lane
-// gets, or where that is off the grid to the one that costs least.
+// The grid points to which m rounds each lane's quad. code_of_lane gets the nearest point; if that is off the grid, the
+// cheapest candidate replaces it.
 template <class DF, class V = hn::Vec<DF>>
 HWY_INLINE Codes<DF> NearestPoints(DF df, const Grid& grid, const Quad<DF>& quad, const Multipliers<DF>& m,
                                    uint32_t* HWY_RESTRICT code_of_lane) {
@@ -171,8 +170,8 @@ HWY_INLINE Codes<DF> NearestPoints(DF df, const Grid& grid, const Quad<DF>& quad
   return points;
 }
 
-// What comes of trying a vector of multipliers: rounded[k * stride + lane] and points[k * stride + lane] for quad k,
-// and the sums of w * x * q and of w * q * q over the group.
+// The results for a vector of multipliers: rounded[k * stride + lane] and points[k * stride + lane] for quad k, and the
+// sums of w * x * q and w * q * q over the group.
 template <class DF, class V = hn::Vec<DF>>
 HWY_NOINLINE void TryVector(DF df, const Grid& grid, const Group& group, const Multipliers<DF>& m, size_t stride,
                             uint32_t* HWY_RESTRICT rounded, uint32_t* HWY_RESTRICT points, float* HWY_RESTRICT sum_xq,
@@ -200,7 +199,7 @@ HWY_NOINLINE void TryVector(DF df, const Grid& grid, const Group& group, const M
   hn::Store(q2, df, sum_q2);
 }
 
-// 15 + i / 5 for i in [-steps, steps], and the last one again.
+// 15 + i / 5 for i in [-steps, steps]; the rest repeats the last.
 template <int kSteps, size_t kNum>
 constexpr std::array<float, kNum> Numerators() {
   std::array<float, kNum> numerators = {};
@@ -210,7 +209,7 @@ constexpr std::array<float, kNum> Numerators() {
   return numerators;
 }
 
-// The scale of the best multiplier; its points are left in the group.
+// Returns the scale of the best multiplier; its points are in the group.
 template <class Traits>
 HWY_INLINE float TryMultipliers(const Grid& grid, Group& group) {
   const TryTag df;
@@ -247,7 +246,7 @@ HWY_INLINE float TryMultipliers(const Grid& grid, Group& group) {
   return scale;
 }
 
-// Rounds once more with the scale found, all points or those that were off the grid, one quad a lane.
+// Rounds again with the fitted scale, one quad per lane: all points, or only those that were off the grid.
 template <class Traits>
 HWY_INLINE float Refit(Tag df, const Grid& grid, Group& group, float scale) {
   const hn::RebindToUnsigned<Tag> du;
@@ -276,7 +275,7 @@ HWY_INLINE float Refit(Tag df, const Grid& grid, Group& group, float scale) {
   return sum_q2 > 0.0f ? sum_xq / sum_q2 : scale;
 }
 
-// Fills in a group but for its codes.
+// Fills in a group except its codes.
 template <bool kEvenSigns>
 HWY_INLINE void Prepare(Tag df, const float* HWY_RESTRICT x, const float* HWY_RESTRICT importance, float variance,
                         Group& group) {
@@ -316,7 +315,7 @@ HWY_INLINE void Prepare(Tag df, const float* HWY_RESTRICT x, const float* HWY_RE
   group.magnitude = hn::ReduceMax(df, magnitude);
 }
 
-// Iq3Reference, of finite weights.
+// Iq3Reference for finite weights.
 template <class Traits>
 HWY_NOINLINE void FitBlock(const Grid& grid, const float* x, const float* importance, float sum_x2, Iq3Block& block) {
   constexpr Iq3Search kSearch = Traits::kSearch;
@@ -343,7 +342,7 @@ HWY_NOINLINE void FitBlock(const Grid& grid, const float* x, const float* import
   Iq3StoreScales(kSearch, scales, &block);
 }
 
-// Sums of squares of num super-blocks, each from the first weight to the last; eight at a time keep the adder busy.
+// Sums of squares of num super-blocks, each from the first weight to the last. Eight at a time keep the adder busy.
 HWY_INLINE void SumsOfSquares(const float* HWY_RESTRICT x, size_t num, float* HWY_RESTRICT out) {
   for (size_t b = 0; b < 8; ++b) out[b] = 0.0f;
   if (num == 8) {
@@ -355,7 +354,7 @@ HWY_INLINE void SumsOfSquares(const float* HWY_RESTRICT x, size_t num, float* HW
   }
 }
 
-// Super-blocks with NaN or infinities, which the search does not expect, are the reference's.
+// The search expects finite weights; super-blocks with NaN or infinity go to the reference.
 template <class Traits>
 void EncodeSuperBlocks(const float* weights, const float* importance, size_t num_rows, size_t K, uint8_t* out) {
   const Grid& grid = Traits::GetGrid();

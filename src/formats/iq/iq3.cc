@@ -13,7 +13,7 @@ namespace {
 
 // A group of 32 weights.
 struct Group {
-  float x[kIq3Group];  // magnitudes, but for flipped signs
+  float x[kIq3Group];  // magnitudes; negative for a flipped sign
   float w[kIq3Group];
   float root_w[kIq3Group];
   uint8_t signs[kIq3Group / 8];
@@ -21,8 +21,8 @@ struct Group {
   bool on_grid[kIq3Quads];
 };
 
-// Splits x into magnitudes and signs. Where signs are even, the weight whose change costs least takes the wrong sign if
-// need be; its "magnitude" is negative.
+// Splits x into magnitudes and signs. If the number of minus signs must be even and is not, the weight with the lowest
+// cost gets the wrong sign, and its "magnitude" is negative.
 void SplitSigns(bool even, const float* x, Group* group) {
   for (size_t k = 0; k < kIq3Group; k += 8) {
     uint32_t signs = 0, parity = 0;
@@ -142,7 +142,7 @@ void Iq3StoreScales(const Iq3Search& search, const float* scales, Iq3Block* bloc
   float largest = 0.0f;
   for (size_t j = 0; j < kIq3Groups; ++j) largest = largest > scales[j] ? largest : scales[j];
   if (largest == 0.0f) {
-    // IQ3_S keeps points and signs where all scales are zero.
+    // If all scales are zero, IQ3_S keeps points and signs.
     if (search.even_signs) *block = {};
     return;
   }

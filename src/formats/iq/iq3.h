@@ -1,8 +1,7 @@
-// What IQ3_XXS and IQ3_S share: grids, and the scalar encoder, which is the specification of the vector code in
-// iq3-inl.h.
+// Shared by IQ3_XXS and IQ3_S: grids, and the scalar encoder, which specifies the vector code in iq3-inl.h.
 //
-// Four weights are a point of a grid with levels 0 to 7 (the magnitudes; level l counts 2 * l + 1 in the encoder), and
-// four signs. 32 weights share a scale of 4 bits, 256 a factor.
+// Four weights are a point on a grid with levels 0 to 7 (the magnitudes; the encoder uses 2 * l + 1 for level l) and
+// four signs. 32 weights share a scale of 4 bits; 256 weights share a factor.
 #pragma once
 
 #include <array>
@@ -15,35 +14,35 @@ namespace lowbit {
 
 constexpr size_t kIq3Dims = 4, kIq3Levels = 8;
 constexpr size_t kIq3Group = 32, kIq3Groups = 256 / kIq3Group;
-constexpr size_t kIq3Quads = kIq3Group / kIq3Dims;  // points a group
+constexpr size_t kIq3Quads = kIq3Group / kIq3Dims;  // points per group
 
-// Made at the first call, thread-safe.
+// Created at the first call, thread-safe.
 const Grid& Iq3XxsGrid();  // 256 points
 const Grid& Iq3SGrid();    // 512
 
-// What the points decode to, by index: four bytes a point, the first level in the lowest.
+// The decoded values of the points by index: four bytes per point, the first level in the lowest byte.
 extern const std::array<uint32_t, 256> kIq3XxsValues;
 extern const std::array<uint32_t, 512> kIq3SValues;
 
-// What differs in the two searches.
+// The differences of the two searches.
 struct Iq3Search {
   int steps;         // multipliers to try: (15 + i / 5) / largest, i in [-steps, steps]
-  float negligible;  // groups with nothing larger are zero, and those with nothing but zeros
+  float negligible;  // groups without a larger magnitude are zero, and groups of zeros
   bool even_signs;   // the number of minus signs is even (the eighth is not stored)
-  bool refit_all;    // the last rounding takes points that were on the grid as well
-  float factor;      // of the scale, to make up for what rounding loses
+  bool refit_all;    // the last rounding includes points on the grid
+  float factor;      // factor of the scale, to compensate for rounding
 };
 
 // A super-block before it is packed.
 struct Iq3Block {
   uint16_t points[64];         // grid indices
-  uint8_t signs[32];           // bit i: weight i is negative; without bit 7 where signs are even
+  uint8_t signs[32];           // bit i: weight i is negative; no bit 7 if signs are even
   uint8_t scales[kIq3Groups];  // codes
   bool zero[kIq3Groups];       // the group has no points
   float d;
 };
 
-// Encodes 256 weights. importance may be null. Weights may be anything.
+// Encodes 256 weights, which may have any values. importance may be null.
 void Iq3Reference(const Iq3Search& search, const Grid& grid, const float* x, const float* importance, Iq3Block* block);
 
 // The last part: codes for the scales of all groups, and d.

@@ -1,13 +1,13 @@
-// Unpacking of IQ3_XXS and IQ3_S, for integer products and for decoding. A format gives
+// Unpacking of IQ3_XXS and IQ3_S, for integer products and for decoding. A format provides
 //
 //   struct Layout {
 //     static constexpr size_t kBlockBytes;
-//     static uint32_t Value(const uint8_t* block, size_t j, size_t k);  // four values: of point k of group j
+//     static uint32_t Value(const uint8_t* block, size_t j, size_t k);  // the four values of point k of group j
 //     static void UnpackScales(const uint8_t* block, float* scales);    // of the eight groups
 //     static void UnpackSigns(const uint8_t* block, uint32_t* signs);   // bit i: weight i of the group is negative
 //   };
 //
-// Cost of 32 weights: eight loads of four values, six instructions to join them, and six for each vector of bytes.
+// Cost for 32 weights: eight loads of four values, six instructions to join them, and six for each vector of bytes.
 #if defined(LOWBIT_FORMATS_IQ3_DECODE_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef LOWBIT_FORMATS_IQ3_DECODE_INL_H_
 #undef LOWBIT_FORMATS_IQ3_DECODE_INL_H_

@@ -1,10 +1,10 @@
 // The grids of IQ3_XXS and IQ3_S: sets of the 8^4 points with four levels 0 to 7. Bit n says whether the point with the
-// levels n & 7, n >> 3 & 7, ... belongs to the set; a point's index is the number of members before it.
+// levels n & 7, n >> 3 & 7, ... is on the grid. A point's index is the number of members before it.
 //
 // The sums of the levels of IQ3_XXS's points are even: the points 2 * level + 1, with signs, are from the lattice D4,
-// scaled by two. Which of its points are members, and which points IQ3_S has, follows no formula that would be shorter.
-// The reference lists them sorted, three bits a level (ggml-quants.c, iq3xs_init_impl: kgrid_256, kgrid_512), so that
-// sets are enough; what they decode to are iq3xxs_grid and iq3s_grid in ggml-common.h.
+// scaled by two. No short formula gives the members among these, or the points of IQ3_S. The reference lists them in
+// order, three bits per level (ggml-quants.c, iq3xs_init_impl: kgrid_256, kgrid_512), so sets are enough. The decoded
+// values are iq3xxs_grid and iq3s_grid in ggml-common.h.
 
 #include "src/formats/iq/iq3.h"
 
@@ -45,7 +45,7 @@ constexpr Members kSMembers = {
     0x0000010000010822, 0x0000000400040000, 0x0000000002000004, 0x0000000000000001,
 };
 
-// kNum points; level l counts first + step * l, but the last one `last`.
+// kNum points. Level l has the value first + step * l, except the last level, which has the value `last`.
 template <size_t kNum>
 constexpr std::array<uint32_t, kNum> Values(const Members& members, uint32_t first, uint32_t step, uint32_t last) {
   std::array<uint32_t, kNum> values = {};

@@ -1,4 +1,4 @@
-// IQ3_S: 256 weights in 110 bytes, 3.4375 bits a weight. Eight groups of 32; four weights are a point of a grid and
+// IQ3_S: 256 weights in 110 bytes, 3.4375 bits per weight. Eight groups of 32. Four weights are a grid point and
 // four signs.
 //
 //   byte 0-1      d           float16
@@ -8,12 +8,16 @@
 //   byte 106-109  scales[4]   byte j: scale 2j in bits 0-3, scale 2j + 1 in bits 4-7
 //
 //   w[i] = d * (2 * scale[i / 32] + 1) * sign[i] * (2 * level[i] + 1),
-//   level[i] = coordinate i % 4 of the grid's point point[i / 4]
+//   level[i] = coordinate i % 4 of the grid point point[i / 4]
 //
-// The grid has 512 points (iq3_grids.cc). Behind a group of zeros, the reference writes the low bits and the signs of
-// all further groups one group too early, but neither their high bits nor their scales; so does the encoder here.
+// The grid has 512 points (iq3_grids.cc). After a group of zeros, the reference writes the low bits and the signs of all
+// later groups one group too early, but not their high bits and scales. This encoder does the same.
 //
 // Source: ggml-common.h (block_iq3_s, iq3s_grid), quantize_row_iq3_s_impl, dequantize_row_iq3_s.
+
+// Fit: iq/iq3-inl.h; scalar reference: iq/iq3.cc.
+// Packing: Traits::Pack in this file.
+// Product: Layout in this file, Codec in iq/iq3_decode-inl.h, DotInt8 in format-inl.h.
 
 #include "src/formats/format.h"
 

@@ -1,16 +1,20 @@
-// IQ3_XXS: 256 weights in 98 bytes, 3.0625 bits a weight. Eight groups of 32; four weights are a point of a grid and
+// IQ3_XXS: 256 weights in 98 bytes, 3.0625 bits per weight. Eight groups of 32. Four weights are a grid point and
 // four signs.
 //
 //   byte 0-1    d           float16
 //   byte 2-65   points[64]  byte k: the grid point of weights 4k to 4k + 3
 //   byte 66-97  groups[8]   uint32 each. Bits 7m to 7m + 6, m in [0, 4): signs of weights 8m to 8m + 6 of the group,
-//                           1 for minus; that of weight 8m + 7 makes their number even. Bits 28-31: scale
+//                           1 for minus; the sign of weight 8m + 7 makes their number even. Bits 28-31: scale
 //
 //   w[i] = d * (scale[i / 32] + 0.5) / 2 * sign[i] * value[level[i]],
-//   level[i] = coordinate i % 4 of the grid's point points[i / 4]; value = 4 12 20 28 36 44 52 62
+//   level[i] = coordinate i % 4 of the grid point points[i / 4]; value = 4 12 20 28 36 44 52 62
 //
 // The grid has 256 points (iq3_grids.cc). Source: ggml-common.h (block_iq3_xxs, iq3xxs_grid),
 // quantize_row_iq3_xxs_impl, dequantize_row_iq3_xxs.
+
+// Fit: iq/iq3-inl.h; scalar reference: iq/iq3.cc.
+// Packing: Traits::Pack in this file.
+// Product: Layout in this file, Codec in iq/iq3_decode-inl.h, DotInt8 in format-inl.h.
 
 #include "src/formats/format.h"
 
@@ -65,7 +69,7 @@ struct Layout {
     }
   }
 
-  // Seven bits go to each byte, and their parity becomes the eighth.
+  // Spreads seven bits to each byte; their parity becomes the eighth bit.
   static HWY_INLINE void UnpackSigns(const uint8_t* block, uint32_t* signs) {
     const hn::CappedTag<uint32_t, 8> d;
     const auto part = [&](auto bits, uint32_t mask) HWY_ATTR { return hn::And(bits, hn::Set(d, mask)); };

@@ -1,13 +1,13 @@
-// What IQ4_NL and IQ4_XS share: sixteen levels that lie closer to each other near zero, the search for the scale of a
-// group of 32 weights, and nibbles.
+// Shared by IQ4_NL and IQ4_XS: sixteen levels, denser near zero; the search for the scale of a group of 32 weights;
+// nibbles.
 //
 //   nibbles[16]  byte j: code j in bits 0-3, code j + 16 in bits 4-7;  w[i] = scale * kLevels[code[i]]
 //
-// The search tries 16 scales, and for each it needs the level nearest to every scaled weight. The reference looks for
-// it by bisection. Here a multiple of the weight, rounded, selects a bucket; a bucket is so narrow that one or two of
-// the borders between levels fall into it, and tables by bucket (permutes of registers) hold them and the levels beside
-// them. Operations a weight and scale with 16 lanes: 1 product, 2 for the bucket, 3 lookups, 1 comparison and
-// selection, 5 for the two sums; the reference's bisection alone is six hard to predict branches.
+// The search tries 16 scales and needs the nearest level of every scaled weight for each. The reference bisects. Here a
+// rounded multiple of the weight selects a bucket. Buckets are so narrow that each has one or two of the borders
+// between levels. Tables by bucket (register permutes) have these borders and the adjacent levels. Instructions per
+// weight and scale with 16 lanes: 1 product, 2 for the bucket, 3 look-ups, 1 comparison and selection, 5 for the two
+// sums. The reference's bisection alone takes six branches that are hard to predict.
 //
 // Sources: ggml-common.h (kvalues_iq4nl), best_index_int8, quantize_row_iq4_nl_impl, dequantize_row_iq4_nl.
 #if defined(LOWBIT_FORMATS_IQ4_INL_H_) == defined(HWY_TARGET_TOGGLE)
@@ -37,22 +37,22 @@ constexpr size_t kGroupSize = 32;
 constexpr size_t kNumLevels = 16, kNumCuts = kNumLevels - 1;
 HWY_ALIGN constexpr int8_t kLevels[kNumLevels] = {-127, -104, -83, -65, -49, -35, -22, -10,
                                                   1,    13,   25,  38,  53,  69,  89,  113};
-constexpr int kTries = 7;  // scales to try on either side of the one that gives the largest weight the lowest level
+constexpr int kTries = 7;  // multipliers to try above and below the one that gives the largest weight the lowest level
 
-// Where level c + 1 is nearer than level c, or as near. Near a cut the reference's differences of a weight and its two
-// neighbours are exact, so comparing with the cut decides as it does.
+// From here on level c + 1 is at least as near as level c. Near a cut the differences of a weight and its two
+// neighbours are exact in the reference, so comparing with the cut gives the same decision.
 constexpr float Cut(size_t c) { return 0.5f * static_cast<float>(kLevels[c] + kLevels[c + 1]); }
 
 // ------------------------------------------------------------------------------------------------- scalar reference
 
-// NaN, which comes of products that overflow, has the last code.
+// NaN, which results from products that overflow, gets the last code.
 HWY_INLINE uint8_t ReferenceCode(float x) {
   uint8_t code = 0;
   while (code < kNumCuts && !(x < Cut(code))) ++code;
   return code;
 }
 
-// Minimises sum w * (x - scale * level)^2; 0 where all weights are negligible.
+// Minimises sum w * (x - scale * level)^2. Returns 0 if all weights are negligible.
 inline float ReferenceScale(const float* x, const float* w) {
   const float extreme = reference::Extreme(kGroupSize, x);
   if (std::fabs(extreme) < kNegligible) return 0.0f;
@@ -75,8 +75,8 @@ inline float ReferenceScale(const float* x, const float* w) {
 
 // ------------------------------------------------------------------------------------------------------ vector code
 
-// For buckets b = nearest(x / width) + kBuckets / 2: the cuts that fall into bucket b, in order, then numbers that are
-// larger than any weight; and what the weights before the first, between them and after the last have.
+// For buckets b = nearest(x / width) + kBuckets / 2: the cuts in bucket b, in order, padded with numbers larger than
+// any weight; and the values for weights before the first cut, between cuts and after the last.
 template <size_t kBuckets, size_t kCuts>
 struct BucketTables {
   float cut[kCuts][kBuckets];
@@ -103,8 +103,8 @@ constexpr BucketTables<kBuckets, kCuts> MakeTables(double width) {
   return tables;
 }
 
-// With 16 lanes two registers make a table of 32 buckets, which reach as far as the search goes. With 8 lanes the table
-// is one register and its outer buckets have no outer end.
+// With 16 lanes, two registers are a table of 32 buckets, which covers the range of the search. With 8 lanes the table
+// is one register, and the outer buckets are unbounded.
 template <size_t kLanes>
 struct Buckets;
 template <>
@@ -120,8 +120,8 @@ struct Buckets<8> {
   static constexpr bool kClamp = true;
 };
 
-// A weight that rounding puts into the bucket next to its own gets the same code there, as long as no cut is as near to
-// the end of a bucket as that.
+// Rounding can put a weight into the bucket next to its own. Its code is the same there, unless a cut is closer to the
+// end of a bucket than the rounding error.
 template <class Config>
 constexpr bool CutsFit() {
   for (size_t b = 0; b + 1 < Config::kNum; ++b) {
@@ -150,7 +150,7 @@ HWY_INLINE hn::Vec<DF> Lookup(DF df, const float* table, Indices indices) {
   }
 }
 
-// The level nearest to x, or its code as a float. kAnyInput: x is any float, otherwise at most 135 in magnitude.
+// The level nearest to x, or its code, as a float. kAnyInput: x may be any float, otherwise |x| <= 135.
 template <bool kCode, bool kAnyInput, class DF, class V = hn::Vec<DF>>
 HWY_INLINE V Nearest(DF df, V x) {
   constexpr size_t N = HWY_MAX_LANES_D(DF);
@@ -161,7 +161,7 @@ HWY_INLINE V Nearest(DF df, V x) {
     const auto& values = kCode ? tables.code : tables.level;
     constexpr float kZero = kRoundingBias + Config::kNum / 2;  // the low bits of x / width + kZero are the bucket
     constexpr float kFirst = kRoundingBias, kLast = kFirst + Config::kNum - 1;
-    // Which of two buckets a weight near their border gets does not matter, so this sum may be fused.
+    // Either bucket is right for a weight near their border, so this sum may be fused.
     V bucket = hn::MulAdd(x, hn::Set(df, static_cast<float>(1.0 / Config::kWidth)), hn::Set(df, kZero));
     if constexpr (kAnyInput) {
       bucket = hn::IfThenElse(hn::Lt(bucket, hn::Set(df, kLast)), bucket, hn::Set(df, kLast));  // NaN is last
@@ -187,7 +187,7 @@ HWY_INLINE V Nearest(DF df, V x) {
   }
 }
 
-// ReferenceScale of as many groups as there are lanes, in the layout of search-inl.h.
+// ReferenceScale for as many groups as there are lanes, in the layout of search-inl.h.
 template <class DF, class V = hn::Vec<DF>>
 HWY_NOINLINE V FitScale(DF df, const float* HWY_RESTRICT x, const float* HWY_RESTRICT w) {
   const size_t N = hn::Lanes(df);
@@ -219,7 +219,7 @@ HWY_NOINLINE V FitScale(DF df, const float* HWY_RESTRICT x, const float* HWY_RES
   return hn::IfThenZeroElse(negligible, scale);
 }
 
-// The weight of an error: importance * sqrt(variance + x^2), without importances x^2.
+// The weight of an error: importance * sqrt(variance + x^2); without importances x^2.
 template <class DF, class V = hn::Vec<DF>>
 HWY_INLINE void WeighErrors(DF df, const float* HWY_RESTRICT x, const float* const* columns, size_t first, V variance,
                             float* HWY_RESTRICT w) {
@@ -230,7 +230,7 @@ HWY_INLINE void WeighErrors(DF df, const float* HWY_RESTRICT x, const float* con
   }
 }
 
-// 1 / x, but 0 for 0; NaN stays.
+// 1 / x, but 0 for x = 0. NaN remains NaN.
 template <class DF, class V = hn::Vec<DF>>
 HWY_INLINE V InverseOrZero(DF df, V x) {
   return hn::IfThenZeroElse(hn::Eq(x, hn::Zero(df)), hn::Div(hn::Set(df, 1.0f), x));
@@ -268,14 +268,14 @@ HWY_INLINE void DecodeGroup(const uint8_t* nibbles, float scale, float* HWY_REST
   const hn::Rebind<int32_t, decltype(df)> di32;
   const hn::Rebind<int8_t, decltype(df)> di8;
   if constexpr (HWY_MAX_LANES_D(decltype(df)) == 16) {
-    // The sixteen products fit one register, and codes select among them.
+    // The sixteen products fit one register; codes select among them.
     const auto products = hn::Mul(hn::Set(df, scale), hn::ConvertTo(df, hn::PromoteTo(di32, hn::Load(di8, kLevels))));
     const auto codes = hn::PromoteTo(di32, hn::LoadU(hn::Rebind<uint8_t, decltype(df)>(), nibbles));
     const auto low = hn::IndicesFromVec(df, hn::And(codes, hn::Set(di32, 15)));
     hn::StoreU(hn::TableLookupLanes(products, low), df, out);
     hn::StoreU(hn::TableLookupLanes(products, hn::IndicesFromVec(df, hn::ShiftRight<4>(codes))), df, out + 16);
   } else if constexpr (HWY_TARGET == HWY_SSE2) {
-    // Without a shuffle of bytes by variable indices, single floats are three times as fast.
+    // SSE2 has no byte shuffle with variable indices. Scalar code is three times as fast here.
     float products[kNumLevels];
     for (size_t c = 0; c < kNumLevels; ++c) products[c] = scale * static_cast<float>(kLevels[c]);
     for (size_t k = 0; k < kGroupSize / 2; ++k) {

@@ -1,4 +1,4 @@
-// IQ4_NL: 32 weights in 18 bytes, 4.5 bits a weight. The levels are not evenly spaced.
+// IQ4_NL: 32 weights in 18 bytes, 4.5 bits per weight. The levels are not evenly spaced.
 //
 //   byte 0-1    d            float16
 //   byte 2-17   nibbles[16]  byte j: code j in bits 0-3, code j + 16 in bits 4-7
@@ -7,6 +7,10 @@
 //   level = -127 -104 -83 -65 -49 -35 -22 -10 1 13 25 38 53 69 89 113
 //
 // Source: ggml-common.h (block_iq4_nl, kvalues_iq4nl), quantize_row_iq4_nl_impl, dequantize_row_iq4_nl.
+
+// Fit: Encoder::Fit in this file, FitScale in iq/iq4-inl.h; scalar reference: Encoder::Reference in this file.
+// Packing: Encoder::Pack in this file, PackNibbles in iq/iq4-inl.h.
+// Product: Codec::Unpack in this file, DotInt8 in format-inl.h.
 
 #include "src/formats/format.h"
 

@@ -1,7 +1,7 @@
-// IQ4_XS: 256 weights in 136 bytes, 4.25 bits a weight. Eight groups of 32; the levels are not evenly spaced.
+// IQ4_XS: 256 weights in 136 bytes, 4.25 bits per weight. Eight groups of 32; the levels are not evenly spaced.
 //
 //   byte 0-1    d            float16
-//   byte 2-3    high         bits 2j, 2j + 1, from the lowest of the first byte on: bits 4-5 of scale j
+//   byte 2-3    high         bits 2j, 2j + 1, starting at the lowest bit of the first byte: bits 4-5 of scale j
 //   byte 4-7    low[4]       byte j: bits 0-3 of scale 2j in bits 0-3, of scale 2j + 1 in bits 4-7
 //   byte 8-135  nibbles[128] byte 16 * g + k, k in [0, 16): code of weight 32 * g + k in bits 0-3, of weight
 //                            32 * g + k + 16 in bits 4-7
@@ -10,6 +10,10 @@
 //   level = -127 -104 -83 -65 -49 -35 -22 -10 1 13 25 38 53 69 89 113
 //
 // Source: ggml-common.h (block_iq4_xs, kvalues_iq4nl), quantize_row_iq4_nl_impl, dequantize_row_iq4_xs.
+
+// Fit: Encoder::Fit in this file, FitScale in iq/iq4-inl.h; scalar reference: Encoder::Reference in this file.
+// Packing: Encoder::Pack and Encoder::PackScales in this file, PackNibbles in iq/iq4-inl.h.
+// Product: Codec::Unpack in this file, DotInt8 in format-inl.h.
 
 #include "src/formats/format.h"
 
@@ -27,7 +31,7 @@ namespace iq4_xs {
 using iq4::kGroupSize;
 constexpr size_t kGroups = kSuper / kGroupSize;
 constexpr size_t kHighAt = 2, kLowAt = 4, kNibblesAt = 8;
-constexpr int kScaleHalf = 32;  // a scale's code is a level in [-kScaleHalf, kScaleHalf) plus kScaleHalf
+constexpr int kScaleHalf = 32;  // the code of a scale is its level in [-kScaleHalf, kScaleHalf) plus kScaleHalf
 
 struct Encoder {
   static constexpr size_t kBlock = kSuper, kBlockBytes = 136;
@@ -96,7 +100,7 @@ HWY_NOINLINE void Encoder::Fit(SearchTag df, const float* x, const float* const*
     iq4::WeighErrors(df, xj, columns, j * kGroupSize, variance, w);
     hn::Store(iq4::FitScale(df, xj, w), df, scales + j * N);
   }
-  // The codes are for d before it is rounded to half precision.
+  // Codes are computed with d before it is rounded to float16.
   const V d = hn::Div(hn::Neg(Extreme<kGroups>(df, scales)), hn::Set(df, float{kScaleHalf}));
   const V inverse_d = iq4::InverseOrZero(df, d);
   StoreHalves(df, d, num, kBlockBytes, out);

@@ -1,20 +1,20 @@
-// What Q2_K, Q4_K and Q5_K share: groups of weights with w = d * scale * code - dmin * minimum, where scale and minimum
-// are small integers. A format gives its numbers and how it packs the integers:
+// Shared by Q2_K, Q4_K and Q5_K: groups of weights with w = d * scale * code - dmin * minimum. Scale and minimum are
+// small integers. A format provides its numbers and the packing of the integers:
 //
 //   struct Traits {
 //     static constexpr size_t kBlockBytes, kGroupSize;
-//     static constexpr size_t kDAt;                         // where d is, and dmin behind it, both float16
+//     static constexpr size_t kDAt;                         // offset of d; dmin follows; both float16
 //     static constexpr int kTop, kScaleTop;                 // largest code of a weight, of a scale or minimum
 //     static constexpr AffineGrid kGrid;                    // without importances
-//     static constexpr bool kAbsolute;                      // without importances, errors are absolute, weighed by |x|
+//     static constexpr bool kAbsolute;                      // without importances: absolute errors, weighted by |x|
 //     static constexpr float kVarianceFactor;               // with importances: factor of the mean square
-//     static constexpr bool kClampPlain, kClampWeighted;    // cut scales' codes above kScaleTop (else they spill over)
+//     static constexpr bool kClampPlain, kClampWeighted;    // clamp scale codes above kScaleTop (else they overflow)
 //     static void PackScales(const uint8_t* scales, const uint8_t* minima, uint8_t* block);
 //     static void UnpackScales(const uint8_t* block, uint8_t* out);  // all scales, then all minima
 //     static void Pack(const uint8_t* codes, uint8_t* block);
 //   };
 //
-// Sources: ggml-quants.c, the two encoders of each: quantize_row_q4_K_ref, quantize_row_q4_K_impl and their like.
+// Sources: ggml-quants.c, the two encoders of each format: quantize_row_q4_K_ref, quantize_row_q4_K_impl, and so on.
 #if defined(LOWBIT_FORMATS_AFFINE_K_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef LOWBIT_FORMATS_AFFINE_K_INL_H_
 #undef LOWBIT_FORMATS_AFFINE_K_INL_H_
@@ -35,7 +35,7 @@ namespace lowbit {
 namespace HWY_NAMESPACE {
 namespace affine_k {
 
-// With importances: the same for every format.
+// The grid with importances, for all three formats.
 constexpr AffineGrid kImportanceGrid = {-0.9f, 0.05f, 36};
 
 // The scales and offsets of a block's groups.
@@ -68,7 +68,7 @@ struct Encoder {
 
   // ---------------------------------------------------------------------------------------------- scalar reference
 
-  // Codes of the scales, or of the minima: the largest value becomes kScaleTop. Returns d or dmin.
+  // Codes of the scales, or of the minima: the largest value gets kScaleTop. Returns d or dmin.
   static float ReferenceScaleToLargest(const float* values, uint8_t* codes) {
     float largest = 0.0f;
     for (size_t j = 0; j < kGroups; ++j) {
@@ -81,7 +81,7 @@ struct Encoder {
     return largest / kScaleTop;
   }
 
-  // What the error of each weight of a group counts.
+  // The weight of each error in a group.
   static void ReferenceWeights(const float* x, const float* importance, float variance, float* w) {
     float sum_x2 = 0.0f;
     for (size_t i = 0; i < kGroupSize; ++i) sum_x2 += x[i] * x[i];
@@ -157,7 +157,7 @@ struct Encoder {
     return hn::Div(largest, top);
   }
 
-  // Fits groups j to j + kFitWays - 1 of every super-block.
+  // Fits the groups j to j + kFitWays - 1 of every super-block.
   static HWY_INLINE void FitGroups(SearchTag df, const float* x, const float* const* columns, size_t j, V variance,
                                    float* scales, float* minima, float* sums, uint32_t* words) {
     const size_t N = hn::Lanes(df), size = kGroupSize * N;
@@ -182,7 +182,7 @@ struct Encoder {
     }
   }
 
-  // Packs the scales and minima of the first num blocks and replaces them by what a reader will see.
+  // Packs the scales and minima of the first num blocks, and replaces them by the stored values.
   static HWY_INLINE void StoreScales(const int32_t* scale_codes, const int32_t* minimum_codes, int limit, size_t num,
                                      float* scales, float* minima, uint8_t* out) {
     const size_t N = hn::Lanes(SearchTag());
@@ -237,7 +237,8 @@ struct Encoder {
 //   byte 8-11   minimum 0-3 in bits 0-5, bits 4-5 of minimum 4-7 in bits 6-7
 //   byte 12-15  bits 0-3 of scale 4-7 in bits 0-3, of minimum 4-7 in bits 4-7
 //
-// Source: get_scale_min_k4. Codes above 63 (wrapped negative ones) spill into their neighbours' bits, as there.
+// Source: get_scale_min_k4. Codes above 63 (wrapped negative ones) overflow into the neighbours' bits, as in the
+// source.
 struct SixBitScales {
   static constexpr size_t kDAt = 0;
   static constexpr int kScaleTop = 63;
@@ -251,7 +252,8 @@ struct SixBitScales {
   }
 
   static HWY_INLINE void UnpackScales(const uint8_t* block, uint8_t* out) {
-    // In words of eight bytes, as they are loaded next: narrower stores would not be forwarded to such a load.
+    // Written as words of eight bytes, because they are loaded so next: narrower stores are not forwarded to such a
+    // load.
     uint64_t low;
     uint32_t both;
     memcpy(&low, block + 4, 8);

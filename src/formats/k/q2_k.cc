@@ -1,4 +1,4 @@
-// Q2_K: 256 weights in 84 bytes, 2.625 bits a weight. Sixteen groups of 16.
+// Q2_K: 256 weights in 84 bytes, 2.625 bits per weight. Sixteen groups of 16.
 //
 //   byte 0-15   scales     byte j: scale j in bits 0-3, minimum j in bits 4-7
 //   byte 16-79  codes[64]  byte 32 * h + k, h in [0, 2), k in [0, 32): weight 128 * h + 32 * p + k in bits 2p, 2p + 1
@@ -8,6 +8,11 @@
 //   w[i] = d * scale[i / 16] * code[i] - dmin * minimum[i / 16]
 //
 // Source: ggml-common.h (block_q2_K), quantize_row_q2_K_ref, quantize_row_q2_K_impl, dequantize_row_q2_K.
+
+// Fit: affine_k::Encoder in k/affine_k-inl.h, with FitAffine in search/affine-inl.h for groups and FitPositive in
+//   search/search-inl.h for scales; scalar reference: search/search.h.
+// Packing: codes in this file (Traits::Pack), scales in this file (Traits::PackScales).
+// Product: Codec::Unpack in this file, DotInt8 in format-inl.h.
 
 #include "src/formats/format.h"
 

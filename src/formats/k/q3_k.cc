@@ -1,4 +1,4 @@
-// Q3_K: 256 weights in 110 bytes, 3.4375 bits a weight. Sixteen groups of 16.
+// Q3_K: 256 weights in 110 bytes, 3.4375 bits per weight. Sixteen groups of 16.
 //
 //   byte 0-31     high[32]   byte k, bit g: bit 2 of the code of weight 32 * g + k
 //   byte 32-95    low[64]    byte 32 * h + k, h in [0, 2), k in [0, 32): bits 0-1 of the code of weight
@@ -10,6 +10,11 @@
 //   w[i] = d * (scale[i / 16] - 32) * (code[i] - 4)
 //
 // Source: ggml-common.h (block_q3_K), quantize_row_q3_K_ref, quantize_row_q3_K_impl, dequantize_row_q3_K.
+
+// Fit: Encoder::Fit in this file; with importances FitSymmetric in search/search-inl.h, without FitGroupsByDescent in
+//   search/descent-inl.h; scalar reference: Encoder::Reference in this file.
+// Packing: Encoder::Pack and PackScales in this file.
+// Product: Codec::Unpack in this file, DotInt8 in format-inl.h.
 
 #include "src/formats/format.h"
 
@@ -73,7 +78,7 @@ HWY_INLINE float ReferenceScaleToExtreme(const float* scales, uint8_t* codes) {
 }
 
 HWY_NOINLINE void Encoder::Reference(const float* x, const float* importance, uint8_t* block) {
-  uint8_t codes[kSuper], scale_codes[kGroups] = {};  // zeroed for GCC, which cannot see that they are set
+  uint8_t codes[kSuper], scale_codes[kGroups] = {};  // zeroed for GCC, which does not see that they are set
   float scales[kGroups], sums[kGroups] = {}, sum_x2 = 0.0f;
   for (size_t i = 0; i < kSuper; ++i) sum_x2 += x[i] * x[i];
   const float variance = 2 * sum_x2 / kSuper;
@@ -103,7 +108,7 @@ HWY_NOINLINE void Encoder::Reference(const float* x, const float* importance, ui
 
 // ------------------------------------------------------------------------------------------------------ vector code
 
-// ReferenceScaleToExtreme; codes as the searches leave them.
+// Like ReferenceScaleToExtreme; the codes have the layout of the searches.
 HWY_INLINE hn::Vec<SearchTag> ScaleToExtreme(SearchTag df, const float* scales, uint32_t* words) {
   using V = hn::Vec<SearchTag>;
   const hn::RebindToSigned<SearchTag> di;
@@ -113,7 +118,7 @@ HWY_INLINE hn::Vec<SearchTag> ScaleToExtreme(SearchTag df, const float* scales, 
   const V multiplier = hn::Div(hn::Set(df, static_cast<float>(-kScaleHalf)), extreme);
   HWY_ALIGN int32_t codes[kGroups * kMaxGroups];
   for (size_t j = 0; j < kGroups * N; j += N) {
-    // A level is one signed byte before it is cut.
+    // The reference stores a level in a signed byte before it clamps it.
     const auto level = NearestLevel(df, hn::Mul(multiplier, hn::Load(df, scales + j)));
     const auto wrapped = hn::ShiftRight<24>(hn::ShiftLeft<24>(level));
     const auto cut = hn::Max(hn::Set(di, -kScaleHalf), hn::Min(hn::Set(di, kScaleHalf - 1), wrapped));
@@ -176,7 +181,8 @@ struct Codec {
     const hn::CappedTag<float, 8> df;
     const hn::Rebind<int32_t, decltype(df)> di32;
     const hn::Rebind<uint8_t, decltype(df)> du8;
-    // In words of eight bytes, as they are loaded next: narrower stores would not be forwarded to such a load.
+    // Written as words of eight bytes, because they are loaded so next: narrower stores are not forwarded to such a
+    // load.
     uint64_t low;
     uint32_t high;
     memcpy(&low, block + kScalesAt, 8);

@@ -1,4 +1,4 @@
-// Q5_K: 256 weights in 176 bytes, 5.5 bits a weight. Eight groups of 32.
+// Q5_K: 256 weights in 176 bytes, 5.5 bits per weight. Eight groups of 32.
 //
 //   byte 0-1     d         float16
 //   byte 2-3     dmin      float16
@@ -10,6 +10,11 @@
 //   w[i] = d * scale[i / 32] * code[i] - dmin * minimum[i / 32]
 //
 // Source: ggml-common.h (block_q5_K), quantize_row_q5_K_ref, quantize_row_q5_K_impl, dequantize_row_q5_K.
+
+// Fit: affine_k::Encoder in k/affine_k-inl.h, with FitAffine in search/affine-inl.h for groups and FitPositive in
+//   search/search-inl.h for scales; scalar reference: search/search.h.
+// Packing: codes in this file (Traits::Pack), scales in k/affine_k-inl.h (SixBitScales).
+// Product: Codec::Unpack in this file, DotInt8 in format-inl.h.
 
 #include "src/formats/format.h"
 

@@ -1,4 +1,4 @@
-// Q6_K: 256 weights in 210 bytes, 6.5625 bits a weight. Sixteen groups of 16.
+// Q6_K: 256 weights in 210 bytes, 6.5625 bits per weight. Sixteen groups of 16.
 //
 //   byte 0-127    low[128]    byte 64 * h + k, h in [0, 2), k in [0, 64): bits 0-3 of code 128 * h + k in bits 0-3,
 //                             of code 128 * h + 64 + k in bits 4-7
@@ -8,8 +8,13 @@
 //
 //   w[i] = d * scale[i / 16] * (code[i] - 32)
 //
-// Importances weigh the error as they are. Source: ggml-common.h (block_q6_K), quantize_row_q6_K_ref,
+// Importances are the weights of the errors, unchanged. Source: ggml-common.h (block_q6_K), quantize_row_q6_K_ref,
 // quantize_row_q6_K_impl, dequantize_row_q6_K.
+
+// Fit: Encoder::Fit in this file, FitSymmetric in search/search-inl.h; scalar reference: Encoder::Reference in this
+//   file.
+// Packing: Encoder::Pack in this file.
+// Product: Codec::Unpack in this file, DotInt8 in format-inl.h.
 
 #include "src/formats/format.h"
 
@@ -103,7 +108,7 @@ HWY_NOINLINE void Encoder::Fit(SearchTag df, const float* x, const float* const*
     hn::Store(scale, df, scales + j * N);
   }
   const V extreme = Extreme<kGroups>(df, scales);
-  // A super-block of nothing is all zero bytes.
+  // A super-block of negligible weights is all zero bytes.
   const auto nothing = hn::Lt(hn::Abs(extreme), hn::Set(df, kNegligible));
   const V multiplier = hn::IfThenZeroElse(nothing, hn::Div(hn::Set(df, -128.0f), extreme));
   const V exact_d = hn::IfThenZeroElse(nothing, hn::Div(hn::Set(df, 1.0f), multiplier));

@@ -1,4 +1,4 @@
-// Q8_K: 256 weights in 292 bytes, 9.125 bits a weight.
+// Q8_K: 256 weights in 292 bytes, 9.125 bits per weight.
 //
 //   byte 0-3      d         float32
 //   byte 4-259    q[256]    int8
@@ -6,8 +6,11 @@
 //
 //   w[i] = d * q[i]
 //
-// ggml turns activations into it for products with the super-block formats. Importances are not used. Source:
+// ggml's format for activations in products with super-block formats. Importances are not used. Source:
 // ggml-common.h (block_q8_K), quantize_row_q8_K_ref, dequantize_row_q8_K.
+
+// Fit and packing: Codec::EncodeBlock in this file.
+// Product: Codec::Unpack in this file, DotInt8 in format-inl.h.
 
 #include "src/formats/format.h"
 
@@ -29,7 +32,7 @@ struct Codec {
   static constexpr bool kSigned = true, kHasOffset = false;
   static constexpr int kBias = 0;
 
-  // The weight of largest magnitude, the first of equals, becomes -127.
+  // The weight of largest magnitude (the first of equals) gets the code -127.
   static HWY_INLINE void EncodeBlock(const float* x, uint8_t* block) {
     const float largest = MaxMagnitude<kBlock>(x);
     const float extreme =
@@ -46,7 +49,7 @@ struct Codec {
     hwy::CopyBytes<4>(&d, block);
     const auto code = [&](size_t i) HWY_ATTR {
       const auto level = NearestLevel(df, hn::Mul(hn::Set(df, multiplier), hn::LoadU(df, x + i)));
-      // Of what is beyond 127 the low byte counts.
+      // For values above 127 the low byte is used.
       return hn::ShiftRight<24>(hn::ShiftLeft<24>(hn::Min(level, hn::Set(di32, 127))));
     };
     for (size_t i = 0; i < kBlock; i += 4 * N) {
@@ -54,7 +57,7 @@ struct Codec {
       hn::StoreU(hn::BitCast(d8, bytes), d8, block + kCodesAt + i);
     }
     for (size_t j = 0; j < kBlock / 16; ++j) {
-      // Codes plus 128: those are bytes without a sign, which are added up eight at a time.
+      // Codes plus 128 are unsigned bytes, which are summed eight at a time.
       const hn::FixedTag<uint8_t, 16> d16;
       const auto codes = hn::Xor(hn::LoadU(d16, block + kCodesAt + 16 * j), hn::Set(d16, 128));
       const auto sum = hn::ReduceSum(hn::FixedTag<uint64_t, 2>(), hn::SumsOf8(codes));

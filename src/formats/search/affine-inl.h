@@ -1,9 +1,9 @@
-// reference::FitAffine for many groups, one a lane, as in search-inl.h: Q2_K, Q4_K, Q5_K, and Q4_1 and Q5_1 with
-// importances.
+// reference::FitAffine for many groups, one per lane, as in search-inl.h. Used by Q2_K, Q4_K, Q5_K, and by Q4_1 and
+// Q5_1 with importances.
 //
-// Each multiplier tried depends on the last one's outcome, and every sum on the weight before, so one vector of groups
-// would mostly wait. Two vectors are fitted in turn: while one's divisions and comparisons are under way, the other
-// sums. That makes it 1.15 to 1.3 times as fast.
+// Each multiplier depends on the result of the previous one, and each sum on the previous weight. A single vector of
+// groups would mostly wait. Two vectors are fitted in turn: while one divides and compares, the other sums. This is
+// 1.15 to 1.3 times as fast.
 #if defined(LOWBIT_FORMATS_AFFINE_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef LOWBIT_FORMATS_AFFINE_INL_H_
 #undef LOWBIT_FORMATS_AFFINE_INL_H_
@@ -21,10 +21,10 @@ HWY_BEFORE_NAMESPACE();
 namespace lowbit {
 namespace HWY_NAMESPACE {
 
-// The vectors of groups that FitAffine takes at once.
+// Number of vectors of groups that FitAffine fits at once.
 constexpr size_t kFitWays = 2;
 
-// One of them: Start, then Try and Judge for each multiplier, then Finish.
+// State of one vector. Call Start, then Try and Judge for each multiplier, then Finish.
 template <size_t kNum, bool kAbsolute>
 class AffineSearch {
  public:
@@ -54,7 +54,8 @@ class AffineSearch {
     flat_minimum_ = hn::Neg(base_);
   }
 
-  // The levels of a multiplier, and the scale and base that fit them best. kFirst: the multiplier is the scale.
+  // Computes the levels for a multiplier, and the scale and base that fit them best. kFirst: the multiplier fixes the
+  // scale.
   template <bool kFirst>
   HWY_INLINE void Try(int top, float factor) {
     const DF df;
@@ -82,7 +83,7 @@ class AffineSearch {
     }
   }
 
-  // Keeps what Try found where its error is the smallest so far.
+  // Keeps the result of Try in lanes where its error is the smallest so far.
   template <bool kFirst>
   HWY_INLINE void Judge() {
     const DF df;
@@ -104,8 +105,8 @@ class AffineSearch {
   }
 
  private:
-  // The levels of a multiplier, and with them the sums of the normal equations. kAnyInput: scaled weights may leave the
-  // range of NearestFloat.
+  // The levels for a multiplier, and the sums of the normal equations. kAnyInput: scaled weights may exceed the range
+  // of NearestFloat.
   template <bool kAnyInput>
   HWY_INLINE void Levels(int top, V& sum_l, V& sum_l2, V& sum_xl) {
     const DF df;
@@ -133,7 +134,7 @@ class AffineSearch {
     sum_xl = xl;
   }
 
-  // sum w * |scale * level + base - x|, or of the square.
+  // sum w * |scale * level + base - x|, or the sum of w times the square.
   HWY_INLINE V Error() const {
     const DF df;
     const size_t N = hn::Lanes(df);
@@ -158,8 +159,8 @@ class AffineSearch {
   HWY_ALIGN float levels_[kNum * kMaxGroups];
 };
 
-// Group v * N + lane of kFitWays * N: its weights are x[v * kNum * N + i * N + lane], its scale is scales[v * N + lane]
-// and its words start at words[v * kNum / 4 * N]. Cost a weight: grid.last + 1 times 22 instructions.
+// Group v * N + lane of kFitWays * N: its weights are x[v * kNum * N + i * N + lane], its scale is scales[v * N +
+// lane], and its words start at words[v * kNum / 4 * N]. Cost: 22 * (grid.last + 1) instructions per weight.
 template <size_t kNum, bool kAbsolute>
 HWY_NOINLINE void FitAffine(int top, AffineGrid grid, const float* HWY_RESTRICT x, const float* HWY_RESTRICT w,
                             float* HWY_RESTRICT scales, float* HWY_RESTRICT minima, uint32_t* HWY_RESTRICT words) {

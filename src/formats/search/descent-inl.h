@@ -1,4 +1,4 @@
-// reference::FitByDescent for many groups, one a lane, as in search-inl.h: what Q3_K does without importances.
+// reference::FitByDescent for many groups, one per lane, as in search-inl.h. Used by Q3_K without importances.
 #if defined(LOWBIT_FORMATS_DESCENT_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef LOWBIT_FORMATS_DESCENT_INL_H_
 #undef LOWBIT_FORMATS_DESCENT_INL_H_
@@ -16,7 +16,7 @@ HWY_BEFORE_NAMESPACE();
 namespace lowbit {
 namespace HWY_NAMESPACE {
 
-// What FitByDescent works on, by weight and lane: the levels, and what each adds to the two sums.
+// State of FitByDescent by weight and lane: the levels, and the contribution of each to the two sums.
 template <size_t kNum>
 struct Descent {
   HWY_ALIGN float level[kNum * kMaxGroups];
@@ -24,11 +24,11 @@ struct Descent {
   HWY_ALIGN float l2[kNum * kMaxGroups];
 };
 
-// The first part of a step of reference::FitByDescent for all weights at once: bit i of a lane is set unless weight i
-// certainly keeps its level while the sums are what they are. Either rest_xl is not positive, as in all groups whose
-// extreme is. Or x * rest_l2 / rest_xl is clearly within half a step of the level, or beyond the end that it has
-// reached. Products decide that, with a margin of a thousandth of a step, far more than rounding comes to while rest_xl
-// is not near the denormals; NaN and infinities set the bit.
+// The first part of a step of reference::FitByDescent, for all weights at once. Bit i of a lane is 0 only if weight i
+// certainly keeps its level with the current sums. This is so if rest_xl is not positive (as in all groups with a
+// positive extreme), if x * rest_l2 / rest_xl is clearly within half a step of the level, or if it is beyond an end and
+// the level is at that end. Products decide this, with a margin of a thousandth of a step. The margin exceeds all
+// rounding errors unless rest_xl is close to the denormals. NaN and infinity set the bit.
 template <size_t kNum, class DF, class V = hn::Vec<DF>, class DI = hn::RebindToSigned<DF>>
 HWY_INLINE hn::Vec<DI> Unsettled(DF df, int half, const float* HWY_RESTRICT x, const Descent<kNum>& state, V sum_xl,
                                  V sum_l2) {
@@ -53,11 +53,11 @@ HWY_INLINE hn::Vec<DI> Unsettled(DF df, int half, const float* HWY_RESTRICT x, c
   return bits;
 }
 
-// The rounds of reference::FitByDescent; `bits` are the unsettled weights at their start. Few weights want another
-// level: of normal ones about 2 % in the first round and fewer later. So each lane takes its next unsettled weight,
-// whichever that is, with the step that the reference takes there, and then all are tested again. A lane is done after
-// a round without a change, or five. Cost: for each of some three passes 12 instructions a weight, and one step of 35
-// with a division and two gathers.
+// The rounds of reference::FitByDescent. `bits` are the unsettled weights at the start. Few weights change their level:
+// with normally distributed weights about 2 % in the first round, fewer later. So each lane takes its own next
+// unsettled weight and makes the reference's step there; then all weights are tested again. A lane ends after a round
+// without a change, or after five rounds. Cost: about three passes with 12 instructions per weight, and per pass one
+// step of 35 instructions with a division and two gathers.
 template <size_t kNum, class DF, class V = hn::Vec<DF>>
 HWY_INLINE void Descend(DF df, int half, const float* HWY_RESTRICT x, hn::Vec<hn::RebindToSigned<DF>> bits,
                         Descent<kNum>& state, V& sum_xl, V& sum_l2) {
@@ -65,7 +65,7 @@ HWY_INLINE void Descend(DF df, int half, const float* HWY_RESTRICT x, hn::Vec<hn
   using VI = hn::Vec<decltype(di)>;
   const size_t N = hn::Lanes(df);
   const V zero = hn::Zero(df);
-  VI ahead = hn::Set(di, -1);  // the weights that this round has yet to come to
+  VI ahead = hn::Set(di, -1);  // the weights that remain in this round
   VI round = hn::Zero(di);
   auto changed = hn::Lt(zero, zero);  // in this round
   for (;;) {
@@ -109,9 +109,9 @@ HWY_INLINE void Descend(DF df, int half, const float* HWY_RESTRICT x, hn::Vec<hn
   }
 }
 
-// reference::FitByDescent with kDescend. Without, the groups whose levels the descent would not change are done, and
-// the others are the lanes of the result: of normal weights a fifth, which are worth gathering. Cost a weight: 25
-// instructions and those of Descend.
+// reference::FitByDescent if kDescend. Otherwise only groups that the descent would not change are complete; the other
+// groups are the lanes of the returned mask: a fifth of all with normally distributed weights, so gathering them pays
+// off. Cost: 25 instructions per weight, plus Descend.
 template <size_t kNum, bool kDescend, class DF, class V = hn::Vec<DF>>
 HWY_NOINLINE hn::Mask<DF> FitByDescent(DF df, int half, const float* HWY_RESTRICT x, V& scale_out, uint32_t* words) {
   const hn::RebindToSigned<DF> di;
@@ -150,8 +150,8 @@ HWY_NOINLINE hn::Mask<DF> FitByDescent(DF df, int half, const float* HWY_RESTRIC
   return hn::AndNot(negligible, hn::RebindMask(df, hn::Ne(bits, hn::Zero(di))));
 }
 
-// reference::FitByDescent for kGroups groups of each lane: group j of lane r is x[(j * kNum + i) * N + r], its scale
-// goes to scales[j * N + r]. The groups that take a descent, from all lanes, are then done side by side.
+// reference::FitByDescent for kGroups groups of each lane: group j of lane r is x[(j * kNum + i) * N + r], its scale is
+// scales[j * N + r]. Groups that need a descent are gathered from all lanes and done together.
 template <size_t kGroups, size_t kNum, class DF>
 HWY_INLINE void FitGroupsByDescent(DF df, int half, const float* HWY_RESTRICT x, float* HWY_RESTRICT scales,
                                    uint32_t* HWY_RESTRICT words) {

@@ -1,8 +1,7 @@
-// The searches of search.h for as many groups as a vector has lanes: lane = group, and the loops go over the weights of
-// a group in the reference's order, so every lane rounds as the reference does. Branches become masks. Weight i of
-// group `lane` is x[i * N + lane]; codes leave as bytes, four to a word: weight 4 * m + b of group `lane` is byte b of
-// words[m * N + lane]. Weights are finite; products may overflow, and then comparisons with NaN are false here as
-// there.
+// The searches of search.h for as many groups as a vector has lanes: lane = group. Loops go over the weights of a group
+// in the reference's order, so every lane rounds as the reference does. Branches become masks. Weight i of group `lane`
+// is x[i * N + lane]. Codes are bytes, four per word: weight 4 * m + b of group `lane` is byte b of words[m * N +
+// lane]. Weights must be finite. Products may overflow; comparisons with NaN are then false, as in the reference.
 #if defined(LOWBIT_FORMATS_SEARCH_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef LOWBIT_FORMATS_SEARCH_INL_H_
 #undef LOWBIT_FORMATS_SEARCH_INL_H_
@@ -21,7 +20,7 @@ namespace lowbit {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// At most 16, so that a batch of super-blocks stays in the first cache.
+// At most 16 lanes, so that a batch of super-blocks stays in the L1 cache.
 using SearchTag = hn::CappedTag<float, 16>;
 constexpr size_t kMaxGroups = HWY_MAX_LANES_D(SearchTag);
 
@@ -39,9 +38,9 @@ HWY_INLINE hn::Vec<DI> NearestCode(DF df, V v, int low, int high) {
   return hn::Max(hn::Set(di, low), hn::Min(hn::Set(di, high), NearestLevel(df, v)));
 }
 
-// The same as a float for |v| < 2^22: the clamp works on the biased number, as an integer. Positive floats are ordered
-// as integers, whose minimum and maximum do not compete with the products for their unit. kFromBelow: v needs no lower
-// bound otherwise.
+// The same as a float for |v| < 2^22. The clamp works on the biased number as an integer: positive floats have the
+// order of their bits, and integer minimum and maximum do not compete with the products for an execution unit.
+// kFromBelow: false if v is known to be above the lower bound.
 template <bool kFromBelow = true, class DF, class V = hn::Vec<DF>>
 HWY_INLINE V NearestFloat(DF df, V v, int low, int high) {
   const hn::RebindToSigned<DF> di;
@@ -54,13 +53,13 @@ HWY_INLINE V NearestFloat(DF df, V v, int low, int high) {
   return hn::Sub(hn::BitCast(df, bits), bias);
 }
 
-// Whether NearestFloat may take a * b in every lane.
+// Whether a * b is in the range of NearestFloat in every lane.
 template <class DF, class V = hn::Vec<DF>>
 HWY_INLINE bool InRange(DF df, V a, V b) {
   return hn::AllTrue(df, hn::Lt(hn::Abs(hn::Mul(a, b)), hn::Set(df, 4194304.0f)));
 }
 
-// Four codes in [0, 255] a lane.
+// Packs four codes in [0, 255] per lane.
 template <class DI, class VI = hn::Vec<DI>>
 HWY_INLINE void StoreCodes(DI di, VI c0, VI c1, VI c2, VI c3, uint32_t* words) {
   const hn::RebindToUnsigned<DI> du;
@@ -92,8 +91,8 @@ HWY_INLINE void StoreScaledCodes(DF df, const float* x, V base, V multiplier, M 
   }
 }
 
-// The codes of FitSymmetric: levels in [-half, half) plus half, 0 in the lanes of `zero`. For multiples of the
-// weights below 2^22.
+// The codes of FitSymmetric: levels in [-half, half) plus half, 0 in the lanes of `zero`. Scaled weights must be below
+// 2^22.
 template <size_t kNum, class DF, class V = hn::Vec<DF>, class M = hn::Mask<DF>>
 HWY_INLINE void StoreLevels(DF df, const float* x, V multiplier, M zero, int half, uint32_t* words) {
   const hn::RebindToUnsigned<DF> du;
@@ -128,8 +127,8 @@ HWY_INLINE V Extreme(DF df, const float* x) {
   return extreme;
 }
 
-// sum w * x * level and sum w * level^2 for kTries multipliers at once, which share the loads. kBound: what the scaled
-// weights need.
+// sum w * x * level and sum w * level^2 for kTries multipliers at once, which share the loads. Bound: the clamping that
+// the scaled weights need.
 enum class Bound { kAbove, kBoth, kAnyInput };
 
 template <size_t kNum, size_t kTries, Bound kBound, class DF, class V = hn::Vec<DF>>
@@ -179,8 +178,8 @@ struct SymmetricBest {
   }
 };
 
-// reference::FitSymmetric. kAnyInput: x may be anything (scales of groups that overflowed), not only finite.
-// Cost a weight: 19 times 9 instructions.
+// reference::FitSymmetric. kAnyInput: x may be any float (scales of groups that overflowed), not only finite. Cost: 19
+// times 9 instructions per weight.
 template <size_t kNum, bool kAnyInput, class DF, class V = hn::Vec<DF>>
 HWY_NOINLINE void FitSymmetric(DF df, int half, const float* HWY_RESTRICT x, const float* HWY_RESTRICT w, V& scale_out,
                                uint32_t* words) {
@@ -196,7 +195,7 @@ HWY_NOINLINE void FitSymmetric(DF df, int half, const float* HWY_RESTRICT x, con
   const auto factor = [&](int i) HWY_ATTR {
     return i == 0 ? static_cast<float>(-half) : -(half + 0.1f * (i < 10 ? i - 10 : i - 9));
   };
-  // Up to try 13 scaled weights are less than half + 0.45 in magnitude: those round to -half or more.
+  // Up to try 13, scaled weights are below half + 0.45 in magnitude, so they round to -half or more.
   constexpr Bound kFew = kAnyInput ? Bound::kAnyInput : Bound::kAbove, kRest = kAnyInput ? kFew : Bound::kBoth;
   SymmetricBest<V> best = {zero, zero, zero};
   V multipliers[2], sum_xl[2], sum_l2[2];
@@ -220,7 +219,7 @@ HWY_NOINLINE void FitSymmetric(DF df, int half, const float* HWY_RESTRICT x, con
   }
 }
 
-// sum_xl * sum_xl * other_l2: the two sides that decide whether a changed level is better.
+// sum_xl * sum_xl * other_l2: the two sides of the comparison that decides whether a changed level is better.
 template <class V>
 HWY_INLINE V Merit(V sum_xl, V other_l2) {
   return hn::Mul(hn::Mul(sum_xl, sum_xl), other_l2);
@@ -232,7 +231,7 @@ HWY_INLINE V DescendPositive(DF df, int top, const float* x, const float* w, int
   const hn::RebindToSigned<DF> di;
   const size_t N = hn::Lanes(df);
   const V zero = hn::Zero(df);
-  // A lane without a change stays as it is from then on, so going on for the others does no harm.
+  // A lane without a change does not change in later rounds, so further rounds for other lanes do no harm.
   for (int round = 0; round < 5; ++round) {
     auto changed = hn::Lt(zero, zero);
     for (size_t i = 0; i < kNum * N; i += N) {
@@ -259,7 +258,7 @@ HWY_INLINE V DescendPositive(DF df, int top, const float* x, const float* w, int
   return hn::IfThenElseZero(hn::Gt(sum_l2, zero), hn::Div(sum_xl, sum_l2));
 }
 
-// reference::FitPositive, for the scales of super-blocks: code i of super-block `lane` is codes[i * N + lane].
+// reference::FitPositive for the scales of super-blocks: code i of super-block `lane` is codes[i * N + lane].
 template <size_t kNum, class DF, class V = hn::Vec<DF>>
 HWY_NOINLINE void FitPositive(DF df, int top, const float* HWY_RESTRICT x, const float* HWY_RESTRICT w, V& scale_out,
                               int32_t* HWY_RESTRICT codes) {

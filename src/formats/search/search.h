@@ -1,9 +1,9 @@
-// The searches for scales and codes that ggml's quantizers share, one group of weights at a time: the specification of
-// search-inl.h, which does many groups at once. The order of the float operations is part of the format: sums run from
-// the first weight to the last, a * b * c is (a * b) * c, and nothing is fused.
+// The searches for scales and codes that ggml's quantizers share, for one group of weights. They specify search-inl.h,
+// which fits many groups at once. The order of float operations is part of the format: sums run from the first weight
+// to the last, a * b * c is (a * b) * c, and nothing is fused.
 //
-// Sources: ggml-quants.c, nearest_int, make_qx_quants, make_q3_quants, make_qkx2_quants and make_qkx3_quants (which do
-// the same to finite weights), make_qp_quants.
+// Sources: ggml-quants.c, nearest_int, make_qx_quants, make_q3_quants, make_qkx2_quants and make_qkx3_quants (identical
+// for finite weights), make_qp_quants.
 #pragma once
 
 #include <algorithm>
@@ -14,15 +14,15 @@
 
 namespace lowbit {
 
-// Groups whose largest magnitude is smaller count as zero.
+// Groups whose largest magnitude is below this count as zero.
 constexpr float kNegligible = 1e-15f;
 
-// Adding 1.5 * 2^23 leaves the integer nearest to x, ties to even, in the low bits of the mantissa, for |x| < 2^22.
+// For |x| < 2^22, adding 1.5 * 2^23 leaves the nearest integer (ties to even) in the low bits of the mantissa.
 constexpr float kRoundingBias = 12582912.0f;
 constexpr int32_t kMantissaMask = 0x007fffff;
 constexpr int32_t kMantissaBias = 0x00400000;
 
-// Range codes to try: multipliers (first + step * i + the largest code) / range of the weights, for i in [0, last].
+// Multipliers to try: (first + step * i + the largest code) / range of the weights, for i in [0, last].
 struct AffineGrid {
   float first;
   float step;
@@ -31,8 +31,8 @@ struct AffineGrid {
 
 namespace reference {
 
-// Whatever x is: an infinity or a large number gives some integer, NaN gives 0. Encoders meet them where a product
-// overflows, and their bytes must still be ggml's.
+// Accepts any x: infinity or a large number gives some integer, NaN gives 0. Encoders meet these if a product
+// overflows, and the bytes must still be ggml's.
 inline int NearestInt(float x) {
   const float biased = x + kRoundingBias;
   int32_t bits;
@@ -63,7 +63,7 @@ inline float FitSymmetric(size_t num, int half, const float* x, const float* w, 
   }
   float scale = 0.0f, best = 0.0f;
   bool have = false;
-  // The plain multiplier first, then the grid around it.
+  // The plain multiplier comes first, then the grid around it.
   for (int i = -10; i <= 9; ++i) {
     if (i == 0) continue;
     const float multiplier = i == -10 ? -half / extreme : -(half + 0.1f * i) / extreme;
@@ -84,7 +84,7 @@ inline float FitSymmetric(size_t num, int half, const float* x, const float* w, 
   return scale;
 }
 
-// As FitSymmetric with w = x^2, but improves one level at a time.
+// Like FitSymmetric with w = x^2, but improves one level at a time.
 inline float FitByDescent(size_t num, int half, const float* x, uint8_t* codes) {
   const float extreme = Extreme(num, x);
   if (std::fabs(extreme) < kNegligible) {
@@ -135,8 +135,8 @@ inline float AffineError(size_t num, bool absolute, const float* x, const float*
   return error;
 }
 
-// Minimises the error of x = scale * code - minimum with codes in [0, top] and minimum >= 0; returns the scale. Each
-// improvement moves the base from which the next codes are measured.
+// Minimises the error of x = scale * code - minimum, with codes in [0, top] and minimum >= 0. Returns the scale. Each
+// improvement moves the base of the next codes.
 inline float FitAffine(size_t num, int top, AffineGrid grid, bool absolute, const float* x, const float* w,
                        uint8_t* codes, float* minimum) {
   float low = x[0], high = x[0], sum_w = w[0], sum_x = sum_w * x[0];
@@ -186,8 +186,8 @@ inline float FitAffine(size_t num, int top, AffineGrid grid, bool absolute, cons
   return scale;
 }
 
-// Codes for the scales of a super-block: minimises sum w * (x - scale * code)^2 with codes <= top, improving one at a
-// time at the end. A negative x, which rounding errors can bring about, wraps around in its code.
+// Codes for the scales of a super-block: minimises sum w * (x - scale * code)^2 with codes <= top, and at the end
+// improves one code at a time. Rounding errors can make x negative; its code then wraps around.
 inline float FitPositive(size_t num, int top, const float* x, const float* w, uint8_t* codes) {
   float high = 0.0f;
   for (size_t k = 0; k < num; ++k) high = high > x[k] ? high : x[k];

@@ -1,5 +1,6 @@
-// TQ1_0: 256 weights in 54 bytes, 1.6875 bits a weight: -d, 0 or d. Five codes of three values share a byte, as the
-// fraction code[0] / 3 + code[1] / 9 + ... of 256, rounded up: then code[n] is the integer part of 3^(n + 1) times it.
+// TQ1_0: 256 weights in 54 bytes, 1.6875 bits per weight: -d, 0 or d. A byte has five ternary codes. It is the fraction
+// code[0] / 3 + code[1] / 9 + ... times 256, rounded up. The integer part of 3^(n + 1) * byte / 256 has code[n] as its
+// last ternary digit.
 //
 //   byte 0-31   first[32]   byte m, n in [0, 5): code 32 * n + m
 //   byte 32-47  second[16]  byte m, n in [0, 5): code 160 + 16 * n + m
@@ -9,6 +10,10 @@
 //   w[i] = d * (code[i] - 1)
 //
 // Importances are not used. Source: ggml-common.h (block_tq1_0), quantize_row_tq1_0_ref, dequantize_row_tq1_0.
+
+// Fit: RoundBlock in block-inl.h.
+// Packing: Codec::EncodeBlock in this file.
+// Product: Codec::Unpack in this file, DotInt8 in format-inl.h.
 
 #include "src/formats/format.h"
 
@@ -28,7 +33,7 @@ HWY_INLINE V Triple(V v) {
   return hn::Add(v, hn::Add(v, v));
 }
 
-// Packs num (at most 5) codes into each of Lanes(d) bytes; codes that share a byte are `stride` apart.
+// Packs num (at most 5) codes into each of Lanes(d) bytes. Codes of the same byte are `stride` apart.
 template <class D>
 HWY_INLINE void PackTrits(D d, const uint8_t* codes, size_t stride, size_t num, uint8_t* out) {
   auto digits = hn::Zero(d);

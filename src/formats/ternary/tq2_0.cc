@@ -1,4 +1,4 @@
-// TQ2_0: 256 weights in 66 bytes, 2.0625 bits a weight: -d, 0 or d.
+// TQ2_0: 256 weights in 66 bytes, 2.0625 bits per weight: -d, 0 or d.
 //
 //   byte 0-63   codes[64]  byte 32 * h + k, h in [0, 2), k in [0, 32): code 128 * h + 32 * p + k in bits 2p, 2p + 1
 //   byte 64-65  d          float16: the largest magnitude
@@ -6,6 +6,10 @@
 //   w[i] = d * (code[i] - 1)
 //
 // Importances are not used. Source: ggml-common.h (block_tq2_0), quantize_row_tq2_0_ref, dequantize_row_tq2_0.
+
+// Fit: RoundBlock in block-inl.h.
+// Packing: Codec::EncodeBlock in this file.
+// Product: Codec::Unpack in this file, DotInt8 in format-inl.h.
 
 #include "src/formats/format.h"
 
