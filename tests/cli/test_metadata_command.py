@@ -140,3 +140,33 @@ def test_recover(path: Path, run: Callable[..., Result]) -> None:
         assert "`lowbit metadata FILE recover` takes it back" in listed.stderr
         assert run(path, *arguments).returncode == 0
         assert path.read_bytes() == before
+
+
+def test_special_tokens_are_set_by_their_text(path: Path, run: Callable[..., Result]) -> None:
+    key = "tokenizer.ggml.eos_token_id"
+    lowbit.gguf.edit(path, {"tokenizer.ggml.tokens": [*(f"t{i}" for i in range(38)), "5", "<|im_end|>"]})
+    for words, expected in (
+        (["t9"], 9),
+        (["5"], 5),
+        (["5", "--token"], 38),
+        (["<|im_end|>"], 39),
+        (["12", "--type", "u64"], 12),
+    ):
+        assert run(path, "set", key, *words).returncode == 0
+        assert typed(path, key) == np.uint64(expected)
+    assert run(path, "set", "tokenizer.ggml.eot_token_id", "t3", "--dry-run").stdout.startswith(
+        "tokenizer.ggml.eot_token_id: nothing -> 3\n"
+    )
+    wrong = run(path, "set", key, "im_end")
+    assert (wrong.returncode, wrong.stdout) == (1, "")
+    assert "no token 'im_end' in tokenizer.ggml.tokens, did you mean <|im_end|>?" in wrong.stderr
+    for words in (["general.name", "t3", "--token"], [key, "3", "--token", "--type", "u32"]):
+        wrong = run(path, "set", *words)
+        assert (wrong.returncode, "--token" in wrong.stderr) == (2, True)
+    assert typed(path, key) == np.uint64(12)
+
+
+def test_warnings_about_templates_are_printed(path: Path, run: Callable[..., Result]) -> None:
+    result = run(path, "set", "tokenizer.chat_template", "{% if %}")
+    assert result.returncode == 0
+    assert "warning: key tokenizer.chat_template: chat template: " in result.stderr

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 import lowbit
 from lowbit.base.files import FileReader
 from lowbit.gguf import edit, rewriting
+from lowbit.tokenizer.chat.template import template_warnings
 
 METADATA: dict[str, Any] = {
     "general.architecture": "llama",
@@ -212,17 +213,32 @@ def test_types(path: Path) -> None:
 
 
 def test_warnings(path: Path) -> None:
-    assert (
-        edit(path, {"tokenizer.ggml.eos_token_id": 199, "tokenizer.chat_template": "{{ bos_token }}x"}).warnings == []
-    )
-    found = edit(path, {"tokenizer.ggml.eos_token_id": 200, "tokenizer.chat_template": "{% if %}"}).warnings
+    values = {"tokenizer.ggml.eos_token_id": 199, "tokenizer.chat_template": "{{ bos_token }}x"}
+    assert edit(path, values, check=template_warnings).warnings == []
+    values = {"tokenizer.ggml.eos_token_id": 200, "tokenizer.chat_template": "{% if %}"}
+    found = edit(path, values, check=template_warnings).warnings
     assert found[0] == "key tokenizer.ggml.eos_token_id: 200 is no token, there are 200"
     assert found[1].startswith("key tokenizer.chat_template: chat template: ")
+
+
+def test_special_tokens_are_set_by_their_text(path: Path) -> None:
+    edit(path, {"tokenizer.ggml.eos_token_id": "token 42", "tokenizer.ggml.eot_token_id": "token 0"})
+    found = typed(path)
+    assert found["tokenizer.ggml.eos_token_id"] == np.uint64(42)
+    assert found["tokenizer.ggml.eot_token_id"] == np.uint32(0)
+    assert {type(found[f"tokenizer.ggml.{role}_token_id"]) for role in ("eos", "eot")} == {np.uint64, np.uint32}
+    words = ["7", *METADATA["tokenizer.ggml.tokens"][1:]]
+    edit(path, {"tokenizer.ggml.eos_token_id": "7", "tokenizer.ggml.tokens": words})
+    assert typed(path)["tokenizer.ggml.eos_token_id"] == 0
 
 
 @pytest.mark.parametrize(
     ("set", "unset", "reason"),
     [
+        ({"tokenizer.ggml.eos_token_id": "tokem 42"}, [], "no token 'tokem 42' in .*, did you mean token 42 or"),
+        ({"tokenizer.ggml.eos_token_id": "7"}, [], r"no token '7' in tokenizer\.ggml\.tokens$"),
+        ({"tokenizer.ggml.eos_token_id": "a", "tokenizer.ggml.tokens": list("aba")}, [], "'a' has the ids 0, 2: set"),
+        ({"tokenizer.ggml.tokens": ["a", 1], "tokenizer.ggml.bos_token_id": "b"}, [], "an array of str there"),
         ({"general.alignment": 64}, [], "general.alignment: the file's layout follows from it"),
         ({}, ["split.count"], "split.count: the file's layout follows from it"),
         ({"lowbit.padding": "x"}, [], "it is what edits shrink and grow"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_format
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,6 +27,7 @@ _USAGE = {"get": "KEY", "set": "KEY VALUE", "unset": "KEY", "recover": ""}
         "lowbit metadata model.gguf get tokenizer.chat_template",
         "lowbit metadata model.gguf set general.name 'My model'",
         "lowbit metadata model.gguf set tokenizer.chat_template --from-file template.jinja",
+        "lowbit metadata model.gguf set tokenizer.ggml.eos_token_id '<|im_end|>'",
         "lowbit metadata model.gguf set tokenizer.ggml.eos_token_id 2 --dry-run",
         "lowbit metadata model.gguf set my.list '[1, 2, 3]' --type u8[]",
         "lowbit metadata model.gguf unset general.url",
@@ -44,6 +46,9 @@ def metadata(
             "--type", help="u8 to u64, i8 to i64, f32, f64, bool or str, with [] for an array. [default: the key's]"
         ),
     ] = None,
+    token: Annotated[
+        bool, typer.Option("--token", help="VALUE is the text of a token, even if it looks like a number.")
+    ] = False,
     from_file: Annotated[
         Path | None, typer.Option("--from-file", exists=True, dir_okay=False, help="Take VALUE from this text file.")
     ] = None,
@@ -57,8 +62,9 @@ def metadata(
     """Shows, sets and unsets metadata.
 
     Edits happen in place where they fit into the file's padding (lowbit.padding); else the file is copied. A key keeps
-    its type; a new one is a bool, a number or a list if VALUE is one in JSON, else a string. recover takes back an edit
-    that was interrupted, as the next edit does, too.
+    its type; a new one is a bool, a number or a list if VALUE is one in JSON, else a string. For the id of a special
+    token (tokenizer.ggml.eos_token_id), VALUE is the id or the token's text. recover takes back an edit that was
+    interrupted, as the next edit does, too.
     """
     from lowbit import gguf
     from lowbit.base.operation import operation, replacing
@@ -86,16 +92,33 @@ def metadata(
         else:
             print(f"{path}: {'the interrupted edit is taken back' if recovered else 'no edit was interrupted'}")
         return
-    changes = {operands[0]: _parsed(path, operands[0], operands[1], type)} if action == "set" else {}
+    from lowbit.tokenizer.chat.template import template_warnings  # with Jinja, which listing needs not
+
+    changes = {operands[0]: _parsed(path, operands[0], operands[1], type, token)} if action == "set" else {}
     gone = operands if action == "unset" else []
     padding = gguf.RESERVED_BYTES if reserve is None else reserve
-    report = gguf.edit(path, changes, gone, may_copy=not in_place, reserve=padding, dry_run=dry_run, progress=True)
+    report = gguf.edit(
+        path,
+        changes,
+        gone,
+        may_copy=not in_place,
+        reserve=padding,
+        dry_run=dry_run,
+        progress=True,
+        check=template_warnings,
+    )
     _print_edit(report, dry_run, json)
 
 
-def _parsed(path: Path, key: str, text: str, type: str | None) -> Any:
+def _parsed(path: Path, key: str, text: str, type: str | None, token: bool) -> Any:
     from lowbit import InputError, gguf
+    from lowbit.gguf.editing import is_token_key
     from lowbit.gguf.values import parsed
+
+    if token and (not is_token_key(key) or type is not None):
+        raise typer.BadParameter("only for tokenizer.ggml.*_token_id, and without --type", param_hint="--token")
+    if token or (is_token_key(key) and type is None and re.fullmatch(r"\s*-?[0-9]+\s*", text) is None):
+        return text
 
     with gguf.open(path) as file:
         before = file.typed(key) if key in file.metadata else None

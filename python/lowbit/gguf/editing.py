@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -23,7 +23,7 @@ from lowbit.base.errors import FormatError, InputError
 from lowbit.base.foreign import GGUF_MAGIC, named
 from lowbit.base.paths import checked
 from lowbit.base.progress import progress_bar
-from lowbit.base.quoting import shown
+from lowbit.base.quoting import listed, quoted, shown
 from lowbit.base.suggest import did_you_mean
 from lowbit.gguf.reading import SPLIT_KEYS, Path
 from lowbit.gguf.rewriting import copy, difference, locked, recover, system_errors, write_at, write_in_place
@@ -38,7 +38,7 @@ RESERVED_BYTES = 16384
 #: The most that may be reserved: the header is made in memory, a few times over.
 MAX_RESERVED_BYTES = 1 << 26
 
-_TEMPLATE_KEY = "tokenizer.chat_template"
+_TOKENS_KEY = "tokenizer.ggml.tokens"
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,7 @@ def edit(
     reserve: int = RESERVED_BYTES,
     dry_run: bool = False,
     progress: bool = False,
+    check: Callable[[str, Any], Iterable[str]] | None = None,
 ) -> Edit:
     """Sets and unsets keys of a GGUF file, all or none of them.
 
@@ -90,13 +91,15 @@ def edit(
     or InputError without `may_copy`. With dry_run nothing is written.
 
     set: key -> value as for Writer. A key that is there keeps its place and type; a NumPy scalar or array chooses
-    another width. Others go to the end; lists of bool, int and float become arrays of bool, int32 and float32. A
-    symbolic link is followed; hard links see an edit in place, and keep the old file after a copy. Of a split model,
-    the first file has the keys. An edit that was interrupted is taken back first, also if nothing is to be set.
+    another width. Others go to the end; lists of bool, int and float become arrays of bool, int32 and float32. For the
+    id of a special token (tokenizer.ggml.eos_token_id), a str is the token's text in tokenizer.ggml.tokens. A symbolic
+    link is followed; hard links see an edit in place, and keep the old file after a copy. Of a split model,
+    the first file has the keys. An edit that was interrupted is taken back first, also if nothing is to be set. check:
+    called with each key that is set and its new value; returns sentences for `warnings`.
 
-    Raises InputError for a key to unset that is not there, another kind of value, keys that the file's layout follows
-    from (general.alignment, split.*) or that no reader can do without; FileError if the system refuses or somebody else
-    is editing the file.
+    Raises InputError for a key to unset that is not there, another kind of value, a token that is not there, keys that
+    the file's layout follows from (general.alignment, split.*) or that no reader can do without; FileError if the
+    system refuses or somebody else is editing the file.
     """
     set = {} if set is None else arguments.mapping("set", set)
     unset, dry_run = arguments.items("unset", unset), arguments.flag("dry_run", dry_run)
@@ -114,7 +117,7 @@ def edit(
             written = difference(header.bytes, new.bytes)
             if written and not dry_run:
                 write_in_place(file, target, header.bytes, new.bytes)
-            return Edit(target, changes, True, len(written), new.padding, header.warnings(changes), recovered)
+            return Edit(target, changes, True, len(written), new.padding, header.warnings(changes, check), recovered)
         if not may_copy:
             raise header.too_small(entries)
         new = header.copied(entries, reserve)
@@ -122,7 +125,7 @@ def edit(
         if not dry_run:
             with progress_bar("copy", unit="B", enabled=progress) as advance:
                 copy(target, new.bytes, header.data_begin, advance)
-        return Edit(target, changes, False, num_bytes, reserve, header.warnings(changes), recovered)
+        return Edit(target, changes, False, num_bytes, reserve, header.warnings(changes, check), recovered)
 
 
 def edit_unfinished(path: Path, set: Mapping[str, Any]) -> None:
@@ -195,20 +198,40 @@ class _Header:
         for key, value in set.items():
             _check_key(key)
             before = self._value(key)
+            if is_token_key(key) and isinstance(value, str):
+                value = self._token_id(key, value, self._words(set))
             changes.append(Change(key, before, typed(key, value, before)))
         return changes
 
-    def warnings(self, changes: Iterable[Change]) -> list[str]:
+    def warnings(self, changes: Iterable[Change], check: Callable[[str, Any], Iterable[str]] | None) -> list[str]:
         """What is odd about new values."""
-        words = self._value("tokenizer.ggml.tokens")
-        found = []
+        changes = [change for change in changes if change.after is not None]
+        words = self._words({change.key: change.after for change in changes})
+        found: list[str] = []
         for change in changes:
-            if change.key.startswith(_TEMPLATE_KEY) and isinstance(change.after, str):
-                found += _template_warnings(change.key, change.after)
-            is_token = change.key.startswith("tokenizer.ggml.") and change.key.endswith("_token_id")
-            if is_token and isinstance(words, list) and change.after is not None and int(change.after) >= len(words):
+            if is_token_key(change.key) and words and int(change.after) >= len(words):
                 found.append(f"key {shown(change.key)}: {change.after} is no token, there are {len(words)}")
+            found += [] if check is None else check(change.key, change.after)
         return found
+
+    def _words(self, set: Mapping[str, Any]) -> list[str]:
+        """The tokens that the file is to have, [] for none."""
+        words = set.get(_TOKENS_KEY, self._value(_TOKENS_KEY))
+        return list(words) if isinstance(words, (list, tuple)) else []
+
+    def _token_id(self, key: str, text: str, words: list[str]) -> int:
+        """The id of the token with this text. Raises InputError for none or several."""
+        found = [i for i, word in enumerate(words) if word == text]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise InputError(
+                f"key {shown(key)}: the token {quoted(text)} has the ids {listed(found)}: set one of them",
+                path=self.path,
+                key=key,
+            )
+        near = did_you_mean(text, [word for word in words if isinstance(word, str) and _is_near(text, word)])
+        raise InputError(f"key {shown(key)}: no token {quoted(text)} in {_TOKENS_KEY}{near}", path=self.path, key=key)
 
     def changed(self, changes: Iterable[Change]) -> list[bytes]:
         """The entries that the file is to have, but padding."""
@@ -253,6 +276,16 @@ class _Header:
         return b"".join([self.bytes[:16], struct.pack("<Q", len(entries)), *entries, self._infos])
 
 
+def is_token_key(key: str) -> bool:
+    """Whether the key holds the id of a special token."""
+    return isinstance(key, str) and key.startswith("tokenizer.ggml.") and key.endswith("_token_id")
+
+
+def _is_near(text: str, word: str) -> bool:
+    """Whether a token may be meant; to compare all would take seconds."""
+    return word[:1] == text[:1] or text in word
+
+
 def _check_key(key: str) -> None:
     checked_name("key", key)
     if key in ("general.alignment", *SPLIT_KEYS):
@@ -263,15 +296,3 @@ def _check_key(key: str) -> None:
 
 def _entry(key: str, value: Any) -> bytes:
     return _core.gguf_entry(key, encoded(key, value))
-
-
-def _template_warnings(key: str, template: str) -> list[str]:
-    from lowbit.tokenizer.chat.template import render_chat
-
-    try:
-        render_chat(template, [{"role": "user", "content": "Hello"}])
-    except FormatError as error:
-        return [f"key {shown(key)}: {error}"]
-    except InputError:
-        pass  # a template may want more than one message
-    return []

@@ -25,7 +25,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 from lowbit.base.errors import Error, FormatError, InputError
-from lowbit.base.quoting import reason
+from lowbit.base.quoting import reason, shown
 from lowbit.tokenizer.chat.tools import json_schema
 
 _MAX_STEPS = 1_000_000  # turns of loops, calls, operators and filters of one rendering
@@ -387,3 +387,16 @@ def _cut_at_mark(text: str) -> str:
         raise InputError("continue_final_message: the template leaves the end of the last message out")
     is_whole = text.startswith(_END_MARK, place)
     return text[:place] if is_whole else text[:place].rstrip()
+
+
+def template_warnings(key: str, value: object) -> list[str]:
+    """What is wrong with a value of a GGUF file's metadata, if its key holds a chat template: `check` of gguf.edit."""
+    if not key.startswith("tokenizer.chat_template") or not isinstance(value, str):
+        return []
+    try:
+        render_chat(value, [{"role": "user", "content": "Hello"}])
+    except FormatError as error:
+        return [f"key {shown(key)}: {error}"]
+    except InputError:
+        pass  # a template may want more than one message
+    return []
