@@ -20,10 +20,10 @@ std::string Str(Args&&... args) {
   return out.str();
 }
 
-// Base of all: catch this to catch everything lowbit raises on purpose. what() is the text alone.
+// Base class: catch it to catch every error that lowbit raises on purpose. what() is the text alone.
 class Error : public std::runtime_error {
  public:
-  // What the error is about, as far as that applies.
+  // The subject of the error; fields that do not apply are empty.
   struct Fields {
     std::optional<std::string> path, tensor, key, expected, found;
     std::optional<uint64_t> offset;
@@ -75,19 +75,19 @@ class FormatError : public ErrorWithFields<FormatError> {
   using ErrorWithFields::ErrorWithFields;
 };
 
-// The operating system refused: missing file, no permission, disk full. Also a Python OSError.
+// The operating system refused: missing file, no permission, disk full. Also an OSError in Python.
 class FileError : public ErrorWithFields<FileError> {
  public:
   using ErrorWithFields::ErrorWithFields;
 };
 
-// Well-formed, but something lowbit does not do (unknown architecture, unknown tensor type).
+// Well-formed, but not supported by lowbit (unknown architecture, unknown tensor type).
 class UnsupportedError : public ErrorWithFields<UnsupportedError> {
  public:
   using ErrorWithFields::ErrorWithFields;
 };
 
-// An argument is wrong: shape, dtype, range, NaN in the weights. Also a Python ValueError.
+// An argument is wrong: shape, dtype, range, NaN in the weights. Also a ValueError in Python.
 class InputError : public ErrorWithFields<InputError> {
  public:
   using ErrorWithFields::ErrorWithFields;

@@ -10,8 +10,8 @@
 
 namespace lowbit {
 
-// All of them, for the child's side of a fork. The list's own mutex is held for a few instructions at a time, so the
-// fork waits for it.
+// All mutexes, for the child's side of a fork. The list's own mutex is held only for a few instructions, so the fork
+// waits for it.
 struct ForkMutexes {
   static std::mutex mutex;
   static ForkMutex* first;
@@ -23,7 +23,7 @@ struct ForkMutexes {
       if (m->IsMine()) continue;
       m->lost_ |= m->owner_.load() != std::thread::id();
       m->owner_ = std::thread::id();
-      new (&m->mutex_) std::mutex;  // the old one may be locked, or be waited for by threads that are not here
+      new (&m->mutex_) std::mutex;  // the old one may be locked, or have waiting threads that do not exist in the child
     }
     mutex.unlock();
   }

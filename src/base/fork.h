@@ -1,4 +1,4 @@
-// A mutex for what a forked child inherits.
+// A mutex that stays safe in a forked child.
 #pragma once
 
 #include <atomic>
@@ -7,17 +7,17 @@
 
 namespace lowbit {
 
-// A child has one of its parent's threads, the one that forked: what another held then stays locked, and half done, for
-// ever. There, lock() throws. A mutex that nobody held, or the thread that forked, goes on working.
+// A child has only the thread that forked. A mutex that another thread held stays locked forever, and its data may be
+// incomplete. In this case lock() throws. A mutex that was free, or held by the forking thread, works as before.
 class ForkMutex {
  public:
-  // `what` it guards, for messages: "the model".
+  // `what`: the guarded object, for messages: "the model".
   explicit ForkMutex(const char* what);
   ~ForkMutex();
   ForkMutex(const ForkMutex&) = delete;
   ForkMutex& operator=(const ForkMutex&) = delete;
 
-  // Throws InputError in a child of a process where another thread held it.
+  // Throws InputError in a child process if another thread held it at the fork.
   void lock();
   void unlock();
 

@@ -27,7 +27,7 @@ struct Named {
 };
 
 const std::vector<Named>& Supported() {
-  static const std::vector<Named>& supported = *[] {  // never destroyed: at exit, other threads may still look
+  static const std::vector<Named>& supported = *[] {  // never destroyed: other threads may still read it at exit
     auto* found = new std::vector<Named>;
     // A lower bit is a better target.
     for (int64_t rest = hwy::SupportedTargets() & HWY_TARGETS; rest != 0; rest &= rest - 1) {
@@ -48,7 +48,7 @@ std::vector<std::string> SimdTargets() {
 std::string SimdCurrent() { return hwy::TargetName(HWY_DYNAMIC_DISPATCH(Target)()); }
 
 void SimdForce(const std::string& name) {
-  int64_t bit = 0;  // none: back to what the CPU has
+  int64_t bit = 0;  // 0: back to the best target
   std::string known;
   for (const Named& target : Supported()) {
     if (target.name == name) bit = target.bit;

@@ -1,4 +1,4 @@
-// Which instruction set the kernels use. One build holds code for every target; the best one is chosen at run time.
+// The instruction set of the kernels. One build has code for every target; the best one is chosen at run time.
 #pragma once
 
 #include <string>
@@ -6,14 +6,14 @@
 
 namespace lowbit {
 
-// Names of the targets compiled in that this CPU has, best first: "AVX3_ZEN4", "AVX3_DL", "AVX2", "EMU128", ...
+// Names of the compiled targets that this CPU supports, best first: "AVX3_ZEN4", "AVX3_DL", "AVX2", "EMU128", ...
 std::vector<std::string> SimdTargets();
 
-// The one in use.
+// The target in use.
 std::string SimdCurrent();
 
-// Uses the named target from now on, in every thread; an empty name goes back to the best. Throws InputError for a
-// target the CPU lacks. Not to be called while kernels run.
+// Uses the named target from now on, in every thread. An empty name restores the best one. Throws InputError if the CPU
+// lacks the target. Do not call it while kernels run.
 void SimdForce(const std::string& name);
 
 }  // namespace lowbit

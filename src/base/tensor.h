@@ -1,4 +1,4 @@
-// A packed weight matrix as it lies in a file.
+// A packed weight matrix as stored in a file.
 #pragma once
 
 #include <cstddef>
@@ -8,7 +8,7 @@
 
 namespace lowbit {
 
-// N rows of K weights, row after row, no padding. Does not own the bytes.
+// N rows of K weights, contiguous, without padding. Does not own the bytes.
 struct Matrix {
   const Format* format = nullptr;
   const uint8_t* data = nullptr;

@@ -22,15 +22,15 @@
 namespace lowbit {
 namespace {
 
-// How often a thread looks for the next loop before it sleeps. A decoded token is some two hundred short loops with
-// microseconds between them; waking a sleeping thread costs tens of microseconds. About 50 us of pauses.
+// How often a thread checks for the next loop before it sleeps. A decoded token takes about two hundred short loops,
+// microseconds apart. Waking a sleeping thread takes tens of microseconds. 2000 checks are about 50 us of pauses.
 constexpr int kSpins = 2000;
 
-// After so many loops, workers that none of them asked for end.
+// After this many loops, workers that none of them needed end.
 constexpr size_t kWindow = 256;
 
-// Its workers take part in a loop that asks for enough of them; the others sleep. Never destroyed: at exit the
-// interpreter may still be inside a loop.
+// Workers take part in loops that need enough threads; the others sleep. Never destroyed: the interpreter may still be
+// inside a loop at exit.
 class Pool {
  public:
   void Run(size_t num_tasks, size_t num_threads, TaskRef task) {
@@ -54,13 +54,13 @@ class Pool {
   }
 
  private:
-  // A loop's number and how many workers take part in it, in one word: a worker that has no part in a loop may see the
-  // next one while it looks.
+  // A loop's number and its number of workers, in one word: a worker without a part in a loop may already see the next
+  // loop when it reads the word.
   static constexpr int kWorkerBits = 16;
   static size_t NumWorkers(uint64_t loop) { return loop & ((1 << kWorkerBits) - 1); }
 
-  // Returns how many workers there are for a loop that wants so many. Fewer where the system refuses more: results do
-  // not depend on their number.
+  // Returns the number of workers for a loop that wants `wanted`. It is lower if the system refuses threads; results do
+  // not depend on it.
   size_t Provide(size_t wanted) {
     most_ = std::max(most_, wanted);
     if (++num_loops_ == kWindow) {
@@ -83,7 +83,7 @@ class Pool {
     return std::min(wanted, workers_.size());
   }
 
-  // Ends all workers but the first `num`.
+  // Ends all workers except the first `num`.
   void End(size_t num) {
     limit_.store(num, std::memory_order_relaxed);
     Announce(0);
@@ -105,7 +105,7 @@ class Pool {
     if (more) bench_.notify_all();
   }
 
-  // Tasks do not call Python, so no thread is ended in the midst of one.
+  // Tasks do not call Python, so no thread is ended inside a task.
   void DoTasks() {
     for (;;) {
       const size_t i = next_.fetch_add(1, std::memory_order_relaxed);
@@ -120,7 +120,7 @@ class Pool {
     }
   }
 
-  // `seen`: the last loop before the worker was made.
+  // `seen`: the last loop before the worker was created.
   void Work(size_t index, uint64_t seen) {
     for (;;) {
       const uint64_t loop = Wait(index, seen);
@@ -132,7 +132,7 @@ class Pool {
     }
   }
 
-  // Returns the first loop after `seen` that the worker notices: at the latest the next one that it takes part in.
+  // Returns the first loop after `seen` that the worker notices: at the latest the next one that includes it.
   uint64_t Wait(size_t index, uint64_t seen) {
     const bool benched = index >= NumWorkers(seen);
     uint64_t loop = loop_.load(std::memory_order_acquire);
@@ -155,7 +155,7 @@ class Pool {
 
   std::mutex turn_;   // held for the length of one loop
   std::mutex mutex_;  // guards sleeping and error_
-  // Workers that had no part in the last loop wait at bench_, so that loops without them wake none of them.
+  // Workers without a part in the last loop wait at bench_, so loops without them do not wake them.
   std::condition_variable wake_, bench_;
   std::atomic<uint64_t> loop_{0};
   std::atomic<size_t> sleepers_{0};  // at wake_
@@ -167,14 +167,14 @@ class Pool {
   std::exception_ptr error_;
   std::vector<std::thread> workers_;
   size_t num_loops_ = 0;  // of the current window
-  size_t most_ = 0;       // workers that one of them wanted
-  bool refused_ = false;  // whether the system refused a thread in it
+  size_t most_ = 0;       // most workers that one loop wanted
+  bool refused_ = false;  // the system refused a thread
 };
 
 Pool* g_pool = new Pool;
 
 #if !defined(_WIN32)
-// A forked child has no threads but its own, so it starts with a new pool; the parent's is left where it is.
+// A forked child has only the forking thread, so it starts with a new pool. The parent's pool is not freed.
 [[maybe_unused]] const int registered = pthread_atfork(nullptr, nullptr, [] { g_pool = new Pool; });
 #endif
 

@@ -1,4 +1,4 @@
-// A pool of threads that splits one loop at a time.
+// A thread pool that runs one loop at a time.
 #pragma once
 
 #include <cstddef>
@@ -21,16 +21,16 @@ class TaskRef {
   void (*call_)(void*, size_t);
 };
 
-// Calls task(0) ... task(num_tasks - 1) on up to num_threads threads, the caller's included, and returns when all are
-// done. Tasks start in order and are handed out one at a time. The first exception a task throws is rethrown here, and
-// tasks that have not started by then are dropped. Calls from several threads take turns. Tasks must not call it again,
-// nor Python. Threads are kept for the next loops; those that no loop has asked for in a while end.
+// Calls task(0) ... task(num_tasks - 1) on up to num_threads threads, including the caller's, and returns when all are
+// done. Tasks start in order, one at a time. The first exception of a task is rethrown here, and tasks that have not
+// started are dropped. Calls from several threads run one after another. Tasks must not call ParallelFor or Python.
+// Threads are kept for later loops; those that are not needed for a while end.
 void ParallelFor(size_t num_tasks, size_t num_threads, TaskRef task);
 
-// How many threads loops over rows of element-wise work are worth: waking the others costs more than a few rows.
+// The number of threads for element-wise loops over rows: waking threads costs more than a few rows.
 inline size_t RowThreads(size_t num_rows, size_t num_threads) { return num_rows < 4 ? 1 : num_threads; }
 
-// Processors this process may use, at least 1.
+// Number of processors that this process may use, at least 1.
 size_t AvailableThreads();
 
 }  // namespace lowbit

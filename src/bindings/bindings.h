@@ -1,10 +1,10 @@
-// The parts of the Python module; each function adds one part's names to it.
+// The parts of the Python module. Each function adds the names of one part.
 //
-// Which memory others may change while a call reads it without Python's lock: arrays of weights, packed weights,
-// activations and logits, and what is written to a file. They are read where they lie, and no value in them leads out
-// of bounds, though the result is then undefined. What is checked first and relied on later (ids, positions, masks,
-// targets, importances, every shape) is copied while the lock is held. An array must not be resized meanwhile
-// (`ndarray.resize(refcheck=False)`), as for NumPy's own functions.
+// Calls read some memory without Python's lock while other threads may change it: arrays of weights, packed weights,
+// activations and logits, and data to write to a file. These are read in place. No value in them causes an access out
+// of bounds, but the result is undefined if they change. Values that are checked first and used later (ids, positions,
+// masks, targets, importances, every shape) are copied while the lock is held. An array must not be resized during a
+// call (`ndarray.resize(refcheck=False)`), as for NumPy's own functions.
 #pragma once
 
 #include <pybind11/numpy.h>
@@ -24,10 +24,10 @@ void BindSimd(pybind11::module_& m);
 void BindModel(pybind11::module_& m);
 void BindTokenizer(pybind11::module_& m);
 
-// A number of threads that a caller asks for. Throws InputError unless it is from 1 to 1024.
+// The requested number of threads. Throws InputError unless it is from 1 to 1024.
 size_t Threads(pybind11::ssize_t threads);
 
-// Bytes in the map, read-only; it lives as long as the array or a view of it does.
+// Bytes of the map, read-only. The map lives as long as the array or a view of it.
 pybind11::array MappedBytes(std::shared_ptr<const MappedFile> file, const uint8_t* data, uint64_t num_bytes);
 
 }  // namespace lowbit

@@ -12,7 +12,7 @@ namespace py = pybind11;
 namespace lowbit {
 namespace {
 
-// Returns the number of bytes, as the files of Python do.
+// Returns the number of bytes, as Python's files do.
 uint64_t WriteBuffer(AtomicWriter& writer, const py::buffer& buffer) {
   Py_buffer view;
   if (PyObject_GetBuffer(buffer.ptr(), &view, PyBUF_C_CONTIGUOUS) != 0) throw py::error_already_set();
@@ -23,7 +23,7 @@ uint64_t WriteBuffer(AtomicWriter& writer, const py::buffer& buffer) {
   return num_bytes;
 }
 
-// pybind11 keeps only what is not const.
+// pybind11 holds only non-const pointers.
 std::shared_ptr<MappedFile> OfDescriptor(int descriptor, const std::string& path) {
   return std::const_pointer_cast<MappedFile>(MappedFile::OfDescriptor(descriptor, path));
 }

@@ -18,7 +18,7 @@ namespace py = pybind11;
 namespace lowbit {
 namespace {
 
-// What a pointer to T may read: contiguous, at a multiple of T's size.
+// Requirements for reading through a pointer to T: contiguous, aligned to T.
 constexpr int kPlain = py::array::c_style | py::detail::npy_api::NPY_ARRAY_ALIGNED_;
 
 std::string Describe(const py::array& array) {
@@ -34,8 +34,8 @@ void CheckTwoDimensional(const char* name, const py::array& array) {
 WeightView::Type TypeOf(const py::array& array) {
   const py::dtype dtype = array.dtype();
   if (dtype.attr("isnative").cast<bool>()) {
-    // By name: NumPy knows bfloat16 only as a type that someone else defines. Not dtype.name: that runs Python code, in
-    // which other threads get their turn.
+    // By name: for NumPy, bfloat16 is a type that another package defines. Not dtype.name: that runs Python code,
+    // during which other threads can run.
     const std::string name = dtype.attr("type").attr("__name__").cast<std::string>();
     if (name == "float32") return WeightView::Type::kF32;
     if (name == "float16") return WeightView::Type::kF16;
@@ -44,7 +44,7 @@ WeightView::Type TypeOf(const py::array& array) {
   throw InputError("weights:").Expected("float32, float16 or bfloat16").Found(Describe(array));
 }
 
-// An array the core writes: of type T, rows x columns, one after the other.
+// An array that the core writes: type T, rows x columns, contiguous.
 template <class T>
 T* Output(const char* name, py::array& out, py::ssize_t rows, py::ssize_t columns) {
   if (!py::isinstance<py::array_t<T>>(out) || out.ndim() != 2 || out.shape(0) != rows || out.shape(1) != columns) {
@@ -91,7 +91,7 @@ void QuantizeArray(const py::array& weights, const std::string& format_name, con
   maps.Check();
 }
 
-// Rows of packed bytes, each contiguous: sets how many weights one has.
+// Rows of packed bytes, each contiguous. *K is the number of weights per row.
 const uint8_t* PackedRows(const py::array& data, const Format& format, size_t* K) {
   CheckTwoDimensional("data", data);
   if (!py::isinstance<py::array_t<uint8_t>>(data) || (data.size() != 0 && data.shape(1) > 1 && data.strides(1) != 1)) {
@@ -172,7 +172,7 @@ size_t Threads(py::ssize_t threads) {
 }
 
 void BindFormats(py::module_& m) {
-  // Descriptors belong to the registry: no object of Python's changes or deletes one.
+  // Descriptors belong to the registry: no Python object changes or deletes one.
   py::class_<Format, std::unique_ptr<Format, py::nodelete>>(
       m, "Format", "A format, by name in any case: `formats()` has all. Equal and hashed by ggml's id.")
       .def(py::init([](const std::string& name) { return const_cast<Format*>(&GetFormat(name)); }), py::arg("name"))
@@ -192,7 +192,7 @@ void BindFormats(py::module_& m) {
              return Str("<Format ", f.name, ": ", f.block_size, " weight", f.block_size == 1 ? "" : "s", " in ",
                         f.block_bytes, " bytes>");
            })
-      .attr("__module__") = "lowbit";  // its public name, which pickles have
+      .attr("__module__") = "lowbit";  // its public name, which is used in pickles
   m.def("formats", &Formats, py::return_value_policy::reference);
   m.def("quantize_rows", &QuantizeArray, py::arg("weights"), py::arg("format"), py::arg("importance").none(true),
         py::arg("out"), py::arg("allow_nonfinite"), py::arg("threads"));

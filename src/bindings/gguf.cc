@@ -33,7 +33,7 @@ std::string_view ToUtf8(py::handle text, std::string_view key) {
 
 struct NumberType {
   GgufType type;
-  char kind;  // NumPy's
+  char kind;  // NumPy's kind
 };
 
 constexpr NumberType kNumberTypes[] = {
@@ -103,7 +103,7 @@ py::list Tensors(const Gguf& gguf) {
   for (const GgufTensor& tensor : gguf.tensors()) {
     py::tuple shape(tensor.shape.num_dims);
     for (uint32_t i = 0; i < tensor.shape.num_dims; ++i) shape[tensor.shape.num_dims - 1 - i] = tensor.shape.dims[i];
-    while (gguf.files()[file].get() != tensor.file.get()) ++file;  // tensors stand in the order of the files
+    while (gguf.files()[file].get() != tensor.file.get()) ++file;  // tensors are in the order of the files
     const uint64_t offset = static_cast<uint64_t>(tensor.data - tensor.file->data());
     list.append(TensorTuple(ToStr(tensor.name), tensor.type.name, shape, tensor.num_bytes, file, offset));
   }

@@ -1,4 +1,4 @@
-// Python's lock around the core's work.
+// Python's lock around calls of the core.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -10,14 +10,14 @@
 
 namespace lowbit {
 
-// Once the interpreter ends, Python gives its lock to no other thread any more. Before 3.14 it ends a thread that asks,
-// with pthread_exit, whose unwinding must neither meet a destructor that is noexcept (std::terminate) nor drop
-// references without the lock. So it stops here: the thread sleeps until the process ends, as in 3.14.
+// When the interpreter ends, Python gives its lock to no other thread. Before 3.14 it ends a thread that asks, with
+// pthread_exit. Its unwinding must neither reach a noexcept destructor (std::terminate) nor drop references without the
+// lock. Instead, the thread sleeps here until the process ends, as in 3.14.
 [[noreturn]] inline void SleepForGood() {
   for (;;) std::this_thread::sleep_for(std::chrono::hours(1));
 }
 
-// Whether the interpreter ends. The thread that ends it may still call us.
+// Whether the interpreter is ending. The thread that ends it may still call the core.
 inline bool InterpreterEnds() {
 #if PY_VERSION_HEX >= 0x030D0000
   return Py_IsFinalizing() != 0;
@@ -26,7 +26,7 @@ inline bool InterpreterEnds() {
 #endif
 }
 
-// Calls a function of Python's that may end the thread.
+// Calls a function of Python that may end the thread.
 template <class F>
 auto CallPython(const F& function) {
   try {
@@ -36,7 +36,7 @@ auto CallPython(const F& function) {
   }
 }
 
-// Lets other threads use Python for as long as it lives.
+// Releases Python's lock during its lifetime.
 class GilRelease {
  public:
   GilRelease() : state_(PyEval_SaveThread()) {}
@@ -50,8 +50,8 @@ class GilRelease {
   PyThreadState* state_;
 };
 
-// The reverse, inside a GilRelease of the same thread. Throws Error once the interpreter ends, also in the thread that
-// ends it: nothing of Python's is called then, and what is locked gets unlocked.
+// The inverse, inside a GilRelease of the same thread. Throws Error when the interpreter ends, also in the thread that
+// ends it: no Python function is called then, and locks are released.
 class GilAcquire {
  public:
   GilAcquire() {

@@ -18,7 +18,7 @@ namespace {
 template <typename T>
 using Dense = py::array_t<T, py::array::c_style>;
 
-// The bytes of `array` as a matrix or vector of a format, after checking that they are as many as the shape needs.
+// The bytes of `array` as a matrix or vector of a format. Checks that their number matches the shape.
 NamedTensor CheckTensor(const std::string& name, const std::string& format_name, const std::vector<size_t>& shape,
                         const py::array& array) {
   const Format& format = GetFormat(format_name);
@@ -44,7 +44,7 @@ NamedTensor CheckTensor(const std::string& name, const std::string& format_name,
   return {&format, data, shape};
 }
 
-// The shape of a streamed matrix, whose pieces are checked when they come.
+// The shape of a streamed matrix. Its pieces are checked when they arrive.
 NamedTensor CheckStreamed(const std::string& name, const std::vector<size_t>& shape, bool has_rows) {
   if (!has_rows || shape.size() != 2) throw InputError(Str("tensor ", Quoted(name), " has no data")).Tensor(name);
   return {nullptr, nullptr, shape};
@@ -110,7 +110,7 @@ class Model {
       }
     }
     const std::vector<int32_t> ids = Copy(tokens), places = Copy(positions), owners = Copy(sequences);
-    const auto* mask = reinterpret_cast<const uint8_t*>(wants_logits.data());  // a byte of a bool may be any number
+    const auto* mask = reinterpret_cast<const uint8_t*>(wants_logits.data());  // a byte of a bool can have any value
     const std::unique_ptr<bool[]> wants(new bool[ids.size()]);
     size_t wanted = 0;
     for (size_t i = 0; i < ids.size(); ++i) wanted += (wants[i] = mask[i] != 0) ? 1 : 0;
@@ -155,10 +155,10 @@ class Model {
       };
     }
     transformer_->SetObserver(turn, std::move(observer));
-    std::swap(observer_, callback);  // the old one goes when the caller has the lock again
+    std::swap(observer_, callback);  // the old one is released when the caller has the lock again
   }
 
-  // For Python's collector of cycles: a callback may refer to its model. Nothing else here refers to anything.
+  // For Python's cycle collector: a callback may refer to its model. No other member refers to Python objects.
   static int Traverse(PyObject* self, visitproc visit, void* arg) {
     Py_VISIT(Py_TYPE(self));
     if (Model* model = Made(self)) {
@@ -176,13 +176,13 @@ class Model {
   }
 
  private:
-  // Null while the constructor has not finished.
+  // Null until the constructor has finished.
   static Model* Made(PyObject* self) {
     const py::detail::value_and_holder made = reinterpret_cast<py::detail::instance*>(self)->get_value_and_holder();
     return made.holder_constructed() ? static_cast<Model*>(made.value_ptr()) : nullptr;
   }
 
-  // Calls Python from within the transformer.
+  // Calls Python from inside the transformer.
   template <class... Arguments>
   static py::object Call(const py::object& callback, const Arguments&... arguments) {
     PyObject* result =
@@ -191,7 +191,7 @@ class Model {
     return py::reinterpret_steal<py::object>(result);
   }
 
-  // The observer gets a copy, which costs little beside the product and which it may keep.
+  // The observer gets a copy, which it may keep. The copy is cheap compared with the product.
   void Observe(const std::string& name, const float* x, size_t num_tokens, size_t K) {
     const GilAcquire acquire;
     const py::object callback = observer_;
@@ -199,7 +199,7 @@ class Model {
     Call(callback, py::str(name), py::array_t<float>({num_tokens, K}, x));
   }
 
-  // The callback's pieces, each kept until the next.
+  // Rows from the callback; each piece is kept until the next.
   Transformer::RowSource Rows(const py::object& callback, const TensorMap& tensors) {
     if (callback.is_none()) return nullptr;
     rows_ = callback;
@@ -220,8 +220,8 @@ class Model {
   }
 
   py::list kept_;
-  std::vector<const uint8_t*> mapped_;  // weights in maps, one a map
-  py::object observer_;                 // changed with Python's lock and the transformer's turn held
+  std::vector<const uint8_t*> mapped_;  // weights in maps, one pointer per map
+  py::object observer_;                 // changed only with Python's lock and the transformer's turn held
   py::object rows_, piece_;
   std::unique_ptr<Transformer> transformer_;
 };

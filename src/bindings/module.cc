@@ -15,7 +15,7 @@ namespace py = pybind11;
 namespace lowbit {
 namespace {
 
-// What is not UTF-8 appears as \xNN.
+// Bytes that are not UTF-8 become \xNN.
 py::str ToStr(const std::string& text) {
   return py::reinterpret_steal<py::str>(
       PyUnicode_DecodeUTF8(text.data(), static_cast<Py_ssize_t>(text.size()), "backslashreplace"));
@@ -41,7 +41,7 @@ void Raise(py::handle type, const Error& error) {
 
 template <class E>
 void BindError(const py::module_& errors, const char* name) {
-  static PyObject* type;  // never freed: errors are raised for as long as the interpreter lives
+  static PyObject* type;  // never freed: errors can be raised until the interpreter ends
   type = py::object(errors.attr(name)).release().ptr();
   py::register_exception_translator([](std::exception_ptr thrown) {
     try {
@@ -54,7 +54,7 @@ void BindError(const py::module_& errors, const char* name) {
 
 void BindErrors() {
   const py::module_ errors = py::module_::import("lowbit.base.errors");
-  // pybind11 asks the translators newest first, so the base comes first.
+  // pybind11 tries the newest translator first, so the base class is registered first.
   BindError<Error>(errors, "Error");
   BindError<FormatError>(errors, "FormatError");
   BindError<FileError>(errors, "FileError");

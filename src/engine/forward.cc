@@ -58,8 +58,8 @@ void Transformer::RaiseMaxLength(size_t max_length) {
   cache_.RaiseMaxLength(max_length);
 }
 
-// Checks a whole batch and makes room for it, or throws and leaves everything as it was. Returns the lengths before of
-// the sequences in it.
+// Checks a whole batch and makes room for it. If it throws, nothing has changed. Returns the previous lengths of the
+// batch's sequences.
 std::map<int32_t, size_t> Transformer::Admit(const Batch& batch) {
   std::map<int32_t, size_t> added;
   for (size_t i = 0; i < batch.num_tokens; ++i) {
@@ -186,7 +186,7 @@ void Transformer::Norm(const float* x, const std::vector<float>& weight, size_t 
               [&](size_t t) { RmsNorm(x + t * width, weight.data(), width, spec_.norm_eps, out + t * width); });
 }
 
-// Returns where the next chunk's logits go.
+// Returns the position of the next chunk's logits.
 float* Transformer::Logits(const Token* tokens, size_t num, float* logits) {
   const size_t hidden = spec_.hidden_size;
   std::vector<Token> wanting;

@@ -17,57 +17,57 @@
 
 namespace lowbit {
 
-// Tokens of any number of sequences. A sequence's tokens come in order and continue where its cache ends.
+// Tokens of any number of sequences. The tokens of a sequence are in order and continue its cache.
 struct Batch {
   size_t num_tokens;
   const int32_t* tokens;
   const int32_t* positions;
   const int32_t* sequences;
   const bool* wants_logits;
-  // How many tokens the sequences that begin here will come to hold, as far as is known. It matters where the rotary
-  // embedding has long tables: a sequence keeps the table it began with, the long one if it will be longer than
-  // spec.original_context by this batch's end or by this.
+  // Expected number of tokens of the sequences that start here. It selects the rotary tables: a sequence keeps the
+  // table that it starts with. That is the long table if the sequence will be longer than spec.original_context after
+  // this batch or according to this number.
   size_t expected_length;
 };
 
 class Transformer {
  public:
-  // Tokens taken through the layers at once; longer batches go in pieces, which bounds the memory they need.
+  // Tokens per pass through the layers. Longer batches are split, which limits memory.
   static constexpr size_t kMaxChunk = 512;
 
-  // Called with the name of a weight and the num_tokens rows of K floats it is about to be multiplied with. What it
-  // throws ends the Forward that called it. It must not call the model: that throws InputError.
+  // Called with the name of a weight and the num_tokens rows of K floats that will be multiplied with it. An exception
+  // ends the Forward call. It must not call the model: that throws InputError.
   using Observer = std::function<void(const std::string& name, const float* x, size_t num_tokens, size_t K)>;
 
-  // Rows [first, first + num) of a streamed matrix, as the tokens of `sequence` see them. They are read until the next
-  // call, which makes one Forward of a network of any size a matter of a few megabytes, and lets it compare two sets of
-  // weights: as two sequences.
+  // Rows [first, first + num) of a streamed matrix for the tokens of `sequence`. They are read until the next call, so
+  // a Forward of a network of any size takes a few megabytes. Two sequences can use two different sets of weights,
+  // which allows comparing them.
   using RowSource = std::function<Matrix(const std::string& name, size_t first, size_t num, int32_t sequence)>;
-  // Weights of a piece that is asked for.
+  // Weights per requested piece.
   static constexpr size_t kStreamedWeights = 4 << 20;
 
   // Positions are int32.
   static constexpr size_t kMostTokens = (size_t{1} << 31) - 1;
 
-  // The tensors' bytes must outlive the model. At most max_length tokens a sequence, which may be more than
-  // spec.context_length. rows: of the matrices without data.
+  // The tensors' bytes must outlive the model. max_length: the most tokens per sequence; it may exceed
+  // spec.context_length. rows: source of the matrices without data.
   Transformer(const ModelSpec& spec, const TensorMap& tensors, Compute compute, size_t num_threads, size_t max_length,
               size_t max_sequences, RowSource rows = nullptr);
 
-  // Writes vocab_size logits for each token that wants them, in order. Throws InputError for a token or position out of
-  // place, or a sequence that would outgrow the table it began with, and ContextFullError. Whatever it throws, the
-  // sequences are then as long as they were.
+  // Writes vocab_size logits for each token that wants them, in order. Throws InputError for an invalid token or
+  // position, or a sequence that would outgrow the table it started with; and ContextFullError. After an exception the
+  // sequences have their previous lengths.
   void Forward(const Batch& batch, float* logits);
 
   size_t Length(int32_t sequence);
-  // Whether the sequence's tokens turn by the long tables.
+  // Whether the sequence uses the long tables.
   bool IsLong(int32_t sequence);
   void Truncate(int32_t sequence, size_t length);
   // Lets sequences hold at least max_length tokens.
   void RaiseMaxLength(size_t max_length);
 
-  // Calls of several threads take turns; each of the above has one. Throws InputError where the thread has it already,
-  // that is, in the observer, and in a child that was forked while another thread had it.
+  // Exclusive access: calls from several threads run one after another, and each function above holds a Turn. Throws
+  // InputError if the thread already holds it (in the observer), and in a child forked while another thread held it.
   class Turn {
    public:
     explicit Turn(Transformer& model);
@@ -89,7 +89,7 @@ class Transformer {
     bool wants_logits;
   };
 
-  // Neighbouring rows of activations that belong to one sequence.
+  // Consecutive rows of activations of one sequence.
   struct Segment {
     int32_t sequence;
     size_t num_tokens;
@@ -117,10 +117,10 @@ class Transformer {
   Matmul matmul_;
   Observer observer_;
   RowSource rows_;
-  std::vector<Segment> segments_;  // of the rows that are being multiplied
+  std::vector<Segment> segments_;  // of the rows that are multiplied now
   ForkMutex mutex_{"the model"};
 
-  // One row a token of the chunk.
+  // One row per token of the chunk.
   hwy::AlignedVector<float> x_, normed_, q_, k_, v_, attended_, gate_, up_;
   hwy::AlignedVector<float> cos_, sin_;  // [ropes][tokens of the chunk][rope_dim / 2]
 };

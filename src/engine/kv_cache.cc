@@ -24,7 +24,7 @@ uint8_t* KvCache::TakePage() {
   }
   uint8_t* page = free_.back();
   free_.pop_back();
-  // Attention reads whole pages; what lies behind the last token must be finite.
+  // Attention reads whole pages, so values after the last token must be finite.
   std::memset(page, 0, layout_.PageBytes());
   return page;
 }

@@ -14,7 +14,7 @@ namespace lowbit {
 
 class KvCache {
  public:
-  // At most max_length tokens a sequence and max_sequences sequences. Pages are allocated when needed.
+  // max_length: the most tokens per sequence. Pages are allocated on demand.
   KvCache(const KvLayout& layout, size_t max_length, size_t max_sequences);
 
   const KvLayout& layout() const { return layout_; }
@@ -22,24 +22,24 @@ class KvCache {
   // At least max_length tokens a sequence from now on.
   void RaiseMaxLength(size_t max_length) { max_length_ = std::max(max_length_, max_length); }
 
-  // Tokens held of a sequence; 0 for one never seen.
+  // Number of tokens of a sequence; 0 for an unknown one.
   size_t Length(int32_t sequence) const;
 
-  // Makes room for `num` more tokens of a sequence. Throws ContextFullError, and then nothing has changed.
+  // Makes room for `num` more tokens of a sequence. Throws ContextFullError without changing anything.
   void Extend(int32_t sequence, size_t num);
 
-  // Forgets all but the first `length` tokens; InputError if there are fewer.
+  // Keeps only the first `length` tokens. Throws InputError if there are fewer.
   void Truncate(int32_t sequence, size_t length);
 
-  // Whether a sequence's keys turn by the long tables of rotary embeddings (RopeTable); so long as it holds tokens this
-  // stays as it was set after the first Extend.
+  // Whether a sequence's keys use the long rotary tables (RopeTable). The value that is set after the first Extend
+  // remains as long as the sequence has tokens.
   bool IsLong(int32_t sequence) const;
   void SetLong(int32_t sequence, bool is_long) { sequences_.at(sequence).is_long = is_long; }
 
-  // Pages of a sequence that Extend has been called for; page i holds tokens 64 i to 64 i + 63.
+  // Pages of a sequence after Extend. Page i has tokens 64 i to 64 i + 63.
   const std::vector<uint8_t*>& Pages(int32_t sequence) const;
 
-  // Stores one token's key and value of one layer: num_kv_heads * head_dim floats each.
+  // Stores the key and value of one token in one layer: num_kv_heads * head_dim floats each.
   void Store(int32_t sequence, size_t position, size_t layer, const float* key, const float* value);
 
  private:

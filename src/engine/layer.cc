@@ -1,4 +1,4 @@
-// The two branches of a layer: what they add to the tokens' rows in x_.
+// The two branches of a layer. Each adds its result to the tokens' rows in x_.
 #include <utility>
 #include <vector>
 
@@ -38,7 +38,7 @@ void Transformer::FinishQueryKeyValue(size_t layer, const Token& token, size_t t
   cache_.Store(token.sequence, token.position, layer, key, &v_[t * spec_.num_kv_heads * dim]);
 }
 
-// Adds what a branch has left in normed_.
+// Adds the result of a branch, which is in normed_.
 void Transformer::AddBranch(const std::vector<float>& post_norm, size_t num) {
   if (!post_norm.empty()) Norm(normed_.data(), post_norm, num, normed_.data());
   AddTo(x_.data(), normed_.data(), num * spec_.hidden_size);

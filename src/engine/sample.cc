@@ -23,7 +23,7 @@ Sampler::Sampler(const SamplingOptions& options, uint64_t seed) : options_(optio
         options.repetition_penalty, "above 0");
 }
 
-// Cuts the candidates by top-k, top-p and min-p, and leaves their weights beside them, the likeliest first.
+// Keeps candidates by top-k, top-p and min-p, and stores their weights, the most likely first.
 void Sampler::KeepLikeliest() {
   const auto likelier = [](const Candidate& a, const Candidate& b) {
     return a.logit != b.logit ? a.logit > b.logit : a.token < b.token;
@@ -33,7 +33,7 @@ void Sampler::KeepLikeliest() {
     std::nth_element(candidates_.begin(), candidates_.begin() + options_.top_k - 1, candidates_.end(), likelier);
     candidates_.resize(options_.top_k);
   }
-  // Weights below this share of the likeliest sum to nothing a double would notice; without them there is less to sort.
+  // Weights below this share of the largest do not change a sum in double. Dropping them makes sorting faster.
   const auto weight = [&](const Candidate& c) {
     return std::exp((static_cast<double>(c.logit) - max) / options_.temperature);
   };
@@ -71,7 +71,7 @@ int32_t Sampler::Sample(const float* logits, size_t num, const std::vector<int32
   KeepLikeliest();
   double total = 0;
   for (double w : weights_) total += w;
-  // 53 random bits; std::uniform_real_distribution may differ between standard libraries.
+  // 53 random bits. std::uniform_real_distribution may differ between standard libraries.
   double rest = static_cast<double>(random_() >> 11) * 0x1p-53 * total;
   size_t i = 0;
   while (i + 1 < weights_.size() && rest >= weights_[i]) rest -= weights_[i++];

@@ -41,7 +41,7 @@ void CheckRope(const ModelSpec& spec, const RopeTable& rope) {
 
 }  // namespace
 
-// The limits are far above any model and keep every product of two of them within 64 bits.
+// The limits exceed any model, and every product of two of them fits in 64 bits.
 void CheckSpec(const ModelSpec& spec) {
   constexpr size_t kMost = size_t{1} << 24;
   CheckRange("vocab_size", spec.vocab_size, 1, kMost);

@@ -33,7 +33,7 @@ class Loader {
     return GetRows(name, 0, rows, rows, columns);
   }
 
-  // Rows [first, first + num) of the `total` rows of a tensor, as a map of their own.
+  // Rows [first, first + num) of the `total` rows of a tensor, as a separate map.
   Linear GetRows(const std::string& name, size_t first, size_t num, size_t total, size_t columns) const {
     const NamedTensor& tensor = Get(name + ".weight", {total, columns});
     const uint8_t* data = tensor.data ? tensor.data + first * tensor.format->RowBytes(columns) : nullptr;

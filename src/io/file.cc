@@ -25,12 +25,13 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// A few system calls with one signature on every platform. A handle is -1 where opening failed.
+// System calls with one signature on every platform. A handle is -1 if opening failed.
 #ifdef _WIN32
 
 HANDLE AsHandle(intptr_t handle) { return reinterpret_cast<HANDLE>(handle); }
 
-// Others may neither write nor remove the file while it is open, which tells a living writer's file from a stale one.
+// Other processes may neither write nor remove the file while it is open. This distinguishes a live writer's file from
+// a stale one.
 intptr_t OpenTemporary(const std::string& path) {
   return reinterpret_cast<intptr_t>(CreateFileW(ToPath(path).c_str(), GENERIC_WRITE, FILE_SHARE_READ, nullptr,
                                                 CREATE_NEW, FILE_ATTRIBUTE_NORMAL, nullptr));
@@ -38,7 +39,7 @@ intptr_t OpenTemporary(const std::string& path) {
 
 bool NameIsTaken(int error) { return error == ERROR_FILE_EXISTS || error == ERROR_ALREADY_EXISTS; }
 
-void KeepMode(intptr_t, const std::string&) {}  // a folder's files inherit who may do what
+void KeepMode(intptr_t, const std::string&) {}  // files inherit the folder's permissions
 
 int64_t WriteSome(intptr_t handle, const void* data, size_t num_bytes) {
   DWORD written = 0;
@@ -59,12 +60,12 @@ uint64_t ProcessId() { return GetCurrentProcessId(); }
 
 #else
 
-// A living writer holds the lock of its file; the system drops the lock when the process ends, however it ends. If
-// another process took the file for a stale one between the two calls, the name is given up: -1 with EEXIST.
+// A live writer holds a lock on its file. The system releases the lock when the process ends, in any way. If another
+// process removed the file as stale between the two calls, the result is -1 with EEXIST.
 intptr_t OpenTemporary(const std::string& path) {
   const int fd = open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
   if (fd < 0) return -1;
-  const bool locked = flock(fd, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK;  // file systems without locks go on
+  const bool locked = flock(fd, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK;  // file systems without locks proceed
   struct stat status;
   if (locked && fstat(fd, &status) == 0 && status.st_nlink > 0) return fd;
   close(fd);
@@ -74,7 +75,7 @@ intptr_t OpenTemporary(const std::string& path) {
 
 bool NameIsTaken(int error) { return error == EEXIST; }
 
-// Gives the file the mode of the one it is going to replace, if there is one and the file system has modes.
+// Copies the mode of the file that will be replaced, if it exists and the file system has modes.
 void KeepMode(intptr_t handle, const std::string& target) {
   struct stat status = {};
   if (stat(target.c_str(), &status) == 0) (void)!fchmod(static_cast<int>(handle), status.st_mode & 07777);
@@ -89,7 +90,7 @@ int64_t WriteSome(intptr_t handle, const void* data, size_t num_bytes) {
 }
 
 bool Sync(intptr_t handle) {
-  // EINVAL: the file system has nothing to synchronise.
+  // EINVAL: the file system cannot synchronise.
   return fsync(static_cast<int>(handle)) == 0 || errno == EINVAL;
 }
 
@@ -103,7 +104,7 @@ void RemoveIfStale(const std::string& path) {
   close(fd);
 }
 
-// The rename itself must reach the disk too, which is the folder's business. Some file systems cannot: best effort.
+// The rename must reach the disk too, which requires syncing the folder. Some file systems cannot do that: best effort.
 bool Rename(const std::string& from, const std::string& to) {
   if (rename(from.c_str(), to.c_str()) != 0) return false;
   const std::string folder = fs::path(to).parent_path().string();
@@ -119,9 +120,9 @@ uint64_t ProcessId() { return static_cast<uint64_t>(getpid()); }
 
 #endif
 
-// Where a write to `path` ends up. Only a regular file may be replaced: renaming over a device would destroy it.
+// The target of a write to `path`. Only a regular file may be replaced: renaming over a device would destroy it.
 std::string ResolveTarget(const std::string& path) {
-  constexpr int kMaxLinks = 40;  // as many as Linux follows
+  constexpr int kMaxLinks = 40;  // Linux follows as many
   std::error_code error;
   fs::path target = ToPath(path);
   for (int i = 0; i < kMaxLinks && fs::is_symlink(target, error); ++i) {
@@ -160,7 +161,7 @@ void RemoveStaleTemporaries(const fs::path& folder, const std::string& prefix) {
 }  // namespace
 
 AtomicWriter::AtomicWriter(const std::string& path) : path_(path), target_(ResolveTarget(path)), process_(ProcessId()) {
-  constexpr int kMostNames = 1000;  // other processes of this number, in other containers, may have taken some
+  constexpr int kMostNames = 1000;  // processes with the same number in other containers may have taken some
   static std::atomic<uint64_t> num_writers{0};
   const fs::path target = ToPath(target_);
   const std::string prefix = "." + ToString(target.filename()) + ".";
@@ -199,8 +200,8 @@ void AtomicWriter::Write(const void* data, uint64_t num_bytes) {
 void AtomicWriter::Commit() {
   CheckOwner();
   if (!Sync(handle_)) FailSystem("write", path_);
-  // Windows renames only what is closed. From here on the file is complete, so nobody may take it for stale wrongly:
-  // the rename follows at once, and a failure is reported, never silent.
+  // Windows renames only closed files. The file is complete from here on, so another writer may remove it as stale by
+  // mistake. The rename follows at once, and a failure is reported.
   const intptr_t handle = handle_;
   handle_ = -1;
 #ifdef _WIN32

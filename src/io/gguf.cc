@@ -13,14 +13,13 @@ namespace {
 
 constexpr size_t kStringLengthBytes = sizeof(uint64_t);
 
-// Least bytes of a metadata entry (empty key, type, one byte) and of a tensor's info (empty name, one dimension): with
-// the rest of the file they bound the counts of the header before anything is allocated for them.
+// Minimum bytes of a metadata entry (empty key, type, one byte) and of a tensor's info (empty name, one dimension).
+// With the rest of the file they limit the header's counts before anything is allocated for them.
 constexpr uint64_t kMinEntryBytes = kStringLengthBytes + sizeof(uint32_t) + 1;
 constexpr uint64_t kMinInfoBytes =
     kStringLengthBytes + sizeof(uint32_t) + sizeof(uint64_t) + sizeof(uint32_t) + sizeof(uint64_t);
 
-// Two equal neighbours in sorted order, or null. Sorting bounds the time whatever the names are; a hash table would
-// not.
+// Returns two equal neighbours in sorted order, or null. Sorting bounds the time for all names; a hash table would not.
 template <class T>
 const T* FindDuplicate(const std::vector<T>& items, std::string_view T::* name) {
   std::vector<const T*> sorted(items.size());
@@ -79,7 +78,7 @@ const GgufValue* Gguf::Find(std::string_view key) const {
   return nullptr;
 }
 
-// Reads one file into a Gguf.
+// Parses one file into a Gguf.
 class GgufParser {
  public:
   explicit GgufParser(std::shared_ptr<const MappedFile> file, Gguf* out)
@@ -116,7 +115,7 @@ class GgufParser {
  private:
   using What = Reader::What;
 
-  // Counts are at most what fits into the rest of the file.
+  // Counts are limited by the rest of the file.
   void CheckCount(const char* what, uint64_t count, uint64_t least_bytes, uint64_t offset) const {
     const uint64_t most = reader_.remaining() / least_bytes;
     if (count > most) {
@@ -148,7 +147,7 @@ class GgufParser {
     out_.version_ = version;
   }
 
-  // Valid until the next call of the reader.
+  // The result is valid until the next call of the reader.
   std::string_view ReadString(const What& what) {
     const uint64_t begin = reader_.offset();
     const uint64_t length = reader_.Read<uint64_t>(what);
@@ -192,7 +191,7 @@ class GgufParser {
   void ReadElements(const What& what, GgufValue* value) {
     const uint64_t begin = reader_.offset();
     if (value->type == GgufType::kString) {
-      for (uint64_t i = 0; i < value->count; ++i) ReadString(what);  // ends with the file at the latest
+      for (uint64_t i = 0; i < value->count; ++i) ReadString(what);  // stops at the end of the file at the latest
       return;
     }
     const uint64_t most = reader_.remaining() / GgufTypeBytes(value->type);
@@ -261,11 +260,11 @@ class GgufParser {
     return Str(text, ") of ", tensor.type.name);
   }
 
-  // What to say of a file that ends before its tensors do.
+  // The message for a file that ends before its tensors.
   std::string Cut(const std::vector<uint64_t>& offsets) const {
     uint64_t end = 0;
     for (size_t i = 0; i < offsets.size(); ++i) {
-      // No tensor and no disk has 2^60 bytes: the offset is damaged, and the file's end says nothing.
+      // No tensor and no disk has 2^60 bytes: the offset is damaged, so the file's size gives no information.
       if ((offsets[i] | out_.tensors_[i].num_bytes) >> 60 != 0) return "";
       end = std::max(end, offsets[i] + out_.tensors_[i].num_bytes);
     }
@@ -273,7 +272,7 @@ class GgufParser {
                "; download or write it again");
   }
 
-  // Points the tensors at their data, once all infos are read and the data's begin is known.
+  // Sets the tensors' data pointers, after all infos are read and the start of the data is known.
   void PlaceTensors(const std::vector<uint64_t>& offsets) {
     const uint64_t padding = (out_.alignment_ - reader_.offset() % out_.alignment_) % out_.alignment_;
     const uint64_t begin = reader_.offset() + std::min(padding, reader_.remaining());
@@ -302,7 +301,7 @@ class GgufParser {
     }
   }
 
-  // Points keys, values and names, of which only the places in the file were known, into its bytes in memory.
+  // Keys, values and names so far have offsets in the file. Replaces these by pointers into its bytes in memory.
   void PointInto(const uint8_t* bytes) {
     const auto view = [&](uint64_t begin, size_t size) {
       return std::string_view(reinterpret_cast<const char*>(bytes) + begin, size);
@@ -342,7 +341,7 @@ std::string Digits5(uint64_t number) {
   return std::string(digits.size() < 5 ? 5 - digits.size() : 0, '0') + digits;
 }
 
-// The end of the name of file `index` (from 0) of num_shards.
+// The suffix of the name of file `index` (from 0) of num_shards.
 std::string ShardSuffix(uint64_t index, uint64_t num_shards) {
   return "-" + Digits5(index + 1) + "-of-" + Digits5(num_shards) + ".gguf";
 }

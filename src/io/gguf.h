@@ -16,8 +16,8 @@
 
 namespace lowbit {
 
-// One metadata entry of an open file. Everything has been checked, and points into the Gguf's copy of the header: who
-// has a file open while somebody edits its metadata in place sees what it said when it was opened.
+// A metadata entry of an open file. It is checked, and points into the Gguf's copy of the header. If another process
+// edits the metadata in place, an open file keeps the values that it had when it was opened.
 struct GgufValue {
   std::string_view key;
   uint64_t begin;   // of the entry in the file; it ends where the next one begins
@@ -28,11 +28,10 @@ struct GgufValue {
   const uint8_t* data;  // unaligned. Strings: one after the other, each a uint64 length and its bytes.
 };
 
-// Steps over the string at *cursor (from GgufValue::data on) and returns it.
+// Advances *cursor (from GgufValue::data on) past a string and returns the string.
 std::string_view NextString(const uint8_t** cursor);
 
-// The value of an unsigned or signed integer scalar of any width. Throws FormatError if it is something else or
-// negative.
+// The value of an integer scalar of any width. Throws FormatError if it is another type or negative.
 uint64_t GgufUnsigned(const GgufValue& value);
 
 struct GgufTensor {
@@ -44,33 +43,33 @@ struct GgufTensor {
   std::shared_ptr<const MappedFile> file;
 };
 
-// An open model: one file, or all files of a split one, whichever of them was named.
+// An open model: one file, or all files of a split one. Any of its files may be named.
 class Gguf {
  public:
-  // Maps and checks everything but the tensors' bytes, which are not touched: the time goes with the metadata alone.
-  // Throws FileError, FormatError or UnsupportedError.
+  // Maps the file and checks everything except the tensors' bytes, which are not read: the time depends on the metadata
+  // only. Throws FileError, FormatError or UnsupportedError.
   static std::shared_ptr<Gguf> Open(const std::string& path);
 
-  // The one file of that name, whether or not it belongs to a split model.
+  // Opens only the named file, even if it belongs to a split model.
   static std::shared_ptr<Gguf> OpenOne(const std::string& path);
 
   uint32_t version() const { return version_; }
   uint32_t alignment() const { return alignment_; }
 
-  // In file order. Of a split model: those of the first file.
+  // In file order. For a split model: those of the first file.
   const std::vector<GgufValue>& values() const { return values_; }
   const std::vector<GgufTensor>& tensors() const { return tensors_; }
 
-  // One, or those of a split model in their order.
+  // One file, or the files of a split model in order.
   const std::vector<std::shared_ptr<const MappedFile>>& files() const { return files_; }
 
-  // The (first) file's bytes up to the end of the tensors' infos, as they were when it was opened. The infos begin at
-  // infos_begin(), the tensors' data at data_begin().
+  // The bytes of the (first) file up to the end of the tensors' infos, as they were when it was opened. The infos start
+  // at infos_begin(), the tensors' data at data_begin().
   const std::string& header() const { return *headers_[0]; }
   uint64_t infos_begin() const { return infos_begin_; }
   uint64_t data_begin() const { return data_begin_; }
 
-  // Null if there is none.
+  // Returns null if the key is missing.
   const GgufValue* Find(std::string_view key) const;
 
  private:
@@ -90,7 +89,7 @@ class Gguf {
   std::vector<GgufTensor> tensors_;
 };
 
-// One metadata entry to write: `payload` holds the elements as the file does.
+// A metadata entry to write. `payload` has the elements as in a file.
 struct GgufEntry {
   std::string key;
   bool is_array;
@@ -99,10 +98,10 @@ struct GgufEntry {
   std::string payload;
 };
 
-// The entry as it lies in a file. Throws InputError for a key that no file may have.
+// The entry as stored in a file. Throws InputError for an invalid key.
 std::string EncodeEntry(const GgufEntry& entry);
 
-// Appends a length and the bytes, as GgufEntry::payload wants a string.
+// Appends a length and the bytes: the form of strings in GgufEntry::payload.
 void AppendString(std::string_view value, std::string* payload);
 
 struct GgufTensorInfo {
@@ -111,36 +110,36 @@ struct GgufTensorInfo {
   GgufShape shape;
 };
 
-// Everything about a file to write but the tensors' data.
+// Everything in a file to write except the tensors' data.
 struct GgufPlan {
   std::vector<GgufTensorInfo> infos;
   std::vector<uint64_t> num_bytes;  // of each tensor
   uint32_t alignment;
-  std::string header;  // all that comes before the data
+  std::string header;  // everything before the data
   uint64_t file_size;
 };
 
-// The alignment is 32, or what the entry general.alignment (uint32) says. Throws InputError for what makes no valid
-// file.
+// The alignment is 32, or the value of the entry general.alignment (uint32). Throws InputError if the result would not
+// be a valid file.
 GgufPlan PlanGguf(const std::vector<GgufEntry>& entries, std::vector<GgufTensorInfo> infos);
 
 // Writes a version 3 file: all infos first, then the tensors' bytes in the order of the infos, in pieces of any size.
-// Calls from several threads take turns.
+// Calls from several threads run one after another.
 class GgufWriter {
  public:
   GgufWriter(const std::string& path, GgufPlan plan);
 
-  // Where the file lies until Finish.
+  // The path of the file until Finish.
   const std::string& temporary_path() const { return file_.temporary_path(); }
 
-  // The next bytes of the tensors' data; padding between tensors is the writer's business. Throws InputError if there
-  // are more bytes than the infos announced. After any failure the temporary file is gone and the writer closed.
+  // Appends to the tensors' data. The writer adds the padding between tensors. Throws InputError if there are more
+  // bytes than the infos announced. After any failure the temporary file is removed and the writer is closed.
   void Write(const void* data, uint64_t num_bytes);
 
-  // Gives the file its name. Throws InputError if bytes are missing.
+  // Renames the file to its final name. Throws InputError if bytes are missing.
   void Finish();
 
-  // Gives up; the target stays as it was.
+  // Cancels the write; the target stays unchanged.
   void Abort() noexcept;
 
  private:
@@ -148,8 +147,8 @@ class GgufWriter {
 
   std::mutex mutex_;
   GgufPlan plan_;
-  size_t current_ = 0;        // tensor that the next byte belongs to
-  uint64_t num_written_ = 0;  // bytes of it that are there
+  size_t current_ = 0;        // tensor of the next byte
+  uint64_t num_written_ = 0;  // bytes of it written so far
   bool open_ = true;          // false after Finish, Abort or a failure
   AtomicWriter file_;
 };

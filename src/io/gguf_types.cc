@@ -11,14 +11,14 @@
 namespace lowbit {
 namespace {
 
-// Types of tensors without a codec in src/formats; a format's row leaves this table when its codec arrives.
+// Tensor types without a codec in src/formats. Remove a format's row when its codec is added.
 constexpr TensorType kOtherTypes[] = {
     // Plain numbers.
     {"I8", 24, 1, 1, nullptr},  {"I16", 25, 1, 2, nullptr}, {"I32", 26, 1, 4, nullptr},
     {"I64", 27, 1, 8, nullptr}, {"F64", 28, 1, 8, nullptr},
 };
 
-// Types that ggml had and gave up.
+// Types that ggml has withdrawn.
 struct WithdrawnType {
   const char* name;
   uint32_t ggml_type;
@@ -50,7 +50,7 @@ TensorType FromFormat(const Format& format) {
   return {format.name, format.ggml_type, format.block_size, format.block_bytes, &format};
 }
 
-// Whether a * b fits, with the product.
+// Returns whether a * b fits, and the product.
 bool Multiply(uint64_t a, uint64_t b, uint64_t* product) {
   if (b != 0 && a > std::numeric_limits<uint64_t>::max() / b) return false;
   *product = a * b;
@@ -100,7 +100,7 @@ TensorType GetTensorType(const std::string& name) {
 
 const char* CheckShape(const TensorType& type, const GgufShape& shape, uint64_t* num_bytes) {
   if (shape.num_dims == 0 || shape.num_dims > kGgufMaxDims) return "expected 1 to 4 dimensions";
-  // ggml counts elements in int64. Zeros are left out, so that the other dimensions must make sense too.
+  // ggml counts elements in int64. Zeros are skipped, so that the other dimensions are checked too.
   uint64_t elements = 1;
   for (uint32_t i = 0; i < shape.num_dims; ++i) {
     if (!Multiply(elements, std::max<uint64_t>(shape.dims[i], 1), &elements))
@@ -121,7 +121,7 @@ const char* CheckShape(const TensorType& type, const GgufShape& shape, uint64_t*
 
 bool IsAlignment(uint64_t alignment) {
   constexpr uint64_t kMin = 8;         // the format asks for a multiple of 8
-  constexpr uint64_t kMax = 2u << 20;  // the largest pages in use; more is a file that pretends
+  constexpr uint64_t kMax = 2u << 20;  // the largest pages in use; a larger value is invalid
   const bool power_of_two = alignment != 0 && (alignment & (alignment - 1)) == 0;
   return power_of_two && alignment >= kMin && alignment <= kMax;
 }

@@ -1,4 +1,4 @@
-// What GGUF's reader and writer share: value types, tensor types, shapes and their rules.
+// Shared by GGUF's reader and writer: value types, tensor types, shapes and their rules.
 #pragma once
 
 #include <array>
@@ -27,14 +27,14 @@ enum class GgufType : uint32_t {
   kFloat64 = 12,
 };
 
-// Bytes of one value, 0 for strings, arrays and ids that do not exist.
+// Bytes of one value; 0 for strings, arrays and unknown ids.
 size_t GgufTypeBytes(GgufType type);
 
-// "uint32", "string", ...; null for ids that do not exist.
+// "uint32", "string", ...; null for unknown ids.
 const char* GgufTypeName(GgufType type);
 
-// How a tensor type is stored. `format` is null where lowbit has no codec: plain integers and doubles, which are arrays
-// as they stand, and ggml's formats that lowbit cannot decode yet.
+// How a tensor type is stored. `format` is null if lowbit has no codec: for integers and doubles, which are plain
+// arrays, and for formats of ggml that lowbit cannot decode.
 struct TensorType {
   const char* name;
   uint32_t ggml_type;
@@ -43,10 +43,10 @@ struct TensorType {
   const Format* format;
 };
 
-// False if there is no such type.
+// Returns false for an unknown type.
 bool FindTensorType(uint32_t ggml_type, TensorType* type);
 
-// The id of a type that FindTensorType does not find, with what it once was and what to do instead.
+// Describes an id that FindTensorType does not know: its former meaning and what to do instead.
 std::string DescribeUnknownType(uint32_t ggml_type);
 
 // By name, in any case. Throws InputError.
@@ -60,16 +60,16 @@ struct GgufShape {
   std::array<uint64_t, kGgufMaxDims> dims = {1, 1, 1, 1};
 };
 
-// What both directions check. Return null if all is well, else what is wrong with a tensor of this type and shape.
-// The bytes go to *num_bytes.
+// Checks for reading and writing. Returns null, or the error of a tensor with this type and shape. *num_bytes is its
+// size.
 const char* CheckShape(const TensorType& type, const GgufShape& shape, uint64_t* num_bytes);
 
 bool IsAlignment(uint64_t alignment);
 constexpr char kExpectedAlignment[] = "a power of two from 8 to 2097152";
 
-constexpr char kGgufEditMagic[] = "EDIT";  // instead of "GGUF" while the header is being rewritten in place
+constexpr char kGgufEditMagic[] = "EDIT";  // instead of "GGUF" while the header is rewritten in place
 constexpr char kAlignmentKey[] = "general.alignment";
 constexpr uint32_t kDefaultAlignment = 32;
-constexpr size_t kMaxTensorName = 63;  // ggml keeps names in 64 bytes with a final zero, and refuses longer ones
+constexpr size_t kMaxTensorName = 63;  // ggml stores names in 64 bytes with a final zero, and refuses longer ones
 
 }  // namespace lowbit

@@ -105,7 +105,7 @@ GgufPlan PlanGguf(const std::vector<GgufEntry>& entries, std::vector<GgufTensorI
   Append(uint64_t{plan.infos.size()}, &plan.header);
   Append(uint64_t{entries.size()}, &plan.header);
   for (const GgufEntry& entry : entries) AppendEntry(entry, &plan.header);
-  constexpr uint64_t kMaxSize = uint64_t{1} << 62;  // stays clear of the system's int64 whatever the header adds
+  constexpr uint64_t kMaxSize = uint64_t{1} << 62;  // keeps a margin to int64 for the header
   uint64_t offset = 0;
   for (const GgufTensorInfo& info : plan.infos) {
     uint64_t num_bytes = 0;
@@ -127,7 +127,7 @@ GgufWriter::GgufWriter(const std::string& path, GgufPlan plan) : plan_(std::move
 }
 
 void GgufWriter::Write(const void* data, uint64_t num_bytes) {
-  file_.CheckOwner();  // first: in a forked child the mutex may be locked for ever
+  file_.CheckOwner();  // first: in a forked child the mutex may be locked forever
   const std::lock_guard<std::mutex> lock(mutex_);
   if (!open_) throw InputError("the GGUF writer is closed");
   try {
@@ -144,14 +144,14 @@ void GgufWriter::Write(const void* data, uint64_t num_bytes) {
       num_written_ += piece;
     }
   } catch (...) {
-    open_ = false;  // what the file holds now is unknown
+    open_ = false;  // the content of the file is unknown now
     file_.Abort();
     throw;
   }
 }
 
 void GgufWriter::Finish() {
-  file_.CheckOwner();  // first: in a forked child the mutex may be locked for ever
+  file_.CheckOwner();  // first: in a forked child the mutex may be locked forever
   const std::lock_guard<std::mutex> lock(mutex_);
   if (!open_) throw InputError("the GGUF writer is closed");
   open_ = false;
@@ -177,7 +177,7 @@ void GgufWriter::Abort() noexcept {
   file_.Abort();
 }
 
-// The padding goes with the end of a tensor, the last one's too: other readers expect it.
+// Padding follows each tensor, the last one too: other readers expect it.
 void GgufWriter::NextTensor() {
   const std::string padding(Padding(plan_.num_bytes[current_], plan_.alignment), '\0');
   file_.Write(padding.data(), padding.size());

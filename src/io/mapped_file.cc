@@ -24,20 +24,20 @@
 
 namespace lowbit {
 
-// A map, as the signal handler sees it. Regions are never freed, only used again, so that the list can be walked at any
-// time without a lock.
+// A map as seen by the signal handler. Regions are never freed, only reused, so the list can be walked at any time
+// without a lock.
 struct MappedFile::Region {
   std::atomic<bool> taken{true};
   std::atomic<uintptr_t> begin{0};  // 0: there is no map
   std::atomic<uintptr_t> end{0};
   std::atomic<const MappedFile*> file{nullptr};
   std::atomic<size_t> num_users{0};  // calls that will check `lost`
-  std::atomic<bool> lost{false};     // bytes of the map are zeros that should be the file's
+  std::atomic<bool> lost{false};     // some bytes of the map were replaced by zeros
   Region* next = nullptr;
 
   static std::atomic<Region*> first;
 
-  // An empty one that belongs to the caller.
+  // Returns an empty region, which belongs to the caller.
   static Region* Take() {
     for (Region* r = first; r != nullptr; r = r->next) {
       bool taken = false;
@@ -62,7 +62,7 @@ struct MappedFile::Region {
     taken = false;
   }
 
-  // The one around the address, or null.
+  // The region around the address, or null.
   static Region* At(uintptr_t address) {
     for (Region* r = first; r != nullptr; r = r->next) {
       const uintptr_t begin = r->begin;
@@ -146,13 +146,12 @@ MapsInUse::~MapsInUse() = default;
 
 #else
 
-// The handler of SIGBUS. Lost bytes of a map in use become zeros up to the map's end, and the call goes on to where it
-// checks. All else is for the handler that was there before: a fault elsewhere, or in a map that no call of ours reads
-// (NumPy's reading of a view must not go on with zeros that nobody notices). Handlers that somebody installs later come
-// first, and end the process as before.
+// The handler of SIGBUS. Lost bytes of a map in use become zeros up to the end of the map, and the call continues to
+// its check. All other faults go to the previous handler: a fault elsewhere, or in a map that no lowbit call is reading
+// (NumPy's read of a view must not continue with unnoticed zeros). Handlers that are installed later run first, and end
+// the process.
 //
-// Only this can help a server, which is within a call nearly all the time; looking at the file's size before each call
-// alone would not.
+// A server is inside a call almost all the time. Checking the file's size before each call would not be enough there.
 class BusErrors {
  public:
   static void Catch() {
@@ -195,7 +194,7 @@ struct sigaction BusErrors::previous_;
 bool MapsInUse::ReplaceLost(uintptr_t address) {
   MappedFile::Region* region = MappedFile::Region::At(address);
   if (region == nullptr || region->num_users == 0) return false;
-  region->lost = true;  // before anybody can read the zeros
+  region->lost = true;  // before any thread can read the zeros
   const uintptr_t page = address & ~(static_cast<uintptr_t>(sysconf(_SC_PAGESIZE)) - 1);
   return mmap(reinterpret_cast<void*>(page), region->end - page, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1,
               0) != MAP_FAILED;
@@ -203,7 +202,7 @@ bool MapsInUse::ReplaceLost(uintptr_t address) {
 
 std::shared_ptr<const MappedFile> MappedFile::Open(const std::string& path) {
   std::shared_ptr<MappedFile> file(new MappedFile(path));
-  // A pipe would block without O_NONBLOCK.
+  // Opening a pipe would block without O_NONBLOCK.
   file->handle_ = open(ToPath(path).c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   if (file->handle_ < 0) FailSystem("open", path);
   file->Map();

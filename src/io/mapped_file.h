@@ -1,4 +1,4 @@
-// Files mapped for reading, and what becomes of a call that reads a map whose file was cut short.
+// Files mapped for reading, and calls that read a map of a truncated file.
 #pragma once
 
 #include <cstddef>
@@ -11,15 +11,15 @@ namespace lowbit {
 
 // A regular file mapped read-only. Paths as in src/io/system.h.
 //
-// Replacing the file by rename, as AtomicWriter does, is safe. Somebody may also cut it short, or write it anew in
-// place, as cp and wget do. Bytes that are lost then end the process with SIGBUS when they are touched, except in a
-// call that says which maps it reads (MapsInUse): that raises FileError.
+// Replacing the file by rename, as AtomicWriter does, is safe. Another program may also truncate it, or overwrite it in
+// place, as cp and wget do. Touching lost bytes then ends the process with SIGBUS, except in a call that registers the
+// maps it reads (MapsInUse): this call raises FileError.
 class MappedFile {
  public:
   // Throws FileError or InputError that names the path.
   static std::shared_ptr<const MappedFile> Open(const std::string& path);
 
-  // The file of an open descriptor, which stays the caller's.
+  // Maps the file of an open descriptor. The caller keeps the descriptor.
   static std::shared_ptr<const MappedFile> OfDescriptor(int descriptor, const std::string& path);
 
   ~MappedFile();
@@ -30,10 +30,10 @@ class MappedFile {
   uint64_t size() const { return size_; }
   const std::string& path() const { return path_; }
 
-  // Copies bytes from the file, not from the map: of one cut short it raises FileError.
+  // Copies bytes from the file, not from the map. Throws FileError if the file was truncated.
   void Read(uint64_t offset, void* out, size_t num_bytes) const;
 
-  // Throws FileError if bytes of the map are known to be lost.
+  // Throws FileError if some bytes of the map are known to be lost.
   void Check() const;
 
  private:
@@ -48,10 +48,10 @@ class MappedFile {
   intptr_t handle_ = -1;
   const uint8_t* data_ = nullptr;  // null if the file is empty
   uint64_t size_ = 0;
-  Region* region_ = nullptr;  // null if the file is empty, and on Windows, which cuts no mapped file short
+  Region* region_ = nullptr;  // null if the file is empty, and on Windows, which truncates no mapped file
 };
 
-// The maps that a call reads. Where one loses bytes meanwhile, zeros are read in their place and Check throws.
+// The maps that a call reads. If one loses bytes meanwhile, zeros are read instead and Check throws.
 class MapsInUse {
  public:
   MapsInUse() = default;
@@ -59,16 +59,16 @@ class MapsInUse {
   MapsInUse(const MapsInUse&) = delete;
   MapsInUse& operator=(const MapsInUse&) = delete;
 
-  // The map that `memory` lies in, if it lies in one, which must outlive this object. Returns whether that is a map,
-  // and new here. Throws FileError if the file is shorter than the map already.
+  // Adds the map that contains `memory`. It must outlive this object. Returns false if there is no map, or if it was
+  // added before. Throws FileError if the file is already shorter than the map.
   bool Add(const void* memory);
 
-  // To be called when all is read. Throws FileError.
+  // Call it after all reads. Throws FileError.
   void Check() const;
 
  private:
   friend class BusErrors;
-  // Puts zeros in the place of lost bytes, from the address's page to the map's end; false if no call uses the map.
+  // Replaces lost bytes by zeros, from the address's page to the end of the map. Returns false if no call uses the map.
   static bool ReplaceLost(uintptr_t address);
 
   std::vector<const MappedFile*> files_;

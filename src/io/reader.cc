@@ -11,7 +11,7 @@
 namespace lowbit {
 namespace {
 
-// A vocabulary of 262,144 tokens and its merges take some 20 MB.
+// A vocabulary of 262,144 tokens and its merges takes about 20 MB.
 constexpr uint64_t kMostBytes = uint64_t{1} << 30;
 
 }  // namespace
@@ -24,7 +24,7 @@ std::string Reader::Describe(const What& what, uint64_t offset) {
 }
 
 void Reader::Fetch(uint64_t num_bytes, const What& what) {
-  constexpr uint64_t kLeast = uint64_t{1} << 16, kMost = uint64_t{1} << 20;  // of a piece
+  constexpr uint64_t kLeast = uint64_t{1} << 16, kMost = uint64_t{1} << 20;  // sizes of a piece
   if (num_bytes > remaining()) {
     throw ErrorAt(what, offset_)
         .Expected(num_bytes, " bytes")

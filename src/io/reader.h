@@ -14,14 +14,15 @@
 
 namespace lowbit {
 
-// Walks through a header of little-endian values. Whatever the bytes say, it never looks outside the file: every read
-// names what it wants, and throws FormatError with that name, the offset, the need and the rest if it is not there.
+// Reads a header of little-endian values. No content makes it read outside the file: every read has the name of the
+// field. If the bytes are missing, it throws FormatError with that name, the offset, the needed and the remaining
+// bytes.
 //
-// The header is read into memory, not mapped, so that nothing that happens to the file meanwhile changes or takes away
-// what was checked: of a file cut short it throws FileError.
+// The header is read into memory, not mapped, so later changes of the file do not affect what was checked. If the file
+// is truncated, the reader throws FileError.
 class Reader {
  public:
-  // What is being read: the field, and the key or tensor it belongs to, if any.
+  // The field to read, and the key or tensor that it belongs to, if any.
   struct What {
     enum class Owner { kNone, kKey, kTensor };
 
@@ -42,7 +43,7 @@ class Reader {
   uint64_t offset() const { return offset_; }
   uint64_t remaining() const { return file_.size() - offset_; }
 
-  // Steps over num_bytes and returns where they begin, valid until the next call.
+  // Skips num_bytes and returns a pointer to them, valid until the next call.
   const uint8_t* Take(uint64_t num_bytes, const What& what) {
     if (num_bytes > bytes_.size() - offset_) Fetch(num_bytes, what);
     const uint8_t* begin = data() + offset_;
@@ -58,16 +59,16 @@ class Reader {
     return value;
   }
 
-  // The file's bytes from its beginning, valid until the next Take.
+  // The bytes of the file from the start, valid until the next Take.
   const uint8_t* data() const { return reinterpret_cast<const uint8_t*>(bytes_.data()); }
 
-  // All bytes that were stepped over. Nothing can be taken afterwards.
+  // Returns all bytes that were read. Take must not be called afterwards.
   std::string Finish() {
     bytes_.resize(offset_);
     return std::move(bytes_);
   }
 
-  // An error about this: path, what, its offset in the file, then the text.
+  // Makes an error: path, field, its offset in the file, then the text.
   template <class E = FormatError>
   E ErrorAt(const What& what, uint64_t offset, const std::string& text = "") const {
     E error(Describe(what, offset) + (text.empty() ? ":" : ": " + text));
@@ -82,7 +83,7 @@ class Reader {
 
   const MappedFile& file_;
   uint64_t offset_ = 0;
-  std::string bytes_;  // what has been read of the file, from its beginning
+  std::string bytes_;  // bytes of the file read so far, from the start
 };
 
 }  // namespace lowbit

@@ -1,4 +1,4 @@
-// What all of src/io needs of the operating system's paths and errors.
+// Paths and errors of the operating system, for all of src/io.
 #pragma once
 
 #include <filesystem>
@@ -6,15 +6,15 @@
 
 namespace lowbit {
 
-// Paths are UTF-8 on Windows and the system's bytes elsewhere. Throws InputError for a NUL: the system would take what
-// stands before it for the whole path.
+// Paths are UTF-8 on Windows and the system's bytes elsewhere. Throws InputError for a NUL: the system would use only
+// the part before it.
 std::filesystem::path ToPath(const std::string& path);
 std::string ToString(const std::filesystem::path& path);
 
-// Of the last call of the system.
+// The error of the last system call.
 int LastError();
 
-// Throws FileError: the path, "cannot ACTION: " and what the system says of `error`.
+// Throws FileError: the path, "cannot ACTION: " and the system's message for `error`.
 [[noreturn]] void FailSystem(const char* action, const std::string& path, int error = LastError());
 
 }  // namespace lowbit

@@ -7,7 +7,7 @@
 namespace lowbit {
 namespace {
 
-// Length of the well-formed sequence that `bytes` begins with, 0 if there is none. Table 3-7 of the Unicode standard.
+// Length of the well-formed sequence at the start of `bytes`, or 0. Table 3-7 of the Unicode standard.
 size_t SequenceLength(std::string_view bytes) {
   const auto at = [&](size_t i) { return i < bytes.size() ? static_cast<uint8_t>(bytes[i]) : uint8_t{0}; };
   const auto is_tail = [&](size_t i) { return (at(i) & 0xC0) == 0x80; };
@@ -35,8 +35,8 @@ uint32_t CodePoint(std::string_view sequence) {
   return code;
 }
 
-// Characters that drive a terminal, end a line, turn its direction or cannot be seen: Unicode's categories Cc, Cf, Co,
-// Zl and Zp, and blanks but the space.
+// Characters that control a terminal, end a line, change the text direction or are invisible: Unicode's categories Cc,
+// Cf, Co, Zl and Zp, and white space except the space.
 bool IsPrintable(uint32_t code) {
   struct Range {
     uint32_t first, last;

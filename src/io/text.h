@@ -1,4 +1,4 @@
-// Bytes from files, made safe to show.
+// Makes bytes from files safe to show.
 #pragma once
 
 #include <string>
@@ -6,12 +6,12 @@
 
 namespace lowbit {
 
-// Whether the bytes are well-formed UTF-8 as Python's strict decoder sees it: no overlong forms, no surrogates, nothing
-// above U+10FFFF.
+// Whether the bytes are valid for Python's strict UTF-8 decoder: no overlong forms, no surrogates, nothing above
+// U+10FFFF.
 bool IsUtf8(std::string_view bytes);
 
-// The bytes in double quotes, fit for one line of an error message: what is not UTF-8 appears as \xNN, what is not
-// printable as in Python's strings, and what exceeds 100 bytes so is cut.
+// Quotes bytes for one line of an error message. Bytes that are not UTF-8 become \xNN, unprintable characters are
+// escaped as in Python's strings, and the result is cut at 100 bytes.
 std::string Quoted(std::string_view bytes);
 
 }  // namespace lowbit

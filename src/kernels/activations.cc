@@ -16,7 +16,7 @@ void RoundToken(const float* HWY_RESTRICT x, size_t K, float* HWY_RESTRICT codes
   const hn::CappedTag<float, 16> df;
   const hn::RebindToSigned<decltype(df)> di32;
   const size_t N = hn::Lanes(df);
-  // As integers, where NaN is the largest: then the scale, and so every product, is NaN.
+  // Compared as integers, where NaN is the largest: the scale, and so every product, becomes NaN.
   auto max = hn::Zero(di32);
   for (size_t i = 0; i < K; i += N) {
     max = hn::Max(max, hn::BitCast(di32, hn::Abs(hn::LoadN(df, x + i, HWY_MIN(N, K - i)))));
@@ -32,7 +32,7 @@ void RoundToken(const float* HWY_RESTRICT x, size_t K, float* HWY_RESTRICT codes
   *scale = 1.0f / s;
 }
 
-// With `given`, x are codes already, and it is their scale.
+// With `given`, x has codes and `given` is their scale.
 void QuantizeGroups(const float* HWY_RESTRICT x, size_t num_groups, const float* given, int8_t* HWY_RESTRICT q,
                     float* HWY_RESTRICT scale, float* HWY_RESTRICT scale16, float* HWY_RESTRICT sum16,
                     float* HWY_RESTRICT sum32) {
@@ -42,14 +42,14 @@ void QuantizeGroups(const float* HWY_RESTRICT x, size_t num_groups, const float*
   const size_t N = hn::Lanes(df);
   constexpr size_t kGroup = Activations::kGroup;
   for (size_t g = 0; g < num_groups; ++g, x += kGroup, q += kGroup) {
-    // Magnitudes are compared as integers, where NaN is the largest: the scale of its group, and so the product, is
-    // NaN.
+    // Magnitudes are compared as integers, where NaN is the largest: the scale of its group, and so the product,
+    // becomes NaN.
     auto max = hn::Zero(di32);
     for (size_t i = 0; i < kGroup; i += N) {
       max = hn::Max(max, hn::BitCast(di32, hn::Abs(hn::LoadU(df, x + i))));
     }
     float d = hwy::BitCastScalar<float>(hn::ReduceMax(di32, max)) / 127.0f;
-    // Below the smallest normal number the inverse would overflow; such a group counts as zeros.
+    // Below the smallest normal number the inverse would overflow; such a group is stored as zeros.
     if (d < 1.17549435e-38f) d = 0.0f;
     float inverse = d != 0.0f ? 1.0f / d : 0.0f;
     if (given) {

@@ -8,16 +8,16 @@
 
 namespace lowbit {
 
-// Rounds num_tokens rows of K floats to integers with one scale a row, as BitNet (Ma et al. 2024) does and as
-// transformers computes it: codes = clamp(round to even(x * s), -128, 127), s = 127 / max(max|x|, 1e-5), x = scales *
-// codes with scales = 1 / s. Integers as floats.
+// Rounds num_tokens rows of K floats to integers with one scale per row, as in BitNet (Ma et al. 2024) and
+// transformers: codes = clamp(round to even(x * s), -128, 127), s = 127 / max(max|x|, 1e-5), x = scales * codes, scales
+// = 1 / s. The codes are stored as floats.
 void RoundTokens(const float* x, size_t num_tokens, size_t K, size_t num_threads, float* codes, float* scales);
 
-// Storage for Activations, reused from call to call; it grows to the largest.
+// Storage for Activations, reused by later calls. It grows to the largest one.
 class ActivationBuffer {
  public:
-  // x: num_tokens rows of K floats, K a multiple of 32. The result points into this buffer. With `token_scales`, x
-  // holds the codes of RoundTokens, and these are their scales: they stay as they are.
+  // x: num_tokens rows of K floats; K is a multiple of 32. The result points into this buffer. With `token_scales`, x
+  // has the codes of RoundTokens and `token_scales` their scales; both are used unchanged.
   Activations Quantize(const float* x, size_t num_tokens, size_t K, size_t num_threads,
                        const float* token_scales = nullptr);
 

@@ -91,8 +91,8 @@ HWY_INLINE void SoftCapScores(float* scores, size_t num, AttentionScores how) {
   }
 }
 
-// scores[first, end) become exp((s - max) * scale), the others of [0, padded) zero. Returns 1 / their sum. Which lane a
-// score is added in depends on its place in its page only, so a tile's other rows do not change the sum.
+// scores[first, end) become exp((s - max) * scale); all others of [0, padded) become zero. Returns 1 / their sum. The
+// lane that adds a score depends only on its place in its page, so the other rows of a tile do not change the sum.
 HWY_INLINE float Softmax(float* scores, size_t first, size_t end, size_t padded, float scale) {
   const DF df;
   const size_t N = hn::Lanes(df);

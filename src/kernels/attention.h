@@ -8,9 +8,11 @@
 namespace lowbit {
 
 // Sizes and layout of a page: 64 consecutive tokens of one sequence, all layers. In each layer, for each head:
-//   keys    [head_dim][64]       transposed, so that a product with a query runs over 64 keys side by side
+//
+//   keys    [head_dim][64]       transposed, so that a product with a query processes 64 keys in parallel
 //   values  [64][padded_dim]     head_dim rounded up to 16
-// Elements are float16, or float where products are exact.
+//
+// Elements are float16, or float if products are exact.
 struct KvLayout {
   static constexpr size_t kPageTokens = 64;
 
@@ -23,16 +25,16 @@ struct KvLayout {
   size_t ElementBytes() const { return is_f32 ? 4 : 2; }
   size_t HeadElements() const { return kPageTokens * (head_dim + PaddedDim()); }
   size_t PageBytes() const { return num_layers * num_kv_heads * HeadElements() * ElementBytes(); }
-  // Element at which a layer's head begins; its values begin kPageTokens * head_dim later.
+  // The first element of a head in a layer. Its values start kPageTokens * head_dim later.
   size_t HeadOffset(size_t layer, size_t head) const { return (layer * num_kv_heads + head) * HeadElements(); }
 };
 
-// One token that attends.
+// A token with its query.
 struct AttentionQuery {
   const float* q;         // [num_heads][head_dim]
   float* out;             // [num_heads][head_dim]
-  uint8_t* const* pages;  // its sequence's
-  size_t first_key;       // it sees keys [first_key, num_keys)
+  uint8_t* const* pages;  // of its sequence
+  size_t first_key;       // attends to keys [first_key, num_keys)
   size_t num_keys;
 };
 
@@ -48,21 +50,22 @@ struct AttentionTile {
   uint8_t* const* pages;
   size_t kv_head;
 
-  // Keys are read from here on, a page's first.
+  // The first key to read: the start of a page.
   size_t FirstKey() const { return first_key[0] / KvLayout::kPageTokens * KvLayout::kPageTokens; }
   size_t EndKey() const { return num_keys[num_rows - 1]; }
 };
 
-// What becomes of the products of queries and keys: s = q k^T * scale, and cap * tanh(s / cap) if there is a cap.
+// Maps products of queries and keys to scores: s = q k^T * scale; with a cap, cap * tanh(s / cap).
 struct AttentionScores {
   float scale;
   float cap;  // 0: none
 };
 
-// out = softmax(s) v for every query, num_heads a multiple of num_kv_heads. Each head's result depends on its own query
-// and keys only; but values of the few tokens behind and before its own in its tile come in with weight 0, which only
-// values that are not finite survive. Cost: 2 * (num_keys - first_key) * head_dim multiply-adds a head, and up to a
-// page more; keys read once for 8 rows.
+// out = softmax(s) v for every query. num_heads is a multiple of num_kv_heads. The result of a head depends only on its
+// own query and keys. Other tokens in the tile get weight 0. A non-finite value there still produces NaN.
+//
+// Cost: 2 * (num_keys - first_key) * head_dim multiply-adds per head, and up to one page more. Keys are read once for 8
+// rows.
 void Attention(const KvLayout& layout, size_t layer, size_t num_heads, AttentionScores how,
                const std::vector<AttentionQuery>& queries, size_t num_threads);
 

@@ -11,7 +11,7 @@ namespace lowbit {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// Adds n weights to a row's figures. A float's difference and square are exact or nearly so in double.
+// Adds the errors of n weights to a row's sums. In double, differences and squares of floats are exact or nearly so.
 void AddErrors(const float* HWY_RESTRICT w, const float* HWY_RESTRICT q, size_t n, RowError* out) {
   const hn::ScalableTag<float> df;
   const hn::Repartition<double, decltype(df)> dd;
@@ -33,7 +33,7 @@ void AddErrors(const float* HWY_RESTRICT w, const float* HWY_RESTRICT q, size_t 
   if (i < n) add(hn::LoadN(df, w + i, n - i), hn::LoadN(df, q + i, n - i));
   out->squared_error += hn::ReduceSum(dd, hn::Add(error0, error1));
   out->squared_weight += hn::ReduceSum(dd, hn::Add(weight0, weight1));
-  // What Max makes of a NaN differs between targets; the sum has it for certain.
+  // The result of Max for NaN differs between targets. The sum contains NaN in any case.
   const double most = hn::ReduceMax(dd, largest);
   if (!(out->largest >= most)) out->largest = most;
   if (hwy::ScalarIsNaN(out->squared_error)) out->largest = out->squared_error;
@@ -56,7 +56,7 @@ namespace {
 HWY_EXPORT(Gather);
 HWY_EXPORT(AddErrors);
 
-// Weights of a task: 64 KiB of floats for those that must be converted, and pieces of 16 KiB for those decoded.
+// Weights per task: 64 KiB of floats if they must be converted; decoded in pieces of 16 KiB.
 constexpr size_t kTask = 16 * 1024;
 constexpr size_t kPiece = 4096;
 

@@ -17,7 +17,7 @@ namespace hn = hwy::HWY_NAMESPACE;
 using DF = hn::CappedTag<float, 16>;
 using VF = hn::Vec<DF>;
 
-// Calls body(i, load, store) for all lanes of [0, num): load and store reach the lanes from i on that exist.
+// Calls body(i, load, store) for all lanes of [0, num). load and store access the existing lanes from i on.
 template <class Body>
 HWY_INLINE void ForEachVector(size_t num, Body body) {
   const DF df;
@@ -49,7 +49,7 @@ void RmsNorm(const float* x, const float* weight, size_t num, float eps, float* 
 // x / (1 + exp(-t))
 HWY_INLINE VF TimesSigmoid(VF x, VF t) {
   const DF df;
-  // Highway's Exp is right up to 104, where it is infinite in float; beyond 178 it would give 0.
+  // Highway's Exp is right up to 104, where the result is infinite in float. Above 178 it would return 0.
   const VF exp = hn::Exp(df, hn::Min(hn::Neg(t), hn::Set(df, 104.0f)));
   return hn::Div(x, hn::Add(hn::Set(df, 1.0f), exp));
 }
@@ -74,7 +74,7 @@ void GeGlu(float* gate, const float* up, size_t num) {
 void ReGlu2(float* gate, const float* up, size_t num) {
   ForEachVector(num, [&](auto load, auto store) HWY_ATTR {
     const VF g = load(gate);
-    const VF positive = hn::IfThenElse(hn::Lt(g, hn::Zero(DF())), hn::Zero(DF()), g);  // unlike Max it keeps NaN
+    const VF positive = hn::IfThenElse(hn::Lt(g, hn::Zero(DF())), hn::Zero(DF()), g);  // unlike Max, keeps NaN
     store(hn::Mul(hn::Mul(positive, positive), load(up)), gate);
   });
 }

@@ -1,4 +1,4 @@
-// The small operations between the matrix products. All work on one row; callers split rows over threads.
+// Small operations between the matrix products. Each works on one row; callers split rows over threads.
 #pragma once
 
 #include <cstddef>
@@ -8,11 +8,11 @@ namespace lowbit {
 // out[i] = x[i] / sqrt(mean(x^2) + eps) * weight[i]. `out` may be `x`.
 void RmsNorm(const float* x, const float* weight, size_t num, float eps, float* out);
 
-// gate[i] = act(gate[i]) * up[i]: src/engine/spec.h has the activations.
+// gate[i] = act(gate[i]) * up[i]; src/engine/spec.h defines the activations:
+//
 //   SwiGlu   silu
-//   GeGlu    gelu_tanh, as g / (1 + exp(-2 u)), u being what the hyperbolic tangent is taken of: the same number,
-//   without
-//            the cancellation of 1 + tanh(u) where that is near 0
+//   GeGlu    gelu_tanh, as g / (1 + exp(-2 u)), where u is the argument of tanh. This is the same number, without the
+//            cancellation of 1 + tanh(u) near 0.
 //   ReGlu2   relu2
 void SwiGlu(float* gate, const float* up, size_t num);
 void GeGlu(float* gate, const float* up, size_t num);

@@ -1,4 +1,4 @@
-// Weights of any type and strides as contiguous floats. Included by files of src/kernels once for every SIMD target.
+// Converts weights of any type and strides to contiguous floats. Included by files of src/kernels once per SIMD target.
 #if defined(LOWBIT_OPS_GATHER_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef LOWBIT_OPS_GATHER_INL_H_
 #undef LOWBIT_OPS_GATHER_INL_H_
@@ -31,7 +31,7 @@ HWY_INLINE void ConvertRow(const uint8_t* from, size_t n, float* HWY_RESTRICT to
   const hn::Repartition<uint8_t, decltype(dt)> du8;
   const size_t N = hn::Lanes(df);
   size_t i = 0;
-  // Loaded as bytes: the address need not be a multiple of the type's size.
+  // Loaded as bytes: the address need not be aligned.
   for (; i + N <= n; i += N) {
     hn::StoreU(promote(df, hn::BitCast(dt, hn::LoadU(du8, from + i * sizeof(T)))), df, to + i);
   }
@@ -78,7 +78,7 @@ inline void Gather(const WeightView& w, size_t first_row, size_t num_rows, float
     }
     return;
   }
-  // A column at a time, so that a transposed matrix is read along its lines. The floats stay in the cache meanwhile.
+  // One column at a time, so that a transposed matrix is read along its cache lines. The floats stay in the cache.
   for (size_t k = 0; k < w.K; ++k) {
     const uint8_t* column = from + static_cast<ptrdiff_t>(k) * w.col_stride;
     for (size_t r = 0; r < num_rows; ++r) {

@@ -18,8 +18,8 @@ namespace lowbit {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// Inner products of kRows rows with kTokens tokens, K across the lanes. The order of additions in one product is the
-// same in every tile shape. At 4 x 4: 16 accumulators, 8 loads and 16 multiply-adds a step.
+// Inner products of kRows rows with kTokens tokens, K across the lanes. The order of additions in a product is the same
+// for every tile shape. At 4 x 4: 16 accumulators, 8 loads and 16 multiply-adds per step.
 template <size_t kRows, size_t kTokens, typename T>
 HWY_INLINE void Tile(const T* HWY_RESTRICT rows, const T* HWY_RESTRICT x, size_t K, float* HWY_RESTRICT out,
                      size_t out_stride) {
@@ -27,7 +27,7 @@ HWY_INLINE void Tile(const T* HWY_RESTRICT rows, const T* HWY_RESTRICT x, size_t
   const hn::Repartition<float, decltype(d)> df;
   const size_t N = hn::Lanes(d);
   hn::Vec<decltype(df)> sums[kRows][kTokens];
-  // Highway's bf16 product may put every other term into a second sum.
+  // Highway's bf16 product may add every other term to a second sum.
   hn::Vec<decltype(df)> odd[kRows][kTokens];
   for (size_t r = 0; r < kRows; ++r) {
     for (size_t t = 0; t < kTokens; ++t) sums[r][t] = odd[r][t] = hn::Zero(df);
@@ -61,7 +61,7 @@ HWY_INLINE void RowsTimesTokens(const T* rows, const T* x, size_t num_tokens, si
   for (; t < num_tokens; ++t) Tile<kRows, 1>(rows, x + t * K, K, out + t * out_stride, out_stride);
 }
 
-// A panel of rows with all tokens. Four rows (8 to 64 KiB) stay in the first cache while the tokens pass.
+// Multiplies a panel of rows with all tokens. Four rows (8 to 64 KiB) stay in the L1 cache.
 template <typename T>
 HWY_INLINE void PanelTimesTokens(const T* panel, size_t num_rows, const T* x, size_t num_tokens, size_t K, float* out,
                                  size_t out_stride) {
@@ -101,12 +101,12 @@ HWY_EXPORT(RoundToBf16);
 
 namespace {
 
-// From this many tokens on, decoding a panel for the bf16 kernel is cheaper than multiplying packed rows by each token.
+// From this many tokens on, decoding a panel for the bf16 kernel costs less than multiplying packed rows by each token.
 constexpr size_t kMinBf16Tokens = 9;
 
 constexpr uint32_t kF32Type = 0, kBf16Type = 30;  // ggml_type of weights that need no decoding
 
-// Decoded rows of one panel: one buffer a thread, kept from call to call.
+// Decoded rows of one panel: one buffer per thread, reused by later calls.
 template <typename T>
 T* ThreadBuffer(size_t num) {
   thread_local hwy::AlignedVector<T> buffer;
@@ -139,7 +139,7 @@ Compute Resolve(Compute compute, const Format& format, size_t num_tokens) {
   return float_as_int8 || rounds_f32 ? Compute::kF32 : compute;
 }
 
-// Rows a task takes: few enough to share the work evenly, enough to pay for the loop around it.
+// Rows per task: few enough to balance the work, enough to amortise the loop overhead.
 size_t RowsPerTask(const Matrix& w, Compute how, size_t num_threads) {
   if (how != Compute::kInt8) return 32;
   return std::clamp<size_t>(w.N / (num_threads * 4), 8, 256);

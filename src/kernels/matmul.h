@@ -11,11 +11,12 @@
 
 namespace lowbit {
 
-// How a product is computed.
-//   kF32   weights decoded to float, float products. A result depends on its own row and token only, never on the batch
-//          or the number of threads, so a sequence gives the same bits alone and in company.
-//   kBf16  weights and activations rounded to bfloat16, float sums. F32 weights take kF32.
-//   kInt8  weights as they are, activations in 8 bits (src/formats/activations.h). Float weights take kF32.
+// How a product is computed:
+//
+//   kF32   weights decoded to float, float products. A result depends only on its own row and token, not on the batch
+//          or the number of threads, so a sequence gives the same bits alone and in a batch.
+//   kBf16  weights and activations rounded to bfloat16, float sums. F32 weights use kF32.
+//   kInt8  weights as stored, activations in 8 bits (src/formats/activations.h). Float weights use kF32.
 //   kAuto  kInt8 for few tokens, kBf16 for many.
 enum class Compute { kAuto, kInt8, kBf16, kF32 };
 
@@ -33,9 +34,9 @@ class Matmul {
  public:
   Matmul(Compute compute, size_t num_threads) : compute_(compute), num_threads_(num_threads) {}
 
-  // x: num_tokens rows of K floats. All products share x and K, and run as one parallel loop. With `round_tokens`, x is
-  // first rounded by RoundTokens (src/kernels/activations.h), and that is what every way to compute multiplies, exactly:
-  // its codes are exact in 8 bits and in bfloat16, too.
+  // x: num_tokens rows of K floats. All products share x and K, and run as one parallel loop. round_tokens: x is first
+  // rounded by RoundTokens (src/kernels/activations.h). All compute modes multiply the rounded values exactly: the
+  // codes are exact in 8 bits and in bfloat16.
   void operator()(const float* x, size_t num_tokens, const std::vector<Product>& products, bool round_tokens = false);
 
   Compute compute() const { return compute_; }

@@ -16,10 +16,10 @@ Row RowAt(const float* logits, size_t t, size_t vocab) {
   return Row(logits + t * vocab, static_cast<Eigen::Index>(vocab));
 }
 
-// The logarithm of the sum of exponentials, and where the largest logit is.
+// The logarithm of the sum of exponentials. `top`: the index of the largest logit.
 double LogSumExp(const Row& row, Eigen::Index* top) {
   const double largest = row.maxCoeff<Eigen::PropagateNaN>(top);
-  // All -infinity, or some +infinity: subtracting it would make NaN of a number that is known.
+  // All logits are -infinity, or some are +infinity: subtracting it would give NaN although the result is known.
   if (std::isinf(largest)) return largest;
   return largest + std::log((row.cast<double>() - largest).exp().sum());
 }
@@ -54,9 +54,9 @@ void KlDivergence(const float* reference, const float* logits, size_t num_tokens
     const double q_norm = LogSumExp(q_row, &q_top);
     const auto log_p = p_row.cast<double>() - p_norm;
     const auto log_q = q_row.cast<double>() - q_norm;
-    // A token that the reference rules out (-infinity) adds nothing, whatever the other says of it.
+    // A token with probability 0 in the reference (-infinity) adds nothing.
     const double sum = (p_row > -Eigen::NumTraits<float>::infinity()).select(log_p.exp() * (log_p - log_q), 0.0).sum();
-    // Rounding can leave a sum of 1e-17 below zero, which no divergence is. NaN passes.
+    // Rounding can make the sum slightly negative (1e-17); a divergence is never negative. NaN is kept.
     divergence[t] = sum < 0 ? 0.0 : sum;
     same_top[t] = p_top == q_top;
   });

@@ -48,14 +48,14 @@ HWY_EXPORT(FindNonfinite);
 
 constexpr size_t kChunkFloats = 64 * 1024;
 
-// Rows that a thread takes at a time: at most what fits the cache, and few enough that all threads end together.
+// Rows per task: at most as many as fit in the cache, and few enough that all threads end together.
 size_t ChunkRows(size_t num_rows, size_t K, size_t num_threads) {
   const size_t cached = kChunkFloats / std::max<size_t>(1, K);
   const size_t shared = num_threads == 1 ? num_rows : num_rows / (4 * num_threads);
   return std::max<size_t>(1, std::min(cached, shared));
 }
 
-// As many buffers as threads have wanted at one time.
+// Buffers for the largest number of threads that ran at one time.
 class Buffers {
  public:
   explicit Buffers(size_t num_floats) : num_floats_(num_floats) {}
@@ -83,8 +83,8 @@ class Buffers {
   std::vector<std::unique_ptr<float[]>> free_;
 };
 
-// The first weight, in the order of rows and columns, that is not finite. Tasks start in that order, so whatever lies
-// before one that was found is looked at too, and the first does not depend on the threads.
+// The first non-finite weight in the order of rows and columns. Tasks start in that order, so everything before a found
+// weight is checked too, and the result does not depend on the threads.
 class FirstBroken {
  public:
   void Found(size_t row, size_t column, float value) {
@@ -194,7 +194,7 @@ void DequantizeRows(const uint8_t* rows, ptrdiff_t row_stride, const Format& for
 void CheckScales(const uint8_t* rows, const Format& format, size_t num_rows, size_t K, size_t num_threads,
                  size_t first_row) {
   CheckBlocks(format, K);
-  // Decoded a piece at a time, which stays in the nearest cache: some percent of what encoding costs.
+  // Decoded in pieces that stay in the L1 cache. This costs a few percent of encoding.
   constexpr size_t kPiece = 4096;
   const size_t num_blocks = K / format.block_size;
   const size_t piece = std::max<size_t>(1, kPiece / format.block_size);

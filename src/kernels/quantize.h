@@ -1,4 +1,4 @@
-// Rows of weights, as an array holds them, into packed blocks and back.
+// Quantizes rows of arrays to packed blocks, and back.
 #pragma once
 
 #include <cstddef>
@@ -8,7 +8,8 @@
 
 namespace lowbit {
 
-// Weight (r, k) lies at data + r * row_stride + k * col_stride. Strides are bytes of any sign and need not be aligned.
+// Weight (r, k) is at data + r * row_stride + k * col_stride. Strides are in bytes, may be negative, and need no
+// alignment.
 struct WeightView {
   enum class Type { kF32, kF16, kBF16 };
 
@@ -21,16 +22,16 @@ struct WeightView {
 };
 
 // Encodes num_rows rows of K weights into `out`, format.RowBytes(K) each. The bytes do not depend on num_threads.
-// `importance` is null or holds K values, finite and not negative; with a negative one ggml takes the square root of
-// the product and such, so what it writes means nothing, and it is refused here.
+// `importance` is null or has K finite values >= 0. Negative importances are rejected: ggml's result for them is
+// undefined.
 //
-// Throws InputError if block_size does not divide K, for missing or bad importances, and for a weight that is NaN or
-// infinite, with the row and column of the first. With `allow_nonfinite`, float formats store such weights as they are;
-// block formats write what ggml's arithmetic gives, as a rule a block whose scale is infinite or NaN or whose other
-// weights are lost (with importances, a row of such blocks).
+// Throws InputError if block_size does not divide K, for missing or invalid importances, and for a NaN or infinite
+// weight, with the row and column of the first. With `allow_nonfinite`, float formats store NaN and infinity. Block
+// formats then write the result of ggml's arithmetic: usually a block whose scale is infinite or NaN, or whose other
+// weights are lost (with importances, a row of these blocks).
 //
-// Memory: rows of f32 that lie together are read in place; else each thread converts chunks of whole rows, as many as
-// fit 256 KiB and at least one.
+// Memory: contiguous f32 rows are read in place. Otherwise each thread converts chunks of whole rows, as many as fit in
+// 256 KiB and at least one.
 void QuantizeRows(const WeightView& weights, const Format& format, const float* importance, bool allow_nonfinite,
                   size_t num_threads, uint8_t* out);
 
@@ -38,8 +39,8 @@ void QuantizeRows(const WeightView& weights, const Format& format, const float* 
 void DequantizeRows(const uint8_t* rows, ptrdiff_t row_stride, const Format& format, size_t num_rows, size_t K,
                     size_t num_threads, float* out);
 
-// Throws InputError for the first of num_rows contiguous packed rows with a block that decodes to NaN or infinity, that
-// is, one of whose scales is. It names row first_row + r.
+// Throws InputError for the first of num_rows contiguous packed rows with a block that decodes to NaN or infinity, i.e.
+// with a non-finite scale. The error names row first_row + r.
 void CheckScales(const uint8_t* rows, const Format& format, size_t num_rows, size_t K, size_t num_threads,
                  size_t first_row);
 
