@@ -22,9 +22,11 @@ if TYPE_CHECKING:
     from lowbit.evaluate import imatrix
     from lowbit.quantization.options import ConvertOptions, QuantizeOptions
     from lowbit.tensors.compare import Comparison, compare
+    from lowbit.tensors.formats import formats
     from lowbit.tensors.matmul import matmul
     from lowbit.tensors.npz import load_npz, save_npz
-    from lowbit.tensors.qtensor import QTensor, dequantize, formats, quantize
+    from lowbit.tensors.qtensor import QTensor
+    from lowbit.tensors.quantize import dequantize, quantize
     from lowbit.tokenizer.load import Tokenizer, load_tokenizer
 
 __all__ = [
@@ -86,7 +88,9 @@ _NAMES = {
     "tensors.compare": ("Comparison", "compare"),
     "tensors.matmul": ("matmul",),
     "tensors.npz": ("load_npz", "save_npz"),
-    "tensors.qtensor": ("QTensor", "dequantize", "formats", "quantize"),
+    "tensors.formats": ("formats",),
+    "tensors.qtensor": ("QTensor",),
+    "tensors.quantize": ("dequantize", "quantize"),
     "tokenizer.load": ("Tokenizer", "load_tokenizer"),
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names}

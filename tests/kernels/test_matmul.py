@@ -259,8 +259,10 @@ def test_wrong_arguments():
         lowbit.matmul(np.float32(1), q)
     with pytest.raises(lowbit.InputError, match="do not fit"):
         lowbit.matmul(x, np.ones(64, np.float32))
-    with pytest.raises(lowbit.InputError, match="expected float32, float16 or bfloat16, got float64"):
-        lowbit.matmul(x, np.ones((4, 64)))
+    with pytest.raises(lowbit.InputError, match="w: expected an array of real numbers, got complex128"):
+        lowbit.matmul(x, np.ones((4, 64), complex))
+    with pytest.raises(lowbit.InputError, match="x: expected an array of real numbers, got object"):
+        lowbit.matmul(x.astype(object), q)
     with pytest.raises(lowbit.InputError, match='compute "int4" is not one of auto, int8, bf16, f32'):
         lowbit.matmul(x, q, "int4")
     for threads in (0, -1, 1025, 2**40):
@@ -303,5 +305,7 @@ def test_core_checks_sizes():
 
 
 def test_weights_that_are_no_array() -> None:
-    with pytest.raises(lowbit.InputError, match="w is a list, expected a QTensor or an array"):
-        lowbit.matmul(np.ones((1, 2), np.float32), [[1.0, 2.0]])  # type: ignore[arg-type]
+    with pytest.raises(lowbit.InputError, match="w: expected an array, got list: "):
+        lowbit.matmul(np.ones((1, 2), np.float32), [[1.0, 2.0], [3.0]])
+    with pytest.raises(lowbit.InputError, match="w: expected an array of real numbers, got object array"):
+        lowbit.matmul(np.ones((1, 2), np.float32), object())  # type: ignore[arg-type]

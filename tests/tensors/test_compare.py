@@ -111,9 +111,10 @@ def test_errors() -> None:
     for arguments, message in (
         ((w[:3], q), r"w \(3, 64\) and q \(4, 64\) differ in shape"),
         ((w[None], q), "differ in shape"),
-        ((w.astype(np.float64), q), "weights: expected float32, float16 or bfloat16, got float64"),
-        ((w, w.astype(np.float64)), "weights: expected float32, float16 or bfloat16, got float64"),
+        ((w.astype(complex), q), "w: expected an array of real numbers, got complex128"),
+        ((w, w.astype(object)), "q: expected an array of real numbers, got object"),
         ((np.float32(1), np.float32([1])), "differ in shape"),
+        ((np.float32(1), np.float32(1)), "q: expected at least one axis, got a scalar"),
         ((w, q, 0), "threads: expected 1 to 1024"),
     ):
         with pytest.raises(lowbit.InputError, match=message):

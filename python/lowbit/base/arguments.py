@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from lowbit.base.errors import InputError
-from lowbit.base.quoting import quoted, shown
+from lowbit.base.quoting import quoted, reason, shown
 
 
 def integer(name: str, value: Any, least: int, most: int | None = None) -> int:
@@ -72,15 +72,30 @@ def items(name: str, value: Any) -> list[Any]:
 
 def array(name: str, value: Any, dtype: npt.DTypeLike | None = None) -> npt.NDArray[Any]:
     """What NumPy makes an array of, in a type if one is given."""
+    expected = "an array" if dtype is None else f"an array of {np.dtype(dtype)}"
+    why = ""
     try:
         if dtype is None or not np.iscomplexobj(value):
             return np.asarray(value, dtype)
-    except (TypeError, ValueError, OverflowError, RecursionError, AttributeError):
-        pass
-    raise wrong(name, "an array" if dtype is None else f"an array of {np.dtype(dtype)}", value)
+    except (TypeError, ValueError, OverflowError, RuntimeError, AttributeError) as error:
+        why = f": {reason(error)}"
+    raise wrong(name, expected, value, why)
 
 
-def wrong(name: str, expected: str, value: Any) -> InputError:
+def floats(name: str, value: Any, kept: Container[np.dtype[Any]] = ()) -> npt.NDArray[Any]:
+    """An array of float32 from what NumPy makes an array of real numbers of: rounded to nearest even, and what is too
+    large becomes infinite. Arrays of the dtypes `kept` stay as they are."""
+    found = array(name, value)
+    if found.dtype == np.float32 or found.dtype in kept:
+        return found
+    if not np.can_cast(found.dtype, np.float32, "same_kind"):
+        kind = f"{shown(found.dtype)} array of shape {found.shape}"
+        raise InputError(f"{name}:", expected="an array of real numbers", found=kind)
+    with np.errstate(over="ignore"):
+        return found.astype(np.float32)
+
+
+def wrong(name: str, expected: str, value: Any, rest: str = "") -> InputError:
     """What to raise for an argument: strings and numbers are shown, of all else the type is."""
     if isinstance(value, str):
         found = quoted(value)
@@ -88,4 +103,4 @@ def wrong(name: str, expected: str, value: Any) -> InputError:
         found = shown(value)
     else:
         found = type(value).__name__
-    return InputError(f"{name}:", expected=expected, found=found)
+    return InputError(f"{name}:", expected=expected, found=found, rest=rest)

@@ -171,7 +171,7 @@ def load_imatrix(source: AnyPath | Mapping[str, Any] | Imatrix | Sums) -> Imatri
     if isinstance(source, Mapping):
         return Imatrix(
             {
-                name: _checked(InputError, name, arguments.array(f"imatrix: {shown(name)}", v, np.float32))
+                name: _checked(InputError, name, arguments.floats(f"imatrix: {shown(name)}", v))
                 for name, v in source.items()
             }
         )

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from lowbit import _core
 from lowbit.base import arguments
+from lowbit.base.dtypes import FLOAT_NAMES
 from lowbit.base.errors import InputError
 from lowbit.base.threads import num_threads
-from lowbit.tensors.qtensor import QTensor, format_of, matrices
+from lowbit.tensors.qtensor import QTensor, format_of
+from lowbit.tensors.rows import matrices
 
 __all__ = ["Comparison", "RowComparison", "compare"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RowComparison:
     """What `compare` finds for each row: float64 arrays (...) without the last axis."""
 
@@ -25,6 +26,13 @@ class RowComparison:
     relative: npt.NDArray[np.float64]
     max: npt.NDArray[np.float64]
     snr: npt.NDArray[np.float64]
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, RowComparison):
+            return NotImplemented
+        return all(np.array_equal(value, getattr(other, name)) for name, value in vars(self).items())
 
 
 @dataclass(frozen=True)
@@ -42,20 +50,22 @@ class Comparison:
     rows: RowComparison
 
 
-def compare(w: npt.ArrayLike, q: QTensor | npt.NDArray[Any], threads: int | None = None) -> Comparison:
-    """Compares `w` (..., K), float32, float16 or bfloat16 with any strides, with a QTensor or floats of its shape.
+def compare(w: npt.ArrayLike, q: QTensor | npt.ArrayLike, threads: int | None = None) -> Comparison:
+    """Compares `w` (..., K), an array as for `quantize`, with a QTensor or another array of its shape.
 
     Computed in float64, a few rows at a time: no decoded copy is made. NaN or an infinity in either gives NaN or
-    infinity. Raises InputError for another dtype or shape.
+    infinity. Raises InputError for shapes that differ and for what is no array of real numbers.
     """
-    weights = arguments.array("w", w)
-    format = format_of(q)
+    weights = arguments.floats("w", w, FLOAT_NAMES)
     if not isinstance(q, QTensor):
-        q = QTensor(np.ascontiguousarray(q).view(np.uint8), format)
-    if weights.ndim == 0 or weights.shape != q.shape:
+        floats = arguments.floats("q", q, FLOAT_NAMES)
+        if floats.ndim == 0:
+            raise InputError("q:", expected="at least one axis", found="a scalar")
+        q = QTensor(np.ascontiguousarray(floats).view(np.uint8), format_of(floats))
+    if weights.shape != q.shape:
         raise InputError(f"compare: w {weights.shape} and q {q.shape} differ in shape")
     count = num_threads(threads)
-    parts = [_core.compare_rows(a, data, format, count) for a, data in matrices(weights, q.data)]
+    parts = [_core.compare_rows(a, data, q.format, count) for a, data in matrices(weights, q.data)]
     sums = np.concatenate(parts) if parts else np.empty((0, 3))
     rows = RowComparison(*(column.reshape(weights.shape[:-1]) for column in _figures(sums, weights.shape[-1])))
     squared, signal = sums[:, 0].sum(), sums[:, 1].sum()

@@ -1,61 +1,53 @@
-"""Quantized tensors: `quantize`, `dequantize`, `QTensor`, `formats`."""
+"""`QTensor`: weights packed in a format's blocks, as an array."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
-from itertools import pairwise
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
 from lowbit import _core
 from lowbit.base import arguments
+from lowbit.base.dtypes import FLOAT_NAMES, FLOATS
 from lowbit.base.errors import InputError
 from lowbit.base.paths import AnyPath
-from lowbit.base.quoting import quoted, shown
 from lowbit.base.threads import num_threads
+from lowbit.tensors import npz_archive
+from lowbit.tensors.array_like import PackedArray
+from lowbit.tensors.formats import AnyFormat, find_format
+from lowbit.tensors.indexing import WHOLE, Part, axes_of, in_range, integers, parts_of
+from lowbit.tensors.product import multiply
+from lowbit.tensors.rows import check_packed, matrices, output
 
 # Weights decoded at a time on the way to a narrower type than float32: 4 MiB.
 _CHUNK_WEIGHTS = 1 << 20
 # Bytes compared at a time.
 _CHUNK_BYTES = 1 << 22
 
-_FLOAT32 = np.dtype(np.float32)
-_NARROW_FORMATS = {np.dtype(np.float16): "F16", np.dtype(ml_dtypes.bfloat16): "BF16"}
-_FLOAT_FORMATS = {_FLOAT32: "F32", **_NARROW_FORMATS}
 
-
-class QTensor:
+class QTensor(PackedArray):
     """Weights packed in a format's blocks, with the array of bytes they lie in.
 
     `data`: uint8 (..., row bytes), the last axis contiguous; the other axes may have any strides. Nothing is copied.
 
-    Two are equal if format, shape and bytes are; equal weights in other blocks are not. Since `data` may be written to,
-    a QTensor cannot be hashed. It takes no part in NumPy's arithmetic: `dequantize` first.
+    `np.asarray(q)` decodes to float32, and so do NumPy's functions. Rows are sliced without a copy and stay packed.
+    `q @ y` and `x @ q` are NumPy's products, computed in float32: `q @ y` and `x @ q.T` from the packed rows, `x @ q`
+    from all weights decoded. `lowbit.matmul` is faster where activations may be rounded. Other operators, `q + 1`, are
+    a TypeError: `np.asarray(q) + 1`.
+
+    `q == other` is one bool: whether format, shape and bytes are equal; equal weights in other blocks are not. Weights
+    are compared with np.asarray(q) == np.asarray(other). Since `data` may be written to, a QTensor cannot be hashed.
     """
 
     __slots__ = ("_data", "_descriptor")
-    __array_ufunc__ = None
-    __hash__ = None  # type: ignore[assignment]
 
-    def __init__(self, data: npt.NDArray[np.uint8], format: str) -> None:
+    def __init__(self, data: npt.NDArray[np.uint8], format: AnyFormat) -> None:
         """Raises InputError if `data` is not uint8, has no axis or has rows that are not whole blocks."""
-        descriptor = find_format(format)
-        if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim == 0:
-            raise InputError("data:", expected="uint8 array of at least one axis", found=_describe(data))
-        if data.shape[-1] % descriptor.block_bytes:
-            raise InputError(
-                f"data: rows have {data.shape[-1]} bytes",
-                expected=f"a multiple of {descriptor.block_bytes} for {descriptor.name}",
-                found=data.shape[-1],
-            )
-        if data.size and data.shape[-1] > 1 and data.strides[-1] != 1:
-            raise InputError("data:", expected="contiguous rows", found=f"a stride of {data.strides[-1]} bytes")
+        self._descriptor = find_format(format)
+        check_packed(data, self._descriptor)
         self._data = data
-        self._descriptor = descriptor
 
     @property
     def data(self) -> npt.NDArray[np.uint8]:
@@ -72,16 +64,6 @@ class QTensor:
         """Shape in weights, (..., K)."""
         blocks = self._data.shape[-1] // self._descriptor.block_bytes
         return (*self._data.shape[:-1], blocks * self._descriptor.block_size)
-
-    @property
-    def ndim(self) -> int:
-        """Number of axes."""
-        return self._data.ndim
-
-    @property
-    def size(self) -> int:
-        """Number of weights."""
-        return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
@@ -112,10 +94,10 @@ class QTensor:
             wanted = np.dtype(dtype)
         except (TypeError, ValueError, RecursionError):
             raise arguments.wrong("dtype", "float32, float16 or bfloat16", dtype) from None
-        if wanted not in _FLOAT_FORMATS:
+        if wanted not in FLOAT_NAMES:
             raise InputError("dtype:", expected="float32, float16 or bfloat16", found=wanted)
         count = num_threads(threads)
-        out = _output(out, wanted, self.shape, {"data": self._data})
+        out = output(out, wanted, self.shape, {"data": self._data})
         for data, rows in matrices(self._data, out):
             _decode(data, self.format, rows, count)
         return out
@@ -125,9 +107,7 @@ class QTensor:
 
         Raises FileError if the system refuses.
         """
-        from lowbit.tensors.npz import save_npz
-
-        save_npz(path, {"": self})
+        npz_archive.write(path, {"": (self._data, self.format)})
 
     @staticmethod
     def load(path: AnyPath, name: str = "") -> QTensor:
@@ -135,34 +115,74 @@ class QTensor:
 
         Raises FileError, FormatError or UnsupportedError as `load_npz` does, InputError if there is no such tensor.
         """
-        from lowbit.tensors.npz import load_one
+        return QTensor(*npz_archive.read_one(path, name))
 
-        return load_one(path, name)
+    def copy(self) -> QTensor:
+        """A QTensor with bytes of its own, in memory."""
+        return QTensor(self._data.copy(), self._descriptor)
 
-    def __len__(self) -> int:
-        return self.shape[0]
+    __copy__ = copy
 
-    def __getitem__(self, index: Any) -> QTensor:
-        """Rows (or whole matrices): indexes every axis but the last, by NumPy's rules. Slices are views of `data`.
+    def __reduce__(self) -> tuple[Any, ...]:
+        return QTensor, (self._data, self._descriptor)
 
-        The last axis lies in blocks: `...` may stand for it and `:` for all of it, nothing else.
+    @property
+    def T(self) -> QTensor | Transposed:
+        """The axes in reverse order, without a copy. `x @ q.T` multiplies packed rows; values are decoded on demand."""
+        return self if self.ndim == 1 else Transposed(self)
+
+    def __getitem__(self, index: Any) -> Any:
+        """By NumPy's rules. Whole rows stay packed, and what NumPy makes a view of is a view of `data`.
+
+        An index that reaches into rows, `q[0, 5]` or `q[:, :8]`, decodes: an array of float32, or one float32. The last
+        axis stays whole where its index is `:`, `...` or left out.
         """
-        parts = index if isinstance(index, tuple) else (index,)
-        if any(part is None for part in parts):
-            raise InputError("QTensor: an index may not hold None")
-        dots = [i for i, part in enumerate(parts) if part is Ellipsis]
-        if len(dots) > 1:
-            raise InputError("QTensor: an index may hold ... once")
-        # A boolean array spans as many axes as it has.
-        axes = sum(part.ndim if _is_mask(part) else part is not Ellipsis for part in parts)
-        if dots:
-            parts = (*parts[: dots[0]], *(slice(None),) * max(0, self.ndim - axes), *parts[dots[0] + 1 :])
-            axes = max(axes, self.ndim)
-        if axes == self.ndim and isinstance(parts[-1], slice) and parts[-1] == slice(None):
-            parts, axes = parts[:-1], axes - 1
-        if axes > self.ndim - 1:
-            raise InputError(f"QTensor: {axes} indices for shape {self.shape}; the last axis lies in blocks")
-        return QTensor(self._data[parts], self.format)
+        parts = parts_of(index, self.ndim)
+        if any(isinstance(part, np.ndarray) and axes_of(part) == 0 for part in parts):  # True or False makes an axis
+            return self.dequantize()[index]
+        num_new = 0
+        while parts[-1] is None or parts[-1] is Ellipsis:
+            num_new += parts.pop() is None
+        *rows, last = parts
+        if isinstance(last, slice) and last == WHOLE and num_new == 0:
+            return self._rows(rows)
+        return np.expand_dims(self._weights(rows, last), tuple(range(-num_new, 0)))[()]
+
+    def _rows(self, rows: list[Part]) -> QTensor:
+        index = (*rows, WHOLE)
+        return QTensor(self._data[index], self._descriptor)
+
+    def _weights(self, rows: list[Part], last: Part) -> npt.NDArray[np.float32]:
+        """The weights of rows that `last` picks. Slices and integers decode the blocks that they reach into."""
+        if isinstance(last, slice):
+            size, num_bytes = self._descriptor.block_size, self._descriptor.block_bytes
+            columns = np.arange(self.shape[-1])[last]
+            first, end = (columns.min() // size, columns.max() // size + 1) if columns.size else (0, 0)
+            blocks = QTensor(self._data[..., first * num_bytes : end * num_bytes], self._descriptor)
+            return np.asarray(np.take(blocks._rows(rows).dequantize(), columns - first * size, -1))
+        if isinstance(last, int):
+            last = in_range(last, self.ndim - 1, self.shape[-1])
+            if not any(isinstance(part, np.ndarray) for part in rows):
+                return np.asarray(self._weights(rows, slice(last, last + 1))[..., 0])
+            return self._single(rows, last)
+        *more, last = integers(last, self.shape)
+        return self._single([*rows, *more], last)
+
+    def _single(self, rows: list[Part], last: int | npt.NDArray[np.intp]) -> npt.NDArray[np.float32]:
+        """Single weights, which arrays pick: from a block for each, or from all where that is less to decode."""
+        size, num_bytes = self._descriptor.block_size, self._descriptor.block_bytes
+        picked = (*rows, last)
+        columns = np.broadcast_to(np.arange(self.shape[-1]), self.shape)[picked]
+        if columns.size * size >= self.size:
+            return np.asarray(self.dequantize()[picked])
+        picked = (*rows, last // size)
+        blocks = np.ascontiguousarray(self._data.view(f"V{num_bytes}")[picked])
+        data = blocks.view(np.uint8).reshape(*columns.shape, num_bytes)
+        decoded = QTensor(data, self._descriptor).dequantize()
+        return np.asarray(np.take_along_axis(decoded, (columns % size)[..., None], -1)[..., 0])
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.dequantize()) if self.ndim == 1 else (self[i] for i in range(len(self)))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, QTensor):
@@ -171,18 +191,76 @@ class QTensor:
             return False
         return all(_same_bytes(a, b) for a, b in matrices(self._data, other._data))
 
+    def _before(self, other: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        columns = other[:, None] if other.ndim == 1 else other
+        data = self._data[None] if self.ndim == 1 else self._data
+        x, threads = columns.swapaxes(-1, -2), num_threads()
+        if data.ndim == 2:
+            out = multiply(x, data, self.format, "f32", threads)
+        else:
+            batch = np.broadcast_shapes(data.shape[:-2], x.shape[:-2])
+            x, data = np.broadcast_to(x, (*batch, *x.shape[-2:])), np.broadcast_to(data, (*batch, *data.shape[-2:]))
+            out = np.empty((*batch, x.shape[-2], data.shape[-2]), np.float32)
+            for index in np.ndindex(batch):
+                out[index] = multiply(x[index], data[index], self.format, "f32", threads)
+        # What NumPy drops are the axes that it adds to operands of one axis.
+        dropped = tuple(axis for axis, operand in ((-1, self), (-2, other)) if operand.ndim == 1)
+        return np.squeeze(out, dropped) if dropped else out.swapaxes(-1, -2)
+
+    def _after(self, other: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        return _matmul(other, self.dequantize())
+
     def __repr__(self) -> str:
         return f"QTensor({self.shape}, {self.format}, {_human(self.nbytes)}, {self.bits:g} bits a weight)"
 
 
-def formats() -> list[_core.Format]:
-    """Every format: name, ggml_type, block_size, block_bytes, bits_per_weight, needs_imatrix."""
-    return _core.formats()
+class Transposed(PackedArray):
+    """`q.T`, the axes of a QTensor in reverse order. Values are decoded when they are needed."""
+
+    __slots__ = ("_packed",)
+
+    def __init__(self, packed: QTensor) -> None:
+        self._packed = packed
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape in weights."""
+        return self._packed.shape[::-1]
+
+    @property
+    def T(self) -> QTensor:
+        """The QTensor itself."""
+        return self._packed
+
+    def dequantize(self, dtype: npt.DTypeLike | None = None) -> npt.NDArray[Any]:
+        """The decoded array: float32, float16 or bfloat16."""
+        return np.transpose(self._packed.dequantize(dtype))
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.dequantize()[index]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.dequantize())
+
+    def __eq__(self, other: object) -> bool:
+        return self._packed == other._packed if isinstance(other, Transposed) else NotImplemented
+
+    def _before(self, other: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        return _matmul(self.dequantize(), other)
+
+    def _after(self, other: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        if self.ndim > 2:
+            return _matmul(other, self.dequantize())
+        if other.ndim == 1:
+            return self._packed._before(other)
+        return np.swapaxes(self._packed._before(np.swapaxes(other, -1, -2)), -1, -2)
+
+    def __repr__(self) -> str:
+        return f"{self._packed!r}.T"
 
 
-def find_format(name: str) -> _core.Format:
-    """The format of that name, in any case. Raises InputError that lists those there are."""
-    return _core.Format(arguments.text("format", name))
+def _matmul(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    return np.asarray(np.matmul(a, b))
 
 
 def format_of(weights: QTensor | npt.NDArray[Any]) -> str:
@@ -191,9 +269,9 @@ def format_of(weights: QTensor | npt.NDArray[Any]) -> str:
         return weights.format
     if not isinstance(weights, np.ndarray):
         raise arguments.wrong("weights", "a QTensor or an array", weights)
-    if weights.dtype not in _FLOAT_FORMATS:
+    if weights.dtype not in FLOAT_NAMES:
         raise InputError("weights:", expected="float32, float16 or bfloat16", found=weights.dtype)
-    return _FLOAT_FORMATS[weights.dtype]
+    return FLOAT_NAMES[weights.dtype]
 
 
 def bytes_of(weights: QTensor | npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -201,85 +279,9 @@ def bytes_of(weights: QTensor | npt.NDArray[Any]) -> npt.NDArray[Any]:
     return np.ascontiguousarray(weights.data if isinstance(weights, QTensor) else weights)
 
 
-def quantize(
-    w: npt.ArrayLike,
-    format: str,
-    imatrix: npt.ArrayLike | None = None,
-    threads: int | None = None,
-    allow_nonfinite: bool = False,
-    out: QTensor | npt.NDArray[np.uint8] | None = None,
-) -> QTensor:
-    """Encodes `w` (..., K), float32, float16 or bfloat16 with any strides, byte for byte as ggml does.
-
-    `imatrix`: the importance of each column, float (K,), finite and not negative. `threads` never changes the result.
-    With `allow_nonfinite`, F32, F16 and BF16 keep NaN and infinities; a block of the other formats that holds one loses
-    its weights: it decodes to what ggml's arithmetic makes of them (with `imatrix`, some formats lose the whole row).
-    `out`: where the bytes go, uint8 (..., row bytes) or a QTensor of the format, C-contiguous and apart from `w`.
-
-    Raises InputError for another dtype, for K that the format's block size does not divide, for a bad importance, for
-    an `out` that does not fit, and for NaN or an infinity in `w`, with the row and column of the first; `out` is then
-    written to in part.
-    """
-    descriptor = find_format(format)
-    weights = arguments.array("weights", w)
-    if weights.ndim == 0:
-        raise InputError("weights:", expected="at least one axis", found="a scalar")
-    K = weights.shape[-1]
-    if K % descriptor.block_size:
-        raise InputError(
-            f"{descriptor.name}: rows have {K} weights",
-            expected=f"a multiple of the block size {descriptor.block_size}",
-            found=K,
-        )
-    importance = (
-        None if imatrix is None else np.require(arguments.array("imatrix", imatrix, np.float32), None, ["C", "A"])
-    )
-    allow_nonfinite = arguments.flag("allow_nonfinite", allow_nonfinite)
-    count = num_threads(threads)
-    if isinstance(out, QTensor):
-        if out.format != descriptor.name:
-            raise InputError("out:", expected=descriptor.name, found=out.format)
-        out = out.data
-    shape = (*weights.shape[:-1], K // descriptor.block_size * descriptor.block_bytes)
-    inputs = {"w": weights} if importance is None else {"w": weights, "imatrix": importance}
-    packed = _output(out, np.dtype(np.uint8), shape, inputs)
-    if _is_matrix(weights):
-        _core.quantize_rows(_rows(weights), descriptor.name, importance, _rows(packed), allow_nonfinite, count)
-        return QTensor(packed, descriptor.name)
-    # The rows are not evenly spaced, so one matrix after the other.
-    for index in np.ndindex(weights.shape[:-2]):
-        try:
-            _core.quantize_rows(weights[index], descriptor.name, importance, packed[index], allow_nonfinite, count)
-        except InputError as error:
-            error.about(f"matrix {index}: ")
-            raise
-    return QTensor(packed, descriptor.name)
-
-
-def dequantize(
-    q: QTensor | npt.NDArray[np.uint8],
-    format: str | None = None,
-    dtype: npt.DTypeLike | None = None,
-    threads: int | None = None,
-    out: npt.NDArray[Any] | None = None,
-) -> npt.NDArray[Any]:
-    """Decodes a QTensor, or packed bytes (..., row bytes) with the name of their format, to (..., K).
-
-    `dtype` and `out` as in `QTensor.dequantize`. Raises InputError if the bytes are not whole blocks, `dtype` is not
-    float32, float16 or bfloat16, or `out` does not fit.
-    """
-    if isinstance(q, QTensor):
-        if format is not None and arguments.text("format", format).upper() != q.format:
-            raise InputError(f"format: the tensor is {q.format}, got {quoted(format)}")
-        return q.dequantize(dtype, threads, out)
-    if format is None:
-        raise InputError("format:", expected="a name beside an array of bytes")
-    return QTensor(q, format).dequantize(dtype, threads, out)
-
-
 def _decode(data: npt.NDArray[np.uint8], format: str, out: npt.NDArray[Any], threads: int) -> None:
     """Decodes a matrix; a narrow type by way of float32, some rows at a time."""
-    if out.dtype == _FLOAT32:
+    if out.dtype == FLOATS["F32"]:
         _core.dequantize_rows(data, format, out, threads)
         return
     step = max(1, _CHUNK_WEIGHTS // max(1, out.shape[1]))
@@ -288,58 +290,13 @@ def _decode(data: npt.NDArray[np.uint8], format: str, out: npt.NDArray[Any], thr
         rows = out[start : start + step]
         part = floats[: len(rows)]
         _core.dequantize_rows(data[start : start + step], format, part, threads)
-        _core.quantize_rows(part, _NARROW_FORMATS[out.dtype], None, rows.view(np.uint8), True, threads)
-
-
-def _output(
-    out: npt.NDArray[Any] | None, dtype: np.dtype[Any], shape: tuple[int, ...], inputs: dict[str, npt.NDArray[Any]]
-) -> npt.NDArray[Any]:
-    """An array to write to: a new one, or the caller's after it was checked."""
-    if out is None:
-        return np.empty(shape, dtype)
-    if not isinstance(out, np.ndarray) or out.dtype != dtype or out.shape != shape:
-        raise InputError("out:", expected=f"{dtype} array of shape {shape}", found=_describe(out))
-    if not (out.flags.c_contiguous and out.flags.aligned and out.flags.writeable):
-        raise InputError("out:", expected="a C-contiguous, aligned array that may be written to")
-    for name, array in inputs.items():
-        if np.may_share_memory(out, array):  # by the ranges of addresses: the exact question can take forever
-            raise InputError(f"out: lies in the memory of {name}")
-    return out
-
-
-def _is_mask(part: object) -> bool:
-    return isinstance(part, np.ndarray) and part.dtype == np.bool_
+        _core.quantize_rows(part, FLOAT_NAMES[out.dtype], None, rows.view(np.uint8), True, threads)
 
 
 def _same_bytes(a: npt.NDArray[np.uint8], b: npt.NDArray[np.uint8]) -> bool:
     """Whether two matrices are equal, some rows at a time."""
     step = max(1, _CHUNK_BYTES // max(1, a.shape[1]))
     return all(np.array_equal(a[start : start + step], b[start : start + step]) for start in range(0, len(a), step))
-
-
-def matrices(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
-    """Two arrays whose axes but the last agree, as matrices of rows: one pair if all rows are evenly spaced."""
-    if _is_matrix(a) and _is_matrix(b):
-        yield _rows(a), _rows(b)
-        return
-    for index in np.ndindex(a.shape[:-2]):
-        yield a[index], b[index]
-
-
-def _is_matrix(array: npt.NDArray[Any]) -> bool:
-    """Whether all rows are evenly spaced, so that the array is a matrix of rows without a copy."""
-    axes = [(n, stride) for n, stride in zip(array.shape[:-1], array.strides[:-1], strict=True) if n != 1]
-    return array.size == 0 or all(a[1] == b[0] * b[1] for a, b in pairwise(axes))
-
-
-def _rows(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    return array.reshape(math.prod(array.shape[:-1]), array.shape[-1])
-
-
-def _describe(value: object) -> str:
-    if isinstance(value, np.ndarray):
-        return f"{shown(value.dtype)} array of shape {value.shape}"
-    return type(value).__name__
 
 
 def _human(num_bytes: int) -> str:

@@ -1,0 +1,82 @@
+"""Indices of packed weights, by NumPy's rules: which of them select rows, and which reach into the rows' blocks."""
+
+from __future__ import annotations
+
+import operator
+from types import EllipsisType
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+#: One part of an index: an integer, a slice, an array of integers or booleans, `...`, or None.
+Part: TypeAlias = int | slice | npt.NDArray[Any] | EllipsisType | None
+
+WHOLE = slice(None)
+
+
+def parts_of(index: Any, ndim: int) -> list[Part]:
+    """The parts of an index of an array, `...` and what is left out replaced by `:`.
+
+    A `...` that stands for no axis stays where it is: to NumPy it separates the arrays on its sides.
+
+    Raises IndexError for more parts than axes, for two `...` and for what indexes no array.
+    """
+    given: list[Any] = [
+        part if part is Ellipsis else _part(part) for part in (index if isinstance(index, tuple) else (index,))
+    ]
+    dots = [at for at, part in enumerate(given) if part is Ellipsis]
+    if len(dots) > 1:
+        raise IndexError("an index can have one ellipsis ('...')")
+    missing = ndim - sum(map(axes_of, given))
+    if missing < 0:
+        raise IndexError(f"too many indices: the array has {ndim} axes, {ndim - missing} were indexed")
+    at = dots[0] if dots else len(given)
+    return [*given[:at], *([WHOLE] * missing or given[at : at + 1]), *given[at + 1 :]]
+
+
+def axes_of(part: Any) -> int:
+    """How many axes of the array a part stands for."""
+    if part is None or part is Ellipsis:
+        return 0
+    return part.ndim if isinstance(part, np.ndarray) and part.dtype == np.bool_ else 1
+
+
+def in_range(index: int, axis: int, size: int) -> int:
+    """An integer index, counted from the front. Raises IndexError if there is no such element."""
+    if not -size <= index < size:
+        raise IndexError(f"index {index} is out of bounds for axis {axis} with size {size}")
+    return index % size
+
+
+def integers(last: Part, shape: tuple[int, ...]) -> tuple[npt.NDArray[np.intp], ...]:
+    """An array that indexes the last axis as one of integers from the front. An array of booleans indexes as many axes
+    as it has: one of integers for each. Raises IndexError for what lies outside."""
+    assert isinstance(last, np.ndarray)
+    size = shape[-1]
+    if last.dtype != np.bool_:
+        if last.size:
+            in_range(int(last.min()), len(shape) - 1, size)
+            in_range(int(last.max()), len(shape) - 1, size)
+        return (last.astype(np.intp) % max(size, 1),)
+    if last.shape != shape[len(shape) - last.ndim :]:
+        raise IndexError(f"boolean index of shape {last.shape} for axes of shape {shape[len(shape) - last.ndim :]}")
+    return last.nonzero()
+
+
+def _part(part: Any) -> Part:
+    if part is None or isinstance(part, slice):
+        return part
+    if not isinstance(part, (bool, np.bool_)):
+        try:
+            return operator.index(part)
+        except TypeError:
+            pass
+    array = np.asarray(part)
+    if array.size == 0 and not isinstance(part, np.ndarray):
+        array = array.astype(np.intp)
+    if array.dtype.kind not in "biu":
+        raise IndexError(
+            f"expected integers, slices, '...', None and arrays of integers or booleans as indices, got {array.dtype}"
+        )
+    return array
