@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, locks, and what writers that were killed left behind."""
+"""Files that are written completely or not at all, locks, and removal of the temporary files of killed writers."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ if sys.platform != "win32":
 class AtomicFile:
     """Written under a temporary name in the same folder until the `with` block ends without an exception.
 
-    Has of a Python file what `zipfile` needs. Raises FileError if the system refuses.
+    Has the methods of a Python file that `zipfile` needs. Raises FileError if the system refuses.
     """
 
     def __init__(self, path: AnyPath) -> None:
         self._core = _core.AtomicWriter(target(path))
 
     def write(self, data: Any) -> int:
-        """Appends the bytes of a contiguous buffer; returns how many."""
+        """Appends the bytes of a contiguous buffer; returns their number."""
         return self._core.write(data)
 
     def flush(self) -> None:
-        """Nothing is held back."""
+        """Does nothing: writes are not buffered."""
 
     def __enter__(self) -> AtomicFile:
         return self
@@ -46,7 +46,7 @@ class AtomicFile:
 
 
 def lock(descriptor: int) -> bool | None:
-    """Locks an open file until it is closed: whether that worked, None where there are no locks."""
+    """Locks an open file until it is closed. Returns whether that succeeded; None if there are no locks."""
     if sys.platform == "win32":
         return None
     try:
@@ -54,14 +54,14 @@ def lock(descriptor: int) -> bool | None:
     except BlockingIOError:
         return False
     except OSError:
-        return None  # a file system without
+        return None  # a file system without locks
     return True
 
 
 def locked(path: str | os.PathLike[str]) -> int | None:
     """A descriptor that keeps a file or folder locked until it is closed or the process ends.
 
-    None if another holds the lock, or where there are none. A link is not followed.
+    None if another process holds the lock, or if there are no locks. Links are not followed.
     """
     if sys.platform == "win32":
         return None
@@ -76,7 +76,7 @@ def locked(path: str | os.PathLike[str]) -> int | None:
 
 
 def sync_folder(path: str) -> None:
-    """Waits until the disk has the names of the folder that `path` lies in."""
+    """Waits until the file names in the folder of `path` are on the disk."""
     with suppress(OSError):  # some systems cannot
         folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY)
         try:
@@ -86,8 +86,8 @@ def sync_folder(path: str) -> None:
 
 
 def remove_stale(path: str) -> None:
-    """Removes temporary files of writers that were killed: of this file, and of split models of its name, whatever the
-    number of their files. A living writer's are locked."""
+    """Removes temporary files of killed writers: of this file, and of split models of its name with any number of
+    files. The files of live writers are locked."""
     folder, name = os.path.split(path)
     stem = re.escape(re.sub(r"(-\d{5}-of-\d{5})?\.gguf$", "", name))
     temporary = re.compile(rf"\.{stem}(-\d{{5}}-of-\d{{5}})?(\.gguf)?\.[\d-]+\.tmp", re.ASCII)

@@ -1,4 +1,4 @@
-"""The float types of weights, by the name that they have as formats, in GGUF and in safetensors files."""
+"""The float types of weights, with their names as formats, in GGUF and in safetensors files."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-#: F32 first: it holds the values of the others.
+#: F32 is first: it can represent the values of the others.
 FLOATS: dict[str, np.dtype[Any]] = {
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),

@@ -1,16 +1,18 @@
-"""Files that are one model only together: how a set of them is replaced, so that two sets never open as one.
+"""Files that form one model: a set is replaced so that files of two sets never open as one model.
 
-Files of a split model say how many there are and which one each is, and the reference writes nothing else into the
-later ones, so files of two conversions with equal numbers would open as one model. An identification of the set would
-change files that have to equal the reference's. Instead the order of steps keeps sets apart:
+Files of a split model have their number and index, and the reference writes nothing else into the later ones. So files
+of two conversions with equal numbers would open as one model. An identification of the set would make files differ from
+the reference's. Instead, the order of steps keeps sets apart:
 
 1. All new files are complete and on the disk, under temporary names.
-2. The old files get temporary names, the first of them first. From here on the set is incomplete, and readers say so.
-3. The new files get their names, the first last: now the set is whole again. The old files are removed.
 
-An error or Ctrl-C on the way puts the old files back. A process killed on the way leaves a set without its first file;
-the rest under temporary names is removed when that name is written again. Two writers of one set take turns in steps 2
-and 3. `gguf.open` sees that a set changed while it opened the files: the first file is another one then.
+2. The old files get temporary names, the first file first. From here on the set is incomplete, and readers report it.
+
+3. The new files get their names, the first file last. Now the set is complete. The old files are removed.
+
+An error or Ctrl-C meanwhile restores the old files. A killed process leaves a set without its first file; the remaining
+temporary files are removed when that name is written again. Two writers of one set run steps 2 and 3 one after another.
+`gguf.open` detects that a set changed while it opened the files: the first file is then another one.
 """
 
 from __future__ import annotations
@@ -26,14 +28,14 @@ from lowbit.base.atomic import lock, locked, sync_folder
 from lowbit.base.errors import FileError
 from lowbit.base.paths import Identity, identity
 
-#: Renaming takes milliseconds: whoever is not done after so many seconds never will be.
+#: Renaming takes milliseconds: a process that is not done after this many seconds is stuck.
 PATIENCE = 60.0
 _PAUSE = 0.01
 
 
 @contextmanager
 def replacing_set(paths: Sequence[str], temporary: Sequence[str]) -> Iterator[None]:
-    """Around what renames the complete files `temporary` to `paths`, the first last. Raises FileError."""
+    """Wraps the renaming of the complete files `temporary` to `paths`, the first last. Raises FileError."""
     targets = [os.path.realpath(path) for path in paths]
     for path in temporary:
         _sync(path)
@@ -68,7 +70,7 @@ def replacing_set(paths: Sequence[str], temporary: Sequence[str]) -> Iterator[No
 
 
 def _set_aside(target: str, old: dict[str, str], held: list[int]) -> None:
-    """Gives a file the name of a temporary one, locked so that no other writer takes it for a rest."""
+    """Gives a file a temporary name, locked so that no other writer removes it as stale."""
     if (descriptor := locked(target)) is not None:
         held.append(descriptor)
     aside = _temporary(target, f"{os.getpid()}-0-{threading.get_ident()}")
@@ -78,7 +80,7 @@ def _set_aside(target: str, old: dict[str, str], held: list[int]) -> None:
 
 
 def _temporary(target: str, number: str) -> str:
-    """A name as `atomic.remove_stale` knows it."""
+    """A name that `atomic.remove_stale` recognises."""
     folder, name = os.path.split(target)
     return os.path.join(folder, f".{name}.{number}.tmp")
 
@@ -88,7 +90,7 @@ def _identity(path: str | int) -> Identity:
 
 
 def _sync(path: str) -> None:
-    """Waits for the disk before the steps that should be quick. What it refuses is said where the file is finished."""
+    """Syncs before the steps that must be quick. Errors are reported when the file is finished."""
     with suppress(OSError):
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -99,11 +101,11 @@ def _sync(path: str) -> None:
 
 @contextmanager
 def _turn(target: str) -> Iterator[None]:
-    """One writer of a set at a time, where the system has locks. The locked file is gone when the last is done."""
-    if sys.platform == "win32":  # no locks there, and no open file is removed
+    """One writer of a set at a time, if the system has locks. The locked file is removed by the last writer."""
+    if sys.platform == "win32":  # no locks, and open files cannot be removed
         yield
         return
-    path = _temporary(target, "0-0")  # of no process, so no writer's
+    path = _temporary(target, "0-0")  # no process has this number, so no writer uses the name
     deadline = time.monotonic() + PATIENCE
     while (descriptor := _taken(path, target)) is None:
         if time.monotonic() > deadline:
@@ -118,7 +120,7 @@ def _turn(target: str) -> Iterator[None]:
 
 
 def _taken(path: str, target: str) -> int | None:
-    """A descriptor of the file, made if need be, that nobody else holds; None if somebody does."""
+    """A descriptor of the file, created if needed, that no other process holds; None if one does."""
     flags = os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
         descriptor = os.open(path, flags, 0o666)
@@ -128,5 +130,5 @@ def _taken(path: str, target: str) -> int | None:
     with suppress(FileNotFoundError):
         if is_locked is None or (is_locked and _identity(path) == _identity(descriptor)):
             return descriptor
-    os.close(descriptor)  # another's, or removed by its last holder
+    os.close(descriptor)  # held by another process, or removed by its last holder
     return None

@@ -1,5 +1,5 @@
-"""Files read at offsets into memory of one's own, so that resident memory is what is held, not what was touched; or
-mapped; small ones whole."""
+"""Files read at offsets into private memory, so resident memory is what is held, not what was touched; mapped files;
+and small files read whole."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from lowbit.base.errors import FileError, FormatError
 from lowbit.base.operation import reading
 from lowbit.base.paths import check_regular, checked, identity
 
-#: The most that a text to be read by a model may hold.
+#: The largest text for a model.
 MAX_TEXT_BYTES = 1 << 30
 _PIECE = 1 << 20
 _FLAGS = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
-# A pipe without a writer opens at once with this, so that it can be refused.
+# With this flag a pipe without a writer opens at once, so it can be refused.
 _NONBLOCK = getattr(os, "O_NONBLOCK", 0)
 
 
 def open_file(path: str | os.PathLike[str], *, pipes: bool = False) -> int:
-    """A descriptor of a regular file, or, with `pipes`, of a pipe. Every file that Python reads is opened here.
+    """A descriptor of a regular file or, with `pipes`, of a pipe. Opens every file that Python reads.
 
-    Raises FileError for everything else, InputError if the operation is going to replace the file.
+    Raises FileError for anything else, InputError if the operation will replace the file.
     """
     where = checked(path)
     try:
@@ -46,9 +46,9 @@ def open_file(path: str | os.PathLike[str], *, pipes: bool = False) -> int:
 
 
 def read_bytes(path: str | os.PathLike[str], max_bytes: int, *, pipes: bool = False) -> bytes:
-    """A file's content. Raises FileError, and FormatError if it has more than so many bytes.
+    """A file's content. Raises FileError, and FormatError if it has more bytes than allowed.
 
-    pipes: take what a pipe gives, too, until its writers close it; one without a writer is empty.
+    pipes: also reads pipes until their writers close them; a pipe without a writer is empty.
     """
     descriptor = open_file(path, pipes=pipes)
     try:
@@ -73,23 +73,21 @@ def read_bytes(path: str | os.PathLike[str], max_bytes: int, *, pipes: bool = Fa
 
 
 def read_text(path: str | os.PathLike[str], max_bytes: int = MAX_TEXT_BYTES, *, pipes: bool = False) -> str:
-    """A file's text in UTF-8, whatever its line ends are with those of Unix: templates and lists. Raises as
-    `read_bytes` does."""
+    """A file's UTF-8 text with Unix line ends, for templates and lists. Raises as `read_bytes` does."""
     text = decoded(read_bytes(path, max_bytes, pipes=pipes), str(path))
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def read_model_text(path: str | os.PathLike[str]) -> str:
-    """A text that a model reads, from a file or pipe: as the bytes are (line ends, marks), without one line feed at its
-    end.
+    """A text for a model, from a file or pipe: bytes unchanged (line ends, marks), without one line feed at the end.
 
-    llama.cpp's tools read files so. Raises as `read_bytes` does.
+    llama.cpp's tools read files this way. Raises as `read_bytes` does.
     """
     return decoded(read_bytes(path, MAX_TEXT_BYTES, pipes=True), str(path)).removesuffix("\n")
 
 
 def decoded(data: bytes, where: str) -> str:
-    """Bytes as text, unchanged. Raises FormatError for what is not UTF-8."""
+    """Bytes as text, unchanged. Raises FormatError if they are not UTF-8."""
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -97,7 +95,7 @@ def decoded(data: bytes, where: str) -> str:
 
 
 class FileReader:
-    """A file that several threads read at offsets. Closed when nothing refers to it any more."""
+    """A file that several threads read at offsets. It is closed with its last reference."""
 
     def __init__(self, path: Path) -> None:
         """Raises as `open_file` does."""
@@ -106,15 +104,15 @@ class FileReader:
         weakref.finalize(self, os.close, self._descriptor)
         found = os.fstat(self._descriptor)
         self.size = found.st_size
-        #: Tells whether the file is the one that another opened by this path.
+        #: Identifies the file, to compare it with another one opened by this path.
         self.identity = identity(found)
         self._lock = threading.Lock()
         self._map: _core.MappedFile | None = None
 
     def map(self, offset: int, size: int) -> np.ndarray:
-        """`size` bytes from the offset, read-only, whose pages the system reads and drops as it likes.
+        """`size` bytes from the offset, read-only. The system reads and drops their pages on demand.
 
-        What a file cut short does to them: `lowbit.gguf`.
+        `lowbit.gguf` describes what happens if the file is truncated.
         """
         self._map = self._map or _core.MappedFile.of_descriptor(self._descriptor, os.fsencode(self.path))
         return self._map.bytes(offset, size)

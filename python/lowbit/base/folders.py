@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all."""
+"""Folders that appear completely or not at all."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from lowbit.base.paths import is_dir, status
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A folder under a temporary name beside `path`, which gets that name at the end unless there is an exception."""
+    """A folder under a temporary name in the same parent. It gets the name `path` at the end unless there is an
+    exception."""
     try:
         if status(path) and (not is_dir(path) or any(path.iterdir())):
             raise FileError("there already", path=path, errno=errno.EEXIST, expected="a new or an empty folder")
@@ -29,7 +30,7 @@ def new_folder(path: Path) -> Iterator[Path]:
         raise FileError.of(error, path) from None
     try:
         yield temporary
-        os.chmod(temporary, 0o777 & ~_umask())  # mkdtemp keeps others out
+        os.chmod(temporary, 0o777 & ~_umask())  # mkdtemp gives access to the owner only
         if path.exists():
             path.rmdir()
         temporary.rename(path)
@@ -44,7 +45,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def _remove_stale(path: Path) -> None:
-    """Removes the temporary folders of writers that were killed. A living writer's are locked."""
+    """Removes the temporary folders of killed writers. The folders of live writers are locked."""
     for folder in path.parent.iterdir():
         is_temporary = re.fullmatch(rf"\.{re.escape(path.name)}\.\w{{8}}\.part", folder.name) is not None
         if is_temporary and not folder.is_symlink() and (lock := locked(folder)) is not None:

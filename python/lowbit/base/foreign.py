@@ -1,6 +1,6 @@
-"""What lies in the place of an expected file: git-lfs pointers, pages of a server, archives, other models' formats.
+"""Recognises files that are something else than expected: git-lfs pointers, server pages, archives, other formats.
 
-A reader whose format fails looks here for the cause, so that files that are right cost nothing.
+A reader whose format fails looks here for the cause, so valid files cost nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _AGAIN = "download it again"
 _FLOATS = "lowbit reads safetensors and GGUF"
 
 GGUF_MAGIC, ZIP_MAGIC = b"GGUF", b"PK\x03\x04"
-#: How files begin, and what those are.
+#: How files start, and what they are.
 _MAGICS: tuple[tuple[bytes, str], ...] = (
     (GGUF_MAGIC, "a GGUF file: give it alone, where a GGUF file is expected"),
     (b"lmgg", f"a GGML file of before August 2023: convert the model again; {_FLOATS}"),
@@ -42,16 +42,16 @@ _MAGICS: tuple[tuple[bytes, str], ...] = (
 _POINTER = re.compile(rb"version https?://[^\n]*git-lfs[^\n]*\n(?:[^\n]*\n)*?size (\d{1,20})\r?\n")
 _HTML = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:<!--.*?-->\s*)?<(?:!doctype html|html|head|body)\b", re.I | re.S)
 _XML = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:\?xml|Error>)")
-#: What servers say in JSON in place of a file.
+#: Keys of JSON errors that servers send instead of a file.
 ERROR_KEYS = frozenset({"error", "errors", "message", "detail", "status", "statusCode"})
 _JSON_ERROR = re.compile(rb"\s*\{\s*\"(?:%s)\"\s*:" % "|".join(sorted(ERROR_KEYS)).encode())
 _TAR_AT, _TAR = 257, b"ustar"
 
 
 def what_is(head: bytes, size: int, expected: bytes = b"") -> str | None:
-    """What a file is that begins so and has so many bytes, with what to do; None if nothing is known of it.
+    """Describes a file by its first bytes and its size, with advice; None if it is unknown.
 
-    expected: how a file of the expected kind begins.
+    expected: how a file of the expected kind starts.
     """
     if expected and head.startswith(expected):
         return None
@@ -80,8 +80,8 @@ def what_is(head: bytes, size: int, expected: bytes = b"") -> str | None:
 
 
 def read_own_text(path: Path, max_bytes: int) -> str:
-    """A text of a format that takes anything (templates, merges). Raises FormatError for what is known to be no such
-    text, else as `read_text` does."""
+    """A text in a format that accepts anything (templates, merges). Raises FormatError if it is recognised as something
+    else, else as `read_text` does."""
     text = read_text(path, max_bytes)
     if text and (kind := what_is(text[:_HEAD_BYTES].encode(), len(text))):
         raise FormatError(kind, path=path)
@@ -90,7 +90,7 @@ def read_own_text(path: Path, max_bytes: int) -> str:
 
 @contextmanager
 def named(*paths: str | os.PathLike[str], expected: bytes = b"") -> Iterator[None]:
-    """Where reading some files raises FormatError: says what the first odd one is instead, if that is known."""
+    """If reading these files raises FormatError, adds what the first unexpected file is, if that is known."""
     try:
         yield
     except FormatError:
@@ -103,7 +103,7 @@ def named(*paths: str | os.PathLike[str], expected: bytes = b"") -> Iterator[Non
 
 @contextmanager
 def of_file(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Where the metadata of a file is used: errors about it name the file."""
+    """Errors about the metadata of a file inside this block name the file."""
     try:
         yield
     except (FormatError, UnsupportedError) as error:

@@ -1,4 +1,4 @@
-"""What the C library keeps of freed memory."""
+"""Freed memory that the C library keeps."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import ctypes
 
 
 def trim_heap() -> None:
-    """Gives freed memory back to the system.
+    """Returns freed memory to the system.
 
-    glibc keeps the holes that a large structure of small pieces leaves: of a tokenizer with 262,144 tokens and 514,906
-    merges, 400 MB stay resident once it is gone. Other C libraries have no such call; there, nothing happens.
+    glibc keeps the holes of a large structure with small pieces: after a tokenizer with 262,144 tokens and 514,906
+    merges is freed, 400 MB stay resident. Other C libraries lack this call; then nothing happens.
     """
     with contextlib.suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)

@@ -1,9 +1,9 @@
-"""What an operation reads is never what it replaces.
+"""An operation never replaces a file that it reads.
 
-An operation is one call of a function that reads files and writes others (`convert`, `split_file`), or one command.
-While it runs, whatever opens a file says so with `reading`, and whatever is about to write says so with `replacing`,
-before the first byte and in dry runs too. A file that is both is refused, whichever comes first, also through links.
-Readers call `reading` themselves (`file_reader`, `gguf.open`), so a new kind of input needs nothing to be protected.
+An operation is one call of a function that reads and writes files (`convert`, `split_file`), or one command. During it,
+code that opens a file calls `reading`, and code that will write a file calls `replacing`, before the first byte and in
+dry runs too. A file that is in both is refused, in either order, and through links. The readers (`base/files.py`,
+`gguf.open`) call `reading` themselves, so new kinds of input are protected too.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _current: ContextVar[_Operation | None] = ContextVar("lowbit_operation", default
 
 @contextmanager
 def operation() -> Iterator[None]:
-    """One operation: a `with` block, or a function that this decorates. What it reads, those around it read as well."""
+    """One operation: a `with` block, or a decorated function. Operations around it read what it reads."""
     token = _current.set(_Operation(_current.get()))
     try:
         yield
@@ -38,9 +38,9 @@ def operation() -> Iterator[None]:
 
 
 def reading(path: str | os.PathLike[str], found: os.stat_result | None = None) -> None:
-    """Says that a file is read. found: what the system says of it, if that is known.
+    """Registers a file that is read. found: its status, if known.
 
-    Raises InputError if the operation, or one around it, is going to replace it.
+    Raises InputError if the operation, or one around it, will replace it.
     """
     current = _current.get()
     if current is None or (found := found or status(path)) is None:
@@ -54,9 +54,9 @@ def reading(path: str | os.PathLike[str], found: os.stat_result | None = None) -
 
 
 def replacing(paths: Iterable[str]) -> None:
-    """Says which files are written. Those need not be there.
+    """Registers files that will be written. They need not exist.
 
-    Raises InputError if the operation reads one of them, FileError for what is no regular file.
+    Raises InputError if the operation reads one of them, FileError for anything but a regular file.
     """
     current = _current.get()
     for path in paths:
@@ -72,7 +72,7 @@ def replacing(paths: Iterable[str]) -> None:
 
 
 def _is_still(file: Identity, path: str) -> bool:
-    """Whether a file is there under its name: a system gives the numbers of removed files to others."""
+    """Whether the name still refers to the file: systems reuse the numbers of removed files."""
     found = status(path)
     return found is not None and identity(found) == file
 

@@ -1,4 +1,4 @@
-"""Paths: every one that comes in, to be read or written, passes `checked`; what lies there is told by `status`."""
+"""Paths: `checked` validates every path that is read or written; `status` says what is there."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Identity = tuple[int, int]
 
 
 def checked(path: object) -> str:
-    """The path as text. Raises InputError for what no system can have as a path."""
+    """The path as text. Raises InputError for a path that no system allows."""
     if not isinstance(path, (str, bytes, os.PathLike)):
         raise InputError(expected="a path", found=type(path).__name__)
     try:
@@ -32,10 +32,10 @@ def checked(path: object) -> str:
 
 
 def status(path: str | os.PathLike[str]) -> os.stat_result | None:
-    """What the system says of a file or folder, links followed; None if there is none.
+    """The status of a file or folder, links followed; None if it does not exist.
 
-    Raises FileError if the system refuses: a name that is too long, links that lead in a circle, no permission.
-    `Path.is_file` lets some of these errors through and takes others for "no".
+    Raises FileError if the system refuses: a name that is too long, circular links, no permission. `Path.is_file`
+    raises some of these errors and returns False for others.
     """
     try:
         return os.stat(path)
@@ -43,36 +43,36 @@ def status(path: str | os.PathLike[str]) -> os.stat_result | None:
         return None
     except OSError as error:
         raise FileError.of(error, path) from None
-    except ValueError as error:  # of a name that a file gave: NUL, or text that cannot be encoded
+    except ValueError as error:  # a name from a file: NUL, or text that cannot be encoded
         raise FileError(str(error), path=path) from None
 
 
 def identity(found: os.stat_result) -> Identity:
-    """Device and number, by which links to one file are the same."""
+    """Device and number, which are equal for links to one file."""
     return found.st_dev, found.st_ino
 
 
 def target(path: object) -> bytes:
-    """A path to write to, as C++ takes it. Raises as `checked` and `status` do."""
+    """A path to write to, in C++'s form. Raises as `checked` and `status` do."""
     text = checked(path)
     status(text)
     return os.fsencode(text)
 
 
 def is_file(path: str | os.PathLike[str]) -> bool:
-    """Whether a regular file is there. Raises FileError as `status` does."""
+    """Whether a regular file exists. Raises FileError as `status` does."""
     found = status(path)
     return found is not None and stat.S_ISREG(found.st_mode)
 
 
 def is_dir(path: str | os.PathLike[str]) -> bool:
-    """Whether a folder is there. Raises FileError as `status` does."""
+    """Whether a folder exists. Raises FileError as `status` does."""
     found = status(path)
     return found is not None and stat.S_ISDIR(found.st_mode)
 
 
 def check_regular(path: str | os.PathLike[str], found: os.stat_result, text: str = "") -> None:
-    """Raises FileError for what is no regular file: reading a pipe can wait, and a device can give, for ever."""
+    """Raises FileError unless the file is regular: reading a pipe or a device may never end."""
     if not stat.S_ISREG(found.st_mode):
         is_folder = stat.S_ISDIR(found.st_mode)
         raise FileError(

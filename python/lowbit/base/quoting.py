@@ -1,8 +1,8 @@
-"""Text of others in messages: names in files, arguments, errors of other packages.
+"""Foreign text in messages: names in files, arguments, errors of other packages.
 
-A message is one line of bounded length that a terminal can print, whatever it is made of. What is not printable
-(control characters, terminal escapes, line breaks, marks that turn the direction of text, lone surrogates) is escaped
-as in Python's strings; what is long is cut.
+A message is one line of bounded length that a terminal can print safely. Unprintable characters (control characters,
+terminal escapes, line breaks, text direction marks, lone surrogates) are escaped as in Python's strings. Long text is
+cut.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import re
 from collections.abc import Iterable
 from itertools import islice
 
-#: The most bytes in UTF-8 of a name or value in a message, and of a message.
+#: The most UTF-8 bytes of a name or value in a message, and of a message.
 MOST_SHOWN, MOST_MESSAGE = 100, 500
 
 _CUT = "..."
 
 
 def printable(text: str) -> str:
-    """The text with what is not printable escaped: it must not drive a terminal."""
+    """The text with unprintable characters escaped, so that it cannot control a terminal."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else _escaped(c) for c in text)
@@ -31,8 +31,8 @@ def _escaped(character: str) -> str:
 
 
 def one_line(text: str, most: int = MOST_MESSAGE) -> str:
-    """A message of at most so many bytes. What is too much is left out in the middle: the end says what to do."""
-    if len(text) > 2 * most:  # a character has a byte at least
+    """A message of limited bytes. The middle is cut: the end says what to do."""
+    if len(text) > 2 * most:  # a character has at least one byte
         text = text[:most] + text[-most:]
     whole = printable(text).encode()
     if len(whole) <= most:
@@ -43,7 +43,7 @@ def one_line(text: str, most: int = MOST_MESSAGE) -> str:
 
 
 def shown(value: object, most: int = MOST_SHOWN) -> str:
-    """A name or value as it is if it is printable and has at most so many bytes, else escaped and cut."""
+    """A name or value: unchanged if it is printable and short enough, else escaped and cut."""
     whole = printable(_text(value)[: most + 1]).encode()
     if len(whole) <= most:
         return whole.decode()
@@ -51,18 +51,18 @@ def shown(value: object, most: int = MOST_SHOWN) -> str:
 
 
 def quoted(value: object, most: int = MOST_SHOWN) -> str:
-    """The same between quotation marks, for what may be empty or have blanks."""
+    """The same in quotation marks, for text that may be empty or have spaces."""
     return f"'{shown(value, most)}'"
 
 
 def reason(error: BaseException, most: int = 200) -> str:
-    """What an exception of another package says, its lines in one; else its class."""
+    """The message of another package's exception, in one line; if it is empty, the class."""
     text = re.sub(r"\s+", " ", _text(error)[: 4 * most]).strip()
     return shown(text, most) or type(error).__name__
 
 
 def listed(names: Iterable[object], most: int = 3) -> str:
-    """The first names, and how many more there are."""
+    """The first names, and the number of the others."""
     names = list(names)
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(shown(name) for name in islice(names, most)) + more
@@ -71,5 +71,5 @@ def listed(names: Iterable[object], most: int = 3) -> str:
 def _text(value: object) -> str:
     try:
         return str(value)
-    except (ValueError, RecursionError):  # an integer of thousands of digits; lists in lists
+    except (ValueError, RecursionError):  # an integer of thousands of digits; nested lists
         return f"an int of {value.bit_length()} bits" if isinstance(value, int) else f"a nested {type(value).__name__}"

@@ -1,4 +1,4 @@
-"""Which instruction set the kernels use: `targets()`, `current()`, `force(name)`."""
+"""The instruction set of the kernels: `targets()`, `current()`, `force(name)`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lowbit.base import arguments
 
 
 def targets() -> list[str]:
-    """The targets compiled in that this CPU has, best first, for example ["AVX3_ZEN4", "AVX3_DL", "AVX2", "SSE2"]."""
+    """The compiled targets that this CPU supports, best first, for example ["AVX3_ZEN4", "AVX3_DL", "AVX2", "SSE2"]."""
     return _core.simd_targets()
 
 
@@ -20,7 +20,7 @@ def current() -> str:
 
 
 class _Forced:
-    """What `force` returns: leaving its `with` block goes back to the target before."""
+    """The result of `force`. Leaving its `with` block restores the previous target."""
 
     def __init__(self, before: str) -> None:
         self._before = before
@@ -35,10 +35,10 @@ class _Forced:
 
 
 def force(name: str | None) -> _Forced:
-    """Uses the target `name` from now on in all threads; None goes back to LOWBIT_SIMD or else to the best.
+    """Uses the target `name` from now on in all threads. None restores LOWBIT_SIMD, or the best target.
 
-    Also a context manager: `with lowbit.simd.force("AVX2"): ...`. Not to be called while another thread computes.
-    Raises InputError, with the names there are, for a target this CPU lacks.
+    Also a context manager: `with lowbit.simd.force("AVX2"): ...`. Do not call it while another thread computes. If the
+    CPU lacks the target, it raises InputError with the available names.
     """
     before = current()
     _core.simd_force(os.environ.get("LOWBIT_SIMD", "") if name is None else arguments.text("name", name))

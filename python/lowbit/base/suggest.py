@@ -1,4 +1,4 @@
-"""What was probably meant by a name that does not exist."""
+"""Suggestions for unknown names."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Iterable
 
 from lowbit.base.quoting import shown
 
-#: Of a longer name nothing is near, and looking would take long.
+#: Longer names get no suggestions, because the search would be slow.
 _MOST_NAME = 200
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`, did you mean A or B?` for a name like A and B in any case, else nothing."""
+    """`, did you mean A or B?` if known names (in any case) are similar, else an empty text."""
     import difflib
 
     names = {candidate.upper(): candidate for candidate in known}

@@ -1,4 +1,4 @@
-"""How many threads a call uses."""
+"""The number of threads of a call."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import os
 from lowbit import _core
 from lowbit.base import arguments
 
-#: The most that a call may use (src/bindings/formats.cc).
+#: The largest number (src/bindings/formats.cc).
 MOST_THREADS = 1024
 
 
 def num_threads(threads: int | None = None) -> int:
-    """Returns `threads` if given, else the environment's LOWBIT_THREADS, else the processors this process may use.
+    """Returns `threads` if given, else the environment's LOWBIT_THREADS, else the processors that this process may use.
 
-    Raises InputError for what is no number from 1 to MOST_THREADS.
+    Raises InputError unless it is a number from 1 to MOST_THREADS.
     """
     if threads is None:
         text = os.environ.get("LOWBIT_THREADS", "")

@@ -1,10 +1,9 @@
-"""GGUF files: `open` for reading, `write` and `Writer` for writing, `edit` for changing metadata,
-`diff` for comparing.
+"""GGUF files: `open` for reading, `write` and `Writer` for writing, `edit` for changing metadata, `diff` for comparing.
 
-Reading maps the file: opening costs time and memory for the metadata alone, and tensors are read-only views of the
-map, which lives as long as any of them. Replacing a file by rename, as `Writer` does, is safe, and so is `edit`. What
-cuts a file short while it is open (`cp` onto it, `wget -O`) takes bytes away from its map: opening it and lowbit's own
-calls then raise FileError, and NumPy's reading of a view ends the process (SIGBUS).
+Reading maps the file. Opening takes time and memory for the metadata only; tensors are read-only views of the map,
+which lives as long as any of them. Replacing a file by rename is safe (`Writer` does so), and so is `edit`. If another
+program truncates an open file (`cp` onto it, `wget -O`), opening it and lowbit's own calls raise FileError, but NumPy's
+reads of a view end the process (SIGBUS).
 """
 
 from lowbit.gguf.comparing import GgufDiff, KeyDiff, TensorDiff, diff

@@ -1,4 +1,4 @@
-"""What differs between two GGUF files: keys, tensors, and how far apart the weights are."""
+"""Differences between two GGUF files: keys, tensors, and the distance of the weights."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from lowbit.base.threads import num_threads
 from lowbit.gguf.reading import DTYPES, File, Path, TensorInfo
 from lowbit.gguf.values import type_name
 
-#: Weights that are compared at a time, in rows of which threads take some each. Every block size divides a row.
+#: Weights per comparison step, in rows that are divided among threads. Every block size divides a row.
 _CHUNK_WEIGHTS, _ROW_WEIGHTS = 1 << 20, 4096
 _CHUNKS_AHEAD = 2
 
 
 @dataclass(frozen=True)
 class KeyDiff:
-    """A key whose values differ: with their types (`File.typed`), None where the file has no such key."""
+    """A key whose values differ. Values have their types (`File.typed`); None: the file has no such key."""
 
     key: str
     a: Any
@@ -44,11 +44,11 @@ class KeyDiff:
 
 @dataclass(frozen=True)
 class TensorDiff:
-    """A tensor that differs; None where the file has no such tensor.
+    """A tensor that differs; None: the file has no such tensor.
 
-    blocks, num_blocks: how many blocks differ (single values of plain formats), of how many, in equal formats.
-    relative: root of the mean of (a - b)^2 over that of a^2; max: the largest |a - b|; both where shapes are equal and
-    lowbit decodes both formats.
+    blocks, num_blocks: for equal formats, how many blocks differ (in plain formats, single values), and their total
+    number. relative: root of the mean of (a - b)^2 over that of a^2. max: the largest |a - b|. Both need equal shapes
+    and formats that lowbit decodes.
     """
 
     name: str
@@ -71,9 +71,9 @@ class TensorDiff:
 
 @dataclass(frozen=True)
 class GgufDiff:
-    """All differences. key_order, tensor_order: whether what both files have comes in another order.
+    """All differences. key_order, tensor_order: whether common keys or tensors are in another order.
 
-    num_keys, num_tensors: how many were looked at, in both files together.
+    num_keys, num_tensors: how many were compared, in both files together.
     """
 
     keys: list[KeyDiff]
@@ -101,8 +101,8 @@ def diff(
 ) -> GgufDiff:
     """Compares two GGUF files, or split models, key by key and tensor by tensor.
 
-    keys, tensors: what to look at. ignore: patterns of keys to leave out ("lowbit.*", "general.name"). Weights are read
-    a few MB at a time, whatever the files' size. Raises FileError, FormatError and UnsupportedError as `open` does.
+    keys, tensors: what to compare. ignore: patterns of keys to ignore ("lowbit.*", "general.name"). Weights are read a
+    few MB at a time, for files of any size. Raises FileError, FormatError and UnsupportedError as `open` does.
     """
     patterns = [ignore] if isinstance(ignore, str) else arguments.items("ignore", ignore)
     patterns = [arguments.text("ignore", pattern) for pattern in patterns]
@@ -141,7 +141,7 @@ def _compare_keys(a: File, b: File, of_a: Sequence[str], of_b: Sequence[str]) ->
 
 
 def _same(a: Any, b: Any) -> bool:
-    """Whether two typed values are the same bytes in a file, NaN included."""
+    """Whether two typed values have the same bytes in a file, NaN included."""
     if isinstance(a, (np.generic, np.ndarray)) and isinstance(b, (np.generic, np.ndarray)):
         return bool(type_name(a) == type_name(b) and a.tobytes() == b.tobytes())
     return type(a) is type(b) and bool(a == b)
@@ -175,7 +175,7 @@ class _Comparison:
         return found
 
     def _compare(self, name: str, a: TensorInfo, b: TensorInfo, pool: ThreadPoolExecutor) -> TensorDiff | None:
-        """None for tensors that are the same."""
+        """Returns None for equal tensors."""
         formats = a.format, b.format
         counts: tuple[int | None, int | None] = (None, None)
         if a.format == b.format:
@@ -188,7 +188,7 @@ class _Comparison:
             if blocks == 0:
                 return None
             counts = blocks, math.prod(a.shape) // block_size
-            self.total += self._num_bytes(name)  # once more, for the errors
+            self.total += self._num_bytes(name)  # again, to compute the errors
         if not self.decodable.issuperset(formats):
             return TensorDiff(name, a, b, *counts)
         sums = np.zeros(3)  # squared errors, squared weights, the largest error
@@ -216,7 +216,7 @@ class _Comparison:
     def _chunks(
         self, name: str, formats: tuple[str, str], pool: ThreadPoolExecutor
     ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """A number of weights and both files' bytes of them; some chunks are read ahead."""
+        """A number of weights, and their bytes in both files; some chunks are read ahead."""
         weights = math.prod(self.files[0].infos[name].shape)
         places = [file.place(name) for file in self.files]
         blocks = [_core.tensor_block(format) for format in formats]

@@ -1,8 +1,8 @@
 """Changing the metadata of GGUF files.
 
-A file's header (metadata, then the tensors' infos) stands before its data. `lowbit.padding`, the last key, holds blanks
-that nobody reads: it shrinks and grows so that infos and data stay where they are, and only the header's changed bytes
-are written. What does not fit is written as a copy that replaces the file. `rewriting.py` does the writing.
+A file's header (metadata, then the tensors' infos) precedes its data. The last key, `lowbit.padding`, is a string of
+spaces that no reader uses. It shrinks and grows, so infos and data do not move, and only the changed bytes of the
+header are written. If the new header does not fit, a copy replaces the file. `rewriting.py` does the writing.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from lowbit.gguf.reading import SPLIT_KEYS, Path
 from lowbit.gguf.rewriting import copy, difference, locked, recover, system_errors, write_at, write_in_place
 from lowbit.gguf.values import checked_name, encoded, kind_name, typed
 
-#: A string of blanks: readers that print or check it find text, and it costs them one length, where an array costs some
-#: of them a step for each byte.
+#: A string of spaces: readers that print or check it find text. It costs readers one length; an array would cost some
+#: of them a step per byte.
 PADDING_KEY = "lowbit.padding"
-#: Bytes reserved by default. Chat templates have 1 to 12 KB: a new one fits where there was none. The vocabulary beside
-#: it has hundreds of KB to MB.
+#: Bytes reserved by default. Chat templates have 1 to 12 KB, so a new one fits. The vocabulary in the same file has
+#: hundreds of KB to MB.
 RESERVED_BYTES = 16384
-#: The most that may be reserved: the header is made in memory, a few times over.
+#: The largest reserve: the header is built in memory, in a few copies.
 MAX_RESERVED_BYTES = 1 << 26
 
 _TOKENS_KEY = "tokenizer.ggml.tokens"
@@ -43,7 +43,7 @@ _TOKENS_KEY = "tokenizer.ggml.tokens"
 
 @dataclass(frozen=True)
 class Change:
-    """A key before and after: values with their types in the file (`File.typed`), None where there is none."""
+    """A key before and after: values with their types in the file (`File.typed`); None: no such key."""
 
     key: str
     before: Any
@@ -52,11 +52,11 @@ class Change:
 
 @dataclass(frozen=True)
 class Edit:
-    """What an edit changed, or would change.
+    """The changes of an edit, made or planned.
 
-    in_place: whether the tensors' data stayed where it was. bytes_written: of the header, or of the whole copy; 0 if
-    the file says all of it already. padding: bytes that are reserved now. warnings: what is probably wrong with values.
-    recovered: whether an edit that was interrupted was taken back.
+    in_place: whether the tensors' data did not move. bytes_written: of the header, or of the whole copy; 0 if the file
+    already has all values. padding: bytes that are reserved now. warnings: values that are probably wrong. recovered:
+    whether an interrupted edit was rolled back.
     """
 
     path: str
@@ -69,7 +69,7 @@ class Edit:
 
 
 def padding(num_bytes: int = RESERVED_BYTES) -> dict[str, str]:
-    """Metadata that reserves `num_bytes` for later edits, to be written after all other keys."""
+    """Metadata that reserves `num_bytes` for later edits. Write it after all other keys."""
     return {PADDING_KEY: " " * num_bytes}
 
 
@@ -86,20 +86,20 @@ def edit(
 ) -> Edit:
     """Sets and unsets keys of a GGUF file, all or none of them.
 
-    In place where the new header fits, which takes milliseconds whatever the file's size: tensors do not move, and who
-    has the file open keeps seeing what it said. Else by a copy with `reserve` bytes of padding that replaces the file,
-    or InputError without `may_copy`. With dry_run nothing is written.
+    If the new header fits, the edit is made in place. It takes milliseconds for files of any size: tensors do not move,
+    and programs that have the file open keep the old values. Otherwise a copy with `reserve` bytes of padding replaces
+    the file, or InputError is raised without `may_copy`. With dry_run nothing is written.
 
-    set: key -> value as for Writer. A key that is there keeps its place and type; a NumPy scalar or array chooses
-    another width. Others go to the end; lists of bool, int and float become arrays of bool, int32 and float32. For the
-    id of a special token (tokenizer.ggml.eos_token_id), a str is the token's text in tokenizer.ggml.tokens. A symbolic
-    link is followed; hard links see an edit in place, and keep the old file after a copy. Of a split model,
-    the first file has the keys. An edit that was interrupted is taken back first, also if nothing is to be set. check:
-    called with each key that is set and its new value; returns sentences for `warnings`.
+    set: key -> value as for Writer. An existing key keeps its place and type; a NumPy scalar or array selects another
+    width. New keys go to the end; lists of bool, int and float become arrays of bool, int32 and float32. For the id of
+    a special token (tokenizer.ggml.eos_token_id), a str is the token's text in tokenizer.ggml.tokens. A symbolic link
+    is followed. Hard links share an edit in place, and keep the old file after a copy. In a split model, the first file
+    has the keys. An interrupted edit is rolled back first, even if nothing is to be set. check: called with each new
+    key and value; returns sentences for `warnings`.
 
-    Raises InputError for a key to unset that is not there, another kind of value, a token that is not there, keys that
-    the file's layout follows from (general.alignment, split.*) or that no reader can do without; FileError if the
-    system refuses or somebody else is editing the file.
+    Raises InputError for a missing key to unset, another kind of value, an unknown token, keys that determine the
+    file's layout (general.alignment, split.*) and keys that every reader needs; FileError if the system refuses or
+    another edit is running.
     """
     set = {} if set is None else arguments.mapping("set", set)
     unset, dry_run = arguments.items("unset", unset), arguments.flag("dry_run", dry_run)
@@ -129,9 +129,9 @@ def edit(
 
 
 def edit_unfinished(path: Path, set: Mapping[str, Any]) -> None:
-    """Sets keys of a file that nobody else knows yet (`Writer.temporary_path`), within its padding.
+    """Sets keys of a file that no other program knows yet (`Writer.temporary_path`), within its padding.
 
-    There is no lock and no way back: a crash leaves a temporary file, which is removed anyway. Raises InputError if the
+    There is no lock and no rollback: a crash leaves a temporary file, which is removed anyway. Raises InputError if the
     padding is too small, and as `edit` does.
     """
     target = checked(path)
@@ -151,7 +151,7 @@ class _NewHeader(NamedTuple):
 
 
 class _Header:
-    """The bytes of one file before its tensors' data, taken apart."""
+    """The parsed bytes of a file before its tensors' data."""
 
     def __init__(self, path: str) -> None:
         with named(path, expected=GGUF_MAGIC):
@@ -181,7 +181,7 @@ class _Header:
         return value[()] if isinstance(value, np.ndarray) and not value.ndim else value
 
     def changes(self, set: Mapping[str, Any], unset: Iterable[str]) -> list[Change]:
-        """What is asked for, checked; values get their types."""
+        """The requested changes, checked; values get their types."""
         for key in unset:
             _check_key(key)
         gone = list(dict.fromkeys(unset))
@@ -204,7 +204,7 @@ class _Header:
         return changes
 
     def warnings(self, changes: Iterable[Change], check: Callable[[str, Any], Iterable[str]] | None) -> list[str]:
-        """What is odd about new values."""
+        """Warnings about new values."""
         changes = [change for change in changes if change.after is not None]
         words = self._words({change.key: change.after for change in changes})
         found: list[str] = []
@@ -215,7 +215,7 @@ class _Header:
         return found
 
     def _words(self, set: Mapping[str, Any]) -> list[str]:
-        """The tokens that the file is to have, [] for none."""
+        """The tokens of the changed file, or []."""
         words = set.get(_TOKENS_KEY, self._value(_TOKENS_KEY))
         return list(words) if isinstance(words, (list, tuple)) else []
 
@@ -234,7 +234,7 @@ class _Header:
         raise InputError(f"key {shown(key)}: no token {quoted(text)} in {_TOKENS_KEY}{near}", path=self.path, key=key)
 
     def changed(self, changes: Iterable[Change]) -> list[bytes]:
-        """The entries that the file is to have, but padding."""
+        """The entries of the changed file except padding."""
         entries = {key: entry for key, entry in self._entries.items() if key != PADDING_KEY}
         for change in changes:
             if change.after is None:
@@ -244,9 +244,9 @@ class _Header:
         return list(entries.values())
 
     def fitted(self, entries: list[bytes]) -> _NewHeader | None:
-        """The header with these entries and the data where it is now, or None if that cannot be.
+        """The header with these entries and the data at its current place, or None if that is impossible.
 
-        The infos stay in place, too, if padding can see to that. A file without padding gets some only to fill a gap:
+        The infos keep their place too, if padding can ensure that. A file without padding gets some only to fill a gap:
         readers look for the data at the next multiple of the alignment.
         """
         spare = self.data_begin - len(self._joined(entries))
@@ -260,12 +260,12 @@ class _Header:
         return None
 
     def copied(self, entries: list[bytes], padding: int) -> _NewHeader:
-        """The header with these entries and so much padding, as long as it needs to be."""
+        """The header with these entries and this much padding, of any length."""
         header = self._padded(entries, padding) if padding else self._joined(entries)
         return _NewHeader(header.ljust(math.ceil(len(header) / self._alignment) * self._alignment, b"\0"), padding)
 
     def too_small(self, entries: list[bytes]) -> InputError:
-        """What to raise if these entries do not fit."""
+        """The error for entries that do not fit."""
         size = len(self._joined(entries))
         return InputError(f"the new header has {size} bytes and does not fit into {self.data_begin}", path=self.path)
 
@@ -282,7 +282,7 @@ def is_token_key(key: str) -> bool:
 
 
 def _is_near(text: str, word: str) -> bool:
-    """Whether a token may be meant; to compare all would take seconds."""
+    """Whether a token is similar to the text; comparing all exactly would take seconds."""
     return word[:1] == text[:1] or text in word
 
 

@@ -1,4 +1,4 @@
-"""Reading GGUF files: they are mapped, tensors are views of the map."""
+"""Reading GGUF files: they are memory-mapped, tensors are views of the map."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "I32": np.dtype(np.int32),
     "I64": np.dtype(np.int64),
 }
-#: Keys that tell the files of a split model apart; a whole one has none.
+#: Keys that identify the files of a split model; a model in one file has none.
 SPLIT_KEYS = ("split.no", "split.count", "split.tensors.count")
 
 
 class TensorInfo(NamedTuple):
-    """What a file says of a tensor: name, shape in NumPy's order, and format ("Q4_K", "F32", "I32", ...)."""
+    """A tensor's description in a file: name, shape in NumPy's order, and format ("Q4_K", "F32", "I32", ...)."""
 
     name: str
     shape: tuple[int, ...]
@@ -44,7 +44,7 @@ class TensorInfo(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a tensor's data lies: `num_bytes` from `offset` on in the file `File.paths[path]`."""
+    """The place of a tensor's data: `num_bytes` from `offset` on in the file `File.paths[path]`."""
 
     num_bytes: int
     path: int
@@ -52,7 +52,7 @@ class Place(NamedTuple):
 
 
 def _identity(path: str) -> Identity | None:
-    """Which file has this name."""
+    """Identifies the file that has this name now."""
     found = status(path)
     return found and identity(found)
 
@@ -110,7 +110,7 @@ class File:
     def typed(self, key: str) -> Any:
         """The value with its type in the file: NumPy scalar or read-only array, str, or list of str.
 
-        Writing it again gives the same bytes. Raises KeyError if there is no such key.
+        Writing it again gives the same bytes. Raises KeyError for an unknown key.
         """
         if key not in self._typed:
             value = self._opened().value(self._keys[key])
@@ -121,24 +121,24 @@ class File:
         return self._typed[key]
 
     def check_in_place(self) -> None:
-        """Raises FileError if what `paths` name is no longer what was opened.
+        """Raises FileError if the files in `paths` are no longer those that were opened.
 
-        Of a split model the first file tells: it goes before the others are replaced, and the new one comes after them
-        (`file_sets.replacing_set`), so while it stays, all files are of one model.
+        For a split model the first file is checked. A writer removes it before the others and writes it last
+        (`file_sets.replacing_set`), so if it is unchanged, all files belong to one model.
         """
         if _identity(self.paths[0]) != self._identities[self.paths[0]]:
             raise FileError("it was replaced while it was being opened: open it again", path=self.paths[0])
 
     def num_bytes(self, name: str) -> int:
-        """Bytes of a tensor's data. Raises KeyError if there is no such tensor."""
+        """Bytes of a tensor's data. Raises KeyError for an unknown tensor."""
         return self._places[self._indices[name]].num_bytes
 
     def place(self, name: str) -> Place:
-        """Where a tensor's data lies. Raises KeyError if there is no such tensor."""
+        """The place of a tensor's data. Raises KeyError for an unknown tensor."""
         return self._places[self._indices[name]]
 
     def close(self) -> None:
-        """Lets go of the map, which stays as long as views of it do."""
+        """Releases the map, which lives on as long as views of it do."""
         self._core = None
 
     def _opened(self) -> _core.GgufFile:
@@ -172,7 +172,7 @@ class File:
 
 
 def _files(path: str) -> list[str]:
-    """The file, and all files of the split model that it is one of."""
+    """The file, and all files of its split model."""
     if split := re.fullmatch(r"(.*-)\d{5}(-of-(\d{5})\.gguf)", path, re.ASCII | re.DOTALL):
         return [path, *(f"{split[1]}{number:05}{split[2]}" for number in range(1, int(split[3]) + 1))]
     return [path]

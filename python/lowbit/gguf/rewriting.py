@@ -1,9 +1,9 @@
-"""Rewriting the beginning of a GGUF file, in place or by a copy.
+"""Rewriting the start of a GGUF file, in place or in a copy.
 
-In place, no order of writes keeps the file valid at every moment: the number of keys and the keys themselves lie pages
-apart. So the bytes to be overwritten are first saved beside the file (`Undo`), and the file does not begin with "GGUF"
-until the new ones are on the disk. Whoever opens it in between, or after a crash, is told so instead of reading half of
-each, and the next edit puts the old bytes back.
+In place, no order of writes keeps the file valid at every moment: the number of keys and the keys are pages apart. So
+the old bytes are first saved in a second file (`Undo`), and the file does not start with "GGUF" until the new bytes are
+on the disk. A program that opens it meanwhile, or after a crash, gets an error instead of a mixture. The next edit
+restores the old bytes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _COPY_BYTES = 8 << 20
 
 @contextmanager
 def system_errors(path: str) -> Iterator[None]:
-    """Makes what the system refuses a FileError."""
+    """Converts errors of the system to FileError."""
     try:
         yield
     except OSError as error:
@@ -39,11 +39,11 @@ def system_errors(path: str) -> Iterator[None]:
 
 @contextmanager
 def locked(path: str) -> Iterator[FileIO]:
-    """The file, open for reading and writing, with no other edit at work."""
+    """The file, open for reading and writing, locked against other edits."""
     with system_errors(path):
         check_regular(path, os.stat(path), "cannot edit:")
         with builtins.open(path, "r+b", buffering=0) as file:
-            if lock(file.fileno()) is False:  # without locks, two edits at the same time are the user's business
+            if lock(file.fileno()) is False:  # without locks, concurrent edits are up to the user
                 raise FileError("cannot edit: somebody else is editing it", path=path)
             if not os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
                 raise FileError("cannot edit: somebody else has just replaced it", path=path)
@@ -51,13 +51,13 @@ def locked(path: str) -> Iterator[FileIO]:
 
 
 def difference(old: bytes, new: bytes) -> range:
-    """The least range that holds all bytes that differ."""
+    """The smallest range that contains all differing bytes."""
     differs = np.flatnonzero(np.frombuffer(old, np.uint8) != np.frombuffer(new, np.uint8))
     return range(int(differs[0]), int(differs[-1]) + 1) if len(differs) else range(0)
 
 
 def write_at(file: FileIO, offset: int, data: bytes) -> None:
-    """Writes all of it, and waits until the disk has it."""
+    """Writes all bytes, and waits until they are on the disk."""
     file.seek(offset)
     rest = memoryview(data)
     while rest:
@@ -66,7 +66,7 @@ def write_at(file: FileIO, offset: int, data: bytes) -> None:
 
 
 class Undo:
-    """What an edit in place overwrites, in a file beside: head, SHA-256 of what follows, and the bytes."""
+    """The bytes that an edit in place overwrites, in a second file: head, SHA-256 of the rest, and the bytes."""
 
     SUFFIX = ".lowbit-undo"
     _HEAD = struct.Struct("<16sQQ32s")  # magic, size of the edited file, offset of the bytes
@@ -77,13 +77,14 @@ class Undo:
         self.path = target + self.SUFFIX
 
     def save(self, size: int, offset: int, old: bytes) -> None:
-        """Waits until it is on the disk."""
+        """Waits until the file is on the disk."""
         with builtins.open(self.path, "xb", buffering=0) as file:
             write_at(file, 0, self._HEAD.pack(self._MAGIC, size, offset, hashlib.sha256(old).digest()) + old)
         sync_folder(self.path)
 
     def restore(self, file: FileIO) -> bool:
-        """Puts the bytes back and says so, if the file's beginning tells that they are needed, and removes them."""
+        """Restores the bytes if the file's start shows that an edit was interrupted, then removes them. Returns whether
+        it did."""
         file.seek(0)
         needed = file.read(len(_MAGIC)) != _MAGIC
         if needed:
@@ -94,7 +95,7 @@ class Undo:
         return needed
 
     def remove(self) -> None:
-        """Nothing is to be undone any more."""
+        """Removes the saved bytes."""
         with suppress(FileNotFoundError):
             os.unlink(self.path)
 
@@ -114,21 +115,21 @@ class Undo:
 
 
 def recover(file: FileIO, target: str) -> bool:
-    """Takes back an edit that was interrupted, if one was; says so."""
+    """Rolls back an interrupted edit. Returns whether there was one."""
     undo = Undo(target)
     file.seek(0)
     return (os.path.lexists(undo.path) or file.read(len(_EDITING)) == _EDITING) and undo.restore(file)
 
 
 def drop_undo(target: str) -> None:
-    """Removes what would undo the edit of a file that has been replaced, unless somebody is editing the new one."""
+    """Removes the saved bytes of a file that has been replaced, unless the new file is being edited."""
     if os.path.lexists(Undo(target).path):
         with suppress(FileError, FormatError), locked(target) as file:
             recover(file, target)
 
 
 def write_in_place(file: FileIO, target: str, old: bytes, new: bytes) -> None:
-    """Overwrites the file's beginning, `old`, with `new`, or leaves it as it was."""
+    """Overwrites the file's start, `old`, with `new`; on an error the file is unchanged."""
     changed = difference(old, new)
     undo = Undo(target)
     try:
@@ -143,7 +144,7 @@ def write_in_place(file: FileIO, target: str, old: bytes, new: bytes) -> None:
 
 
 def copy(target: str, header: bytes, data_begin: int, advance: Callable[[int, int], None]) -> None:
-    """Replaces the file by one with another header and the same data."""
+    """Replaces the file by a copy with another header and the same data."""
     reader = FileReader(Path(target))
     total = len(header) + reader.size - data_begin
     with AtomicFile(target) as out:

@@ -1,4 +1,4 @@
-"""Tensors of GGUF files as sources. They are read, not mapped: what is mapped and touched counts as memory."""
+"""Tensors of GGUF files as sources. They are read, not mapped: touched pages of a map count as memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lowbit.tensors.source import Decoded, FileRows, TensorSource
 
 
 class GgufTensor:
-    """A tensor of a file. Called, it opens as what a target format wants of it: bytes to copy, or rows of floats."""
+    """A tensor of a file. A call opens it for a target format: bytes to copy, or rows of floats."""
 
     def __init__(self, info: gguf.TensorInfo, place: gguf.Place, reader: FileReader) -> None:
         self.info = info
@@ -23,7 +23,7 @@ class GgufTensor:
         self.reader = reader
 
     def __call__(self, format: str) -> TensorSource:
-        """Rows for a target of this format; bytes of its own one have a row each, too."""
+        """Rows for a target of this format; if the format is the same, rows of bytes."""
         _, shape, before = self.info
         if before in FLOATS and format != before:
             return self._rows((math.prod(shape[:-1]), shape[-1]), FLOATS[before])
@@ -31,8 +31,8 @@ class GgufTensor:
         return packed if format == before else Decoded(packed, before)
 
     def weights(self) -> TensorSource:
-        """The weights as floats, in the tensor's shape. Raises UnsupportedError for integers, and for blocks that are
-        not in a matrix."""
+        """The weights as floats, in the tensor's shape. Raises UnsupportedError for integers, and for blocks outside a
+        matrix."""
         name, shape, format = self.info
         if format in FLOATS:
             return self._rows(shape, FLOATS[format])
@@ -49,7 +49,7 @@ class GgufTensor:
 
 
 def gguf_tensors(file: gguf.File) -> dict[str, GgufTensor]:
-    """All tensors by name, in the file's order. They can be read when the file is closed."""
+    """All tensors by name, in the file's order. They can be read after the file is closed."""
     readers = [FileReader(Path(path)) for path in file.paths]
     file.check_in_place()
     places = {name: file.place(name) for name in file.infos}

@@ -1,4 +1,4 @@
-"""Models in several files: where the next one begins, what the files are called, and what tells them apart."""
+"""Models in several files: where the next file starts, file names, and the keys that identify the files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lowbit.base.paths import is_dir
 from lowbit.base.quoting import shown
 from lowbit.gguf.reading import SPLIT_KEYS
 
-#: llama-gguf-split counts a tensor's bytes with the padding behind it, convert_hf_to_gguf.py without.
+#: llama-gguf-split includes the padding after a tensor in its size; convert_hf_to_gguf.py does not.
 PADDED = 32
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 _MOST_FILES = 65535  # split.count is a uint16
@@ -24,9 +24,9 @@ _MOST_FILES = 65535  # split.count is a uint16
 
 @dataclass(frozen=True)
 class SplitLimits:
-    """When a model's next file begins: before a tensor that would exceed a limit; 0 is none.
+    """When the next file of a model starts: before a tensor that would exceed a limit. 0: no limit.
 
-    no_tensor_first: the first file has metadata alone.
+    no_tensor_first: the first file has only metadata.
     """
 
     max_bytes: int = 0
@@ -35,7 +35,7 @@ class SplitLimits:
 
     @classmethod
     def parsed(cls, max_size: int | str, max_tensors: int, no_tensor_first: bool) -> SplitLimits:
-        """max_size: bytes, or text with K, M or G (thousands) behind a number. Raises InputError."""
+        """max_size: bytes, or text: a number with K, M or G (powers of 1000). Raises InputError."""
         is_size = isinstance(max_size, (int, np.integer, str)) and not isinstance(max_size, bool)
         match = re.fullmatch(r"(\d{1,18})([KMG]?)", shown(max_size), re.ASCII) if is_size else None
         if not match:
@@ -55,7 +55,7 @@ class SplitLimits:
         return bool(self.max_bytes or self.max_tensors)
 
     def files(self, sizes: Sequence[int], padded_to: int = 1) -> list[int]:
-        """For each tensor of so many bytes the number of its file. One that exceeds the limit alone has its own."""
+        """The file number of each tensor, given its bytes. A tensor that exceeds the limit gets its own file."""
         number, used, count, result = int(self.no_tensor_first), 0, 0, []
         for size in sizes:
             padded = -(-size // padded_to) * padded_to
@@ -72,12 +72,12 @@ class SplitLimits:
 
 
 def file_name(path: str, index: int, num_files: int) -> str:
-    """The name of file `index` (from 0) of a model that would be `path` in one."""
+    """The name of file `index` (from 0) of a split model whose single file would be `path`."""
     return f"{path.removesuffix('.gguf')}-{index + 1:05d}-of-{num_files:05d}.gguf"
 
 
 def other_sets(path: str, num_files: int) -> list[str]:
-    """Notes on split models of this name that have another number of files and stay: one for each number."""
+    """Notes on remaining split models of this name with another number of files: one note per number."""
     folder, name = os.path.split(path.removesuffix(".gguf"))
     found: dict[int, int] = {}
     if num_files > 1 and is_dir(folder or "."):
@@ -92,7 +92,7 @@ def other_sets(path: str, num_files: int) -> list[str]:
 
 
 def split_keys(index: int, num_files: int, num_tensors: int, *, count_last: bool) -> dict[str, Any]:
-    """What tells a file from the others. count_last: in the order of llama-gguf-split, else that of other tools."""
+    """The keys that identify a file. count_last: in the order of llama-gguf-split, else of other tools."""
     number, count, tensors = SPLIT_KEYS
     keys = {number: np.uint16(index), count: np.uint16(num_files), tensors: np.int32(num_tensors)}
     return {number: keys[number], tensors: keys[tensors], count: keys[count]} if count_last else keys

@@ -1,4 +1,4 @@
-"""Values of GGUF metadata: their types, and Python values and text as them."""
+"""Values of GGUF metadata: their types, and the conversion from Python values and text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 from lowbit.base.errors import InputError
 from lowbit.base.quoting import quoted, shown
 
-#: Numbers by the names that users give them.
+#: Number types by the names that users give them.
 NUMBERS: dict[str, np.dtype[Any]] = {
     "u8": np.dtype(np.uint8),
     "i8": np.dtype(np.int8),
@@ -26,7 +26,7 @@ NUMBERS: dict[str, np.dtype[Any]] = {
     "f64": np.dtype(np.float64),
     "bool": np.dtype(np.bool_),
 }
-#: Keys that readers expect a string under, whether or not the file has them.
+#: Keys that must have a string, whether or not the file has them.
 STRING_KEYS = ("general.architecture", "tokenizer.ggml.model", "tokenizer.ggml.pre", "tokenizer.chat_template")
 
 # A value in few words.
@@ -34,7 +34,7 @@ _SHOWN_CHARACTERS, _SHOWN_ITEMS = 60, 4
 
 
 def checked_name(kind: str, name: str) -> str:
-    """The name of a key or tensor. Raises InputError for one that UTF-8 cannot encode."""
+    """The name of a key or tensor. Raises InputError if UTF-8 cannot encode it."""
     try:
         name.encode()
     except (AttributeError, UnicodeEncodeError):
@@ -48,7 +48,7 @@ def _wrong(key: str, expected: str, found: object = None) -> InputError:
 
 
 def encoded(key: str, value: Any) -> str | list[str] | npt.NDArray[Any]:
-    """The value as the core takes it: str, list of str, or contiguous little-endian array, no axes for a scalar."""
+    """The value for the core: str, list of str, or contiguous little-endian array, without axes for a scalar."""
     if isinstance(value, str):
         return str(value)
     if isinstance(value, np.ndarray | np.generic):
@@ -80,7 +80,7 @@ def encoded(key: str, value: Any) -> str | list[str] | npt.NDArray[Any]:
 
 
 def kind_name(value: Any) -> str:
-    """What a metadata value is, whatever its width."""
+    """The kind of a metadata value, for any width."""
     if isinstance(value, (list, tuple)) or (isinstance(value, np.ndarray) and value.ndim):
         return "an array"
     for kinds, name in (
@@ -95,7 +95,7 @@ def kind_name(value: Any) -> str:
 
 
 def typed(key: str, value: Any, before: Any) -> Any:
-    """`value` with the type that it gets in the file, where `before` is the key's value."""
+    """`value` with the type that it gets in the file; `before` is the key's old value."""
     kind, expected = _kind(value), "a str" if key in STRING_KEYS else None if before is None else _kind(before)
     if expected not in (None, kind) and (kind, expected) != ("an int", "a float"):
         whose = "readers expect" if before is None else "the file has"
@@ -119,7 +119,7 @@ def _kind(value: Any) -> str:
 
 
 def _cast(key: str, array: np.ndarray, dtype: Any) -> np.ndarray:
-    """The numbers in another type. Raises InputError for those that it cannot hold, and for what are no numbers."""
+    """The numbers in another type. Raises InputError for numbers that do not fit, and for other values."""
     to = np.dtype(dtype)
     if array.dtype.kind in "biuf":
         with np.errstate(all="ignore"):
@@ -143,10 +143,10 @@ def type_name(value: Any) -> str:
 
 
 def parsed(key: str, text: str, type: str | None, before: Any) -> Any:
-    """What a user typed, as a value for `edit`.
+    """Parses a user's text to a value for `edit`.
 
-    type: a name as of type_name, or None for that of `before`, the key's value; where there is none, bool, number or
-    list if the text is one in JSON, else str. Arrays are JSON lists. Raises InputError.
+    type: a name as of type_name. None: the type of `before`, the key's value; if there is none, bool, number or list if
+    the text is one in JSON, else str. Arrays are JSON lists. Raises InputError.
     """
     if type is None and before is not None:
         type = type_name(before)
@@ -171,7 +171,7 @@ def parsed(key: str, text: str, type: str | None, before: Any) -> Any:
 
 
 def described(value: Any, other: Any = None) -> str:
-    """A typed value, None included, in few words; a long one from where it differs from the `other`."""
+    """A short description of a typed value (or None); a long one is shown from its first difference to `other` on."""
     if value is None:
         return ""
     if isinstance(value, np.generic):

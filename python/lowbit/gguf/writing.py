@@ -1,4 +1,4 @@
-"""Writing GGUF files: whole, or tensor data in pieces; a file has its name once it is complete."""
+"""Writing GGUF files: whole, or tensor data in pieces. A file gets its name when it is complete."""
 
 from __future__ import annotations
 
@@ -26,15 +26,14 @@ class Writer:
     """Writes a GGUF file of version 3, tensor data in pieces.
 
     `metadata`: key -> str, bool, int (uint32 if it fits, else uint64; int32 or int64 if negative), float (float32),
-    NumPy scalar or one-dimensional array for any other type, list of str. Key "general.alignment" (uint32) replaces
-    the alignment of 32. `infos`: the tensors, in the order of their data. Orders are kept.
+    NumPy scalar or one-dimensional array for any other type, list of str. Key "general.alignment" (uint32) replaces the
+    alignment of 32. `infos`: the tensors, in the order of their data. Orders are kept.
 
-    The file lies under a temporary name in the same folder until the `with` block ends without an exception, so that
-    nothing incomplete is ever found under `path`; what was there before is replaced then. With an exception, or if the
-    process is killed, it stays as it was. Tensors may come from the very file that is replaced: an open file keeps
-    showing what it was (Windows replaces no file that is open: FileError).
+    The file has a temporary name in the same folder until the `with` block ends without an exception. Then it replaces
+    the file at `path`. After an exception, or if the process is killed, `path` is unchanged. Tensors may come from the
+    file that is replaced: an open file keeps its old content (on Windows an open file cannot be replaced: FileError).
 
-    Raises InputError for keys, values and infos that make no valid file, FileError if the system refuses.
+    Raises InputError for keys, values and infos that do not make a valid file, FileError if the system refuses.
     """
 
     def __init__(self, path: Path, metadata: Mapping[str, Any], infos: Iterable[TensorInfo]) -> None:
@@ -44,24 +43,24 @@ class Writer:
 
     @property
     def temporary_path(self) -> str:
-        """Where the file lies until it is finished; empty afterwards. `edit_unfinished` changes its metadata there."""
+        """The file's path until it is finished; then empty. `edit_unfinished` changes its metadata there."""
         return os.fsdecode(self._core.temporary_path)
 
     def write(self, buffer: Any) -> None:
-        """Appends the next bytes of tensor data from an array, QTensor or contiguous buffer, without a copy.
+        """Appends tensor data from an array, QTensor or contiguous buffer, without a copy.
 
-        Pieces may have any size; padding between tensors is added. Raises InputError if they are more than `infos`
-        announced and FileError if the system refuses, after which the writer is closed.
+        Pieces may have any size; padding between tensors is added. Raises InputError if there are more bytes than
+        `infos` announced, and FileError if the system refuses; the writer is then closed.
         """
         self._core.write(_as_bytes(buffer))
 
     def finish(self) -> None:
-        """Gives the complete file its name; the `with` block does. Raises InputError if tensor data is missing."""
+        """Gives the complete file its name; the `with` block calls it. Raises InputError if tensor data is missing."""
         self._core.finish()
         drop_undo(self._target)
 
     def abort(self) -> None:
-        """Gives up and removes the temporary file; nothing happens after `finish`."""
+        """Cancels and removes the temporary file. Has no effect after `finish`."""
         self._core.abort()
 
     def __enter__(self) -> Writer:
@@ -92,7 +91,7 @@ def write(path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]
 
 
 def file_size(metadata: Mapping[str, Any], infos: Iterable[TensorInfo]) -> int:
-    """The exact size in bytes of the file that Writer would make. Raises InputError as Writer does."""
+    """The exact size in bytes of the file that Writer would write. Raises InputError as Writer does."""
     return _plan(metadata, infos).file_size
 
 
@@ -133,7 +132,7 @@ def _as_bytes(buffer: Any) -> Any:
     if isinstance(buffer, QTensor):
         buffer = buffer.data
     if isinstance(buffer, np.ndarray):
-        # NumPy does not export bfloat16 as a buffer, so arrays go as bytes.
+        # NumPy does not export bfloat16 as a buffer, so arrays are passed as bytes.
         if buffer.dtype.hasobject:
             raise arguments.wrong("buffer", "numbers", buffer)
         return np.ascontiguousarray(buffer, buffer.dtype.newbyteorder("<")).reshape(-1).view(np.uint8)
