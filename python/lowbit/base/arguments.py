@@ -1,4 +1,4 @@
-"""Arguments that callers give, checked: each function returns a plain value, or raises InputError that names the
+"""Checks arguments. Each function returns a plain value, or raises InputError that names the
 argument, what was expected and what was given."""
 
 from __future__ import annotations
