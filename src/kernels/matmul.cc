@@ -104,7 +104,16 @@ namespace {
 // From this many tokens on, decoding a panel for the bf16 kernel costs less than multiplying packed rows by each token.
 constexpr size_t kMinBf16Tokens = 9;
 
-constexpr uint32_t kF32Type = 0, kBf16Type = 30;  // ggml_type of weights that need no decoding
+// Weights that need no decoding.
+bool IsF32(const Format& format) {
+  static const Format& f32 = GetFormat("F32");
+  return &format == &f32;
+}
+
+bool IsBf16(const Format& format) {
+  static const Format& bf16 = GetFormat("BF16");
+  return &format == &bf16;
+}
 
 // Decoded rows of one panel: one buffer per thread, reused by later calls.
 template <typename T>
@@ -115,14 +124,14 @@ T* ThreadBuffer(size_t num) {
 }
 
 const float* DecodeF32(const Matrix& w, size_t first, size_t num_rows) {
-  if (w.format->ggml_type == kF32Type) return reinterpret_cast<const float*>(w.Row(first));
+  if (IsF32(*w.format)) return reinterpret_cast<const float*>(w.Row(first));
   float* panel = ThreadBuffer<float>(num_rows * w.K);
   w.format->decode(w.Row(first), num_rows * w.K / w.format->block_size, panel);
   return panel;
 }
 
 const hwy::bfloat16_t* DecodeBf16(const Matrix& w, size_t first, size_t num_rows) {
-  if (w.format->ggml_type == kBf16Type) return reinterpret_cast<const hwy::bfloat16_t*>(w.Row(first));
+  if (IsBf16(*w.format)) return reinterpret_cast<const hwy::bfloat16_t*>(w.Row(first));
   hwy::bfloat16_t* panel = ThreadBuffer<hwy::bfloat16_t>(num_rows * w.K);
   float* row = ThreadBuffer<float>(w.K);
   for (size_t r = 0; r < num_rows; ++r) {
@@ -135,7 +144,7 @@ const hwy::bfloat16_t* DecodeBf16(const Matrix& w, size_t first, size_t num_rows
 Compute Resolve(Compute compute, const Format& format, size_t num_tokens) {
   if (compute == Compute::kAuto) compute = num_tokens < kMinBf16Tokens ? Compute::kInt8 : Compute::kBf16;
   const bool float_as_int8 = compute == Compute::kInt8 && format.dot_int8 == nullptr;
-  const bool rounds_f32 = compute == Compute::kBf16 && format.ggml_type == kF32Type;
+  const bool rounds_f32 = compute == Compute::kBf16 && IsF32(format);
   return float_as_int8 || rounds_f32 ? Compute::kF32 : compute;
 }
 
