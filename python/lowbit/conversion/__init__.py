@@ -1,1 +1,1 @@
-"""Checkpoints and GGUF files to other files: open, plan, encode, write, verify; and back to a checkpoint."""
+"""Conversion of checkpoints and GGUF files: open, plan, encode, write and verify; and export to a checkpoint."""

@@ -1,4 +1,4 @@
-"""Whether a converted file tokenizes as its source does, and what it has to carry so that it does."""
+"""Checks whether a converted file tokenizes like its source, and finds the keys that it needs for that."""
 
 from __future__ import annotations
 
@@ -22,28 +22,30 @@ from lowbit.tokenizer.tokenizer_json import tokenizer_config, tokenizer_json
 
 
 def is_unnamed(metadata: Mapping[str, Any]) -> bool:
-    """Whether no name fits how the tokenizer cuts words, so that without its own definition the file is wrong."""
+    """Whether GGUF has no name for the pre-tokenizer, so that the file is wrong without the tokenizer's own
+    definition."""
     return metadata.get("tokenizer.ggml.model") == "gpt2" and metadata.get("tokenizer.ggml.pre") == UNKNOWN
 
 
 class Carried(NamedTuple):
-    """Keys for the end of a file. record: what the file's tokenizer does then, None if it cannot be loaded."""
+    """Keys for the end of a file. record: the results of the file's tokenizer with them; None if it cannot be
+    loaded."""
 
     keys: dict[str, Any]
     record: TokenizerRecord | None
 
 
 class KnownTokenizer(NamedTuple):
-    """Metadata, and what its tokenizer does."""
+    """Metadata, and the results of its tokenizer."""
 
     metadata: Mapping[str, Any]
     record: TokenizerRecord
 
 
 def carried_tokenizer(opened: OpenedCheckpoint, metadata: Mapping[str, Any], notes: list[str]) -> Carried:
-    """Keys with which `metadata`'s tokenizer gives the ids of the checkpoint's; none if it does already.
+    """Keys that make `metadata`'s tokenizer give the checkpoint's ids; none if it already does.
 
-    What `tokenizer_differences` finds decides. `notes` is told what other programs will do otherwise.
+    `tokenizer_differences` decides. `notes` gets a sentence on how other programs will differ.
     """
     try:
         source = opened.tokenizer_record
@@ -68,7 +70,7 @@ def _carried_definition(
     keys: Mapping[str, Any],
     notes: list[str],
 ) -> Carried:
-    """`keys`, the definition, and merges where scores do not give them. bare: what differs without."""
+    """`keys`, the definition, and merges if scores do not give them. bare: the differences without these keys."""
     tokenizer = _definition(folder)
     with_frame = any(not difference.text for difference in bare.differences)
     carried: dict[str, Any] = {DEFINITION_KEY: definition(tokenizer, metadata, with_frame)}
@@ -91,21 +93,21 @@ def _carried_definition(
 
 
 def _definition(folder: Path) -> dict[str, Any]:
-    """The folder's tokenizer.json, or what stands for it."""
+    """The folder's tokenizer.json, or its equivalent."""
     backend: dict[str, Any] = json.loads(read_tokenizer(folder).backend.to_str())
     tokenizer = rebuilt_definition(folder, tokenizer_config(folder)) or tokenizer_json(folder)
     return {**tokenizer, "added_tokens": backend["added_tokens"]} if tokenizer else backend
 
 
 def record_of(metadata: Mapping[str, Any], texts: Iterable[str]) -> TokenizerRecord:
-    """What the tokenizer that metadata describes makes of texts. Raises as `lowbit.load_tokenizer` does."""
+    """The results of the tokenizer that metadata describes, for the texts. Raises as `lowbit.load_tokenizer` does."""
     found = record(from_metadata(metadata), texts, added=False)
     trim_heap()
     return found
 
 
 def _merges(tokenizer: dict[str, Any]) -> list[str]:
-    """The merges of a BPE model whose file has scores instead, or [] where they cannot be written with a blank."""
+    """The merges of a BPE model whose file has scores instead; [] if a space in a token prevents writing them."""
     merges = tokenizer["model"].get("merges") or []
     pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
     return [] if any(len(pair) != 2 or " " in "".join(pair) for pair in pairs) else [" ".join(pair) for pair in pairs]

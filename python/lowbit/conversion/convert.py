@@ -1,4 +1,4 @@
-"""`convert` and `quantize_file`: a checkpoint or a GGUF file becomes a GGUF file in another format."""
+"""`convert` and `quantize_file`: from a checkpoint or a GGUF file to a GGUF file in another format."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def convert(
 
 
 def _intermediate(mix: Mix, format: str | None) -> str:
-    """The format between a checkpoint's and a mix's."""
+    """The format between the checkpoint's and the mix's."""
     found = "BF16" if format is None else arguments.text("intermediate", format).upper() or "BF16"
     if found not in FLOATS:
         raise InputError(f"intermediate: {quoted(format)}", expected=f"one of {', '.join(FLOATS)}", found=format)
@@ -111,9 +111,9 @@ def _intermediate(mix: Mix, format: str | None) -> str:
 def _plan(
     opened: OpenedCheckpoint, mix: Mix, intermediate: str, options: ConvertOptions, with_tokenizer: bool
 ) -> tuple[Plan, KnownTokenizer | None]:
-    """What to write of a checkpoint, and what its tokenizer does if that was looked at.
+    """The plan of a conversion, and the results of the file's tokenizer if it was compared.
 
-    with_tokenizer: also what GGUF has no key for of the tokenizer.
+    with_tokenizer: also writes the parts of the tokenizer that GGUF has no key for.
     """
     # The library of tokenizers costs more to load than the rest of the package.
     from lowbit.conversion.carried import KnownTokenizer, carried_tokenizer, is_unnamed
@@ -145,7 +145,7 @@ def _plan(
 
 
 def _is_verified(verify: bool | None, options: ConvertOptions) -> bool:
-    """Whether a conversion verifies its file. Raises InputError where it is asked to and cannot."""
+    """Whether a conversion verifies its file. Raises InputError if verification is requested but impossible."""
     if verify is None:
         return not options.prune_layers and not options.split_limits
     if verify and options.prune_layers:
@@ -156,7 +156,7 @@ def _is_verified(verify: bool | None, options: ConvertOptions) -> bool:
 
 
 def _unusual(options: ConvertOptions) -> dict[str, Any]:
-    """The options that were given. What tensor_type_file says is in tensor_types."""
+    """The options that differ from their defaults. tensor_types includes tensor_type_file."""
     usual = type(options)()
     values = {option.name: getattr(options, option.name) for option in fields(options)}
     del values["tensor_type_file"]
@@ -174,7 +174,7 @@ def _verdict(
     progress: bool,
     path: str,
 ) -> Verdict:
-    """The verdict on a file at `path` that has no name yet. Raises VerificationError if it should not get one."""
+    """The verdict on a complete file at `path`, before it gets its name. Raises VerificationError if it fails."""
     from lowbit.conversion.verification import compare_with
 
     changed = list(options.override_kv)
@@ -235,14 +235,14 @@ def _loaded(imatrix: Importances | None) -> tuple[Imatrix | None, str | None]:
 
 
 def _rounded(sources: Iterable[TensorSource], mix: Mix, intermediate: str) -> str | None:
-    """The checkpoint's format, if that between it and the mix's does not hold all of its values."""
+    """The checkpoint's format, if the intermediate format cannot represent all of its values."""
     types = {source.dtype for source in sources if len(source.shape) > 1}
     lost = [name for name in FLOATS if FLOATS[name] in types and name != intermediate]
     return lost[0] if lost and not mix.is_float and intermediate != "F32" else None
 
 
 def _before(source: TensorSource, intermediate: str) -> str:
-    """The format that a tensor has in the reference's intermediate file."""
+    """The format of a tensor in the reference's intermediate file."""
     return "F32" if source.dtype == np.float32 and len(source.shape) <= 1 else intermediate
 
 
@@ -259,13 +259,13 @@ def _inputs(file: gguf.File, keep_split: bool) -> list[Input]:
 
 
 def _own_last(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """lowbit's keys at the end, without the verdict on another file."""
+    """Moves lowbit's keys to the end, without the verdict on another file."""
     kept = {key: value for key, value in metadata.items() if not key.startswith("lowbit.verify.")}
     return moved_last(kept, {key: value for key, value in kept.items() if key.startswith("lowbit.")})
 
 
 def _requantized(metadata: dict[str, Any], mix: Mix) -> dict[str, Any]:
-    """Metadata as llama-quantize leaves it: these two keys come last."""
+    """Metadata as llama-quantize writes it: these two keys are last."""
     last = {"general.quantization_version": np.uint32(2)}
     file_type = metadata.get("general.file_type") if mix.is_copy else mix.file_type
     if file_type is not None:

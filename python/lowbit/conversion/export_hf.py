@@ -1,4 +1,4 @@
-"""`export_hf`: a GGUF file becomes a Hugging Face folder that transformers loads."""
+"""`export_hf`: converts a GGUF file to a Hugging Face folder that transformers loads."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ from lowbit.tokenizer.to_hf import tokenizer_files
 
 __all__ = ["ExportReport", "export_hf"]
 
-#: What transformers writes into one file.
+#: The size limit of transformers for one file.
 SHARD_BYTES = 50 * 10**9
 
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What `export_hf` wrote. notes: what the folder does not keep of the file, one sentence each."""
+    """The result of `export_hf`. notes: what the folder cannot represent, one sentence each."""
 
     path: str
     dtype: str
@@ -114,10 +114,10 @@ def _format(file: gguf.File, dtype: str | None) -> str:
 
 
 def _unkept(arch: Architecture, metadata: Mapping[str, Any], config: Config) -> list[str]:
-    """Notes on the architecture's keys that config.json does not hold.
+    """Notes on the architecture's keys that config.json cannot represent.
 
-    Converting the folder again must give the keys of the file, or the network would be another one in silence: raises
-    UnsupportedError for a key that would come out with another value.
+    Converting the folder again must give the keys of the file; otherwise the network would change silently. Raises
+    UnsupportedError for a key that would get another value.
     """
     again = {**arch.first_metadata(config), **arch.metadata(config), **arch.late_metadata(config)}
     notes = []
@@ -134,13 +134,13 @@ def _unkept(arch: Architecture, metadata: Mapping[str, Any], config: Config) -> 
 
 
 def _rounded(value: Any) -> Any:
-    """Floats as GGUF has them."""
+    """Floats rounded as in GGUF."""
     with np.errstate(over="ignore"):
         return np.float32(value) if isinstance(value, float) else value
 
 
 def _generation(metadata: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
-    """generation_config.json: what ends a text, and the sampling that the model's makers recommend."""
+    """generation_config.json: the tokens that end a text, and the sampling that the model's authors recommend."""
     first = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
     ends = [*first, *sorted(tokenizer.eos_ids - {*first})]
     ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": ends or None, "pad_token_id": tokenizer.pad_id}
@@ -159,7 +159,7 @@ def _generation(metadata: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, 
 
 @dataclass(frozen=True)
 class _Shard:
-    """A safetensors file to write: `write_files` takes it as it takes a GGUF file."""
+    """A safetensors file to write; `write_files` accepts it like a GGUF file."""
 
     path: str
     jobs: Sequence[Job]
@@ -179,7 +179,7 @@ def _info(job: Job) -> TensorInfo:
 
 
 def _shards(folder: Path, jobs: Sequence[Job], shard_bytes: int) -> list[_Shard]:
-    """The files to write, named as transformers names them. A tensor is never cut."""
+    """The files to write, with transformers' names. A tensor is never split."""
     parts: list[list[Job]] = [[]]
     filled = 0
     for job in jobs:

@@ -1,6 +1,6 @@
-"""Opening a Hugging Face folder: the metadata and the tensors that its GGUF file holds, in memory and lazily.
+"""Opens a Hugging Face folder: the metadata in memory and lazy tensors, as in its GGUF file.
 
-`lowbit.convert` writes them to a file, `lowbit.load` runs them as they are.
+`lowbit.convert` writes them to a file; `lowbit.load` runs them directly.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ QUANTIZATION_VERSION = 2
 
 
 class Origin(NamedTuple):
-    """Folders and files of a checkpoint. hub_id: if it was downloaded. adapters: folders of LoRA adapters."""
+    """Folders and files of a checkpoint. hub_id: its id, if it was downloaded. adapters: folders of LoRA adapters."""
 
     folder: Path
     hub_id: str | None
@@ -51,14 +51,12 @@ class Origin(NamedTuple):
 
 @dataclass
 class OpenedCheckpoint:
-    """A Hugging Face folder as its GGUF file will be.
+    """A Hugging Face folder in the form of its GGUF file.
 
-    metadata: keys in file order, values as lowbit.gguf.Writer takes them, tokenizer included.
-    tensors: in file order, each already as GGUF has its values (float types only).
-    notes: what GGUF does not keep, one sentence each.
-    exact_formats: those that keep the layers' matrices exactly, if those are such that not every format can (BitNet).
-    origin: what all this was read from.
-    recorded: the record of its tokenizer, or why that cannot be loaded; None if nobody asked for it at opening.
+    metadata: keys in file order, values as for lowbit.gguf.Writer, with the tokenizer. tensors: in file order, with
+    GGUF's values (float types only). notes: what GGUF cannot represent, one sentence each. exact_formats: the formats
+    that keep the layers' matrices exactly, if only some formats do (BitNet). origin: the files that were read.
+    recorded: the record of its tokenizer, or the error of loading it; None if it was not requested.
     """
 
     metadata: dict[str, Any]
@@ -70,18 +68,18 @@ class OpenedCheckpoint:
 
     @property
     def folder(self) -> Path:
-        """Where it lies, in the hub's cache if it came from there."""
+        """The folder's path, in the hub's cache if it was downloaded."""
         return self.origin.folder
 
     @property
     def spec(self) -> ModelSpec:
-        """The network. Reads the tensors of one axis."""
+        """The description of the network. Reads the one-dimensional tensors."""
         vectors = {tensor.name: tensor.rows(0, tensor.shape[0]) for tensor in self.tensors if len(tensor.shape) == 1}
         return gguf_metadata.spec(self.metadata, vectors)
 
     @cached_property
     def tokenizer_record(self) -> TokenizerRecord:
-        """What the checkpoint's own tokenizer does. Raises as `lowbit.load_tokenizer` does."""
+        """The results of the checkpoint's own tokenizer. Raises as `lowbit.load_tokenizer` does."""
         found = self.recorded or _tokenizer_record(self.folder)
         if isinstance(found, Error):
             raise found
@@ -97,8 +95,8 @@ def open_checkpoint(
 ) -> OpenedCheckpoint:
     """Opens a Hugging Face folder or hub id, with LoRA adapters merged. Reads headers and the tokenizer, no weights.
 
-    record_tokenizer: makes the tokenizer's record, too. Before the metadata: a large vocabulary takes 300 MB while its
-    tokenizer is loaded, and 100 MB as metadata.
+    record_tokenizer: also makes the tokenizer's record. This happens before the metadata is read: a large vocabulary
+    takes 300 MB while its tokenizer is loaded, and 100 MB as metadata.
 
     Raises FileError, FormatError, or UnsupportedError (architecture, tokenizer, quantized checkpoint).
     """
@@ -159,7 +157,7 @@ def _tokenizer_record(folder: Path) -> TokenizerRecord | Error:
 
 
 def _pooling(arch: Architecture, folder: Path, notes: list[str]) -> dict[str, Any]:
-    """ARCH.pooling_type of an embedding model, where the reference has it."""
+    """ARCH.pooling_type of an embedding model, for architectures for which the reference writes it."""
     config = pooling_config(folder)
     if config is None:
         return {}

@@ -1,7 +1,7 @@
-"""Streams tensors into GGUF files: rows are read, encoded and written at the same time, a few megabytes of each.
+"""Streams tensors into GGUF files: rows are read, encoded and written at the same time, a few megabytes each.
 
-One thread reads ahead, one writes behind, and the caller's encodes with the core's threads. What is in memory at any
-moment is a handful of chunks, whatever the size of the model.
+One thread reads ahead, one thread writes, and the caller's thread encodes with the core's threads. Memory holds a few
+chunks at any time, for models of any size.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from lowbit.base.file_sets import replacing_set
 from lowbit.tensors import nonfinite
 from lowbit.tensors.source import TensorSource, row_ranges
 
-#: Weights of a chunk: 8 MiB as bfloat16. Less gains nothing, more costs memory.
+#: Weights per chunk: 8 MiB as bfloat16. Smaller chunks gain nothing, larger ones cost memory.
 CHUNK_WEIGHTS = 4 << 20
-#: Chunks that may be read, and written, ahead of and behind the one being encoded.
+#: Chunks that may be read ahead of the one being encoded, and chunks that may wait to be written.
 CHUNKS_AHEAD = 2
 
 
@@ -39,17 +39,17 @@ class Job:
     format: str
     #: float32 (matrices, columns): a tensor may stack the matrices of several experts, whose rows follow each other.
     importance: np.ndarray | None = None
-    #: Encoded blocks see weights that went through a file of this format, as the reference's two tools have it.
+    #: Weights pass through a file of this format before encoding, as with the reference's two tools.
     through: str | None = None
 
     @property
     def is_quantized(self) -> bool:
-        """Whether the format is not one of floats."""
+        """Whether the format is not a float format."""
         return self.format not in FLOATS
 
     @property
     def is_encoded(self) -> bool:
-        """Whether blocks are made, not copied."""
+        """Whether blocks are encoded, not copied."""
         return self.is_quantized and self.source.dtype != np.uint8
 
     @property
@@ -58,7 +58,7 @@ class Job:
         return self.source.shape[0] // (1 if self.importance is None else len(self.importance))
 
     def chunks(self) -> Iterator[tuple[int, int]]:
-        """Ranges of rows, all of one range with the same importances."""
+        """Ranges of rows; all rows of a range have the same importances."""
         shape = self.source.shape
         row_size = math.prod(shape[1:])
         for first in range(0, shape[0], max(1, self.num_rows)):
@@ -66,7 +66,7 @@ class Job:
 
     def encode(self, rows: np.ndarray, start: int, threads: int) -> np.ndarray:
         """The bytes of some rows in the file."""
-        if rows.dtype == np.uint8:  # packed already
+        if rows.dtype == np.uint8:  # already packed
             return rows
         given = rows
         if self.through and rows.dtype != FLOATS[self.through]:
@@ -85,7 +85,7 @@ class Job:
         return encoded
 
     def _explained(self, error: InputError, given: np.ndarray, matrix: np.ndarray, first_row: int) -> InputError:
-        """Why rows were not encoded. given: as they are in the source. matrix: as they were to be encoded."""
+        """Why rows were not encoded. given: rows of the source. matrix: rows passed to the encoder."""
         name = self.source.name
         if found := nonfinite.place(given, first_row):
             return InputError(
@@ -101,7 +101,8 @@ class Job:
         return error
 
     def _check(self, encoded: np.ndarray, first_row: int, threads: int) -> None:
-        """Weights or importances too large for the format make scales of NaN or infinity: llama.cpp refuses them."""
+        """Refuses scales of NaN or infinity, which result from weights or importances too large for the format:
+        llama.cpp does not load them."""
         try:
             _core.check_scales(encoded, self.format, first_row, threads)
         except InputError as error:
@@ -120,7 +121,7 @@ def _encode_rows(
 
 @dataclass(frozen=True)
 class Target:
-    """A GGUF file to write: one job for each of `infos`."""
+    """A GGUF file to write: one job per element of `infos`."""
 
     path: str
     metadata: Mapping[str, Any]
@@ -138,7 +139,7 @@ class Target:
 
 
 class Appender(Protocol):
-    """A file in work: what its jobs make is appended in order, and has its name when the `with` block ends well."""
+    """An open file. The results of its jobs are appended in order; it gets its name when the `with` block succeeds."""
 
     def write(self, rows: np.ndarray) -> None:
         """Appends."""
@@ -153,7 +154,7 @@ class Output(Protocol):
 
     @property
     def path(self) -> str:
-        """The name that it gets."""
+        """Its final path."""
 
     @property
     def jobs(self) -> Sequence[Job]:
@@ -169,11 +170,11 @@ def write_files(
     progress: Callable[[int, int], None],
     finishing: Callable[[Sequence[Appender]], None] = lambda files: None,
 ) -> dict[str, int]:
-    """Writes the files, complete or not at all: none has its name before all are written, the first gets it last.
-    GGUF files replace those of an older set as `file_sets` says.
+    """Writes the files, complete or not at all: no file has its name before all are written, and the first gets it
+    last. GGUF files replace those of an older set as `file_sets` describes.
 
-    `progress(done, total)` counts bytes read. `finishing` is called with the complete files before they have names.
-    Returns how many weights of which tensors were too large for float16.
+    `progress(done, total)` counts bytes read. `finishing` is called with the complete files before they get names.
+    Returns the number of weights per tensor that were too large for float16.
     """
     for target in targets[:1]:
         remove_stale(os.path.realpath(target.path))
@@ -224,7 +225,7 @@ def write_files(
 
 
 def _overflows(weights: np.ndarray, encoded: np.ndarray, format: str) -> int:
-    """Weights that float16 made infinite."""
+    """Weights that became infinite in float16."""
     if format != "F16" or weights.dtype in (np.float16, np.uint8):
         return 0
     infinite = int(np.count_nonzero(np.isinf(encoded.view(np.float16))))

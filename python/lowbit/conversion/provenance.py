@@ -1,13 +1,13 @@
-"""lowbit.provenance.*: what a file was made of, and how, in keys at the end of its metadata.
+"""lowbit.provenance.*: keys at the end of a file's metadata that say what it was made of, and how.
 
-    source, revision            folder or hub id, and its commit where that is known
-    files, sha256               of each file that was read: its name and hash
-    recipe, version, options    of each step, a conversion and what was quantized of its file: the format, lowbit's
-                                version, and a JSON object with the options that are not the usual ones
+   source, revision            folder or hub id, and its commit if known
+   files, sha256               name and hash of each file that was read
+   recipe, version, options    per step (a conversion, or a quantization of its file): the format, lowbit's version, and
+                               a JSON object with the options that differ from their defaults
 
-Source files are hashed while the conversion runs, by a thread of its own that reads them through the page cache: the
-conversion reads rows in the target's order, and SHA-256 needs bytes in the file's. Big files in the hub's cache lie
-under their SHA-256, as the hub says it, which is taken at its word.
+Source files are hashed during the conversion. A separate thread reads them through the page cache: the conversion reads
+rows in the target's order, and SHA-256 needs the order of the file. Large files in the hub's cache have their SHA-256
+as name; it is used without checking.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ _CHUNK_BYTES = 1 << 20
 
 
 class SourceFile(NamedTuple):
-    """A file that a conversion reads, and what it is called: its path says where it lies on somebody's disk."""
+    """A file that a conversion reads, and its name in provenance (its path would reveal the user's folders)."""
 
     name: str
     path: Path
 
 
 def source_files(origin: Origin, imatrix: str | None) -> list[SourceFile]:
-    """The files that a conversion reads: weights first; then those of LoRA adapters, and the importance matrix if it
-    is a file."""
+    """The files that a conversion reads: weights first, then those of LoRA adapters, and the importance matrix if it is
+    a file."""
     side = [origin.folder / name for name in SIDE_FILES if is_file(origin.folder / name)]
     files = [SourceFile(path.name, path) for path in (*origin.weights, *side)]
     for number, folder in enumerate(origin.adapters):
@@ -61,7 +61,7 @@ def _imatrix_file(path: str) -> SourceFile:
 
 
 class Hashing:
-    """SHA-256 of files, computed while something else runs. A context manager: leaving it ends the work."""
+    """Computes the SHA-256 of files in the background. A context manager: leaving it cancels the work."""
 
     def __init__(self, files: Sequence[SourceFile]) -> None:
         self.files = list(files)
@@ -80,7 +80,7 @@ class Hashing:
         self._pool.shutdown(cancel_futures=True)
 
     def metadata(self) -> dict[str, Any]:
-        """Keys with the names of the files and their hashes, when those are done. Raises FileError."""
+        """Keys with the names of the files and their hashes; waits for them. Raises FileError."""
         hashes = [future.result() for future in self._hashes]
         return {f"{PREFIX}files": [file.name for file in self.files], f"{PREFIX}sha256": hashes}
 
@@ -90,14 +90,14 @@ class Hashing:
 
 
 def _named_by_hash(path: Path) -> str | None:
-    """The SHA-256 that the hub's cache calls a file by, None of any other file."""
+    """The SHA-256 in the file's name in the hub's cache; None for other files."""
     target = Path(os.path.realpath(path))
     is_blob = target != path.absolute() and target.parent.name == "blobs"
     return target.name if is_blob and re.fullmatch("[0-9a-f]{64}", target.name) else None
 
 
 def sha256(path: Path, cancelled: threading.Event | None = None) -> str:
-    """The hash of a file, "" if it was cancelled. Raises FileError."""
+    """The hash of a file; "" if it was cancelled. Raises FileError."""
     digest, file = hashlib.sha256(), FileReader(path)
     view = memoryview(bytearray(_CHUNK_BYTES))
     for begin in range(0, file.size, _CHUNK_BYTES):
@@ -114,7 +114,7 @@ def _step(format: str, options: Mapping[str, Any]) -> dict[str, str]:
 
 
 def recipe_metadata(format: str, options: Mapping[str, Any], origin: Origin) -> dict[str, Any]:
-    """Keys of a conversion: its step, and where it came from."""
+    """Keys of a conversion: its step, and its source."""
     keys: dict[str, Any] = {name: [value] for name, value in _step(format, options).items()}
     keys["source"] = origin.hub_id or origin.folder.resolve().name
     if origin.hub_id and re.fullmatch("[0-9a-f]{40}", origin.folder.name):  # the cache calls a snapshot by its commit
@@ -125,9 +125,9 @@ def recipe_metadata(format: str, options: Mapping[str, Any], origin: Origin) -> 
 def with_step(
     metadata: Mapping[str, Any], path: str, format: str, options: Mapping[str, Any], imatrix: str | None
 ) -> dict[str, Any]:
-    """The metadata of a file, with a step more if it says how it was made.
+    """The metadata of a file with one more step, if the file has provenance.
 
-    The importance matrix joins the files if it is one. Raises FileError, and FormatError for keys of another form.
+    If the importance matrix is a file, it is added to the files. Raises FileError, and FormatError for malformed keys.
     """
     if f"{PREFIX}recipe" not in metadata:
         return dict(metadata)
@@ -148,5 +148,5 @@ def with_step(
 
 
 def reserved_bytes(files: Sequence[SourceFile], options: Mapping[str, Any]) -> int:
-    """Room that the keys of this module take at most."""
+    """The most bytes that the keys of this module take."""
     return 2048 + sum(128 + 4 * len(file.name) for file in files) + 4 * len(json.dumps(options, default=str))

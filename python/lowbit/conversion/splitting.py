@@ -1,4 +1,4 @@
-"""`split_file` and `merge_files`: a model in several files, and in one again."""
+"""`split_file` and `merge_files`: split a model into several files, and merge it into one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lowbit.gguf.splits import PADDED, SplitLimits, file_name, split_keys
 
 @dataclass(frozen=True)
 class SplitReport:
-    """The files that were written, or would be, with their sizes and numbers of tensors."""
+    """The files that were or would be written, with their sizes and numbers of tensors."""
 
     paths: list[str]
     file_bytes: list[int]
@@ -41,10 +41,10 @@ def split_file(
 ) -> SplitReport:
     """Splits a GGUF file into DST-00001-of-0000N.gguf and so on, which equal llama-gguf-split's.
 
-    split_max_size: bytes of tensors a file, or text such as "2G" (2 * 10**9); split_max_tensors: tensors a file; one of
-    them must be given. A tensor larger than that has a file of its own. All files appear, or none.
+    split_max_size: bytes of tensors per file, or text such as "2G" (2 * 10**9). split_max_tensors: tensors per file.
+    One of them is required. A larger tensor gets its own file. All files appear, or none.
 
-    Raises InputError for limits that are none and for a file that would replace one of those it reads.
+    Raises InputError for invalid limits, and for a file that would replace one of those it reads.
     """
     dry_run = arguments.flag("dry_run", dry_run)
     limits = SplitLimits.parsed(split_max_size, split_max_tensors, no_tensor_first_split)
@@ -65,10 +65,11 @@ def split_file(
 
 @operation()
 def merge_files(src: AnyPath, dst: AnyPath, *, progress: bool = True, dry_run: bool = False) -> SplitReport:
-    """Makes one file of a split model, whichever of its files `src` names. It equals llama-gguf-split's.
+    """Merges a split model into one file, equal to llama-gguf-split's. `src` is any of its files.
 
-    Like that, it keeps split.no and split.tensors.count; split.count is 0, which says that it is whole. Raises
-    InputError if it is whole already or would replace one of the files it reads, FileError that names a missing file.
+    Like llama-gguf-split, it keeps split.no and split.tensors.count; split.count becomes 0, which means a whole model.
+    Raises InputError if the model is not split or the file would replace one of those it reads, FileError for a missing
+    file.
     """
     dry_run = arguments.flag("dry_run", dry_run)
     with gguf.open(src) as file:

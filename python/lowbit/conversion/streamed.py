@@ -1,4 +1,4 @@
-"""Logits of networks whose matrices are read piece by piece: one pass of a model of any size in a few megabytes."""
+"""Logits of networks whose matrices are read in pieces: one pass of a model of any size takes a few megabytes."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ RowSource = Callable[[str, int, int, int], tuple[str, npt.NDArray[Any]]]
 
 
 class Network(NamedTuple):
-    """What must be known of a network before its matrices are read: description, vectors, shapes of the matrices."""
+    """A network before its matrices are read: description, vectors, shapes of the matrices."""
 
     spec: ModelSpec
     vectors: Mapping[str, QTensor | npt.NDArray[Any]]
     matrices: Mapping[str, tuple[int, ...]]
 
     def equals(self, other: Network) -> bool:
-        """Whether the two differ in their matrices at most."""
+        """Whether the two networks can differ only in their matrices."""
         return (
             self.spec == other.spec
             and self.matrices == other.matrices
@@ -36,8 +36,8 @@ class Network(NamedTuple):
     def logits(self, ids: Sequence[int], rows: RowSource, sequences: int, threads: int) -> npt.NDArray[np.float32]:
         """Logits after each of the tokens in float32, (sequences, tokens, vocabulary).
 
-        Every sequence has the same tokens; what differs is what `rows` gives for it. Each matrix is asked for once, in
-        the order in which the network multiplies, but for the rows of the tokens' embeddings, which come first.
+        Every sequence has the same tokens; `rows` can give each sequence other weights. Each matrix is requested once,
+        in the order of the products, except the embeddings of the tokens, which are requested first.
         """
         tensors: dict[str, tuple[str, list[int], npt.NDArray[Any] | None]]
         tensors = {name: (format_of(v), list(v.shape), bytes_of(v)) for name, v in self.vectors.items()}

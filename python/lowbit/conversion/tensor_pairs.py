@@ -1,4 +1,4 @@
-"""How far the tensors of a GGUF file are from those of its source, compared piece by piece and in any order."""
+"""Differences between the tensors of a GGUF file and its source, compared in pieces and in any order."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from lowbit.gguf.source import GgufTensor
 from lowbit.tensors import nonfinite
 from lowbit.tensors.source import TensorSource, num_elements, row_ranges
 
-#: The largest error of a weight that is rounded to half of its bits, in units of its size.
+#: The largest error of a weight that is rounded to half of its bits, relative to its magnitude.
 _ROUNDING = {"F32": 0.0, "F16": 2.0**-11, "BF16": 2.0**-8}
-#: How far sums in another order may be from those that were merged, in units of the weights' root mean square.
+#: The largest difference from another order of summation in merging, relative to the weights' root mean square.
 _MERGED = 2.0**-20
-#: The error of a row of zeros is 1, which no encoder reaches.
+#: The error of a row of zeros is 1; no encoder's error is as large.
 _ZEROS = 1 - 1e-6
 
 Rows = npt.NDArray[Any]
 
 
 class TensorErrors(NamedTuple):
-    """Relative root mean square error of a tensor and of its worst row. A row's is relative to the larger of its own
-    and the tensor's root mean square, so that rows of next to nothing may vanish. problem: why that is too much.
-    odd: where the source has a weight that is not finite."""
+    """Relative root mean square error of a tensor and of its worst row. A row's error is relative to the larger of its
+    own and the tensor's root mean square, so nearly empty rows may become zero. problem: why the errors are too large.
+    odd: the place of a non-finite weight in the source."""
 
     rmse: float
     worst_row: float
@@ -38,13 +38,13 @@ class TensorErrors(NamedTuple):
 
 
 class TensorPair:
-    """A tensor of a source and the same one of a file. Both are read in pieces, none is mapped.
+    """A tensor of a source and of a file. Both are read in pieces, neither is mapped.
 
-    Rows here are those of the matrix (..., K) -> (rows, K); a vector is one row.
+    Rows are those of the matrix (..., K) -> (rows, K); a vector is one row.
     """
 
     def __init__(self, source: TensorSource, tensor: GgufTensor, threads: int, exact: bool, merged: bool) -> None:
-        """exact: the format keeps some tensors of this source exactly, maybe this one. merged: adapters are in them."""
+        """exact: the format keeps some tensors of this source exactly. merged: adapters were merged into the source."""
         self.source = source
         self.format = tensor.info.format
         self.shape = source.shape if len(source.shape) > 1 else (1, *source.shape)
@@ -55,12 +55,12 @@ class TensorPair:
         num_rows = num_elements(self.shape[:-1])
         self._sums = np.zeros((num_rows, 3))
         self._compared = np.zeros(num_rows, bool)
-        # Formats that the source's weights may have had before they were put into a file of this float format.
+        # Formats that the source's weights may have had before they were written to a file of this float format.
         self._intermediates: list[str | None] = [None, *FLOATS] if self.format in FLOATS else []
 
     @property
     def num_compared(self) -> int:
-        """Weights that have been compared."""
+        """Number of weights compared so far."""
         return int(np.count_nonzero(self._compared)) * self.shape[-1]
 
     def source_rows(self, start: int, stop: int) -> Rows:
@@ -70,27 +70,27 @@ class TensorPair:
         return self.source.rows(start, stop).reshape(stop - start, self.shape[-1])
 
     def file_rows(self, start: int, stop: int) -> npt.NDArray[np.uint8]:
-        """Rows of the file as it has them, (stop - start, row bytes)."""
+        """Rows as stored in the file, (stop - start, row bytes)."""
         return self._packed.rows(start, stop)
 
     def compare(self, start: int, rows: Rows, data: npt.NDArray[np.uint8]) -> None:
-        """Compares rows from `start` on that have been read."""
+        """Compares rows from `start` on, which are already read."""
         stop = start + len(rows)
         self._sums[start:stop] = _core.compare_rows(rows, data, self.format, self._threads)
         while self._intermediates and not self._gives(rows, self._intermediates[0], data):
             del self._intermediates[0]
-            self._compared[:] = False  # by way of the next format, pieces before this one have to fit, too
+            self._compared[:] = False  # with the next format, the pieces before this one must match too
         self._compared[start:stop] = True
 
     def complete(self) -> None:
-        """Compares what has not been compared yet."""
+        """Compares the remaining rows."""
         while not self._compared.all():
             for start, stop in row_ranges(0, len(self._compared), self.shape[-1], CHUNK_WEIGHTS):
                 if not self._compared[start:stop].all():
                     self.compare(start, self.source_rows(start, stop), self.file_rows(start, stop))
 
     def errors(self) -> TensorErrors:
-        """The errors of a tensor that is complete."""
+        """The errors of a complete tensor."""
         squared, signal = self._sums[:, 0], self._sums[:, 1]
         whole, row, worst = 0.0, 0.0, 0
         if squared.any():
@@ -103,7 +103,7 @@ class TensorPair:
         return TensorErrors(whole, row, self._problem(row, worst))
 
     def _errors_of_nonfinite(self) -> TensorErrors:
-        """Weights that are not finite have no error; in a file of the source's floats they may be the source's."""
+        """Non-finite weights have no error; in a file with the source's floats they may be the source's."""
         first = int(np.flatnonzero(~np.isfinite(self._sums).all(axis=1))[0])
         odd = nonfinite.place(self.source_rows(first, first + 1), first)
         if odd is None:
@@ -112,7 +112,7 @@ class TensorPair:
         return TensorErrors(0.0 if self._intermediates else math.nan, math.nan, problem, odd)
 
     def _gives(self, rows: Rows, through: str | None, data: npt.NDArray[np.uint8]) -> bool:
-        """Whether rows of the source, rounded by way of a format, are the file's."""
+        """Whether rows of the source, rounded through a format, equal the file's."""
 
         def encoded(rows: Rows) -> npt.NDArray[np.uint8]:
             return Job(self.source, self.format, through=through).encode(rows, 0, self._threads).view(np.uint8)
@@ -126,7 +126,7 @@ class TensorPair:
         return bool(((low <= found) & (found <= high)).all())
 
     def _loses(self, row: int) -> bool:
-        """Whether encoding a row of the source loses anything."""
+        """Whether encoding a row of the source loses information."""
         rows = self.source_rows(row, row + 1)
         encoded = Job(self.source, self.format).encode(rows, 0, self._threads)
         return bool(_core.compare_rows(rows, encoded, self.format, self._threads)[0, 0])
@@ -155,8 +155,9 @@ def tensor_pairs(
     exact: Container[str] = (),
     merged: bool = False,
 ) -> dict[str, TensorPair]:
-    """The tensors of a source with those of a file, which has the same names and shapes. exact: formats that keep some
-    of them exactly. merged: adapters are in the source, whose sums depend on the number of rows and on the CPU."""
+    """Pairs the tensors of a source with those of a file, which have the same names and shapes. exact: formats that
+    keep some of them exactly. merged: adapters were merged into the source; these sums depend on the number of rows and
+    on the CPU."""
     return {
         name: TensorPair(source, tensors[name], threads, tensors[name].info.format in exact, merged)
         for name, source in sources.items()

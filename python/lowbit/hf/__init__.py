@@ -1,1 +1,1 @@
-"""Hugging Face's side: hub, config.json, safetensors, adapters, model cards."""
+"""Hugging Face files: hub, config.json, safetensors, adapters, model cards."""

@@ -1,8 +1,8 @@
-"""Hugging Face checkpoints: a folder with config.json and safetensors files becomes lazy named tensors.
+"""Hugging Face checkpoints: lazy named tensors from a folder with config.json and safetensors files.
 
-Files are hostile until checked: header sizes are capped, offsets must tile the file exactly, names in the index may
-not leave the folder, and every error names the file and the tensor. Nothing is mapped: rows are read with pread, so
-that a conversion's resident memory is the rows it holds.
+Files are hostile until checked: header sizes are limited, offsets must cover the file exactly, and names in the index
+must stay in the folder. Every error names the file and the tensor. Nothing is mapped: rows are read with pread, so a
+conversion's resident memory is the rows it holds.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from lowbit.base.paths import checked, is_dir, is_file
 from lowbit.base.quoting import listed, quoted, reason, shown
 from lowbit.tensors.source import FileRows, Renamed, TensorSource, read
 
-MAX_HEADER_BYTES = 100 << 20  # the cap of the safetensors library
+MAX_HEADER_BYTES = 100 << 20  # the limit of the safetensors library
 MAX_JSON_BYTES = 128 << 20  # tokenizer.json of the largest vocabularies is below 40 MB
-MAX_CONFIG_BYTES = 16 << 20  # Python's objects take up to thirty times as much
+MAX_CONFIG_BYTES = 16 << 20  # Python's objects take up to thirty times as many bytes
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-#: Names under which folders keep weights that may be a second set.
+#: Names of weight files that may be a second set.
 WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin*", "consolidated*.pth")
-#: Files beside the weights that a conversion reads where they are there.
+#: Other files that a conversion reads if they exist.
 SIDE_FILES = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
     "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json", "README.md",
 )  # fmt: skip
-#: The same as patterns, with those that some checkpoints need.
+#: The same as patterns, with those that only some checkpoints need.
 SMALL_FILES = [
     *SIDE_FILES, "*.safetensors.index.json", "adapter_config.json", "vocab.json", "merges.txt",
     "additional_chat_templates/*.jinja", "modules.json", "*_Pooling/config.json",
@@ -46,7 +46,7 @@ SMALL_FILES = [
 MAX_DIMS = 8
 MAX_SHARDS = 100_000
 
-#: Bytes an element of every type the safetensors format has.
+#: Bytes per element of every type in the safetensors format.
 ITEM_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "F8_E8M0": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
     "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8, "C64": 8,
@@ -58,7 +58,7 @@ _Error = TypeVar("_Error", bound=Error)
 class StoredTensor:
     """A tensor in a safetensors file; a TensorSource.
 
-    shard: the name of the checkpoint's file that it stands in, which orders a conversion's tensors.
+    shard: the name of its file, which determines the order of tensors in a conversion.
     """
 
     def __init__(self, file: FileReader, name: str, dtype_name: str, shape: tuple[int, ...], offset: int) -> None:
@@ -70,7 +70,7 @@ class StoredTensor:
         self.offset = offset
 
     def error(self, kind: type[_Error], what: str, **fields: Any) -> _Error:
-        """An error about this tensor. what: the text behind the tensor's name."""
+        """An error about this tensor. what: the text after the tensor's name."""
         return kind(f"tensor {self.name!r}{what}", path=self.file.path, tensor=self.name, **fields)
 
     @property
@@ -91,13 +91,13 @@ class StoredTensor:
 
     @property
     def in_file(self) -> FileRows:
-        """Where the rows are."""
+        """The place of the rows."""
         return FileRows(self.name, self.shape, self.dtype, self.file, self.offset)
 
 
 def mapped(source: TensorSource) -> np.ndarray:
-    """A whole tensor: mapped if a file has it as it is, else read."""
-    while type(source) is Renamed:  # what is derived of it, and of StoredTensor, changes values
+    """A whole tensor: mapped if a file has it unchanged, else read."""
+    while type(source) is Renamed:  # classes derived from Renamed and StoredTensor change values
         source = source.source
     return source.in_file.mapped() if type(source) is StoredTensor else read(source)
 
@@ -112,7 +112,7 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def parse_json_value(data: bytes, path: Path, part: str = "") -> Any:
-    """JSON without duplicate names. part: the beginning of an error's text."""
+    """Parses JSON without duplicate names. part: the start of an error's text."""
     try:
         return json.loads(data.decode("utf-8"), object_pairs_hook=_no_duplicates)
     except (ValueError, RecursionError) as error:
@@ -207,7 +207,7 @@ def index_shards(index: Path) -> tuple[list[str], set[str]]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise FormatError("no weight_map", path=index, key="weight_map")
     for name, shard in weight_map.items():
-        # Only plain names: an index may not point out of its folder. (A link inside it is the owner's own doing.)
+        # Only plain names: an index may not refer outside its folder. (Links inside the folder are the owner's.)
         if not isinstance(shard, str) or not re.fullmatch(r"[\w.-]{1,200}\.safetensors", shard, re.ASCII):
             raise FormatError(
                 f"tensor {name!r} is in file {quoted(shard, 80)}",
@@ -220,7 +220,7 @@ def index_shards(index: Path) -> tuple[list[str], set[str]]:
 
 
 class WeightFiles(NamedTuple):
-    """Files with a checkpoint's weights. listing: the index that names them. tensors: those that it says they hold."""
+    """Files with a checkpoint's weights. listing: the index that names them. tensors: the names in that index."""
 
     names: list[str]
     listing: Path | None = None
@@ -228,10 +228,10 @@ class WeightFiles(NamedTuple):
 
 
 def weight_files(folder: Path, config: dict[str, Any]) -> WeightFiles:
-    """The files that transformers takes, in its order: what transformers_weights in config.json names,
-    model.safetensors, the files of the index. Without any of these, numbered and other files model*.safetensors.
+    """The files that transformers reads, in its order: those that transformers_weights in config.json names,
+    model.safetensors, the files of the index. If there are none: numbered and other files model*.safetensors.
 
-    Raises FileError or FormatError for an index that cannot be read, and for a name that is no plain file name.
+    Raises FileError or FormatError for an index that cannot be read, and for a name that is not a plain file name.
     """
     explicit = config.get("transformers_weights")
     if explicit is not None and not (
@@ -256,7 +256,7 @@ def weight_files(folder: Path, config: dict[str, Any]) -> WeightFiles:
 
 
 def _unindexed_shards(folder: Path) -> list[str]:
-    """The files model*.safetensors of a folder without an index, all there if they are numbered."""
+    """The files model*.safetensors of a folder without an index. Numbered files must be complete."""
     names = sorted(path.name for path in folder.glob("model*.safetensors"))
     for name in names:
         if match := re.fullmatch(r"(.*)-\d{5}-of-(\d{5})\.safetensors", name, re.ASCII):
@@ -274,7 +274,7 @@ def _pickle(folder: Path, name: str) -> Error:
 
 
 def _not_a_checkpoint(folder: Path, missing: str) -> Error:
-    """What a folder is instead, and what to do with it."""
+    """Describes a folder that is not a checkpoint, with advice."""
 
     def found(*patterns: str) -> str:
         paths = (path for pattern in patterns for path in sorted(folder.glob(pattern)))
@@ -308,7 +308,7 @@ class Checkpoint:
     """A folder with config.json and safetensors files.
 
     Attributes: folder, config (the JSON object), tensors (name -> StoredTensor in the order of file and name), notes
-    (on other files with weights, which are left).
+    (on other weight files, which are ignored).
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -326,7 +326,7 @@ class Checkpoint:
             )
         if not is_file(self.folder / "config.json"):
             raise _not_a_checkpoint(self.folder, "config.json")
-        # Not all are read, and some only to verify: to the operation they are all the checkpoint's.
+        # Some files are not read, and some only in verification. The operation protects all files of the checkpoint.
         for path in (path for pattern in (*SMALL_FILES, *WEIGHT_PATTERNS) for path in self.folder.glob(pattern)):
             reading(path)
         self.config = read_json(self.folder / "config.json", MAX_CONFIG_BYTES)
@@ -361,7 +361,7 @@ class Checkpoint:
 
 
 def _notes_on_others(folder: Path, shards: list[str], index: Path | None) -> list[str]:
-    """Which files with weights are not read, if there are any."""
+    """A note on weight files that are not read, if there are any."""
     read_names = {*shards, index.name if index else ""}
     left = sorted({path.name for pattern in WEIGHT_PATTERNS for path in folder.glob(pattern)} - read_names)
     if not left:

@@ -1,4 +1,4 @@
-"""Typed reads of config.json: required unless a default is spelled out, every error names the file and the key."""
+"""Typed reads of config.json. A key without a default is required; every error names the file and the key."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import numpy as np
 from lowbit.base.errors import Error, FormatError, UnsupportedError
 from lowbit.base.quoting import quoted, shown
 
-#: Sizes in config.json are checked against this before anything is computed from them.
+#: Sizes in config.json must be below this before anything is computed from them.
 MAX_SIZE = 1 << 31
 
-#: The numbers above zero that float32 has. (An integer of any length can be compared with them, not made a float.)
+#: The positive range of float32. (An integer of any length can be compared with it, but not converted to float.)
 LEAST_FLOAT32, MOST_FLOAT32 = float(np.finfo(np.float32).smallest_subnormal), float(np.finfo(np.float32).max)
 
 _REQUIRED = object()
@@ -20,20 +20,20 @@ _Error = TypeVar("_Error", bound=Error)
 
 
 class Config:
-    """A JSON object of settings. A value of null counts as missing, as transformers treats it."""
+    """A JSON object of settings. null counts as missing, as in transformers."""
 
     def __init__(self, values: dict[str, Any], path: str, part: str = "") -> None:
-        """path: of the file. part: the key whose object these settings are, "" for the whole file."""
+        """path: the file. part: the key of this object; "" for the whole file."""
         self.values = values
         self.path = path
         self.part = part
 
     def error(self, kind: type[_Error], key: str, what: str, **fields: Any) -> _Error:
-        """An error about a key. what: the text behind the key's name."""
+        """An error about a key. what: the text after the key's name."""
         return kind(f"{self._prefix}{key} {what}", path=self.path, key=self._name(key), **fields)
 
     def wrong(self, key: str, value: Any, expected: str, most: int = 40) -> FormatError:
-        """The error for a value that is not what was expected."""
+        """The error for an unexpected value."""
         text = f"{self._prefix}{key!r} is {quoted(value, most)}"
         return FormatError(text, path=self.path, key=self._name(key), expected=expected, found=value)
 
@@ -53,11 +53,11 @@ class Config:
         return value
 
     def is_null(self, key: str) -> bool:
-        """Whether the key is there and null, which switches off what has a default where the key is missing."""
+        """Whether the key exists and is null, which disables a setting that has a default if the key is missing."""
         return key in self.values and self.values[key] is None
 
     def integer(self, key: str, default: Any = _REQUIRED, minimum: int = 1) -> int:
-        """An integer from `minimum` on and below 2^31."""
+        """An integer in [minimum, 2^31)."""
         value = self._get(key, default)
         if type(value) is not int or not minimum <= value < MAX_SIZE:
             expected = "a positive integer" if minimum == 1 else f"an integer of at least {minimum}"
@@ -65,7 +65,7 @@ class Config:
         return value
 
     def number(self, key: str, default: Any = _REQUIRED) -> float:
-        """A positive number of float32's range, which is what GGUF keeps of it."""
+        """A positive number in float32's range, which is the range of GGUF."""
         value = self._get(key, default)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not LEAST_FLOAT32 <= value <= MOST_FLOAT32:
             raise self.wrong(key, value, "a positive number")
@@ -95,7 +95,7 @@ class Config:
 
     @property
     def hf_class(self) -> str:
-        """The class that the checkpoint is made for: the first of "architectures"."""
+        """The checkpoint's class: the first of "architectures"."""
         names = self.values.get("architectures")
         if not isinstance(names, list) or not names or not isinstance(names[0], str):
             raise self.wrong("architectures", names, "a list of names")
@@ -104,10 +104,10 @@ class Config:
     def rope(self) -> Config:
         """The rotary embedding's settings, with rope_theta and rope_type, from either form.
 
-        transformers 5 has rope_parameters; 4 has rope_theta beside an optional rope_scaling, whose type may be
-        called "type". Where both are, all versions obey rope_scaling. rope_theta is 10000 where neither says anything,
-        as in the first llama checkpoints. The context of the first training is that beside the object, or that in it,
-        or max_position_embeddings.
+        transformers 5 has rope_parameters. transformers 4 has rope_theta and an optional rope_scaling, whose type may
+        be called "type". If both exist, all versions use rope_scaling. rope_theta is 10000 if neither sets it, as in
+        the first llama checkpoints. The context of the first training is in config.json itself, in the object, or
+        max_position_embeddings.
         """
         found = self.values.get("rope_scaling") or self.values.get("rope_parameters") or {}
         if not isinstance(found, dict):

@@ -1,8 +1,8 @@
-"""Checkpoints on the Hugging Face hub: "org/name", or "org/name@revision", becomes a folder in the hub's cache.
+"""Checkpoints on the Hugging Face hub: downloads "org/name" or "org/name@revision" to a folder in the hub's cache.
 
-huggingface_hub downloads: to its cache (HF_HOME), from HF_ENDPOINT, with the user's token, not at all if HF_HUB_OFFLINE
-is set. A connection that breaks is taken up again where it broke; who starts again after an interruption gets the files
-that were not whole. Only what a conversion reads is fetched: no pickles, no weights in other forms.
+huggingface_hub downloads: to its cache (HF_HOME), from HF_ENDPOINT, with the user's token, or not at all if
+HF_HUB_OFFLINE is set. Interrupted downloads resume; a restart fetches only incomplete files. Only files that a
+conversion reads are fetched: no pickles, no weights in other forms.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from lowbit.base.paths import AnyPath, checked, is_file, status
 from lowbit.base.quoting import quoted, reason
 from lowbit.hf.checkpoint import PICKLES, SINGLE, SMALL_FILES, read_json, weight_files
 
-#: The weights where they are one file, and where no index names several.
+#: Weight files: a single file, and files without an index.
 SINGLE_FILES = [SINGLE, "adapter_model.safetensors"]
 OTHER_FILES = ["model*.safetensors"]
 
@@ -27,10 +27,10 @@ _ID = re.compile(rf"(?P<id>{_PART}/{_PART})(?:@(?P<revision>[\w./-]+))?", re.ASC
 
 
 def resolve(source: AnyPath, weights: bool = True) -> tuple[Path, str | None]:
-    """A folder, or what "org/name" or "org/name@revision" names on the hub: the folder, and the id if it was one.
+    """Resolves a path, "org/name" or "org/name@revision": returns the folder, and the hub id if it was one.
 
-    What exists as a path is one. Without weights, only the small files are sure to be there. Raises InputError for what
-    can be no path, FileError for what is not there or cannot be fetched, UnsupportedError where there are only pickles.
+    An existing path wins. Without weights, only the small files are guaranteed. Raises InputError for an invalid path,
+    FileError for a missing path or a failed download, UnsupportedError if the repository has only pickles.
     """
     text = checked(source)
     path, match = Path(text), _ID.fullmatch(text)
@@ -43,7 +43,7 @@ def resolve(source: AnyPath, weights: bool = True) -> tuple[Path, str | None]:
         names = weight_files(folder, config).names or SINGLE_FILES[1:]
         if missing := [name for name in names if not is_file(folder / name)]:
             shards = OTHER_FILES if missing == SINGLE_FILES[1:] else missing
-            _download(repository, folder.name, shards)  # the folder is named by the commit
+            _download(repository, folder.name, shards)  # the folder's name is the commit
         if not any(folder.glob("*.safetensors")):
             raise _without_weights(repository, folder.name)
     return folder, repository
@@ -54,19 +54,19 @@ def _download(repository: str, revision: str | None, patterns: list[str]) -> Pat
     from huggingface_hub.utils.tqdm import tqdm
 
     class Bar(tqdm):
-        """A bar on a terminal only."""
+        """A progress bar, on a terminal only."""
 
         def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(*args, **options | ({} if sys.stderr.isatty() else {"disable": True}))  # type: ignore[no-untyped-call]
 
     try:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns, tqdm_class=Bar))
-    except Exception as error:  # the client's own, and those of whichever HTTP library its version has
+    except Exception as error:  # errors of the client, and of its HTTP library, which depends on its version
         raise _explained(repository, revision, error) from None
 
 
 def _explained(repository: str, revision: str | None, error: Exception) -> Error:
-    """A failure to download in words that say what to do."""
+    """The error of a failed download, with advice."""
     from huggingface_hub import constants, errors
 
     log_in = "log in with `hf auth login`, or set HF_TOKEN"
@@ -95,7 +95,7 @@ def _explained(repository: str, revision: str | None, error: Exception) -> Error
 
 
 def _without_weights(repository: str, commit: str) -> Error:
-    """Why a repository gave no weights."""
+    """The error for a repository without weights."""
     from huggingface_hub import HfApi
 
     try:

@@ -1,18 +1,18 @@
-"""LoRA adapters, as PEFT saves them, merged into a checkpoint's weights while these are read.
+"""LoRA adapters saved by PEFT, merged into a checkpoint's weights while these are read.
 
-    W' = W + scale * B A                 (N, K) = (N, K) + (N, r) (r, K);  scale = alpha / r, or alpha / sqrt(r)
-    W' = m / |W + scale * B A| * (...)   DoRA: m (N,), the norm of each row
+   W' = W + scale * B A                 (N, K) = (N, K) + (N, r) (r, K);  scale = alpha / r, or alpha / sqrt(r)
+   W' = m / |W + scale * B A| * (...)   DoRA: m (N,), the norm of each row
 
-in float32, as peft's merge_and_unload does for float32 weights: equal but for the order of sums over r and, with DoRA,
-over rows. A merged weight is float32, rounded once by the file's format. (peft rounds to the checkpoint's type after
-each adapter, and with adapters of half precision rounds B A as well.)
+Computed in float32, as peft's merge_and_unload does for float32 weights. The results are equal except for the order of
+sums over r and, with DoRA, over rows. A merged weight is float32 and rounded once, to the file's format. (peft rounds
+to the checkpoint's type after each adapter, and with half-precision adapters also rounds B A.)
 
-Where output and embeddings are one matrix, adapters untie them as they do in PEFT's merged model: `modules_to_save`
-with either one does, unless ensure_weight_tying is set. Whole matrices that modules_to_save does not name
-(save_embedding_layers) and low-rank factors of the embeddings change both.
+If output and embeddings are tied, adapters untie them as in PEFT's merged model: `modules_to_save` with either one
+does, unless ensure_weight_tying is set. Whole matrices that modules_to_save does not name (save_embedding_layers) and
+low-rank factors of the embeddings change both.
 
 Adapters are folders or hub ids with adapter_config.json and adapter_model.safetensors. Everything in them is checked
-against the checkpoint before anything is read: nothing that an adapter says is left out in silence.
+against the checkpoint before weights are read. No part of an adapter is ignored silently.
 """
 
 from __future__ import annotations
@@ -42,18 +42,18 @@ Adapter = AnyPath
 Adapters = Adapter | Sequence[Adapter]
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
-#: What in adapter_config.json changes the formula, or the base weights that it is about.
+#: Keys of adapter_config.json that change the formula, or the base weights.
 UNSUPPORTED = (
     "use_qalora", "use_bdlora", "lora_bias", "layer_replication", "alora_invocation_tokens", "trainable_token_indices",
     "target_parameters", "arrow_config", "kasa_config", "monteclora_config", "megatron_config",
 )  # fmt: skip
-#: init_lora_weights that leave the base weights as they are; PiSSA, OLoRA and others subtract something from them.
+#: init_lora_weights that keep the base weights; PiSSA, OLoRA and others subtract something from them.
 PLAIN_INITIALIZATIONS = (True, False, None, "gaussian", "orthogonal", "eva")
-#: Patterns of module names that cannot take more than a moment to match.
+#: Patterns of module names that always match quickly.
 SAFE_PATTERN = re.compile(r"(?:[\w.|^$-]|\\[.d]|\.\*|\\d\+){1,200}")
 MOST_REPEATS = 3
 
-#: The two names of one matrix in a tied checkpoint, as `_plain_name` has them.
+#: The two names of one matrix in a tied checkpoint, in the form of `_plain_name`.
 EMBEDDINGS, OUTPUT = "embed_tokens.weight", "lm_head.weight"
 COMPARED_ELEMENTS = 1 << 22
 
@@ -62,9 +62,9 @@ _FACTORS = re.compile(r"(.+)\.(lora_A|lora_B|lora_embedding_A|lora_embedding_B|l
 
 @dataclass
 class Delta:
-    """What one adapter adds to one matrix: scale * b a, where a is (r, K) and b is (N, r).
+    """The change of one matrix by one adapter: scale * b a, where a is (r, K) and b is (N, r).
 
-    Of embeddings peft stores the transposed factors: a is (r, N), b is (K, r).
+    For embeddings peft stores the transposed factors: a is (r, N), b is (K, r).
     """
 
     a: StoredTensor
@@ -74,7 +74,7 @@ class Delta:
     transposed: bool = False
 
     def rows(self, start: int, stop: int) -> np.ndarray:
-        """Rows start..stop, float32. The factors are read each time: they are small beside the rows."""
+        """Rows start..stop, float32. The factors are read each time; they are small compared with the rows."""
         if self.transposed:
             left = np.ascontiguousarray(read(self.a)[:, start:stop].T, np.float32)
             right = read(self.b).astype(np.float32).T
@@ -86,7 +86,7 @@ class Delta:
 
 
 class MergedTensor(StoredTensor):
-    """A matrix of a checkpoint with what adapters add to it, float32."""
+    """A matrix of a checkpoint plus the changes of adapters, float32."""
 
     def __init__(self, base: StoredTensor, deltas: Sequence[Delta]) -> None:
         super().__init__(base.file, base.name, base.dtype_name, base.shape, base.offset)
@@ -96,7 +96,7 @@ class MergedTensor(StoredTensor):
 
     @classmethod
     def adding(cls, tensor: StoredTensor, delta: Delta) -> MergedTensor:
-        """A tensor with one more delta."""
+        """A tensor with one more change."""
         return cls(tensor.base, [*tensor.deltas, delta]) if isinstance(tensor, MergedTensor) else cls(tensor, [delta])
 
     @property
@@ -108,19 +108,19 @@ class MergedTensor(StoredTensor):
         """Rows start..stop of the first axis, merged."""
         base: np.ndarray = self.base.rows(start, stop).astype(np.float32)
         merged: np.ndarray = base.copy()
-        with np.errstate(all="ignore"):  # what becomes NaN or infinite is found where it is encoded
+        with np.errstate(all="ignore"):  # NaN and infinity are found when the tensor is encoded
             for delta in self.deltas:
                 rows = delta.rows(start, stop)
                 merged += rows
                 if delta.magnitude is not None:
-                    # The norm is of the base's weights, whatever other adapters have added meanwhile.
+                    # The norm is that of the base's weights, even if other adapters have changed them.
                     rows += base
                     merged *= (delta.magnitude[start:stop] / np.linalg.norm(rows, axis=1))[:, None]
         return merged
 
 
 class _Replaced(StoredTensor):
-    """A tensor of an adapter in the place of the checkpoint's."""
+    """A tensor of an adapter that replaces the checkpoint's."""
 
     def __init__(self, base: StoredTensor, own: StoredTensor) -> None:
         super().__init__(own.file, base.name, own.dtype_name, own.shape, own.offset)
@@ -128,7 +128,7 @@ class _Replaced(StoredTensor):
 
 
 class Merged(NamedTuple):
-    """What was merged: notes on what a user should know of it, and the folders of all adapters."""
+    """The result of a merge: notes for the user, and the folders of all adapters."""
 
     notes: list[str]
     folders: list[Path]
@@ -141,11 +141,11 @@ def merge(
     hub_id: str | None = None,
     tied: bool = False,
 ) -> Merged:
-    """Puts adapters into the checkpoint's tensors, in turn.
+    """Merges adapters into the checkpoint's tensors, one after another.
 
-    hub_id: the checkpoint's. scales: multiplies what each adapter adds, one number for all or one for each. tied:
-    whether config.json says that output and embeddings are one matrix. Raises InputError for wrong scales, FileError,
-    FormatError and UnsupportedError for adapters that cannot be read or do not fit.
+    hub_id: the checkpoint's. scales: factors of the adapters' changes, one number for all or one for each. tied:
+    whether config.json ties output and embeddings. Raises InputError for wrong scales, FileError, FormatError and
+    UnsupportedError for adapters that cannot be read or do not fit.
     """
     if not isinstance(adapters, (str, bytes, os.PathLike, Iterable)):
         raise arguments.wrong("lora", "a folder or hub id, or a list of them", adapters)
@@ -171,12 +171,12 @@ def merge(
 
 
 def _last_part(name: str) -> str:
-    """What a path or hub id is called, whoever keeps it."""
+    """The last part of a path or hub id."""
     return re.split(r"[/\\]", name.rstrip("/\\"))[-1].lower()
 
 
 class _Merge:
-    """One adapter on its way into a checkpoint."""
+    """The merge of one adapter."""
 
     def __init__(self, checkpoint: Checkpoint, folder: Path, factor: float, tied: bool) -> None:
         self.checkpoint = checkpoint
@@ -219,14 +219,14 @@ class _Merge:
         return self.tied and (EMBEDDINGS in self.names) != (OUTPUT in self.names)
 
     def _tie(self) -> None:
-        """Makes one tensor of equal ones, as transformers does when it loads a checkpoint that ought to be tied."""
+        """Replaces equal tensors by one, as transformers does when it loads a checkpoint that should be tied."""
         if self.tied and {EMBEDDINGS, OUTPUT} <= self.names.keys():
             first, second = (self.checkpoint.tensors[self.names[name]] for name in (EMBEDDINGS, OUTPUT))
             if _are_equal(first, second):
                 del self.checkpoint.tensors[self.names.pop(OUTPUT)]
 
     def _untie(self) -> None:
-        """Gives embeddings and output a tensor each."""
+        """Gives embeddings and output separate tensors."""
         there, absent = (EMBEDDINGS, OUTPUT) if EMBEDDINGS in self.names else (OUTPUT, EMBEDDINGS)
         tensor = copy.copy(self.checkpoint.tensors[self.names[there]])
         tensor.name = absent if absent == OUTPUT else f"model.{absent}"
@@ -235,7 +235,7 @@ class _Merge:
         self.tied = False
 
     def _replace_all(self, whole: dict[str, StoredTensor]) -> None:
-        """Puts in what an adapter has whole: modules_to_save, trained biases, and weights of the base saved with it."""
+        """Uses the whole tensors of an adapter: modules_to_save, trained biases, and base weights saved with it."""
         saved: dict[str, StoredTensor] = {}  # what unties
         if self._is_shared and not self.config.boolean("ensure_weight_tying", False):
             saved = {name: tensor for name, tensor in whole.items() if self._is_saved(_plain_name(name))}
@@ -244,7 +244,7 @@ class _Merge:
                     raise FormatError(
                         f"no {key!r}, which modules_to_save in {CONFIG} names", path=self.weights, tensor=key
                     )
-        # Where one tensor has two names, torch loads the output's last.
+        # If one tensor has two names, torch loads the output's last.
         for name in sorted(whole.keys() - saved.keys(), key=lambda name: (_base_name(name) == OUTPUT, name)):
             self._replace(_base_name(name), whole[name])
         if saved:
@@ -253,7 +253,7 @@ class _Merge:
             self._replace(_plain_name(name), tensor)
 
     def _is_saved(self, plain: str) -> bool:
-        """Whether modules_to_save means the embeddings' or the output's tensor: PEFT compares the ends of names."""
+        """Whether modules_to_save names the embeddings' or the output's tensor: PEFT compares the ends of names."""
         names = self.config.values.get("modules_to_save") or []
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise self.config.wrong("modules_to_save", names, "a list of names")
@@ -261,7 +261,7 @@ class _Merge:
         return any(modules[plain].endswith(name) for name in names) if plain in modules else False
 
     def _target(self, plain: str, tensor: StoredTensor) -> str:
-        """The checkpoint's name of what an adapter's tensor is about."""
+        """The checkpoint's name for an adapter's tensor."""
         found = self.names.get(plain)
         if found is None and self._is_shared and plain in (EMBEDDINGS, OUTPUT):
             found = self.names.get(EMBEDDINGS, self.names.get(OUTPUT))
@@ -332,7 +332,7 @@ class _Merge:
             )
 
     def _pattern_value(self, key: str, module: str, default: float) -> float:
-        """What a module gets of a number that patterns of names may set, the first that matches."""
+        """The value for a module of a number that name patterns can set: the first match."""
         module = module.removeprefix("base_model.model.")
         patterns = self.config.values.get(key) or {}
         if not isinstance(patterns, dict):
@@ -365,7 +365,7 @@ def _read_config(folder: Path) -> dict[str, object]:
 
 
 def _check(config: Config) -> None:
-    """Raises UnsupportedError for what is not plain LoRA or DoRA."""
+    """Raises UnsupportedError for anything but plain LoRA or DoRA."""
     if (kind := config.text("peft_type", "LORA")) != "LORA":
         raise config.error(UnsupportedError, "peft_type", quoted(kind, 40), expected="LORA", found=kind)
     for key in UNSUPPORTED:
@@ -382,7 +382,7 @@ def _check(config: Config) -> None:
 
 
 def _base_name(name: str) -> str:
-    """The plain name, also of what an adapter has of the base's own weights."""
+    """The plain name, also for base weights saved in an adapter."""
     return _plain_name(re.sub(r"\.(base_layer|original_module)\.", ".", name))
 
 
@@ -395,5 +395,5 @@ def _are_equal(first: StoredTensor, second: StoredTensor) -> bool:
 
 
 def _plain_name(name: str) -> str:
-    """A name without the prefixes that peft and the models' wrappers put before it."""
+    """A name without the prefixes that peft and the models' wrappers add."""
     return re.sub(r"^(?:base_model\.model\.)?(?:model\.|language_model\.)*", "", name)

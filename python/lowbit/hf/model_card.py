@@ -1,7 +1,7 @@
-"""general.* keys: who made a model and what it is called, as the reference converter finds them.
+"""general.* keys: author and name of a model, found as by the reference converter.
 
-Sources, each filling what the ones before left open: the front matter of README.md (the model card), _name_or_path in
-config.json, the folder's name. generation_config.json gives the sampling that its makers recommend.
+Sources, each used for what the earlier ones lack: the front matter of README.md (the model card), _name_or_path in
+config.json, the folder's name. generation_config.json has the recommended sampling.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ ORIGIN_FIELDS = ("name", "author", "version", "organization", "description", "ur
 
 @dataclass
 class NameParts:
-    """A model's id taken apart: "org/Base-7B-chat-v0.1"."""
+    """The parts of a model's id: "org/Base-7B-chat-v0.1"."""
 
     name: str | None = None
     organization: str | None = None
@@ -74,7 +74,8 @@ class NameParts:
 
 
 def _size_part(part: str, num_params: int) -> tuple[str, str]:
-    """A name's part that looks like a size: (kind, normalized). Far from the true size it is a context length."""
+    """A part of a name that looks like a size: (kind, normalized). If it is far from the true size, it is a context
+    length."""
     part = part.replace("_", ".")
     if part[-1].isdecimal():  # bloom-7b1 means 7.1B
         part = f"{part[:-2]}.{part[-1]}{part[-2]}"
@@ -91,7 +92,7 @@ def _size_part(part: str, num_params: int) -> tuple[str, str]:
 
 
 def _kind(index: int, part: str, num_params: int) -> tuple[str | None, str]:
-    """What a part of a name is by its looks, and the part as it is kept."""
+    """The kind of a name's part by its form, and the part as stored."""
     if re.fullmatch(r"(v|iter)?\d+([.]\d+)*", part, re.IGNORECASE):
         return "version", part
     if re.fullmatch(r"i?q\d(_\w)*|b?fp?(16|32)", part, re.IGNORECASE):
@@ -106,7 +107,7 @@ def _kind(index: int, part: str, num_params: int) -> tuple[str | None, str]:
 
 
 def name_parts(model_id: str | None, num_params: int) -> NameParts:
-    """Takes a model id or folder name apart by the conventions of the hub."""
+    """Splits a model id or folder name by the conventions of the hub."""
     if model_id is None:
         return NameParts()
     if " " in model_id:  # a sentence, not an id
@@ -130,7 +131,7 @@ def name_parts(model_id: str | None, num_params: int) -> NameParts:
             at_start = False
             if not kind:
                 kind.add("finetune")
-    for kind in reversed(kinds):  # a version at the end is no part of the base name
+    for kind in reversed(kinds):  # a version at the end is not part of the base name
         if "basename" not in kind or len(kind) == 1:
             break
         kind.remove("basename")
@@ -153,7 +154,7 @@ def name_parts(model_id: str | None, num_params: int) -> NameParts:
 
 
 def title(name: str) -> str:
-    """An id as a title: words in lower case get a capital unless they are numbers or versions."""
+    """An id as a title: lower-case words are capitalised unless they are numbers or versions."""
     words = name.strip().replace("-", " ").split()
     return " ".join(
         word.title() if word.islower() and not re.match(r"^(v\d+(?:\.\d+)*|\d.*)$", word) else word for word in words
@@ -161,7 +162,7 @@ def title(name: str) -> str:
 
 
 def size_label(num_params: int) -> str:
-    """The number of parameters in at least two digits: 596M, 1.2B, 0.7M has none so 700K."""
+    """The number of parameters with at least two digits: 596M, 1.2B; 0.7M would have one, so 700K."""
     for limit, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (0, "K")):
         if num_params > limit or not limit:
             scaled = num_params * {"T": 1e-12, "B": 1e-9, "M": 1e-6, "K": 1e-3}[suffix]
@@ -171,7 +172,7 @@ def size_label(num_params: int) -> str:
 
 
 def read_card(folder: Path, notes: list[str]) -> dict[str, Any]:
-    """The front matter of README.md. One that is not YAML is left out, with a note."""
+    """The front matter of README.md. If it is not YAML, it is omitted with a note."""
     path = folder / "README.md"
     if not is_file(path) or path.stat().st_size > MAX_CARD_BYTES:
         return {}
@@ -183,14 +184,14 @@ def read_card(folder: Path, notes: list[str]) -> dict[str, Any]:
     text = text.replace("- no\n", '- "no"\n').replace("\t", "  ")  # Norwegian is not false; tabs are not YAML
     try:
         card = _parsed(text)
-    except Exception as error:  # of a date that is none, the library makes an AttributeError; of others, others
+    except Exception as error:  # an invalid date raises AttributeError in the library; other values raise other errors
         notes.append(f"README.md: the front matter is not valid YAML and was left out ({reason(error)})")
         return {}
     return card if isinstance(card, dict) else {}
 
 
 def _parsed(text: str) -> Any:
-    """The value of a YAML text without aliases, by which 400 bytes can say what takes hours to read."""
+    """Parses YAML without aliases, with which 400 bytes can take hours to read."""
     import yaml  # type: ignore[import-untyped]
 
     if len(text) > MAX_FRONT_MATTER:
@@ -265,8 +266,8 @@ def general_metadata(
 ) -> dict[str, Any]:
     """The general.* keys between general.type and the architecture's, in the reference's order.
 
-    num_params: elements of all tensors. hub_id: the model's id, when the folder is a downloaded snapshot whose own
-    name says nothing. What was left out is appended to notes.
+    num_params: elements of all tensors. hub_id: the model's id, if the folder is a downloaded snapshot, whose own name
+    is meaningless. Omissions are appended to notes.
     """
     card = read_card(folder, notes)
     found = {key: _first(card, keys) for key, keys in CARD_TEXT.items()}
@@ -306,7 +307,7 @@ def general_metadata(
 
 
 def card_text(metadata: Mapping[str, Any]) -> str:
-    """README.md with what general.* keys say in its front matter: `general_metadata` reads the same keys from it."""
+    """README.md whose front matter has the general.* keys; `general_metadata` reads the same keys from it."""
     import yaml
 
     card: dict[str, Any] = {}
@@ -323,6 +324,6 @@ def card_text(metadata: Mapping[str, Any]) -> str:
 
 
 def _origin_entry(origin: dict[str, Any]) -> Any:
-    """A base model or dataset as the hub writes it, its id, if that says everything."""
+    """A base model or dataset in the hub's form: its id, if nothing else is needed."""
     model_id = str(origin.get("repo_url", "")).removeprefix("https://huggingface.co/")
     return model_id if _origins([model_id], 0) == [origin] else origin

@@ -1,4 +1,4 @@
-"""Writes safetensors files: a header of JSON, then the tensors' bytes one after the other."""
+"""Writes safetensors files: a JSON header, then the tensors' bytes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lowbit.base.atomic import AtomicFile
 from lowbit.base.errors import InputError
 from lowbit.hf.checkpoint import ITEM_BYTES, MAX_HEADER_BYTES
 
-#: The header ends at a multiple of this, so that elements of all types are aligned in a map of the file.
+#: The header ends at a multiple of this, so elements of all types are aligned in a map of the file.
 _ALIGNMENT = 8
 
 
@@ -32,7 +32,7 @@ class TensorInfo(NamedTuple):
 
 
 class SafetensorsWriter:
-    """Appends tensors behind the header; the file has its name when the `with` block ends without an exception."""
+    """Appends tensors after the header. The file gets its name when the `with` block ends without an exception."""
 
     def __init__(self, path: str, infos: Iterable[TensorInfo]) -> None:
         """Writes the header. Raises InputError if it is longer than readers allow, FileError if the system refuses."""
@@ -41,7 +41,7 @@ class SafetensorsWriter:
         self._file.write(header)
 
     def write(self, rows: np.ndarray) -> None:
-        """Appends rows of a tensor, or bytes of it."""
+        """Appends rows or bytes of a tensor."""
         self._file.write(rows.reshape(-1).view(np.uint8))
 
     def __enter__(self) -> SafetensorsWriter:

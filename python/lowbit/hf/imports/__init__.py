@@ -1,1 +1,1 @@
-"""Checkpoints that other tools quantized, as tensors of floats."""
+"""Checkpoints quantized by other tools, as float tensors."""

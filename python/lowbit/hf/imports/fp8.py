@@ -1,13 +1,13 @@
-"""Checkpoints that come quantized: 8-bit floats become float32 while they are read, other kinds are refused.
+"""Quantized checkpoints: 8-bit floats are converted to float32 while they are read; other kinds are refused.
 
-Two forms are in use, and what is in the file tells them apart:
+Two forms are in use. The tensor names distinguish them:
 
-    X.weight F8_E4M3 (N, K)     X.weight_scale_inv (N / 128, K / 128)         quant_method fp8: DeepSeek, Qwen3-FP8
-    X.weight F8_E4M3 (N, K)     X.weight_scale (), (1,), (N,) or (N, 1)       compressed-tensors, fbgemm_fp8, modelopt
+   X.weight F8_E4M3 (N, K)     X.weight_scale_inv (N / 128, K / 128)         quant_method fp8: DeepSeek, Qwen3-FP8
+   X.weight F8_E4M3 (N, K)     X.weight_scale (), (1,), (N,) or (N, 1)       compressed-tensors, fbgemm_fp8, modelopt
 
-Both names mean the same: the factor that makes weights of what is stored, for all of the tensor, a row, or a block of
-`weight_block_size` (the last ones may be cut off). The product is taken in float32, as the reference converter does.
-Scales of activations are not used: nothing here rounds activations to 8-bit floats.
+Both names mean the same: the factor of the stored values, for the whole tensor, a row, or a block of
+`weight_block_size` (the last blocks may be partial). The product is computed in float32, as in the reference converter.
+Scales of activations are not used: lowbit does not round activations to 8-bit floats.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from lowbit.tensors.source import FileRows, num_elements
 
 FLOAT8_DTYPES: dict[str, Any] = {"F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2}
 SCALE_SUFFIXES = ("_scale_inv", "_scale")
-#: Tensors that only matter to who rounds activations, or keys and values, to 8 bits.
+#: Tensors that are only used to round activations, keys or values to 8 bits.
 ACTIVATION_SUFFIXES = (
     ".input_scale", ".activation_scale", "_activation_scale", ".output_scale", ".input_scale_ub", ".q_scale",
     ".k_scale", ".v_scale",
 )  # fmt: skip
-#: quant_method -> the values of "format" or "quant_algo" whose weights are 8-bit floats; None: it has no such key.
+#: quant_method -> the values of "format" or "quant_algo" with 8-bit float weights; None: it has no such key.
 FLOAT8_METHODS: dict[str, tuple[str | None, ...]] = {
     "fp8": (None,),
     "fbgemm_fp8": (None,),
     "compressed-tensors": ("float-quantized", "naive-quantized"),
     "modelopt": ("FP8", None),
 }
-#: quant_method -> how to come by floats.
+#: quant_method -> advice on where to find float weights.
 WAYS_OUT = {
     "mxfp4": "AutoModelForCausalLM.from_pretrained(d, quantization_config=Mxfp4Config(dequantize=True))"
     ".save_pretrained(e) writes them",
@@ -52,15 +52,16 @@ ORIGINAL = "take the checkpoint that this one was made of (base_model in its REA
 
 @functools.cache
 def _pairs(dtype_name: str) -> np.ndarray:
-    """The values of every pair of bytes, two float32 in a uint64 each (512 KiB): faster than byte by byte."""
+    """The values of every pair of bytes, two float32 in a uint64 each (512 KiB): faster than single bytes."""
     pairs: np.ndarray = np.arange(1 << 16, dtype="<u2").view(FLOAT8_DTYPES[dtype_name]).astype(np.float32)
     return pairs.view(np.uint64)
 
 
 class Float8Tensor(StoredTensor):
-    """A matrix of 8-bit floats and its scales, as float32. Costs a look-up a pair and a product a weight.
+    """A matrix of 8-bit floats and its scales, as float32. Cost: a look-up per pair and a product per weight.
 
-    scales: float32, one for each `block` of rows and columns; without blocks (N, 1) for rows, or () for all of them.
+    scales: float32, one for each `block` of rows and columns; without blocks (N, 1) for rows, or () for the whole
+    matrix.
     """
 
     def __init__(self, stored: StoredTensor, scales: np.ndarray, block: tuple[int, ...]) -> None:
@@ -74,7 +75,7 @@ class Float8Tensor(StoredTensor):
         return np.dtype(np.float32)
 
     def rows(self, start: int, stop: int) -> np.ndarray:
-        """Rows start..stop of the first axis, freshly read and scaled."""
+        """Rows start..stop of the first axis, read and scaled at each call."""
         packed = FileRows(self.name, self.shape, np.dtype(np.uint8), self.file, self.offset).rows(start, stop)
         floats = np.empty(packed.shape, np.float32)
         flat, out = packed.reshape(-1), floats.reshape(-1)
@@ -93,11 +94,10 @@ class Float8Tensor(StoredTensor):
 
 
 def dequantize(checkpoint: Checkpoint, own_methods: Collection[str]) -> list[str]:
-    """Makes the checkpoint's tensors floats; returns notes on what was left out.
+    """Converts the checkpoint's tensors to floats. Returns notes on omitted tensors.
 
-    own_methods: values of quant_method that the architecture reads itself; their tensors stay as they are stored.
-    Raises UnsupportedError for other kinds of quantization, FormatError for scales that are missing, do not fit, or are
-    not finite.
+    own_methods: values of quant_method that the architecture reads itself; their tensors are unchanged. Raises
+    UnsupportedError for other kinds of quantization, FormatError for missing, misshapen or non-finite scales.
     """
     path = checkpoint.folder / "config.json"
     settings = checkpoint.config.get("quantization_config")
@@ -125,7 +125,7 @@ def dequantize(checkpoint: Checkpoint, own_methods: Collection[str]) -> list[str
 
 
 def _check_method(settings: dict[str, Any], path: Path) -> None:
-    """Raises UnsupportedError for a kind of quantization that is not one of 8-bit floats."""
+    """Raises UnsupportedError unless the quantization is of 8-bit floats."""
     method = settings.get("quant_method")
     if method is None and (settings.get("load_in_4bit") or settings.get("load_in_8bit")):
         method = "bitsandbytes"
@@ -149,7 +149,7 @@ def _check_method(settings: dict[str, Any], path: Path) -> None:
 
 
 def _block(settings: dict[str, Any], path: Path) -> tuple[int, ...]:
-    """Rows and columns that share a scale, empty if it is not blocks that do."""
+    """Rows and columns of a block with one scale; empty if scales are not per block."""
     found = [settings.get("weight_block_size")]
     groups = settings.get("config_groups") or {}
     for group in groups.values() if isinstance(groups, dict) else ():
@@ -173,7 +173,7 @@ def _block(settings: dict[str, Any], path: Path) -> tuple[int, ...]:
 
 
 def _read_scales(scales: StoredTensor) -> np.ndarray:
-    """All of a tensor of scales, which may have no axes, as float32."""
+    """A whole tensor of scales, which may have no axes, as float32."""
     if scales.dtype_name not in FLOATS:
         raise scales.error(
             UnsupportedError,
