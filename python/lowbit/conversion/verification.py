@@ -1,21 +1,22 @@
-"""`verify`: does a GGUF file hold what its source holds? Metadata, tensors, tokenizer and logits, in one verdict.
+"""`verify` compares a GGUF file with its source: metadata, tensors, tokenizer and logits, with one verdict.
 
-What is compared, and what fails:
+Checks, and when they fail:
 
-- file: the file is opened anew; the source's metadata must be there, key by key, but for what options changed.
-- tensors: names and shapes; values, decoded, against the source's. Floats must be the source's rounded to the file's
-  format, at once or by way of another float format, as they are between the reference's two tools. For b bits a weight
-  no row may be off by more than `8 * 2 ** -b` of the larger of its own and the tensor's root mean square, which is
-  several times what any encoder loses, nor by 1, which is a row of zeros; and not at all where the format keeps the
-  row exactly. So exchanged, shifted and damaged rows fail; a wrong low bit of a code does not.
-- tokenizer: `tokenizer_differences`, chat templates, and the ids that end a text. Any difference fails; a conversion
-  that verifies without being asked writes the file all the same, with the verdict "differs", because GGUF cannot say
-  all that tokenizer.json can.
-- logits: of both networks on a built-in text, in float32. Equal tensors must give equal logits; otherwise all must be
-  finite, and from 8 bits a weight on the mean divergence at most 1 nat. Below, the figures say what the format cost.
+- file: the file is opened again. The source's metadata must be there, key by key, except keys that options changed.
+- tensors: names, shapes and decoded values must match the source. Floats must equal the source's, rounded to the file's
+  format directly or through another float format, as with the reference's two tools. With b bits per weight, the error
+  of a row must be below `8 * 2 ** -b` of the larger of its own and the tensor's root mean square, several times the
+  loss of any encoder. It must also be below 1, the error of a row of zeros, and 0 if the format keeps the row exactly.
+  So exchanged, shifted and damaged rows fail; a wrong low bit of a code does not.
+- tokenizer: `tokenizer_differences`, chat templates, and the ids that end a text. Any difference fails. If verification
+  was not requested explicitly, the conversion still writes the file, with the verdict "differs", because GGUF cannot
+  represent everything in tokenizer.json.
+- logits: of both networks on a built-in text, in float32. Equal tensors must give equal logits. Otherwise all must be
+  finite, and from 8 bits per weight on the mean divergence must be at most 1 nat. Below 8 bits the figures show the
+  loss.
 
-Both networks run side by side and read their matrices in pieces (streamed.py). Tensors are compared on that occasion,
-so that each is read once, and memory does not grow with the model.
+Both networks run together and read their matrices in pieces (streamed.py). The tensors are compared in the same pass,
+so each is read once, and memory does not grow with the model.
 """
 
 from __future__ import annotations
@@ -55,11 +56,11 @@ __all__ = ["Check", "Verdict", "VerificationError", "verify"]
 Logits = npt.NDArray[np.float32]
 
 PREFIX = "lowbit.verify."
-#: Keys that say what the file is, not what its source was.
+#: Keys that describe the file, not its source.
 _OWN_KEYS = ("general.file_type", "general.quantization_version")
-#: Equal weights give equal logits, whatever the order of sums in float32.
+#: Equal weights give logits within this limit, for every order of sums in float32.
 _LOGITS_TOLERANCE = 1e-5
-#: With so many bits a weight predictions are close, below 0.001 nats, where settings that differ (rotary base, norms'
+#: From this many bits per weight on, quantization costs less than 0.001 nats, and wrong settings (rotary base, norms'
 #: epsilon) cost more than one. At 4 bits an untrained network of 28 layers is at 0.94 already.
 _MANY_BITS, _DIVERGENCE = 8.0, 1.0
 
@@ -74,7 +75,7 @@ class VerificationError(Error):
 
 @dataclass(frozen=True)
 class Check:
-    """One comparison. ok: None if it could not be made; `detail` says what was found, or why not."""
+    """One comparison. ok: None if it could not be made. `detail`: the result, or why there is none."""
 
     name: str
     ok: bool | None
@@ -84,7 +85,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What `verify` found."""
+    """The result of `verify`."""
 
     path: str
     source: str
@@ -92,18 +93,18 @@ class Verdict:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing differs that must not; checks that could not be made do not count."""
+        """Whether no check failed. Checks that could not be made do not count."""
         return all(check.ok is not False for check in self.checks)
 
     @property
     def word(self) -> str:
-        """ok, failed, or differs if it is the tokenizer alone, some of which GGUF cannot say."""
+        """ok, failed, or differs (only the tokenizer differs, part of which GGUF cannot represent)."""
         wrong = {check.name for check in self.checks if check.ok is False}
         return "ok" if not wrong else "differs" if wrong == {"tokenizer"} else "failed"
 
     @property
     def warnings(self) -> list[str]:
-        """What is no difference and still should be known: weights of the source that are not finite."""
+        """Facts that are no difference: weights of the source that are not finite."""
         return [str(check.figures["not_finite"]) for check in self.checks if "not_finite" in check.figures]
 
     @property
@@ -112,7 +113,7 @@ class Verdict:
         return "; ".join(f"{check.name}: {check.detail}" for check in self.checks if check.ok is False)
 
     def error(self) -> VerificationError:
-        """What a conversion raises that does not pass."""
+        """The error of a conversion that fails verification."""
         return VerificationError(f"not written, verification failed: {self.failures}", path=self.path, verdict=self)
 
     def metadata(self) -> dict[str, Any]:
@@ -135,10 +136,10 @@ def verify(
     threads: int | None = None,
     progress: bool = True,
 ) -> Verdict:
-    """Compares a GGUF file with the Hugging Face folder or hub id that it was made of, and of LoRA adapters.
+    """Compares a GGUF file with its source: a Hugging Face folder or hub id, and LoRA adapters.
 
-    Differences are in the verdict. Both networks are run in float32; weights are read in pieces. Raises FileError,
-    FormatError or UnsupportedError if one of the two cannot be opened.
+    Differences are in the verdict. Both networks run in float32; weights are read in pieces. Raises FileError,
+    FormatError or UnsupportedError if the file or the source cannot be opened.
     """
     path, source = checked(path), checked(source)
     opened = open_checkpoint(source, lora, lora_scale, record_tokenizer=True)
@@ -156,10 +157,10 @@ def compare_with(
     threads: int | None = None,
     progress: bool = True,
 ) -> Verdict:
-    """`verify` for a source that is open.
+    """`verify` for an open source.
 
-    shown: the file's name to be. known: what the tokenizer of such metadata does; one that differs is loaded. changed:
-    keys that options changed.
+    shown: the file's final name. known: the results of a tokenizer with its metadata; another tokenizer is loaded.
+    changed: keys that options changed.
     """
     count = num_threads(threads)
     trim_heap()
@@ -187,9 +188,9 @@ def compare_with(
 
 
 def _file(path: str, opened: OpenedCheckpoint, changed: Sequence[str]) -> tuple[Check, Mapping[str, Any]]:
-    """The source's metadata, in the file as it is now, and nothing else about network, tokenizer and sampling.
+    """Checks that the file has the source's metadata, and no other keys on network, tokenizer and sampling.
 
-    Also returns the file's metadata. Values that are equal are the source's, so that a vocabulary is held once.
+    Also returns the file's metadata. Equal values are the source's objects, so a vocabulary is in memory once.
     """
     left_out = {*_OWN_KEYS, *changed}
     expected = {key: value for key, value in opened.metadata.items() if key not in left_out}
@@ -228,7 +229,7 @@ def _other_tensors(file: gguf.File, opened: OpenedCheckpoint) -> str | None:
 
 
 def _tensors(pairs: Mapping[str, TensorPair], advance: Callable[[int, int], None]) -> Check:
-    """Values. Compares what is not compared yet."""
+    """Compares values, as far as they have not been compared."""
     total = sum(num_elements(pair.shape) for pair in pairs.values())
     done = sum(pair.num_compared for pair in pairs.values())
     worst, worst_name, exact = 0.0, "", 0
@@ -241,7 +242,7 @@ def _tensors(pairs: Mapping[str, TensorPair], advance: Callable[[int, int], None
         advance(done, total)
         errors = pair.errors()
         exact += errors.rmse == 0
-        if not errors.rmse <= worst:  # NaN counts
+        if not errors.rmse <= worst:  # also true for NaN
             worst, worst_name = errors.rmse, name
         if errors.odd:
             odd.append(f"in {name} {errors.odd}")
@@ -263,7 +264,7 @@ def _tensors(pairs: Mapping[str, TensorPair], advance: Callable[[int, int], None
 def _tokenizer(
     metadata: Mapping[str, Any], opened: OpenedCheckpoint, known: KnownTokenizer | None
 ) -> tuple[Check, list[int]]:
-    """The check, and the tokens of the built-in text; none if the file's tokenizer cannot be loaded."""
+    """The check, and the tokens of the built-in text; no tokens if the file's tokenizer cannot be loaded."""
     source: TokenizerRecord | Error
     try:
         source = opened.tokenizer_record
@@ -282,7 +283,7 @@ def _tokenizer(
 
 
 def _is_same_tokenizer(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
-    """Whether two files have the same keys that say how to tokenize."""
+    """Whether the tokenizer keys of two files are equal."""
     prefixes = ("tokenizer.", "lowbit.tokenizer.", "general.name")
     keys = [key for key in (*a, *b) if key.startswith(prefixes)]
     return all(key in a and key in b and (a[key] is b[key] or _equal(a[key], b[key])) for key in keys)
@@ -305,7 +306,7 @@ def _compared_tokenizers(source: TokenizerRecord, result: TokenizerRecord, num_t
 
 
 class _Networks:
-    """The source's network and the file's, which run in one pass where only their matrices differ."""
+    """The source's network and the file's. They run in one pass if only their matrices differ."""
 
     def __init__(
         self,
@@ -358,9 +359,9 @@ class _Networks:
         return self._pairs[name].format, self._pairs[name].file_rows(first, first + num)
 
     def _both(self, name: str, first: int, num: int, sequence: int) -> tuple[str, npt.NDArray[Any]]:
-        """Rows of the source for sequence 0, then the same ones of the file for sequence 1, which are compared.
+        """Rows of the source for sequence 0, then the same rows of the file for sequence 1, which are compared.
 
-        Embeddings are asked for token by token, first all of sequence 0, and are compared later.
+        Embeddings are requested token by token, first all of sequence 0, and are compared later.
         """
         if sequence == 0:
             return self._of_source(name, first, num)
@@ -374,7 +375,7 @@ class _Networks:
 
 
 def _logits(expected: Logits, found: Logits, limit: float, threads: int) -> Check:
-    """limit: the largest mean divergence in nats; 0: of equal weights, which must give equal logits."""
+    """limit: the largest mean divergence in nats; 0: equal weights, which must give equal logits."""
     if not np.isfinite(expected).all():
         return Check("logits", None, "not run: those of the source are not finite")
     if not np.isfinite(found).all():
