@@ -1,4 +1,4 @@
-"""Architectures: what the families share, and one file for each of them in `families`."""
+"""Architectures: code that the families share, and one file per family in `families`."""
 
 from lowbit.arch.base import Architecture
 from lowbit.arch.metadata import of_metadata, spec

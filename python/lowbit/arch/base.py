@@ -1,7 +1,7 @@
-"""What every architecture shares: shapes, tensors, metadata and spec of a dense decoder, and config.json of a file.
+"""Shared by all architectures: shapes, tensors, metadata and spec of a dense decoder, and the config.json of a file.
 
-An architecture's file says what its Hugging Face classes are called and what differs. Tensors keep the order in which
-they lie in the checkpoint (file, then name), extra ones first, as the reference converter writes them.
+An architecture's file has the names of its Hugging Face classes and its differences. Tensors have the order of the
+checkpoint (file, then name), extra ones first, as the reference converter writes them.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from lowbit.hf.config import Config
 from lowbit.tensors.source import AsFloat32, Renamed, TensorSource
 from lowbit.tokenizer.to_gguf import TokenizerRules
 
-#: Buffers that old checkpoints hold and nobody reads.
+#: Buffers in old checkpoints that no program reads.
 IGNORED_SUFFIXES = (".attention.masked_bias", ".attention.bias", ".rotary_emb.inv_freq")
-#: The core's limit, far above any model: tables for each pair of a head are made before it checks.
+#: The core's limit, far above any model: tables for each pair of a head are built before the core checks.
 MAX_HEAD_DIM = 4096
 
 
-#: Keys of GGUF files that count what llama.cpp has and lowbit has not.
+#: Counts in GGUF files of features that lowbit lacks.
 UNSUPPORTED_COUNTS = {
     "expert_count": "mixtures of experts",
     "nextn_predict_layers": "layers that predict several tokens",
@@ -40,7 +40,7 @@ UNSUPPORTED_COUNTS = {
 
 
 class Architecture:
-    """One GGUF architecture. Subclasses set the class attributes and override what differs."""
+    """One GGUF architecture. Subclasses set the class attributes and override the differences."""
 
     name: ClassVar[str]  #: in GGUF: general.architecture and the prefix of its keys
     hf_names: ClassVar[tuple[str, ...]]  #: "architectures" in config.json
@@ -48,28 +48,28 @@ class Architecture:
     hidden_act: ClassVar[str] = "silu"  #: the activation in config.json that the graph has
     activation_key: ClassVar[str] = "hidden_act"  #: its key in config.json
     engine_reads_rope_freqs: ClassVar[bool] = False  #: whether llama.cpp's graph has rope_freqs.weight
-    tied_by_default: ClassVar[bool] = False  #: tie_word_embeddings when config.json does not say
-    left_out: ClassVar[tuple[str, ...]] = ()  #: prefixes of checkpoint tensors that are no part of the text model
-    #: values of quantization_config.quant_method whose tensors it reads itself, as they are stored
+    tied_by_default: ClassVar[bool] = False  #: tie_word_embeddings if config.json does not set it
+    left_out: ClassVar[tuple[str, ...]] = ()  #: prefixes of checkpoint tensors outside the text model
+    #: values of quantization_config.quant_method whose stored tensors it reads itself
     quant_methods: ClassVar[tuple[str, ...]] = ()
-    #: formats that keep the layers' matrices exactly, if those are such that not every format can
+    #: formats that keep the layers' matrices exactly, if only some formats do
     exact_formats: ClassVar[tuple[str, ...]] = ()
     keeps_pooling: ClassVar[bool] = False  #: the reference writes ARCH.pooling_type
-    int8_activations: ClassVar[bool] = False  #: inputs of the layers' linear maps are rounded to 8 bits
+    int8_activations: ClassVar[bool] = False  #: inputs of the layers' matrices are rounded to 8 bits
     tokenizer_rules: ClassVar[TokenizerRules] = TokenizerRules()
     global_tensors: ClassVar[tuple[Tensor, ...]] = DENSE_GLOBAL
     layer_tensors: ClassVar[tuple[Tensor, ...]] = DENSE_LAYER
 
     def text_config(self, config: Config) -> Config:
-        """config.json as the methods below read it: flat, the text model's keys only."""
+        """config.json for the methods below: flat, only the text model's keys."""
         return config
 
     def hf_name(self, name: str) -> str:
-        """A checkpoint tensor's name as the tables spell it: base models leave out the prefix."""
+        """A checkpoint tensor's name as in the tables: base models omit the prefix."""
         return name if name.startswith(("model.", "lm_head.")) else f"model.{name}"
 
     def default_head_dim(self, hidden: int, num_heads: int) -> int:
-        """Size of a head when config.json does not say."""
+        """Size of a head if config.json does not set it."""
         return hidden // num_heads
 
     def sizes(self, config: Config) -> Sizes:
@@ -97,7 +97,7 @@ class Architecture:
         )
 
     def check(self, config: Config) -> list[str]:
-        """Refuses what the architecture's graph does not express; returns notes on what GGUF does not keep."""
+        """Refuses what the architecture's graph cannot express. Returns notes on what GGUF cannot represent."""
         key = self.activation_key
         if (activation := config.text(key, self.hidden_act)) != self.hidden_act:
             raise config.error(
@@ -126,7 +126,7 @@ class Architecture:
         return True
 
     def config_windows(self, config: Config) -> tuple[int, ...]:
-        """How many last positions a token sees in each layer, 0 for all of them, as transformers reads config.json."""
+        """The attention window of each layer in positions (0: unlimited), as transformers reads config.json."""
         return (0,) * self.sizes(config).layers
 
     def first_metadata(self, config: Config) -> dict[str, Any]:
@@ -151,7 +151,7 @@ class Architecture:
         return {f"{self.name}.{key}": value for key, value in result.items()}
 
     def scaled_rope(self, config: Config) -> Config:
-        """The rotary embedding that keys under rope.scaling and rope_freqs.weight can scale."""
+        """The rotary embedding that the keys rope.scaling.* and rope_freqs.weight scale."""
         return config.rope()
 
     def rope_metadata(self, config: Config) -> dict[str, Any]:
@@ -159,19 +159,20 @@ class Architecture:
         return rope_metadata(self.scaled_rope(config), self.sizes(config).context)
 
     def late_metadata(self, config: Config) -> dict[str, Any]:
-        """Keys that the reference writes after general.file_type; then windows, for which it has keys but no use."""
+        """Keys that the reference writes after general.file_type; then windows, whose keys the reference does not
+        write."""
         return window_metadata(self.name, self.config_windows(config))
 
     def extra_tensors(self, config: Config) -> Iterable[TensorSource]:
-        """Tensors that are computed from config.json. They come first in the file."""
+        """Tensors computed from config.json. They come first in the file."""
         return rope_tensors(self.scaled_rope(config), self.sizes(config).head_dim)
 
     def fix_up(self, tensor: TensorSource, config: Config) -> TensorSource:
-        """A tensor under its GGUF name as its values are in GGUF. Called before norms and biases become float32."""
+        """A tensor under its GGUF name, with GGUF's values. Called before norms and biases become float32."""
         return tensor
 
     def is_tied(self, config: Config) -> bool:
-        """Whether config.json says that output and embeddings are one matrix."""
+        """Whether config.json ties output and embeddings."""
         return config.boolean("tie_word_embeddings", self.tied_by_default)
 
     def tensors(self, checkpoint: Checkpoint, config: Config) -> list[TensorSource]:
@@ -224,7 +225,7 @@ class Architecture:
         return [*self.extra_tensors(config), *found.values()]
 
     def _foreign(self, stored_name: str, name: str, config: Config, num_layers: int) -> FormatError:
-        """The error for a tensor that is none of the table's."""
+        """The error for a tensor outside the table."""
         match = re.fullmatch(r"model\.layers\.(\d{1,6})\.(.+)", name)
         if match and int(match[1]) >= num_layers and any(tensor.hf == match[2] for tensor in self.layer_tensors):
             return FormatError(
@@ -245,7 +246,7 @@ class Architecture:
         return table
 
     def hf_config(self, metadata: Mapping[str, Any], tensors: Mapping[str, TensorSource]) -> dict[str, Any]:
-        """config.json of a GGUF file: the way back from `metadata`. tensors: the file's, by GGUF name."""
+        """config.json of a GGUF file: the inverse of `metadata`. tensors: the file's, by GGUF name."""
         get = Keys(metadata, self.name)
         hidden, num_heads = get.integer("embedding_length"), get.integer("attention.head_count")
         head_dim = get.integer("attention.key_length", hidden // num_heads)
@@ -280,11 +281,11 @@ class Architecture:
         }
 
     def hf_windows(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
-        """Which layers attend to a window of which length: the way back from `config_windows`. Here none has one."""
+        """The attention window of each layer: the inverse of `config_windows`. By default there is none."""
         return {}
 
     def hf_rope(self, metadata: Mapping[str, Any], tensors: Mapping[str, TensorSource]) -> dict[str, Any]:
-        """The rotary embedding's settings in config.json: the way back from `rope_metadata`."""
+        """The rotary embedding's settings in config.json: the inverse of `rope_metadata`."""
         get = Keys(metadata, self.name)
         rope: dict[str, Any] = {"rope_type": get.text("rope.scaling.type", "none")}
         theta = decimal(get.number("rope.freq_base", 10000.0))
@@ -301,28 +302,28 @@ class Architecture:
         return rope_parameters(rope if factors is None else llama3_parameters(factors, theta), theta)
 
     def restore(self, tensor: TensorSource, config: Config) -> TensorSource:
-        """A tensor of a GGUF file as the checkpoint has it: the way back from `fix_up`, and still its GGUF name."""
+        """A tensor of a GGUF file with the checkpoint's values, still under its GGUF name: the inverse of `fix_up`."""
         return tensor
 
     def hf_format(self, tensor: TensorSource, dtype: str) -> str:
-        """The type that a tensor of `hf_tensors` has in a checkpoint of that dtype, as safetensors calls it."""
+        """The safetensors type of a tensor of `hf_tensors` in a checkpoint of this dtype."""
         return dtype
 
     def activation(self, get: Keys) -> str:
-        """The gate's, as ModelSpec names it."""
+        """The gate's activation, as named in ModelSpec."""
         return {"gelu_pytorch_tanh": "gelu_tanh"}.get(self.hidden_act, self.hidden_act)
 
     def embedding_scale(self, hidden: int) -> float:
-        """What embeddings are multiplied by."""
+        """Factor of the embeddings."""
         return 1.0
 
     def attention_scale(self, get: Keys, head_dim: int) -> float:
-        """What products of queries and keys are multiplied by."""
+        """Factor of the products of queries and keys."""
         return get.number("attention.scale", 1.0 / math.sqrt(head_dim))
 
     def windows(self, get: Keys, num_layers: int) -> tuple[int, ...]:
-        """For each layer how many tokens one sees, itself included; 0: all. Here attention.sliding_window, for
-        all or where attention.sliding_window_pattern says so."""
+        """The attention window of each layer in tokens, including the token itself; 0: unlimited. By default
+        attention.sliding_window, for all layers or those in attention.sliding_window_pattern."""
         window = get.integer("attention.sliding_window", 0, minimum=0)
         kinds = layer_types(get.metadata, get.arch, window)
         return tuple(window if kind == "sliding_attention" else 0 for kind in kinds)
@@ -330,13 +331,13 @@ class Architecture:
     def ropes(
         self, get: Keys, tensors: Tensors, dim: int, windows: tuple[int, ...]
     ) -> tuple[tuple[Rope, ...], tuple[int, ...]]:
-        """The tables of the rotary embedding, and for each layer the index of its own. Here one for all."""
+        """The tables of the rotary embedding, and each layer's index into them. By default one table for all layers."""
         return (rope_of(get, tensors, dim),), (0,) * len(windows)
 
     def spec(self, metadata: Mapping[str, Any], tensors: Tensors) -> ModelSpec:
-        """The network of a GGUF file. Defaults are GGUF's: head_count_kv is head_count, key_length is
-        embedding_length / head_count, rope.dimension_count is key_length, rope.freq_base is 10000, and the
-        vocabulary is as long as tokenizer.ggml.tokens. `tensors`: at least those of one axis, by their GGUF names."""
+        """The network of a GGUF file. Defaults are GGUF's: head_count_kv is head_count, key_length is embedding_length
+        / head_count, rope.dimension_count is key_length, rope.freq_base is 10000, and the vocabulary is as long as
+        tokenizer.ggml.tokens. `tensors`: at least the one-dimensional ones, by GGUF name."""
         get = Keys(metadata, self.name)
         hidden, num_heads = get.integer("embedding_length"), get.integer("attention.head_count")
         head_dim = get.integer("attention.key_length", hidden // num_heads, maximum=MAX_HEAD_DIM)
@@ -384,7 +385,7 @@ class Architecture:
 
 
 def refuse_wide_heads(arch: str, config: Config, sizes: Sizes) -> None:
-    """Raises UnsupportedError for heads that are not together as wide as the hidden state."""
+    """Raises UnsupportedError if the heads together are not as wide as the hidden state."""
     if sizes.num_heads * sizes.head_dim != sizes.hidden:
         raise config.error(
             UnsupportedError,
@@ -395,7 +396,7 @@ def refuse_wide_heads(arch: str, config: Config, sizes: Sizes) -> None:
 
 
 def sliding_layers(config: Config, num_layers: int, default: Callable[[int], bool]) -> list[bool]:
-    """Which layers attend to a window: layer_types in config.json, or what `default` says of a layer's index."""
+    """Which layers have a window: layer_types in config.json, or `default` of a layer's index."""
     types = config.values.get("layer_types")
     if types is None:
         return [default(i) for i in range(num_layers)]
@@ -406,7 +407,8 @@ def sliding_layers(config: Config, num_layers: int, default: Callable[[int], boo
 
 
 def window_metadata(arch: str, windows: tuple[int, ...]) -> dict[str, Any]:
-    """attention.sliding_window, and attention.sliding_window_pattern (True: has it) unless every layer has one."""
+    """attention.sliding_window, and attention.sliding_window_pattern (True: has a window) unless every layer has
+    one."""
     if not any(windows):
         return {}
     keys: dict[str, Any] = {f"{arch}.attention.sliding_window": max(windows)}

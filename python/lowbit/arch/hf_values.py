@@ -1,7 +1,7 @@
-"""Values of config.json, made of GGUF keys and tensors.
+"""Values of config.json, computed from GGUF keys and tensors.
 
-GGUF keeps numbers as float32. In config.json they become the shortest decimals that round to the same float32, which is
-how their makers wrote them.
+GGUF stores numbers as float32. In config.json they become the shortest decimals that round to the same float32, which
+is how the authors wrote them.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from lowbit.hf.config import MOST_FLOAT32
 from lowbit.tensors.source import TensorSource, read
 from lowbit.tokenizer.special import checked_special, id_key
 
-#: The most pairs of dimensions that a head rotates.
+#: The most pairs of dimensions that a head can rotate.
 MAX_ROTATED = 1 << 16
 
 
 def decimal(value: Any) -> float:
-    """A float32 as the shortest decimal that rounds to it. Raises FormatError for what JSON has no number for."""
+    """A float32 as the shortest decimal that rounds to it. Raises FormatError if JSON has no number for it."""
     if not abs(value) <= MOST_FLOAT32:
         raise FormatError(expected="a finite number", found=value)
     return float(str(np.float32(value)))
 
 
 def has_biases(tensors: Mapping[str, TensorSource], parts: tuple[str, ...]) -> bool:
-    """Whether the layers have these biases, all of them or none, as one switch in config.json has it."""
+    """Whether the layers have these biases: all or none, because config.json has one switch."""
     names = [f"blk.0.{part}.bias" for part in parts]
     there = [name for name in names if name in tensors]
     if there and len(there) != len(names):
@@ -43,7 +43,7 @@ def has_biases(tensors: Mapping[str, TensorSource], parts: tuple[str, ...]) -> b
 
 
 def token_ids(metadata: Mapping[str, Any]) -> dict[str, int]:
-    """bos_token_id, eos_token_id and pad_token_id, as far as the file names them and tokens have them."""
+    """bos_token_id, eos_token_id and pad_token_id, if the file has them and their tokens exist."""
     tokens = metadata.get("tokenizer.ggml.tokens")
     count = len(tokens) if isinstance(tokens, list) else 0
     found: dict[str, int] = {}
@@ -55,10 +55,10 @@ def token_ids(metadata: Mapping[str, Any]) -> dict[str, int]:
 
 
 def llama3_parameters(factors: TensorSource, theta: float) -> dict[str, Any]:
-    """The settings that make the factors of rope_freqs.weight, float32 (head_dim / 2,).
+    """The settings that give the factors of rope_freqs.weight, float32 (head_dim / 2,).
 
-    Only the ratio of low_freq_factor, high_freq_factor and the original context shows in the factors. Every model so
-    far has 1, 4 and a power of two, so those are tried. Raises UnsupportedError if none gives the same bits.
+    The factors depend only on the ratio of low_freq_factor, high_freq_factor and the original context. All known models
+    have 1, 4 and a power of two, so these are tried. Raises UnsupportedError if none gives the same bits.
     """
     if len(factors.shape) != 1 or not 0 < factors.shape[0] <= MAX_ROTATED or factors.dtype != np.float32:
         raise FormatError(
@@ -79,14 +79,15 @@ def llama3_parameters(factors: TensorSource, theta: float) -> dict[str, Any]:
 
 
 def layer_types(metadata: Mapping[str, Any], arch: str, window: int) -> list[str]:
-    """layer_types in config.json: attention.sliding_window_pattern, or a window in every layer if there is one."""
+    """layer_types in config.json: attention.sliding_window_pattern; without it, every layer has a window if there is
+    one."""
     get = Keys(metadata, arch)
     num_layers = get.integer("block_count", maximum=MAX_LAYERS)
     key = "attention.sliding_window_pattern"
     pattern = metadata.get(f"{arch}.{key}")
     if pattern is None:
         pattern = [window > 0] * num_layers
-    elif isinstance(pattern, (int, np.integer)):  # every layer but each n-th; 0: every layer
+    elif isinstance(pattern, (int, np.integer)):  # all layers except each n-th; 0: every layer
         period = get.integer(key, minimum=0)
         pattern = [period == 0 or (i + 1) % period > 0 for i in range(num_layers)]
     if not isinstance(pattern, (list, np.ndarray)) or len(pattern) != num_layers:
@@ -98,7 +99,7 @@ def layer_types(metadata: Mapping[str, Any], arch: str, window: int) -> list[str
 def rope_parameters(rope: dict[str, Any], theta: float) -> dict[str, Any]:
     """The rotary embedding in both forms: transformers 5 reads rope_parameters, 4 the other two.
 
-    A reader that knows one form only would take its default in silence otherwise.
+    With only one form, a reader of the other would silently use its default.
     """
     scaling = None if rope["rope_type"] == "default" else rope
     return {"rope_parameters": {**rope, "rope_theta": theta}, "rope_theta": theta, "rope_scaling": scaling}

@@ -15,14 +15,14 @@ _Error = TypeVar("_Error", bound=Error)
 
 
 class Keys:
-    """Typed reads of an architecture's GGUF keys. Without a default a key must be there."""
+    """Typed reads of an architecture's GGUF keys. A key without a default is required."""
 
     def __init__(self, metadata: Mapping[str, Any], arch: str) -> None:
         self.metadata = metadata
         self.arch = arch
 
     def error(self, kind: type[_Error], key: str, what: str, **fields: Any) -> _Error:
-        """An error about a key. what: the text behind the key's name."""
+        """An error about a key. what: the text after the key's name."""
         return kind(f"{self.arch}.{key} {what}", key=f"{self.arch}.{key}", **fields)
 
     def _wrong(self, key: str, value: Any, expected: str) -> FormatError:
@@ -58,7 +58,7 @@ class Keys:
         return bool(value)
 
     def number(self, key: str, default: float | None = None, minimum: float | None = None) -> float:
-        """A number of at least `minimum`, by default a positive one, that float32 holds."""
+        """A number of at least `minimum` (by default any positive one) in float32's range."""
         value = self._get(key, default)
         is_number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
         if not is_number or not (LEAST_FLOAT32 if minimum is None else minimum) <= value <= MOST_FLOAT32:

@@ -13,7 +13,7 @@ from lowbit.arch.unknown import unknown_name
 from lowbit.base import arguments
 from lowbit.base.errors import FormatError, UnsupportedError
 
-#: general.type of GGUF files that are no models.
+#: general.type of GGUF files that are not models.
 _OTHER_TYPES = {
     "adapter": "a LoRA adapter, and lowbit merges those of PEFT (--lora)",
     "imatrix": "an importance matrix, which --imatrix takes",
@@ -22,18 +22,19 @@ _OTHER_TYPES = {
 
 
 def spec(metadata: Mapping[str, Any], tensors: Tensors) -> ModelSpec:
-    """The network that a GGUF file describes: by its metadata, and by tensors that scale rotary embeddings.
+    """The network that a GGUF file describes, by its metadata and the tensors that scale rotary embeddings.
 
-    Raises UnsupportedError for an unknown architecture or what its graph does not express, FormatError for keys that
-    are missing or wrong.
+    Raises UnsupportedError for an unknown architecture or settings that its graph cannot express, FormatError for
+    missing or wrong keys.
     """
     return of_metadata(metadata, arguments.mapping("tensors", tensors)).spec(metadata, tensors)
 
 
 def of_metadata(metadata: Mapping[str, Any], tensors: Iterable[str] = ()) -> Architecture:
-    """The architecture of a GGUF file. tensors: its names, which an error about an unknown one compares.
+    """The architecture of a GGUF file. tensors: its tensors' names, used in the error for an unknown architecture.
 
-    Raises UnsupportedError for an unknown one and for files that are no models, FormatError if the metadata names none.
+    Raises UnsupportedError for an unknown architecture and for files that are not models, FormatError if the metadata
+    names none.
     """
     name = arguments.mapping("metadata", metadata).get("general.architecture")
     kind = metadata.get("general.type")

@@ -1,4 +1,4 @@
-"""How an embedding model makes one vector of a text: what sentence-transformers' files beside config.json say."""
+"""Pooling of embedding models: how sentence-transformers' files define one vector per text."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from lowbit.hf.checkpoint import MAX_JSON_BYTES, parse_json_value, read_json
 
 MODULES = "modules.json"
 MEAN, CLS, LAST = 1, 2, 3  #: values of ARCH.pooling_type
-#: Switches of older files, the first that is on counts; then values of pooling_mode in newer ones.
+#: Switches of older files (the first that is on counts), then values of pooling_mode in newer ones.
 SWITCHES = (("pooling_mode_mean_tokens", MEAN), ("pooling_mode_cls_token", CLS), ("pooling_mode_lasttoken", LAST))
 MODES = {"mean": MEAN, "cls": CLS, "lasttoken": LAST}
 
 
 def pooling_config(folder: Path) -> Path | None:
-    """The file with the settings of the first pooling module that modules.json names; None if there is none.
+    """The settings of the first pooling module that modules.json names; None if there is none.
 
-    Raises FormatError for a modules.json that is wrong or whose paths leave the folder.
+    Raises FormatError for an invalid modules.json, or one whose paths leave the folder.
     """
     path = folder / MODULES
     if not is_file(path):
@@ -41,7 +41,7 @@ def pooling_config(folder: Path) -> Path | None:
 
 
 def pooling_type(config: Path) -> int:
-    """The value of ARCH.pooling_type. Raises UnsupportedError for a way of pooling that GGUF has no value for."""
+    """The value of ARCH.pooling_type. Raises UnsupportedError for pooling without a value in GGUF."""
     values = read_json(config)
     for switch, value in SWITCHES:
         if values.get(switch):

@@ -1,4 +1,4 @@
-"""Which architectures there are: the files of `families`, and what users register."""
+"""The known architectures: the files of `families`, and those that users register."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lowbit.base.files import read_bytes
 from lowbit.base.paths import AnyPath, checked
 from lowbit.base.quoting import quoted
 
-#: The most that a Python file may hold.
+#: The largest size of a Python file.
 MAX_SOURCE_BYTES = 16 << 20
 
 
@@ -37,7 +37,7 @@ def architectures() -> dict[str, Architecture]:
 
 
 def hf_classes() -> dict[str, Architecture]:
-    """Every architecture by the classes in config.json that it serves."""
+    """Every architecture by its classes in config.json."""
     return {hf_name: arch for arch in _registered().values() for hf_name in arch.hf_names}
 
 
@@ -45,10 +45,10 @@ def register(architecture: Architecture | AnyPath, *, replace: bool = False) -> 
     """Adds an architecture, for this process, and returns it.
 
     architecture: an instance of a class derived from lowbit.arch.Architecture, or the path of a Python file that ends
-    with ARCHITECTURE = YourClass(). The file is executed. Nothing that a checkpoint holds ever is.
+    with ARCHITECTURE = YourClass(). The file is executed. lowbit never executes code from a checkpoint.
 
-    Raises InputError for what is no architecture, and unless `replace` is set for names that another one has; FileError
-    and FormatError for files that cannot be read or run.
+    Raises InputError if it is not an architecture, and, unless `replace` is set, if another architecture has its names;
+    FileError and FormatError for files that cannot be read or run.
     """
     arch = architecture if isinstance(architecture, Architecture) else _of_file(architecture)
     for attribute, kind in (("name", str), ("hf_names", tuple), ("rope_interleaved", bool)):
@@ -66,12 +66,12 @@ def register(architecture: Architecture | AnyPath, *, replace: bool = False) -> 
         if taken := taken | (hf_classes().keys() & set(arch.hf_names)):
             raise InputError(f"{', '.join(sorted(taken))}: known already; replace=True puts {arch.name!r} in its place")
     known.pop(arch.name, None)
-    known[arch.name] = arch  # last: its classes win over those of others
+    known[arch.name] = arch  # last: its classes override those of others
     return arch
 
 
 def _of_file(path: object) -> Architecture:
-    """What a Python file calls ARCHITECTURE."""
+    """The ARCHITECTURE of a Python file."""
     if not isinstance(path, (str, bytes, os.PathLike)):
         raise InputError(f"an architecture or the path of a Python file is wanted, not {type(path).__name__}")
     where = checked(path)
@@ -81,7 +81,7 @@ def _of_file(path: object) -> Architecture:
     spec = importlib.util.spec_from_loader(name, loader)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
+    sys.modules[name] = module  # dataclasses look up their module
     try:
         exec(loader.source_to_code(source, where), module.__dict__)
     except Exception as error:

@@ -1,7 +1,7 @@
-"""Tables of rotary embeddings from a GGUF file's metadata and tensors, in float32 steps as transformers computes them.
+"""Tables of rotary embeddings from a GGUF file's metadata and tensors, in float32 steps as in transformers.
 
 Sources: transformers' modeling_rope_utils.py; Chen et al. 2023 (linear), Peng et al. 2023 (YaRN), Ding et al. 2024
-(LongRoPE). Powers are rounded correctly here; torch's are within one unit in the last place of that.
+(LongRoPE). Powers are correctly rounded here; torch's are within one unit in the last place.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ ONE = np.ones(1, np.float32)
 Tensors = Mapping[str, QTensor | npt.NDArray[Any]]
 
 
-@np.errstate(all="ignore")  # what becomes of extreme numbers is checked at the end
+@np.errstate(all="ignore")  # the result is checked at the end
 def rope_of(get: Keys, tensors: Tensors, dim: int) -> Rope:
-    """The rotary embedding that the keys rope.* and the tensors rope_*.weight describe: plain, scaled linearly or as in
-    Llama 3, YaRN or LongRoPE. `dim`: rotated values of a head.
+    """The rotary embedding that the keys rope.* and the tensors rope_*.weight describe: unscaled, linear, Llama 3, YaRN
+    or LongRoPE. `dim`: rotated values of a head.
 
-    Raises FormatError for values and shapes that make no table, UnsupportedError for a kind of scaling that has none.
+    Raises FormatError for values and shapes that give no table, UnsupportedError for an unknown kind of scaling.
     """
     powers = _powers(get.number("rope.freq_base", 10000.0), dim)
     magnitude = get.number("rope.scaling.attn_factor", 1.0)
@@ -67,12 +67,12 @@ def rope_of(get: Keys, tensors: Tensors, dim: int) -> Rope:
 
 @np.errstate(all="ignore")
 def plain_rope(base: float, dim: int, magnitude: float = 1.0) -> Rope:
-    """The rotary embedding as Su et al. 2021 have it: frequencies base ** (-2 i / dim)."""
+    """The rotary embedding of Su et al. 2021: frequencies base ** (-2 i / dim)."""
     return Rope(_table(ONE / _powers(base, dim)), magnitude)
 
 
 def original_context(get: Keys, ropes: tuple[Rope, ...]) -> int:
-    """How long a sequence may be before it rotates by the long tables; 0 where there are none."""
+    """The longest sequence that uses the short tables; 0 without long tables."""
     if not any(rope.long_frequencies for rope in ropes):
         return 0
     return get.integer("rope.scaling.original_context_length", get.integer("context_length"))
@@ -85,9 +85,9 @@ def _powers(base: float, dim: int) -> Array:
 
 
 def _yarn(get: Keys, powers: Array, magnitude: float) -> Rope:
-    """YaRN: pairs that turn often keep their frequency, those that turn seldom are slowed down, a ramp between.
+    """YaRN: pairs with many rotations keep their frequency, pairs with few are scaled, with a ramp between.
 
-    Neither transformers nor llama.cpp's graphs of these architectures obey yarn_ext_factor; nor does this.
+    Neither transformers nor llama.cpp's graphs of these architectures use yarn_ext_factor; neither does this.
     """
     pairs, base = len(powers), get.number("rope.freq_base", 10000.0)
     factor = get.number("rope.scaling.factor")

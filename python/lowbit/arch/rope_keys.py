@@ -1,4 +1,4 @@
-"""GGUF's keys and tensors of a rotary embedding as config.json describes it."""
+"""GGUF's keys and tensors for the rotary embedding of config.json."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ YARN_KEYS = (
     ("beta_fast", "yarn_beta_fast"),
     ("beta_slow", "yarn_beta_slow"),
 )
-#: The tensor that holds what each frequency is divided by.
+#: The tensor with the divisors of the frequencies.
 ROPE_FREQS = "rope_freqs.weight"
 
 
 def rope_metadata(rope: Config, context: int) -> dict[str, Any]:
-    """Keys of a rotary embedding, without the architecture's name: its scaling, if GGUF says it in keys, and its base.
+    """Keys of a rotary embedding, without the architecture's name: its base, and its scaling if GGUF has keys for it.
 
-    rope: what Config.rope returns. context: max_position_embeddings.
+    rope: the result of Config.rope. context: max_position_embeddings.
     """
     kind = rope.values["rope_type"]
     result: dict[str, Any] = {}
@@ -43,7 +43,7 @@ def rope_metadata(rope: Config, context: int) -> dict[str, Any]:
 
 
 def _yarn_metadata(rope: Config, context: int) -> dict[str, Any]:
-    """Keys of YaRN. Its factor is the ratio of both contexts where config.json has none, as in transformers."""
+    """Keys of YaRN. Without a factor in config.json, it is the ratio of the two contexts, as in transformers."""
     original = rope.integer("original_max_position_embeddings")
     factor = rope.number("factor", context / original)
     result = {
@@ -62,7 +62,7 @@ def _yarn_metadata(rope: Config, context: int) -> dict[str, Any]:
 
 
 def _yarn_magnitude(rope: Config, factor: float) -> float | None:
-    """YaRN's magnitude where config.json gives it as mscale and mscale_all_dim, of which transformers wants both."""
+    """YaRN's magnitude if config.json has mscale and mscale_all_dim; transformers requires both."""
     if not rope.values.get("mscale") or not rope.values.get("mscale_all_dim"):
         return None
     slope = 0.1 * math.log(max(factor, 1.0))
@@ -70,7 +70,7 @@ def _yarn_magnitude(rope: Config, factor: float) -> float | None:
 
 
 def rope_tensors(rope: Config, dim: int) -> list[TensorSource]:
-    """rope_freqs.weight if the rotary embedding is scaled as in Llama 3. dim: rotated values of a head."""
+    """rope_freqs.weight, if the rotary embedding is scaled as in Llama 3. dim: rotated values of a head."""
     if rope.values["rope_type"] != "llama3":
         return []
     factors = llama3_factors(
@@ -88,19 +88,19 @@ def rope_tensors(rope: Config, dim: int) -> list[TensorSource]:
     return [ArraySource(ROPE_FREQS, factors)]
 
 
-@np.errstate(all="ignore")  # extreme numbers, and equal factors, between which nothing lies
+@np.errstate(all="ignore")  # extreme numbers, and equal factors, which leave no range between them
 def llama3_factors(
     dim: int, theta: float, factor: float, low_freq_factor: float, high_freq_factor: float, original_context: float
 ) -> np.ndarray:
-    """What Llama 3 divides each frequency by, (dim // 2,) float32.
+    """Llama 3's divisors of the frequencies, (dim // 2,) float32.
 
-    Every step rounds to float32, as the reference's does. theta ** x is rounded correctly here; the reference's is
-    within one unit in the last place of that, and equal for the released models (theta 500000, dim 64 and 128).
+    Every step rounds to float32, as in the reference. theta ** x is correctly rounded here; the reference's result is
+    within one unit in the last place, and equal for the released models (theta 500000, dim 64 and 128).
     """
     one, old = np.float32(1.0), np.float32(original_context)
     exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
     frequencies = one / np.power(np.float64(theta), exponents.astype(np.float64)).astype(np.float32)
-    wavelengths = one / frequencies * np.float32(2 * math.pi)  # torch divides a number by multiplying its inverse
+    wavelengths = one / frequencies * np.float32(2 * math.pi)  # torch divides a number by multiplying with its inverse
     smooth = one / wavelengths * old - np.float32(low_freq_factor)
     smooth = smooth / np.float32(high_freq_factor - low_freq_factor)
     between = one / ((one - smooth) / np.float32(factor) + smooth)

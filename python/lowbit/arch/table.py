@@ -1,4 +1,4 @@
-"""What the tables of all families are made of: tensors with their two names, and the sizes in their shapes."""
+"""The parts of all families' tables: tensors with their two names, and the sizes in their shapes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Tensor:
     required: bool = True
 
 
-#: The dense decoder with gated feed-forward: llama and most of what came after it.
+#: The dense decoder with gated feed-forward: llama and most later architectures.
 DENSE_GLOBAL = (
     Tensor("token_embd.weight", "model.embed_tokens.weight", ("vocab", "hidden")),
     Tensor("output_norm.weight", "model.norm.weight", ("hidden",)),
@@ -44,7 +44,7 @@ DENSE_LAYER = (
     Tensor("ffn_down.bias", "mlp.down_proj.bias", ("hidden",), required=False),
 )
 
-#: The keys of config.json that make a size of Tensor.shape.
+#: The keys of config.json behind each size in Tensor.shape.
 CONFIG_KEYS = {
     "vocab": "vocab_size",
     "hidden": "hidden_size",
@@ -59,7 +59,7 @@ CONFIG_KEYS = {
 
 @dataclass
 class Sizes:
-    """The sizes in config.json, defaults filled in as transformers does."""
+    """The sizes in config.json, with transformers' defaults."""
 
     layers: int
     context: int
@@ -87,6 +87,6 @@ class Sizes:
 
 
 def layer_of(name: str) -> int:
-    """The layer in a GGUF tensor's name, -1 for tensors outside the layers."""
+    """The layer in a GGUF tensor's name; -1 for tensors outside the layers."""
     match = re.match(r"blk\.(\d+)\.", name)
     return int(match[1]) if match else -1

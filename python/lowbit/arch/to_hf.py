@@ -1,4 +1,4 @@
-"""Tensors of a GGUF file as its Hugging Face checkpoint has them. `Architecture.hf_config` makes the config.json."""
+"""Tensors of a GGUF file in the form of its Hugging Face checkpoint. `Architecture.hf_config` makes the config.json."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from lowbit.tensors.source import Renamed, TensorSource, read
 
 
 def hf_tensors(arch: Architecture, tensors: Mapping[str, TensorSource], config: Config) -> list[TensorSource]:
-    """The tensors of a GGUF file as a checkpoint with that config.json has them, ordered by name.
+    """The tensors of a GGUF file as in a checkpoint with this config.json, ordered by name.
 
-    Raises FormatError for tensors that are missing or have another shape, UnsupportedError for those that the
-    checkpoint has no place for.
+    Raises FormatError for missing or misshapen tensors, UnsupportedError for tensors that the checkpoint cannot hold.
     """
     sizes = arch.sizes(config)
     if sizes.layers > len(tensors):

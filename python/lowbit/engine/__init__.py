@@ -1,1 +1,1 @@
-"""Models that run."""
+"""Running models."""

@@ -29,13 +29,13 @@ from lowbit.tensors.qtensor import QTensor, bytes_of, format_of
 from lowbit.tokenizer.load import Tokenizer, load_tokenizer
 from lowbit.tokenizer.stream import StopFilter
 
-#: Tokens of a prompt that go into one call of the core, so that Ctrl-C is heard between them.
+#: Tokens of a prompt per call of the core; Ctrl-C is handled between calls.
 PROMPT_PIECE = 512
 
-#: The most sequences that a model may hold at once.
+#: The most sequences that a model can hold at once.
 MOST_SEQUENCES = 1 << 16
 
-#: The largest id, position and length that the core takes.
+#: The largest id, position and length of the core.
 MOST_INT32 = (1 << 31) - 1
 
 _log = logging.getLogger("lowbit")
@@ -87,7 +87,7 @@ def load_opened(
     context: int | None = None,
     max_sequences: int = 8,
 ) -> Model:
-    """`load` for a checkpoint that is open."""
+    """`load` for an open checkpoint."""
     weights = {source.name: mapped(source) for source in opened.tensors}
     spec = arch.spec(opened.metadata, weights)
     return Model(spec, weights, opened.metadata, opened.folder, compute, threads, context, max_sequences)
@@ -97,7 +97,7 @@ def _is_weight(weight: Weight) -> bool:
     return isinstance(weight, QTensor) or weight.dtype.name in ("float32", "float16", "bfloat16")
 
 
-#: Held while a model's sequence is chosen or given back, and by a fork, so that the child finds it open.
+#: Held while a sequence is selected or returned, and during a fork, so that it is free in the child.
 _CHOOSING = threading.RLock()
 
 if hasattr(os, "register_at_fork"):
@@ -105,9 +105,9 @@ if hasattr(os, "register_at_fork"):
 
 
 class _Sequences:
-    """Sequence ids of a model, each with the tokens its cache still holds.
+    """Sequence ids of a model, each with the tokens that its cache still has.
 
-    A new prompt takes the idle one that shares the longest beginning with it, so a chat reads only what is new.
+    A new prompt uses the idle sequence with the longest common prefix, so a chat computes only its new tokens.
     """
 
     def __init__(self, num: int) -> None:
@@ -118,7 +118,7 @@ class _Sequences:
         with _CHOOSING:
             if not self._idle:
                 raise ContextFullError("all of the model's sequences are in use; see max_sequences")
-            # Of those that share nothing, the one with the least to lose.
+            # If none has a common prefix: the one that loses the fewest tokens.
             best = max(self._idle, key=lambda i: (_num_shared(self._idle[i], prompt), -len(self._idle[i])))
             held = self._idle.pop(best)
         try:
@@ -135,7 +135,7 @@ def _num_shared(a: Sequence[int], b: Sequence[int]) -> int:
 class Model:
     """A network with its weights, made by `load`.
 
-    Calls may come from several threads; those that compute take turns. In a process that was forked while another
+    Several threads may call it; computing calls run one after another. In a process that was forked while another
     thread computed, calls raise InputError: load the model there.
     """
 
@@ -170,7 +170,7 @@ class Model:
     def make_room(self, context: int) -> None:
         """Lets every sequence hold at least `context` tokens.
 
-        Logs a warning if the model was trained on fewer. Raises InputError for what is no number of tokens.
+        Logs a warning if the model was trained on fewer. Raises InputError for an invalid number.
         """
         context = arguments.integer("context", context, 1, MOST_INT32)
         if context <= self.context:
@@ -191,15 +191,15 @@ class Model:
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer that came with the weights; loaded when first asked for."""
+        """The tokenizer of the model's files; loaded at first use."""
         if self._tokenizer is None:
             self._tokenizer = load_tokenizer(self.path)
         return self._tokenizer
 
     def logits(self, ids: Sequence[int] | npt.NDArray[np.integer[Any]], start: int = 0) -> npt.NDArray[np.float32]:
-        """Logits after each of `ids` from the one at `start` on: float32 (T - start, vocab).
+        """Logits after each of `ids` from index `start` on: float32 (T - start, vocab).
 
-        Raises InputError for an id the model does not have.
+        Raises InputError for an id outside the vocabulary.
         """
         tokens = _as_ids(ids)
         start = arguments.integer("start", start, 0)
@@ -221,17 +221,16 @@ class Model:
         seed: int | None = None,
         ignore_eos: bool = False,
     ) -> Iterator[int]:
-        """Yields the ids that follow `prompt` (a text, or ids), one by one; not those that end a text.
+        """Yields the ids that follow `prompt` (a text, or ids), without those that end a text.
 
-        max_tokens: at most so many; None: as many as the context has room for.
-        temperature: 0 takes the likeliest token each time; higher values draw from the softmax of logits / temperature.
-        top_k, top_p, min_p: draw only from the k likeliest (0: all), from the fewest that together have probability p,
-        from those at least p times as likely as the likeliest.
-        repetition_penalty: above 1 makes tokens of the prompt and of the text so far less likely (Keskar et al. 2019).
-        seed: the same seed draws the same tokens; None: a new one each time.
+        max_tokens: the most tokens; None: as many as fit in the context. temperature: 0 takes the most likely token;
+        higher values draw from the softmax of logits / temperature. top_k, top_p, min_p: draw only from the k most
+        likely tokens (0: all), from the fewest with a total probability of p, from those at least p times as likely as
+        the most likely one. repetition_penalty: above 1 makes tokens of the prompt and of the generated text less
+        likely (Keskar et al. 2019). seed: a seed always gives the same tokens; None: a new seed per call.
 
         Raises InputError for an empty prompt or an option out of range, ContextFullError if prompt and max_tokens
-        together do not fit into the context.
+        together do not fit in the context.
         """
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else _as_ids(prompt)
         if not ids:
@@ -276,7 +275,7 @@ class Model:
             raise InputError(f"{error}{nonfinite.cause(self.weights)}") from None
 
     def stream(self, prompt: Prompt, *, stop: str | Iterable[str] | None = None, **options: Any) -> Iterator[str]:
-        """Yields the text that follows `prompt` as it is made, in pieces of whole characters.
+        """Yields the text that follows `prompt` while it is generated, in pieces of whole characters.
 
         `stop`: ends before the first of these texts. Other options as in `tokens`.
         """
@@ -294,22 +293,22 @@ class Model:
             yield piece
 
     def generate(self, prompt: Prompt, *, stop: str | Iterable[str] | None = None, **options: Any) -> str:
-        """The text that `stream` yields, at once."""
+        """The text of `stream` as one string."""
         return "".join(self.stream(prompt, stop=stop, **options))
 
     def stream_chat(
         self, messages: Sequence[Mapping[str, Any]], *, stop: str | Iterable[str] | None = None, **options: Any
     ) -> Iterator[str]:
-        """Yields the answer to `messages` ({"role": ..., "content": ...} each) through the model's chat template.
+        """Yields the answer to `messages` (each {"role": ..., "content": ...}), using the model's chat template.
 
-        Options as in `stream`, but max_tokens is by default what the context has room for. Raises UnsupportedError if
-        the model has no chat template.
+        Options as in `stream`, but max_tokens defaults to the free context. Raises UnsupportedError if the model has no
+        chat template.
         """
         prompt = self.tokenizer.encode_chat(messages)
         return self._text(self.tokens(prompt, **{"max_tokens": None, **options}), stop, continuation=False)
 
     def chat(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
-        """The answer that `stream_chat` yields, at once."""
+        """The answer of `stream_chat` as one string."""
         return "".join(self.stream_chat(messages, **options))
 
     def forward(
@@ -320,16 +319,16 @@ class Model:
         wants_logits: npt.ArrayLike | None = None,
         expected_length: int = 0,
     ) -> npt.NDArray[np.float32]:
-        """One step of many sequences: the lower level under `logits` and `tokens`.
+        """One step of many sequences: the lower level of `logits` and `tokens`.
 
-        Four arrays of one length: token ids, positions, sequence ids, and which tokens' logits to return (by default
-        all). A sequence's positions continue where it ends; `truncate` forgets. Ids from 0 on are also used by the
-        other methods: do not mix them on one model. Returns float32 (number wanted, vocab).
+        Four arrays of one length: token ids, positions, sequence ids, and which tokens' logits to return (default:
+        all). The positions of a sequence continue its cache; `truncate` shortens it. The other methods also use
+        sequence ids from 0 on: do not mix them on one model. Returns float32 (number wanted, vocab).
 
-        expected_length: how many tokens the sequences that begin here will come to hold, as far as is known. It matters
-        for LongRoPE (`spec.original_context` > 0): all tokens of a sequence rotate by the table for short or that for
-        long sequences, whichever it began with. One that began short raises InputError where it would become long:
-        truncate it to 0 and feed it whole.
+        expected_length: the expected length of the sequences that start here. It matters for LongRoPE
+        (`spec.original_context` > 0): all tokens of a sequence use the table for short or for long sequences that it
+        started with. A sequence that started short raises InputError when it would become long: truncate it to 0 and
+        feed it again.
         """
         ids = _as_int32("tokens", tokens)
         wants = (
@@ -340,25 +339,26 @@ class Model:
         return self._core.forward(ids, positions, sequences, wants, expected_length)
 
     def truncate(self, sequence: int, length: int = 0) -> None:
-        """Forgets all but the first `length` tokens of a sequence given to `forward`."""
+        """Keeps only the first `length` tokens of a sequence of `forward`."""
         sequence = arguments.integer("sequence", sequence, -MOST_INT32 - 1, MOST_INT32)
         self._core.truncate(sequence, arguments.integer("length", length, 0, MOST_INT32))
 
     def observe(self, callback: Callable[[str, npt.NDArray[np.float32]], None] | None) -> None:
-        """Calls `callback(name, x)` before each matrix product from now on; None ends it.
+        """Calls `callback(name, x)` before each matrix product from now on; None stops it.
 
-        `name`: the weight's, "blk.0.ffn_down.weight"; `x`: its input, float32 (tokens, K), the callback's to keep. What
-        it raises ends the call that computes. It must not call the model: that raises InputError.
+        `name`: that of the weight, "blk.0.ffn_down.weight". `x`: its input, float32 (tokens, K), which the callback may
+        keep. An exception of the callback ends the computing call. The callback must not call the model: that raises
+        InputError.
         """
         if callback is not None and not callable(callback):
             raise arguments.wrong("callback", "a function or None", callback)
         self._core.set_observer(callback)
 
     def _read(self, sequence: int, held: list[int], ids: list[int]) -> npt.NDArray[np.float32]:
-        """Makes a sequence hold `ids` and returns the logits after them. Reads what it does not hold yet, or all where
-        it holds tokens by another rotary table than a text of this length has."""
-        # The last token of the prompt is always computed, since its logits are needed, and always alone: read in
-        # company it could be rounded differently, and the same call again, with the rest held, give another text.
+        """Makes a sequence hold `ids` and returns the logits after them. Computes the tokens that are not in the cache,
+        or all if the cache was computed with another rotary table than this length needs."""
+        # The last token of the prompt is always computed, because its logits are needed, and always alone: in a batch
+        # it could be rounded differently, and the same call with a filled cache would give another text.
         keep = min(_num_shared(held, ids), len(ids) - 1)
         if self._core.is_long(sequence) != self.spec.is_long(len(ids)):
             keep = 0
@@ -368,7 +368,8 @@ class Model:
         return self._feed(sequence, held, ids[-1:], len(ids))
 
     def _rewind(self, sequence: int, held: list[int], length: int) -> None:
-        # In this order: if Ctrl-C comes between the two, the cache holds more than is known of, which does no harm.
+        # This order matters: after a Ctrl-C between the two, the cache has more tokens than recorded, which does no
+        # harm.
         del held[length:]
         self._core.truncate(sequence, length)
 

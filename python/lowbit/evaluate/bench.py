@@ -1,4 +1,4 @@
-"""How fast a model reads a prompt and makes tokens on this machine."""
+"""Speed of a model on this machine: reading a prompt and generating tokens."""
 
 from __future__ import annotations
 

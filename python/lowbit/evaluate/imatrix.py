@@ -1,6 +1,6 @@
-"""Importance matrices (`lowbit.imatrix`): `collect` makes one of a model and a text.
+"""Importance matrices (`lowbit.imatrix`): `collect` computes one from a model and a text.
 
-Reading, merging and what conversions take of one is in `lowbit.quantization.imatrix`.
+`lowbit.quantization.imatrix` reads and merges them, and has the form that conversions use.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def collect(
     def add(name: str, x: npt.NDArray[np.float32]) -> None:
         if not name.startswith("blk.") and not (process_output and name == "output.weight"):
             return
-        # Squares in place, since x is a copy; a window's sum in float32, all windows' in float64.
+        # Squares in place, because x is a copy. Sums of a window are in float32, those of all windows in float64.
         with np.errstate(over="ignore", invalid="ignore"):
             total = np.square(x, out=x).sum(axis=0)
         if not np.isfinite(total).all():

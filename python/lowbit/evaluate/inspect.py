@@ -1,4 +1,4 @@
-"""What a file or a checkpoint holds, without reading its weights."""
+"""The content of a file or a checkpoint, without its weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lowbit.hf import checkpoint
 
 __all__ = ["Report", "TensorReport", "Total", "inspect"]
 
-# Longer arrays (a tokenizer's words) are reported by their length and their first elements.
+# Longer arrays (a tokenizer's tokens) are reported by their length and first elements.
 _MOST_ELEMENTS = 16
 
 
@@ -44,7 +44,7 @@ class Total:
 
 @dataclass(frozen=True)
 class Report:
-    """What `inspect` found. `metadata` is plain Python; a long array is {"length": ..., "first": [...]}."""
+    """The result of `inspect`. `metadata` is plain Python; a long array is {"length": ..., "first": [...]}."""
 
     path: str
     kind: str
@@ -121,7 +121,7 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def summary(value: Any) -> Any:
-    """A metadata value as plain Python, a long array as {"length": ..., "first": [...]}."""
+    """A metadata value as plain Python; a long array as {"length": ..., "first": [...]}."""
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, np.ndarray):

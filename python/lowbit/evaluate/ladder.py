@@ -1,4 +1,4 @@
-"""The ladder: one model in format after format, from 8 bits down to 1, and what each costs and loses."""
+"""The ladder: one model in every format from 8 bits down to 1, with the size and the loss of each."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from lowbit.quantization.recipes import find_mix
 
 __all__ = ["RUNGS", "Ladder", "Rung", "ladder"]
 
-#: A mix for each step that people choose between, by nominal bits a weight.
+#: A mix for each common step, by nominal bits per weight.
 RUNGS = (
     "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS", "Q3_K_M", "IQ3_M", "IQ3_XXS", "Q2_K", "IQ2_M", "TQ2_0", "IQ2_XXS",
     "IQ1_M", "TQ1_0", "IQ1_S",
@@ -44,15 +44,15 @@ class Rung:
     perplexity_error: float
     kl_divergence: float  # mean, in nats, from the original
     kl_divergence_error: float
-    same_top: float  # share of tokens for which the original thinks the same one the most likely
+    same_top: float  # share of tokens with the same most likely prediction as the original
     prefill_tokens_per_s: float
     decode_tokens_per_s: float
-    fallbacks: int  # tensors whose rows the mix's format does not divide
+    fallbacks: int  # tensors whose row length the mix's format does not divide
 
 
 @dataclass(frozen=True)
 class Ladder:
-    """What `ladder` measured. `importances`: where they come from."""
+    """The result of `ladder`. `importances`: their source."""
 
     model: str
     context: int
@@ -109,7 +109,7 @@ def ladder(
     report = inspect(path)
     top = meter.rung(next(iter(report.formats)), path, report.file_bytes, report.total.bits_per_weight, None)
     result = []
-    # A system that does not remove mapped files may leave one to its own cleaning.
+    # A system that cannot remove mapped files may leave one for its own cleanup.
     with tempfile.TemporaryDirectory(prefix="lowbit-", ignore_cleanup_errors=True) as folder:
         for name in names:
             made = Path(folder) / f"{name}.gguf"
@@ -121,7 +121,7 @@ def ladder(
 
 
 def _shares(model: Model, text: str, ctx: int, most: int | None, given: bool) -> tuple[int, int]:
-    """How many windows are measured, and how many after them are for the importances."""
+    """Number of measured windows, and of the windows after them for importances."""
     ctx = arguments.integer("ctx", ctx, 3)
     total = len(measures.windows_of(model.tokenizer, text, ctx))
     if given:
@@ -141,7 +141,7 @@ class _Steps:
         self.progress = progress
 
     def part(self) -> Callable[[int, int], None]:
-        """What one part calls with its own numbers."""
+        """The progress function of one part."""
         before = self.before
 
         def advance(done: int, total: int) -> None:
@@ -153,7 +153,7 @@ class _Steps:
 
 
 class _Meter:
-    """Measures files beside the original."""
+    """Compares files with the original."""
 
     def __init__(
         self, original: Model, text: str, ctx: int, windows: int, threads: int | None, compute: str, steps: _Steps
@@ -167,7 +167,7 @@ class _Meter:
         self.tokens = 0
 
     def rung(self, format: str, path: Path, file_bytes: int, bits: float, fallbacks: Sequence[str] | None) -> Rung:
-        """The figures of a file, or, without a list of fallbacks, of the original itself."""
+        """The figures of a file; without a list of fallbacks, those of the original."""
         models = {"original": self.original}
         if fallbacks is not None:
             models["rung"] = load(path, **self.options)

@@ -1,9 +1,9 @@
-"""What quantization cost: perplexity on a text, and how far a model's predictions moved from another's.
+"""The loss of quantization: perplexity on a text, and divergence of a model's predictions from another model's.
 
-Text is cut into windows of `ctx` tokens without overlap; what is left over at the end is dropped. Where the tokenizer
-begins every text with a token (BOS), that token takes the place of the first of each window. The first half of a window
-is context only: of the rest, each token but the last predicts the next one, so 255 predictions count in a window of
-512. That is how llama-perplexity counts, and the figures can be set beside its own.
+The text is cut into windows of `ctx` tokens without overlap; the rest at the end is dropped. If the tokenizer starts
+every text with a token (BOS), that token replaces the first of each window. The first half of a window is only context.
+In the second half each token except the last predicts the next one, so a window of 512 has 255 predictions.
+llama-perplexity counts the same way, so the figures are comparable.
 """
 
 from __future__ import annotations
@@ -37,26 +37,26 @@ class Perplexity:
 
     value: float
     standard_error: float  # of `value`, taking tokens as independent
-    tokens: int  # predictions that count
+    tokens: int  # number of predictions
     windows: int
-    context: int  # tokens in a window
+    context: int  # tokens per window
 
 
 @dataclass(frozen=True)
 class Divergence:
-    """KL(reference || model) in nats over the whole vocabulary, one figure a token predicted."""
+    """KL(reference || model) in nats over the whole vocabulary, one figure per predicted token."""
 
     mean: float
     standard_error: float  # of `mean`
     median: float
     percentile_99: float
     maximum: float
-    same_top: float  # share of tokens for which both models think the same one the most likely
+    same_top: float  # share of tokens with the same most likely prediction
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What `compare` found for one model; `divergence` is None for the reference."""
+    """The result of `compare` for one model; `divergence` is None for the reference."""
 
     perplexity: Perplexity
     divergence: Divergence | None
@@ -86,7 +86,7 @@ def kl_divergence(
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Divergence:
-    """How far `model` is from `reference` on `text`. Arguments and errors are those of `compare`."""
+    """Divergence of `model` from `reference` on `text`. Arguments and errors are those of `compare`."""
     models = {"reference": reference, "model": model}
     divergence = compare(models, text, ctx, max_windows=max_windows, threads=threads, progress=progress)[
         "model"
@@ -185,7 +185,7 @@ def windows_of(tokenizer: Tokenizer, text: str, ctx: int, parse_special: bool = 
 
 
 def _predictions(model: Model, window: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-    """The logits that count: those of the second half of the window without the last token."""
+    """The logits of the predictions: the second half of the window without the last token."""
     return model.logits(window[:-1], start=len(window) // 2)
 
 

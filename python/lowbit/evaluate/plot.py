@@ -1,4 +1,4 @@
-"""The picture of a ladder: divergence, perplexity and speed over bits a weight. Needs the extra `plot`."""
+"""Plot of a ladder: divergence, perplexity and speed over bits per weight. Needs the extra `plot`."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from lowbit.evaluate.ladder import Ladder, Rung
 __all__ = ["check", "draw"]
 
 SUFFIXES = (".png", ".svg", ".pdf")
-#: Beginning of a name -> colour and marker. Colours that most people tell apart (Okabe and Ito).
+#: Prefix of a name -> colour and marker. Most people can distinguish these colours (Okabe and Ito).
 FAMILIES = {"IQ": ("#D55E00", "s"), "TQ": ("#009E73", "^"), "": ("#0072B2", "o")}
 NAMES = {"IQ": "IQ: points of a grid", "TQ": "TQ: ternary", "": "Q: levels with scales"}
 GREY = "#666666"
 #: Half the width of a marker, in points.
 MARKER = 6
-#: Where a label may stand, in points from its marker, best first: beside it, then ever farther around it.
+#: Positions of a label in points relative to its marker, best first: next to it, then farther around it.
 PLACES = [(7, 0), (-7, 0), (0, 10), (0, -10)] + [
     (dx, dy) for distance in (9, 18, 27, 36, 45) for dy in (distance, -distance) for dx in (7, -7, 16, -16, 32, -32)
 ]
 
 
 def check(path: AnyPath) -> None:
-    """Raises UnsupportedError if matplotlib is missing, InputError if no picture could be written to `path`."""
+    """Raises UnsupportedError if matplotlib is missing, InputError if `path` cannot be a picture."""
     path = Path(checked(path))
     if path.suffix.lower() not in SUFFIXES:
         raise InputError(path=path, expected=f"a name that ends in {', '.join(SUFFIXES)}")
@@ -41,7 +41,7 @@ def check(path: AnyPath) -> None:
 
 
 def draw(ladder: Ladder, path: AnyPath) -> None:
-    """Writes the picture, complete or not at all, in the format that the name ends in.
+    """Writes the picture, completely or not at all, in the format of the file's extension.
 
     Raises as `check` does, and FileError if the system refuses.
     """
@@ -52,10 +52,10 @@ def draw(ladder: Ladder, path: AnyPath) -> None:
     from matplotlib.figure import Figure
 
     suffix = Path(path).suffix.lower()[1:]
-    # The same figures give the same file.
+    # The same figures must give the same file.
     with matplotlib.rc_context({"svg.hashsalt": "lowbit", "font.size": 9, "axes.grid": True, "grid.alpha": 0.3}):
         figure = Figure(figsize=(8, 9), layout="constrained")
-        FigureCanvasAgg(figure)  # which can tell how large a text is
+        FigureCanvasAgg(figure)  # measures the size of texts
         _panels(figure, ladder)
         data = io.BytesIO()
         undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
@@ -86,12 +86,12 @@ def _panels(figure: Any, ladder: Ladder) -> None:
     divergence.set_title(f"{Path(ladder.model).name} on {ladder.tokens} tokens", loc="left")
     divergence.margins(0.08, 0.12)
     _sizes(divergence, rungs)
-    figure.canvas.draw()  # labels need to know where everything is
+    figure.canvas.draw()  # labels need the final positions
     _label(divergence, _shown(rungs, "kl_divergence"))
 
 
 def _shown(rungs: Sequence[Rung], figure: str) -> list[Rung]:
-    """Those that have a place on a logarithmic axis."""
+    """Figures that can be shown on a logarithmic axis."""
     return [rung for rung in rungs if 0 < getattr(rung, figure) < math.inf]
 
 
@@ -100,7 +100,7 @@ def _family(rung: Rung) -> str:
 
 
 def _points(axes: Any, rungs: Sequence[Rung], figure: str, title: str) -> None:
-    """A panel with one of the figures, and its standard error where there is one."""
+    """A panel with one of the figures, and its standard error if there is one."""
     axes.set_ylabel(title)
     for family, (colour, marker) in FAMILIES.items():
         inside = [rung for rung in _shown(rungs, figure) if _family(rung) == family]
@@ -113,7 +113,7 @@ def _points(axes: Any, rungs: Sequence[Rung], figure: str, title: str) -> None:
 
 
 def _sizes(axes: Any, rungs: Sequence[Rung]) -> None:
-    """A second scale, of file sizes: bits a weight times the weights, and what the files have besides."""
+    """A second scale of file sizes: bits per weight times the weights, plus the rest of the files."""
     least, most = (choose(rungs, key=lambda rung: rung.bits_per_weight) for choose in (min, max))
     if least.bits_per_weight == most.bits_per_weight:
         return
@@ -124,7 +124,7 @@ def _sizes(axes: Any, rungs: Sequence[Rung]) -> None:
 
 
 def _label(axes: Any, rungs: Sequence[Rung]) -> None:
-    """Names at the markers: each at the first place where it covers no marker and no other name, and is inside."""
+    """Puts each name at the first position where it covers no marker and no other name, and is inside the panel."""
     from matplotlib.text import Text
     from matplotlib.transforms import Bbox
 

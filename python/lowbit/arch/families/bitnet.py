@@ -1,15 +1,15 @@
-"""bitnet: BitNet b1.58 (bitnet-b1.58-2B-4T), whose layers' matrices hold -1, 0 and 1, times one number each.
+"""bitnet: BitNet b1.58 (bitnet-b1.58-2B-4T). The layers' matrices are ternary: -1, 0 and 1, times one scale.
 
-In GGUF they are just that: blk.N.X.weight holds the three values, which F32, F16, BF16, TQ1_0 and TQ2_0 keep exactly,
-and blk.N.X.scale the number, a float32 by which llama.cpp's graph multiplies the product as well. Checkpoints have one
-of two forms (transformers, integrations/bitnet.py):
+In GGUF, blk.N.X.weight has the ternary values, which F32, F16, BF16, TQ1_0 and TQ2_0 keep exactly. blk.N.X.scale is a
+float32, by which llama.cpp's graph multiplies the product too. Checkpoints have one of two forms (transformers,
+integrations/bitnet.py):
 
-    packed    X.weight uint8 (rows / 4, columns): bits 2i, 2i+1 of a byte are row i * rows / 4 + its own, plus one;
-              X.weight_scale (1,): what the product is multiplied ("autobitlinear") or divided by ("bitlinear")
-    master    X.weight floats (rows, columns), made ternary as they are used ("online"): with m the mean of |w| and
-              s = 1 / m, round(w s) between -1 and 1, divided by s
+   packed    X.weight uint8 (rows / 4, columns): bits 2i, 2i+1 of a byte in row r are row i * rows / 4 + r, plus one;
+             X.weight_scale (1,): the product is multiplied ("autobitlinear") or divided by it ("bitlinear")
+   master    X.weight floats (rows, columns), made ternary at use ("online"): with m the mean of |w| and s = 1 / m,
+             round(w s) clamped to [-1, 1], divided by s
 
-docs/bitnet.md says what the reference tools make of either.
+docs/bitnet.md describes the reference tools' results for both.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from lowbit.hf.config import Config
 from lowbit.tensors.source import FileRows, Renamed, TensorSource, row_ranges
 
 ROWS_PER_BYTE = 4
-#: quantization_config of packed checkpoints whose scales multiply.
+#: quantization_config of packed checkpoints with multiplying scales.
 PACKED_SETTINGS = {"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "offline"}
-#: Weights read at a time to find the mean of a master matrix: 16 MiB as float32.
+#: Weights per read when the mean of a master matrix is computed: 16 MiB as float32.
 CHUNK_WEIGHTS = 4 << 20
-#: Means below this count as this.
+#: The smallest mean.
 MIN_MEAN = np.float32(1e-5)
 _BFLOAT16: np.dtype = np.dtype(ml_dtypes.bfloat16)
 
@@ -55,7 +55,7 @@ class PackedTensor(StoredTensor):
         return _BFLOAT16
 
     def rows(self, start: int, stop: int) -> np.ndarray:
-        """Rows start..stop of the first axis. Raises FormatError for a code that is none of the three."""
+        """Rows start..stop of the first axis. Raises FormatError for an invalid code."""
         height = self.shape[0] // ROWS_PER_BYTE
         packed = FileRows(self.name, (height, self.shape[1]), np.dtype(np.uint8), self.file, self.offset)
         out = np.empty((stop - start, self.shape[1]), _BFLOAT16)
@@ -72,14 +72,14 @@ class PackedTensor(StoredTensor):
 
 
 class PackedScale(StoredTensor):
-    """The number beside a packed matrix, float32 (1,)."""
+    """The scale of a packed matrix, float32 (1,)."""
 
     def __init__(self, stored: StoredTensor, is_divisor: bool) -> None:
         super().__init__(stored.file, stored.name, stored.dtype_name, stored.shape, stored.offset)
         self.is_divisor = is_divisor
 
     def rows(self, start: int, stop: int) -> np.ndarray:
-        """The number, by which products are multiplied. Raises FormatError unless it is finite and positive."""
+        """The factor of the products. Raises FormatError unless it is finite and positive."""
         value = super().rows(0, 1).astype(np.float32)
         with np.errstate(divide="ignore", over="ignore"):
             scale: np.ndarray = 1 / value if self.is_divisor else value
@@ -100,7 +100,7 @@ class MasterTensor(StoredTensor):
 
     @functools.cached_property
     def inverse_scale(self) -> np.ndarray:
-        """One over the mean of |w|, float32 (1,). Reads the whole matrix, the first time."""
+        """One over the mean of |w|, float32 (1,). The first call reads the whole matrix."""
         rows, columns = self.shape
         parts = (self.stored.rows(*ends).astype(np.float32) for ends in row_ranges(0, rows, columns, CHUNK_WEIGHTS))
         total = sum(float(np.abs(part).sum(dtype=np.float64)) for part in parts)
@@ -117,24 +117,24 @@ class MasterTensor(StoredTensor):
 
 
 class MasterScale(StoredTensor):
-    """The mean of a master matrix, as it divides the ternary one: float32 (1,)."""
+    """The mean of a master matrix, in the rounding of the ternary one: float32 (1,)."""
 
     def __init__(self, master: MasterTensor) -> None:
         super().__init__(master.file, f"{master.name}_scale", "F32", (1,), master.offset)
         self.master = master
 
     def rows(self, start: int, stop: int) -> np.ndarray:
-        """The number."""
+        """The scale."""
         scale: np.ndarray = 1 / self.master.inverse_scale
         return scale[start:stop]
 
 
 class Packed(Renamed):
-    """A ternary matrix as packed checkpoints have it, uint8 (rows / 4, columns): the way back from PackedTensor."""
+    """A ternary matrix in the form of packed checkpoints, uint8 (rows / 4, columns): the inverse of PackedTensor."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the bytes."""
+        """Shape of the bytes."""
         return self.source.shape[0] // ROWS_PER_BYTE, self.source.shape[1]
 
     @property
@@ -164,7 +164,7 @@ class Packed(Renamed):
 
 
 def _checked(value: np.ndarray, stored: StoredTensor, allow_zero: bool = False) -> np.ndarray:
-    """The same number, if it can be a scale."""
+    """Returns the number if it is a valid scale."""
     if not np.isfinite(value[0]) or value[0] < 0 or (value[0] == 0 and not allow_zero):
         raise stored.error(FormatError, f" gives a scale of {value[0]}", expected="a positive number", found=value[0])
     return value
@@ -192,12 +192,12 @@ class BitNet(Architecture):
     )
 
     def text_config(self, config: Config) -> Config:
-        """With transformers' default of the rotary base, which is not the usual one."""
+        """With transformers' default of the rotary base for BitNet."""
         theta = config.number("rope_theta", 500000.0)
         return Config({**config.values, "rope_theta": theta}, config.path)
 
     def check(self, config: Config) -> list[str]:
-        """Refuses what no graph of BitNet has."""
+        """Refuses settings that BitNet's graphs lack."""
         refuse_wide_heads(self.name, config, self.sizes(config))
         rope = config.rope()
         if (kind := rope.values["rope_type"]) != "default":
@@ -211,14 +211,14 @@ class BitNet(Architecture):
         return super().check(config)
 
     def metadata(self, config: Config) -> dict[str, Any]:
-        """The usual keys; the length of keys and values only where config.json has head_dim."""
+        """The usual keys; the length of keys and values only if config.json has head_dim."""
         keys = super().metadata(config)
         if config.values.get("head_dim") is None:
             del keys["bitnet.attention.key_length"], keys["bitnet.attention.value_length"]
         return keys
 
     def late_metadata(self, config: Config) -> dict[str, Any]:
-        """A scaling by one, as the reference has it, and the activation: files without the key are networks of SiLU."""
+        """A scaling factor of 1, as in the reference, and the activation: files without its key are SiLU networks."""
         return {
             "bitnet.rope.scaling.type": "linear",
             "bitnet.rope.scaling.factor": 1.0,
@@ -226,11 +226,11 @@ class BitNet(Architecture):
         }
 
     def activation(self, get: Keys) -> str:
-        """SiLU in files without a key that says otherwise."""
+        """SiLU for files without the key."""
         return get.text("hidden_activation", "silu")
 
     def hf_config(self, metadata: Mapping[str, Any], tensors: Mapping[str, TensorSource]) -> dict[str, Any]:
-        """The packed form's, as bitnet-b1.58-2B-4T has it; head_dim where the file has the length of keys."""
+        """Settings of the packed form, as in bitnet-b1.58-2B-4T; head_dim if the file has the length of keys."""
         activation = Keys(metadata, self.name).text("hidden_activation", "silu")
         if activation != self.hidden_act:
             raise UnsupportedError(
@@ -243,17 +243,17 @@ class BitNet(Architecture):
         return {**config, "quantization_config": PACKED_SETTINGS}
 
     def hf_rope(self, metadata: Mapping[str, Any], tensors: Mapping[str, TensorSource]) -> dict[str, Any]:
-        """The base alone: the scaling in the keys is one by 1, or `lowbit export hf` refuses it."""
+        """Only the base: the keys' scaling factor must be 1, or `lowbit export hf` refuses the file."""
         return rope_parameters({"rope_type": "default"}, decimal(Keys(metadata, self.name).number("rope.freq_base")))
 
     def hf_format(self, tensor: TensorSource, dtype: str) -> str:
-        """Matrices are bytes; scales stay float32, which holds those of master weights, too."""
+        """Matrices are bytes. Scales stay float32, which represents those of master weights exactly."""
         if tensor.dtype == np.uint8:
             return "U8"
         return "F32" if tensor.name.endswith("_proj.weight_scale") else dtype
 
     def restore(self, tensor: TensorSource, config: Config) -> TensorSource:
-        """The layers' matrices packed, everything else as it is."""
+        """Packs the layers' matrices; other tensors are unchanged."""
         if not tensor.name.startswith("blk.") or len(tensor.shape) != 2:
             return tensor
         if tensor.shape[0] % ROWS_PER_BYTE:
@@ -266,14 +266,14 @@ class BitNet(Architecture):
         return Packed(tensor.name, tensor)
 
     def tensors(self, checkpoint: Checkpoint, config: Config) -> list[TensorSource]:
-        """Every tensor of the file, with matrices as three values and their scales."""
+        """Every tensor of the file; matrices are ternary, with their scales."""
         ternary = copy.copy(checkpoint)
         ternary.tensors = dict(_ternary(checkpoint.tensors, _settings(config)))
         return super().tensors(ternary, config)
 
 
 def _settings(config: Config) -> Config:
-    """quantization_config: which form the matrices have."""
+    """quantization_config: the form of the matrices."""
     values = config.values.get("quantization_config")
     if not isinstance(values, dict):
         raise config.wrong("quantization_config", values, "an object: BitNet's")
@@ -281,7 +281,7 @@ def _settings(config: Config) -> Config:
 
 
 def _ternary(tensors: Mapping[str, StoredTensor], settings: Config) -> Iterable[tuple[str, StoredTensor]]:
-    """A checkpoint's tensors by name, its matrices as ternary ones with their scales."""
+    """A checkpoint's tensors by name, with ternary matrices and their scales."""
     linear = _one_of(settings, "linear_class", "bitlinear", "autobitlinear")
     is_master = _one_of(settings, "quantization_mode", "offline", "online") == "online" and linear == "autobitlinear"
     for name, stored in tensors.items():

@@ -1,7 +1,7 @@
-"""gemma3: Gemma 3's text models, alone (270M, 1B) or inside a model that also sees (4B and up).
+"""gemma3: Gemma 3's text models, alone (270M, 1B) or inside a multimodal model (4B and up).
 
 Norms before and after both branches, normalized queries and keys, GELU (tanh) in the gate, embeddings times the square
-root of the hidden size; five layers with a window and rotary base 10000, then one that sees everything, with base 10^6.
+root of the hidden size; five layers with a window and rotary base 10000, then one with full attention and base 10^6.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from lowbit.hf.config import Config
 from lowbit.tensors.source import MinusOne, PlusOne, TensorSource
 from lowbit.tokenizer.to_gguf import TokenizerRules
 
-#: What the text_config of a model that also sees may leave out, as transformers' Gemma3TextConfig has it.
+#: Keys that the text_config of a multimodal model may omit, with the defaults of transformers' Gemma3TextConfig.
 NESTED_DEFAULTS = {
     "vocab_size": 262208,
     "num_attention_heads": 8,
@@ -32,15 +32,15 @@ NESTED_DEFAULTS = {
     "max_position_embeddings": 131072,
     "rms_norm_eps": 1e-6,
 }
-#: Layers from one that sees everything to the next.
+#: One of this many layers has full attention.
 PATTERN = 6
 GLOBAL_THETA, LOCAL_THETA = 1e6, 1e4
-#: Of logits, which the reference keeps, too, and of attention's scores, which it refuses.
+#: Caps of the logits, which the reference keeps too, and of attention scores, for which it refuses the checkpoint.
 SOFT_CAPS = ("final_logit_softcapping", "attn_logit_softcapping")
 
 
 class Gemma3(Architecture):
-    """Rotates halves, as Hugging Face does; norms are stored less one there."""
+    """Rotates halves, as Hugging Face does. Hugging Face stores norms minus one."""
 
     name = "gemma3"
     hf_names = ("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration")
@@ -62,7 +62,7 @@ class Gemma3(Architecture):
     )
 
     def text_config(self, config: Config) -> Config:
-        """The object text_config, if there is one, over the rest."""
+        """The object text_config, if there is one, merged over the rest."""
         nested = config.values.get("text_config")
         values = dict(config.values)
         if nested is not None:
@@ -78,21 +78,21 @@ class Gemma3(Architecture):
         return super().hf_name(name.replace("language_model.", "", 1))
 
     def default_head_dim(self, hidden: int, num_heads: int) -> int:
-        """Heads of 256, unless config.json says otherwise."""
+        """256, if config.json does not set it."""
         return 256
 
     def has_bias(self, part: str, config: Config) -> bool:
-        """Attention, by a switch."""
+        """Biases of attention depend on a switch."""
         return part.startswith("attn") and config.boolean("attention_bias", False)
 
     def check(self, config: Config) -> list[str]:
-        """Attention in both directions, as embedding models have it, is not the text model's."""
+        """Refuses bidirectional attention, which embedding models have."""
         if config.values.get("use_bidirectional_attention"):
             raise config.error(UnsupportedError, "use_bidirectional_attention", "is set, gemma3 looks back only")
         return super().check(config)
 
     def config_windows(self, config: Config) -> tuple[int, ...]:
-        """sliding_window in all layers but every sixth: layer_types or sliding_window_pattern may say otherwise."""
+        """sliding_window in all layers except every sixth, unless layer_types or sliding_window_pattern differ."""
         num_layers = self.sizes(config).layers
         pattern = config.integer("sliding_window_pattern", PATTERN)
         sliding = sliding_layers(config, num_layers, lambda i: (i + 1) % pattern > 0)
@@ -100,20 +100,20 @@ class Gemma3(Architecture):
         return tuple(window * is_sliding for is_sliding in sliding)
 
     def scaled_rope(self, config: Config) -> Config:
-        """That of the layers that see everything."""
+        """That of the layers with full attention."""
         return self._ropes(config)[0]
 
     def rope_metadata(self, config: Config) -> dict[str, Any]:
-        """The layers that see everything have the usual keys, the others a base of their own."""
+        """The usual keys for layers with full attention, a separate base for the others."""
         local = self._ropes(config)[1]
         if local.values["rope_type"] != "default":
             raise local.error(UnsupportedError, "rope_type", f"{local.values['rope_type']!r} in layers with a window")
         return {**super().rope_metadata(config), "rope.freq_base_swa": local.number("rope_theta")}
 
     def _ropes(self, config: Config) -> tuple[Config, Config]:
-        """Rotary embeddings of the layers that see everything and of the others, from either form: transformers 5 has
-        both in rope_parameters, 4 has rope_theta with an optional rope_scaling, and rope_local_base_freq. rope_scaling
-        is that of the layers that see everything, also beside rope_parameters."""
+        """Rotary embeddings of the layers with full attention and of the others, from either form: transformers 5 has
+        both in rope_parameters; 4 has rope_theta with an optional rope_scaling, and rope_local_base_freq. rope_scaling
+        belongs to the layers with full attention, also together with rope_parameters."""
         both = config.values.get("rope_parameters") or {}
         if not isinstance(both, dict) or not both.keys() <= {"full_attention", "sliding_attention"}:
             raise config.wrong("rope_parameters", both, "full_attention and sliding_attention", 60)
@@ -134,7 +134,8 @@ class Gemma3(Architecture):
         return ropes[0], ropes[1]
 
     def late_metadata(self, config: Config) -> dict[str, Any]:
-        """The window, and what the reference takes for granted where a model differs: layers, scale of attention."""
+        """The window; and the pattern of layers and the scale of attention, if they differ from the reference's
+        defaults."""
         keys: dict[str, Any] = {}
         for key in SOFT_CAPS:
             if config.values.get(key):
@@ -150,15 +151,15 @@ class Gemma3(Architecture):
         return keys
 
     def fix_up(self, tensor: TensorSource, config: Config) -> TensorSource:
-        """GGUF's norms are whole."""
+        """GGUF's norms include the one that Hugging Face's lack."""
         return PlusOne(tensor.name, tensor) if tensor.name.endswith("norm.weight") else tensor
 
     def restore(self, tensor: TensorSource, config: Config) -> TensorSource:
-        """The checkpoint's norms are less one."""
+        """Subtracts one from the norms."""
         return MinusOne(tensor.name, tensor) if tensor.name.endswith("norm.weight") else tensor
 
     def hf_config(self, metadata: Mapping[str, Any], tensors: Mapping[str, TensorSource]) -> dict[str, Any]:
-        """As in every architecture, with the caps and scales of `late_metadata`."""
+        """As in every architecture, plus the caps and scales of `late_metadata`."""
         get = Keys(metadata, self.name)
         config = super().hf_config(metadata, tensors)
         config["model_type"] = "gemma3_text"
@@ -174,7 +175,7 @@ class Gemma3(Architecture):
         return config
 
     def hf_windows(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
-        """The way back from `config_windows`, with every sixth layer's as the default."""
+        """The inverse of `config_windows`; by default every sixth layer has full attention."""
         get = Keys(metadata, self.name)
         window = get.integer("attention.sliding_window", 0, minimum=0)
         if f"{self.name}.attention.sliding_window_pattern" not in metadata:
@@ -183,7 +184,7 @@ class Gemma3(Architecture):
         return {"sliding_window": window or None, "layer_types": hf_values.layer_types(metadata, self.name, window)}
 
     def hf_rope(self, metadata: Mapping[str, Any], tensors: Mapping[str, TensorSource]) -> dict[str, Any]:
-        """Both bases: rope_parameters of transformers 5, and what 4 reads."""
+        """Both bases: rope_parameters of transformers 5, and the keys of 4."""
         rope = super().hf_rope(metadata, tensors)
         local = hf_values.decimal(Keys(metadata, self.name).number("rope.freq_base_swa", LOCAL_THETA))
         both = {
@@ -197,13 +198,13 @@ class Gemma3(Architecture):
         return math.sqrt(hidden)
 
     def attention_scale(self, get: Keys, head_dim: int) -> float:
-        """By attention.scale, or as the reference takes for granted."""
+        """attention.scale, or the reference's default."""
         hidden, num_heads = get.integer("embedding_length"), get.integer("attention.head_count")
         scalar = usual_scalar(get.integer("block_count"), hidden, num_heads, head_dim)
         return get.number("attention.scale", scalar**-0.5)
 
     def windows(self, get: Keys, num_layers: int) -> tuple[int, ...]:
-        """By attention.sliding_window_pattern, or as the reference takes for granted."""
+        """By attention.sliding_window_pattern, or the reference's default."""
         if f"{self.name}.attention.sliding_window_pattern" in get.metadata:
             return super().windows(get, num_layers)
         return usual_windows(get.integer("attention.sliding_window", 0, minimum=0), num_layers)
@@ -211,14 +212,14 @@ class Gemma3(Architecture):
     def ropes(
         self, get: Keys, tensors: Tensors, dim: int, windows: tuple[int, ...]
     ) -> tuple[tuple[Rope, ...], tuple[int, ...]]:
-        """The usual table for layers that see everything, a plain one with a base of its own for the others."""
-        magnitude = get.number("rope.scaling.attn_factor", 1.0)  # which llama.cpp has for all layers
+        """The usual table for layers with full attention, an unscaled one with a separate base for the others."""
+        magnitude = get.number("rope.scaling.attn_factor", 1.0)  # llama.cpp applies it to all layers
         local = plain_rope(get.number("rope.freq_base_swa", LOCAL_THETA), dim, magnitude)
         return (rope_of(get, tensors, dim), local), tuple(int(window > 0) for window in windows)
 
 
 def usual_windows(window: int, num_layers: int) -> tuple[int, ...]:
-    """The windows of a gemma3 file that has no attention.sliding_window_pattern."""
+    """The windows of a gemma3 file without attention.sliding_window_pattern."""
     return tuple(window * ((i + 1) % PATTERN > 0) for i in range(num_layers))
 
 

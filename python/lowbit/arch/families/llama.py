@@ -1,4 +1,4 @@
-"""llama: Llama 1 to 3, Mistral, TinyLlama, SmolLM2 and the many that kept the class."""
+"""llama: Llama 1 to 3, Mistral, TinyLlama, SmolLM2 and other models with these classes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lowbit.tokenizer.to_gguf import TokenizerRules
 
 
 class Llama(Architecture):
-    """GGUF rotates neighbours (2i, 2i+1) where Hugging Face rotates halves, so query and key rows are reordered."""
+    """GGUF rotates neighbours (2i, 2i+1), Hugging Face rotates halves, so query and key rows are reordered."""
 
     name = "llama"
     hf_names = ("LlamaForCausalLM", "LLaMAForCausalLM", "MistralForCausalLM", "LlamaModel")
@@ -24,7 +24,7 @@ class Llama(Architecture):
         keeps_space_prefix=True,
         byte_fallback="alike",
         keys_by_size={
-            # CodeLlama's tokens for filling in.
+            # CodeLlama's tokens for infilling.
             32016: {
                 "tokenizer.ggml.prefix_token_id": 32007,
                 "tokenizer.ggml.suffix_token_id": 32008,
@@ -43,13 +43,13 @@ class Llama(Architecture):
         return {**keys, **super().late_metadata(config)}
 
     def config_windows(self, config: Config) -> tuple[int, ...]:
-        """Mistral's, in every layer: sliding_window, which is 4096 where config.json does not mention it."""
+        """Mistral's window, in every layer: sliding_window; 4096 if config.json does not have it."""
         has_one = config.hf_class == "MistralForCausalLM" and not config.is_null("sliding_window")
         window = config.integer("sliding_window", 4096) if has_one else 0
         return (window,) * self.sizes(config).layers
 
     def has_bias(self, part: str, config: Config) -> bool:
-        """By two switches. Mistral's class has no biases."""
+        """Depends on two switches. Mistral's class has no biases."""
         return config.hf_class != "MistralForCausalLM" and config.boolean(
             "attention_bias" if part.startswith("attn") else "mlp_bias", False
         )
@@ -60,12 +60,12 @@ class Llama(Architecture):
         return InterleavedHeads(tensor.name, tensor, num_heads) if num_heads else tensor
 
     def restore(self, tensor: TensorSource, config: Config) -> TensorSource:
-        """Puts the rows of queries and keys back."""
+        """Restores the row order of queries and keys."""
         num_heads = _num_heads(tensor.name, self.sizes(config))
         return SeparatedHeads(tensor.name, tensor, num_heads) if num_heads else tensor
 
     def hf_windows(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
-        """A file with a window is Mistral's."""
+        """A file with a window is a Mistral."""
         window = Keys(metadata, self.name).integer("attention.sliding_window", 0, minimum=0)
         if not window:
             return {}
@@ -73,7 +73,7 @@ class Llama(Architecture):
 
 
 def _num_heads(name: str, sizes: Sizes) -> int:
-    """How many heads a tensor's rows make, 0 for all but queries and keys."""
+    """Number of heads in a tensor's rows; 0 for all tensors except queries and keys."""
     if name.endswith((".attn_q.weight", ".attn_q.bias")):
         return sizes.num_heads
     return sizes.num_kv_heads if name.endswith((".attn_k.weight", ".attn_k.bias")) else 0

@@ -26,9 +26,9 @@ LONG, SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
 class Phi3(Architecture):
     """Rotates halves of the first part of each head, as Hugging Face does, so no tensor changes.
 
-    The rows of attn_qkv are those of queries, keys and values, the rows of ffn_up those of gate and up. A network with
-    longrope divides its frequencies by one of two vectors of factors: the short ones up to
-    original_max_position_embeddings, the long ones for a whole sequence that is longer.
+    The rows of attn_qkv are those of queries, keys and values; the rows of ffn_up are those of gate and up. With
+    longrope, frequencies are divided by one of two vectors of factors: the short ones for sequences up to
+    original_max_position_embeddings, the long ones for all tokens of a longer sequence.
     """
 
     name = "phi3"
@@ -47,12 +47,12 @@ class Phi3(Architecture):
     )
 
     def check(self, config: Config) -> list[str]:
-        """Refuses heads of a size that has no key, and what else the graph does not express."""
+        """Refuses a head size without a key, and settings that the graph cannot express."""
         refuse_wide_heads(self.name, config, self.sizes(config))
         return super().check(config)
 
     def first_metadata(self, config: Config) -> dict[str, Any]:
-        """The factor of cos and sin with longrope."""
+        """The factor of cosines and sines with longrope."""
         rope = config.rope()
         kind = rope.values["rope_type"]
         if kind == "default":
@@ -83,11 +83,11 @@ class Phi3(Architecture):
         return (window,) * self.sizes(config).layers
 
     def late_metadata(self, config: Config) -> dict[str, Any]:
-        """The window, also where there is none."""
+        """The window, also if there is none."""
         return {"phi3.attention.sliding_window": max(self.config_windows(config))}
 
     def extra_tensors(self, config: Config) -> Iterable[TensorSource]:
-        """Factors of longrope. The reference writes them as tensors, long ones first."""
+        """Factors of longrope. The reference writes them as tensors, the long ones first."""
         rope = config.rope()
         if rope.values["rope_type"] != "default":
             half = _rope_dim(config, self.sizes(config)) // 2
@@ -95,7 +95,7 @@ class Phi3(Architecture):
                 yield ArraySource(name, np.array(rope.numbers(key, half), np.float32))
 
     def hf_config(self, metadata: Mapping[str, Any], tensors: Mapping[str, TensorSource]) -> dict[str, Any]:
-        """As in every architecture, with the first context and the rotated part of a head."""
+        """As in every architecture, plus the first context and the rotated part of a head."""
         get = Keys(metadata, self.name)
         config = super().hf_config(metadata, tensors)
         config["original_max_position_embeddings"] = get.integer("rope.scaling.original_context_length")
@@ -104,15 +104,15 @@ class Phi3(Architecture):
         return config
 
     def hf_biases(self, tensors: Mapping[str, TensorSource]) -> dict[str, bool]:
-        """There are none."""
+        """None."""
         return {}
 
     def hf_windows(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
-        """The way back from `config_windows`."""
+        """The inverse of `config_windows`."""
         return {"sliding_window": Keys(metadata, self.name).integer("attention.sliding_window", 0, minimum=0) or None}
 
     def hf_rope(self, metadata: Mapping[str, Any], tensors: Mapping[str, TensorSource]) -> dict[str, Any]:
-        """The factors, from the tensors that hold them."""
+        """The factors, from their tensors."""
         rope = super().hf_rope(metadata, tensors)
         if LONG not in tensors and SHORT not in tensors:
             return rope
@@ -131,9 +131,9 @@ class Phi3(Architecture):
 
 
 def _original_context(config: Config) -> int:
-    """The context that the network was first trained with; config.json has it in one of two places.
+    """The context of the first training; config.json has it in one of two places.
 
-    transformers 5 obeys the one beside rope_parameters, and takes 4096 where it is missing.
+    transformers 5 uses the one outside rope_parameters, and 4096 if it is missing.
     """
     key = "original_max_position_embeddings"
     if config.values.get(key) is not None:
@@ -152,7 +152,7 @@ def _original_context(config: Config) -> int:
 
 
 def _rope_dim(config: Config, sizes: Sizes) -> int:
-    """How many values of a head are rotated."""
+    """Number of rotated values of a head."""
     partial = config.rope().number("partial_rotary_factor", config.number("partial_rotary_factor", 1.0))
     dim = int(sizes.head_dim * min(partial, MAX_SIZE))
     if dim % 2 or not 0 < dim <= sizes.head_dim:
@@ -167,14 +167,14 @@ def _rope_dim(config: Config, sizes: Sizes) -> int:
 
 
 def _magnitude(config: Config, rope: Config) -> float:
-    """What cos and sin are multiplied by: attention_factor, or what grows with `factor`, the ratio of two contexts."""
+    """Factor of cosines and sines: attention_factor, or a function of `factor`, the ratio of the two contexts."""
     context, original = config.integer("max_position_embeddings"), _original_context(config)
     scale = rope.number("factor", context / original)
     return rope.number("attention_factor", usual_magnitude(scale, original))
 
 
 def usual_magnitude(scale: float, original: int) -> float:
-    """What cos and sin are multiplied by unless config.json says otherwise."""
+    """Factor of cosines and sines if config.json does not set it."""
     return math.sqrt(1 + math.log(scale) / math.log(original)) if scale > 1.0 and original > 1 else 1.0
 
 

@@ -25,19 +25,19 @@ class Qwen3(Architecture):
     )
 
     def default_head_dim(self, hidden: int, num_heads: int) -> int:
-        """Qwen 3 heads are 128 wide whatever the hidden size."""
+        """128 for every hidden size."""
         return 128
 
     def config_windows(self, config: Config) -> tuple[int, ...]:
-        """As Qwen 2's."""
+        """As in Qwen 2."""
         return qwen_windows(config, self.sizes(config).layers)
 
     def has_bias(self, part: str, config: Config) -> bool:
-        """Attention, by a switch."""
+        """Biases of attention depend on a switch."""
         return part.startswith("attn") and config.boolean("attention_bias", False)
 
     def hf_windows(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
-        """As Qwen 2's."""
+        """As in Qwen 2."""
         return qwen_hf_windows(metadata, self.name)
 
 
