@@ -1,6 +1,7 @@
-"""The error for an architecture that nobody registered: which one is nearest, and what differs from it.
+"""The error for an unknown architecture: the nearest known one, and the differences from it.
 
-Nearest is the architecture whose tensors' names agree with most of the file's; among equals the one called most alike.
+The nearest architecture is the one whose tensor names match most of the file's; among equals, the one with the most
+similar name.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from lowbit.base.errors import Error, UnsupportedError
 from lowbit.base.quoting import quoted, shown
 from lowbit.hf.config import Config
 
-#: Keys of config.json that say nothing of the network.
+#: Keys of config.json that do not affect the network.
 SILENT = re.compile(
     r"_.*|architectures|model_type|.*dtype|transformers_version|use_cache|initializer_.*|.*_token_id|.*(dropout|_pdrop)|"
     r"pretraining_tp|auto_map|name_or_path|return_dict.*|output_.*|tokenizer_class|.*_(tp|pp)_plan"
@@ -27,7 +28,7 @@ WAY_OUT = "lowbit.arch.register and lowbit --arch FILE.py add an architecture (d
 
 
 class _ReadKeys(dict[str, Any]):
-    """A dict that remembers which keys it was asked for."""
+    """A dict that records which keys were read."""
 
     def __init__(self, values: Mapping[str, Any]) -> None:
         super().__init__(values)
@@ -47,7 +48,7 @@ class _ReadKeys(dict[str, Any]):
 
 
 def unknown_class(name: str, config: Config, tensors: Iterable[str]) -> UnsupportedError:
-    """For a class in config.json that is unknown. tensors: the checkpoint's names."""
+    """The error for an unknown class in config.json. tensors: the checkpoint's names."""
     names = list(tensors)
     candidates = []
     for arch in architectures().values():
@@ -58,7 +59,7 @@ def unknown_class(name: str, config: Config, tensors: Iterable[str]) -> Unsuppor
 
 
 def unknown_name(name: str, tensors: Iterable[str]) -> UnsupportedError:
-    """For a general.architecture that is unknown. tensors: the GGUF file's names."""
+    """The error for an unknown general.architecture. tensors: the GGUF file's names."""
     names = set(tensors)
     candidates = []
     for arch in architectures().values():
@@ -68,7 +69,7 @@ def unknown_name(name: str, tensors: Iterable[str]) -> UnsupportedError:
 
 
 class _Candidate(NamedTuple):
-    """How well an architecture fits: what compares greater fits better."""
+    """The match of an architecture; greater is better."""
 
     agreement: tuple[int, int, float]  #: tensors that match less those missing, less config.json's differences, name
     name: str
@@ -78,7 +79,7 @@ class _Candidate(NamedTuple):
 def _compared(
     arch: Architecture, table: Mapping[str, bool], names: set[str], others: list[str], alike: float
 ) -> _Candidate:
-    """table: tensors' names, and whether they must be there."""
+    """table: tensors' names, and whether they are required."""
     extra = [name for name in names if name not in table]
     missing = [name for name, required in table.items() if required and name not in names]
     matching = len(names) - len(extra)
@@ -104,13 +105,13 @@ def _alike(a: str, b: str) -> float:
 
 
 def _layers(names: Iterable[str]) -> int:
-    """Layers that the names count, from 0 on without a hole."""
+    """Number of consecutive layers from 0 on in the names."""
     found = {int(match[1]) for name in names if (match := re.search(r"\.(\d{1,6})\.", name))}
     return next(i for i in itertools.count() if i not in found)
 
 
 def _unread(arch: Architecture, config: Config) -> list[str]:
-    """What the architecture says of this config.json, and keys that it does not read."""
+    """The architecture's error for this config.json, and the keys that it does not read."""
     result: list[str] = []
     try:
         flat = arch.text_config(config)
@@ -129,7 +130,7 @@ def _unread(arch: Architecture, config: Config) -> list[str]:
 
 
 def _listed(names: list[str]) -> str:
-    """A few names, those of all layers as one."""
+    """A few names; those of all layers are merged into one."""
     kinds = sorted({re.sub(r"\.\d+(?=\.)", ".*", ascii(name)[1:-1]) for name in names})
     more = f" and {len(kinds) - MAX_LISTED} more" if len(kinds) > MAX_LISTED else ""
     return ", ".join(kind[:MAX_NAME] for kind in kinds[:MAX_LISTED]) + more
