@@ -12,6 +12,7 @@ import pytest
 from random_network import make_spec, random_tensors
 
 import lowbit
+import lowbit.base.progress
 from lowbit.arch.model_spec import ModelSpec
 
 # tests/oracle compares with torch and transformers. Without the extra `oracle` there is nothing to compare with; CI
@@ -44,3 +45,9 @@ def small() -> tuple[ModelSpec, dict[str, np.ndarray]]:
     """A network and its weights."""
     spec = make_spec(context_length=200)
     return spec, random_tensors(spec)
+
+
+@pytest.fixture
+def every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Functions given as `progress` are called with each step, however soon it comes."""
+    monkeypatch.setattr(lowbit.base.progress, "INTERVAL_SECONDS", 0.0)

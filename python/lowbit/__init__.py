@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from lowbit._core import Format
     from lowbit.base import simd
     from lowbit.base.errors import ContextFullError, Error, FileError, FormatError, InputError, UnsupportedError
+    from lowbit.base.progress import Progress, ProgressLike
     from lowbit.conversion.convert import convert, quantize_file
     from lowbit.conversion.export_hf import ExportReport, export_hf
     from lowbit.conversion.open import open_checkpoint
@@ -40,6 +41,8 @@ __all__ = [
     "FormatError",
     "InputError",
     "Model",
+    "Progress",
+    "ProgressLike",
     "QTensor",
     "QuantizeOptions",
     "Report",
@@ -77,6 +80,7 @@ __all__ = [
 _NAMES = {
     "_core": ("Format",),
     "base.errors": ("ContextFullError", "Error", "FileError", "FormatError", "InputError", "UnsupportedError"),
+    "base.progress": ("Progress", "ProgressLike"),
     "conversion.convert": ("convert", "quantize_file"),
     "conversion.export_hf": ("ExportReport", "export_hf"),
     "conversion.open": ("open_checkpoint",),

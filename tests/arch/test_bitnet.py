@@ -102,7 +102,7 @@ def test_the_way_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
     monkeypatch.setattr(pipeline, "CHUNK_WEIGHTS", 5000)
     folder = make_checkpoint(tmp_path / "a", form, tied=form == "bitnet")
     lowbit.convert(folder, tmp_path / "a.gguf", format, progress=False)
-    report = lowbit.export_hf(tmp_path / "a.gguf", tmp_path / "hf", "F32", progress=False)
+    report = lowbit.export_hf(tmp_path / "a.gguf", tmp_path / "hf", dtype="F32", progress=False)
     assert report.notes == []
     lowbit.convert(tmp_path / "hf", tmp_path / "b.gguf", format, progress=False)
     with lowbit.gguf.open(tmp_path / "a.gguf") as a, lowbit.gguf.open(tmp_path / "b.gguf") as b:

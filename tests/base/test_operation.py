@@ -105,7 +105,7 @@ def test_quantize_file(inputs: Path, tmp_path: Path, name: str) -> None:
                     inputs / "w.gguf",
                     target,
                     "Q8_0",
-                    inputs / "i.gguf",
+                    imatrix=inputs / "i.gguf",
                     progress=False,
                     dry_run=dry_run,
                     tensor_type_file=inputs / "types",

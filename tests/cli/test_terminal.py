@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 import lowbit.base.progress
-from lowbit.base.progress import progress_bar, waiting
+from lowbit.base.progress import steps
 from lowbit.cli import console
 
 
@@ -36,6 +36,7 @@ def on_terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
     monkeypatch.setattr(sys, "stdout", stream)
     monkeypatch.setattr(sys, "stderr", stream)
     monkeypatch.setattr(lowbit.base.progress, "PATIENCE_SECONDS", -1.0)
+    monkeypatch.setattr(lowbit.base.progress, "INTERVAL_SECONDS", 0.0)
     return stream
 
 
@@ -53,7 +54,7 @@ def test_blanks_are_counted() -> None:
 
 def test_a_full_bar_goes_away(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = on_terminal(monkeypatch)
-    with progress_bar("Q4_K_M", unit="B") as advance:
+    with steps("Q4_K_M", "B", True) as advance:
         advance(50, 100)
         assert terminal.getvalue()
         advance(100, 100)
@@ -65,9 +66,10 @@ def test_a_full_bar_goes_away(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_one_bar_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     on_terminal(monkeypatch)
-    with waiting("outer"):
+    with steps("outer", "files", True) as begin:
+        begin(0, None)
         (outer,) = lowbit.base.progress._shown
-        with progress_bar("inner") as advance:
+        with steps("inner", "windows", True) as advance:
             advance(1, 2)
             inner = lowbit.base.progress._shown[-1]
             assert (outer.live.is_started, inner.live.is_started) == (False, True)
@@ -78,6 +80,7 @@ def test_one_bar_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_bar_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    with waiting("outer"), progress_bar("inner") as advance:
+    with steps("outer", "files", True) as begin, steps("inner", "windows", True) as advance:
+        begin(0, None)
         advance(1, 2)
     assert capsys.readouterr() == ("", "")

@@ -41,7 +41,7 @@ def test_converting_again_gives_the_same_file(
 ) -> None:
     monkeypatch.setattr(pipeline, "CHUNK_WEIGHTS", 10000)  # many chunks, none of them whole heads
     lowbit.convert(conversion_source(tmp_path, name), tmp_path / "a.gguf", format, progress=False)
-    report = lowbit.export_hf(tmp_path / "a.gguf", tmp_path / "hf", "F32", progress=False)
+    report = lowbit.export_hf(tmp_path / "a.gguf", tmp_path / "hf", dtype="F32", progress=False)
     assert report.notes == []
     lowbit.convert(tmp_path / "hf", tmp_path / "b.gguf", format, progress=False)
     with lowbit.gguf.open(tmp_path / "a.gguf") as a, lowbit.gguf.open(tmp_path / "b.gguf") as b:
@@ -73,7 +73,7 @@ def test_a_checkpoint_comes_back(tmp_path: Path, arch: str, dtype: str) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_quantized_weights_are_decoded_and_rounded_once(tmp_path: Path, dtype: str) -> None:
     path = make_gguf(tmp_path, "Q4_K_M")
-    assert lowbit.export_hf(path, tmp_path / "hf", dtype.lower(), progress=False).dtype == dtype
+    assert lowbit.export_hf(path, tmp_path / "hf", dtype=dtype.lower(), progress=False).dtype == dtype
     with lowbit.gguf.open(path) as file:
         expected = file.tensors["blk.1.ffn_down.weight"].dequantize().astype(DTYPES[dtype])
     found = Checkpoint(tmp_path / "hf").tensors["model.layers.1.mlp.down_proj.weight"]
@@ -188,14 +188,14 @@ def test_factors_that_no_setting_makes(tmp_path: Path) -> None:
 def test_weights_that_float16_cannot_hold(tmp_path: Path) -> None:
     huge = np.full((256, 512), 1e6, ml_dtypes.bfloat16)
     path = rewritten(make_gguf(tmp_path), blk__0__ffn_down__weight=huge)
-    report = lowbit.export_hf(path, tmp_path / "hf", "f16", progress=False)
+    report = lowbit.export_hf(path, tmp_path / "hf", dtype="f16", progress=False)
     assert report.notes == ["model.layers.0.mlp.down_proj.weight: 131072 weights exceed float16 and became infinite"]
 
 
 def test_wrong_arguments(tmp_path: Path) -> None:
     path = make_gguf(tmp_path)
     with pytest.raises(lowbit.InputError, match="dtype is 'q8_0', expected one of F32, F16, BF16"):
-        lowbit.export_hf(path, tmp_path / "hf", "q8_0")
+        lowbit.export_hf(path, tmp_path / "hf", dtype="q8_0")
     with pytest.raises(lowbit.InputError, match="shard_bytes: expected at least 1, got 0"):
         lowbit.export_hf(path, tmp_path / "hf", shard_bytes=0)
     with pytest.raises(lowbit.FileError, match="there already"):
@@ -215,7 +215,7 @@ def test_the_folder_is_there_when_all_is_written(tmp_path: Path, monkeypatch: py
     with monkeypatch.context() as patch:
         patch.setattr(lowbit._core, "quantize_rows", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            lowbit.export_hf(path, tmp_path / "hf", "F32", progress=False)
+            lowbit.export_hf(path, tmp_path / "hf", dtype="F32", progress=False)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.gguf", "source"]
     (tmp_path / "hf").mkdir()  # an empty folder may be there
     lowbit.export_hf(path, tmp_path / "hf", progress=False)

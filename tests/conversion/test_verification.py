@@ -437,7 +437,9 @@ def test_an_origin_of_another_form(tmp_path: Path, key: str, value: Any) -> None
     lowbit.gguf.edit(tmp_path / "a.gguf", set={f"lowbit.provenance.{key}": value})
     write_imatrix(tmp_path / "i.gguf", source)
     with pytest.raises(lowbit.FormatError, match=rf"a.gguf: lowbit.provenance.{key}: expected an array of texts"):
-        lowbit.quantize_file(tmp_path / "a.gguf", tmp_path / "b.gguf", "Q8_0", tmp_path / "i.gguf", progress=False)
+        lowbit.quantize_file(
+            tmp_path / "a.gguf", tmp_path / "b.gguf", "Q8_0", imatrix=tmp_path / "i.gguf", progress=False
+        )
     assert not (tmp_path / "b.gguf").exists()
 
 

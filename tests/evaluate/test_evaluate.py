@@ -94,10 +94,12 @@ def test_divergence_is_the_definition() -> None:
     assert found.same_top == np.mean([p.argmax() == q.argmax() for p, q in zip(base, rows, strict=True)])
 
 
-def test_models_are_compared_on_the_same_windows() -> None:
+def test_models_are_compared_on_the_same_windows(every_step: None) -> None:
     models = {name: Model(seed, Tokenizer(bos=21)) for seed, name in enumerate(("base", "one", "two"))}
-    calls: list[tuple[int, int]] = []
-    figures = evaluate.compare(models, TEXT, 16, max_windows=3, progress=lambda *call: calls.append(call))
+    calls: list[tuple[int, int | None]] = []
+    figures = evaluate.compare(
+        models, TEXT, 16, max_windows=3, progress=lambda step: calls.append((step.done, step.total))
+    )
     assert calls == [(1, 3), (2, 3), (3, 3)]
     assert figures["base"].divergence is None
     assert len(models["base"].seen) == 3

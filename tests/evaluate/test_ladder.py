@@ -41,15 +41,15 @@ def text() -> str:
     return (DATA / "bard-valid.txt").read_text(encoding="utf-8")
 
 
-def test_figures_are_those_of_each_file(text: str, tmp_path: Path, empty: Path) -> None:
-    calls: list[tuple[int, int]] = []
+def test_figures_are_those_of_each_file(text: str, tmp_path: Path, empty: Path, every_step: None) -> None:
+    calls: list[tuple[int, int | None]] = []
     found = ladder(
         BARD,
         rungs=["q4_k_m", "IQ4_XS", "Q2_K"],
         ctx=CONTEXT,
         max_windows=WINDOWS,
         threads=1,
-        progress=lambda *call: calls.append(call),
+        progress=lambda step: calls.append((step.done, step.total)),
     )
     assert list(empty.iterdir()) == []
     assert calls == [(i + 1, 5 * WINDOWS) for i in range(5 * WINDOWS)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -180,6 +181,35 @@ def test_an_interrupted_download_keeps_what_is_whole(hub: Hub) -> None:
     hub.requests.clear()
     resolve(NAME)
     assert hub.downloads() == [SHARDS[1]]
+
+
+def test_steps_of_a_download(hub: Hub, monkeypatch: pytest.MonkeyPatch, every_step: None) -> None:
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 500)
+    found: list[lowbit.Progress] = []
+    threads: set[int] = set()
+
+    def progress(step: lowbit.Progress) -> None:
+        found.append(step)
+        threads.add(threading.get_ident())
+
+    folder, _ = resolve(NAME, progress=progress)
+    assert threads == {threading.get_ident()}
+    assert {(step.title, step.unit) for step in found} == {(f"download {NAME}", "B")}
+    assert found[-1].done == found[-1].total == sum((folder / name).stat().st_size for name in SHARDS)
+    found.clear()
+    resolve(NAME, progress=progress)
+    assert found == []
+
+
+@pytest.mark.parametrize("stop", [ZeroDivisionError, KeyboardInterrupt])
+def test_a_step_can_end_a_download(stop: type[BaseException], hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    def progress(step: lowbit.Progress) -> None:
+        raise stop
+
+    with pytest.raises(stop):
+        resolve(NAME, progress=progress)
+    assert "lowbit-download" not in [thread.name for thread in threading.enumerate()]
+    resolve(NAME)
 
 
 REFUSALS = {

@@ -41,7 +41,7 @@ def test_transformers_loads_the_folder(tmp_path: Path, name: str, format: str) -
     source = make_checkpoint(tmp_path / "source", **options)
     format = str(options.get("dtype", "BF16")) if format == "float" else format
     lowbit.convert(source, tmp_path / "a.gguf", format, progress=False)
-    lowbit.export_hf(tmp_path / "a.gguf", tmp_path / "hf", "F32" if format == "Q8_0" else None, progress=False)
+    lowbit.export_hf(tmp_path / "a.gguf", tmp_path / "hf", dtype="F32" if format == "Q8_0" else None, progress=False)
 
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
     ours = lowbit.load_tokenizer(tmp_path / "a.gguf")

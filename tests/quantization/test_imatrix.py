@@ -62,17 +62,17 @@ def assert_close(found: imatrix.Sums, expected: imatrix.Sums, rounding: float) -
         np.testing.assert_allclose(found.entries[name].sums, entry.sums, rtol=rounding + INPUTS, err_msg=name)
 
 
-def test_collected_sums_are_the_references(stored: dict[str, Path]) -> None:
+def test_collected_sums_are_the_references(stored: dict[str, Path], every_step: None) -> None:
     text = (DATA / "bard-valid.txt").read_text(encoding="utf-8")
     model = lowbit.load(DATA / "bard", compute="f32")
-    calls: list[tuple[int, int]] = []
+    calls: list[tuple[int, int | None]] = []
     found = imatrix.collect(
         model,
         text,
         BARD_CONTEXT,
         chunks=BARD_CHUNKS,
         dataset="bard.txt",
-        progress=lambda *call: calls.append(call),
+        progress=lambda step: calls.append((step.done, step.total)),
     )
     assert_close(found, imatrix.read(stored["bard"]), BARD_ROUNDING)
     assert calls == [(i + 1, BARD_CHUNKS) for i in range(BARD_CHUNKS)]

@@ -1,66 +1,97 @@
-"""Progress bars on a terminal: one at a time, on stderr, gone at the end."""
+"""Progress of calls that take long: one type for all functions, and bars for terminals and notebooks."""
 
 from __future__ import annotations
 
+import html
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, ProgressColumn
+    from rich.progress import Progress as RichProgress
 
 #: Work that takes less shows no bar.
 PATIENCE_SECONDS = 0.5
-#: The bars on the screen, of which only the last is seen: a terminal has room for one display.
-_shown: list[Progress] = []
+#: A step that comes sooner after another is left out, unless it is the last.
+INTERVAL_SECONDS = 0.1
 
 
-@contextmanager
-def progress_bar(title: str, *, unit: str = "", enabled: bool = True) -> Iterator[Callable[[int, int], None]]:
-    """Yields a function that is told what is done, of how much: `advance(done, total)`, in bytes if `unit` is "B".
+@dataclass(frozen=True)
+class Progress:
+    """How far a part of a call is, as functions given as `progress` get it.
 
-    A bar that is full goes away, since what is left to do then has not been counted.
+    title: the part's name ("download org/name", "write Q4_K_M", "verify"); a call may have several, one in another.
+    done, total: counted in `unit`, which is "B" for bytes, else a plural ("windows").
+    total is None while it is not known.
     """
-    if not enabled or not _on_terminal():
-        yield lambda done, total: None
-        return
-    from rich.progress import DownloadColumn, MofNCompleteColumn, TimeRemainingColumn, TransferSpeedColumn
 
-    counters = (DownloadColumn(), TransferSpeedColumn()) if unit == "B" else (MofNCompleteColumn(),)
-    bar = _bar(*counters, TimeRemainingColumn())
-    task = bar.add_task(title, total=None)
-    begin = time.monotonic()
+    title: str
+    done: int
+    total: int | None
+    unit: str
 
-    def advance(done: int, total: int) -> None:
-        bar.update(task, completed=done, total=total)
-        if done >= total:
-            _hide(bar)
-        elif not bar.live.is_started and time.monotonic() - begin > PATIENCE_SECONDS:
-            _show(bar)
 
-    try:
-        yield advance
-    finally:
-        _hide(bar)
+#: What functions take as `progress`. None, False: nothing is shown. True: a bar, on stderr if that is a terminal, or in
+#: a notebook below its cell. A function is called with steps, in the caller's thread, ten times a second at most, and
+#: with the last one of each part. An exception in it ends the work, as Ctrl-C does.
+ProgressLike = None | bool | Callable[[Progress], object]
+
+#: What work calls with its own numbers: done, total.
+Advance = Callable[[int, int | None], None]
+_Show = Callable[[Progress], object]
 
 
 @contextmanager
-def waiting(title: str, *, enabled: bool = True) -> Iterator[None]:
-    """Shows that work goes on and for how long, between the bars of its parts."""
-    if not enabled or not _on_terminal():
-        yield
-        return
-    from rich.progress import TimeElapsedColumn
+def steps(title: str, unit: str, progress: ProgressLike) -> Iterator[Advance]:
+    """Yields a function that is told what is done, of how much: `advance(done, total)`.
 
-    bar = _bar(TimeElapsedColumn())
-    bar.add_task(title, total=None)
-    _show(bar)
-    try:
-        yield
-    finally:
-        _hide(bar)
+    Raises InputError for a `progress` that is neither a bool nor a function.
+    """
+    shown = latest = Progress(title, 0, None, unit)
+    due = 0.0
+    with _display(progress) as show:
+
+        def advance(done: int, total: int | None) -> None:
+            nonlocal shown, latest, due
+            latest = Progress(title, done, total, unit)
+            now = time.monotonic()
+            if now >= due or done == total:
+                shown, due = latest, now + INTERVAL_SECONDS
+                show(latest)
+
+        yield advance
+        if latest != shown:
+            show(latest)
+
+
+@contextmanager
+def _display(progress: ProgressLike) -> Iterator[_Show]:
+    if callable(progress):
+        yield progress
+    elif not _is_wanted(progress):
+        yield lambda step: None
+    elif _in_notebook():
+        yield _NotebookBar().show
+    elif _on_terminal():
+        with _terminal_bar() as show:
+            yield show
+    else:
+        yield lambda step: None
+
+
+def _is_wanted(progress: object) -> bool:
+    if progress is None or isinstance(progress, bool):
+        return bool(progress)
+    from lowbit.base.arguments import flag  # loads NumPy, which the command's help does without
+
+    return flag("progress", progress)
+
+
+#: The bars on the terminal, of which only the last is seen: it has room for one display.
+_shown: list[RichProgress] = []
 
 
 def _on_terminal() -> bool:
@@ -68,27 +99,56 @@ def _on_terminal() -> bool:
     return bool(_shown) or sys.stderr.isatty()
 
 
-def _bar(*columns: ProgressColumn) -> Progress:
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn
+@contextmanager
+def _terminal_bar() -> Iterator[_Show]:
+    """A bar that goes away when it is full, since what is left to do then has not been counted, and at the end."""
+    bar: RichProgress | None = None
+    begin = time.monotonic()
 
-    return Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        *columns,
+    def show(step: Progress) -> None:
+        nonlocal bar
+        if bar is None:
+            bar = _rich_bar(step)
+        bar.update(bar.task_ids[0], completed=step.done, total=step.total)
+        if step.done == step.total:
+            _hide(bar)
+        elif bar not in _shown and (step.total is None or time.monotonic() - begin > PATIENCE_SECONDS):
+            _cover(bar)
+
+    try:
+        yield show
+    finally:
+        if bar is not None:
+            _hide(bar)
+
+
+def _rich_bar(step: Progress) -> RichProgress:
+    from rich import progress as rich
+    from rich.console import Console
+
+    counters = (rich.DownloadColumn(), rich.TransferSpeedColumn()) if step.unit == "B" else (rich.MofNCompleteColumn(),)
+    clock = rich.TimeElapsedColumn() if step.total is None else rich.TimeRemainingColumn()
+    bar = rich.Progress(
+        rich.TextColumn("{task.description}", markup=False),
+        rich.BarColumn(),
+        *counters,
+        clock,
         console=Console(stderr=True),
         transient=True,
     )
+    bar.add_task(step.title, total=None)
+    return bar
 
 
-def _show(bar: Progress) -> None:
+def _cover(bar: RichProgress) -> None:
+    """Shows a bar in place of the one that is seen."""
     if _shown:
         _shown[-1].stop()
     _shown.append(bar)
     bar.start()
 
 
-def _hide(bar: Progress) -> None:
+def _hide(bar: RichProgress) -> None:
     """Takes a bar off the screen, if it is there, and shows the one that it covered."""
     bar.stop()
     if bar in _shown:
@@ -96,3 +156,44 @@ def _hide(bar: Progress) -> None:
         _shown.remove(bar)
         if was_last and _shown:
             _shown[-1].start()
+
+
+def _in_notebook() -> bool:
+    """Whether this process is the kernel of a notebook."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    return getattr(shell, "kernel", None) is not None
+
+
+class _NotebookBar:
+    """A bar below the cell, which stays there when it is full.
+
+    IPython updates it in place. (rich would need ipywidgets there, and writes a warning for each bar where they lack.)
+    """
+
+    def __init__(self) -> None:
+        self._begin = time.monotonic()
+        self._handle: Any = None
+        self._step = Progress("", 0, None, "")
+
+    def show(self, step: Progress) -> None:
+        """Shows a step, the first one after a while."""
+        self._step = step
+        if self._handle is not None:
+            self._handle.update(self)
+        elif step.total is None or time.monotonic() - self._begin > PATIENCE_SECONDS:
+            from IPython.display import display
+
+            self._handle = display(self, display_id=True)  # type: ignore[no-untyped-call]
+
+    def __repr__(self) -> str:
+        step = self._step
+        scale, unit = (1e6, "MB") if step.unit == "B" else (1, step.unit)
+        done = f"{step.done / scale:.{int(scale > 1)}f}"
+        of = "" if step.total is None else f" of {step.total / scale:.{int(scale > 1)}f}"
+        return f"{step.title}: {done}{of} {unit}, {time.monotonic() - self._begin:.0f} s"
+
+    def _repr_html_(self) -> str:
+        step = self._step
+        share = "" if not step.total else f' value="{step.done / step.total:.4f}"'
+        return f"<progress{share}></progress> {html.escape(repr(self))}"

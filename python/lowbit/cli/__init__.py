@@ -79,6 +79,7 @@ def run(arguments: Sequence[str]) -> int:
         return 1
     finally:
         signal.signal(signal.SIGTERM, previous)
+        logging.getLogger("lowbit").removeHandler(_NOTES)
     if status == _INTERRUPTED:
         print(file=sys.stderr)  # whatever comes next begins a line
     return status

@@ -12,7 +12,8 @@ from typing import Annotated
 
 import typer
 
-from lowbit.base.progress import progress_bar
+from lowbit.base.log import without_notes
+from lowbit.base.progress import steps
 from lowbit.cli.app import Json, Threads, app, examples
 from lowbit.cli.console import note, print_json, print_table, size
 
@@ -70,9 +71,9 @@ def _convert(checkpoint: Path, folder: Path) -> dict[str, Path]:
     import lowbit
 
     paths = {name: folder / f"bard-{name}.gguf" for name in FORMATS}
-    with progress_bar("Converting") as advance:
+    with steps("convert", "files", True) as advance, without_notes():
         for done, (name, path) in enumerate(paths.items(), 1):
-            lowbit.convert(checkpoint, path, format=name, progress=False)
+            lowbit.convert(checkpoint, path, format=name)
             advance(done, len(paths))
     return paths
 
@@ -85,10 +86,9 @@ def _measure(paths: dict[str, Path], text: str, threads: int | None) -> tuple[li
     from lowbit.evaluate.measures import compare
 
     models = {name: lowbit.load(path, threads=threads) for name, path in paths.items()}
-    with progress_bar("Reading the held-out text") as advance:
-        figures = compare(models, text, CONTEXT, threads=threads, progress=advance)
+    figures = compare(models, text, CONTEXT, threads=threads, progress=True)
     rows = []
-    with progress_bar("Timing") as advance:
+    with steps("bench", "files", True) as advance:
         for done, (name, path) in enumerate(paths.items(), 1):
             report, found = inspect(path), figures[name]
             rows.append(

@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from lowbit.base.quoting import one_line, quoted
+from lowbit.base.quoting import quoted
 from lowbit.cli.app import Json, Threads, app, examples, gguf_argument, one_of
-from lowbit.cli.console import note, print_json, size
+from lowbit.cli.console import print_json, size
 
 export = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
@@ -48,13 +48,13 @@ def hf(
     import lowbit
 
     start = time.perf_counter()
-    report = lowbit.export_hf(source, target, dtype, _bytes(shard_size), threads=threads)
+    report = lowbit.export_hf(
+        source, target, dtype=dtype, shard_bytes=_bytes(shard_size), progress=True, threads=threads
+    )
     seconds = time.perf_counter() - start
     if json:
         print_json({**vars(report), "seconds": seconds})
         return
-    for line in report.notes:
-        note(one_line(f"note: {line}"))
     files = f"{len(report.shards)} file{'s' if len(report.shards) > 1 else ''}"
     done = f"{len(report.tensors)} tensors, {size(report.num_bytes)} in {files}, {seconds:.1f} s"
     print(f"{report.path}: {report.dtype}, {done}")

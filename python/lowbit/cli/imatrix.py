@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lowbit.base.files import read_model_text
-from lowbit.base.progress import progress_bar
 from lowbit.base.quoting import one_line
 from lowbit.cli.app import Compute, Json, Threads, app, examples
 from lowbit.cli.console import note, print_json, print_table
@@ -77,21 +76,20 @@ def imatrix_command(
     parts = [imatrix.read(path) for option in in_file or [] for path in _paths(option)]
     if model and text:
         content = read_model_text(text)
-        loaded = lowbit.load(model, compute=compute, threads=threads)
-        with progress_bar("Reading") as advance:
-            parts.append(
-                imatrix.collect(
-                    loaded,
-                    content,
-                    ctx,
-                    first=first,
-                    chunks=chunks,
-                    process_output=process_output,
-                    parse_special=parse_special,
-                    dataset=str(text),
-                    progress=advance,
-                )
+        loaded = lowbit.load(model, compute=compute, threads=threads, progress=True)
+        parts.append(
+            imatrix.collect(
+                loaded,
+                content,
+                ctx,
+                first=first,
+                chunks=chunks,
+                process_output=process_output,
+                parse_special=parse_special,
+                dataset=str(text),
+                progress=True,
             )
+        )
     sums = parts[0] if len(parts) == 1 and not out else imatrix.merge(parts)
     if out:
         sums.save(out)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lowbit.base.files import read_model_text
-from lowbit.base.progress import progress_bar
 from lowbit.cli.app import Compute, Json, ModelPath, Threads, app, examples, parsed
 from lowbit.cli.console import print_json, print_table, size
 
@@ -64,18 +63,17 @@ def ladder_command(
     chosen = RUNGS if rungs is None else [name.strip() for name in rungs.split(",")]
     parsed("--rungs", find_mix, chosen)
     content = None if text is None else read_model_text(text)
-    with progress_bar("Climbing down") as advance:
-        found = ladder(
-            model,
-            content,
-            chosen,
-            imatrix=imatrix,
-            ctx=ctx,
-            max_windows=windows,
-            threads=threads,
-            compute=compute,
-            progress=advance,
-        )
+    found = ladder(
+        model,
+        content,
+        chosen,
+        imatrix=imatrix,
+        ctx=ctx,
+        max_windows=windows,
+        threads=threads,
+        compute=compute,
+        progress=True,
+    )
     if plot:
         from lowbit.evaluate.plot import draw
 

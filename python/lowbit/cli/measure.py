@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from lowbit.base.files import read_model_text
-from lowbit.base.progress import progress_bar
 from lowbit.cli.app import Compute, ExistingFile, Json, ModelPath, Threads, app, examples
 from lowbit.cli.console import print_json, print_table
 
@@ -28,8 +27,7 @@ def bench(
     """
     from lowbit.evaluate.bench import bench as measure
 
-    with progress_bar("Measuring") as advance:
-        result = measure(model, prompt_tokens, new_tokens, repeat, threads=threads, compute=compute, progress=advance)
+    result = measure(model, prompt_tokens, new_tokens, repeat, threads=threads, compute=compute, progress=True)
     if json:
         print_json(result)
         return
@@ -70,9 +68,8 @@ def perplexity(
 
     content = read_model_text(text)
     paths = {"model": model} if reference is None else {"reference": reference, "model": model}
-    models = {name: lowbit.load(path, compute=compute, threads=threads) for name, path in paths.items()}
-    with progress_bar("Reading") as advance:
-        figures = measures.compare(models, content, ctx, max_windows=windows, threads=threads, progress=advance)
+    models = {name: lowbit.load(path, compute=compute, threads=threads, progress=True) for name, path in paths.items()}
+    figures = measures.compare(models, content, ctx, max_windows=windows, threads=threads, progress=True)
     result, divergence = figures["model"].perplexity, figures["model"].divergence
     if json:
         print_json(

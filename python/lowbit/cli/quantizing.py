@@ -217,7 +217,7 @@ def _write(make: Callable[..., Report], given: dict[str, Any]) -> None:
         given[name] = given[name] or ()
     start = time.perf_counter()
     with showing_failed_verdict(json):
-        report = make(given.pop("source"), given.pop("target"), given.pop("format"), **given)
+        report = make(given.pop("source"), given.pop("target"), given.pop("format"), progress=True, **given)
     seconds = time.perf_counter() - start
     if json:
         print_json(_as_json(report, seconds, not given["dry_run"]))

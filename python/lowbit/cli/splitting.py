@@ -44,6 +44,7 @@ def split(
         split_max_size=split_max_size,
         split_max_tensors=split_max_tensors,
         no_tensor_first_split=no_tensor_first_split,
+        progress=True,
         dry_run=dry_run,
     )
     _print(report, dry_run, json)
@@ -61,7 +62,7 @@ def merge(
     """Makes one file of a split model, the same as llama-gguf-split."""
     import lowbit
 
-    _print(lowbit.merge_files(source, target, dry_run=dry_run), dry_run, json)
+    _print(lowbit.merge_files(source, target, progress=True, dry_run=dry_run), dry_run, json)
 
 
 def _print(report: SplitReport, dry_run: bool, json: bool) -> None:

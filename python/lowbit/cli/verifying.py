@@ -40,10 +40,9 @@ def verify(
     they must not.
     """
     import lowbit
-    from lowbit.base.progress import waiting
 
-    with waiting("Verifying"):
-        verdict = lowbit.verify(file, source, lora=lora or (), lora_scale=scale_of(lora_scale), threads=threads)
+    scale = scale_of(lora_scale)
+    verdict = lowbit.verify(file, source, lora=lora or (), lora_scale=scale, threads=threads, progress=True)
     if json:
         print_json(verdict_as_json(verdict))
     else:

@@ -75,7 +75,7 @@ def run_command(
 
     if prompt == "-":
         prompt = decoded(sys.stdin.buffer.read(), "stdin")
-    loaded = lowbit.load(model, compute=compute, threads=threads, context=context)
+    loaded = lowbit.load(model, compute=compute, threads=threads, context=context, progress=True)
     ids = loaded.tokenizer.encode(prompt)
     start = time.perf_counter()
     pieces = loaded.stream(
@@ -118,7 +118,7 @@ def chat(
     """
     import lowbit
 
-    loaded = lowbit.load(model, compute=compute, threads=threads, context=context)
+    loaded = lowbit.load(model, compute=compute, threads=threads, context=context, progress=True)
     options: dict[str, Any] = {
         "temperature": temperature,
         "top_k": top_k,

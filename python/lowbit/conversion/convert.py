@@ -15,7 +15,7 @@ from lowbit.base.dtypes import FLOATS
 from lowbit.base.errors import InputError
 from lowbit.base.operation import operation
 from lowbit.base.paths import AnyPath, checked
-from lowbit.base.progress import waiting
+from lowbit.base.progress import ProgressLike
 from lowbit.base.quoting import quoted
 from lowbit.base.threads import num_threads
 from lowbit.conversion.open import OpenedCheckpoint, open_checkpoint
@@ -41,8 +41,9 @@ def convert(
     src: AnyPath,
     dst: AnyPath,
     format: str = "Q4_K_M",
+    *,
     imatrix: Importances | None = None,
-    progress: bool = True,
+    progress: ProgressLike = None,
     threads: int | None = None,
     dry_run: bool = False,
     lora: Adapters = (),
@@ -55,9 +56,10 @@ def convert(
     """Makes a GGUF file of a Hugging Face folder or hub id, the same that the reference tools make.
 
     format: a mix ("Q4_K_M"), a format ("Q8_0"), or "BF16", "F16", "F32". imatrix: a file of llama-imatrix, what
-    lowbit.imatrix.collect found, or importances by tensor name. With progress, a bar and notes go to stderr. With
-    dry_run nothing is written, and the report says what would be. lora: a PEFT adapter, or several, by folder or hub
-    id, to merge into the weights; lora_scale multiplies what they add, all or each of them. intermediate: what
+    lowbit.imatrix.collect found, or importances by tensor name. progress: see `lowbit.ProgressLike`. The report's notes
+    are logged, too, by the logger "lowbit". With dry_run nothing is written, and the report says what would be.
+    lora: a PEFT adapter, or several, by folder or hub id, to merge into the weights; lora_scale multiplies what they
+    add, all or each of them. intermediate: what
     weights become before they are quantized, "BF16" (the default), "F16", or "F32", which keeps them all: the format of
     the file that the reference converter makes for its quantizer. provenance: adds what the file was made of and how,
     under lowbit.provenance, and where GGUF has no key for a part of the tokenizer and ids would change, that part under
@@ -79,7 +81,7 @@ def convert(
     dry_run, provenance = arguments.flag("dry_run", dry_run), arguments.flag("provenance", provenance)
     verify = None if verify is None else arguments.flag("verify", verify)
     is_verified = _is_verified(verify, chosen)
-    opened = open_checkpoint(src, lora, lora_scale, record_tokenizer=provenance or is_verified)
+    opened = open_checkpoint(src, lora, lora_scale, record_tokenizer=provenance or is_verified, progress=progress)
     importances, imatrix = _loaded(imatrix)
     sources = source_files(opened.origin, imatrix) if provenance else []
     # From here on, since tokenizers keep only one thread busy.
@@ -171,17 +173,15 @@ def _verdict(
     options: ConvertOptions,
     is_strict: bool,
     threads: int | None,
-    progress: bool,
+    progress: ProgressLike,
     path: str,
 ) -> Verdict:
     """The verdict on a complete file at `path`, before it gets its name. Raises VerificationError if it fails."""
-    from lowbit.conversion.verification import compare_with
+    from lowbit.conversion.verification import compare_with, verifying
 
     changed = list(options.override_kv)
-    with waiting("Verifying", enabled=progress):
-        verdict = compare_with(
-            path, dst, src, opened, known=tokenizer, changed=changed, threads=threads, progress=progress
-        )
+    with verifying(progress) as advance:
+        verdict = compare_with(path, dst, src, opened, advance, known=tokenizer, changed=changed, threads=threads)
     if not verdict.ok and (is_strict or verdict.word == "failed"):
         raise verdict.error()
     return verdict
@@ -192,8 +192,9 @@ def quantize_file(
     src: AnyPath,
     dst: AnyPath,
     format: str,
+    *,
     imatrix: Importances | None = None,
-    progress: bool = True,
+    progress: ProgressLike = None,
     threads: int | None = None,
     dry_run: bool = False,
     **options: Any,

@@ -19,8 +19,9 @@ from lowbit.base.dtypes import FLOATS
 from lowbit.base.errors import FormatError, InputError, UnsupportedError
 from lowbit.base.folders import new_folder
 from lowbit.base.foreign import of_file
+from lowbit.base.log import log_notes
 from lowbit.base.paths import AnyPath, checked
-from lowbit.base.progress import progress_bar
+from lowbit.base.progress import ProgressLike, steps
 from lowbit.base.quoting import quoted, shown
 from lowbit.base.threads import num_threads
 from lowbit.conversion.pipeline import Job, write_files
@@ -52,9 +53,10 @@ class ExportReport:
 def export_hf(
     src: AnyPath,
     dst: AnyPath,
+    *,
     dtype: str | None = None,
     shard_bytes: int = SHARD_BYTES,
-    progress: bool = True,
+    progress: ProgressLike = None,
     threads: int | None = None,
 ) -> ExportReport:
     """Makes a Hugging Face folder of a GGUF file: config.json, generation_config.json, the tokenizer and safetensors.
@@ -92,9 +94,10 @@ def export_hf(
             contents["model.safetensors.index.json"] = _json(_index(shards))
         for name, content in contents.items():
             (folder / name).write_bytes(content)
-        with progress_bar(f"{Path(src).name} to {format}", unit="B", enabled=progress) as advance:
+        with steps(f"export to {format}", "B", progress) as advance:
             overflows = write_files(shards, num_threads(threads), advance)
     notes += [f"{name}: {n} weights exceed float16 and became infinite" for name, n in overflows.items()]
+    log_notes(notes)
     names = [Path(shard.path).name for shard in shards]
     num_bytes = sum(shard.num_bytes for shard in shards)
     return ExportReport(dst, format, num_bytes, names, [tensor.name for tensor in tensors], notes)

@@ -23,6 +23,7 @@ from lowbit.base.errors import Error
 from lowbit.base.heap import trim_heap
 from lowbit.base.operation import reading
 from lowbit.base.paths import AnyPath
+from lowbit.base.progress import ProgressLike
 from lowbit.hf import lora
 from lowbit.hf.checkpoint import Checkpoint
 from lowbit.hf.config import Config
@@ -92,6 +93,7 @@ def open_checkpoint(
     adapter_scales: float | Sequence[float] = 1.0,
     *,
     record_tokenizer: bool = False,
+    progress: ProgressLike = None,
 ) -> OpenedCheckpoint:
     """Opens a Hugging Face folder or hub id, with LoRA adapters merged. Reads headers and the tokenizer, no weights.
 
@@ -100,7 +102,7 @@ def open_checkpoint(
 
     Raises FileError, FormatError, or UnsupportedError (architecture, tokenizer, quantized checkpoint).
     """
-    folder, hub_id = resolve(source)
+    folder, hub_id = resolve(source, progress=progress)
     checkpoint = Checkpoint(folder)
     config = Config(checkpoint.config, str(folder / "config.json"))
     arch = hf_classes().get(config.hf_class)
@@ -111,7 +113,7 @@ def open_checkpoint(
     config = arch.text_config(config)
     weights = {tensor.file.path for tensor in checkpoint.tensors.values()}
     notes = checkpoint.notes + arch.check(config) + fp8.dequantize(checkpoint, arch.quant_methods)
-    merged = lora.merge(checkpoint, adapters, adapter_scales, hub_id, arch.is_tied(config))
+    merged = lora.merge(checkpoint, adapters, adapter_scales, hub_id, arch.is_tied(config), progress)
     notes += merged.notes
     if checkpoint.config.get("auto_map"):
         notes.append("auto_map in config.json is ignored: code that comes with a checkpoint is never run")

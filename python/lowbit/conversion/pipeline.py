@@ -22,6 +22,7 @@ from lowbit.base.atomic import remove_stale
 from lowbit.base.dtypes import FLOAT_NAMES, FLOATS
 from lowbit.base.errors import InputError
 from lowbit.base.file_sets import replacing_set
+from lowbit.base.progress import Advance
 from lowbit.tensors import nonfinite
 from lowbit.tensors.source import TensorSource, row_ranges
 
@@ -167,13 +168,13 @@ class Output(Protocol):
 def write_files(
     targets: Sequence[Output],
     threads: int,
-    progress: Callable[[int, int], None],
+    advance: Advance,
     finishing: Callable[[Sequence[Appender]], None] = lambda files: None,
 ) -> dict[str, int]:
     """Writes the files, complete or not at all: no file has its name before all are written, and the first gets it
     last. GGUF files replace those of an older set as `file_sets` describes.
 
-    `progress(done, total)` counts bytes read. `finishing` is called with the complete files before they get names.
+    `advance(done, total)` counts bytes read. `finishing` is called with the complete files before they get names.
     Returns the number of weights per tensor that were too large for float16.
     """
     for target in targets[:1]:
@@ -213,7 +214,7 @@ def write_files(
             if len(writes) > CHUNKS_AHEAD:
                 writes.popleft().result()
             done += weights.nbytes
-            progress(done, total)
+            advance(done, total)
         for write in writes:
             write.result()
         finishing(opened)

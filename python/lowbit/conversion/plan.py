@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -15,9 +14,9 @@ import numpy as np
 from lowbit import gguf
 from lowbit.base.dtypes import FLOATS
 from lowbit.base.errors import InputError, UnsupportedError
+from lowbit.base.log import log_notes
 from lowbit.base.operation import replacing
-from lowbit.base.progress import progress_bar
-from lowbit.base.quoting import one_line
+from lowbit.base.progress import ProgressLike, steps
 from lowbit.conversion.pipeline import Appender, Job, Target, write_files
 from lowbit.gguf.splits import PADDED, file_name, other_sets, split_keys
 from lowbit.quantization.assignment import Assignment, Stored, assign, needs_imatrix, num_experts
@@ -99,7 +98,7 @@ class Plan:
     num_files: int | None = None
     finishing: Finishing | None = None
 
-    def run(self, dst: str, importances: Imatrix | None, progress: bool, threads: int, dry_run: bool) -> Report:
+    def run(self, dst: str, importances: Imatrix | None, progress: ProgressLike, threads: int, dry_run: bool) -> Report:
         """Assigns formats, and writes the files unless it is a dry run."""
         self.options.check(self.mix, importances is not None)
         metadata = model = override(self.metadata, self.options.override_kv)
@@ -122,16 +121,14 @@ class Plan:
         if importances:
             used = (tensor.origin for tensor, job in zip(inputs, jobs, strict=True) if job.importance is not None)
             report.notes += [importances.notes[name] for name in used if name in importances.notes]
-        if progress:
-            _print_notes([*report.notes, *_grouped(report.fallbacks)])
+        log_notes([*report.notes, *_grouped(report.fallbacks)])
         if not dry_run:
-            with progress_bar(self.mix.name, unit="B", enabled=progress) as advance:
+            with steps(f"write {self.mix.name}", "B", progress) as advance:
                 overflows = write_files(targets, threads, advance, partial(self._finish, report))
             lost = [f"{name}: {n} weights exceed float16 and became infinite" for name, n in overflows.items()]
             lost += report.verdict.warnings if report.verdict else []
             report.notes.extend(lost)
-            if progress:
-                _print_notes(lost)
+            log_notes(lost)
         return report
 
     def _finish(self, report: Report, files: Sequence[Appender]) -> None:
@@ -216,11 +213,6 @@ def _grouped(fallbacks: Sequence[str]) -> list[str]:
     for line in fallbacks:
         groups.setdefault(re.sub(r"^blk\.\d+\.", "blk.*.", line), []).append(line)
     return [lines[0] if len(lines) == 1 else f"{line} ({len(lines)} layers)" for line, lines in groups.items()]
-
-
-def _print_notes(lines: list[str]) -> None:
-    for line in lines:
-        print("note:", one_line(line), file=sys.stderr)
 
 
 def choose_entries(importances: Imatrix, options: ConvertOptions) -> Imatrix | None:

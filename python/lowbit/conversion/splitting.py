@@ -13,7 +13,7 @@ from lowbit.base import arguments
 from lowbit.base.errors import InputError
 from lowbit.base.operation import operation, replacing
 from lowbit.base.paths import AnyPath, checked
-from lowbit.base.progress import progress_bar
+from lowbit.base.progress import ProgressLike, steps
 from lowbit.conversion.pipeline import Job, Target, write_files
 from lowbit.gguf.source import GgufTensor, gguf_tensors
 from lowbit.gguf.splits import PADDED, SplitLimits, file_name, split_keys
@@ -36,7 +36,7 @@ def split_file(
     split_max_size: int | str = 0,
     split_max_tensors: int = 0,
     no_tensor_first_split: bool = False,
-    progress: bool = True,
+    progress: ProgressLike = None,
     dry_run: bool = False,
 ) -> SplitReport:
     """Splits a GGUF file into DST-00001-of-0000N.gguf and so on, which equal llama-gguf-split's.
@@ -64,7 +64,7 @@ def split_file(
 
 
 @operation()
-def merge_files(src: AnyPath, dst: AnyPath, *, progress: bool = True, dry_run: bool = False) -> SplitReport:
+def merge_files(src: AnyPath, dst: AnyPath, *, progress: ProgressLike = None, dry_run: bool = False) -> SplitReport:
     """Merges a split model into one file, equal to llama-gguf-split's. `src` is any of its files.
 
     Like llama-gguf-split, it keeps split.no and split.tensors.count; split.count becomes 0, which means a whole model.
@@ -90,10 +90,10 @@ def _copy(path: str, metadata: Mapping[str, Any], tensors: Sequence[GgufTensor])
     return Target(path, metadata, [tensor.info for tensor in tensors], jobs)
 
 
-def _written(targets: Sequence[Target], title: str, progress: bool, dry_run: bool) -> SplitReport:
+def _written(targets: Sequence[Target], title: str, progress: ProgressLike, dry_run: bool) -> SplitReport:
     replacing(target.path for target in targets)
     if not dry_run:
-        with progress_bar(title, unit="B", enabled=progress) as advance:
+        with steps(title, "B", progress) as advance:
             write_files(targets, 1, advance)
     return SplitReport(
         [target.path for target in targets],

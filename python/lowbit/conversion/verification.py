@@ -23,7 +23,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,7 +36,7 @@ from lowbit.arch import spec as spec_of
 from lowbit.base.errors import Error, UnsupportedError
 from lowbit.base.heap import trim_heap
 from lowbit.base.paths import AnyPath, checked
-from lowbit.base.progress import progress_bar
+from lowbit.base.progress import Advance, ProgressLike, steps
 from lowbit.base.quoting import listed
 from lowbit.base.threads import num_threads
 from lowbit.base.version import __version__
@@ -134,7 +135,7 @@ def verify(
     lora: Adapters = (),
     lora_scale: float | Sequence[float] = 1.0,
     threads: int | None = None,
-    progress: bool = True,
+    progress: ProgressLike = None,
 ) -> Verdict:
     """Compares a GGUF file with its source: a Hugging Face folder or hub id, and LoRA adapters.
 
@@ -142,8 +143,17 @@ def verify(
     FormatError or UnsupportedError if the file or the source cannot be opened.
     """
     path, source = checked(path), checked(source)
-    opened = open_checkpoint(source, lora, lora_scale, record_tokenizer=True)
-    return compare_with(path, path, source, opened, threads=threads, progress=progress)
+    with verifying(progress) as advance:
+        opened = open_checkpoint(source, lora, lora_scale, record_tokenizer=True, progress=progress)
+        return compare_with(path, path, source, opened, advance, threads=threads)
+
+
+@contextmanager
+def verifying(progress: ProgressLike) -> Iterator[Advance]:
+    """The steps of a verification, the first of which says that it goes on: opening the source takes a while."""
+    with steps("verify", "weights", progress) as advance:
+        advance(0, None)
+        yield advance
 
 
 def compare_with(
@@ -151,11 +161,11 @@ def compare_with(
     shown: str,
     source: str,
     opened: OpenedCheckpoint,
+    advance: Advance,
     *,
     known: KnownTokenizer | None = None,
     changed: Sequence[str] = (),
     threads: int | None = None,
-    progress: bool = True,
 ) -> Verdict:
     """`verify` for an open source.
 
@@ -166,7 +176,7 @@ def compare_with(
     trim_heap()
     check, metadata = _file(path, opened, changed)
     checks = [check]
-    with gguf.open(path) as file, progress_bar("verify", enabled=progress) as advance:
+    with gguf.open(path) as file:
         if wrong := _other_tensors(file, opened):
             return Verdict(shown, source, [*checks, Check("tensors", False, wrong)])
         bits = 8 * sum(map(file.num_bytes, file.infos)) / sum(num_elements(info.shape) for info in file.infos.values())
@@ -228,7 +238,7 @@ def _other_tensors(file: gguf.File, opened: OpenedCheckpoint) -> str | None:
     return None
 
 
-def _tensors(pairs: Mapping[str, TensorPair], advance: Callable[[int, int], None]) -> Check:
+def _tensors(pairs: Mapping[str, TensorPair], advance: Advance) -> Check:
     """Compares values, as far as they have not been compared."""
     total = sum(num_elements(pair.shape) for pair in pairs.values())
     done = sum(pair.num_compared for pair in pairs.values())
@@ -315,7 +325,7 @@ class _Networks:
         opened: OpenedCheckpoint,
         pairs: Mapping[str, TensorPair],
         threads: int,
-        advance: Callable[[int, int], None],
+        advance: Advance,
     ) -> None:
         self._file = file
         self._metadata = metadata

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import os
 import secrets
 import threading
@@ -19,7 +18,9 @@ from lowbit.arch.model_spec import ModelSpec
 from lowbit.base import arguments
 from lowbit.base.errors import ContextFullError, InputError
 from lowbit.base.foreign import of_file
+from lowbit.base.log import log_notes
 from lowbit.base.paths import AnyPath, checked, is_file
+from lowbit.base.progress import ProgressLike
 from lowbit.base.threads import num_threads
 from lowbit.conversion.open import OpenedCheckpoint, open_checkpoint
 from lowbit.hf.checkpoint import mapped
@@ -38,20 +39,20 @@ MOST_SEQUENCES = 1 << 16
 #: The largest id, position and length of the core.
 MOST_INT32 = (1 << 31) - 1
 
-_log = logging.getLogger("lowbit")
-
 Prompt = str | Sequence[int]
 Weight = QTensor | npt.NDArray[Any]
 
 
 def load(
     path: AnyPath,
+    *,
     compute: str = "auto",
     threads: int | None = None,
     context: int | None = None,
     max_sequences: int = 8,
     lora: Adapters = (),
     lora_scale: float | Sequence[float] = 1.0,
+    progress: ProgressLike = None,
 ) -> Model:
     """Opens a GGUF file, or a Hugging Face folder or hub id, to run it.
 
@@ -60,6 +61,7 @@ def load(
     never depends on what else is in a batch. `context`: tokens a sequence may hold, by default what the model
     was trained on; more logs a warning. Memory is taken as sequences grow. `max_sequences`: how many may be held at
     once, 65,536 at most. `lora`, `lora_scale`: adapters to merge into a checkpoint's weights, as in `lowbit.convert`.
+    `progress`: of a download.
 
     To replace a file that a model uses, write the new one beside it and rename it (as lowbit's writers do): the model
     goes on with the old one. A file written anew in place (`cp` onto it, `wget -O`) or cut short makes the model's next
@@ -76,7 +78,7 @@ def load(
         with of_file(where):
             spec = arch.spec(file.metadata, tensors)
             return Model(spec, tensors, file.metadata, path, compute, threads, context, max_sequences)
-    opened = open_checkpoint(where, lora, lora_scale)
+    opened = open_checkpoint(where, lora, lora_scale, progress=progress)
     return load_opened(opened, compute, threads, context, max_sequences)
 
 
@@ -178,11 +180,8 @@ class Model:
         self._core.raise_max_length(context)
         self.context = context
         if context > self.spec.context_length:
-            _log.warning(
-                "context %d is beyond the %d tokens that the model was trained on: expect worse predictions there",
-                context,
-                self.spec.context_length,
-            )
+            trained = f"the {self.spec.context_length} tokens that the model was trained on"
+            log_notes([f"context {context} is beyond {trained}: expect worse predictions there"])
 
     @property
     def nbytes(self) -> int:

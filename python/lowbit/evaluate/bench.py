@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +11,7 @@ import numpy as np
 from lowbit.base import simd
 from lowbit.base.errors import InputError
 from lowbit.base.paths import AnyPath, checked
+from lowbit.base.progress import ProgressLike, steps
 from lowbit.engine import model as models
 from lowbit.tensors import nonfinite
 
@@ -46,17 +46,17 @@ def bench(
     *,
     threads: int | None = None,
     compute: str = "auto",
-    progress: Callable[[int, int], None] | None = None,
+    progress: ProgressLike = None,
 ) -> Result:
     """Times `runs` runs after one that is not counted. The prompt is random tokens from a fixed seed.
 
-    Decoding starts behind the prompt and feeds the likeliest token back. `progress(done, total)` is called after each
-    run. Raises InputError if the tokens exceed the model's context or a run gives logits that are not finite.
+    Decoding starts behind the prompt and feeds the likeliest token back. `progress` counts
+    runs. Raises InputError if the tokens exceed the model's context or a run gives logits that are not finite.
     """
     if min(prompt_tokens, new_tokens, runs) < 1:
         raise InputError(expected="at least one token and run", found=f"{prompt_tokens}, {new_tokens} and {runs}")
     start = time.perf_counter()
-    model = models.load(path, compute=compute, threads=threads)
+    model = models.load(path, compute=compute, threads=threads, progress=progress)
     load_seconds = time.perf_counter() - start
     if prompt_tokens + new_tokens > model.context:
         raise InputError(
@@ -64,10 +64,10 @@ def bench(
         )
     prompt = np.random.default_rng(0).integers(0, model.spec.vocab_size, prompt_tokens)
     times: list[tuple[float, float]] = []
-    for run in range(runs + 1):
-        times.append(_run(model, prompt, new_tokens))
-        if progress is not None:
-            progress(run + 1, runs + 1)
+    with steps("bench", "runs", progress) as advance:
+        for run in range(runs + 1):
+            times.append(_run(model, prompt, new_tokens))
+            advance(run + 1, runs + 1)
     prefill, decode = zip(*times[1:], strict=True)
     return Result(
         model=checked(path),

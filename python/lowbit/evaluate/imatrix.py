@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +12,7 @@ import numpy.typing as npt
 
 from lowbit.base import arguments
 from lowbit.base.errors import InputError
+from lowbit.base.progress import ProgressLike, steps
 from lowbit.base.quoting import shown
 from lowbit.evaluate.measures import windows_of
 from lowbit.quantization.imatrix import CHUNK_SIZE, Coverage, Entry, Imatrix, Sums, load_imatrix, merge, read
@@ -34,7 +34,7 @@ def collect(
     process_output: bool = False,
     parse_special: bool = False,
     dataset: str | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: ProgressLike = None,
 ) -> Sums:
     """Lets `model` read `text` and adds up the squares of what each matrix of its layers is multiplied with.
 
@@ -42,7 +42,7 @@ def collect(
     where the tokenizer begins every text with a token (BOS), that token takes the place of the first of each window.
     first: so many windows are left out at the beginning; chunks: at most so many are read after them. process_output:
     also for output.weight, where it is a matrix of its own. With `parse_special`, special tokens written out in the
-    text count as such. dataset: the text's name in the file. `progress(done, total)` is called after each window.
+    text count as such. dataset: the text's name in the file. `progress` counts windows.
     `Model.observe` is in use meanwhile, and afterwards nobody's.
 
     The model computes with the precision it was loaded with: compute="f32" gives exact figures.
@@ -80,10 +80,10 @@ def collect(
 
     model.observe(add)
     try:
-        for done, window in enumerate(windows, 1):
-            model.logits(window, start=0 if process_output else ctx - 1)
-            if progress is not None:
-                progress(done, len(windows))
+        with steps("imatrix", "windows", progress) as advance:
+            for done, window in enumerate(windows, 1):
+                model.logits(window, start=0 if process_output else ctx - 1)
+                advance(done, len(windows))
     finally:
         model.observe(None)
     entries = {n: Entry(total.astype(np.float32)[None], np.array([counts[n]], np.int64)) for n, total in sums.items()}

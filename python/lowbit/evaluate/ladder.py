@@ -12,7 +12,9 @@ from typing import Any
 
 from lowbit.base import arguments
 from lowbit.base.errors import InputError
+from lowbit.base.log import without_notes
 from lowbit.base.paths import AnyPath, checked, is_file
+from lowbit.base.progress import Advance, Progress, ProgressLike, steps
 from lowbit.conversion.convert import convert, quantize_file
 from lowbit.engine.model import Model, load
 from lowbit.evaluate import measures
@@ -73,14 +75,14 @@ def ladder(
     max_windows: int | None = None,
     threads: int | None = None,
     compute: str = "auto",
-    progress: Callable[[int, int], None] | None = None,
+    progress: ProgressLike = None,
 ) -> Ladder:
     """Quantizes a checkpoint folder, hub id or GGUF file of floats to every mix of `rungs`, and measures each.
 
     text: by default the text held out from the embedded model. Every rung is encoded with importances: those of
     `imatrix`, or else collected from the text itself. Of its windows of `ctx` tokens the first half is measured then,
     and those after it, which are not, give the importances; otherwise all are measured. max_windows: at most so many of
-    either. compute: arithmetic of the products, as in `load`. `progress(done, total)` counts windows.
+    either. compute: arithmetic of the products, as in `load`. `progress` counts windows.
 
     Files are made one at a time in a temporary folder and removed. Raises InputError for an unknown mix, no rungs, a
     text too short, and what `convert`, `quantize_file`, `load` and `measures.compare` raise.
@@ -93,30 +95,31 @@ def ladder(
     if text is None:
         text = (files("lowbit") / "data" / "bard-valid.txt").read_text(encoding="utf-8")
     model = checked(model)
-    path = Path(model) if is_file(model) else resolve(model)[0]
+    path = Path(model) if is_file(model) else resolve(model, progress=progress)[0]
     original = load(path, compute=compute, threads=threads)
     measured, calibrating = _shares(original, text, ctx, max_windows, given=imatrix is not None)
-    steps = _Steps(calibrating + (len(names) + 1) * measured, progress)
-    if imatrix is None:
-        origin = f"{calibrating} other windows of the text"
-        imatrix = collect(original, text, ctx, first=measured, chunks=calibrating, progress=steps.part())
-    else:
-        origin = "given" if isinstance(imatrix, (Mapping, Imatrix, Sums)) else checked(imatrix)
-    importances = load_imatrix(imatrix)
-    meter = _Meter(original, text, ctx, measured, threads, compute, steps)
-    make = quantize_file if is_file(path) else convert
+    with steps("ladder", "windows", progress) as advance, without_notes():
+        windows = _Windows(calibrating + (len(names) + 1) * measured, advance)
+        if imatrix is None:
+            origin = f"{calibrating} other windows of the text"
+            imatrix = collect(original, text, ctx, first=measured, chunks=calibrating, progress=windows.part())
+        else:
+            origin = "given" if isinstance(imatrix, (Mapping, Imatrix, Sums)) else checked(imatrix)
+        importances = load_imatrix(imatrix)
+        meter = _Meter(original, text, ctx, measured, threads, compute, windows)
+        make = quantize_file if is_file(path) else convert
 
-    report = inspect(path)
-    top = meter.rung(next(iter(report.formats)), path, report.file_bytes, report.total.bits_per_weight, None)
-    result = []
-    # A system that cannot remove mapped files may leave one for its own cleanup.
-    with tempfile.TemporaryDirectory(prefix="lowbit-", ignore_cleanup_errors=True) as folder:
-        for name in names:
-            made = Path(folder) / f"{name}.gguf"
-            written = make(path, made, name, imatrix=importances, progress=False, threads=threads)
-            result.append(meter.rung(name, made, written.file_bytes, written.bits_per_weight, written.fallbacks))
-            with suppress(OSError):
-                made.unlink()
+        report = inspect(path)
+        top = meter.rung(next(iter(report.formats)), path, report.file_bytes, report.total.bits_per_weight, None)
+        result = []
+        # A system that does not remove mapped files may leave one to its own cleaning.
+        with tempfile.TemporaryDirectory(prefix="lowbit-", ignore_cleanup_errors=True) as folder:
+            for name in names:
+                made = Path(folder) / f"{name}.gguf"
+                written = make(path, made, name, imatrix=importances, threads=threads)
+                result.append(meter.rung(name, made, written.file_bytes, written.bits_per_weight, written.fallbacks))
+                with suppress(OSError):
+                    made.unlink()
     return Ladder(model, ctx, measured, meter.tokens, origin, top, result)
 
 
@@ -132,38 +135,37 @@ def _shares(model: Model, text: str, ctx: int, most: int | None, given: bool) ->
     return measured, min(total - measured, most or total - measured)
 
 
-class _Steps:
+class _Windows:
     """Counts the windows of all parts together."""
 
-    def __init__(self, total: int, progress: Callable[[int, int], None] | None) -> None:
+    def __init__(self, total: int, advance: Advance) -> None:
         self.total = total
-        self.before = 0
-        self.progress = progress
+        self.done = 0
+        self.advance = advance
 
-    def part(self) -> Callable[[int, int], None]:
-        """The progress function of one part."""
-        before = self.before
+    def part(self) -> Callable[[Progress], None]:
+        """The `progress` of one part."""
+        before = self.done
 
-        def advance(done: int, total: int) -> None:
-            self.before = before + done
-            if self.progress is not None:
-                self.progress(self.before, self.total)
+        def count(step: Progress) -> None:
+            self.done = before + step.done
+            self.advance(self.done, self.total)
 
-        return advance
+        return count
 
 
 class _Meter:
     """Compares files with the original."""
 
     def __init__(
-        self, original: Model, text: str, ctx: int, windows: int, threads: int | None, compute: str, steps: _Steps
+        self, original: Model, text: str, ctx: int, windows: int, threads: int | None, compute: str, counted: _Windows
     ) -> None:
         self.original = original
         self.text = text
         self.ctx = ctx
         self.windows = windows
         self.options: dict[str, Any] = {"threads": threads, "compute": compute}
-        self.steps = steps
+        self.counted = counted
         self.tokens = 0
 
     def rung(self, format: str, path: Path, file_bytes: int, bits: float, fallbacks: Sequence[str] | None) -> Rung:
@@ -177,7 +179,7 @@ class _Meter:
             self.ctx,
             max_windows=self.windows,
             threads=self.options["threads"],
-            progress=self.steps.part(),
+            progress=self.counted.part(),
         )
         found = list(figures.values())[-1]
         self.tokens = found.perplexity.tokens

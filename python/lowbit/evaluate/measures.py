@@ -8,7 +8,7 @@ llama-perplexity counts the same way, so the figures are comparable.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ import numpy.typing as npt
 from lowbit import _core
 from lowbit.base import arguments
 from lowbit.base.errors import InputError
+from lowbit.base.progress import ProgressLike, steps
 from lowbit.base.quoting import listed, shown
 from lowbit.base.threads import num_threads
 from lowbit.tensors import nonfinite
@@ -69,7 +70,7 @@ def perplexity(
     *,
     max_windows: int | None = None,
     threads: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: ProgressLike = None,
 ) -> Perplexity:
     """Perplexity of `model` on `text`. Arguments and errors are those of `compare`."""
     figures = compare({"": model}, text, ctx, max_windows=max_windows, threads=threads, progress=progress)
@@ -84,7 +85,7 @@ def kl_divergence(
     *,
     max_windows: int | None = None,
     threads: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: ProgressLike = None,
 ) -> Divergence:
     """Divergence of `model` from `reference` on `text`. Arguments and errors are those of `compare`."""
     models = {"reference": reference, "model": model}
@@ -102,13 +103,12 @@ def compare(
     *,
     max_windows: int | None = None,
     threads: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: ProgressLike = None,
 ) -> dict[str, Figures]:
     """Perplexity of every model on the same windows, and the divergence of all but the first from the first.
 
     The first model's tokenizer cuts the text. One window is in work at a time, with the logits of two models, so memory
-    is about ctx * vocabulary floats. `max_windows` leaves out the end of the text. `progress(done, total)` is called
-    after each window.
+    is about ctx * vocabulary floats. `max_windows` leaves out the end of the text. `progress` counts windows.
 
     A window may be longer than a model's context: the model makes room (`Model.make_room`), and logs a warning if it
     was trained on shorter texts.
@@ -136,22 +136,22 @@ def compare(
     losses: dict[str, list[Floats]] = {name: [] for name in models}
     divergences: dict[str, list[Floats]] = {name: [] for name in models}
     same_tops: dict[str, list[npt.NDArray[np.bool_]]] = {name: [] for name in models}
-    for done, window in enumerate(windows, 1):
-        reference: npt.NDArray[np.float32] | None = None
-        for name, model in models.items():
-            logits = _predictions(model, window)
-            losses[name].append(-_core.log_probabilities(logits, window[ctx // 2 + 1 :], workers))
-            if np.isnan(losses[name][-1]).any():
-                whose = f"model {shown(name)}" if name else "model"
-                raise InputError(f"the {whose}'s predictions are not finite{nonfinite.cause(model.weights)}")
-            if reference is None:
-                reference = logits
-            else:
-                divergence, same_top = _core.kl_divergence(reference, logits, workers)
-                divergences[name].append(divergence)
-                same_tops[name].append(same_top)
-        if progress is not None:
-            progress(done, len(windows))
+    with steps("perplexity", "windows", progress) as advance:
+        for done, window in enumerate(windows, 1):
+            reference: npt.NDArray[np.float32] | None = None
+            for name, model in models.items():
+                logits = _predictions(model, window)
+                losses[name].append(-_core.log_probabilities(logits, window[ctx // 2 + 1 :], workers))
+                if np.isnan(losses[name][-1]).any():
+                    whose = f"model {shown(name)}" if name else "model"
+                    raise InputError(f"the {whose}'s predictions are not finite{nonfinite.cause(model.weights)}")
+                if reference is None:
+                    reference = logits
+                else:
+                    divergence, same_top = _core.kl_divergence(reference, logits, workers)
+                    divergences[name].append(divergence)
+                    same_tops[name].append(same_top)
+            advance(done, len(windows))
     return {
         name: Figures(
             _perplexity(np.concatenate(losses[name]), len(windows), ctx),

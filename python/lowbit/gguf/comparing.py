@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -16,7 +16,7 @@ import numpy as np
 from lowbit import _core
 from lowbit.base import arguments
 from lowbit.base.files import FileReader
-from lowbit.base.progress import progress_bar
+from lowbit.base.progress import Advance, ProgressLike, steps
 from lowbit.base.threads import num_threads
 from lowbit.gguf.reading import DTYPES, File, Path, TensorInfo
 from lowbit.gguf.values import type_name
@@ -97,7 +97,7 @@ def diff(
     tensors: bool = True,
     ignore: Iterable[str] = (),
     threads: int | None = None,
-    progress: bool = False,
+    progress: ProgressLike = None,
 ) -> GgufDiff:
     """Compares two GGUF files, or split models, key by key and tensor by tensor.
 
@@ -112,7 +112,7 @@ def diff(
         of_keys, key_order = _compare_keys(file_a, file_b, *names)
         infos = [list(f.infos) if tensors else [] for f in (file_a, file_b)]
         all_keys, all_tensors = _union(*names), _union(*infos)
-        with progress_bar("compare", unit="B", enabled=progress) as advance:
+        with steps("compare", "B", progress) as advance:
             comparison = _Comparison(file_a, file_b, num_threads(threads), advance)
             of_tensors = comparison.run(all_tensors)
         return GgufDiff(of_keys, of_tensors, key_order, _reordered(*infos), len(all_keys), len(all_tensors))
@@ -150,7 +150,7 @@ def _same(a: Any, b: Any) -> bool:
 class _Comparison:
     """Compares tensors of two files chunk by chunk, reading ahead."""
 
-    def __init__(self, a: File, b: File, threads: int, advance: Callable[[int, int], None]) -> None:
+    def __init__(self, a: File, b: File, threads: int, advance: Advance) -> None:
         self.files = (a, b)
         self.readers = tuple([FileReader(FilePath(path)) for path in file.paths] for file in (a, b))
         for file in (a, b):

@@ -22,7 +22,7 @@ from lowbit.base.atomic import remove_stale
 from lowbit.base.errors import FormatError, InputError
 from lowbit.base.foreign import GGUF_MAGIC, named
 from lowbit.base.paths import checked
-from lowbit.base.progress import progress_bar
+from lowbit.base.progress import ProgressLike, steps
 from lowbit.base.quoting import listed, quoted, shown
 from lowbit.base.suggest import did_you_mean
 from lowbit.gguf.reading import SPLIT_KEYS, Path
@@ -81,7 +81,7 @@ def edit(
     may_copy: bool = True,
     reserve: int = RESERVED_BYTES,
     dry_run: bool = False,
-    progress: bool = False,
+    progress: ProgressLike = None,
     check: Callable[[str, Any], Iterable[str]] | None = None,
 ) -> Edit:
     """Sets and unsets keys of a GGUF file, all or none of them.
@@ -123,7 +123,7 @@ def edit(
         new = header.copied(entries, reserve)
         num_bytes = len(new.bytes) + os.fstat(file.fileno()).st_size - header.data_begin
         if not dry_run:
-            with progress_bar("copy", unit="B", enabled=progress) as advance:
+            with steps("copy", "B", progress) as advance:
                 copy(target, new.bytes, header.data_begin, advance)
         return Edit(target, changes, False, num_bytes, reserve, header.warnings(changes, check), recovered)
 

@@ -12,7 +12,7 @@ import builtins
 import hashlib
 import os
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
@@ -23,6 +23,7 @@ from lowbit.base.atomic import AtomicFile, lock, sync_folder
 from lowbit.base.errors import FileError, FormatError
 from lowbit.base.files import FileReader, read_bytes
 from lowbit.base.paths import check_regular
+from lowbit.base.progress import Advance
 
 _MAGIC, _EDITING = b"GGUF", b"EDIT"
 _COPY_BYTES = 8 << 20
@@ -143,7 +144,7 @@ def write_in_place(file: FileIO, target: str, old: bytes, new: bytes) -> None:
     undo.remove()
 
 
-def copy(target: str, header: bytes, data_begin: int, advance: Callable[[int, int], None]) -> None:
+def copy(target: str, header: bytes, data_begin: int, advance: Advance) -> None:
     """Replaces the file by a copy with another header and the same data."""
     reader = FileReader(Path(target))
     total = len(header) + reader.size - data_begin

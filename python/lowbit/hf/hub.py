@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import errno
 import re
-import sys
+import threading
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any
 
 from lowbit.base.errors import Error, FileError, UnsupportedError
 from lowbit.base.paths import AnyPath, checked, is_file, status
+from lowbit.base.progress import INTERVAL_SECONDS, ProgressLike, steps
 from lowbit.base.quoting import quoted, reason
 from lowbit.hf.checkpoint import PICKLES, SINGLE, SMALL_FILES, read_json, weight_files
 
@@ -22,11 +24,14 @@ from lowbit.hf.checkpoint import PICKLES, SINGLE, SMALL_FILES, read_json, weight
 SINGLE_FILES = [SINGLE, "adapter_model.safetensors"]
 OTHER_FILES = ["model*.safetensors"]
 
+#: How long an abandoned download is waited for: it ends with the next bytes that come.
+_SECONDS_TO_END = 2.0
+
 _PART = r"[A-Za-z0-9_-][\w.-]*"
 _ID = re.compile(rf"(?P<id>{_PART}/{_PART})(?:@(?P<revision>[\w./-]+))?", re.ASCII)
 
 
-def resolve(source: AnyPath, weights: bool = True) -> tuple[Path, str | None]:
+def resolve(source: AnyPath, weights: bool = True, progress: ProgressLike = None) -> tuple[Path, str | None]:
     """Resolves a path, "org/name" or "org/name@revision": returns the folder, and the hub id if it was one.
 
     An existing path wins. Without weights, only the small files are guaranteed. Raises InputError for an invalid path,
@@ -37,30 +42,63 @@ def resolve(source: AnyPath, weights: bool = True) -> tuple[Path, str | None]:
     if match is None or status(path):
         return path, None
     repository, revision = match["id"], match["revision"]
-    folder = _download(repository, revision, SMALL_FILES + (SINGLE_FILES if weights else []))
+    folder = _download(repository, revision, SMALL_FILES + (SINGLE_FILES if weights else []), progress)
     if weights:
         config = read_json(folder / "config.json") if is_file(folder / "config.json") else {}
         names = weight_files(folder, config).names or SINGLE_FILES[1:]
         if missing := [name for name in names if not is_file(folder / name)]:
             shards = OTHER_FILES if missing == SINGLE_FILES[1:] else missing
-            _download(repository, folder.name, shards)  # the folder's name is the commit
+            _download(repository, folder.name, shards, progress)  # the folder's name is the commit
         if not any(folder.glob("*.safetensors")):
             raise _without_weights(repository, folder.name)
     return folder, repository
 
 
-def _download(repository: str, revision: str | None, patterns: list[str]) -> Path:
+def _download(repository: str, revision: str | None, patterns: list[str], progress: ProgressLike) -> Path:
+    """Downloads in another thread, so that `progress` is called in this one. What ends this one ends the other."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils.tqdm import tqdm
 
+    bars: list[Bar] = []  # of bytes; some versions of the client have one for those received and one for those written
+    is_over = threading.Event()
+
     class Bar(tqdm):
-        """A progress bar, on a terminal only."""
+        """Counts, and shows nothing."""
 
         def __init__(self, *args: Any, **options: Any) -> None:
-            super().__init__(*args, **options | ({} if sys.stderr.isatty() else {"disable": True}))  # type: ignore[no-untyped-call]
+            super().__init__(*args, **options | {"disable": True})  # type: ignore[no-untyped-call]
+            self.num = 0
+            if options.get("unit") == "B":
+                bars.append(self)
 
+        def update(self, n: float | None = 1) -> None:
+            self.num += int(n or 0)
+            if is_over.is_set():
+                raise RuntimeError("the download is not wanted any more")
+
+    future: Future[Path] = Future()
+
+    def work() -> None:
+        try:
+            folder = snapshot_download(repository, revision=revision, allow_patterns=patterns, tqdm_class=Bar)
+            future.set_result(Path(folder))
+        except BaseException as error:  # raised below
+            future.set_exception(error)
+
+    with steps(f"download {repository}", "B", progress) as advance:
+        threading.Thread(target=work, name="lowbit-download", daemon=True).start()
+        try:
+            while not wait([future], INTERVAL_SECONDS).done:
+                if total := max((int(bar.total or 0) for bar in bars), default=0):
+                    advance(max(bar.num for bar in bars), total)
+            if total := max((bar.num for bar in bars), default=0):
+                advance(total, total)
+        except BaseException:
+            is_over.set()
+            wait([future], _SECONDS_TO_END)
+            raise
     try:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns, tqdm_class=Bar))
+        return future.result()
     except Exception as error:  # errors of the client, and of its HTTP library, which depends on its version
         raise _explained(repository, revision, error) from None
 

@@ -32,6 +32,7 @@ import numpy as np
 from lowbit.base import arguments
 from lowbit.base.errors import FileError, FormatError, InputError, UnsupportedError
 from lowbit.base.paths import AnyPath, is_dir, is_file
+from lowbit.base.progress import ProgressLike
 from lowbit.base.quoting import quoted
 from lowbit.hf.checkpoint import Checkpoint, StoredTensor, read_json, read_safetensors
 from lowbit.hf.config import MOST_FLOAT32, Config
@@ -140,6 +141,7 @@ def merge(
     scales: float | Sequence[float],
     hub_id: str | None = None,
     tied: bool = False,
+    progress: ProgressLike = None,
 ) -> Merged:
     """Merges adapters into the checkpoint's tensors, one after another.
 
@@ -157,7 +159,7 @@ def merge(
         raise InputError(f"{len(factors)} scales for {len(paths)} adapters")
     merged = Merged([], [])
     for path, factor in zip(paths, factors, strict=True):
-        folder, adapter_id = resolve(path)
+        folder, adapter_id = resolve(path, progress=progress)
         merged.folders.append(folder)
         step = _Merge(checkpoint, folder, factor, tied)
         step.run()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
-import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +17,9 @@ from lowbit.base import arguments
 from lowbit.base.errors import Error, FileError, FormatError, InputError, UnsupportedError
 from lowbit.base.files import read_bytes
 from lowbit.base.foreign import named, of_file
+from lowbit.base.log import log_notes
 from lowbit.base.paths import AnyPath, is_dir, is_file
+from lowbit.base.progress import ProgressLike
 from lowbit.base.quoting import listed, quoted, reason, shown
 from lowbit.hf.checkpoint import MAX_JSON_BYTES
 from lowbit.hf.hub import resolve
@@ -28,8 +29,6 @@ from lowbit.tokenizer.limits import check_growth, state
 from lowbit.tokenizer.special import ROLES, id_key, known_ends, listed_ends
 from lowbit.tokenizer.stream import TextStream, piece_decoder
 from lowbit.tokenizer.tokenizer_json import merged_config, named_text, read_optional
-
-_log = logging.getLogger("lowbit")
 
 
 @contextlib.contextmanager
@@ -222,25 +221,25 @@ class _HasMetadata(Protocol):
     def metadata(self) -> Mapping[str, Any]: ...
 
 
-def load_tokenizer(path: AnyPath | _HasMetadata) -> Tokenizer:
+def load_tokenizer(path: AnyPath | _HasMetadata, *, progress: ProgressLike = None) -> Tokenizer:
     """The tokenizer of a Hugging Face folder or hub id, a GGUF file, or an open `lowbit.gguf` file.
 
     What is ignored in the files (ids that no token has, say) is logged by "lowbit" as a warning, and in its `notes`.
+    progress: of a download.
     Raises FileError (missing), FormatError (broken) or UnsupportedError (a kind of tokenizer lowbit does not have).
     """
-    tokenizer = read_tokenizer(path)
-    for note in tokenizer.notes:
-        _log.warning("%s", note)
+    tokenizer = read_tokenizer(path, progress)
+    log_notes(tokenizer.notes)
     return tokenizer
 
 
-def read_tokenizer(path: AnyPath | _HasMetadata) -> Tokenizer:
+def read_tokenizer(path: AnyPath | _HasMetadata, progress: ProgressLike = None) -> Tokenizer:
     """`load_tokenizer` for those who pass its notes on themselves."""
     if not isinstance(path, (str, bytes, os.PathLike)):
         if not isinstance(getattr(path, "metadata", None), Mapping):
             raise InputError(expected="a path or an open GGUF file", found=type(path).__name__)
         return from_metadata(path.metadata)
-    where, _ = resolve(path, weights=False)
+    where, _ = resolve(path, weights=False, progress=progress)
     if is_dir(where):
         return _from_folder(where)
     if not is_file(where):

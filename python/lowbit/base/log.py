@@ -1,0 +1,31 @@
+"""Where the library says what its caller should know: the logger "lowbit". It prints nothing itself."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+_LOG = logging.getLogger("lowbit")
+_LOG.addHandler(logging.NullHandler())  # without any handler, logging would print warnings
+
+
+_IS_QUIET: ContextVar[bool] = ContextVar("lowbit_is_quiet", default=False)
+
+
+def log_notes(notes: Iterable[str]) -> None:
+    """Logs each as a warning."""
+    if not _IS_QUIET.get():
+        for note in notes:
+            _LOG.warning("%s", note)
+
+
+@contextmanager
+def without_notes() -> Iterator[None]:
+    """Logs no notes: around conversions that serve another purpose."""
+    token = _IS_QUIET.set(True)
+    try:
+        yield
+    finally:
+        _IS_QUIET.reset(token)
