@@ -1,1 +1,1 @@
-"""Tokenizers, from and to GGUF metadata and Hugging Face files."""
+"""Tokenizers: from and to GGUF metadata and Hugging Face files."""

@@ -9,7 +9,7 @@ from lowbit.base.errors import FormatError
 from lowbit.base.quoting import quoted
 from lowbit.tokenizer.tokenizer_json import read_optional
 
-#: The most tokens of a vocabulary.
+#: The largest vocabulary.
 MAX_TOKENS = 1 << 24
 
 
@@ -24,7 +24,7 @@ class AddedToken(NamedTuple):
 def json_added_tokens(
     folder: Path, tokenizer: dict[str, Any], tokenizer_config: dict[str, Any]
 ) -> dict[int, AddedToken]:
-    """Added tokens by id: tokenizer.json's, then what tokenizer_config.json says of them."""
+    """Added tokens by id: those of tokenizer.json, updated from tokenizer_config.json."""
     entries = tokenizer.get("added_tokens") or []
     decoder = tokenizer_config.get("added_tokens_decoder") or {}
     found: dict[int, AddedToken] = {}
@@ -54,7 +54,7 @@ def with_old_added(
 
 
 def checked_id(value: Any, path: Path) -> int:
-    """A token id of a JSON file, where it may be text. Raises FormatError."""
+    """A token id in a JSON file, which may be text. Raises FormatError."""
     if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 10:
         value = int(value)
     if type(value) is not int or not 0 <= value < MAX_TOKENS:
@@ -65,7 +65,7 @@ def checked_id(value: Any, path: Path) -> int:
 
 
 def named_tokens(tokenizer_config: dict[str, Any]) -> set[str]:
-    """Texts of the tokens that tokenizer_config.json gives a role, with the llama tokenizer's defaults."""
+    """Texts of the tokens that have a role in tokenizer_config.json, with the llama tokenizer's defaults."""
     roles = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
     named = {key: tokenizer_config.get(key, default) for key, default in roles.items()}
     named |= {key: tokenizer_config.get(key) for key in ("sep_token", "pad_token", "cls_token", "mask_token")}

@@ -1,8 +1,8 @@
-"""Who does the work of a tokenizer: the `tokenizers` library alone, or together with the core.
+"""Implementations of a tokenizer: the `tokenizers` library alone, or together with the core.
 
-The library takes 0.2 to 0.5 s to build a BPE model of a large vocabulary. The core takes a fraction of that and merges
-to the same ids. Normalizing, added tokens, cutting into words, the frame of special tokens and decoding stay the
-library's.
+The library takes 0.2 to 0.5 s to build a BPE model of a large vocabulary. The core takes a fraction of that, and its
+merges give the same ids. The library still does the normalizing, the added tokens, the pre-tokenizing, the special
+tokens around a text, and the decoding.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from lowbit._core import Bpe, Merges, TokenIndex
 
 
 def _plain(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
-    """A copy that takes special tokens in a text for text. The switch is a state, which threads would race for."""
+    """A copy that treats special tokens in a text as text. The library's switch is a state, which is not
+    thread-safe."""
     plain = tokenizers.Tokenizer.from_str(tokenizer.to_str())
     plain.encode_special_tokens = True
     return plain
 
 
 class LibraryBackend:
-    """All by the library. `parts` has a tokenizer's steps, `whole` its vocabulary as well: here they are the same."""
+    """Only the library. `parts` has a tokenizer's steps, `whole` also its vocabulary; here they are the same object."""
 
     def __init__(self, whole: tokenizers.Tokenizer) -> None:
         self.whole = self.parts = whole
@@ -44,7 +45,7 @@ class LibraryBackend:
         return self.whole.get_vocab_size()
 
     def num_ids(self, least: int) -> int:
-        """The number of ids, `least` or more."""
+        """The number of ids, at least `least`."""
         return max(least, max(self.whole.get_vocab().values(), default=-1) + 1)
 
     def encode(self, text: str, add_special_tokens: bool, parse_special: bool) -> list[int]:
@@ -53,7 +54,8 @@ class LibraryBackend:
         return whole.encode(text, add_special_tokens=add_special_tokens).ids
 
     def pieces(self, ids: list[int]) -> list[str | None]:
-        """What a decoder gets of ids: of an added token that is matched in normalized text, its normalized form."""
+        """The input of a decoder for ids: added tokens that are matched in normalized text have their normalized
+        form."""
         return [self.whole.id_to_token(i) for i in ids]
 
     def id(self, token: str) -> int | None:
@@ -73,11 +75,12 @@ class BpeModel:
     ignore_merges: bool = False
 
     def in_core(self, ids_of: list[int | None]) -> Bpe:
-        """What encodes words. ids_of: for `Bpe.encode`, ids of the library's encoding -> ids here, None for a word."""
+        """The encoder of words. ids_of: for `Bpe.encode`, ids of the library's encoding -> ids here, None for a
+        word."""
         return Bpe(self.merges, ids_of, self.unknown, self.fuse_unk, self.byte_fallback, self.ignore_merges)
 
     def in_library(self, **options: Any) -> models.BPE:
-        """The same model of the library, with other options if some are given."""
+        """The same model in the library, with other options if given."""
         ours = {
             "unk_token": None if self.unknown is None else self.index.text(self.unknown),
             "fuse_unk": self.fuse_unk,
@@ -88,16 +91,16 @@ class BpeModel:
 
 
 class BpeBackend:
-    """The steps by the library, the merges by the core; the same methods.
+    """The library for the steps and the core for the merges, with the same methods.
 
-    `parts` is a tokenizer whose model knows no word: a unigram model leaves such words as they are in an encoding's
-    tokens. Its added tokens have ids of their own; 0 stands for a word. Every added token is in the vocabulary.
+    `parts` is a tokenizer whose model knows no word: a unigram model leaves unknown words unchanged in the tokens of an
+    encoding. Its added tokens have separate ids; 0 is a word. Every added token is in the vocabulary.
     """
 
     def __init__(self, parts: tokenizers.Tokenizer, model: BpeModel, added: Sequence[AddedToken]) -> None:
         self._model, self._given = model, list(added)
         longest = max((len(token.content) for token in added), default=0)
-        parts.model = models.Unigram([("\0" * (longest + 1), 0.0)], 0, False)  # as no added token is called
+        parts.model = models.Unigram([("\0" * (longest + 1), 0.0)], 0, False)  # no added token has this name
         parts.add_tokens(self._given)
         self.parts = parts
         self.added: dict[int, AddedToken] = {}
@@ -118,7 +121,7 @@ class BpeBackend:
 
     @cached_property
     def whole(self) -> tokenizers.Tokenizer:
-        """The same by the library alone."""
+        """The same tokenizer in the library alone."""
         whole = tokenizers.Tokenizer(self._model.in_library())
         for name in ("normalizer", "pre_tokenizer", "decoder", "post_processor"):
             if (part := getattr(self.parts, name)) is not None:
@@ -134,7 +137,7 @@ class BpeBackend:
         return len(self._model.index)
 
     def num_ids(self, least: int) -> int:
-        """The number of ids, `least` or more."""
+        """The number of ids, at least `least`."""
         return max(least, len(self))
 
     def encode(self, text: str, add_special_tokens: bool, parse_special: bool) -> list[int]:
@@ -144,7 +147,7 @@ class BpeBackend:
         return self._bpe.encode(found.tokens, found.ids, found.special_tokens_mask)
 
     def pieces(self, ids: list[int]) -> list[str | None]:
-        """What a decoder gets of ids."""
+        """The input of a decoder for ids."""
         texts = self._model.index.texts(ids)
         return (
             [self._normalized.get(i, text) for i, text in zip(ids, texts, strict=True)] if self._normalized else texts
@@ -160,11 +163,11 @@ Backend = LibraryBackend | BpeBackend
 
 
 def backend_of(parts: tokenizers.Tokenizer, model: BpeModel | models.Model, added: Sequence[AddedToken]) -> Backend:
-    """A backend of steps, whatever model they have now, a model and the tokens added to it."""
+    """A backend from steps (their own model is not used), a model and its added tokens."""
     if isinstance(model, BpeModel):
         if all(not token.content or model.index.find(token.content) is not None for token in added):
             return BpeBackend(parts, model, added)
-        model = model.in_library()  # which gives the others new ids
+        model = model.in_library()  # gives the others new ids
     parts.model = model
     parts.add_tokens(list(added))
     return LibraryBackend(parts)

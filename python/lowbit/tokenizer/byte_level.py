@@ -9,5 +9,5 @@ def _alphabet() -> dict[str, int]:
     return {**alphabet, **{chr(0x100 + i): b for i, b in enumerate(rest)}}
 
 
-#: Character -> byte, for all 256: printable Latin-1 stands for itself, the rest from U+0100 on.
+#: Character -> byte, for all 256 bytes: printable Latin-1 maps to itself, the rest to U+0100 and up.
 BYTES = _alphabet()

@@ -1,18 +1,18 @@
-"""The parts of a tokenizer.json that `tokenizer.ggml.*` has no words for, in a key of our own.
+"""The parts of a tokenizer.json that `tokenizer.ggml.*` cannot represent, in a separate key.
 
-GGUF names a way of cutting words (`tokenizer.ggml.pre`) and holds tokens, scores and merges. A normalizer, white space
-that added tokens swallow, an unusual frame of special tokens or a pre-tokenizer that nobody has named get lost.
-`lowbit.tokenizer.definition` holds the tokenizer.json without its vocabulary, as JSON:
+GGUF has a name for the pre-tokenizer (`tokenizer.ggml.pre`), tokens, scores and merges. It loses a normalizer, white
+space that added tokens absorb, unusual special tokens around a text, and pre-tokenizers without a name.
+`lowbit.tokenizer.definition` has the tokenizer.json without its vocabulary, as JSON:
 
-    normalizer, pre_tokenizer, decoder      as in tokenizer.json
-    post_processor                          where BOS and EOS around a text are not all of it
-    model                                   its options, without vocab and merges
-    added_tokens                            [first id, how many, names of the flags that are set], ids in a row
-    contents                                id -> text of added tokens that `tokenizer.ggml.tokens` spells otherwise
+   normalizer, pre_tokenizer, decoder      as in tokenizer.json
+   post_processor                          if it adds more than BOS and EOS around a text
+   model                                   its options, without vocab and merges
+   added_tokens                            [first id, number, names of the set flags], for consecutive ids
+   contents                                id -> text of added tokens that differ from `tokenizer.ggml.tokens`
 
-The vocabulary stays where every reader looks for it, but for BPE merges of a file that has scores instead, which do not
-always follow from them: those are `lowbit.tokenizer.merges`. `lowbit.tokenizer.eos_token_ids` are all ids that end a
-text, where config.json or generation_config.json lists more than GGUF has keys for. Other programs ignore these keys.
+The vocabulary stays in its usual keys, with one exception: BPE merges of a file that has scores instead do not always
+follow from the scores; they are in `lowbit.tokenizer.merges`. `lowbit.tokenizer.eos_token_ids` has all ids that end a
+text, if config.json or generation_config.json lists more than GGUF has keys for. Other programs ignore these keys.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from lowbit.tokenizer.special import wrong_key
 
 DEFINITION_KEY = "lowbit.tokenizer.definition"
 MERGES_KEY = "lowbit.tokenizer.merges"
-#: All ids that end a text, where the keys of GGUF name only some.
+#: All ids that end a text, if GGUF's keys have only some.
 EOS_IDS_KEY = "lowbit.tokenizer.eos_token_ids"
-# Tables of characters (Precompiled) are the largest part, 300 KB.
+# Character maps (Precompiled) are the largest part: 300 KB.
 _MAX_DEFINITION = 4 << 20
 _PARTS = ("normalizer", "pre_tokenizer", "decoder")
-#: What a tokenizer.json says of an added token.
+#: Flags of an added token in tokenizer.json.
 FLAGS = ("special", "single_word", "lstrip", "rstrip", "normalized")
 _MODEL_OPTIONS = {
     "BPE": ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk", "byte_fallback",
@@ -49,15 +49,15 @@ _MODEL_OPTIONS = {
     "Unigram": ("unk_id", "byte_fallback"),
 }  # fmt: skip
 
-#: Those that the core has, too, beside unk_token.
+#: Options that the core has too, besides unk_token.
 _CORE_OPTIONS = {"fuse_unk", "byte_fallback", "ignore_merges"}
 
 
 def definition(tokenizer: dict[str, Any], metadata: Mapping[str, Any], with_frame: bool) -> str:
-    """The key's value for a tokenizer.json whose vocabulary is in `metadata`. with_frame: post_processor and all."""
+    """The key's value for a tokenizer.json whose vocabulary is in `metadata`. with_frame: includes post_processor."""
     tokens = metadata["tokenizer.ggml.tokens"]
     added = sorted((t for t in tokenizer.get("added_tokens") or [] if t["id"] < len(tokens)), key=lambda t: t["id"])
-    # Of ids in a row, the difference from the place in the list is the same.
+    # For consecutive ids, the difference from the position in the list is constant.
     rows = groupby(enumerate(added), lambda item: (item[1]["id"] - item[0], [f for f in FLAGS if item[1].get(f)]))
     groups = [([token for _, token in group], flags) for (_, flags), group in rows]
     value = {
@@ -71,7 +71,7 @@ def definition(tokenizer: dict[str, Any], metadata: Mapping[str, Any], with_fram
 
 
 def build_defined(vocab: Vocab) -> tuple[Backend, bool]:
-    """The backend that the file's definition describes, and whether it frames texts itself."""
+    """The backend of the file's definition, and whether it adds the special tokens around texts."""
     value = _read(vocab.text(DEFINITION_KEY))
     skeleton: dict[str, Any] = {
         "version": "1.0",
@@ -121,7 +121,7 @@ def _model(vocab: Vocab, tokens: list[str], options: dict[str, Any]) -> BpeModel
     known = {name: options[name] for name in _MODEL_OPTIONS[kind] if options.get(name) is not None}
     if kind == "Unigram":
         return models.Unigram(list(zip(tokens, vocab.scores().tolist(), strict=True)), **known)
-    # Ids that only the embedding has are numbered in the file, and no tokens.
+    # Ids that only the embedding has are numbered in the file, but are not tokens.
     tokens = tokens.copy()
     for i in np.flatnonzero(vocab.types == UNUSED).tolist():
         tokens[i] = "" if tokens[i] == f"[PAD{i}]" else tokens[i]

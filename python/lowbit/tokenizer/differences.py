@@ -1,7 +1,7 @@
-"""Do two tokenizers give the same ids? A fixed set of texts that reaches what tokenizers get wrong.
+"""Compares the ids of two tokenizers on a fixed set of texts that are difficult for tokenizers.
 
-The texts are what conversions lose in practice: how words are cut in every script, digits and contractions, white
-space of every kind, characters that a normalizer changes, bytes without a token, special tokens written out.
+The texts cover what conversions lose in practice: pre-tokenizing in every script, digits and contractions, white space
+of every kind, characters that a normalizer changes, bytes without a token, special tokens in a text.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from lowbit.tokenizer.sample_text import TEXT
 
 __all__ = ["TEXTS", "TokenizerDifference", "TokenizerRecord", "TokenizerReport", "record", "tokenizer_differences"]
 
-# Of a vocabulary's added tokens, how many are written out in texts; reserved ones come in thousands.
+# The number of added tokens per vocabulary that are used in texts; there can be thousands of reserved ones.
 _MAX_ADDED = 96
 
 _SCRIPTS = (
@@ -72,7 +72,7 @@ TEXTS: tuple[str, ...] = (*_WORDS, *_SCRIPTS, *_CODE, *_NUMBERS, *_SPACES, *_ODD
 
 @dataclass(frozen=True)
 class TokenizerDifference:
-    """A text that the two do not treat alike. Equal ids: it is their decoding that differs."""
+    """A text with different results. If the ids are equal, the decoded texts differ."""
 
     text: str
     source_ids: list[int]
@@ -92,10 +92,10 @@ class TokenizerDifference:
 
 @dataclass(frozen=True)
 class TokenizerReport:
-    """What `tokenizer_differences` found.
+    """The result of `tokenizer_differences`.
 
-    num_texts: how many texts were compared. differences: those that differ, in their order. tokens: special tokens
-    that the source has and the result has not, or has otherwise, as (name, source's id, result's id).
+    num_texts: number of compared texts. differences: the texts that differ, in order. tokens: special tokens that the
+    result lacks or has with another id, as (name, source's id, result's id).
     """
 
     num_texts: int
@@ -125,11 +125,11 @@ class TokenizerRecord:
 
 
 def record(tokenizer: Tokenizer, texts: Iterable[str] = TEXTS, *, added: bool = True) -> TokenizerRecord:
-    """What `tokenizer` makes of `texts` and, if `added`, of others around its first added tokens.
+    """The results of `tokenizer` for `texts` and, if `added`, for texts with its first added tokens.
 
-    Texts are encoded with the special tokens of their beginning and end and those written out in them. Takes tens of
-    milliseconds for the built-in texts, whatever the size of the vocabulary. Never raises for what texts or vocabulary
-    hold: a text that the tokenizer refuses has no ids.
+    Texts are encoded with the special tokens around them, and with special tokens in them recognised. The built-in
+    texts take tens of milliseconds, for any vocabulary. Never raises for the content of texts or vocabulary: a text
+    that the tokenizer refuses has no ids.
     """
     texts = (*texts, *(_around_added(tokenizer) if added else ()))
     ids = tuple(_ids(tokenizer, text) for text in texts)
@@ -162,7 +162,7 @@ def _named(tokenizer: Tokenizer) -> dict[str, int | None]:
 
 
 def _around_added(tokenizer: Tokenizer) -> Iterator[str]:
-    """Texts with added tokens in them: alone, inside words, beside white space, one after the other."""
+    """Texts with added tokens: alone, inside words, next to white space, one after another."""
     tokens = [text for _, text in sorted(tokenizer.added_tokens.items())]
     for token in islice(tokens, _MAX_ADDED):
         yield f"{token}a {token} b{token}\n{token}  {token}{token}c"

@@ -1,9 +1,8 @@
-"""Tokenizers of folders without tokenizer.json: SentencePiece's tokenizer.model, or GPT-2's vocab.json and merges.txt;
-and the tokenizer.json that is not taken as it is.
+"""Tokenizers of folders without tokenizer.json (SentencePiece's tokenizer.model, or GPT-2's vocab.json and merges.txt),
+and of a tokenizer.json that needs changes.
 
-What SentencePiece does with a text (its own normalizer, one space in front, pieces that are matched before all others)
-is put together from the steps that the tokenizers library has. Added tokens and their flags are those of
-tokenizer_config.json and added_tokens.json.
+SentencePiece's processing (its own normalizer, one leading space, pieces that are matched first) is composed of steps
+of the tokenizers library. Added tokens and their flags come from tokenizer_config.json and added_tokens.json.
 """
 
 from __future__ import annotations
@@ -28,17 +27,17 @@ from lowbit.tokenizer.sentencepiece import BPE, BYTE, CONTROL, SPACE, UNIGRAM, U
 from lowbit.tokenizer.special import ROLES
 from lowbit.tokenizer.tokenizer_json import read_optional, tokenizer_json
 
-#: config.json's model_type -> transformers takes tokenizer.json as it is, whatever tokenizer_class says.
+#: config.json's model_type for which transformers uses tokenizer.json unchanged, for any tokenizer_class.
 _TAKEN_AS_THEY_ARE = ("mistral", "phi3")
 
 
 def rebuilt_definition(folder: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """A folder's tokenizer.json with parts that transformers replaces, None where it is taken as it is.
+    """A folder's tokenizer.json with the parts that transformers replaces; None if it is used unchanged.
 
-    The first files of Llama 2 and their fine-tunes mark special tokens as `normalized`. Their normalizer puts a mark in
-    front of a text, so that such a token is found behind a blank only: of "</s><s>" the second is plain text.
-    transformers builds every LlamaTokenizer without a normalizer. Where tokens are marked, lowbit does the same.
-    config: tokenizer_config.json.
+    The first files of Llama 2 and their fine-tunes mark special tokens as `normalized`. Their normalizer prepends a
+    mark to a text, so these tokens are found only after a space: in "</s><s>" the second is plain text. transformers
+    builds every LlamaTokenizer without a normalizer. If tokens are marked, lowbit omits it too. config:
+    tokenizer_config.json.
     """
     if str(config.get("tokenizer_class", "")).removesuffix("Fast") != "LlamaTokenizer":
         return None
@@ -74,7 +73,7 @@ def added_tokens(folder: Path, config: Mapping[str, Any]) -> dict[int, AddedToke
 
 
 def _special(config: Mapping[str, Any]) -> set[str]:
-    """Texts that the configuration gives a role."""
+    """Texts that have a role in the configuration."""
     extra = config.get("additional_special_tokens") or []
     values = [*(config.get(f"{role}_token") for role in ROLES), *(extra if isinstance(extra, list) else [])]
     texts = (value.get("content") if isinstance(value, dict) else value for value in values)
@@ -84,8 +83,8 @@ def _special(config: Mapping[str, Any]) -> set[str]:
 def sentencepiece_tokenizer(folder: Path, config: Mapping[str, Any]) -> tokenizers.Tokenizer:
     """The tokenizer of a folder's tokenizer.model, without its BOS and EOS.
 
-    Special tokens are matched wherever they stand; only the text before the first of them gets SentencePiece's space in
-    front, or the text after each where tokenizer_config.json says `legacy`, as in transformers.
+    Special tokens are matched at every position. Only the text before the first one gets SentencePiece's leading space;
+    if tokenizer_config.json says `legacy`, each text after one gets it too. Both are as in transformers.
     """
     path = folder / "tokenizer.model"
     model = read_model(path)
@@ -101,7 +100,8 @@ def sentencepiece_tokenizer(folder: Path, config: Mapping[str, Any]) -> tokenize
     tokenizer.normalizer = _normalizer(model)
     pieces = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     if model.add_dummy_prefix:
-        # Metaspace puts its mark before what does not begin with it: a blank, which only stands there if it is the one.
+        # Metaspace adds its mark unless the text starts with it. That is a space, which is only there if it is the
+        # added one.
         scheme = "always" if config.get("legacy") is True else "first"
         front = pre_tokenizers.Metaspace(" ", prepend_scheme=scheme, split=False)
         mark = pre_tokenizers.Metaspace(SPACE, prepend_scheme="never", split=False)
@@ -113,8 +113,8 @@ def sentencepiece_tokenizer(folder: Path, config: Mapping[str, Any]) -> tokenize
 
 
 def _normalizer(model: Model) -> normalizers.Normalizer:
-    """What becomes of a text before the space in front. Blanks become marks, but for one in front that makes another
-    one superfluous."""
+    """The normalization before the leading space is added. Spaces become marks, except a leading one that makes the
+    added one superfluous."""
     steps: list[normalizers.Normalizer] = [normalizers.Precompiled(model.charsmap)] if model.charsmap else []
     if not model.remove_extra_whitespaces:
         return normalizers.Sequence([*steps, normalizers.Replace(" ", SPACE)])
@@ -124,7 +124,7 @@ def _normalizer(model: Model) -> normalizers.Normalizer:
 
 
 def _vocabulary(path: Path, model: Model, added: Mapping[int, AddedToken]) -> tuple[Vocab, list[AddedToken]]:
-    """Pieces and what is added to them, and which of them are matched before all others."""
+    """Pieces and added tokens, and which of them are matched first."""
     tokens, scores, types = (list(column) for column in zip(*model.pieces, strict=True))
     matched = {
         i: AddedToken(text, special=types[i] != USER_DEFINED, normalized=types[i] == USER_DEFINED)
@@ -142,7 +142,7 @@ def _vocabulary(path: Path, model: Model, added: Mapping[int, AddedToken]) -> tu
         if token_id == len(tokens):
             tokens.append(token.content)
             scores.append(0.0)
-            types.append(CONTROL)  # no merge makes it
+            types.append(CONTROL)  # no merge produces it
         tokens[token_id] = token.content
     keys = {
         "tokenizer.ggml.model": "llama" if model.model_type == BPE else "t5",
@@ -169,10 +169,10 @@ def _model(vocab: Vocab, model: Model) -> models.Model:
 
 
 def byte_level_definition(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a tokenizer.json would say, of vocab.json and merges.txt.
+    """The equivalent tokenizer.json of vocab.json and merges.txt.
 
-    How words are cut is in neither, but follows from tokenizer_class: GPT-2's and Qwen2's are known. Raises FileError,
-    FormatError or UnsupportedError.
+    Neither file defines the pre-tokenizer. It follows from tokenizer_class; GPT-2's and Qwen2's are known. Raises
+    FileError, FormatError or UnsupportedError.
     """
     kind = str(config.get("tokenizer_class", "")).removesuffix("Fast")
     prefix = config.get("add_prefix_space") is True

@@ -1,9 +1,9 @@
 """A tokenizer's backend, built from the metadata of a GGUF file.
 
 Byte-level BPE (`gpt2`, and `gemma4`, which is BPE over plain text) has its merges in the file. SentencePiece BPE
-(`llama`) has scores: a pair of pieces merges if the two together are a piece, best score first. That is BPE with the
-merges ranked by score, so they are written out from the scores here. SentencePiece's unigram model (`t5`) and WordPiece
-(`bert`) are what embedding models use.
+(`llama`) has scores: two pieces merge if their concatenation is a piece, best score first. That is BPE with merges
+ranked by score, so the merges are computed from the scores here. Embedding models use SentencePiece's unigram model
+(`t5`) and WordPiece (`bert`).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _TOKENS, _SCORES = "tokenizer.ggml.tokens", "tokenizer.ggml.scores"
 
 
 class Vocab:
-    """The tokenizer arrays of a file, checked: `tokens` list[str], `types` int (N,), `scores` float (N,) or None."""
+    """The checked tokenizer arrays of a file: `tokens` list[str], `types` int (N,), `scores` float (N,) or None."""
 
     def __init__(self, metadata: Mapping[str, Any]) -> None:
         self._metadata = metadata
@@ -46,7 +46,7 @@ class Vocab:
         self.types = np.full(len(self.tokens), NORMAL, np.int64) if types is None else types.astype(np.int64)
 
     def spelled(self, tokens: list[str]) -> Vocab:
-        """The same arrays, with these texts of the tokens; "" is none."""
+        """The same arrays with other texts of the tokens; "" is no token."""
         vocab = copy(self)
         if tokens != self.tokens:
             vocab.tokens, vocab.index = tokens, TokenIndex(tokens)
@@ -67,7 +67,7 @@ class Vocab:
         return bool(value)
 
     def token_id(self, key: str, default: int | None = None) -> int | None:
-        """An id that the file names, or `default`; one that no token has is noted and taken for none."""
+        """A special token's id in the file, or `default`. An id without a token is ignored with a note."""
         value = self._metadata.get(key)
         found = None if value is None else checked_special(key, value, len(self.tokens))
         if found is None and value is not None:
@@ -77,7 +77,7 @@ class Vocab:
         return found
 
     def token_ids(self, key: str) -> list[int]:
-        """An array of ids, [] where there is none."""
+        """An array of ids; [] if it is missing."""
         value = self._metadata.get(key, np.empty(0, np.uint32))
         if not isinstance(value, np.ndarray) or value.dtype.kind not in "iu" or value.ndim != 1:
             raise wrong_key(key, "an array of integers", _kind(value))
@@ -86,12 +86,12 @@ class Vocab:
         return [int(i) for i in value]
 
     def note(self, key: str, sentence: str) -> None:
-        """Keeps what was ignored, once a key."""
+        """Records what was ignored, once per key."""
         self._notes[key] = f"{key} {sentence}"
 
     @property
     def notes(self) -> list[str]:
-        """What was ignored so far, one sentence each."""
+        """What was ignored, one sentence each."""
         return list(self._notes.values())
 
     def scores(self) -> np.ndarray:
@@ -104,7 +104,7 @@ class Vocab:
         return scores.astype(np.float64)
 
     def bytes(self, key: str) -> bytes:
-        """An array of bytes, b"" where there is none."""
+        """An array of bytes; b"" if it is missing."""
         value = self._metadata.get(key, np.empty(0, np.uint8))
         if not isinstance(value, np.ndarray) or value.dtype.itemsize != 1 or value.dtype.kind not in "iu":
             raise wrong_key(key, "an array of bytes", _kind(value))
@@ -115,7 +115,7 @@ class Vocab:
         return key in self._metadata
 
     def merges(self, key: str = "tokenizer.ggml.merges") -> Merges:
-        """The merges, best first. Both parts and what they make must be tokens."""
+        """The merges, best first. Both parts and the result must be tokens."""
         if not self.has(key):
             raise FormatError(
                 f"{key}: missing, and without it a {self.model} vocabulary cannot tokenize: convert the model again",
@@ -124,7 +124,8 @@ class Vocab:
         return Merges.of_lines(self.index, self._strings(key), key)
 
     def score_merges(self) -> Merges:
-        """The merges that the scores imply. Text cannot spell control, unknown and byte tokens: no merge makes them."""
+        """The merges that the scores imply. No merge gives control, unknown and byte tokens, which text cannot
+        spell."""
         return Merges.of_scores(self.index, self.scores(), ~np.isin(self.types, (UNKNOWN, CONTROL, BYTE)))
 
     def _strings(self, key: str) -> list[str]:
@@ -151,9 +152,9 @@ def _kind(value: Any) -> str:
 
 
 class Family(NamedTuple):
-    """What holds for a kind of tokenizer where the file is silent.
+    """Defaults of a kind of tokenizer, for missing keys.
 
-    ids: role -> id. first, last: the roles of the tokens around a text, "" for none.
+    ids: role -> id. first, last: the roles of the tokens around a text; "" for none.
     """
 
     ids: dict[str, int]
@@ -171,7 +172,7 @@ _FAMILIES = {
 
 
 def family(vocab: Vocab) -> Family:
-    """The kind that the file names. Raises UnsupportedError for one that lowbit does not have."""
+    """The file's kind of tokenizer. Raises UnsupportedError for an unknown kind."""
     if vocab.model not in _FAMILIES:
         known = ", ".join(sorted(_FAMILIES))
         raise UnsupportedError(
@@ -184,7 +185,7 @@ def family(vocab: Vocab) -> Family:
 
 
 def build(vocab: Vocab) -> Backend:
-    """The backend that the file's arrays describe, without its BOS and EOS."""
+    """The backend of the file's arrays, without its BOS and EOS."""
     if vocab.model == "gpt2" and not vocab.has("tokenizer.ggml.pre"):
         vocab.note(
             "tokenizer.ggml.pre",
@@ -211,7 +212,7 @@ def _pre_tokenizer(vocab: Vocab) -> PreTokenizer:
     return PRE_TOKENIZERS[name]
 
 
-# Each sets a tokenizer's steps and returns its model.
+# Each function sets a tokenizer's steps and returns its model.
 
 
 def _byte_level(vocab: Vocab, steps: tokenizers.Tokenizer) -> BpeModel:
@@ -259,7 +260,7 @@ def _unigram(vocab: Vocab, steps: tokenizers.Tokenizer) -> models.Unigram:
 
 
 def _word_piece(vocab: Vocab, steps: tokenizers.Tokenizer) -> models.WordPiece:
-    """The file marks the pieces that begin a word, and the model those that do not."""
+    """The file marks the pieces that start a word; the model marks those that do not."""
     unknown = vocab.token_id("tokenizer.ggml.unknown_token_id", 100)
     ids = {_word_piece_text(token): i for i, token in enumerate(vocab.tokens)}
     if unknown is None or len(ids) != len(vocab.tokens):
@@ -279,8 +280,8 @@ def _word_piece_text(token: str) -> str:
 
 
 def _special(vocab: Vocab) -> list[AddedToken]:
-    """Tokens that are matched in the text before everything else; control and unknown ones are special."""
-    # llama.cpp knows Phi-3 by its name: there, special tokens swallow the white space after them.
+    """Tokens that are matched in the text first; control and unknown tokens are special."""
+    # llama.cpp recognises Phi-3 by its name; its special tokens absorb the white space after them.
     name = vocab.text("general.name", "").lower()
     phi3 = "phi-3" in name or "phi3" in name
     tokens = []

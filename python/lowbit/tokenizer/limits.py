@@ -1,7 +1,7 @@
-"""How much longer the steps of a tokenizer may make a text.
+"""Limits on how much longer the steps of a tokenizer may make a text.
 
-Steps compound: forty that write a letter twice make a terabyte of it. So the most that each can do is multiplied,
-before anything is tokenized. Regular expressions need no limit here: the library's gives up on what takes too long.
+Steps compound: forty steps that double a letter make a terabyte of it. So the largest factors of all steps are
+multiplied, before anything is tokenized. Regular expressions need no limit: the library stops those that take too long.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ import tokenizers
 
 from lowbit.base.errors import FormatError
 
-#: Of what is in use, a table of characters (33 bytes for one) and three replacements come to hundreds.
+#: Real tokenizers reach hundreds: a character map (33 bytes for one) and three replacements.
 MAX_GROWTH = 1 << 14
 
 _CHILDREN = ("normalizers", "pretokenizers", "processors", "decoders")
 
 
 def state(part: Any) -> dict[str, Any] | None:
-    """What tokenizer.json says of a part of a tokenizer."""
+    """The part of a tokenizer as in tokenizer.json."""
     return None if part is None else json.loads(part.__getstate__())
 
 
 def check_growth(backend: tokenizers.Tokenizer) -> None:
-    """Raises FormatError for a tokenizer whose steps can make a text, or a decoded one, too much longer."""
+    """Raises FormatError for a tokenizer whose steps can make a text, or a decoded text, too much longer."""
     encoding = (backend.normalizer, backend.pre_tokenizer, backend.post_processor)
     for what, parts in (("texts to tokenize", encoding), ("decoded texts", (backend.decoder,))):
         growth = math.prod(_growth(step) for part in parts if (step := state(part)) is not None)
@@ -36,14 +36,14 @@ def check_growth(backend: tokenizers.Tokenizer) -> None:
 
 
 def _growth(step: dict[str, Any]) -> int:
-    """Bytes that a step can make of one, at most; the steps of a sequence one after the other."""
+    """The most bytes that a step can make of one byte; for a sequence, its steps one after another."""
     kind, growth = step["type"], 1
     if kind == "Sequence":
         for child in next(step[name] for name in _CHILDREN if name in step):
             growth = min(growth * _growth(child), MAX_GROWTH + 1)
     elif kind == "Replace":
         old, new = step["pattern"].get("String", ""), len(step["content"].encode())
-        growth = -(-new // len(old.encode())) if old else 1 + new  # a regular expression may match no character at all
+        growth = -(-new // len(old.encode())) if old else 1 + new  # a regular expression can match an empty text
     elif kind == "Prepend":  # before each part between added tokens
         growth = 1 + len(step["prepend"].encode())
     elif kind == "ByteLevel":

@@ -1,4 +1,4 @@
-"""Text to token ids and back, for Hugging Face folders and GGUF files alike."""
+"""Text to token ids and back, for Hugging Face folders and GGUF files."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from lowbit.tokenizer.tokenizer_json import merged_config, named_text, read_opti
 
 @contextlib.contextmanager
 def _contained(error: type[Error], what: str, path: Path | None = None) -> Iterator[None]:
-    """Turns what the tokenizers library raises, panics included (not an Exception), into one of our errors."""
+    """Converts errors of the tokenizers library, including panics (not an Exception), to lowbit's errors."""
     try:
         yield
     except (Error, KeyboardInterrupt, SystemExit, GeneratorExit):
@@ -84,15 +84,15 @@ class Tokenizer:
     def encode(self, text: str, add_special_tokens: bool = True, parse_special: bool = True) -> list[int]:
         """Ids of `text`.
 
-        `add_special_tokens` puts BOS and EOS around it, where the model was trained so. With `parse_special=False` a
-        special token written out in `text` is plain text. Raises InputError if `text` is not a string of Unicode
-        characters (a lone surrogate is none).
+        `add_special_tokens` adds BOS and EOS if the model was trained with them. With `parse_special=False` a special
+        token in `text` is plain text. Raises InputError if `text` is not a string of Unicode characters (a lone
+        surrogate is invalid).
         """
         if not isinstance(text, str):
             raise InputError(f"text must be a str, got {type(text).__name__}")
         try:
             text.encode("utf-8")
-        except UnicodeEncodeError as error:  # a byte that is not UTF-8 on the command line or in a pipe, say
+        except UnicodeEncodeError as error:  # for example a byte that is not UTF-8, from the command line or a pipe
             raise InputError(f"text is not Unicode at character {error.start}: {text[error.start]!r}") from None
         with _contained(InputError, "text cannot be tokenized"):
             return self._backend.encode(text, add_special_tokens, parse_special)
@@ -101,7 +101,7 @@ class Tokenizer:
         """Text of `ids` (ints or an integer array). Raises InputError for ids outside of the vocabulary."""
         checked = [self._checked(token_id) for token_id in arguments.items("ids", ids)]
         if arguments.flag("skip_special_tokens", skip_special_tokens):
-            # By id: the library goes by text and keeps special tokens that are marked `normalized`.
+            # By id: the library compares texts, and keeps special tokens marked `normalized`.
             checked = [i for i in checked if i not in self._special]
         return self._decode_tokens([piece for piece in self._backend.pieces(checked) if piece is not None])
 
@@ -115,12 +115,12 @@ class Tokenizer:
         return TextStream(pieces, self._piece, self._special if skips else frozenset())
 
     def token(self, token_id: int) -> str:
-        """The token as the vocabulary writes it, "" for an id that has none. Raises InputError out of range."""
+        """The token as spelled in the vocabulary; "" for an id without a token. Raises InputError out of range."""
         piece = self._piece(token_id)
         return self._added.get(token_id, piece)
 
     def id(self, token: str) -> int:
-        """Id of a token as the vocabulary writes it. Raises InputError if there is none."""
+        """Id of a token as spelled in the vocabulary. Raises InputError if there is none."""
         found = self._backend.id(arguments.text("token", token))
         if found is None:
             raise InputError(f"no token {quoted(token)} in the vocabulary")
@@ -128,12 +128,12 @@ class Tokenizer:
 
     @property
     def backend(self) -> tokenizers.Tokenizer:
-        """The same as a `tokenizers.Tokenizer`. One of a GGUF file is built when it is first asked for."""
+        """The same as a `tokenizers.Tokenizer`. For a GGUF file it is built at first use."""
         return self._backend.whole
 
     @property
     def special_ids(self) -> frozenset[int]:
-        """Ids that `skip_special_tokens` leaves out."""
+        """Ids that `skip_special_tokens` skips."""
         return self._special
 
     @property
@@ -143,12 +143,12 @@ class Tokenizer:
 
     @property
     def special_tokens(self) -> dict[str, str]:
-        """What templates see: "bos_token" -> its text, and so on."""
+        """The special tokens for templates: "bos_token" -> its text, and so on."""
         return {f"{role}_token": self.token(i) for role, i in self._roles.items()}
 
     @property
     def chat_template(self) -> str | None:
-        """The template used when none is named."""
+        """The default template."""
         return self.chat_templates.get("default")
 
     def apply_chat_template(
@@ -207,7 +207,7 @@ class Tokenizer:
 
 
 def _surround(backend: Backend, first: int | None, last: int | None) -> None:
-    """Make `backend` put these tokens in front of a text and behind it."""
+    """Makes `backend` add these tokens before and after a text."""
     added = backend.added
     named = {i: added[i].content if i in added else backend.pieces([i])[0] for i in (first, last) if i is not None}
     single = [*([named[first]] if first in named else []), "$A", *([named[last]] if last in named else [])]
@@ -234,7 +234,7 @@ def load_tokenizer(path: AnyPath | _HasMetadata, *, progress: ProgressLike = Non
 
 
 def read_tokenizer(path: AnyPath | _HasMetadata, progress: ProgressLike = None) -> Tokenizer:
-    """`load_tokenizer` for those who pass its notes on themselves."""
+    """`load_tokenizer` without logging the notes."""
     if not isinstance(path, (str, bytes, os.PathLike)):
         if not isinstance(getattr(path, "metadata", None), Mapping):
             raise InputError(expected="a path or an open GGUF file", found=type(path).__name__)
@@ -251,7 +251,7 @@ def read_tokenizer(path: AnyPath | _HasMetadata, progress: ProgressLike = None) 
 
 
 def from_metadata(metadata: Mapping[str, Any]) -> Tokenizer:
-    """The tokenizer that GGUF metadata describes (`tokenizer.ggml.*`, `tokenizer.chat_template*`)."""
+    """The tokenizer of GGUF metadata (`tokenizer.ggml.*`, `tokenizer.chat_template*`)."""
     from lowbit.tokenizer.definition import DEFINITION_KEY, EOS_IDS_KEY, build_defined
     from lowbit.tokenizer.gguf import Vocab, build, family
 
@@ -285,7 +285,7 @@ def _from_folder(folder: Path) -> Tokenizer:
         whole.no_truncation()
         backend = LibraryBackend(whole)
         roles = _roles(whole, config)
-        if whole.post_processor is None:  # else it decides, whatever the configuration says, as in transformers 5
+        if whole.post_processor is None:  # else it decides, regardless of the configuration, as in transformers 5
             first, last = (roles.get(r) if config.get(f"add_{r}_token") is True else None for r in ("bos", "eos"))
             _surround(backend, first, last)
         size = read_optional(folder / "config.json").get("vocab_size")
@@ -295,7 +295,7 @@ def _from_folder(folder: Path) -> Tokenizer:
 
 
 def _backend(folder: Path, config: Mapping[str, Any]) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
-    """A folder's backend, and what its kind of file takes for granted in tokenizer_config.json."""
+    """A folder's backend, and the defaults of its kind of file for tokenizer_config.json."""
     from lowbit.tokenizer.files import added_tokens, byte_level_definition, rebuilt_definition, sentencepiece_tokenizer
 
     if is_file(folder / "tokenizer.json"):
@@ -322,7 +322,7 @@ def _packed(definition: Mapping[str, Any]) -> bytes:
 
 
 def _roles(backend: tokenizers.Tokenizer, config: Mapping[str, Any]) -> dict[str, int]:
-    """Ids of the tokens that the configuration names, each a text or {"content": text}."""
+    """Ids of the tokens in the configuration, each a text or {"content": text}."""
     roles = {}
     for role in ROLES:
         token = named_text(config.get(f"{role}_token"))

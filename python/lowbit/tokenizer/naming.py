@@ -1,9 +1,9 @@
-"""Names a byte-level tokenizer's way of cutting text into words, as tokenizer.ggml.pre does.
+"""Finds the name of a byte-level tokenizer's pre-tokenizer, for tokenizer.ggml.pre.
 
-The reference knows a tokenizer by the hash of one tokenized test string. Here the name follows from what tokenizer.json
-says: its chain of splits, and where several names share a chain, what else tells them apart. A chain that is not in
-the table is not guessed: the file says "default", as do files older than the names, and `tokenizer_carried.py` sees to
-it that the chain itself goes along.
+The reference identifies a tokenizer by the hash of one tokenized test string. Here the name follows from
+tokenizer.json: from the chain of splits, and from other facts if several names have the same chain. An unknown chain is
+not guessed: the file says "default", like files older than the names, and `conversion/carried.py` adds the chain
+itself.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _GPT2_BYTES = ("bytes", True)
 
 
 class Facts:
-    """What tells apart tokenizers with one chain."""
+    """Facts that distinguish tokenizers with the same chain."""
 
     def __init__(self, tokenizer: dict[str, Any]) -> None:
         self.starts_with_special = _starts_with_special(tokenizer.get("post_processor"))
@@ -47,7 +47,7 @@ class Facts:
 
 
 def _starts_with_special(processor: Any) -> bool:
-    """Whether the post-processor puts a special token before a text."""
+    """Whether the post-processor adds a special token before a text."""
     if not processor:
         return False
     if processor.get("type") == "Sequence":
@@ -57,13 +57,13 @@ def _starts_with_special(processor: Any) -> bool:
 
 
 def _digits_then_gpt2(facts: Facts) -> str:
-    """SmolLM, StarCoder 2, Refact and Granite split alike; the tokens they reserve differ."""
+    """SmolLM, StarCoder 2, Refact and Granite have the same splits; their reserved tokens differ."""
     if facts.second == "<|im_start|>":
         return "smollm"
     return "starcoder" if "<file_sep>" in facts.added or "<fim_prefix>" not in facts.added else "refact"
 
 
-#: Chain of splits -> name. Chains are what `_chain` makes of a pre_tokenizer.
+#: Chain of splits -> name. `_chain` computes the chain of a pre_tokenizer.
 NAMES: dict[tuple[Any, ...], Callable[[Facts], str]] = {
     # Llama 3 itself starts a text with <|begin_of_text|>; derived tokenizers that do not are "smaug-bpe".
     (("split", LLAMA3), _BYTES): lambda facts: "llama-bpe" if facts.starts_with_special else "smaug-bpe",
@@ -91,7 +91,7 @@ def _chain(pre_tokenizer: Any) -> tuple[Any, ...]:
     if kind == "Split" and pre_tokenizer.get("behavior") == "Isolated" and not pre_tokenizer.get("invert"):
         return (("split", _regex(pre_tokenizer)),)
     if kind == "Split" and pre_tokenizer.get("behavior") == "Removed" and pre_tokenizer.get("invert"):
-        return (("split", _regex(pre_tokenizer)),)  # keeps the matches only: the same where they cover everything
+        return (("split", _regex(pre_tokenizer)),)  # keeps only the matches; equivalent if they cover the whole text
     return ((str(kind), None),)
 
 

@@ -1,4 +1,4 @@
-"""What a conversion says of a tokenizer: ids that no token has, and what of a folder the keys of GGUF do not keep."""
+"""Notes on the tokenizer of a conversion: ids without a token, and parts of a folder that GGUF's keys cannot keep."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def tokenizer_notes(
 
 
 def _other_roles(folder: Path, merged: Mapping[str, Any], metadata: Mapping[str, Any]) -> list[str]:
-    """Special tokens that special_tokens_map.json names, which the reference converter does not read."""
+    """Special tokens in special_tokens_map.json, which the reference converter does not read."""
     config, tokens = tokenizer_config(folder), metadata["tokenizer.ggml.tokens"]
     other = []
     for role in (role for role in ROLES if role not in UNKEPT_ROLES):
@@ -57,7 +57,7 @@ def _other_templates(folder: Path, merged: Mapping[str, Any], metadata: Mapping[
 
 
 def _other_vocabulary(tokenizer: Mapping[str, Any], tokens: Sequence[str]) -> list[str]:
-    """tokenizer.json beside the tokenizer.model that the file is made of."""
+    """A tokenizer.json that differs from the tokenizer.model of the file."""
     vocab = (tokenizer.get("model") or {}).get("vocab")
     if not isinstance(vocab, dict) or not vocab:
         return []
@@ -81,7 +81,7 @@ def _is_token(tokens: Sequence[str], i: int, text: str) -> bool:
 def _ids_without_tokens(config: Mapping[str, Any], metadata: Mapping[str, Any]) -> list[str]:
     count = len(metadata["tokenizer.ggml.tokens"])
     notes = []
-    for role in (role for role in ROLES if role not in ("eos", *UNKEPT_ROLES)):  # listed_ends tells of eos
+    for role in (role for role in ROLES if role not in ("eos", *UNKEPT_ROLES)):  # listed_ends covers eos
         value = config.get(f"{role}_token_id")
         found = metadata.get(id_key(role))
         if type(value) is not int or 0 <= value < count or found not in (None, value):
@@ -92,7 +92,7 @@ def _ids_without_tokens(config: Mapping[str, Any], metadata: Mapping[str, Any]) 
 
 
 def _lost_ends(folder: Path, metadata: Mapping[str, Any]) -> list[str]:
-    """Ids that end a text for config.json and generation_config.json, and not for the file."""
+    """Ids that end a text in config.json and generation_config.json, but not in the file."""
     tokens, types = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"]
     notes: list[str] = []
     ids = listed_ends(folder, len(tokens), notes)

@@ -1,4 +1,4 @@
-"""The built-in text whose logits a verification compares: prose, other scripts, code and numbers, cut to one length."""
+"""The built-in text for logits in a verification: prose, other scripts, code and numbers, cut to one length."""
 
 TEXT = (
     "The ship left the harbour before dawn, and by noon nothing was to be seen of the coast but a thin grey line. "
@@ -7,5 +7,5 @@ TEXT = (
     "def fib(n):\n    return n if n < 2 else fib(n - 1) + fib(n - 2)\n\n"
     "Question: what is the capital of France? Answer: Paris. Once upon a time there was a king who had three daughters."
 )
-#: Tokens of it that are used, at most.
+#: The most tokens of it that are used.
 NUM_TOKENS = 16

@@ -1,8 +1,8 @@
 """Reads and writes tokenizer.model, a SentencePiece model, without the sentencepiece or protobuf packages.
 
-Of ModelProto, pieces (1; each has its text (1), score (2) and type (3)), trainer_spec (2) and normalizer_spec (3) are
-read, of the latter two what `Model` names. Everything else is skipped by its wire type. Input is hostile: every length
-is checked against what is left.
+Of ModelProto, it reads pieces (1; each has its text (1), score (2) and type (3)), and the fields of trainer_spec (2)
+and normalizer_spec (3) that `Model` has. Other fields are skipped by their wire type. Input is hostile: every length is
+checked against the remaining bytes.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from lowbit.base.foreign import named
 
 MAX_FILE_BYTES = 256 << 20
 
-#: Types of pieces, which tokenizer.ggml.token_type has as well.
+#: Types of pieces; tokenizer.ggml.token_type has the same.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
-#: What stands for a blank in pieces.
+#: The character for a space in pieces.
 SPACE = "\u2581"
 
 UNIGRAM, BPE = 1, 2
@@ -28,7 +28,7 @@ UNIGRAM, BPE = 1, 2
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
-#: Messages of a model -> their name, and their fields that matter: number -> (name in `Model`, wire type).
+#: Messages of a model -> their name, and the fields that are read: number -> (name in `Model`, wire type).
 _SPECS = {
     2: ("trainer_spec", {3: ("model_type", _VARINT), 24: ("space_suffix", _VARINT), 35: ("byte_fallback", _VARINT)}),
     3: (
@@ -52,12 +52,12 @@ class Piece(NamedTuple):
 
 
 class Model(NamedTuple):
-    """What a tokenizer.model says of how it tokenizes; the defaults are SentencePiece's."""
+    """The parameters in a tokenizer.model, with SentencePiece's defaults."""
 
     pieces: list[Piece]
     model_type: int = UNIGRAM
     byte_fallback: bool = False
-    space_suffix: bool = False  #: the space that a text gets comes behind it (treat_whitespace_as_suffix)
+    space_suffix: bool = False  #: a text gets its space at the end (treat_whitespace_as_suffix)
     charsmap: bytes = b""  #: of the normalizer (precompiled_charsmap)
     add_dummy_prefix: bool = True
     remove_extra_whitespaces: bool = True
@@ -148,7 +148,7 @@ def _parsed(data: memoryview) -> Model:
 
 
 def model_bytes(pieces: Iterable[Piece], space_prefix: bool) -> bytes:
-    """tokenizer.model of a BPE vocabulary with byte fallback. space_prefix: a space is put in front of a text."""
+    """tokenizer.model of a BPE vocabulary with byte fallback. space_prefix: a text gets a leading space."""
     packed = b"".join(_packed_bytes(1, _packed_piece(piece)) for piece in pieces)
     trainer = _packed_number(3, 2) + _packed_number(35, 1)  # model_type BPE, byte_fallback
     # name, precompiled_charsmap: none, so that nothing is replaced; add_dummy_prefix, remove_extra_whitespaces

@@ -1,7 +1,7 @@
-"""Special tokens, merges and the chat template of a Hugging Face folder, as the reference converter reads them.
+"""Special tokens, merges and the chat template of a Hugging Face folder, read like the reference converter does.
 
-Which tokens frame a text follows from the post_processor in tokenizer.json; which text plays which role from
-tokenizer_config.json, then config.json; the ids of texts from tokenizer.json's added_tokens.
+The post_processor in tokenizer.json defines the tokens around a text. tokenizer_config.json, then config.json define
+the texts of roles. tokenizer.json's added_tokens define the ids of texts.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from lowbit.hf.checkpoint import read_json
 from lowbit.tokenizer.chat.files import template_keys
 
 ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
-#: Names of the id keys where they are not the role's own. "seperator" is GGUF's spelling.
+#: Names of id keys that differ from the role's. "seperator" is GGUF's spelling.
 ID_NAMES = {"unk": "unknown", "sep": "seperator", "pad": "padding"}
-#: Roles that GGUF has no key for.
+#: Roles without a key in GGUF.
 UNKEPT_ROLES = ("cls",)
-#: Roles whose adding GGUF has a key for.
+#: Roles with a key in GGUF that says whether the token is added.
 ADDED_ROLES = ("bos", "eos", "sep")
-#: What a file can hold as an id.
+#: The valid ids of a file.
 _MAX_ID = (1 << 32) - 1
 
-# Tokens that end a turn or a document. Chat models of both kinds of file name only some of theirs.
+# Tokens that end a turn or a document. The files of chat models often name only some of theirs.
 # fmt: off
 _ENDS = frozenset((
     "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>",
@@ -46,14 +46,14 @@ def id_key(role: str) -> str:
 
 
 def wrong_key(key: str, expected: str, found: object = None) -> FormatError:
-    """The error for a value of a GGUF file's metadata that is not what was expected."""
+    """The error for an unexpected value in a GGUF file's metadata."""
     return FormatError(f"{key}:", key=key, expected=expected, found=found)
 
 
 def checked_special(key: str, value: Any, num_tokens: int) -> int | None:
-    """The id under a file's key, None for one that no token has.
+    """The id of a file's key; None for an id without a token.
 
-    Real files have the largest number, which is -1 as well, for "none". Raises FormatError for what is no id.
+    Real files have the largest number, which is also -1, for "none". Raises FormatError for an invalid id.
     """
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
         raise wrong_key(key, "an integer", f"{type(value).__name__} {quoted(value, 40)}")
@@ -63,7 +63,7 @@ def checked_special(key: str, value: Any, num_tokens: int) -> int | None:
 
 
 def listed_ends(folder: Path, num_tokens: int, notes: list[str]) -> set[int]:
-    """The ids under eos_token_id in config.json and generation_config.json. One that no token has is noted instead."""
+    """The ids of eos_token_id in config.json and generation_config.json. Ids without a token are noted instead."""
     found: set[int] = set()
     unknown: dict[str, list[str]] = {}
     for path in (folder / "config.json", folder / "generation_config.json"):
@@ -80,9 +80,9 @@ def listed_ends(folder: Path, num_tokens: int, notes: list[str]) -> set[int]:
 
 
 def known_ends(ids: Mapping[str, int]) -> set[int]:
-    """Those of the added tokens that end a text by what they are called.
+    """Added tokens whose names end a text.
 
-    Added ones only: byte-level vocabularies have merged pieces such as "</s>", which are text.
+    Only added tokens: byte-level vocabularies have merged pieces such as "</s>", which are text.
     """
     found = {text: i for text, i in ids.items() if text in _ENDS}
     # Harmony and Solar close each message with <|end|>, and their turns otherwise; Gemma 4 has an unused </s>.
@@ -95,7 +95,7 @@ def known_ends(ids: Mapping[str, int]) -> set[int]:
 
 
 class _Roles:
-    """Which text plays which role, and which are added to a text, while the post_processor is read."""
+    """The text of each role, and which tokens are added to a text, while the post_processor is read."""
 
     def __init__(self, tokenizer_config: dict[str, Any]) -> None:
         self.config = dict(tokenizer_config)
@@ -104,7 +104,7 @@ class _Roles:
         for missing, instead in (("bos", "cls"), ("eos", "sep")):
             if self.config and not self.text(missing) and self.text(instead):
                 self.config[f"{missing}_token"] = self.text(instead)
-        # The texts as the post_processor sees them: without a tokenizer_config.json it defines them itself.
+        # The texts for the post_processor: without a tokenizer_config.json it defines them itself.
         self.bos, self.eos = self.text("bos"), self.text("eos")
         self.cls, self.sep = self.text("cls"), self.text("sep")
 
@@ -159,7 +159,7 @@ class _Roles:
         self.added["eos"] = True
 
     def _separated(self, pair: list[Any], first: str | None, last: str | None) -> None:
-        """Whether texts A and B are kept apart by a separator: "A [sep] [eos] B" inside what frames one text."""
+        """Whether a separator is between texts A and B: "A [sep] [eos] B" inside the tokens around one text."""
         if not pair:
             return
         start = 1 if first and _special(pair[0]) == first else 0
@@ -188,7 +188,7 @@ def _sequence(step: Any) -> str | None:
 
 
 def tokenizer_merges(tokenizer: dict[str, Any], folder: Path) -> list[str]:
-    """Merges as "left right". The pair form may hold spaces, which the byte-level alphabet writes otherwise."""
+    """Merges as "left right". In the pair form, parts may have spaces, which the byte-level alphabet replaces."""
     merges = tokenizer["model"].get("merges") or []
     try:
         return [
@@ -209,8 +209,8 @@ def special_tokens(
 ) -> dict[str, Any]:
     """Merges, ids of special tokens, which of them are added, and the chat template.
 
-    config: config.json. tokenizer, tokenizer_config: as lowbit.tokenizer_json reads them.
-    num_tokens: ids from here on are left out; None keeps all.
+    config: config.json. tokenizer, tokenizer_config: as read by lowbit.tokenizer.tokenizer_json. num_tokens: larger ids
+    are dropped; None keeps all.
     """
     roles = _Roles(tokenizer_config)
     processor = tokenizer.get("post_processor")

@@ -16,17 +16,17 @@ _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 class Pieces(Protocol):
-    """The incremental form of a decoder: tokens in, certain text out."""
+    """Incremental decoder: it gets tokens and returns the text that cannot change any more."""
 
     def push(self, token: str) -> str:
-        """Text that `token` makes certain."""
+        """The text that is final after `token`."""
 
     def flush(self) -> str:
         """The rest."""
 
 
 class _ByteLevel:
-    """Tokens are bytes in disguise; an incomplete UTF-8 sequence waits in the decoder."""
+    """Tokens are encoded bytes; an incomplete UTF-8 sequence stays in the decoder."""
 
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -34,7 +34,7 @@ class _ByteLevel:
     def push(self, token: str) -> str:
         try:
             piece = bytes(BYTES[c] for c in token)
-        except KeyError:  # an added token written in plain text
+        except KeyError:  # an added token in plain text
             piece = token.encode("utf-8")
         return self._decoder.decode(piece)
 
@@ -43,10 +43,10 @@ class _ByteLevel:
 
 
 class _ByteFallback:
-    """SentencePiece: plain pieces, and `<0xXX>` tokens for what has none.
+    """SentencePiece: plain pieces, and `<0xXX>` tokens for characters without a piece.
 
-    A run of byte tokens is text only as a whole: one wrong byte turns every byte of its run into U+FFFD, as the decoder
-    of the tokenizers library has it. So a run waits for the token that ends it.
+    A run of byte tokens is decoded as a whole: one invalid byte turns every byte of its run into U+FFFD, as in the
+    decoder of the tokenizers library. So a run waits for the token that ends it.
     """
 
     def __init__(self, replacements: Sequence[tuple[str, str]], strip: tuple[str, int], byte_fallback: bool) -> None:
@@ -84,7 +84,7 @@ class _ByteFallback:
 
 
 class _Metaspace:
-    """The first token loses its word marks, in all others they are spaces."""
+    """The first token loses its word marks; in all others they are spaces."""
 
     def __init__(self, mark: str, keep_first: bool) -> None:
         self._mark = mark
@@ -99,7 +99,7 @@ class _Metaspace:
 
 
 class _Whole:
-    """Any other decoder: what a token becomes may depend on all others, so the text comes at the end."""
+    """Any other decoder: a token's text may depend on all others, so the text comes at the end."""
 
     def __init__(self, decode: Callable[[list[str]], str]) -> None:
         self._decode = decode
@@ -115,7 +115,7 @@ class _Whole:
 
 
 def piece_decoder(decoder: dict[str, Any] | None, decode: Callable[[list[str]], str], continuation: bool) -> Pieces:
-    """The incremental form of a tokenizer.json `decoder` entry; `decode` is the whole form, for unknown ones.
+    """The incremental form of a tokenizer.json `decoder` entry. `decode` is the whole form, for unknown ones.
 
     `continuation` keeps what a decoder strips from the start of a text.
     """
@@ -143,10 +143,10 @@ def piece_decoder(decoder: dict[str, Any] | None, decode: Callable[[list[str]], 
 
 
 class TextStream:
-    """Turns ids into text as they come.
+    """Decodes ids one by one.
 
-    `push(id)` gives the text that is certain, possibly empty; `flush()` the rest. All pieces together are exactly
-    `tokenizer.decode(ids)`; no piece ends inside a character. Made by `Tokenizer.stream()`.
+    `push(id)` returns the final text so far, possibly empty; `flush()` the rest. All pieces together are exactly
+    `tokenizer.decode(ids)`. No piece ends inside a character. Made by `Tokenizer.stream()`.
     """
 
     def __init__(self, pieces: Pieces, token: Callable[[int], str], skip: frozenset[int]) -> None:
@@ -155,20 +155,20 @@ class TextStream:
         self._skip = skip
 
     def push(self, token_id: int) -> str:
-        """Text that `token_id` makes certain. Raises InputError for an id outside of the vocabulary."""
+        """The text that is final after `token_id`. Raises InputError for an id outside the vocabulary."""
         token = self._token(token_id)
         return self._pieces.push(token) if token and token_id not in self._skip else ""
 
     def flush(self) -> str:
-        """What was held back; an incomplete character comes as U+FFFD here, and only here."""
+        """The remaining text; an incomplete character becomes U+FFFD here, and only here."""
         return self._pieces.flush()
 
 
 class StopFilter:
-    """Lets text through until a stop string is complete, and never a part of one.
+    """Passes text through until a stop string is complete, without any part of the stop string.
 
-    The text ends at the stop string that is complete first (of several that end together, the longest), however the
-    text is cut into pieces. `stopped` tells that one was found, `stop` which.
+    The text ends at the stop string that is complete first (of several that end together, the longest), for every
+    division of the text into pieces. `stopped`: one was found. `stop`: which one.
     """
 
     def __init__(self, stops: str | Iterable[str]) -> None:
@@ -182,11 +182,11 @@ class StopFilter:
 
     @property
     def stopped(self) -> bool:
-        """True once a stop string was found; all later text is dropped."""
+        """True after a stop string was found; later text is dropped."""
         return self.stop is not None
 
     def push(self, text: str) -> str:
-        """The part of the text so far that cannot become a stop string any more and was not given before."""
+        """The new part of the text that cannot belong to a stop string any more."""
         if self.stopped:
             return ""
         text = self._held + text
@@ -200,11 +200,11 @@ class StopFilter:
         return text[: len(text) - keep]
 
     def flush(self) -> str:
-        """What was held back, when no more text comes."""
+        """The remaining text, when no more comes."""
         held, self._held = self._held, ""
         return held
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that begins `stop`, but is not all of it."""
+    """Length of the longest suffix of `text` that is a proper prefix of `stop`."""
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)

@@ -1,6 +1,6 @@
-"""tokenizer.* keys of a GGUF file, made from a Hugging Face folder with nothing but JSON and a small parser.
+"""tokenizer.* keys of a GGUF file, from a Hugging Face folder, using only JSON and a small parser.
 
-Three kinds, tried in the reference converter's order: tokenizer.model (SentencePiece), tokenizer.json with byte
+Three kinds are tried in the reference converter's order: tokenizer.model (SentencePiece), tokenizer.json with byte
 fallback (SentencePiece's vocabulary without its scores), tokenizer.json with byte-level BPE.
 """
 
@@ -30,14 +30,14 @@ from lowbit.tokenizer.tokenizer_json import tokenizer_config as read_tokenizer_c
 ADDED_SCORE = -1000.0
 PADDING_SCORE = -10000.0
 
-#: Tokens that their makers did not mark as special, although they control the model.
+#: Control tokens that their authors did not mark as special.
 _SPECIAL_LOOKS = re.compile(r"<pad>|<mask>|<2mass>|\[@BOS@\]|<\|.*\|>|<\uff5c.*\uff5c>|<unused.*>", re.DOTALL)
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
 
 @dataclass(frozen=True)
 class TokenizerRules:
-    """Where the reference converter treats the tokenizers of an architecture otherwise than those of the rest."""
+    """Exceptions of the reference converter for the tokenizers of an architecture."""
 
     keeps_space_prefix: bool = False  #: tokenizer_config.json's add_prefix_space becomes add_space_prefix
     #: values of tokenizer_class for which a tokenizer.model is ignored
@@ -52,7 +52,7 @@ class TokenizerRules:
 
 
 def padding_text(token_id: int) -> str:
-    """What GGUF writes for an id that has no token."""
+    """GGUF's text for an id without a token."""
     return f"[PAD{token_id}]"
 
 
@@ -62,7 +62,7 @@ def looks_special(text: str) -> bool:
 
 
 def _decoded(text: str) -> str:
-    """An added token as a byte-level decoder prints it."""
+    """The text of an added token after a byte-level decoder."""
     try:
         return bytes(BYTES[c] for c in text).decode("utf-8", errors="replace")
     except KeyError:
@@ -152,7 +152,7 @@ def _sentencepiece(
 
 
 def _byte_fallback(folder: Path, tokenizer: dict[str, Any], tokenizer_config: dict[str, Any]) -> dict[str, Any]:
-    """Keys of a tokenizer.json that holds a SentencePiece vocabulary: no scores are known, so all are alike."""
+    """Keys of a tokenizer.json with a SentencePiece vocabulary: its scores are unknown, so all are equal."""
     vocab = _base_vocab(tokenizer, folder / "tokenizer.json")
     size = len(vocab)
     if sorted(vocab) != list(range(size)):
@@ -209,7 +209,7 @@ def _is_byte_fallback(tokenizer: dict[str, Any]) -> bool:
 
 
 def _check_unique(tokens: list[str], folder: Path) -> None:
-    """Raises FormatError if two ids have one text, which readers of GGUF files refuse. Empty ones get names there."""
+    """Raises FormatError if two ids have one text, which readers of GGUF files refuse. Empty texts get names there."""
     seen: dict[str, int] = {}
     for i, text in enumerate(tokens):
         if text and seen.setdefault(text, i) != i:
@@ -222,7 +222,7 @@ def tokenizer_metadata(
     """The tokenizer.* keys of a Hugging Face folder, in the reference's order.
 
     config: config.json. rules: those of the architecture. vocab_size: rows of the embedding; shorter vocabularies are
-    padded. notes: gets what of the folder the keys do not keep.
+    padded. notes: gets what the keys cannot keep.
     """
     if vocab_size > MAX_TOKENS:
         raise FormatError(

@@ -1,4 +1,4 @@
-"""The tokenizer's files of a Hugging Face folder, made of GGUF metadata, as `lowbit export hf` writes them."""
+"""The tokenizer files of a Hugging Face folder, from GGUF metadata, for `lowbit export hf`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["tokenizer_files"]
 
 
 def tokenizer_files(metadata: Mapping[str, Any], context: int) -> tuple[Tokenizer, dict[str, Any]]:
-    """The tokenizer, and file name -> JSON value, or bytes. context: tokens that the model was made for.
+    """The tokenizer, and file name -> JSON value or bytes. context: the model's context length.
 
     Raises as `lowbit.load_tokenizer` does.
     """
@@ -34,16 +34,16 @@ def tokenizer_files(metadata: Mapping[str, Any], context: int) -> tuple[Tokenize
 
 
 def _definition(tokenizer: Tokenizer) -> dict[str, Any]:
-    """tokenizer.json. Rows of the embedding without a token, which GGUF numbers, are no tokens here."""
+    """tokenizer.json. Embedding rows without a token, which GGUF numbers, are not tokens here."""
     definition: dict[str, Any] = json.loads(tokenizer.backend.to_str())
     vocab = definition["model"]["vocab"]
-    if isinstance(vocab, dict):  # a unigram model's is a list, where each has its place
+    if isinstance(vocab, dict):  # a unigram model has a list, in which each id has its place
         definition["model"]["vocab"] = {text: i for text, i in vocab.items() if text != padding_text(i)}
     return definition
 
 
 def _sentencepiece(vocab: Vocab) -> dict[str, Any]:
-    """tokenizer.model, which keeps the scores that tokenizer.json has no place for, and the tokens added to it."""
+    """tokenizer.model with the scores, which tokenizer.json cannot hold, and the added tokens."""
     texts, scores, types = vocab.tokens, vocab.scores().tolist(), vocab.types.tolist()
     pieces = (Piece(text, score, kind) for text, score, kind in zip(texts, scores, types, strict=True))
     added = {text: i for i, (text, kind) in enumerate(zip(texts, types, strict=True)) if kind == USER_DEFINED}
@@ -67,7 +67,7 @@ def _config(tokenizer: Tokenizer, metadata: Mapping[str, Any], context: int) -> 
         "model_max_length": context,
     }
     templates = tokenizer.chat_templates
-    # In this file, not in files of their own: names of templates come from metadata and must not become paths.
+    # In this file, not in separate ones: template names come from metadata and must not become paths.
     if templates.keys() == {"default"}:
         config["chat_template"] = templates["default"]
     elif templates:

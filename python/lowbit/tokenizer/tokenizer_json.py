@@ -1,7 +1,7 @@
-"""tokenizer.json and tokenizer_config.json, with the JSON types that their readers count on.
+"""tokenizer.json and tokenizer_config.json, with checked JSON types.
 
-What is missing or null stays so. A value of another type is a FormatError that names the file and the key; ids are
-checked where they are used.
+Missing and null values are unchanged. A value of another type is a FormatError that names the file and the key. Ids are
+checked at their use.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ _NAMES = {dict: "an object", list: "a list", str: "a string", bool: "true or fal
 
 
 def read_optional(path: Path) -> dict[str, Any]:
-    """The object in a JSON file, {} if there is none."""
+    """The object in a JSON file; {} if there is none."""
     return read_json(path) if is_file(path) else {}
 
 
 def tokenizer_json(folder: Path) -> dict[str, Any]:
-    """A folder's tokenizer.json, {} if there is none."""
+    """A folder's tokenizer.json; {} if there is none."""
     path = folder / "tokenizer.json"
     tokenizer = read_optional(path)
     with of_file(path):
@@ -38,7 +38,7 @@ def tokenizer_json(folder: Path) -> dict[str, Any]:
 
 
 def tokenizer_config(folder: Path) -> dict[str, Any]:
-    """A folder's tokenizer_config.json, {} if there is none."""
+    """A folder's tokenizer_config.json; {} if there is none."""
     path = folder / "tokenizer_config.json"
     config = read_optional(path)
     with of_file(path):
@@ -52,7 +52,7 @@ def tokenizer_config(folder: Path) -> dict[str, Any]:
 
 
 def named_text(value: Any) -> str | None:
-    """The text of a token that a configuration names: itself, or its content."""
+    """The text of a token in a configuration: the value itself, or its content."""
     text = value.get("content") if isinstance(value, dict) else value
     return text if isinstance(text, str) else None
 
@@ -84,7 +84,7 @@ def _typed(value: Any, kind: type, where: str) -> Any:
 
 
 def _part(values: Mapping[str, Any], name: str, kind: type, where: str = "") -> Any:
-    """The part of that name, an empty one for null."""
+    """The part with this name; an empty one for null."""
     value = values.get(name)
     return kind() if value is None else _typed(value, kind, f"{where}: {name}" if where else name)
 
@@ -96,7 +96,7 @@ def _check_token(token: Mapping[str, Any], where: str) -> None:
 
 
 def _check_step(step: Mapping[str, Any], where: str) -> None:
-    """A post_processor, or a step of one."""
+    """Checks a post_processor, or one of its steps."""
     for name in ("processors", "single", "pair"):
         for i, part in enumerate(_part(step, name, list, where)):
             _typed(part, dict, f"{where}: {name}[{i}]")

@@ -1,1 +1,1 @@
-"""Chat templates: where they come from, and how they are rendered."""
+"""Chat templates: their sources and their rendering."""

@@ -1,10 +1,10 @@
-"""Chat templates of a Hugging Face folder: those that transformers takes, and those that the reference converter does.
+"""Chat templates of a Hugging Face folder: those that transformers uses, and those that the reference converter uses.
 
 | in the folder | transformers, and lowbit for a folder | the reference converter, and GGUF files |
 | --- | --- | --- |
-| chat_template.jinja, additional_chat_templates/NAME.jinja | first: nothing else counts beside them | second |
+| chat_template.jinja, additional_chat_templates/NAME.jinja | first; hides all others | second |
 | chat_template in tokenizer_config.json | second | first |
-| chat_template.json | for processors alone; lowbit takes it where there is nothing else | last |
+| chat_template.json | only in processors; lowbit uses it if there is no other | last |
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ KEY = "tokenizer.chat_template"
 
 
 def folder_templates(folder: Path, config: Mapping[str, Any], notes: list[str]) -> dict[str, str]:
-    """Name -> template as transformers takes them. config: tokenizer_config.json. What is left is noted."""
+    """Name -> template, as in transformers. config: tokenizer_config.json. Ignored templates are noted."""
     config_path = folder / "tokenizer_config.json"
     configured = _named(config.get("chat_template"), config_path)
     files = _files(folder)
@@ -39,13 +39,13 @@ def folder_templates(folder: Path, config: Mapping[str, Any], notes: list[str]) 
 
 
 def template_names(keys: Iterable[str]) -> dict[str, str]:
-    """GGUF key -> name of the templates that a file has."""
+    """GGUF key -> name of the templates in a file."""
     found = {key: key[len(KEY) + 1 :] for key in keys if key.startswith(f"{KEY}.")}
     return ({KEY: "default"} if KEY in keys else {}) | found
 
 
 def template_keys(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-    """tokenizer.chat_template, and further templates under their names, as the reference converter writes them."""
+    """tokenizer.chat_template, and further templates under their names, as written by the reference converter."""
     template = _reference(folder, config)
     if isinstance(template, str):
         return {KEY: template}
@@ -74,7 +74,7 @@ def key_name(name: str) -> str:
 
 
 def _reference(folder: Path, config: Mapping[str, Any]) -> Any:
-    """The template that the reference takes: one string, or a list of {"name", "template"}."""
+    """The template that the reference uses: one string, or a list of {"name", "template"}."""
     if (template := config.get("chat_template")) is not None:
         return template
     jinja = folder / "chat_template.jinja"
@@ -104,7 +104,7 @@ def _text(path: Path) -> str:
 
 
 def _named(value: Any, path: Path) -> dict[str, str]:
-    """Templates by name, of a string or a list of {"name", "template"}."""
+    """Templates by name, from a string or a list of {"name", "template"}."""
     entries = [{"name": "default", "template": value}] if isinstance(value, str) else value or []
     try:
         templates = {entry["name"]: entry["template"] for entry in entries}

@@ -1,8 +1,8 @@
-"""Chat templates: Jinja from a model file, so from a stranger, rendered in a sandbox with limits.
+"""Chat templates: untrusted Jinja from model files, rendered in a sandbox with limits.
 
-The environment offers what transformers offers its templates. Jinja's sandbox keeps a template from Python's internals,
-but not from time and memory, so loops, calls, operators and filters are counted and measured here besides. The sizes
-are far above what a real conversation needs.
+The environment has the functions that transformers offers. Jinja's sandbox protects Python's internals, but not time
+and memory. So loops, calls, operators and filters are counted and measured here. The limits are far above the needs of
+real conversations.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from lowbit.base.errors import Error, FormatError, InputError
 from lowbit.base.quoting import reason, shown
 from lowbit.tokenizer.chat.tools import json_schema
 
-_MAX_STEPS = 1_000_000  # turns of loops, calls, operators and filters of one rendering
-_MAX_SIZE = 16 << 20  # characters or items of one value, and of all output
+_MAX_STEPS = 1_000_000  # loop iterations, calls, operators and filters per rendering
+_MAX_SIZE = 16 << 20  # characters or items of one value, and of the output
 _MAX_TEMPLATE = 1 << 20
 _REASONING = ("reasoning_content", "thinking", "reasoning")
-# What makes a value longer than its inputs: name -> may reach the product of the sizes.
+# Functions whose result is longer than their inputs: name -> may reach the product of the sizes.
 _GROWING = {
     "batch",
     "center",
@@ -47,7 +47,7 @@ _GROWING = {
     "zfill",
 }
 _FORMATTING = {"format", "format_map"}
-# Filters that take lists and mappings apart; all others write them out as text.
+# Filters that iterate over lists and mappings; all others convert them to text.
 # fmt: off
 _STRUCTURAL = frozenset((
     "attr", "batch", "count", "d", "default", "dictsort", "first", "groupby", "items", "last", "length", "list",
@@ -55,7 +55,7 @@ _STRUCTURAL = frozenset((
     "unique",
 ))
 # fmt: on
-# Stands behind the message to continue; its blank shows whether the template trims texts.
+# Follows the message to continue; its space shows whether the template trims texts.
 _END_MARK = "LOWBIT_END_OF_FINAL_MESSAGE "
 _WIDE_FIELD = re.compile(r"\d{6}")
 
@@ -63,7 +63,7 @@ _steps: ContextVar[int] = ContextVar("lowbit_chat_steps", default=0)
 
 
 class _LimitError(Exception):
-    """A template asks for more than a conversation can need."""
+    """A template exceeds the limits."""
 
 
 class _RefusedError(Exception):
@@ -78,7 +78,7 @@ def _step(cost: int = 1) -> None:
 
 
 def _size(value: Any) -> int:
-    """What `value` contributes to the size of something made of it; a number may be a width or a count."""
+    """The size that `value` adds to a result made of it; a number may be a width or a count."""
     if isinstance(value, int):
         return abs(value)
     return len(value) if isinstance(value, (str, bytes, list, tuple, dict, range)) else 1
@@ -90,7 +90,7 @@ def _check_size(size: int) -> None:
 
 
 def _made(value: Any) -> Any:
-    """Accounts for a new value: copying it was work, and it takes memory until the rendering ends."""
+    """Counts a new value: copying takes time, and it takes memory until the rendering ends."""
     if isinstance(value, str):
         _check_size(len(value))
         _step(1 + (len(value) >> 8))
@@ -101,7 +101,8 @@ def _made(value: Any) -> Any:
 
 
 def _weigh(value: Any) -> None:
-    """Before `value` is written out as text: shared parts count every time, as they are written every time."""
+    """Measures `value` before it is converted to text: shared parts count every time, because they are written every
+    time."""
     size, waiting = 0, [value]
     while waiting:
         item = waiting.pop()
@@ -116,7 +117,7 @@ def _weigh(value: Any) -> None:
 
 
 def _check_growth(name: str, args: Sequence[Any]) -> None:
-    """Before a filter or method `name` runs: can its result be huge?"""
+    """Checks before a filter or method `name` runs whether its result can be huge."""
     _step()
     if name in _GROWING:
         size = 1
@@ -144,7 +145,7 @@ def _counted(items: Iterable[Any]) -> Iterator[Any]:
 
 
 class _Tracked(Extension):
-    """`{% generation %}` marks the answers for training; here it is only a block."""
+    """`{% generation %}` marks answers for training; here it is a plain block."""
 
     tags = {"generation"}  # noqa: RUF012, as Jinja declares it
 
@@ -199,7 +200,7 @@ def _tojson(
 
 
 class _Environment(ImmutableSandboxedEnvironment):
-    """Counts every loop turn, call, operator and filter, and measures what they make."""
+    """Counts every loop iteration, call, operator and filter, and measures their results."""
 
     intercepted_binops = frozenset(["+", "*", "**", "%"])
 
@@ -222,7 +223,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         return tree
 
     def call(self, context: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:
-        # The sandbox wraps str.format, and the method is behind the wrapper.
+        # The sandbox wraps str.format; the method is inside the wrapper.
         owner = getattr(getattr(function, "__wrapped__", function), "__self__", None)
         name = getattr(function, "__name__", "")
         extra = [owner] if isinstance(owner, (str, list, tuple)) else []
@@ -279,7 +280,7 @@ def _written(value: Any) -> Any:
 
 
 def _replace_concat(node: nodes.Node, environment: jinja2.Environment) -> None:
-    """`a ~ b` compiles to a plain join; a call instead can be measured."""
+    """`a ~ b` compiles to a plain join; a call can be measured."""
     for child in list(node.iter_child_nodes()):
         _replace_concat(child, environment)
     for field, value in list(node.iter_fields()):
@@ -298,7 +299,7 @@ def _concat_call(concat: nodes.Concat, environment: jinja2.Environment) -> nodes
 
 
 def _plain(value: Any) -> Any:
-    """A copy made of JSON types only, so that a template meets no object with methods of its own."""
+    """A copy of JSON types only, so that a template gets no object with its own methods."""
     if value is None or isinstance(value, (str, bool, int, float)):
         return value
     if isinstance(value, Mapping):
@@ -309,7 +310,7 @@ def _plain(value: Any) -> Any:
 
 
 def _message(message: Mapping[str, Any]) -> dict[str, Any]:
-    """The message with its reasoning under each of the names that templates read."""
+    """The message, with its reasoning under each name that templates use."""
     plain: dict[str, Any] = _plain(message)
     reasoning = next((plain[name] for name in _REASONING if plain.get(name) is not None), None)
     return plain if reasoning is None else {"thinking": reasoning, **plain, "reasoning_content": reasoning}
@@ -328,12 +329,12 @@ def render_chat(
     continue_final_message: bool = False,
     **variables: Any,
 ) -> str:
-    """The prompt that `template` makes of `messages`, as transformers' `apply_chat_template` renders it.
+    """The prompt for `messages`, rendered by `template` as in transformers' `apply_chat_template`.
 
-    `tools` are JSON schemas, or functions to make them of (see `chat_tools`). With `continue_final_message` the prompt
-    ends where the last message's text does, for the model to go on with it. `variables` are what else the template
-    reads (`bos_token`, `enable_thinking`, ...). Raises InputError if the template refuses the messages, FormatError if
-    the template itself is wrong or asks for too much.
+    `tools` are JSON schemas, or functions (see `chat/tools.py`). With `continue_final_message` the prompt ends at the
+    end of the last message's text, so that the model continues it. `variables` are further inputs of the template
+    (`bos_token`, `enable_thinking`, ...). Raises InputError if the template refuses the messages, FormatError if the
+    template is wrong or exceeds the limits.
     """
     if not isinstance(template, str) or len(template) > _MAX_TEMPLATE:
         raise FormatError("chat template:", expected=f"a string of at most {_MAX_TEMPLATE} characters")
@@ -358,7 +359,7 @@ def render_chat(
         raise
     except _RefusedError as cause:
         raise InputError(f"chat template refused the messages: {reason(cause)}") from None
-    except Exception as cause:  # whatever a template may do wrong, MemoryError and RecursionError included
+    except Exception as cause:  # any error of a template, including MemoryError and RecursionError
         raise FormatError(f"chat template: {reason(cause)}") from cause
     finally:
         _steps.reset(count)
@@ -369,7 +370,7 @@ def _tool(value: Any) -> Any:
 
 
 def _mark_end(messages: list[dict[str, Any]]) -> None:
-    """Puts the mark behind the text of the last message."""
+    """Adds the mark after the text of the last message."""
     content = messages[-1].get("content") if messages else None
     if isinstance(content, str):
         messages[-1]["content"] = content + _END_MARK
@@ -381,7 +382,7 @@ def _mark_end(messages: list[dict[str, Any]]) -> None:
 
 
 def _cut_at_mark(text: str) -> str:
-    """The text up to the mark; where the template trims texts, the blanks before it go, too."""
+    """The text before the mark. If the template trims texts, the spaces before it are removed too."""
     place = text.rfind(_END_MARK.strip())
     if place < 0:
         raise InputError("continue_final_message: the template leaves the end of the last message out")
@@ -398,5 +399,5 @@ def template_warnings(key: str, value: object) -> list[str]:
     except FormatError as error:
         return [f"key {shown(key)}: {error}"]
     except InputError:
-        pass  # a template may want more than one message
+        pass  # a template may need more than one message
     return []

@@ -1,6 +1,6 @@
 """The JSON schema of a Python function, from its type hints and its docstring in Google's style.
 
-The same schemas that transformers makes of functions given as `tools`, because chat models were trained with them.
+The schemas equal those of transformers for functions in `tools`, because chat models were trained with them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _CHOICES = re.compile(r"\(choices:\s*(.*?)\)\s*$", re.IGNORECASE)
 
 
 def json_schema(function: Callable[..., Any]) -> dict[str, Any]:
-    """The tool that `function` is. Raises InputError where a type hint or a description is missing, or has no JSON."""
+    """The tool of `function`. Raises InputError for a type hint or description that is missing or has no JSON form."""
     name = getattr(function, "__name__", "operation")
     doc = (inspect.getdoc(function) or "").strip()
     if not doc:
@@ -60,7 +60,7 @@ def json_schema(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _returned(hints: dict[str, Any], doc: str) -> dict[str, Any] | None:
-    """What a function returns, None where that is not said or has no JSON: no template needs it."""
+    """A function's return type; None if it is missing or has no JSON form, because no template needs it."""
     try:
         schema = _schema(hints["return"], "")
     except (KeyError, InputError):
@@ -70,7 +70,7 @@ def _returned(hints: dict[str, Any], doc: str) -> dict[str, Any] | None:
 
 
 def _descriptions(doc: str) -> dict[str, str]:
-    """Argument -> description under "Args:", where lines that are indented further go on."""
+    """Argument -> description under "Args:". Lines with more indentation continue a description."""
     found = re.search(rf"\n\s*Args:\n(.*?)\s*(?:{_SECTION}|\Z)", doc, re.DOTALL)
     described: dict[str, str] = {}
     indent = name = None
@@ -85,7 +85,7 @@ def _descriptions(doc: str) -> dict[str, str]:
 
 
 def _described(schema: dict[str, Any], text: str) -> dict[str, Any]:
-    """The schema with its description, whose end may list "(choices: [...])"."""
+    """The schema with its description, which may end with "(choices: [...])"."""
     if choices := _CHOICES.search(text):
         try:
             values = json.loads(choices[1])
