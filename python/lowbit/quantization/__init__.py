@@ -1,1 +1,1 @@
-"""Which tensor gets which format: mixes, overrides, importances."""
+"""The format of each tensor: mixes, overrides, importances."""

@@ -1,4 +1,4 @@
-"""Applies a mix to the tensors of a file: what stays as it is, overrides, the mix's rules, rows that do not fit."""
+"""Assigns formats to the tensors of a file: unchanged tensors, overrides, the mix's rules, and rows that do not fit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lowbit.base.errors import InputError, UnsupportedError
 from lowbit.quantization.options import ConvertOptions
 from lowbit.quantization.recipes import At, Mix, Network
 
-#: Format -> the one for rows that its blocks do not divide. Where that does not fit either: F16.
+#: Format -> fallback for rows that its blocks do not divide. If that does not fit either: F16.
 FALLBACKS = {
     **dict.fromkeys(("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_XS"), "IQ4_NL"),
     **dict.fromkeys(("Q2_0", "Q2_K", "Q3_K", "TQ1_0", "TQ2_0"), "Q4_0"),
@@ -20,12 +20,13 @@ FALLBACKS = {
     "Q5_K": "Q5_1",
     "Q6_K": "Q8_0",
 }
-#: What the output matrix falls back to, whatever its format.
+#: The fallback of the output matrix, for every format.
 OUTPUT_FALLBACK = "Q8_0"
-#: Blocks that are no larger than this fall back to F16 at once.
+#: Formats with blocks up to this size fall back to F16 directly.
 SMALL_BLOCK = 32
 
-#: Part of a tensor's name -> its role, first match. Fused projections hold values, so they count as such.
+#: Part of a tensor's name -> its role; the first match counts. Fused projections contain values, so they count as
+#: values.
 ROLES = (
     ("attn_qkv.weight", "attn_v"),
     ("attn_kv_b.weight", "attn_v"),
@@ -40,11 +41,11 @@ ROLES = (
 OUTPUT = "output.weight"
 EMBEDDING = "token_embd.weight"
 LAYER_EMBEDDING = "per_layer_token_embd.weight"
-#: Roles of tensors with names of their own.
+#: Roles of tensors with exactly these names.
 WHOLE_NAMES = {OUTPUT: "output", EMBEDDING: "token_embd", LAYER_EMBEDDING: "token_embd"}
-#: Matrices with these names stay as they are.
+#: Matrices with these names are not quantized.
 KEPT_NAMES = ("position_embd.weight", "token_types.weight")
-#: Matrices whose names hold one of these stay as they are.
+#: Matrices with one of these in their names are not quantized.
 KEPT = (
     "_norm.weight", "ffn_gate_inp.weight", "ffn_gate_tid2eid.weight", "altup", "laurel", "per_layer_model_proj",
     "ssm_conv1d", "shortconv.conv.weight", "indexer.k_proj.weight", "indexer.q_proj.weight", "time_mix_first.weight",
@@ -54,13 +55,13 @@ KEPT = (
     "attn_rel_b.weight", ".position_embd", "sam.pos_embd", "sam.neck.", "sam.net_", ".rel_pos", ".patch_embd",
     ".patch_merger", "a.rvq.codebook", "mm.a.code_embd",
 )  # fmt: skip
-#: Formats that make garbage without an importance matrix, and the one that does so in one mix.
+#: Formats that are unusable without an importance matrix, and the one that is so in a single mix.
 NEED_IMATRIX = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS")
 MIXES_NEED_IMATRIX = {"Q2_K_S": "Q2_K"}
 
 
 class Stored(NamedTuple):
-    """A tensor before the mix: shape in NumPy order, format it has or would have in a bf16 file."""
+    """A tensor before the mix: shape in NumPy order, and the format that it has or would have in a bf16 file."""
 
     name: str
     shape: tuple[int, ...]
@@ -68,7 +69,7 @@ class Stored(NamedTuple):
 
 
 class Assignment(NamedTuple):
-    """A tensor's format in the file; `fallback` says why it is not the one that the mix wanted."""
+    """A tensor's format in the file. `fallback` says why it is not the mix's format."""
 
     name: str
     shape: tuple[int, ...]
@@ -84,33 +85,33 @@ class Assignment(NamedTuple):
 
 
 def role_of(name: str) -> str:
-    """The part that a tensor plays, by its GGUF name."""
+    """A tensor's role, by its GGUF name."""
     return WHOLE_NAMES.get(name) or next((role for part, role in ROLES if part in name), "other")
 
 
 def can_quantize(name: str, shape: Sequence[int]) -> bool:
-    """Matrices of weights can; vectors, norms and a few small tables stay as they are."""
+    """True for matrices of weights; False for vectors, norms and a few small tables."""
     num_axes = len(shape)
-    while num_axes and shape[len(shape) - num_axes] == 1:  # leading axes of one row are none to ggml
+    while num_axes and shape[len(shape) - num_axes] == 1:  # ggml does not count leading axes of length one
         num_axes -= 1
     kept = name in KEPT_NAMES or any(part in name for part in KEPT)
     return num_axes >= 2 and name.endswith("weight") and not kept
 
 
 def num_experts(shape: Sequence[int]) -> int:
-    """Matrices that a tensor stacks."""
+    """Number of matrices that a tensor stacks."""
     return shape[-3] if len(shape) > 2 else 1
 
 
 def needs_imatrix(mix: Mix, tensor: Assignment) -> bool:
-    """Whether to encode that tensor without importances would make garbage."""
+    """Whether the tensor is unusable if encoded without importances."""
     if tensor.name in WHOLE_NAMES:
         return bool(_core.Format(tensor.format).needs_imatrix)
     return tensor.format in NEED_IMATRIX or MIXES_NEED_IMATRIX.get(mix.name) == tensor.format
 
 
 def file_order(names: Iterable[str]) -> list[str]:
-    """The order of a quantized file: tensors outside the layers first, then layer by layer, by name."""
+    """The order of a quantized file: tensors outside the layers first, then by layer and name."""
     return sorted(names, key=lambda name: (layer_of(name), name.encode()))
 
 
@@ -124,7 +125,7 @@ def _bits(format: str) -> float:
 
 
 def _fallback(tensor: Stored, wanted: str, fitting: str, unfit: str) -> str:
-    """A sentence on a tensor that does not get the wanted format, as blocks of `unfit` do not divide its rows."""
+    """A sentence for a tensor with a fallback: the blocks of `unfit` do not divide its rows."""
     return (
         f"{tensor.name}: rows of {tensor.shape[-1]} weights are no multiple of {_core.tensor_block(unfit)[0]}: "
         f"{wanted} -> {fitting}, {_bits(fitting) - _bits(wanted):+g} bits a weight"
@@ -149,7 +150,7 @@ def _fit(tensor: Stored, wanted: str) -> tuple[str, str | None]:
 
 
 class _Rules:
-    """A mix's choices. Counts tensors of each role in file order, as the rules want."""
+    """A mix's choices. Counts tensors of each role in file order, which the rules use."""
 
     def __init__(self, mix: Mix, tensors: Sequence[Stored], network: Network, has_imatrix: bool) -> None:
         self.mix = mix
@@ -161,7 +162,7 @@ class _Rules:
         self.seen = dict.fromkeys(self.totals, 0)
 
     def wanted(self, tensor: Stored) -> str:
-        """The mix's format, before it is fitted to the rows."""
+        """The mix's format, before the fallback for the rows."""
         role = role_of(tensor.name)
         i = self._place(tensor.name, role)
         if role in self.seen:
@@ -183,7 +184,7 @@ class _Rules:
 
 
 class _Planner:
-    """Chooses formats, and remembers which of the overrides were of use."""
+    """Chooses formats, and records which overrides were used."""
 
     def __init__(
         self,
@@ -213,7 +214,7 @@ class _Planner:
         self.rules = None if plain else _Rules(mix, tensors, Network.of(metadata), has_imatrix)
 
     def choose(self, tensor: Stored) -> tuple[str, str | None]:
-        """The format of a tensor that can be quantized, and a sentence if it is not the one that the mix wants."""
+        """The format of a tensor that can be quantized, and a sentence if it is not the mix's."""
         override = self._override(tensor)
         if override:
             if not _fits(override, tensor.shape[-1]):
@@ -239,7 +240,7 @@ class _Planner:
         return fitting, _fallback(tensor, self.mix.output, fitting, self.mix.default)
 
     def _override(self, tensor: Stored) -> str | None:
-        """What an option says of a tensor. Patterns are looked at in any case, so that none counts as useless."""
+        """The override for a tensor. All patterns are matched, so that each used one is recorded."""
         named = None
         for index, (pattern, format) in enumerate(self.patterns):
             if pattern.search(tensor.name):
@@ -253,7 +254,7 @@ class _Planner:
         return named
 
     def check_matches(self) -> None:
-        """Raises InputError for an override that no tensor heard of."""
+        """Raises InputError for an override that matches no tensor."""
         for (pattern, format), matched in zip(self.patterns, self.matched, strict=True):
             if not matched:
                 raise InputError(f"tensor type {pattern.pattern}={format}: matches no tensor that can be quantized")
@@ -267,10 +268,10 @@ def assign(
     *,
     has_imatrix: bool = False,
 ) -> list[Assignment]:
-    """The format of every tensor, in the order given: that of the file, by which layers are counted.
+    """The format of every tensor. The order must be that of the file, because layers are counted in it.
 
-    metadata: GGUF keys of the model. Raises InputError for an override that cannot be obeyed, and for a fallback if
-    options are strict; UnsupportedError for a model or a format that is not known.
+    metadata: GGUF keys of the model. Raises InputError for an override that is impossible, and for a fallback if
+    options are strict; UnsupportedError for an unknown model or format.
     """
     options = options or ConvertOptions()
     planner = _Planner(mix, tensors, metadata, options, has_imatrix)

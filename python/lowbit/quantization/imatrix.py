@@ -1,7 +1,7 @@
-"""Importance matrices: for each column of a weight matrix, the mean square of what it is multiplied with.
+"""Importance matrices: for each column of a weight matrix, the mean square of its inputs.
 
-`Sums` holds sums of squares as a file of llama-imatrix does, `load_imatrix` makes of them the importances that
-`quantize` and `convert` take. `lowbit.evaluate.imatrix` collects them.
+`Sums` has sums of squares, like a file of llama-imatrix. `load_imatrix` makes the importances for `quantize` and
+`convert` from them. `lowbit.evaluate.imatrix` collects them.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from lowbit.base.quoting import shown
 
 __all__ = ["Coverage", "Entry", "Imatrix", "Sums", "load_imatrix", "merge", "read"]
 
-#: What llama-quantize keeps of a text.
+#: The length of texts that llama-quantize keeps.
 MAX_TEXT = 127
-#: The most that a file of the old form may say: bytes of a tensor's name, columns of all its experts, bytes of a text.
+#: Limits for files of the old form: bytes of a tensor's name, columns of all its experts, bytes of a text.
 MAX_NAME, MAX_COLUMNS, MAX_LEGACY_TEXT = 1 << 10, 1 << 26, 1 << 20
-#: Tokens of a window, where nothing else is said.
+#: Default tokens per window.
 CHUNK_SIZE = 512
 
 
 @dataclass
 class Imatrix:
-    """Importances by tensor name, float32 (columns,), and where they come from.
+    """Importances by tensor name, float32 (columns,), and their source.
 
-    notes: what is wrong with a tensor's importances, by name.
+    notes: problems of a tensor's importances, by name.
     """
 
     values: dict[str, np.ndarray]
@@ -47,7 +47,7 @@ class Imatrix:
     notes: dict[str, str] = field(default_factory=dict)
 
     def metadata(self) -> dict[str, Any]:
-        """The keys that a file quantized with it has."""
+        """The metadata of a file quantized with it."""
         result: dict[str, Any] = {}
         if self.path is not None:
             result["quantize.imatrix.file"] = _cut(self.path)
@@ -61,7 +61,7 @@ class Imatrix:
     def importance(self, name: str, columns: int) -> np.ndarray | None:
         """Importances of a tensor's columns, None if there are none.
 
-        Raises InputError where their number differs; embeddings are looked up, not multiplied, and have none then.
+        Raises InputError if their number differs. Embeddings are looked up, not multiplied; they then have none.
         """
         values = self.values.get(name)
         if values is not None and len(values) != columns:
@@ -78,16 +78,16 @@ def _cut(text: str) -> str:
 
 
 class Entry(NamedTuple):
-    """What was collected for one tensor: sums of squares, and the tokens that are in them.
+    """The data of one tensor: sums of squares, and the numbers of tokens in them.
 
-    A layer of experts has one matrix for each and counts for each; any other tensor has one matrix.
+    A layer of experts has one matrix and one count per expert; other tensors have one matrix.
     """
 
     sums: npt.NDArray[np.float32]  # (matrices, columns)
     counts: npt.NDArray[np.int64]  # (matrices,)
 
     def importances(self) -> npt.NDArray[np.float32]:
-        """Means, float32 (matrices * columns,); 1 in matrices where nothing was counted, as llama-quantize has it."""
+        """Means, float32 (matrices * columns,); 1 in matrices without tokens, as in llama-quantize."""
         counted = self.counts[:, None] > 0
         divisor = np.where(counted, self.counts[:, None], 1).astype(np.float32)
         with np.errstate(all="ignore"):
@@ -97,7 +97,7 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class Coverage:
-    """How much of a tensor was seen."""
+    """Coverage of a tensor by the text."""
 
     name: str
     columns: int
@@ -107,7 +107,7 @@ class Coverage:
     columns_unseen: list[int]  # matrix * columns + column, where a matrix was seen and the sum is still zero
 
     def note(self) -> str | None:
-        """A sentence if quantizing with it will weigh all columns alike, somewhere."""
+        """A sentence if some columns will be weighted equally, because the matrix has no data for them."""
         if self.matrices_seen < self.matrices:
             missing = self.matrices - self.matrices_seen
             which = "" if self.matrices == 1 else f" for {missing} of {self.matrices} experts"
@@ -119,7 +119,7 @@ class Coverage:
 
 @dataclass
 class Sums:
-    """Sums of squares by tensor name, and of what: the content of a file of llama-imatrix."""
+    """Sums of squares by tensor name, and their text: the content of a file of llama-imatrix."""
 
     entries: dict[str, Entry]
     datasets: list[str] = field(default_factory=list)
@@ -127,7 +127,7 @@ class Sums:
     chunk_size: int = CHUNK_SIZE  # 0 in files of the old form, whose counts are chunks
 
     def save(self, path: AnyPath) -> None:
-        """Writes the GGUF file that llama-imatrix would, complete or not at all. Raises FileError."""
+        """Writes the GGUF file that llama-imatrix would, completely or not at all. Raises FileError."""
         metadata: dict[str, Any] = {
             "general.type": "imatrix",
             "imatrix.datasets": self.datasets,
@@ -143,7 +143,7 @@ class Sums:
         gguf.write(path, metadata, tensors)
 
     def coverage(self) -> list[Coverage]:
-        """One report a tensor, in the order of names."""
+        """One report per tensor, in the order of names."""
         result = []
         for name in sorted(self.entries, key=str.encode):
             sums, counts = self.entries[name]
@@ -160,7 +160,8 @@ class Sums:
 
 
 def load_imatrix(source: AnyPath | Mapping[str, Any] | Imatrix | Sums) -> Imatrix:
-    """From a file of llama-imatrix (GGUF, or the old form), what `collect` found, or a mapping of names to arrays.
+    """Importances from a file of llama-imatrix (GGUF or old form), a result of `collect`, or a mapping of names to
+    arrays.
 
     Raises InputError or FormatError for values that are negative or not finite.
     """
@@ -190,9 +191,9 @@ def _checked(error: type[Error], name: str, values: np.ndarray, path: str | None
 
 
 def read(path: AnyPath) -> Sums:
-    """What a file of llama-imatrix holds: a GGUF file, or one of the older form (.dat).
+    """The content of a file of llama-imatrix: a GGUF file, or one of the older form (.dat).
 
-    Raises FileError if it cannot be read, FormatError if it is no importance matrix.
+    Raises FileError if it cannot be read, FormatError if it is not an importance matrix.
     """
     path = checked(path)
     file = FileReader(Path(path))
@@ -224,7 +225,7 @@ def _entry(path: str, name: str, sums: Any, counts: Any) -> Entry:
         raise error("sums and counts are not F32")
     if sums.size == 0 or counts.size == 0 or sums.size % counts.size:
         raise error(f"{sums.size} sums for {counts.size} counts")
-    # Below 2^53, where every whole number is a double; no text has as many tokens.
+    # Below 2^53 every integer is a double; no text has as many tokens.
     if not (np.abs(counts) < 1 << 53).all():
         raise error("counts are not numbers of tokens")
     exact = counts.astype(np.float64).reshape(-1)
@@ -232,9 +233,10 @@ def _entry(path: str, name: str, sums: Any, counts: Any) -> Entry:
 
 
 class _Legacy:
-    """The old form: numbers of 32 bits and names, one tensor after the other, sums already divided by tokens.
+    """The old form: 32-bit numbers and names, one tensor after another, sums already divided by tokens.
 
-    Each part is read when the one before it makes sense, so a large file of another kind costs its first bytes.
+    Each part is read after the previous one was validated, so a large file of another kind is refused after its first
+    bytes.
     """
 
     def __init__(self, file: FileReader) -> None:
@@ -242,7 +244,7 @@ class _Legacy:
         self.at = 0
 
     def sums(self) -> Sums:
-        """The whole file. Where it counts no chunk, the sums are the importances."""
+        """The whole file. If it has no chunk count, the sums are the importances."""
         num = self._int("number of tensors", 1)
         entries: dict[str, Entry] = {}
         for _ in range(num):
@@ -253,7 +255,7 @@ class _Legacy:
             columns = self._int(f"columns of {name}", 1, MAX_COLUMNS)
             sums = np.frombuffer(self._bytes(4 * columns, f"sums of {name}"), "<f4").astype(np.float32)
             entries[name] = Entry(sums[None], np.array([max(calls, 1)], np.int64))
-        if self.at == self.file.size:  # the rest was added later
+        if self.at == self.file.size:  # later versions added the rest
             return Sums(entries, [], 0, 0)
         chunks = max(self._int("number of chunks"), 0)
         text = self._text("text", 0, MAX_LEGACY_TEXT) if self.at < self.file.size else ""
@@ -286,10 +288,10 @@ class _Legacy:
 
 @np.errstate(all="ignore")  # sums of damaged files; importances are checked
 def merge(parts: Iterable[Sums]) -> Sums:
-    """One matrix of several texts: sums and counts added up, as llama-imatrix does with several --in-file.
+    """Merges the matrices of several texts: adds sums and counts, as llama-imatrix does with several --in-file.
 
-    A file of the old form says nothing of the size of its chunks: that of the last part that does, or 512, stands in.
-    Raises InputError if there are no parts, or for a tensor whose numbers of columns or experts differ.
+    Files of the old form lack a chunk size. It is that of the last part that has one, or 512. Raises InputError if
+    there are no parts, or for a tensor with different numbers of columns or experts.
     """
     parts = arguments.items("parts", parts)
     if wrong_parts := [part for part in parts if not isinstance(part, Sums)]:
@@ -308,7 +310,7 @@ def merge(parts: Iterable[Sums]) -> Sums:
 
 
 def _added(name: str, a: Entry, b: Entry) -> Entry:
-    """Where one of the two has a single count, it is that of every expert."""
+    """Adds two entries. If one has a single count, it applies to every expert."""
     matrices = max(len(a.counts), len(b.counts))
     if a.sums.size != b.sums.size or any(len(entry.counts) not in (1, matrices) for entry in (a, b)):
         shapes = " and ".join(f"{entry.sums.size} sums for {len(entry.counts)} counts" for entry in (a, b))

@@ -1,7 +1,7 @@
-"""Mixes: which tensor of a model gets which format, the same that llama-quantize gives it.
+"""Mixes: the format of each tensor of a model, as llama-quantize assigns it.
 
-A mix is a row of data: the number that general.file_type has for it, the format of most matrices, that of the output
-matrix, and exceptions by a tensor's role and place. assignment.py applies a mix to the tensors of a file.
+A mix is a row of data: its number in general.file_type, the format of most matrices, that of the output matrix, and
+exceptions by a tensor's role and position. assignment.py applies a mix to the tensors of a file.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from lowbit.base.errors import FormatError, InputError, UnsupportedError
 from lowbit.base.quoting import quoted
 from lowbit.base.suggest import did_you_mean
 
-#: Architectures for which llama-quantize has rules of their own, which are not here.
+#: Architectures for which llama-quantize has separate rules, which are not implemented.
 UNKNOWN_ARCHITECTURES = ("falcon", "glm5-next", "bailingmoe3")
 #: (architecture, layers) of models with 70 billion weights.
 SEVENTY_BILLION = (("llama", 80), ("qwen2", 80), ("deci", 80), ("olmo", 80), ("jais2", 68))
@@ -26,7 +26,7 @@ SEVENTY_BILLION = (("llama", 80), ("qwen2", 80), ("deci", 80), ("olmo", 80), ("j
 
 @dataclass(frozen=True)
 class Network:
-    """What the rules ask of a model."""
+    """The facts about a model that rules use."""
 
     architecture: str
     num_layers: int
@@ -36,12 +36,12 @@ class Network:
 
     @property
     def heads_per_kv(self) -> int:
-        """Query heads that share a key and value head, 0 without attention."""
+        """Query heads per key and value head; 0 without attention."""
         return self.num_heads // self.num_kv_heads if self.num_kv_heads else 0
 
     @property
     def is_70b(self) -> bool:
-        """Llama 2 and 3 70B and others that llama-quantize takes for such."""
+        """Llama 2 and 3 70B, and others that llama-quantize treats like them."""
         if self.architecture == "llama" and self.num_heads == self.num_kv_heads:
             return False
         return (self.architecture, self.num_layers) in SEVENTY_BILLION
@@ -60,7 +60,7 @@ class Network:
         def integer(key: str, default: int | None = None) -> int:
             value = metadata.get(f"{name}.{key}", default)
             if isinstance(value, np.ndarray) and value.ndim == 1 and value.size:
-                value = value[0]  # one for each layer: the reference goes by the first
+                value = value[0]  # one per layer: the reference uses the first
             if value is None:
                 raise UnsupportedError(
                     f"metadata has no {name}.{key}, by which a mix chooses formats; pure=True needs none",
@@ -80,20 +80,20 @@ class Network:
 
 
 class At(NamedTuple):
-    """Where a rule is asked: the i-th of n tensors with that role."""
+    """The position of a tensor for a rule: the i-th of n tensors with its role."""
 
     i: int
     n: int
     network: Network
     has_imatrix: bool
-    has_experts: bool  # whether the tensor is a stack of experts' matrices
+    has_experts: bool  # the tensor stacks experts' matrices
 
 
 Condition = Callable[[At], bool]
 
 
 class Rule(NamedTuple):
-    """Tensors of a role that get another format than the mix's default. The first rule that holds counts."""
+    """Tensors of a role with another format than the mix's default. The first rule that applies counts."""
 
     role: str
     when: Condition
@@ -106,7 +106,7 @@ def always(at: At) -> bool:
 
 
 def more_bits(at: At) -> bool:
-    """The first and the last eighth, and every third layer between."""
+    """The first and the last eighth of the layers, and every third layer between."""
     return at.i < at.n // 8 or at.i >= 7 * at.n // 8 or (at.i - at.n // 8) % 3 == 2
 
 
@@ -116,27 +116,27 @@ def between_eighths(at: At) -> bool:
 
 
 def shared_values(at: At) -> bool:
-    """Values that four or more query heads share: small, and much depends on them."""
+    """Values that four or more query heads share: small and important."""
     return at.network.heads_per_kv >= 4
 
 
 def few_values(at: At) -> bool:
-    """Values that are small beside the rest: shared by query heads, or among four or more experts."""
+    """Values that are small compared with the rest: shared by query heads, or with four or more experts."""
     return shared_values(at) or at.network.num_experts >= 4
 
 
 def is_70b(at: At) -> bool:
-    """Eight query heads share each value head: more bits there cost next to nothing."""
+    """Eight query heads share each value head: more bits there cost almost nothing."""
     return at.network.is_70b
 
 
 def eight_experts(at: At) -> bool:
-    """Mixtral: attention is little of the whole."""
+    """Mixtral: attention is a small part of the model."""
     return at.network.num_experts == 8
 
 
 def not_experts(at: At) -> bool:
-    """All but the stacked matrices of experts."""
+    """All except the stacked matrices of experts."""
     return not at.has_experts
 
 
@@ -161,7 +161,7 @@ def first_part(parts: int) -> Condition:
 
 
 def both(one: Condition, other: Condition) -> Condition:
-    """Where two conditions hold."""
+    """Both conditions apply."""
     return lambda at: one(at) and other(at)
 
 
@@ -169,8 +169,8 @@ def both(one: Condition, other: Condition) -> Condition:
 class Mix:
     """One row: general.file_type, the format of most matrices, that of the output matrix, and the exceptions.
 
-    The output matrix is the embedding where they are tied. by_name: in mixtures of experts, layers are read off the
-    tensors' names, not counted.
+    With tied embeddings, the output matrix is the embedding. by_name: in mixtures of experts, layer numbers come from
+    the tensors' names, not from counting.
     """
 
     name: str
@@ -182,7 +182,7 @@ class Mix:
 
     @property
     def is_float(self) -> bool:
-        """Whether matrices stay floats."""
+        """Whether matrices remain floats."""
         return self.default in FLOATS
 
     @property
@@ -192,7 +192,7 @@ class Mix:
 
 
 def _mix(name: str, file_type: int, default: str, *rules: Rule, output: str = "Q6_K") -> Mix:
-    """A mix with what most share for Mixtral and for models of 70 billion weights."""
+    """A mix with the usual exceptions for Mixtral and for models of 70 billion weights."""
     shared = [Rule("attn_v", eight_experts, "Q8_0"), Rule("attn_k", eight_experts, "Q8_0")]
     for rule in (*rules, Rule("attn_v", always, default)):
         if rule.role == "attn_v" and rule.format in ("Q3_K", "Q4_K"):
@@ -202,7 +202,8 @@ def _mix(name: str, file_type: int, default: str, *rules: Rule, output: str = "Q
 
 
 def _tiny_mix(name: str, file_type: int, default: str, embedding: str, better: str, *rules: Rule) -> Mix:
-    """A mix of about two bits or less: values and the first layers' way down get a format that is `better`."""
+    """A mix of about two bits or less: values, and the down projections of the first layers, get the format
+    `better`."""
     shared = (
         Rule("token_embd", always, embedding),
         Rule("attn_v", few_values, "Q4_K"),
@@ -216,7 +217,7 @@ def _tiny_mix(name: str, file_type: int, default: str, embedding: str, better: s
 
 _MIXTRAL_OUTPUT = Rule("attn_output", eight_experts, "Q5_K")
 _EMBEDDING_4 = Rule("token_embd", always, "Q4_K")
-#: The first layers go wrong even with an importance matrix, and only then do better with an offset.
+#: The first layers are bad even with an importance matrix, and only with one they profit from an offset.
 _FIRST_WITH_IMATRIX = both(first_part(8), with_imatrix)
 _FIRST_WITHOUT_IMATRIX = both(first_part(8), without_imatrix)
 
@@ -358,7 +359,8 @@ ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
 
 
 def find_mix(name: str) -> Mix:
-    """A mix by name, in any case, or by its number (general.file_type). Raises InputError that says which is near."""
+    """A mix by name, in any case, or by number (general.file_type). The InputError for an unknown one suggests
+    others."""
     key = ALIASES.get(arguments.text("format", name).upper(), name.upper())
     found = MIXES.get(key) or next((mix for mix in _MIXES if str(mix.file_type) == key), None)
     if found is None:
