@@ -13,7 +13,13 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- results: written by benchmarks/report.py -->", "<!-- end of results -->"
-TITLES = {"formats": "Encoding and decoding", "convert": "Whole files", "model": "Running models", "memory": "Memory"}
+TITLES = {
+    "formats": "Encoding and decoding",
+    "convert": "Whole files",
+    "model": "Running models",
+    "memory": "Memory",
+    "tokenizer": "Loading tokenizers",
+}
 
 Record = dict[str, Any]
 
@@ -117,7 +123,25 @@ def memory_table(results: list[Record]) -> list[str]:
     return table(header, rows)
 
 
-TABLES = {"formats": format_table, "convert": convert_table, "model": model_table, "memory": memory_table}
+def tokenizer_table(results: list[Record]) -> list[str]:
+    header = ["file", "tokens", "CPU seconds", "peer", "CPU ratio"]
+    cpu = [
+        [sorted(entry[side]["cpu_s"])[len(entry[side]["cpu_s"]) // 2] for side in ("ours", "peer")] for entry in results
+    ]
+    rows = [
+        [entry["name"], str(entry["work"]), *map(number, seconds), ratio(entry, "cpu_ratio")]
+        for entry, seconds in zip(results, cpu, strict=True)
+    ]
+    return table(header, rows)
+
+
+TABLES = {
+    "formats": format_table,
+    "convert": convert_table,
+    "model": model_table,
+    "memory": memory_table,
+    "tokenizer": tokenizer_table,
+}
 
 
 def _list(value: Any) -> list[Any]:

@@ -28,6 +28,9 @@ class TokenIndex {
   }
   // kNoToken if there is none.
   uint32_t Find(std::string_view text) const;
+  // The same in two steps, for several texts at once: all first steps, then all second ones.
+  uint64_t Prefetched(std::string_view text) const;
+  uint32_t Find(std::string_view text, uint64_t hash) const;
   // The first id whose text a later one has, too; kNoToken if there is none.
   uint32_t repeated() const { return repeated_; }
 
