@@ -187,6 +187,20 @@ def test_models_are_compared_with_exact_arithmetic(monkeypatch, tmp_path):
         benchmark.check(path, model, 1)
 
 
+def test_loaded_tokenizers_are_compared(monkeypatch, tmp_path):
+    benchmark, path = _module("tokenizer"), tmp_path / "bard.gguf"
+    lowbit.convert(BARD, path, "Q8_0", progress=False)
+    options = ["--pairs", "1", "--json", str(tmp_path / "out.json")]
+    monkeypatch.setattr(sys, "argv", ["tokenizer.py", str(path), *options])
+    benchmark.main()
+    record = json.loads((tmp_path / "out.json").read_text())
+    assert [(entry["name"], entry["work"]) for entry in record["results"]] == [("bard", 2048)]
+    assert "| bard | 2048 |" in report.section(record)
+    monkeypatch.setattr(lowbit.Tokenizer, "encode", lambda *_: [])
+    with pytest.raises(SystemExit, match=r"ids of '.*' differ"):
+        benchmark.main()
+
+
 def _entry(**facts) -> dict:
     return harness.comparison("model Q8_0", 10, "x", [Sample(1.0, 1.0, 10**8)], [Sample(3.0, 2.0, 10**9)], **facts)
 
