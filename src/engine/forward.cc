@@ -16,7 +16,7 @@ KvLayout CacheLayout(const ModelSpec& spec, Compute compute) {
 
 void CheckMaxLength(size_t max_length) {
   if (max_length == 0 || max_length > Transformer::kMostTokens) {
-    throw InputError(Str("max_length: expected 1 to ", Transformer::kMostTokens, ", got ", max_length));
+    throw InputError("max_length:").Expected("1 to ", Transformer::kMostTokens).Found(max_length);
   }
 }
 

@@ -114,7 +114,7 @@ def test_set_and_unset(path: Path, tmp_path: Path, run: Callable[..., Result]) -
         (["set", "a", "1", "--type", "u32[]"], 2, "expected a JSON list, got '1'"),
         (["set", "a", "[1]", "--type", "str[]"], 2, "expected a JSON list of strings"),
         (["set", "llama.block_count", "-1"], 2, "expected a number that uint32 holds, got -1"),
-        (["set", "general.architecture", "3", "--type", "u32"], 1, "the file has a str there, got an int"),
+        (["set", "general.architecture", "3", "--type", "u32"], 1, "expected a str, as the file has, got an int"),
         (["set", "general.alignment", "64"], 1, "the file's layout follows from it"),
         (["set", "general.name", "n" * 1000, "--in-place"], 1, "does not fit into"),
         (["get", "a"], 1, "there is no key a"),

@@ -240,7 +240,7 @@ def test_stop_strings(bard, texts):
     assert len(bard.generate(PROMPTS[0], max_tokens=40, ignore_eos=True, stop=stops[:3])) < first
     assert bard.generate(PROMPTS[0], max_tokens=40, ignore_eos=True, stop=["\u2603", text + "!"]) == text
     assert bard.generate(PROMPTS[0], max_tokens=40, ignore_eos=True, stop=[]) == text
-    with pytest.raises(lowbit.InputError, match="stop strings must be non-empty"):
+    with pytest.raises(lowbit.InputError, match="stop: expected strings that are not empty"):
         bard.generate(PROMPTS[0], stop="")
 
 

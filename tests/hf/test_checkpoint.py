@@ -115,7 +115,7 @@ def test_a_file_that_is_cut_off_says_so(tmp_path: Path) -> None:
     data = path.read_bytes()
     header = struct.unpack("<Q", data[:8])[0] + 8
     for size, message in (
-        (header - 1, f"cut off: its header alone needs {header} bytes, found {header - 1}; download it again"),
+        (header - 1, f"cut off: expected {header} bytes for its header alone, found {header - 1}; download it again"),
         (
             len(data) - 1,
             f"tensors end at byte {len(data)}, the file at {len(data) - 1}: it is cut off, download it again",
@@ -156,7 +156,7 @@ BROKEN: dict[str, tuple[Any, bytes, int | None, str]] = {
     "offsets reversed": ({"a": entry(offsets=[4, 0])}, b"1234", None, "hold -4 bytes"),
     "three offsets": ({"a": entry(offsets=[0, 4, 8])}, b"1234", None, "data_offsets"),
     "negative offset": ({"a": entry(offsets=[-4, 0])}, b"1234", None, "data_offsets"),
-    "wrong byte count": ({"a": entry(shape=[2])}, b"1234", None, "needs 8"),
+    "wrong byte count": ({"a": entry(shape=[2])}, b"1234", None, "hold 4 bytes, expected 8 "),
     "hole": ({"a": entry(offsets=[4, 8])}, b"12345678", None, "leaves a hole"),
     "overlap": ({"a": entry(), "b": entry(shape=[2], offsets=[0, 8])}, b"12345678", None, "overlaps"),
     "beyond the end": ({"a": entry()}, b"123", None, "tensors end at byte"),

@@ -84,7 +84,7 @@ def test_dequantize_forms(w):
     np.testing.assert_array_equal(lowbit.dequantize(q, "q5_1"), expected)
     np.testing.assert_array_equal(lowbit.dequantize(q.data, "Q5_1"), expected)
     for arguments, message in (
-        ((q, "Q4_0"), "the tensor is Q5_1, got 'Q4_0'"),
+        ((q, "Q4_0"), "expected Q5_1, as the tensor has, got 'Q4_0'"),
         ((q.data,), "format: expected a name"),
         ((q.data, "Q5_1", np.float64), "dtype: expected float32, float16 or bfloat16, got float64"),
         ((q.data[..., :47], "Q5_1"), "rows have 47 bytes, expected a multiple of 24 for Q5_1"),

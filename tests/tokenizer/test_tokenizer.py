@@ -182,7 +182,7 @@ def test_stop_filter_holds_only_what_may_stop():
     filter_ = StopFilter(["</end>"])
     assert [filter_.push(text) for text in ("a<", "b</", "en", "d> gone", "more")] == ["a", "<b", "", "", ""]
     assert filter_.stop == "</end>"
-    with pytest.raises(lowbit.InputError, match="non-empty"):
+    with pytest.raises(lowbit.InputError, match="not empty"):
         StopFilter([""])
 
 

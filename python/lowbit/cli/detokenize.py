@@ -54,7 +54,7 @@ def _parsed(text: str) -> list[int]:
     words = [word for word in re.split(r"[\s,\[\]]+", text) if word]
     for word in words:
         if re.fullmatch(r"[+-]?[0-9]{1,20}", word) is None:
-            raise InputError(f"expected token ids, found {quoted(word, 40)}")
+            raise InputError(expected="token ids", found=quoted(word, 40))
     return [int(word) for word in words]
 
 
@@ -65,5 +65,5 @@ def _of_json(text: str) -> list[int]:
         raise InputError(f"not JSON: {error}") from None
     ids = value.get("ids")
     if not isinstance(ids, list) or any(type(i) is not int for i in ids):
-        raise InputError(f'expected "ids" with a list of integers, found {quoted(ids, 40)}')
+        raise InputError(expected='"ids" with a list of integers', found=quoted(ids, 40))
     return ids

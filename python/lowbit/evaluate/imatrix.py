@@ -58,7 +58,7 @@ def collect(
 
     windows = windows_of(model.tokenizer, text, ctx, parse_special=parse_special)[first:][:chunks]
     if len(windows) == 0:
-        raise InputError(f"text: no window of {ctx} tokens after the first {shown(first)}")
+        raise InputError(f"text: no window of {shown(ctx)} tokens after the first {shown(first)}")
     model.make_room(ctx)
     sums: dict[str, npt.NDArray[np.float64]] = {}
     counts: dict[str, int] = {}

@@ -15,6 +15,7 @@ from lowbit.base.errors import InputError
 from lowbit.base.log import without_notes
 from lowbit.base.paths import AnyPath, checked, is_file
 from lowbit.base.progress import Advance, Progress, ProgressLike, steps
+from lowbit.base.quoting import shown
 from lowbit.conversion.convert import convert, quantize_file
 from lowbit.engine.model import Model, load
 from lowbit.evaluate import measures
@@ -130,7 +131,8 @@ def _shares(model: Model, text: str, ctx: int, most: int | None, given: bool) ->
     if given:
         return min(total, most or total), 0
     if total < 2:
-        raise InputError(f"text: one window of {ctx} tokens", expected="two: one to measure, one for importances")
+        expected = "two: one to measure, one for importances"
+        raise InputError(f"text: one window of {shown(ctx)} tokens", expected=expected)
     measured = min(total // 2, most or total)
     return measured, min(total - measured, most or total - measured)
 

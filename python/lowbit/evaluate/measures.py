@@ -173,7 +173,7 @@ def windows_of(tokenizer: Tokenizer, text: str, ctx: int, parse_special: bool = 
     if len(tokens) < ctx:
         raise InputError(
             f"text: {len(tokens)} tokens",
-            expected=f"at least {ctx}, one window",
+            expected=f"at least {shown(ctx)}, one window",
             found=len(tokens),
             rest=": take a longer text or a smaller ctx",
         )

@@ -98,8 +98,7 @@ def typed(key: str, value: Any, before: Any) -> Any:
     """`value` with the type that it gets in the file; `before` is the key's old value."""
     kind, expected = _kind(value), "a str" if key in STRING_KEYS else None if before is None else _kind(before)
     if expected not in (None, kind) and (kind, expected) != ("an int", "a float"):
-        whose = "readers expect" if before is None else "the file has"
-        raise InputError(f"key {shown(key)}: {whose} {expected} there, got {kind}", key=key)
+        raise _wrong(key, f"{expected}, as {'readers do' if before is None else 'the file has'}", kind)
     if isinstance(value, (np.generic, np.ndarray)) or kind in ("a str", "an array of str"):
         return list(value) if isinstance(value, tuple) else value
     if kind != "an array of numbers":

@@ -160,9 +160,8 @@ def _entry(file: FileReader, data_start: int, name: str, entry: Any) -> tuple[in
     begin, end = offsets
     expected = math.prod(shape) * ITEM_BYTES[dtype]
     if end - begin != expected:
-        raise tensor.error(
-            FormatError, f": offsets {begin}..{end} hold {end - begin} bytes, {dtype} {shape} needs {expected}"
-        )
+        text = f": offsets {begin}..{end} hold {end - begin} bytes"
+        raise tensor.error(FormatError, text, expected=f"{expected} for {dtype} {shape}", found=end - begin)
     return begin, end, StoredTensor(file, name, dtype, tuple(shape), data_start + begin)
 
 
@@ -179,9 +178,11 @@ def _tensors(file: FileReader) -> dict[str, StoredTensor]:
     header_bytes = int.from_bytes(file.read(0, 8), "little")
     if file.size - 8 < header_bytes <= MAX_HEADER_BYTES and file.read(8, min(1, file.size - 8)) in (b"", b"{"):
         raise FormatError(
-            f"the file is cut off: its header alone needs {header_bytes + 8} bytes, found {file.size}; download it "
-            "again",
+            "the file is cut off:",
             path=path,
+            expected=f"{header_bytes + 8} bytes for its header alone",
+            found=file.size,
+            rest="; download it again",
         )
     if header_bytes > (most := min(MAX_HEADER_BYTES, file.size - 8)):
         raise FormatError(f"header of {header_bytes} bytes", path=path, expected=f"at most {most}", found=header_bytes)

@@ -212,8 +212,10 @@ def override(metadata: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, 
             )
         if key in metadata and kind_name(metadata[key]) != kind_name(value):
             raise InputError(
-                f"override of {shown(key)}: the file has {kind_name(metadata[key])} there, got {kind_name(value)}",
+                f"override of {shown(key)}:",
                 key=key,
+                expected=f"{kind_name(metadata[key])}, as the file has",
+                found=kind_name(value),
             )
     return moved_last(metadata, changes)
 

@@ -91,7 +91,7 @@ def dequantize(
     """
     if isinstance(q, QTensor):
         if format is not None and (given := find_format(format).name) != q.format:
-            raise InputError(f"format: the tensor is {q.format}, got {quoted(given)}")
+            raise InputError("format:", expected=f"{q.format}, as the tensor has", found=quoted(given))
         return q.dequantize(dtype, threads, out)
     if format is None:
         raise InputError("format:", expected="a name beside an array of bytes")

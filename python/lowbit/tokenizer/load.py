@@ -89,7 +89,7 @@ class Tokenizer:
         surrogate is invalid).
         """
         if not isinstance(text, str):
-            raise InputError(f"text must be a str, got {type(text).__name__}")
+            raise arguments.wrong("text", "a str", text)
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:  # for example a byte that is not UTF-8, from the command line or a pipe
@@ -192,7 +192,7 @@ class Tokenizer:
         try:
             value = token_id.__index__()
         except (AttributeError, TypeError):
-            raise InputError(f"token ids must be integers, got {type(token_id).__name__}") from None
+            raise InputError("token ids:", expected="integers", found=type(token_id).__name__) from None
         if not 0 <= value < self.vocab_size:
             raise InputError(f"token id {shown(value)} is outside of the vocabulary of {self.vocab_size}")
         return value

@@ -175,7 +175,7 @@ class StopFilter:
         stops = [stops] if isinstance(stops, str) else arguments.items("stop", stops)
         for stop in stops:
             if not isinstance(stop, str) or not stop:
-                raise InputError(f"stop strings must be non-empty strings, got {quoted(stop)}")
+                raise InputError("stop:", expected="strings that are not empty", found=quoted(stop))
         self._stops = sorted(set(stops), key=len, reverse=True)
         self._held = ""
         self.stop: str | None = None

@@ -203,7 +203,6 @@ def _scaled(stored: StoredTensor, scales: np.ndarray, block: tuple[int, ...]) ->
     expected = [-(-num_rows // block[0]), -(-num_columns // block[1])] if block else [num_rows, 1]
     if list(scales.shape) != expected:
         of_blocks = f" in blocks of {list(block)}" if block else ""
-        raise stored.error(
-            FormatError, f": shape {list(stored.shape)}{of_blocks} needs scales {expected}, found {list(scales.shape)}"
-        )
+        text = f": scales {list(scales.shape)} for shape {list(stored.shape)}{of_blocks}"
+        raise stored.error(FormatError, text, expected=expected, found=list(scales.shape))
     return Float8Tensor(stored, scales, block)

@@ -306,7 +306,7 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (Sequence, set, frozenset)) and not isinstance(value, (bytes, bytearray)):
         return [_plain(item) for item in value]
-    raise InputError(f"chat messages, tools and variables must be JSON values, got {type(value).__name__}")
+    raise InputError("chat messages, tools and variables:", expected="JSON values", found=type(value).__name__)
 
 
 def _message(message: Mapping[str, Any]) -> dict[str, Any]:
