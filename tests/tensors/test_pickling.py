@@ -57,6 +57,8 @@ def test_tensors(w: np.ndarray, protocol: int) -> None:
     report = lowbit.compare(w, q)
     assert pickle.loads(pickle.dumps(report, protocol)) == copy.deepcopy(report) == report
     assert report != lowbit.compare(w[1:], q[1:])
+    assert report.rows != lowbit.compare(w[1:], q[1:]).rows
+    assert report.rows != lowbit.compare(w, -w).rows
 
 
 def test_copies_have_bytes_of_their_own(w: np.ndarray) -> None:

@@ -62,12 +62,12 @@ class PackedArray(NDArrayOperatorsMixin):
         return self.shape[0]
 
     def __bool__(self) -> bool:
-        raise InputError("the truth of packed weights is ambiguous: decode them with np.asarray, then any() or all()")
+        raise InputError("the truth value of packed weights is ambiguous: np.asarray(...).any() or .all() decodes them")
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
         """Decodes: to float32, float16 and bfloat16 as `dequantize` does; to other types by way of float32."""
         if copy is False:
-            raise InputError("packed weights are decoded into a new array: copy=False cannot be", expected="copy=None")
+            raise InputError("copy=False: packed weights are no array of floats to view; copy=None decodes them")
         wanted = FLOATS["F32"] if dtype is None else np.dtype(dtype)
         return self.dequantize(wanted) if wanted in FLOAT_NAMES else self.dequantize().astype(wanted)
 
