@@ -36,6 +36,7 @@ def test_quantizing(tmp_path: Path, value: float, word: str) -> None:
     with pytest.raises(lowbit.InputError, match=expected) as caught:
         lowbit.convert(folder, tmp_path / "out.gguf", "Q8_0", progress=False)
     assert "allow" not in str(caught.value)
+    assert caught.value.tensor is not None
     assert not (tmp_path / "out.gguf").exists()
     lowbit.convert(folder, tmp_path / "bf16.gguf", "BF16", progress=False)
     with pytest.raises(lowbit.InputError, match=expected):
@@ -88,8 +89,9 @@ def test_running(tmp_path: Path, name: str, place: Any, expected: str) -> None:
     lowbit.convert(folder, tmp_path / "a.gguf", "BF16", progress=False)
     for path in (folder, tmp_path / "a.gguf"):
         model = lowbit.load(path, threads=1)
-        with pytest.raises(lowbit.InputError, match=f"none of the 288 logits is a finite number: {expected}"):
+        with pytest.raises(lowbit.InputError, match=f"none of the 288 logits is a finite number: {expected}") as caught:
             model.generate("the", max_tokens=2)
+        assert f"in tensor {caught.value.tensor} row" in str(caught.value)
         with pytest.raises(lowbit.InputError, match=f"the model's predictions are not finite: {expected}"):
             lowbit.evaluate.perplexity(model, TEXT, 16, threads=1)
         with pytest.raises(lowbit.InputError, match=f"logits are not finite: {expected}"):

@@ -40,7 +40,8 @@ def rope_of(get: Keys, tensors: Tensors, dim: int) -> Rope:
     long_factors = _factors(tensors, "rope_factors_long.weight", dim)
     short_factors = _factors(tensors, "rope_factors_short.weight", dim)
     if (long_factors is None) != (short_factors is None):
-        raise FormatError("one of the tensors rope_factors_long.weight and rope_factors_short.weight is missing")
+        missing = f"rope_factors_{'long' if long_factors is None else 'short'}.weight"
+        raise FormatError(f"tensor {missing} is missing, the one of the other length is there", tensor=missing)
     if long_factors is not None and short_factors is not None:
         short, long = (_table(ONE / (f * powers) / factor) for f in (short_factors, long_factors))
         return Rope(short, magnitude, long, magnitude)

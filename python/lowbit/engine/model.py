@@ -271,7 +271,7 @@ class Model:
         try:
             return sampler.sample(logits, held)
         except InputError as error:
-            raise InputError(f"{error}{nonfinite.cause(self.weights)}") from None
+            raise nonfinite.error(str(error), self.weights) from None
 
     def stream(self, prompt: Prompt, *, stop: str | Iterable[str] | None = None, **options: Any) -> Iterator[str]:
         """Yields the text that follows `prompt` while it is generated, in pieces of whole characters.

@@ -100,7 +100,7 @@ def _run(model: models.Model, prompt: np.ndarray, new_tokens: int) -> tuple[floa
         logits = model.forward([logits[0].argmax()], [position], [0])
     end = time.perf_counter()
     if not np.isfinite(logits).all():
-        raise InputError(f"the model's logits are not finite{nonfinite.cause(model.weights)}")
+        raise nonfinite.error("the model's logits are not finite", model.weights)
     return read - start, end - read
 
 

@@ -70,11 +70,10 @@ def collect(
         with np.errstate(over="ignore", invalid="ignore"):
             total = np.square(x, out=x).sum(axis=0)
         if not np.isfinite(total).all():
-            raise InputError(
-                f"imatrix: inputs of {name} are not finite after {counts.get(name, 0)} "
-                f"tokens{nonfinite.cause(model.weights)}",
-                tensor=name,
-            )
+            text = f"imatrix: inputs of {name} are not finite after {counts.get(name, 0)} tokens"
+            failed = nonfinite.error(text, model.weights)
+            failed.about(tensor=name)
+            raise failed
         sums[name] = sums[name] + total if name in sums else total.astype(np.float64)
         counts[name] = counts.get(name, 0) + len(x)
 

@@ -144,7 +144,7 @@ def compare(
                 losses[name].append(-_core.log_probabilities(logits, window[ctx // 2 + 1 :], workers))
                 if np.isnan(losses[name][-1]).any():
                     whose = f"model {shown(name)}" if name else "model"
-                    raise InputError(f"the {whose}'s predictions are not finite{nonfinite.cause(model.weights)}")
+                    raise nonfinite.error(f"the {whose}'s predictions are not finite", model.weights)
                 if reference is None:
                     reference = logits
                 else:

@@ -152,7 +152,7 @@ def checked_options(kind: type[Options], given: Mapping[str, Any]) -> Options:
 def _checked_format(format: str) -> str:
     known = [known.name for known in _core.formats()]
     if arguments.text("format", format).upper() not in known and (near := did_you_mean(format, known)):
-        raise InputError(f"unknown format {quoted(format)}{near}")
+        raise InputError(f"unknown format {quoted(format)}{near}", found=format)
     name = str(_core.Format(format).name)
     if name in ACTIVATION_FORMATS:
         raise InputError(f"{name} is a format of activations, not of tensors in a file")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lowbit.base.errors import InputError
 from lowbit.tensors.qtensor import QTensor
 from lowbit.tensors.source import row_ranges
 
@@ -26,9 +27,11 @@ def place(rows: npt.NDArray[Any], first_row: int = 0) -> str | None:
     return f"row {first_row + row}, column {column} is {float(rows[row, column])}"
 
 
-def cause(weights: Mapping[str, QTensor | npt.NDArray[Any]]) -> str:
-    """What to add to an error about results that are not finite: the weight that may be the cause, "" if all are
-    finite. Reads all weights at worst."""
+def error(text: str, weights: Mapping[str, QTensor | npt.NDArray[Any]]) -> InputError:
+    """The error for results that are not finite. It names the first weight that may be the cause, if there is one.
+
+    Reads all weights at worst.
+    """
     for name, weight in weights.items():
         matrix = weight if weight.ndim == 2 else weight.reshape(1, -1) if isinstance(weight, np.ndarray) else None
         if matrix is None:
@@ -36,5 +39,5 @@ def cause(weights: Mapping[str, QTensor | npt.NDArray[Any]]) -> str:
         for start, stop in row_ranges(0, len(matrix), math.prod(matrix.shape[1:]), _CHUNK_WEIGHTS):
             part = matrix[start:stop]
             if found := place(part.dequantize() if isinstance(part, QTensor) else part, start):
-                return f": in tensor {name} {found}; {ADVICE}"
-    return ""
+                return InputError(f"{text}: in tensor {name} {found}; {ADVICE}", tensor=name)
+    return InputError(text)
