@@ -13,7 +13,7 @@ from tiny_checkpoint import make_checkpoint
 
 import lowbit
 from lowbit.arch import Architecture, architectures, hf_classes, register, registry
-from lowbit.cli import run
+from lowbit.cli.execution import execute
 from lowbit.conversion.open import open_checkpoint
 
 OWN = '''
@@ -67,10 +67,10 @@ def test_a_file(own: tuple[Path, Path], tmp_path: Path) -> None:
 def test_the_command(own: tuple[Path, Path], tmp_path: Path) -> None:
     file, folder = own
     target = tmp_path / "own.gguf"
-    assert run(["convert", str(folder), str(target), "-f", "bf16"]) == 1
-    assert run(["--arch", str(file), "convert", str(folder), str(target), "-f", "bf16"]) == 0
-    assert run(["--arch", str(file), "run", str(target), "the", "-n", "1"]) == 0
-    assert run(["--arch", str(tmp_path / "none.py"), "formats"]) == 2
+    assert execute(["convert", str(folder), str(target), "-f", "bf16"]) == 1
+    assert execute(["--arch", str(file), "convert", str(folder), str(target), "-f", "bf16"]) == 0
+    assert execute(["--arch", str(file), "run", str(target), "the", "-n", "1"]) == 0
+    assert execute(["--arch", str(tmp_path / "none.py"), "formats"]) == 2
 
 
 def test_duplicates_are_refused(own: tuple[Path, Path]) -> None:

@@ -17,8 +17,8 @@ import pytest
 from tiny_checkpoint import edit_json, make_checkpoint, write_json, write_safetensors
 
 import lowbit
-from lowbit import cli
 from lowbit.base import quoting
+from lowbit.cli.execution import execute
 
 #: Escapes and line breaks, a text that turns its direction, one that is long, one of long characters, and no Unicode.
 HOSTILE = {
@@ -236,7 +236,7 @@ def test_errors(folder: Path, place: str, kind: str) -> None:
 
 def lines_of(capsys: pytest.CaptureFixture[str], *arguments: object) -> list[str]:
     """What a command prints, both streams, where every line is fit for a terminal."""
-    cli.run([str(argument) for argument in arguments])
+    execute([str(argument) for argument in arguments])
     captured = capsys.readouterr()
     lines = (captured.out + captured.err).split("\n")
     for line in lines:
@@ -260,7 +260,7 @@ def test_tables_notes_and_changes(folder: Path, capsys: pytest.CaptureFixture[st
     (folder / "m" / "README.md").write_text(f"---\na: [{text}\n---\n", encoding="utf-8")
     edit_json(folder / "m" / "config.json", {"auto_map": {text: text}})
     assert any("note: README.md" in line for line in lines_of(capsys, "convert", folder / "m", folder / "c.gguf"))
-    cli.run(["metadata", str(folder / "m.gguf"), "--json"])
+    execute(["metadata", str(folder / "m.gguf"), "--json"])
     assert text in json.loads(capsys.readouterr().out)
 
 
@@ -273,7 +273,7 @@ def test_arguments_of_commands(folder: Path, capsys: pytest.CaptureFixture[str],
         ["convert", folder / "m", folder / "o.gguf", "--tensor-type", f"({text}=F16"],
         ["convert", folder / "m", folder / "o.gguf", f"--{text}"],
         ["run", folder / "m.gguf", "the", "--compute", text],
-        ["run", folder / "m.gguf", "the", "--ctx", text],
+        ["run", folder / "m.gguf", "the", "--context", text],
         ["metadata", folder / "m.gguf", text],
         ["metadata", folder / "m.gguf", "set", "general.file_type", text],
         [text],

@@ -13,9 +13,9 @@ import pytest
 from tiny_checkpoint import make_checkpoint, write_imatrix, write_safetensors
 
 import lowbit
-from lowbit import cli
 from lowbit.base.files import read_bytes
 from lowbit.base.operation import operation, replacing
+from lowbit.cli.execution import execute
 from lowbit.evaluate import plot
 
 SIZES = {"layers": 1, "hidden": 64, "ffn": 64, "head_dim": 16}
@@ -154,7 +154,7 @@ COMMANDS = {
     "ladder, model": ("w.gguf", f"ladder {{d}}/w.gguf {TEXT} --plot {{t}}"),
     "ladder, imatrix": (
         "i.gguf",
-        f"ladder {{d}}/w.gguf {TEXT} --ctx 8 --windows 1 --imatrix {{d}}/i.gguf --plot {{t}}",
+        f"ladder {{d}}/w.gguf {TEXT} --context 8 --windows 1 --imatrix {{d}}/i.gguf --plot {{t}}",
     ),
     "arch": ("arch.py", "--arch {d}/arch.py convert {d}/m {t} -f f32"),
     "convert": ("m/tokenizer.json", "convert {d}/m {t} -f f32"),
@@ -170,7 +170,7 @@ def test_commands(
     monkeypatch.setattr(plot, "check", lambda path: None)  # of matplotlib, and of the name's end
     target, line = COMMANDS[name]
     for path in links(tmp_path, inputs / target):
-        assert cli.run(line.format(d=inputs, t=path).split()) == 1
+        assert execute(line.format(d=inputs, t=path).split()) == 1
         assert REFUSED in capsys.readouterr().err
 
 

@@ -183,7 +183,9 @@ if os.name == "posix":
         assert read_text(folder / "pipe", pipes=True) == ""  # nobody writes
         os.close(read)
         text = "".join(chr(65 + i % 26) for i in range(3000))
-        result = run("perplexity", folder / "w.gguf", "/dev/stdin", "--ctx", 8, "--windows", 1, "--json", input=text)
+        result = run(
+            "perplexity", folder / "w.gguf", "/dev/stdin", "--context", 8, "--windows", 1, "--json", input=text
+        )
         assert '"windows": 1' in result.stdout, result.stderr
 
     def test_a_folder_that_may_not_be_entered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,7 +226,7 @@ def test_a_large_file_that_is_no_importance_matrix(tmp_path: Path) -> None:
 #: Who may ask the system about files, and open them: everybody else calls these.
 OPENING = {
     "base/paths.py", "base/operation.py", "base/files.py", "base/atomic.py", "base/file_sets.py", "gguf/rewriting.py",
-    "gguf/editing.py", "base/folders.py", "evaluate/ladder.py", "cli/demo.py", "cli/__init__.py",
+    "gguf/editing.py", "base/folders.py", "evaluate/ladder.py", "cli/demo.py", "cli/execution.py",
 }  # fmt: skip
 #: What else has a method of such a name.
 OTHERS = {

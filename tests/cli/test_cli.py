@@ -13,10 +13,9 @@ import numpy as np
 import pytest
 from command import run
 from tiny_checkpoint import make_checkpoint
-from typer.main import get_command
 
 import lowbit
-from lowbit.cli.app import app
+from lowbit.cli.app import root_command
 from lowbit.evaluate.bench import bench
 
 # fmt: off
@@ -35,7 +34,7 @@ def test_help_lists_the_commands() -> None:
     listed = result.stdout.split("Convert and run")[1].split("Examples")[0]
     first_words = [line.split()[0] for line in listed.splitlines() if line.split()]
     assert [word for word in first_words if word in COMMANDS] == COMMANDS
-    assert sorted(COMMANDS) == sorted(get_command(app).commands)
+    assert sorted(COMMANDS) == sorted(root_command().commands)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -46,9 +45,14 @@ def test_each_command_helps_with_examples(command: str) -> None:
 
 
 def test_help_loads_nothing_heavy() -> None:
-    code = "import sys, lowbit.cli as c; c.run(['--help']); print(*sorted(m.split('.')[0] for m in sys.modules))"
+    code = """
+import sys
+from lowbit.cli.execution import execute
+execute(['--help'])
+print(*(m.split('.')[0] for m in sys.modules))
+"""
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert not {"rich", "tokenizers", "jinja2", "huggingface_hub", "torch", "transformers"} & set(loaded)
+    assert not {"rich", "tokenizers", "jinja2", "huggingface_hub", "torch", "transformers", "numpy"} & set(loaded)
 
 
 def test_version() -> None:
@@ -284,7 +288,7 @@ def test_texts_are_read_as_their_bytes_are(bard: Path, tmp_path: Path) -> None:
     text.write_bytes(ODD_TEXT.encode())
     read_text, unix = ODD_TEXT[:-1], ODD_TEXT.replace("\r\n", "\n").replace("\r", "\n")
     model = lowbit.load(bard, threads=1)
-    options = ["--ctx", "128", "--threads", "1"]
+    options = ["--context", "128", "--threads", "1"]
     report = json.loads(run("perplexity", str(bard), str(text), *options, "--json").stdout)
     values = [lowbit.evaluate.perplexity(model, given, 128, threads=1).value for given in (read_text, unix)]
     assert report["perplexity"] == values[0] != values[1]
@@ -306,7 +310,7 @@ def test_a_prompt_from_stdin_is_read_as_its_bytes_are(bard: Path) -> None:
 def test_perplexity_and_divergence(bard: Path, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text((DATA / "bard-valid.txt").read_text(encoding="utf-8")[:4000], encoding="utf-8")
-    arguments = ["perplexity", str(bard), str(text), "--ctx", "128", "--windows", "3", "--threads", "1"]
+    arguments = ["perplexity", str(bard), str(text), "--context", "128", "--windows", "3", "--threads", "1"]
     report = json.loads(run(*arguments, "--json").stdout)
     expected = lowbit.evaluate.perplexity(lowbit.load(bard, threads=1), text.read_text(), 128, max_windows=3, threads=1)
     assert report["perplexity"] == expected.value
@@ -341,7 +345,7 @@ def test_chat_remembers_and_ends(tmp_path: Path) -> None:
     config["chat_template"] = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     said = "Hello\n\n/reset\nHello\n/exit\nnever read\n"
-    result = run("chat", str(folder), "--temp", "0", "--threads", "1", "--ctx", "64", input=said)
+    result = run("chat", str(folder), "--temp", "0", "--threads", "1", "--context", "64", input=said)
     assert (result.returncode, result.stderr) == (0, "")
     model = lowbit.load(folder, threads=1, context=64)
     answer = model.chat([{"role": "user", "content": "Hello"}])

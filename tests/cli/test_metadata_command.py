@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import lowbit
-from lowbit import cli
+from lowbit.cli.execution import execute
 
 KEYS: dict[str, Any] = {
     "general.architecture": "llama",
@@ -40,7 +40,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
     """Runs the command in this process, which is much faster than in one of its own."""
 
     def call(path: Path, *arguments: object) -> Result:
-        status = cli.run(["metadata", str(path), *map(str, arguments)])
+        status = execute(["metadata", str(path), *map(str, arguments)])
         return Result(status, *capsys.readouterr())
 
     return call

@@ -3,13 +3,14 @@
 import io
 import re
 import sys
-from collections.abc import Iterator
 
 import pytest
+from rich.cells import cell_len
 
 import lowbit.base.progress
 from lowbit.base.progress import steps
 from lowbit.cli import console
+from lowbit.cli.tables import print_table
 
 
 class Terminal(io.StringIO):
@@ -19,13 +20,6 @@ class Terminal(io.StringIO):
     @property
     def lines(self) -> list[str]:
         return [line.rstrip() for line in re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", self.getvalue()).splitlines()]
-
-
-@pytest.fixture(autouse=True)
-def _new_console() -> Iterator[None]:
-    console.console.cache_clear()
-    yield
-    console.console.cache_clear()
 
 
 def on_terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
@@ -43,7 +37,7 @@ def on_terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
 def test_names_stay_whole_in_a_narrow_table(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = on_terminal(monkeypatch)
     name = "qwen3.attention.layer_norm_rms_epsilon"
-    console.print_table(["key", "what", "value", "more", ">number"], [[name, "value " * 9, "x " * 60, "y " * 60, "1"]])
+    print_table(["key", "what", "value", "more", ">number"], [[name, "value " * 9, "x " * 60, "y " * 60, "1"]])
     assert any(name in line for line in terminal.lines)
     assert all(len(line) <= 80 for line in terminal.lines)
 
@@ -84,3 +78,44 @@ def test_no_bar_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
         begin(0, None)
         advance(1, 2)
     assert capsys.readouterr() == ("", "")
+
+
+NAMES = ["blk.10.attn_output.weight", "token_embd.weight", "名前" * 12, "general.quantization_version" * 2]
+ROWS = [[name, "format and weights", "x " * 60, "12345.678 ± 0.001", "1.234e-05"] for name in NAMES]
+
+
+def printed(capsys: pytest.CaptureFixture[str], *arguments: object, **options: object) -> list[str]:
+    print_table(*arguments, **options)  # type: ignore[arg-type]
+    return [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+
+
+@pytest.mark.parametrize("columns", [30, 60, 80, 100, 200, None])
+def test_tables_fit_and_nothing_is_cut(
+    columns: int | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """None: a pipe without COLUMNS."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+    if columns:
+        monkeypatch.setenv("COLUMNS", str(columns))
+    for rows in (ROWS[:2], ROWS[:3], ROWS):
+        lines = printed(capsys, ["tensor", "differs in", "value", ">figure", ">largest"], rows, "A title " * 20)
+        assert max(map(cell_len, lines)) <= (columns or 100)
+        text, words = "".join("".join(lines).split()), {word for line in lines for word in line.split()}
+        assert text.count("x") == 60 * len(rows)
+        assert {"12345.678", "0.001", "1.234e-05"} <= words
+        whole = [name for name, *_ in rows if cell_len(name) <= (columns or 100) - 12]
+        assert set(whole) <= words
+
+
+def test_a_wide_table_of_short_names_stays_a_table(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = printed(capsys, ["tensor", "differs in", "A", "B", ">blocks", ">relative RMSE", ">largest"], [
+        [NAMES[0], "format", "128 x 256 Q8_0", "Q4_K", "123 of 12345", "0.01234", "1.234e-05"] for _ in range(3)
+    ])  # fmt: skip
+    assert sum(NAMES[0] in line and "1.234e-05" in line for line in lines) == 3
+
+
+def test_a_table_without_rows(capsys: pytest.CaptureFixture[str]) -> None:
+    assert printed(capsys, ["a", ">b"], [])[1].split() == ["a", "b"]

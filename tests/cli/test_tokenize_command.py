@@ -14,7 +14,7 @@ import pytest
 from tokenizer_cases import REFERENCE, metadata
 
 import lowbit
-from lowbit import cli
+from lowbit.cli.execution import execute
 
 BARD = Path(lowbit.__file__).parent / "data" / "bard"
 HOWEVER_IT_LOOKS = " <s>Größe  \r\n\t🫠</s>\n"
@@ -32,7 +32,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 
     def call(*arguments: object, input: bytes = b"") -> Result:
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(input)))
-        status = cli.run([*map(str, arguments)])
+        status = execute([*map(str, arguments)])
         return Result(status, *capsys.readouterr())
 
     return call

@@ -12,7 +12,7 @@ from split_cases import CONVERSIONS, SPLITS
 from stored import differences, hashes, stored
 
 import lowbit
-from lowbit import cli
+from lowbit.cli.execution import execute
 from lowbit.conversion import pipeline
 from lowbit.gguf.splits import SplitLimits
 
@@ -156,15 +156,15 @@ def test_all_files_or_none(
 
 def test_the_commands(wholes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, prefix, whole = str(wholes / "Q4_K_M.gguf"), str(tmp_path / "m"), str(tmp_path / "whole.gguf")
-    assert cli.run(["split", source, prefix, "--split-max-tensors", "20", "--dry-run", "--json"]) == 0
+    assert execute(["split", source, prefix, "--split-max-tensors", "20", "--dry-run", "--json"]) == 0
     planned = json.loads(capsys.readouterr().out)
     assert (planned.pop("written"), planned["tensors"]) == (False, [20, 20, 6])
     assert list(tmp_path.iterdir()) == []
-    assert cli.run(["split", source, prefix, "--split-max-tensors", "20"]) == 0
+    assert execute(["split", source, prefix, "--split-max-tensors", "20"]) == 0
     assert "m-00003-of-00003.gguf" in capsys.readouterr().out
-    assert cli.run(["merge", f"{prefix}-00002-of-00003.gguf", whole, "--json"]) == 0
+    assert execute(["merge", f"{prefix}-00002-of-00003.gguf", whole, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["tensors"] == [46]
-    assert cli.run(["split", source, prefix]) == 2
+    assert execute(["split", source, prefix]) == 2
     assert "must say where to split" in capsys.readouterr().err
-    assert cli.run(["convert", str(BARD), whole, "-f", "bf16", "--split-max-size", "2M", "--json"]) == 0
+    assert execute(["convert", str(BARD), whole, "-f", "bf16", "--split-max-size", "2M", "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["paths"]) > 2

@@ -14,7 +14,7 @@ from gguf import GGMLQuantizationType
 from gguf.quants import dequantize
 
 import lowbit
-from lowbit import cli
+from lowbit.cli.execution import execute
 from lowbit.gguf import GgufDiff, comparing, diff
 
 WEIGHTS = np.random.default_rng(3).standard_normal((70, 512), dtype=np.float32)
@@ -152,29 +152,32 @@ def test_a_split_model(a: Path, tmp_path: Path) -> None:
     assert diff(a, tmp_path / "parts-00001-of-00004.gguf", ignore=["split.*"]).equal
 
 
-def test_the_command(a: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command(
+    a: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
     keys = KEYS | {"general.name": "\x1b[31m", "a.list": [*KEYS["a.list"][:-1], "w"]}
     tensors = TENSORS | {"q": lowbit.quantize(WEIGHTS, "Q8_0")}
     del tensors["i"]
     b = make(tmp_path / "b.gguf", keys, tensors)
-    assert cli.run(["diff", str(a), str(a)]) == 0
+    assert execute(["diff", str(a), str(a)]) == 0
     assert capsys.readouterr().out == "No difference.\n"
-    assert cli.run(["diff", str(a), str(b)]) == 1
+    assert execute(["diff", str(a), str(b)]) == 1
     shown = capsys.readouterr().out
     assert "model (str)" in shown
     assert "\\x1b[31m (str)" in shown
     assert "300 elements, from 299: w (str[])" in shown
     assert re.search(r"70 x 512 \w+ +Q8_0 ", shown)
     assert "2 of 6 keys and 2 of 4 tensors differ." in shown
-    assert cli.run(["diff", str(a), str(b), "--json"]) == 1
+    assert execute(["diff", str(a), str(b), "--json"]) == 1
     found = json.loads(capsys.readouterr().out)
     assert [(key["key"], key["kind"]) for key in found["keys"]] == [("general.name", "value"), ("a.list", "value")]
     assert [(t["name"], t["kind"]) for t in found["tensors"]] == [("q", "format"), ("i", "only in a")]
-    assert cli.run(["diff", str(a), str(b), "--keys-only", "--ignore", "general.name", "--ignore", "a.*"]) == 0
-    assert cli.run(["diff", str(a), str(b), "--tensors-only"]) == 1
+    assert execute(["diff", str(a), str(b), "--keys-only", "--ignore", "general.name", "--ignore", "a.*"]) == 0
+    assert execute(["diff", str(a), str(b), "--tensors-only"]) == 1
     capsys.readouterr()
     for arguments in ([str(a), str(tmp_path / "missing.gguf")], [str(a), __file__], [str(a), str(a), "--nothing"]):
-        assert cli.run(["diff", *arguments]) == 2
+        assert execute(["diff", *arguments]) == 2
         captured = capsys.readouterr()
         assert captured.out == ""
         assert captured.err

@@ -16,7 +16,7 @@ from input_cases import make_float8
 from tiny_checkpoint import make_checkpoint, write_json, write_safetensors
 
 import lowbit
-from lowbit import cli
+from lowbit.cli.execution import execute
 from lowbit.conversion.open import open_checkpoint
 from lowbit.hf import lora
 from lowbit.hf.checkpoint import Checkpoint
@@ -196,9 +196,9 @@ def test_the_command_verifies_what_was_merged(tmp_path: Path, capsys: pytest.Cap
     base = make_checkpoint(tmp_path / "base", layers=1)
     adapter, out = str(make_adapter(tmp_path / "a", factors(UP))), str(tmp_path / "out.gguf")
     scaled = ["--lora", adapter, "--lora-scale", "0.5"]
-    assert cli.run(["convert", str(base), out, "-f", "bf16", *scaled, "--no-verify"]) == 0
-    assert cli.run(["verify", out, str(base), *scaled]) == 0
-    assert cli.run(["verify", out, str(base), "--lora", adapter]) == 1
+    assert execute(["convert", str(base), out, "-f", "bf16", *scaled, "--no-verify"]) == 0
+    assert execute(["verify", out, str(base), *scaled]) == 0
+    assert execute(["verify", out, str(base), "--lora", adapter]) == 1
     assert "blk.0.ffn_up.weight (BF16) is off by" in capsys.readouterr().out
 
 

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.main import get_command
 
 import lowbit
-from lowbit.cli import app
+from lowbit.cli.app import root_command
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -61,7 +60,7 @@ def written_commands(root: Any) -> list[str]:
 
 
 def test_commands_have_the_options_that_they_are_shown_with() -> None:
-    root = get_command(app)
+    root = root_command()
     lines = written_commands(root)
     assert len(lines) > 60
     for line in lines:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lowbit import cli
+from lowbit.cli.execution import execute
 from lowbit.quantization.recipes import MIXES
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
@@ -46,7 +46,7 @@ def test_commands_and_programs(
     for command in commands:
         monkeypatch.setattr(sys, "stdin", io.StringIO("Hello\n/exit\n"))
         arguments = shlex.split(command.replace(" --plot ladder.svg", " --rungs Q8_0,Q2_K"))  # without matplotlib
-        assert cli.run(arguments[1:]) == 0, (command, capfd.readouterr().err)
+        assert execute(arguments[1:]) == 0, (command, capfd.readouterr().err)
     programs = blocks("python")
     assert len(programs) == 3
     for program in programs:

@@ -8,13 +8,15 @@ import stat
 import threading
 import weakref
 from pathlib import Path
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from lowbit import _core
 from lowbit.base.errors import FileError, FormatError
 from lowbit.base.operation import reading
 from lowbit.base.paths import check_regular, checked, identity
+
+if TYPE_CHECKING:
+    import numpy as np
 
 #: The largest text for a model.
 MAX_TEXT_BYTES = 1 << 30

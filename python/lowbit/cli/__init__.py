@@ -1,4 +1,4 @@
-"""The command `lowbit`.
+"""The command `lowbit`: one file a command, named after it, in the order of `app.SECTIONS`.
 
 Results go to stdout, everything else to stderr. The exit status is 0, 1 (the work failed; one line says why) or 2
 (wrong usage); 130 after Ctrl-C, 143 after a request to terminate. `lowbit diff` exits as diff does.
@@ -6,8 +6,6 @@ Results go to stdout, everything else to stderr. The exit status is 0, 1 (the wo
 
 from __future__ import annotations
 
-import io
-import logging
 import os
 import signal
 import sys
@@ -15,86 +13,56 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import NoReturn
 
-import typer
-from typer.main import get_command
-
-from lowbit.base.errors import Error
-from lowbit.base.operation import operation
-from lowbit.base.quoting import MOST_MESSAGE, one_line, reason
-from lowbit.cli import (  # noqa: F401  (each adds its commands)
-    demo,
-    detokenize,
-    diff,
-    exporting,
-    files,
-    imatrix,
-    ladder,
-    measure,
-    metadata,
-    quantizing,
-    splitting,
-    tokenize,
-    writing,
-)
-from lowbit.cli.app import app, settings
-from lowbit.cli.console import Notes
-
-# typer brings its own click, or uses the installed one, depending on its version; both have this class.
-_UsageError = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 _INTERRUPTED = 128 + signal.SIGINT
-_NOTES = Notes()
+#: How long Ctrl-C waits for the end of an import: so many times, so many seconds each.
+_MOST_WAITS, _WAIT_SECONDS = 200, 0.02
+_waits = 0
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Runs the command with `arguments` (those of the process by default) and ends the process."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # what the reader's encoding lacks is no failure
-    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
-
-
-def run(arguments: Sequence[str]) -> int:
-    """Runs the command with `arguments` and returns its exit status."""
-    logging.getLogger("lowbit").addHandler(_NOTES)
-    previous = signal.signal(signal.SIGTERM, _terminate)
+    is_heard = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # a shell's `&` has Ctrl-C ignored
+    if is_heard:
+        signal.signal(signal.SIGINT, _leave)
     try:
-        with operation():
-            status = get_command(app).main(list(arguments), prog_name="lowbit", standalone_mode=False)
-        sys.stdout.flush()
-        status = status if isinstance(status, int) else 0
-    except (KeyboardInterrupt, typer.Abort):
-        status = _INTERRUPTED
-    except BrokenPipeError:
-        # The reader of a pipe has gone. Python would flush stdout once more at exit, and complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except Exception as error:
-        if isinstance(error, _UsageError):
-            error.message = one_line(error.message)  # type: ignore[attr-defined]
-            error.show()  # type: ignore[attr-defined]
-            return 2
-        if settings.debug:
-            raise
-        print(f"lowbit: {_reason(error)}", file=sys.stderr)
-        return 1
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-        logging.getLogger("lowbit").removeHandler(_NOTES)
-    if status == _INTERRUPTED:
+        status = _status(arguments)
+        if is_heard:
+            signal.signal(signal.SIGINT, _leave)
+    except KeyboardInterrupt:
         print(file=sys.stderr)  # whatever comes next begins a line
-    return status
+        status = _INTERRUPTED
+    sys.exit(status)
 
 
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    """Makes a request to terminate an exception, so that unfinished files are removed."""
-    raise SystemExit(128 + number)
+def _status(arguments: Sequence[str] | None) -> int:
+    from lowbit.cli.execution import execute  # with all commands, and packages that take long to load
+
+    if signal.getsignal(signal.SIGINT) is _leave:
+        signal.signal(signal.SIGINT, _interrupt)
+    return execute(sys.argv[1:] if arguments is None else arguments)
 
 
-def _reason(error: Exception) -> str:
-    """One line that says what went wrong, and for a bug in lowbit how to see where."""
-    text = reason(error, MOST_MESSAGE)
-    if isinstance(error, (Error, OSError)):
-        return text
-    if isinstance(error, MemoryError):
-        return "not enough memory"
-    return f"unexpected {type(error).__name__}: {text} (LOWBIT_DEBUG=1 shows where)"
+def _leave(number: int, frame: FrameType | None) -> NoReturn:
+    """Ctrl-C before the command begins and after it ended: there is nothing to clean up."""
+    os.write(2, b"\n")
+    os._exit(_INTERRUPTED)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Ctrl-C while the command runs. An import is waited for: exceptions that come inside one can get lost."""
+    global _waits
+    if _is_importing(frame) and _waits < _MOST_WAITS and sys.platform != "win32":
+        _waits += 1
+        signal.signal(signal.SIGALRM, _interrupt)
+        signal.setitimer(signal.ITIMER_REAL, _WAIT_SECONDS)
+        return
+    _waits = 0
+    raise KeyboardInterrupt
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False

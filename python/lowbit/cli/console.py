@@ -5,28 +5,27 @@ from __future__ import annotations
 import json
 import logging
 import math
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, is_dataclass
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from lowbit.base.quoting import one_line, shown
 
 if TYPE_CHECKING:
-    from rich.console import Console, JustifyMethod
-
-# Tables that go into a file or a pipe are as wide as they need to be.
-_PIPE_WIDTH = 100_000
-
-
-@cache
-def console() -> Console:
-    """The console of results."""
     from rich.console import Console
 
-    width = None if sys.stdout.isatty() else _PIPE_WIDTH
-    return Console(width=width, highlight=False, soft_wrap=False)
+#: Columns of what goes into a file or a pipe.
+_PIPE_WIDTH = 100
+
+
+def console() -> Console:
+    """The console of results: as wide as COLUMNS says, else as the terminal, else 100 columns."""
+    from rich.console import Console
+
+    width = shutil.get_terminal_size((_PIPE_WIDTH, 0)).columns  # COLUMNS goes before the terminal's
+    return Console(width=min(width, 10_000), highlight=False, soft_wrap=False)
 
 
 def note(text: str) -> None:
@@ -35,11 +34,18 @@ def note(text: str) -> None:
 
 
 class Notes(logging.Handler):
-    """What the library logs, as lines on stderr."""
+    """What the library logs, as lines on stderr, each once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._shown: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """One line for each."""
-        note(one_line(f"note: {record.getMessage()}"))
+        """Prints one that is new: a command may load several models, and each says it."""
+        text = one_line(f"note: {record.getMessage()}")
+        if text not in self._shown:
+            self._shown.add(text)
+            note(text)
 
 
 def print_json(value: Any) -> None:
@@ -57,32 +63,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
-
-
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:
-    """A table; columns whose name begins with `>` are aligned to the right, and those without a word are left out.
-
-    What the first column holds, names, stays whole if that leaves half of the terminal.
-    """
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    if title is not None:
-        console().print(Text(one_line(title), style="bold"))  # a table's own is folded to its width
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    # Text, not markup: names come from files.
-    cells = [[Text(one_line(cell)) for cell in row] for row in rows]
-    widest = [max((row[i].cell_len for row in cells), default=1) for i in range(len(columns))]
-    whole = widest[0] <= console().width // 2
-    for i, column in enumerate(columns):
-        if not widest[i]:
-            continue
-        justify: JustifyMethod = "right" if column.startswith(">") else "left"
-        table.add_column(column.removeprefix(">"), justify=justify, overflow="fold", no_wrap=whole and i == 0)
-    for row in cells:
-        table.add_row(*(cell for cell, width in zip(row, widest, strict=True) if width))
-    console().print(table)
 
 
 def value_text(value: Any, most: int = 200) -> str:

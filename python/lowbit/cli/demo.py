@@ -14,8 +14,10 @@ import typer
 
 from lowbit.base.log import without_notes
 from lowbit.base.progress import steps
-from lowbit.cli.app import Json, Threads, app, examples
-from lowbit.cli.console import note, print_json, print_table, size
+from lowbit.cli.app import app, examples
+from lowbit.cli.console import note, print_json, size
+from lowbit.cli.options import Json, Threads
+from lowbit.cli.tables import print_table
 
 FORMATS = ("BF16", "Q8_0", "Q4_K_M", "Q2_K")  # the first is the reference of the divergence
 CONTEXT = 512

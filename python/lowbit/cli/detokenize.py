@@ -12,8 +12,9 @@ import typer
 from lowbit.base.errors import InputError
 from lowbit.base.files import decoded
 from lowbit.base.quoting import quoted
-from lowbit.cli.app import Json, ModelPath, app, examples
+from lowbit.cli.app import app, examples
 from lowbit.cli.console import print_json
+from lowbit.cli.options import Json, ModelPath
 
 
 @app.command(

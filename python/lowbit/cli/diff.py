@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lowbit.base.quoting import MOST_MESSAGE, printable, reason
-from lowbit.cli.app import Json, Threads, app, examples, gguf_argument, settings
-from lowbit.cli.console import note, print_json, print_table
+from lowbit.cli.app import app, examples, settings
+from lowbit.cli.console import note, print_json
+from lowbit.cli.options import Json, Threads, gguf_argument
+from lowbit.cli.tables import print_table
 
 if TYPE_CHECKING:
     from lowbit.gguf import GgufDiff, TensorDiff, TensorInfo

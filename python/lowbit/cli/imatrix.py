@@ -11,8 +11,10 @@ import typer
 
 from lowbit.base.files import read_model_text
 from lowbit.base.quoting import one_line
-from lowbit.cli.app import Compute, Json, Threads, app, examples
-from lowbit.cli.console import note, print_json, print_table
+from lowbit.cli.app import app, examples
+from lowbit.cli.console import note, print_json
+from lowbit.cli.options import Compute, Json, Threads
+from lowbit.cli.tables import print_table
 
 if TYPE_CHECKING:
     from lowbit.quantization.imatrix import Sums
@@ -44,7 +46,7 @@ def imatrix_command(
         list[str] | None,
         typer.Option("--in-file", metavar="FILE[,FILE...]", help="Add these files; repeatable."),
     ] = None,
-    ctx: Annotated[int, typer.Option("--ctx", "-c", min=1, help="Tokens in a window.")] = 512,
+    context: Annotated[int, typer.Option("--context", "-c", min=1, help="Tokens in a window.")] = 512,
     chunks: Annotated[int | None, typer.Option("--chunks", min=1, help="Read at most so many windows.")] = None,
     first: Annotated[int, typer.Option("--from-chunk", min=0, help="Leave out so many windows before them.")] = 0,
     process_output: Annotated[bool, typer.Option("--process-output", help="Collect for output.weight too.")] = False,
@@ -81,7 +83,7 @@ def imatrix_command(
             imatrix.collect(
                 loaded,
                 content,
-                ctx,
+                context,
                 first=first,
                 chunks=chunks,
                 process_output=process_output,

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lowbit.base.files import read_model_text
-from lowbit.cli.app import Compute, Json, ModelPath, Threads, app, examples, parsed
-from lowbit.cli.console import print_json, print_table, size
+from lowbit.cli.app import app, examples
+from lowbit.cli.console import print_json, size
+from lowbit.cli.options import Compute, Json, ModelPath, Threads, parsed
+from lowbit.cli.tables import print_table
 
 if TYPE_CHECKING:
     from lowbit.evaluate.ladder import Ladder
@@ -36,7 +38,7 @@ def ladder_command(
         Path | None,
         typer.Option("--imatrix", exists=True, dir_okay=False, help="Importances. [default: collected from the text]"),
     ] = None,
-    ctx: Annotated[int, typer.Option("--ctx", "-c", min=3, help="Tokens in a window.")] = 512,
+    context: Annotated[int, typer.Option("--context", "-c", min=3, help="Tokens in a window.")] = 512,
     windows: Annotated[int | None, typer.Option("--windows", min=1, help="Measure at most so many.")] = None,
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE", dir_okay=False, help="Draw it: .png, .svg or .pdf.")
@@ -68,7 +70,7 @@ def ladder_command(
         content,
         chosen,
         imatrix=imatrix,
-        ctx=ctx,
+        ctx=context,
         max_windows=windows,
         threads=threads,
         compute=compute,

@@ -11,8 +11,10 @@ import typer
 
 from lowbit.base.files import read_text
 from lowbit.base.quoting import one_line, shown
-from lowbit.cli.app import Json, app, examples, gguf_argument
-from lowbit.cli.console import note, print_json, print_table, size, value_text
+from lowbit.cli.app import app, examples
+from lowbit.cli.console import note, print_json, size, value_text
+from lowbit.cli.options import Json, gguf_argument
+from lowbit.cli.tables import print_table
 
 if TYPE_CHECKING:
     from lowbit.gguf import Edit

@@ -10,8 +10,10 @@ import typer
 
 from lowbit.base.files import MAX_TEXT_BYTES, decoded, read_bytes
 from lowbit.base.quoting import quoted, shown
-from lowbit.cli.app import Json, ModelPath, app, examples
-from lowbit.cli.console import note, print_json, print_table
+from lowbit.cli.app import app, examples
+from lowbit.cli.console import note, print_json
+from lowbit.cli.options import Json, ModelPath
+from lowbit.cli.tables import print_table
 
 if TYPE_CHECKING:
     from lowbit import Tokenizer

@@ -1,174 +1,120 @@
-"""Commands that make text: run, chat."""
+"""What convert and quantize share: options, and the report of what they wrote."""
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Iterator
-from typing import Annotated, Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lowbit.base.files import decoded
-from lowbit.cli.app import Compute, Json, ModelPath, Threads, app, examples, finite
-from lowbit.cli.console import note, print_json
+from lowbit.base.quoting import quoted
+from lowbit.cli.console import print_json, size
+from lowbit.cli.options import parsed
+from lowbit.cli.tables import print_table
+from lowbit.cli.verdicts import print_verdict, showing_failed_verdict, verdict_as_json
 
-Temperature = Annotated[
-    float, typer.Option("--temp", min=0, help="Temperature; 0 always takes the likeliest token.", callback=finite)
-]
-TopK = Annotated[
-    int, typer.Option("--top-k", min=0, max=(1 << 63) - 1, help="Draw from the K likeliest tokens; 0: from all.")
-]
-TopP = Annotated[
-    float, typer.Option("--top-p", min=0, max=1, help="Draw from the fewest that have probability P.", callback=finite)
-]
-MinP = Annotated[
-    float, typer.Option("--min-p", min=0, max=1, help="Leave out those below P times the best.", callback=finite)
-]
-Penalty = Annotated[
-    float,
+if TYPE_CHECKING:
+    from lowbit.conversion.plan import Report
+
+Imatrix = Annotated[
+    Path | None,
     typer.Option(
-        "--repetition-penalty", min=0, help="Above 1: tokens seen before become less likely.", callback=finite
+        "--imatrix", exists=True, dir_okay=False, help="Importance matrix from lowbit imatrix or llama-imatrix."
     ),
 ]
-Seed = Annotated[
-    int | None, typer.Option("--seed", min=0, max=(1 << 64) - 1, help="The same seed draws the same text.")
+Include = Annotated[
+    list[str] | None,
+    typer.Option("--include-weights", metavar="PART", help="Use only importances whose names hold PART; repeatable."),
 ]
-Stop = Annotated[list[str] | None, typer.Option("--stop", help="End before this text; may be repeated.")]
-Context = Annotated[
-    int | None,
-    typer.Option("--ctx", "-c", min=1, help="Tokens of context. [default: the model's]"),
+Exclude = Annotated[
+    list[str] | None,
+    typer.Option("--exclude-weights", metavar="PART", help="Leave out importances whose names hold PART; repeatable."),
 ]
-
-
-@app.command(
-    name="run",
-    epilog=examples(
-        'lowbit run model.gguf "Once upon a time" -n 100',
-        'lowbit run model.gguf "Dear Sir" --temp 0.8 --top-p 0.95 --seed 1',
-        "lowbit run model.gguf - < prompt.txt",
+TensorTypes = Annotated[
+    list[str] | None,
+    typer.Option("--tensor-type", metavar="REGEX=FORMAT", help="Format of the tensors that match; repeatable."),
+]
+TensorTypeFile = Annotated[
+    Path | None,
+    typer.Option("--tensor-type-file", exists=True, dir_okay=False, help="File with more of them, one a line."),
+]
+Pure = Annotated[bool, typer.Option("--pure", help="The same format for every matrix: no mix.")]
+LeaveOutput = Annotated[bool, typer.Option("--leave-output-tensor", help="Keep output.weight as it is.")]
+OutputType = Annotated[
+    str | None, typer.Option("--output-tensor-type", metavar="FORMAT", help="Format of the output matrix.")
+]
+EmbeddingType = Annotated[
+    str | None, typer.Option("--token-embedding-type", metavar="FORMAT", help="Format of the token embeddings.")
+]
+PruneLayers = Annotated[
+    str | None, typer.Option("--prune-layers", metavar="N,N,...", help="Layers to leave out, counted from 0.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--override-kv",
+        metavar="KEY=TYPE:VALUE",
+        help="Metadata to write; TYPE is int, float, bool or str; repeatable.",
     ),
-)
-def run_command(
-    model: ModelPath,
-    prompt: Annotated[
-        str, typer.Argument(metavar="PROMPT", help="The text to continue; - reads it from stdin, as it is.")
-    ],
-    max_tokens: Annotated[int, typer.Option("-n", "--max-tokens", min=1, help="At most so many new tokens.")] = 64,
-    temperature: Temperature = 0.0,
-    top_k: TopK = 0,
-    top_p: TopP = 1.0,
-    min_p: MinP = 0.0,
-    repetition_penalty: Penalty = 1.0,
-    seed: Seed = None,
-    stop: Stop = None,
-    threads: Threads = None,
-    compute: Compute = "auto",
-    context: Context = None,
-    json: Json = False,
-) -> None:
-    """Continues a text.
+]
+Strict = Annotated[
+    bool, typer.Option("--strict", help="Refuse formats that do not fit a tensor's rows, instead of taking another.")
+]
 
-    The continuation goes to stdout as it is made, the speed to stderr.
-    """
-    import lowbit
 
-    if prompt == "-":
-        prompt = decoded(sys.stdin.buffer.read(), "stdin")
-    loaded = lowbit.load(model, compute=compute, threads=threads, context=context, progress=True)
-    ids = loaded.tokenizer.encode(prompt)
+def write(make: Callable[..., Report], given: dict[str, Any]) -> None:
+    """Calls lowbit.convert or lowbit.quantize_file with what the command was given, and prints what it wrote."""
+    from lowbit.quantization.options import parse_override, parse_tensor_type
+    from lowbit.quantization.recipes import find_mix
+
+    json = given.pop("json")
+    parsed("FORMAT", find_mix, [given["format"]])
+    given["tensor_types"] = parsed("--tensor-type", parse_tensor_type, given.pop("tensor_type") or [])
+    given["override_kv"] = dict(parsed("--override-kv", parse_override, given["override_kv"] or []))
+    layers = given["prune_layers"]
+    given["prune_layers"] = parsed("--prune-layers", _layer, layers.split(",") if layers else [])
+    for name in ("include_weights", "exclude_weights"):
+        given[name] = given[name] or ()
     start = time.perf_counter()
-    pieces = loaded.stream(
-        ids,
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        seed=seed,
-        stop=stop,
-    )
-    text = "".join(_shown(pieces, show=not json))
+    with showing_failed_verdict(json):
+        report = make(given.pop("source"), given.pop("target"), given.pop("format"), progress=True, **given)
     seconds = time.perf_counter() - start
     if json:
-        print_json({"prompt": prompt, "text": text, "prompt_tokens": len(ids), "seconds": seconds})
-    else:
-        print()
-        note(f"{len(ids)} tokens read, {len(text)} characters written in {seconds:.2f} s")
+        print_json(_as_json(report, seconds, not given["dry_run"]))
+        return
+    if given["dry_run"]:
+        rows = [[t.name, " x ".join(map(str, t.shape)), t.before, t.format, str(t.num_bytes)] for t in report.tensors]
+        print_table(["tensor", ">shape", "before", "format", ">bytes"], rows)
+    done = (
+        f"would have {report.file_bytes} bytes" if given["dry_run"] else f"{size(report.file_bytes)} in {seconds:.1f} s"
+    )
+    files = f" ({len(report.paths)} files)" if len(report.paths) > 1 else ""
+    if report.verdict is not None:
+        print_verdict(report.verdict)
+    print(f"{report.path}{files}: {report.format}, {done}, {report.bits_per_weight:.2f} bits a weight")
 
 
-@app.command(epilog=examples("lowbit chat model.gguf", 'lowbit chat model.gguf --system "Answer in one sentence."'))
-def chat(
-    model: ModelPath,
-    system: Annotated[str | None, typer.Option("--system", help="What the model is told first.")] = None,
-    temperature: Temperature = 0.7,
-    top_k: TopK = 0,
-    top_p: TopP = 0.95,
-    min_p: MinP = 0.0,
-    repetition_penalty: Penalty = 1.0,
-    seed: Seed = None,
-    threads: Threads = None,
-    compute: Compute = "auto",
-    context: Context = None,
-) -> None:
-    """Talks with a model that has a chat template.
-
-    Ctrl-C ends an answer, Ctrl-D or /exit the talk; /reset forgets what was said.
-    """
-    import lowbit
-
-    loaded = lowbit.load(model, compute=compute, threads=threads, context=context, progress=True)
-    options: dict[str, Any] = {
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "min_p": min_p,
-        "repetition_penalty": repetition_penalty,
-        "seed": seed,
+def _as_json(report: Report, seconds: float, written: bool) -> dict[str, Any]:
+    return {
+        "path": report.path,
+        "paths": report.paths,
+        "format": report.format,
+        "written": written,
+        "file_bytes": report.file_bytes,
+        "bits_per_weight": report.bits_per_weight,
+        "seconds": seconds,
+        "fallbacks": report.fallbacks,
+        "notes": report.notes,
+        "verdict": None if report.verdict is None else verdict_as_json(report.verdict),
+        "tensors": [t._asdict() | {"num_bytes": t.num_bytes} for t in report.tensors],
     }
-    beginning = [{"role": "system", "content": system}] if system else []
-    if not loaded.tokenizer.chat_templates:
-        loaded.tokenizer.apply_chat_template(beginning)  # says so now, rather than after the first line
-    messages = list(beginning)
-    for line in _lines():
-        if line == "/reset":
-            messages = list(beginning)
-            continue
-        messages.append({"role": "user", "content": line})
-        answer: list[str] = []
-        try:
-            answer.extend(_shown(loaded.stream_chat(messages, **options)))
-        except KeyboardInterrupt:
-            note(" (stopped)")
-        print()
-        messages.append({"role": "assistant", "content": "".join(answer)})
 
 
-def _lines() -> Iterator[str]:
-    """What the user types, until the end or /exit. A prompt is shown on a terminal only."""
-    interactive = sys.stdin.isatty()
-    if interactive:
-        import contextlib
+def _layer(text: str) -> int:
+    from lowbit import InputError
 
-        with contextlib.suppress(ImportError):  # lines can be edited where Python has readline
-            import readline  # noqa: F401
-    while True:
-        try:
-            line = input("> " if interactive else "").strip()
-        except EOFError:
-            if interactive:
-                print()
-            return
-        if line == "/exit":
-            return
-        if line:
-            yield line
-
-
-def _shown(pieces: Iterator[str], show: bool = True) -> Iterator[str]:
-    """Passes pieces of text on, and shows each at once."""
-    for piece in pieces:
-        if show:
-            print(piece, end="", flush=True)
-        yield piece
+    if not text.isascii() or not text.isdigit() or len(text) > 9:
+        raise InputError(f"{quoted(text)}:", expected="numbers of layers with commas between")
+    return int(text)

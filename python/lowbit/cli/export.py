@@ -1,4 +1,4 @@
-"""Commands that write other files than GGUF: export."""
+"""lowbit export: a GGUF file becomes what other programs read."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Annotated
 import typer
 
 from lowbit.base.quoting import quoted
-from lowbit.cli.app import Json, Threads, app, examples, gguf_argument, one_of
+from lowbit.cli.app import app, examples
 from lowbit.cli.console import print_json, size
+from lowbit.cli.options import Json, Threads, gguf_argument, one_of
 
 export = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 

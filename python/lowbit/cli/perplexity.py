@@ -1,4 +1,4 @@
-"""Commands that measure: bench, perplexity."""
+"""lowbit perplexity: how well a model predicts a text, and how far it is from another."""
 
 from __future__ import annotations
 
@@ -7,36 +7,10 @@ from typing import Annotated
 import typer
 
 from lowbit.base.files import read_model_text
-from lowbit.cli.app import Compute, ExistingFile, Json, ModelPath, Threads, app, examples
-from lowbit.cli.console import print_json, print_table
-
-
-@app.command(epilog=examples("lowbit bench model.gguf", "lowbit bench model.gguf -p 2048 -n 64 --threads 2 --json"))
-def bench(
-    model: ModelPath,
-    prompt_tokens: Annotated[int, typer.Option("-p", "--prompt-tokens", min=1, help="Tokens of the prompt.")] = 512,
-    new_tokens: Annotated[int, typer.Option("-n", "--new-tokens", min=1, help="Tokens made after it.")] = 128,
-    repeat: Annotated[int, typer.Option("-r", "--repeat", min=1, help="Runs; the median counts.")] = 3,
-    threads: Threads = None,
-    compute: Compute = "auto",
-    json: Json = False,
-) -> None:
-    """Times prefill and decode.
-
-    Prefill is reading a prompt, decode is making tokens one by one after it.
-    """
-    from lowbit.evaluate.bench import bench as measure
-
-    result = measure(model, prompt_tokens, new_tokens, repeat, threads=threads, compute=compute, progress=True)
-    if json:
-        print_json(result)
-        return
-    rows = [
-        [f"prefill of {prompt_tokens}", f"{result.prefill_tokens_per_s:.1f}", f"{result.prefill_spread:.1%}"],
-        [f"decode of {new_tokens}", f"{result.decode_tokens_per_s:.1f}", f"{result.decode_spread:.1%}"],
-    ]
-    title = f"{result.model}, {result.threads} threads, {result.simd}, compute {result.compute}"
-    print_table(["what", ">tokens/s", ">spread"], rows, title)
+from lowbit.cli.app import app, examples
+from lowbit.cli.console import print_json
+from lowbit.cli.options import Compute, ExistingFile, Json, ModelPath, Threads
+from lowbit.cli.tables import print_table
 
 
 @app.command(
@@ -48,7 +22,7 @@ def bench(
 def perplexity(
     model: ModelPath,
     text: ExistingFile,
-    ctx: Annotated[int, typer.Option("--ctx", "-c", min=3, help="Tokens in a window.")] = 512,
+    context: Annotated[int, typer.Option("--context", "-c", min=3, help="Tokens in a window.")] = 512,
     windows: Annotated[int | None, typer.Option("--windows", min=1, help="At most so many.")] = None,
     reference: Annotated[
         str | None,
@@ -69,7 +43,7 @@ def perplexity(
     content = read_model_text(text)
     paths = {"model": model} if reference is None else {"reference": reference, "model": model}
     models = {name: lowbit.load(path, compute=compute, threads=threads, progress=True) for name, path in paths.items()}
-    figures = measures.compare(models, content, ctx, max_windows=windows, threads=threads, progress=True)
+    figures = measures.compare(models, content, context, max_windows=windows, threads=threads, progress=True)
     result, divergence = figures["model"].perplexity, figures["model"].divergence
     if json:
         print_json(
@@ -95,7 +69,7 @@ def perplexity(
             ["KL divergence, largest", f"{divergence.maximum:.5f}"],
             ["same likeliest token", f"{divergence.same_top:.2%}"],
         ]
-    print_table(["figure", ">value"], rows, f"{result.tokens} tokens in {result.windows} windows of {ctx}")
+    print_table(["figure", ">value"], rows, f"{result.tokens} tokens in {result.windows} windows of {context}")
 
 
 def _measured(value: float, error: float) -> str:

@@ -1,4 +1,4 @@
-"""Commands that look: inspect, formats."""
+"""lowbit inspect: what a file or a checkpoint holds."""
 
 from __future__ import annotations
 
@@ -7,46 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lowbit.cli.app import Json, app, examples
-from lowbit.cli.console import count, print_json, print_table, size, value_text
+from lowbit.cli.app import app, examples
+from lowbit.cli.console import count, print_json, size, value_text
+from lowbit.cli.options import Json
+from lowbit.cli.tables import print_table
 
 if TYPE_CHECKING:
     from lowbit.evaluate.inspect import Report
-
-
-@app.command(name="formats", epilog=examples("lowbit formats", "lowbit formats --json | jq '.[].name'"))
-def formats_command(json: Json = False) -> None:
-    """Lists the tensor formats and their true sizes."""
-    import lowbit
-
-    rows = [
-        {
-            "name": f.name,
-            "ggml_type": f.ggml_type,
-            "block_size": f.block_size,
-            "block_bytes": f.block_bytes,
-            "bits_per_weight": f.bits_per_weight,
-            "needs_imatrix": f.needs_imatrix,
-        }
-        for f in lowbit.formats()
-    ]
-    if json:
-        print_json(rows)
-        return
-    print_table(
-        ["format", ">GGUF type", ">weights a block", ">bytes a block", ">bits a weight", "needs imatrix"],
-        [
-            [
-                str(row["name"]),
-                str(row["ggml_type"]),
-                str(row["block_size"]),
-                str(row["block_bytes"]),
-                f"{row['bits_per_weight']:g}",
-                "yes" if row["needs_imatrix"] else "",
-            ]
-            for row in rows
-        ],
-    )
 
 
 @app.command(

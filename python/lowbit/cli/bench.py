@@ -1,0 +1,40 @@
+"""lowbit bench: how fast a model reads and makes tokens."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from lowbit.cli.app import app, examples
+from lowbit.cli.console import print_json
+from lowbit.cli.options import Compute, Json, ModelPath, Threads
+from lowbit.cli.tables import print_table
+
+
+@app.command(epilog=examples("lowbit bench model.gguf", "lowbit bench model.gguf -p 2048 -n 64 --threads 2 --json"))
+def bench(
+    model: ModelPath,
+    prompt_tokens: Annotated[int, typer.Option("-p", "--prompt-tokens", min=1, help="Tokens of the prompt.")] = 512,
+    new_tokens: Annotated[int, typer.Option("-n", "--new-tokens", min=1, help="Tokens made after it.")] = 128,
+    repeat: Annotated[int, typer.Option("-r", "--repeat", min=1, help="Runs; the median counts.")] = 3,
+    threads: Threads = None,
+    compute: Compute = "auto",
+    json: Json = False,
+) -> None:
+    """Times prefill and decode.
+
+    Prefill is reading a prompt, decode is making tokens one by one after it.
+    """
+    from lowbit.evaluate.bench import bench as measure
+
+    result = measure(model, prompt_tokens, new_tokens, repeat, threads=threads, compute=compute, progress=True)
+    if json:
+        print_json(result)
+        return
+    rows = [
+        [f"prefill of {prompt_tokens}", f"{result.prefill_tokens_per_s:.1f}", f"{result.prefill_spread:.1%}"],
+        [f"decode of {new_tokens}", f"{result.decode_tokens_per_s:.1f}", f"{result.decode_spread:.1%}"],
+    ]
+    title = f"{result.model}, {result.threads} threads, {result.simd}, compute {result.compute}"
+    print_table(["what", ">tokens/s", ">spread"], rows, title)

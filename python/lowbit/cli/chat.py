@@ -1,0 +1,84 @@
+"""lowbit chat: a talk with a model."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import typer
+
+from lowbit.cli.app import app, examples
+from lowbit.cli.console import note
+from lowbit.cli.options import Compute, ModelPath, Threads
+from lowbit.cli.sampling import Context, MinP, NewTokens, Penalty, Seed, Temperature, TopK, TopP, limit, showing
+
+
+@app.command(epilog=examples("lowbit chat model.gguf", 'lowbit chat model.gguf --system "Answer in one sentence."'))
+def chat(
+    model: ModelPath,
+    system: Annotated[str | None, typer.Option("--system", help="What the model is told first.")] = None,
+    max_tokens: NewTokens = -1,
+    temperature: Temperature = 0.7,
+    top_k: TopK = 0,
+    top_p: TopP = 0.95,
+    min_p: MinP = 0.0,
+    repetition_penalty: Penalty = 1.0,
+    seed: Seed = None,
+    threads: Threads = None,
+    compute: Compute = "auto",
+    context: Context = None,
+) -> None:
+    """Talks with a model that has a chat template.
+
+    Ctrl-C ends an answer, Ctrl-D or /exit the talk; /reset forgets what was said.
+    """
+    import lowbit
+
+    loaded = lowbit.load(model, compute=compute, threads=threads, context=context, progress=True)
+    options: dict[str, Any] = {
+        "max_tokens": limit(max_tokens),
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+        "seed": seed,
+    }
+    beginning = [{"role": "system", "content": system}] if system else []
+    if not loaded.tokenizer.chat_templates:
+        loaded.tokenizer.apply_chat_template(beginning)  # says so now, rather than after the first line
+    messages = list(beginning)
+    for line in _lines():
+        if line == "/reset":
+            messages = list(beginning)
+            continue
+        messages.append({"role": "user", "content": line})
+        answer: list[str] = []
+        try:
+            answer.extend(showing(loaded.stream_chat(messages, **options)))
+        except KeyboardInterrupt:
+            note(" (stopped)")
+        print()
+        messages.append({"role": "assistant", "content": "".join(answer)})
+
+
+def _lines() -> Iterator[str]:
+    """What the user types, until the end or /exit. A prompt is shown on a terminal only."""
+    interactive = sys.stdin.isatty()
+    if interactive:
+        import contextlib
+
+        with contextlib.suppress(ImportError):  # lines can be edited where Python has readline
+            import readline  # noqa: F401
+    while True:
+        try:
+            line = input("> " if interactive else "").strip()
+        except EOFError:
+            if interactive:
+                print()
+            return
+        if line == "/exit":
+            return
+        if line:
+            yield line

@@ -1,0 +1,104 @@
+"""lowbit convert: a checkpoint becomes a GGUF file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lowbit.cli.app import app, examples
+from lowbit.cli.options import DryRun, Json, Lora, LoraScale, Threads, one_of, scale_of
+from lowbit.cli.splits import NoTensorFirst, SplitMaxSize, SplitMaxTensors
+from lowbit.cli.writing import (
+    EmbeddingType,
+    Exclude,
+    Imatrix,
+    Include,
+    LeaveOutput,
+    OutputType,
+    Overrides,
+    PruneLayers,
+    Pure,
+    Strict,
+    TensorTypeFile,
+    TensorTypes,
+    write,
+)
+
+Revision = Annotated[
+    str | None, typer.Option("--revision", help="Branch, tag or commit of a hub id; org/name@REVISION says the same.")
+]
+
+
+@app.command(
+    epilog=examples(
+        "lowbit convert ./SmolLM2-135M smol.gguf --format Q4_K_M",
+        "lowbit convert HuggingFaceTB/SmolLM2-135M smol-bf16.gguf --format bf16 --revision main",
+        "lowbit convert ./model out.gguf --format IQ3_M --imatrix imatrix.gguf --strict",
+        "lowbit convert ./model out.gguf --format bf16 --split-max-size 2G",
+        "lowbit convert ./model out.gguf --format Q4_K_M --tensor-type 'ffn_down=Q6_K' --dry-run",
+        "lowbit convert ./model-8B out.gguf --format Q8_0 --verify",
+        "lowbit convert ./model-f16 out.gguf --format Q6_K --intermediate f16",
+        "lowbit convert ./model out.gguf --no-verify --no-provenance  # the reference's bytes, nothing added",
+        "lowbit convert ./model tuned.gguf --lora ./adapter --lora-scale 0.5",
+    )
+)
+def convert(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Checkpoint folder or hub id.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT.gguf", dir_okay=False, help="The file to write.")],
+    format: Annotated[
+        str, typer.Option("--format", "-f", help="A mix (Q4_K_M), a format (Q8_0), or bf16, f16, f32.")
+    ] = "Q4_K_M",
+    imatrix: Imatrix = None,
+    include_weights: Include = None,
+    exclude_weights: Exclude = None,
+    tensor_type: TensorTypes = None,
+    tensor_type_file: TensorTypeFile = None,
+    pure: Pure = False,
+    leave_output_tensor: LeaveOutput = False,
+    output_tensor_type: OutputType = None,
+    token_embedding_type: EmbeddingType = None,
+    prune_layers: PruneLayers = None,
+    override_kv: Overrides = None,
+    split_max_size: SplitMaxSize = "0",
+    split_max_tensors: SplitMaxTensors = 0,
+    no_tensor_first_split: NoTensorFirst = False,
+    verify: Annotated[
+        bool | None,
+        typer.Option(
+            "--verify/--no-verify",
+            help="Compare the file with its source before it gets its name. [default: unless split or pruned]",
+        ),
+    ] = None,
+    provenance: Annotated[
+        bool, typer.Option("--provenance/--no-provenance", help="Write into the file what it was made of, with hashes.")
+    ] = True,
+    strict: Strict = False,
+    revision: Revision = None,
+    lora: Lora = None,
+    lora_scale: LoraScale = None,
+    intermediate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FORMAT",
+            help="What weights become before they are quantized: bf16, f16, or f32, which keeps all. [default: bf16]",
+            callback=one_of("bf16", "f16", "f32"),
+        ),
+    ] = None,
+    threads: Threads = None,
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """Makes a GGUF file of a checkpoint."""
+    given = dict(locals())
+    if (pin := given.pop("revision")) is not None:
+        if os.path.exists(source):
+            raise typer.BadParameter(f"{source} is a folder, not a hub id", param_hint="--revision")
+        given["source"] = f"{source}@{pin}"
+    given["lora"] = lora or ()
+    given["lora_scale"] = scale_of(lora_scale)
+    import lowbit
+
+    write(lowbit.convert, given)

@@ -1,0 +1,72 @@
+"""Runs the command: exit statuses, messages of errors, Ctrl-C and requests to terminate."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+from typing import NoReturn
+
+import typer
+
+from lowbit.base.errors import Error
+from lowbit.base.operation import operation
+from lowbit.base.quoting import MOST_MESSAGE, one_line, reason
+from lowbit.cli.app import root_command, settings
+from lowbit.cli.console import Notes
+
+# typer brings its own click, or uses the installed one, depending on its version; both have this class.
+_UsageError = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
+
+
+def execute(arguments: Sequence[str]) -> int:
+    """Runs the command with `arguments` and returns its exit status. Ctrl-C is KeyboardInterrupt."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # what the reader's encoding lacks is no failure
+    notes = Notes()
+    logging.getLogger("lowbit").addHandler(notes)
+    previous = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        with operation():
+            status = root_command().main(list(arguments), prog_name="lowbit", standalone_mode=False)
+        sys.stdout.flush()
+        status = status if isinstance(status, int) else 0
+    except typer.Abort:  # which click makes of Ctrl-C
+        raise KeyboardInterrupt from None
+    except BrokenPipeError:
+        # The reader of a pipe has gone. Python would flush stdout once more at exit, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if isinstance(error, _UsageError):
+            error.message = one_line(error.message)  # type: ignore[attr-defined]
+            error.show()  # type: ignore[attr-defined]
+            return 2
+        if settings.debug:
+            raise
+        print(f"lowbit: {_reason(error)}", file=sys.stderr)
+        return 1
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+        logging.getLogger("lowbit").removeHandler(notes)
+    return status
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    """Makes a request to terminate an exception, so that unfinished files are removed."""
+    raise SystemExit(128 + number)
+
+
+def _reason(error: Exception) -> str:
+    """One line that says what went wrong, and for a bug in lowbit how to see where."""
+    text = reason(error, MOST_MESSAGE)
+    if isinstance(error, (Error, OSError)):
+        return text
+    if isinstance(error, MemoryError):
+        return "not enough memory"
+    return f"unexpected {type(error).__name__}: {text} (LOWBIT_DEBUG=1 shows where)"

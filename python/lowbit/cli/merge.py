@@ -1,0 +1,27 @@
+"""lowbit merge: a split model becomes one file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lowbit.cli.app import app, examples
+from lowbit.cli.options import DryRun, Json, gguf_argument
+from lowbit.cli.splits import print_files
+
+
+@app.command(
+    epilog=examples("lowbit merge model-00001-of-00003.gguf model.gguf", "lowbit inspect model-00001-of-00003.gguf")
+)
+def merge(
+    source: Annotated[Path, gguf_argument("IN-00001-of-0000N.gguf", "One of the files.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT.gguf", dir_okay=False, help="The file to write.")],
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """Makes one file of a split model, the same as llama-gguf-split."""
+    import lowbit
+
+    print_files(lowbit.merge_files(source, target, progress=True, dry_run=dry_run), dry_run, json)

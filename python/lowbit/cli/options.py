@@ -1,0 +1,91 @@
+"""Arguments and options that several commands share, and checks of their values."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Threads = Annotated[
+    int | None,
+    typer.Option("--threads", "-t", min=1, max=1024, help="Threads. [default: LOWBIT_THREADS, else one a processor]"),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")]
+
+
+def gguf_argument(metavar: str, help: str) -> Any:
+    """An argument that names a GGUF file which is there."""
+
+    def check(path: Path) -> Path:
+        if os.path.isdir(path):
+            raise typer.BadParameter(f"{path} is a folder; lowbit convert makes a GGUF file of a checkpoint")
+        return path
+
+    return typer.Argument(metavar=metavar, exists=True, callback=check, help=help)
+
+
+def one_of(*values: str) -> Callable[[str | None], str | None]:
+    """A callback that refuses other values."""
+
+    def check(value: str | None) -> str | None:
+        if value is not None and value.lower() not in values:
+            raise typer.BadParameter(f"{value!r} is not one of {', '.join(values)}")
+        return value and value.lower()
+
+    return check
+
+
+def finite(value: Any) -> Any:
+    """A callback that refuses NaN and infinities: of a number, of several, or of none."""
+    for number in value if isinstance(value, list) else [value]:
+        if number is not None and not math.isfinite(number):
+            raise typer.BadParameter(f"{number} is no finite number")
+    return value
+
+
+Compute = Annotated[
+    str,
+    typer.Option(
+        "--compute",
+        help="Arithmetic of matrix products: auto, int8, bf16, or f32, which is exact.",
+        callback=one_of("auto", "int8", "bf16", "f32"),
+    ),
+]
+ModelPath = Annotated[str, typer.Argument(metavar="MODEL", help="GGUF file, checkpoint folder or hub id.")]
+ExistingFile = Annotated[Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="Text in UTF-8.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be written, to the byte, and write nothing.")]
+
+
+Lora = Annotated[
+    list[str] | None,
+    typer.Option("--lora", metavar="DIR", help="PEFT adapter to merge, a folder or hub id; repeatable."),
+]
+LoraScale = Annotated[
+    list[float] | None,
+    typer.Option(
+        "--lora-scale",
+        metavar="S",
+        help="Multiplies what the adapters add: once for all, or for each.",
+        callback=finite,
+    ),
+]
+
+
+def scale_of(lora_scale: list[float] | None) -> float | list[float]:
+    """What --lora-scale means: one number for all adapters, or one for each."""
+    scales = lora_scale or [1.0]
+    return scales[0] if len(scales) == 1 else scales
+
+
+def parsed(option: str, parse: Callable[[str], Any], texts: Sequence[str]) -> list[Any]:
+    """What an option was given, parsed; text that cannot be is wrong usage."""
+    from lowbit import InputError
+
+    try:
+        return [parse(text) for text in texts]
+    except InputError as error:
+        raise typer.BadParameter(str(error), param_hint=option) from None

@@ -1,0 +1,48 @@
+"""lowbit split: a GGUF file becomes several."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lowbit.cli.app import app, examples
+from lowbit.cli.options import DryRun, Json, gguf_argument
+from lowbit.cli.splits import NoTensorFirst, SplitMaxSize, SplitMaxTensors, print_files
+
+
+@app.command(
+    epilog=examples(
+        "lowbit split model.gguf model --split-max-size 2G",
+        "lowbit split model.gguf parts/model --split-max-tensors 128 --no-tensor-first-split",
+        "lowbit split model.gguf model --split-max-size 500M --dry-run",
+    )
+)
+def split(
+    source: Annotated[Path, gguf_argument("IN.gguf", "The file to read.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="Files are OUT-00001-of-0000N.gguf and so on.")],
+    split_max_size: SplitMaxSize = "0",
+    split_max_tensors: SplitMaxTensors = 0,
+    no_tensor_first_split: NoTensorFirst = False,
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """Splits a GGUF file into several that readers take for one.
+
+    The files equal llama-gguf-split's. All of them appear, or none.
+    """
+    if split_max_size == "0" and not split_max_tensors:
+        raise typer.BadParameter("--split-max-size or --split-max-tensors must say where to split")
+    import lowbit
+
+    report = lowbit.split_file(
+        source,
+        target,
+        split_max_size=split_max_size,
+        split_max_tensors=split_max_tensors,
+        no_tensor_first_split=no_tensor_first_split,
+        progress=True,
+        dry_run=dry_run,
+    )
+    print_files(report, dry_run, json)

@@ -1,0 +1,57 @@
+"""What commands that write split models share: the options, and the table of files."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lowbit.cli.console import print_json, size
+from lowbit.cli.tables import print_table
+
+if TYPE_CHECKING:
+    from lowbit.conversion.splitting import SplitReport
+
+
+def _split_size(text: str) -> str:
+    from lowbit import InputError
+    from lowbit.gguf.splits import SplitLimits
+
+    try:
+        SplitLimits.parsed(text, 0, no_tensor_first=False)
+    except InputError as error:
+        raise typer.BadParameter(str(error)) from None
+    return text
+
+
+SplitMaxSize = Annotated[
+    str,
+    typer.Option(
+        "--split-max-size",
+        metavar="N[K|M|G]",
+        help="Several files, each of so many bytes of tensors.",
+        callback=_split_size,
+    ),
+]
+SplitMaxTensors = Annotated[
+    int, typer.Option("--split-max-tensors", min=0, help="Several files, each of so many tensors.")
+]
+NoTensorFirst = Annotated[
+    bool, typer.Option("--no-tensor-first-split", help="The first of several files has metadata alone.")
+]
+
+
+def print_files(report: SplitReport, dry_run: bool, json: bool) -> None:
+    """The files with their sizes."""
+    if json:
+        print_json(vars(report) | {"written": not dry_run})
+        return
+    folder = os.path.dirname(report.paths[0])
+    title = f"{'Would be written' if dry_run else 'Written'} to {folder or '.'}"
+    rows = zip(report.paths, report.tensors, report.file_bytes, strict=True)
+    print_table(
+        ["file", ">tensors", ">size"],
+        [[os.path.basename(path), str(tensors), size(num_bytes)] for path, tensors, num_bytes in rows],
+        title,
+    )

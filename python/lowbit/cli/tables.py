@@ -1,0 +1,100 @@
+"""Tables that fit the terminal: cells are folded, and nothing is cut.
+
+Names, in the first column, stay whole, and so do numbers. Where that is too much for the terminal, each row becomes a
+record: a line for each column.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from lowbit.base.quoting import one_line
+from lowbit.cli.console import console
+
+if TYPE_CHECKING:
+    from rich.console import JustifyMethod
+
+#: Blanks between two columns, and before and behind all.
+_BETWEEN, _AROUND = 2, 2
+#: Text of more than two of these shares of the terminal gets one at least; shorter text may be folded to a word a line.
+_LEAST_SHARE = 5
+#: The least columns for the values of records.
+_LEAST_VALUE = 10
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:
+    """A table; columns whose name begins with `>` hold numbers, and those without a word are left out."""
+    from rich.text import Text
+
+    if title is not None:
+        console().print(Text(one_line(title), style="bold"))
+    rows = [[one_line(cell) for cell in row] for row in rows]
+    used = [i for i in range(len(columns)) if not rows or any(row[i] for row in rows)]
+    names = [columns[i] for i in used]
+    cells = [[row[i] for i in used] for row in rows]
+    widths = _widths(names, cells, console().width)
+    if widths is None:
+        _print_records([name.removeprefix(">") for name in names], cells)
+    else:
+        _print_columns(names, cells, widths)
+
+
+def _widths(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[int] | None:
+    """The width of each column, None if names and numbers cannot stay whole."""
+    from rich.cells import cell_len
+
+    def longest(texts: Sequence[str]) -> int:
+        return max(map(cell_len, texts), default=0)
+
+    room = width - _BETWEEN * (len(columns) - 1) - _AROUND
+    widths, least = [], []
+    for i, name in enumerate(columns):
+        cells = [row[i] for row in rows]
+        word = longest([word for cell in cells for word in cell.split()])
+        words = longest(name.removeprefix(">").split())
+        widths.append(max(longest(cells), cell_len(name.removeprefix(">"))))
+        if name.startswith(">"):
+            least.append(max(words, word))
+        elif i == 0:
+            least.append(max(words, longest(cells)))
+        else:
+            share = width // _LEAST_SHARE
+            least.append(min(widths[i], max(words, share if widths[i] > 2 * share else min(word, share))))
+    if sum(least) > room:
+        return None
+    while (excess := sum(widths) - room) > 0:  # text is folded before numbers, long text first
+        i = max(range(len(widths)), key=lambda i: (widths[i] > least[i], not columns[i].startswith(">"), widths[i]))
+        widths[i] = max(least[i], widths[i] - excess, min(widths[i] - 1, sum(widths) // len(widths)))
+    return widths
+
+
+def _print_columns(columns: Sequence[str], rows: Sequence[Sequence[str]], widths: Sequence[int]) -> None:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for name, width in zip(columns, widths, strict=True):
+        justify: JustifyMethod = "right" if name.startswith(">") else "left"
+        table.add_column(name.removeprefix(">"), justify=justify, overflow="fold", width=width)
+    for row in rows:
+        table.add_row(*map(Text, row))  # not markup: names come from files
+    console().print(table)
+
+
+def _print_records(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich.cells import cell_len
+    from rich.table import Table
+    from rich.text import Text
+
+    labels = max(map(cell_len, columns))
+    for row in rows:
+        record = Table.grid(padding=(0, 2, 0, 0))
+        record.add_column(width=labels)
+        record.add_column(overflow="fold", width=max(_LEAST_VALUE, console().width - labels - 2))
+        for name, cell in zip(columns, row, strict=True):
+            if cell:
+                record.add_row(name, Text(cell))
+        console().print(record)
+        console().print()

@@ -1,0 +1,45 @@
+"""lowbit verify: a GGUF file beside the checkpoint it was made of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lowbit.cli.app import app, examples
+from lowbit.cli.console import print_json
+from lowbit.cli.options import Json, Lora, LoraScale, Threads, gguf_argument, scale_of
+from lowbit.cli.verdicts import print_verdict, verdict_as_json
+
+
+@app.command(
+    epilog=examples(
+        "lowbit verify model-Q4_K_M.gguf ./model",
+        "lowbit verify model.gguf Qwen/Qwen3-0.6B --json",
+        "lowbit verify tuned.gguf ./model --lora ./adapter --lora-scale 0.5",
+    )
+)
+def verify(
+    file: Annotated[Path, gguf_argument("FILE.gguf", "The file to verify.")],
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="The checkpoint it was made of: folder or hub id.")],
+    lora: Lora = None,
+    lora_scale: LoraScale = None,
+    threads: Threads = None,
+    json: Json = False,
+) -> None:
+    """Compares a GGUF file with the checkpoint it was made of.
+
+    Metadata, tensors, tokenizer and logits; adapters as they were given to convert. Exits with 1 if they differ where
+    they must not.
+    """
+    import lowbit
+
+    scale = scale_of(lora_scale)
+    verdict = lowbit.verify(file, source, lora=lora or (), lora_scale=scale, threads=threads, progress=True)
+    if json:
+        print_json(verdict_as_json(verdict))
+    else:
+        print_verdict(verdict)
+    if not verdict.ok:
+        raise typer.Exit(1)
