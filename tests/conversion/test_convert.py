@@ -124,7 +124,10 @@ def test_rounding_twice_is_said(
 
 def test_nothing_comes_between_floats(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "a", layers=1)
-    for format, before, message in (("F16", "F32", "nothing comes between"), ("Q8_0", "Q4_0", "expected one of")):
+    for format, before, message in (
+        ("F16", "F32", "there is no intermediate format"),
+        ("Q8_0", "Q4_0", "expected one of"),
+    ):
         with pytest.raises(lowbit.InputError, match=message):
             lowbit.convert(folder, tmp_path / "out.gguf", format, intermediate=before, progress=False)
 

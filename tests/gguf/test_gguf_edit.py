@@ -243,7 +243,7 @@ def test_special_tokens_are_set_by_their_text(path: Path) -> None:
         ({}, ["split.count"], "split.count: the file's layout follows from it"),
         ({"lowbit.padding": "x"}, [], "it is what edits shrink and grow"),
         ({}, ["missing"], "there is no key missing"),
-        ({}, ["general.architecture"], "nobody can read a file without it"),
+        ({}, ["general.architecture"], "no program can read a file without it"),
         ({"general.name": "x"}, ["general.name"], "to be set and unset"),
         ({"general.architecture": 3}, [], "expected a str, as the file has, got an int"),
         ({"tokenizer.ggml.pre": 3}, [], "expected a str, as readers do, got an int"),
@@ -299,7 +299,7 @@ def test_links(path: Path, tmp_path: Path) -> None:
 
 
 def test_one_edit_at_a_time(path: Path) -> None:
-    with rewriting.locked(str(path)), pytest.raises(lowbit.FileError, match="somebody else is editing it"):
+    with rewriting.locked(str(path)), pytest.raises(lowbit.FileError, match="another program is editing it"):
         edit(path, {"general.name": "x"})
 
 

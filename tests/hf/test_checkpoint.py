@@ -259,7 +259,7 @@ OTHER_FOLDERS: dict[str, tuple[list[str], type[lowbit.Error], str]] = {
     "diffusers": (["model_index.json", "unet/config.json"], lowbit.UnsupportedError, "diffusers pipeline"),
     "GGUF": (["tiny-Q4_K_M.gguf"], lowbit.UnsupportedError, r"give .*tiny-Q4_K_M\.gguf itself"),
     "ONNX": (["onnx/model.onnx", "tokenizer.json"], lowbit.UnsupportedError, "model.onnx is an ONNX model"),
-    "the makers' form": (["params.json", "consolidated.00.pth"], lowbit.UnsupportedError, "makers' own form"),
+    "the makers' form": (["params.json", "consolidated.00.pth"], lowbit.UnsupportedError, "authors' own format"),
     "a tokenizer": (["tokenizer.json"], lowbit.FileError, "no config.json: tokenizer.json, but no model"),
     "one folder more": (["tiny/config.json"], lowbit.FileError, r"no config\.json; there is tiny/config\.json"),
     "nothing": ([], lowbit.FileError, "no config.json$"),

@@ -111,13 +111,13 @@ def test_offline(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
         hub.requests.clear()
 
     offline(True)
-    with pytest.raises(lowbit.FileError, match=r"not whole in the cache .*cache, and HF_HUB_OFFLINE is set"):
+    with pytest.raises(lowbit.FileError, match=r"incomplete in the cache .*cache, and HF_HUB_OFFLINE is set"):
         resolve(NAME)
     offline(False)
     lowbit.load_tokenizer(NAME)
     offline(True)
     lowbit.load_tokenizer(NAME)
-    with pytest.raises(lowbit.FileError, match="not whole in the cache"):  # the weights are not there yet
+    with pytest.raises(lowbit.FileError, match="incomplete in the cache"):  # the weights are not there yet
         resolve(NAME)
     offline(False)
     folder, _ = resolve(NAME)

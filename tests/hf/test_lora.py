@@ -236,7 +236,7 @@ BROKEN: dict[str, tuple[dict[str, np.ndarray], dict[str, Any], str]] = {
     "B alone": ({B: GOOD[B]}, {}, "has no lora_A"),
     "A alone": ({A: GOOD[A]}, {}, "has no lora_B"),
     "no such layer": ({k.replace("layers.0", "layers.7"): v for k, v in GOOD.items()}, {}, "no 'layers.7.mlp.up_proj"),
-    "a tied output": ({k.replace(UP, "lm_head"): v for k, v in GOOD.items()}, {}, "is about the output, which is tied"),
+    "a tied output": ({k.replace(UP, "lm_head"): v for k, v in GOOD.items()}, {}, "changes the output, which is tied"),
     "a norm": ({k.replace(UP, "model.norm"): v for k, v in GOOD.items()}, {}, "which is no matrix"),
     "twice": ({**GOOD, **{k.replace(".model.model.", ".model."): v for k, v in GOOD.items()}}, {}, "as another one is"),
     "larger embeddings": (

@@ -153,7 +153,7 @@ def test_sources_that_the_reference_leaves_are_noted(tmp_path: Path) -> None:
     (tmp_path / "chat_template.jinja").write_text(TEMPLATE)
     write_json(tmp_path / "special_tokens_map.json", {"eos_token": "<|eot_id|>", "bos_token": "<|begin_of_text|>"})
     found = "eos_token '<|eot_id|>' (the file has '<|end_of_text|>')"
-    assert notes_of(tmp_path) == [f"special_tokens_map.json, which transformers takes, is left out: {found}"]
+    assert notes_of(tmp_path) == [f"special_tokens_map.json, which transformers uses, is left out: {found}"]
     assert tokenizer_metadata(tmp_path, {}, "llama", 280)[P + "eos_token_id"] == 273
 
 

@@ -104,9 +104,11 @@ class Architecture:
                 UnsupportedError, key, f"{activation!r}, the {self.name} architecture has {self.hidden_act}"
             )
         if not config.boolean("is_causal", True):
-            raise config.error(UnsupportedError, "is_causal", "is false, and the network looks back only")
+            raise config.error(UnsupportedError, "is_causal", "is false, and lowbit supports causal attention only")
         if config.values.get("per_layer_config"):
-            raise config.error(UnsupportedError, "per_layer_config", "is set, and a GGUF file's layers are all alike")
+            raise config.error(
+                UnsupportedError, "per_layer_config", "is set, and all layers of a GGUF file have the same settings"
+            )
         if config.values.get("layer_types") is not None:
             sliding = sliding_layers(config, self.sizes(config).layers, lambda i: False)
             windows = self.config_windows(config)
@@ -203,7 +205,7 @@ class Architecture:
                 )
             if entry.gguf.endswith(".bias") and not self.has_bias(entry.gguf.removesuffix(".bias"), config):
                 raise UnsupportedError(
-                    f"attention_bias or mlp_bias is not set, so that transformers leaves out tensor {stored_name!r}",
+                    f"attention_bias or mlp_bias is not set, so transformers ignores tensor {stored_name!r}",
                     path=config.path,
                     tensor=stored_name,
                 )
@@ -230,7 +232,7 @@ class Architecture:
         if match and int(match[1]) >= num_layers and any(tensor.hf == match[2] for tensor in self.layer_tensors):
             return FormatError(
                 f"num_hidden_layers is {num_layers}, but there are tensors of more layers: {stored_name!r}; take the "
-                "config.json that belongs to the weights",
+                "config.json of these weights",
                 path=config.path,
                 key="num_hidden_layers",
                 tensor=stored_name,
@@ -348,7 +350,7 @@ class Architecture:
             if get.integer(key, 0, minimum=0):
                 raise get.error(UnsupportedError, key, f"is set: {what} do not run yet")
         if not get.boolean("attention.causal", True):
-            raise get.error(UnsupportedError, "attention.causal", "is false, and the network looks back only")
+            raise get.error(UnsupportedError, "attention.causal", "is false, and lowbit supports causal attention only")
         num_layers = get.integer("block_count", maximum=MAX_LAYERS)
         rope_dim = get.integer("rope.dimension_count", head_dim, maximum=head_dim)
         if get.integer("rope.dimension_count_swa", rope_dim) != rope_dim:

@@ -37,7 +37,7 @@ def has_biases(tensors: Mapping[str, TensorSource], parts: tuple[str, ...]) -> b
     if there and len(there) != len(names):
         missing = next(name for name in names if name not in tensors)
         raise UnsupportedError(
-            f"tensor {there[0]} is there and {missing} is not, which config.json cannot say", tensor=there[0]
+            f"tensor {there[0]} is there and {missing} is not, which config.json cannot express", tensor=there[0]
         )
     return bool(there)
 
@@ -74,7 +74,7 @@ def llama3_parameters(factors: TensorSource, theta: float) -> dict[str, Any]:
             names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
             return {"rope_type": "llama3", **dict(zip(names, settings, strict=True)), names[-1]: 1 << exponent}
     raise UnsupportedError(
-        f"tensor {factors.name} is no scaling of Llama 3 that config.json could say", tensor=factors.name
+        f"tensor {factors.name} is not a Llama 3 scaling that config.json can express", tensor=factors.name
     )
 
 

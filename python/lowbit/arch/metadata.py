@@ -17,7 +17,7 @@ from lowbit.base.errors import FormatError, UnsupportedError
 _OTHER_TYPES = {
     "adapter": "a LoRA adapter, and lowbit merges those of PEFT (--lora)",
     "imatrix": "an importance matrix, which --imatrix takes",
-    "mmproj": "the image encoder of a model that also sees",
+    "mmproj": "the image encoder of a multimodal model",
 }
 
 

@@ -98,7 +98,7 @@ def _yarn(get: Keys, powers: Array, magnitude: float) -> Rope:
         return 2 * pairs * math.log(original / (times * 2 * math.pi)) / (2 * math.log(base))
 
     if base == 1:
-        raise get.error(FormatError, "rope.freq_base", "is 1, for which there is no YaRN")
+        raise get.error(FormatError, "rope.freq_base", "is 1, which YaRN cannot use")
     low = max(math.floor(pair_that_turns(get.number("rope.scaling.yarn_beta_fast", 32.0))), 0)
     high = min(math.ceil(pair_that_turns(get.number("rope.scaling.yarn_beta_slow", 1.0))), 2 * pairs - 1)
     width = high - low if high != low else 0.001

@@ -74,7 +74,7 @@ def convert(
     """
     mix = find_mix(format)
     if mix.is_copy:
-        raise InputError("COPY is for GGUF files; of a checkpoint, BF16, F16 or F32 make one of floats")
+        raise InputError("COPY is for GGUF files; for a checkpoint, use BF16, F16 or F32")
     between = _intermediate(mix, intermediate)
     src, dst = checked(src), checked(dst)
     chosen = checked_options(ConvertOptions, options)
@@ -106,7 +106,7 @@ def _intermediate(mix: Mix, format: str | None) -> str:
     if found not in FLOATS:
         raise InputError(f"intermediate: {quoted(format)}", expected=f"one of {', '.join(FLOATS)}", found=format)
     if format and mix.is_float:
-        raise InputError(f"intermediate: {mix.name} is not quantized, so nothing comes between")
+        raise InputError(f"intermediate: {mix.name} is not quantized, so there is no intermediate format")
     return found
 
 
@@ -151,9 +151,9 @@ def _is_verified(verify: bool | None, options: ConvertOptions) -> bool:
     if verify is None:
         return not options.prune_layers and not options.split_limits
     if verify and options.prune_layers:
-        raise InputError("verify: a model without some of its layers is not the one it was made of")
+        raise InputError("verify: a model without some of its layers cannot be compared with its source")
     if verify and options.split_limits:
-        raise InputError("verify: files of a split model are verified when they have names, with lowbit verify")
+        raise InputError("verify: a split model is verified after it is written, with lowbit verify")
     return verify
 
 

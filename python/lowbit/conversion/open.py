@@ -118,7 +118,7 @@ def open_checkpoint(
     if checkpoint.config.get("auto_map"):
         notes.append("auto_map in config.json is ignored: code that comes with a checkpoint is never run")
     if skipped := [name for name in checkpoint.tensors if name.startswith(arch.left_out)]:
-        notes.append(f"{len(skipped)} tensors beside the text model are left out: {skipped[0]} and others")
+        notes.append(f"{len(skipped)} tensors outside the text model are left out: {skipped[0]} and others")
     tensors = arch.tensors(checkpoint, config)
     num_params = sum(num_elements(tensor.shape) for tensor in tensors)
     vocab_size = config.integer("vocab_size")
@@ -164,7 +164,7 @@ def _pooling(arch: Architecture, folder: Path, notes: list[str]) -> dict[str, An
     if config is None:
         return {}
     if not arch.keeps_pooling:
-        notes.append(f"{MODULES} makes this an embedding model; the reference keeps no pooling_type of {arch.name}")
+        notes.append(f"{MODULES} makes this an embedding model; the reference writes no pooling_type for {arch.name}")
         return {}
     notes.append(f"{MODULES} makes this an embedding model: pooling_type is kept, lowbit itself computes logits only")
     return {f"{arch.name}.pooling_type": pooling_type(config)}

@@ -193,7 +193,7 @@ class _Header:
                     f"there is no key {shown(key)}{did_you_mean(key, self._keys)}", path=self.path, key=key
                 )
             if key == "general.architecture":
-                raise InputError(f"key {shown(key)}: nobody can read a file without it", key=key)
+                raise InputError(f"key {shown(key)}: no program can read a file without it", key=key)
         changes = [Change(key, self._value(key), None) for key in gone]
         for key, value in set.items():
             _check_key(key)

@@ -82,8 +82,8 @@ class File:
         self._identities = {each: _identity(each) for each in files[:2]}
         if self._identities[self.path] is None and (others := sum(map(os.path.exists, files[1:]))):
             raise FileError(
-                f"no such file, but {others} others of the split model: it is incomplete, as where its writing was "
-                "interrupted",
+                f"no such file, but {others} others of the split model: it is incomplete, for example because "
+                "writing was interrupted",
                 path=self.path,
                 errno=errno.ENOENT,
             )

@@ -45,9 +45,9 @@ def locked(path: str) -> Iterator[FileIO]:
         check_regular(path, os.stat(path), "cannot edit:")
         with builtins.open(path, "r+b", buffering=0) as file:
             if lock(file.fileno()) is False:  # without locks, concurrent edits are up to the user
-                raise FileError("cannot edit: somebody else is editing it", path=path)
+                raise FileError("cannot edit: another program is editing it", path=path)
             if not os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
-                raise FileError("cannot edit: somebody else has just replaced it", path=path)
+                raise FileError("cannot edit: another program has just replaced it", path=path)
             yield file
 
 

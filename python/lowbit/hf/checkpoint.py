@@ -294,7 +294,9 @@ def _not_a_checkpoint(folder: Path, missing: str) -> Error:
     if name := found("*.onnx", "onnx/*.onnx"):
         return UnsupportedError(f"{name} is an ONNX model; lowbit reads safetensors", path=folder)
     if name := found("consolidated*", "params.json"):
-        return UnsupportedError(f"{name} is in its makers' own form; take the one for transformers", path=folder)
+        return UnsupportedError(
+            f"{name} is in its authors' own format; use the checkpoint for transformers", path=folder
+        )
     if name := found(*(f"*{suffix}" for suffix in PICKLES)):
         return _pickle(folder, name)
     hint = ""

@@ -74,7 +74,7 @@ def _download(repository: str, revision: str | None, patterns: list[str], progre
         def update(self, n: float | None = 1) -> None:
             self.num += int(n or 0)
             if is_over.is_set():
-                raise RuntimeError("the download is not wanted any more")
+                raise RuntimeError("the download was cancelled")
 
     future: Future[Path] = Future()
 
@@ -126,7 +126,9 @@ def _explained(repository: str, revision: str | None, error: Exception) -> Error
     if isinstance(error, (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled)):
         why = f"{constants.ENDPOINT} does not give it: {reason(error.__cause__ or error)}"
         why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else why
-        return FileError(f"no such folder, not whole in the cache {constants.HF_HUB_CACHE}, and {why}", path=repository)
+        return FileError(
+            f"no such folder, incomplete in the cache {constants.HF_HUB_CACHE}, and {why}", path=repository
+        )
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return FileError.of(error, repository, rest=f": {constants.HF_HUB_CACHE} (HF_HOME names another place)")
     return FileError(f"not downloaded from the hub: {reason(error)}", path=repository)

@@ -296,8 +296,8 @@ class _Merge:
         if self._is_shared and plain == OUTPUT:
             raise a.error(
                 UnsupportedError,
-                " is about the output, which is tied to the embeddings, so that it would change both; merge it into "
-                "a base saved with an lm_head of its own and tie_word_embeddings false",
+                " changes the output, which is tied to the embeddings, so it would change both; merge it into a base "
+                "saved with a separate lm_head and tie_word_embeddings false",
             )
         if self._is_shared and plain == EMBEDDINGS:
             self.notes.append(

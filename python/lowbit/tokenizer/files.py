@@ -187,8 +187,8 @@ def byte_level_definition(folder: Path, config: Mapping[str, Any]) -> dict[str, 
     }
     if kind not in chains:
         raise UnsupportedError(
-            f"tokenizer_class {quoted(kind, 40)} has no tokenizer.json, and vocab.json does not say how words are "
-            f"cut; it is known of {' and '.join(chains)}",
+            f"tokenizer_class {quoted(kind, 40)} has no tokenizer.json, and vocab.json does not define the "
+            f"pre-tokenizer; it is known for {' and '.join(chains)}",
             path=folder,
             key="tokenizer_class",
         )

@@ -189,7 +189,7 @@ def build(vocab: Vocab) -> Backend:
     if vocab.model == "gpt2" and not vocab.has("tokenizer.ggml.pre"):
         vocab.note(
             "tokenizer.ggml.pre",
-            "is missing, as in files before May 2024: words are cut in the default way, which is wrong for most "
+            "is missing, as in files before May 2024: the default pre-tokenizer is used, which is wrong for most "
             "models; convert the model again, or name the way (lowbit metadata FILE set tokenizer.ggml.pre NAME)",
         )
     kinds: dict[str, Callable[[Vocab, tokenizers.Tokenizer], BpeModel | models.Model]] = {

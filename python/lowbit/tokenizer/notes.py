@@ -41,7 +41,7 @@ def _other_roles(folder: Path, merged: Mapping[str, Any], metadata: Mapping[str,
         has = tokens[i] if i is not None and i < len(tokens) else None
         if text not in (None, has, named_text(config.get(f"{role}_token"))):
             other.append(f"{role}_token {quoted(text)} (the file has {'none' if has is None else quoted(has)})")
-    return [f"special_tokens_map.json, which transformers takes, is left out: {listed(other)}"] if other else []
+    return [f"special_tokens_map.json, which transformers uses, is left out: {listed(other)}"] if other else []
 
 
 def _other_templates(folder: Path, merged: Mapping[str, Any], metadata: Mapping[str, Any]) -> list[str]:

@@ -249,7 +249,7 @@ def tokenizer_metadata(
         result |= _byte_level(folder, tokenizer, tokenizer_config, vocab_size)
     elif not tokenizer:
         raise FileError(
-            "no tokenizer.json and no tokenizer.model: save the tokenizer beside the model",
+            "no tokenizer.json and no tokenizer.model: save the tokenizer in the model's folder",
             path=folder,
             errno=errno.ENOENT,
         )

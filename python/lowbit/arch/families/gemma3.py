@@ -88,7 +88,9 @@ class Gemma3(Architecture):
     def check(self, config: Config) -> list[str]:
         """Refuses bidirectional attention, which embedding models have."""
         if config.values.get("use_bidirectional_attention"):
-            raise config.error(UnsupportedError, "use_bidirectional_attention", "is set, gemma3 looks back only")
+            raise config.error(
+                UnsupportedError, "use_bidirectional_attention", "is set, and lowbit supports causal attention only"
+            )
         return super().check(config)
 
     def config_windows(self, config: Config) -> tuple[int, ...]:
