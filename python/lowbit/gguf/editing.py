@@ -104,6 +104,8 @@ def edit(
     set = {} if set is None else arguments.mapping("set", set)
     unset, dry_run = arguments.items("unset", unset), arguments.flag("dry_run", dry_run)
     reserve = arguments.integer("reserve", reserve, 0, MAX_RESERVED_BYTES)
+    if check is not None and not callable(check):
+        raise arguments.wrong("check", "a function or None", check)
     target = os.path.realpath(checked(path))
     if not dry_run:
         remove_stale(target)
