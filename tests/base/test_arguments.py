@@ -62,7 +62,7 @@ BAD: dict[str, Any] = {
     "class": int,
 }
 #: What is the caller's own: objects of lowbit, and functions.
-LEFT_OUT = {"self", "model", "reference", "progress", "variables", "options", "callback"}
+LEFT_OUT = {"self", "model", "reference", "progress", "variables", "options", "callback", "check"}
 
 FLOATS = np.ones((2, 256), np.float32)
 
