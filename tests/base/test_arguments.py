@@ -157,6 +157,11 @@ def parameters(case: Case) -> list[str]:
     return [name for name in dict.fromkeys([*named, *case.right]) if name not in LEFT_OUT]
 
 
+def test_what_is_no_function() -> None:
+    with pytest.raises(lowbit.InputError, match="check: expected a function or None, got 3"):
+        lowbit.gguf.edit("x.gguf", set={}, check=3)  # type: ignore[arg-type]
+
+
 def test_no_exception_of_others(made: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """All that is raised is a lowbit.Error, in one line. What is wrong comes as one list."""
     monkeypatch.chdir(tmp_path)  # what is written under names such as "3"
