@@ -35,8 +35,10 @@ def main() -> None:
             command = [program, "-o", out, "-ctk", "f32", "-ctv", "f32", "-fa", "off", "-t", "2", "--no-ppl"]
             subprocess.run([*command, *map(str, arguments)], cwd=folder, check=True, capture_output=True)
 
-        lowbit.convert(DATA / "bard", folder / "bard.gguf", "F32", progress=False)
-        lowbit.convert(make_checkpoint(folder / "checkpoint", **TINY), folder / "tiny.gguf", "F32", progress=False)
+        lowbit.convert(DATA / "bard", folder / "bard.gguf", "F32", verify=False, provenance=False)
+        lowbit.convert(
+            make_checkpoint(folder / "checkpoint", **TINY), folder / "tiny.gguf", "F32", verify=False, provenance=False
+        )
         (folder / "bard.txt").write_bytes((DATA / "bard-valid.txt").read_bytes())
         (folder / "tiny.txt").write_text(TINY_TEXT)
         run(

@@ -121,10 +121,10 @@ def make_sources(folder: Path) -> None:
         (llama, "llama", "BF16"), (qwen3, "qwen3", "BF16"), (narrow, "narrow", "BF16"), (llama, "f16", "F16"),
         (llama, "f32", "F32"), (llama, "q8", "Q8_0"),
     ):  # fmt: skip
-        lowbit.convert(source, folder / f"{target}.gguf", format, progress=False)
+        lowbit.convert(source, folder / f"{target}.gguf", format, verify=False, provenance=False)
     with lowbit.gguf.open(folder / "imatrix.gguf") as file:
         other = {name.removesuffix(".in_sum2"): file.tensors[name] for name in file.infos if name.endswith("in_sum2")}
-    lowbit.convert(llama, folder / "q4-imatrix.gguf", "Q4_0", imatrix=other, progress=False)
+    lowbit.convert(llama, folder / "q4-imatrix.gguf", "Q4_0", imatrix=other, verify=False, provenance=False)
     split(folder / "llama.gguf", folder / "split", [17, 9, 14])
     split(folder / "llama.gguf", folder / "empty", [0, 30, 10])
 

@@ -192,7 +192,7 @@ def test_windows(tmp_path: Path, arch: str, changes: dict[str, Any], window: int
     pattern = keys.get(f"{name}.attention.sliding_window_pattern")
     assert (None if pattern is None else "".join("-w"[int(flag)] for flag in pattern)) == layers
     seen = opened.spec.windows
-    lowbit.convert(folder, tmp_path / "m.gguf", "BF16", progress=False)
+    lowbit.convert(folder, tmp_path / "m.gguf", "BF16", verify=False, provenance=False)
     with lowbit.gguf.open(tmp_path / "m.gguf") as file:
         assert spec(file.metadata, {}).windows == seen
     expected = layers or ("ww" if window else "--")

@@ -49,7 +49,7 @@ def expected(tensors: dict[str, np.ndarray], name: str) -> tuple[np.ndarray, np.
 def test_which_formats_are_exact(tmp_path: Path, form: str, format: str) -> None:
     """The oracle is gguf-py, which decodes on its own."""
     folder = make_checkpoint(tmp_path / "a", form, shards=2)
-    report = lowbit.convert(folder, tmp_path / "out.gguf", format, progress=False)
+    report = lowbit.convert(folder, tmp_path / "out.gguf", format, verify=False, provenance=False)
     assert bool(report.notes) == (format not in EXACT)
     assert all("TQ1_0, TQ2_0 keep exactly" in note for note in report.notes)
     reader = gguf.GGUFReader(tmp_path / "out.gguf")
@@ -68,7 +68,7 @@ def test_which_formats_are_exact(tmp_path: Path, form: str, format: str) -> None
 def test_embeddings_keep_more_bits(tmp_path: Path) -> None:
     for form, tied in (("bitnet", True), ("bitnet-bf16", False)):
         folder = make_checkpoint(tmp_path / form, form, tied=tied)
-        report = lowbit.convert(folder, tmp_path / "out.gguf", "TQ2_0", progress=False, dry_run=True)
+        report = lowbit.convert(folder, tmp_path / "out.gguf", "TQ2_0", verify=False, provenance=False, dry_run=True)
         formats = {tensor.name: tensor.format for tensor in report.tensors}
         assert formats["token_embd.weight"] == ("Q6_K" if tied else "Q4_K")
         assert formats.get("output.weight", "Q6_K") == "Q6_K"
@@ -101,10 +101,10 @@ def test_the_way_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
     """A packed checkpoint comes back as it was, master weights as a packed one that makes the same file."""
     monkeypatch.setattr(pipeline, "CHUNK_WEIGHTS", 5000)
     folder = make_checkpoint(tmp_path / "a", form, tied=form == "bitnet")
-    lowbit.convert(folder, tmp_path / "a.gguf", format, progress=False)
-    report = lowbit.export_hf(tmp_path / "a.gguf", tmp_path / "hf", dtype="F32", progress=False)
+    lowbit.convert(folder, tmp_path / "a.gguf", format, verify=False, provenance=False)
+    report = lowbit.export_hf(tmp_path / "a.gguf", tmp_path / "hf", dtype="F32")
     assert report.notes == []
-    lowbit.convert(tmp_path / "hf", tmp_path / "b.gguf", format, progress=False)
+    lowbit.convert(tmp_path / "hf", tmp_path / "b.gguf", format, verify=False, provenance=False)
     with lowbit.gguf.open(tmp_path / "a.gguf") as a, lowbit.gguf.open(tmp_path / "b.gguf") as b:
         assert list(a.metadata) == list(b.metadata)
         for key, value in a.metadata.items():
@@ -130,14 +130,19 @@ def _values(tensor: Any) -> np.ndarray:
 
 def test_what_is_not_ternary_makes_no_folder(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "a", "bitnet")
-    lowbit.convert(folder, tmp_path / "a.gguf", "Q8_0", progress=False)
+    lowbit.convert(folder, tmp_path / "a.gguf", "Q8_0", verify=False, provenance=False)
     with pytest.raises(lowbit.UnsupportedError, match=r"blk\.0\.ffn_down\.weight: .* at row .*, expected -1, 0 or 1"):
-        lowbit.export_hf(tmp_path / "a.gguf", tmp_path / "hf", progress=False)
+        lowbit.export_hf(tmp_path / "a.gguf", tmp_path / "hf")
     lowbit.convert(
-        folder, tmp_path / "a.gguf", "TQ2_0", override_kv={"bitnet.hidden_activation": "silu"}, progress=False
+        folder,
+        tmp_path / "a.gguf",
+        "TQ2_0",
+        override_kv={"bitnet.hidden_activation": "silu"},
+        verify=False,
+        provenance=False,
     )
     with pytest.raises(lowbit.UnsupportedError, match=r"hidden_activation is 'silu'"):
-        lowbit.export_hf(tmp_path / "a.gguf", tmp_path / "hf", progress=False)
+        lowbit.export_hf(tmp_path / "a.gguf", tmp_path / "hf")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "a.gguf"]
 
 
@@ -207,7 +212,7 @@ def test_scales_that_are_none(tmp_path: Path, value: float, linear_class: str) -
     change_config(folder, quantization_config={"quant_method": "bitnet", "linear_class": linear_class})
     write_safetensors(folder / "model.safetensors", raw(folder) | {MATRIX + "_scale": np.float32([value])})
     with pytest.raises(lowbit.FormatError, match=r"k_proj\.weight_scale' gives a scale of .*, expected a positive"):
-        lowbit.convert(folder, tmp_path / "out.gguf", "TQ2_0", progress=False)
+        lowbit.convert(folder, tmp_path / "out.gguf", "TQ2_0", verify=False, provenance=False)
     assert not (tmp_path / "out.gguf").exists()
 
 
@@ -217,7 +222,7 @@ def test_codes_that_are_none(tmp_path: Path) -> None:
     codes[3, 7] |= 3 << 4
     write_safetensors(folder / "model.safetensors", raw(folder) | {MATRIX: codes})
     with pytest.raises(lowbit.FormatError, match=r"k_proj\.weight' has code 3 at row 67, column 7, expected 0, 1 or 2"):
-        lowbit.convert(folder, tmp_path / "out.gguf", "TQ2_0", progress=False)
+        lowbit.convert(folder, tmp_path / "out.gguf", "TQ2_0", verify=False, provenance=False)
 
 
 def test_master_weights_that_have_no_mean(tmp_path: Path) -> None:
@@ -230,4 +235,4 @@ def test_master_weights_that_have_no_mean(tmp_path: Path) -> None:
     tensors[MATRIX][5, 6] = np.nan
     write_safetensors(folder / "model.safetensors", tensors)
     with pytest.raises(lowbit.FormatError, match=r"k_proj\.weight' gives a scale of nan"):
-        lowbit.convert(folder, tmp_path / "out.gguf", "TQ2_0", progress=False)
+        lowbit.convert(folder, tmp_path / "out.gguf", "TQ2_0", verify=False, provenance=False)

@@ -123,8 +123,8 @@ def test_llama3_scaling_in_every_family(tmp_path: Path, arch: str) -> None:
     ratio = np.array(plain) / opened.spec.ropes[0].frequencies
     assert ratio[0] == 1
     assert ratio[-1] == pytest.approx(LLAMA3_ROPE["factor"])
-    lowbit.convert(edited(folder, rope_parameters=rope), tmp_path / "a.gguf", "F32", progress=False)
-    lowbit.export_hf(tmp_path / "a.gguf", tmp_path / "back", progress=False)
+    lowbit.convert(edited(folder, rope_parameters=rope), tmp_path / "a.gguf", "F32", verify=False, provenance=False)
+    lowbit.export_hf(tmp_path / "a.gguf", tmp_path / "back")
     found = json.loads((tmp_path / "back" / "config.json").read_text())["rope_parameters"]
     assert {**found.get("full_attention", found)} == LLAMA3
 
@@ -154,8 +154,8 @@ def test_factors_of_longrope_that_are_not_the_usual_ones(tmp_path: Path) -> None
     by_factor = open_checkpoint(edited(folder, rope_parameters={**rope, "factor": 9.0})).spec.ropes[0]
     assert by_factor.magnitude == pytest.approx((1 + np.log(9) / np.log(64)) ** 0.5)
     edited(folder, rope_parameters={**rope, "factor": 9.0, "attention_factor": 1.75})
-    lowbit.convert(folder, tmp_path / "a.gguf", "F32", progress=False)
-    lowbit.export_hf(tmp_path / "a.gguf", tmp_path / "back", progress=False)
+    lowbit.convert(folder, tmp_path / "a.gguf", "F32", verify=False, provenance=False)
+    lowbit.export_hf(tmp_path / "a.gguf", tmp_path / "back")
     assert open_checkpoint(tmp_path / "back").spec.ropes[0].magnitude == 1.75
 
 
@@ -267,13 +267,17 @@ def test_pooling(tmp_path: Path, arch: str, pooling: dict[str, Any], value: int)
 
 def test_pooling_is_kept_by_what_reads_the_file(tmp_path: Path) -> None:
     lowbit.convert(
-        embedder(tmp_path / "a", "qwen3", {"pooling_mode": "lasttoken"}), tmp_path / "a.gguf", "F32", progress=False
+        embedder(tmp_path / "a", "qwen3", {"pooling_mode": "lasttoken"}),
+        tmp_path / "a.gguf",
+        "F32",
+        verify=False,
+        provenance=False,
     )
-    lowbit.quantize_file(tmp_path / "a.gguf", tmp_path / "b.gguf", "Q8_0", progress=False)
+    lowbit.quantize_file(tmp_path / "a.gguf", tmp_path / "b.gguf", "Q8_0")
     lowbit.gguf.edit(tmp_path / "b.gguf", {"general.name": "other"})
     with lowbit.gguf.open(tmp_path / "b.gguf") as file:
         assert file.metadata["qwen3.pooling_type"] == 3
-    report = lowbit.export_hf(tmp_path / "b.gguf", tmp_path / "back", progress=False)
+    report = lowbit.export_hf(tmp_path / "b.gguf", tmp_path / "back")
     assert any("qwen3.pooling_type" in note for note in report.notes)
 
 

@@ -76,7 +76,7 @@ class Case(NamedTuple):
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("arguments")
     make_checkpoint(folder / "m", layers=1, hidden=64, ffn=64, head_dim=16)
-    lowbit.convert(folder / "m", folder / "m.gguf", "F32", progress=False)
+    lowbit.convert(folder / "m", folder / "m.gguf", "F32", verify=False, provenance=False)
     lowbit.save_npz(folder / "x.npz", {"a": lowbit.quantize(FLOATS, "Q8_0")})
     return folder
 
@@ -86,7 +86,7 @@ def cases(folder: Path) -> Iterator[tuple[str, Case]]:
     tokenizer = model.tokenizer
     text = "the and in on " * 20
     gguf, infos = folder / "m.gguf", [lowbit.gguf.TensorInfo("a", (2, 256), "F32")]
-    out, quiet = folder / "o.gguf", {"progress": False, "threads": 1}
+    out, quiet = folder / "o.gguf", {"threads": 1}
     messages = [{"role": "user", "content": "the"}]
     sums = imatrix.Sums({"a": imatrix.Entry(np.ones((1, 256), np.float32), np.ones(1, np.int64))})
     keywords = {"tensor_types": [("a", "F16")], "override_kv": {"a": 1}, "prune_layers": [0], "exclude_weights": ["a"]}
@@ -113,21 +113,24 @@ def cases(folder: Path) -> Iterator[tuple[str, Case]]:
         (lowbit.gguf.diff, {"a": gguf, "b": gguf, "ignore": ["a"], "threads": 1}),
         (imatrix.load_imatrix, {"source": {"a": np.ones(3)}}),
         (imatrix.merge, {"parts": [sums]}),
-        (imatrix.collect, {"model": model, "text": text, "ctx": 8, "chunks": 1}),
+        (imatrix.collect, {"model": model, "text": text, "context": 8, "chunks": 1}),
         (imatrix.Sums, {"entries": sums.entries}),
-        (lowbit.evaluate.perplexity, {"model": model, "text": text, "ctx": 8, "max_windows": 1, "threads": 1}),
-        (lowbit.evaluate.compare, {"models": {"": model}, "text": text, "ctx": 8, "max_windows": 1, "threads": 1}),
-        (lowbit.evaluate.kl_divergence, {"reference": model, "model": model, "text": text, "ctx": 8, "max_windows": 1}),
-        (ladder.ladder, {"model": folder / "m", "text": text, "rungs": [], "ctx": 8, "threads": 1}),
-        (lowbit.convert, {"src": folder / "m", "dst": out, "format": "F32", "dry_run": True, **quiet}),
-        (lowbit.convert, {"src": folder / "m", "dst": out, "format": "Q8_0", "dry_run": True, **quiet, **keywords}),
-        (lowbit.quantize_file, {"src": gguf, "dst": out, "format": "Q8_0", "dry_run": True, **quiet}),
+        (lowbit.evaluate.perplexity, {"model": model, "text": text, "context": 8, "max_windows": 1, "threads": 1}),
+        (lowbit.evaluate.compare, {"models": {"": model}, "text": text, "context": 8, "max_windows": 1, "threads": 1}),
+        (
+            lowbit.evaluate.kl_divergence,
+            {"reference": model, "model": model, "text": text, "context": 8, "max_windows": 1},
+        ),
+        (ladder.ladder, {"path": folder / "m", "text": text, "rungs": [], "context": 8, "threads": 1}),
+        (lowbit.convert, {"path": folder / "m", "target": out, "format": "F32", "dry_run": True, **quiet}),
+        (lowbit.convert, {"path": folder / "m", "target": out, "format": "Q8_0", "dry_run": True, **quiet, **keywords}),
+        (lowbit.quantize_file, {"path": gguf, "target": out, "format": "Q8_0", "dry_run": True, **quiet}),
         (lowbit.ConvertOptions, {}),
         (lowbit.QuantizeOptions, {}),
-        (lowbit.split_file, {"src": gguf, "dst": out, "split_max_tensors": 2, "progress": False, "dry_run": True}),
-        (lowbit.merge_files, {"src": gguf, "dst": out, "progress": False, "dry_run": True}),
-        (export_hf.export_hf, {"src": gguf, "dst": folder / "m", "progress": False, "threads": 1}),
-        (lowbit.verify, {"path": gguf, "source": folder / "none", "threads": 1, "progress": False}),
+        (lowbit.split_file, {"path": gguf, "target": out, "split_max_tensors": 2, "dry_run": True}),
+        (lowbit.merge_files, {"path": gguf, "target": out, "dry_run": True}),
+        (export_hf.export_hf, {"path": gguf, "target": folder / "m", "threads": 1}),
+        (lowbit.verify, {"path": gguf, "source": folder / "none", "threads": 1}),
         (lowbit.load, {"path": gguf, "threads": 1}),
         (lowbit.load_tokenizer, {"path": gguf}),
         (lowbit.gguf.open, {"path": gguf}),
@@ -220,7 +223,7 @@ REFUSED = [
 @pytest.mark.parametrize(("options", "message"), REFUSED, ids=range(len(REFUSED)))
 def test_refused_at_once(made: Path, options: dict[str, Any], message: str) -> None:
     """A conversion that could not be what was asked for names the argument, what was expected and what was given."""
-    right = {"format": "Q8_0", "progress": False, "dry_run": True}
+    right = {"format": "Q8_0", "dry_run": True}
     with pytest.raises(lowbit.InputError, match=message):
         lowbit.convert(made / "m", made / "o.gguf", **(right | options))
 
@@ -229,7 +232,7 @@ def test_a_file_of_tensor_types_with_nested_brackets(made: Path) -> None:
     types = made / "types"
     types.write_text("(" * 2000 + "a" + ")" * 2000 + "=Q8_0")
     with pytest.raises(lowbit.Error, match="4001 characters, expected at most 1000"):
-        lowbit.convert(made / "m", made / "o.gguf", "Q8_0", progress=False, tensor_type_file=types)
+        lowbit.convert(made / "m", made / "o.gguf", "Q8_0", verify=False, provenance=False, tensor_type_file=types)
 
 
 @pytest.mark.parametrize("text", ["0", "1.5", "-1", "many", "9" * 5000, "\u0663"])

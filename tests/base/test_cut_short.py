@@ -16,7 +16,7 @@ import numpy as np, lowbit
 
 bard, folder = sys.argv[1:3]
 path = folder + "/m.gguf"
-lowbit.convert(bard, path, "F16", progress=False)
+lowbit.convert(bard, path, "F16", verify=False, provenance=False)
 
 def refused(call):
     try:
@@ -51,7 +51,7 @@ for model, file in ((path, path), (folder + "/hf", folder + "/hf/model.safetenso
 
     def test_tensors_whose_file_is_cut_short(tmp_path: Path) -> None:
         code = """
-lowbit.quantize_file(path, folder + "/q.gguf", "Q4_0", progress=False)
+lowbit.quantize_file(path, folder + "/q.gguf", "Q4_0")
 opened = lowbit.gguf.open(folder + "/q.gguf")
 name = next(name for name, t in opened.tensors.items() if isinstance(t, lowbit.QTensor))
 tensor = opened.tensors[name]
@@ -101,7 +101,7 @@ print(tensor.sum())
     def test_numpy_reading_lost_bytes_ends_the_process(tmp_path: Path, options: tuple[str, ...]) -> None:
         import lowbit
 
-        lowbit.convert(BARD, tmp_path / "m.gguf", "F16", progress=False)
+        lowbit.convert(BARD, tmp_path / "m.gguf", "F16", verify=False, provenance=False)
         result = run(VIEW, tmp_path / "m.gguf", options=options)
         assert (result.returncode, result.stdout) == (-signal.SIGBUS, "")
         assert bool(result.stderr) == bool(options)  # the handler that was there before ours still tells where

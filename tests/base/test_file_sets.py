@@ -36,7 +36,7 @@ def source(tmp_path: Path) -> Path:
 
 def make(source: Path, format: str, tensors: int = 2) -> lowbit.Report:
     target = source.parent / "set" / "m.gguf"
-    return lowbit.quantize_file(source, target, format, progress=False, threads=1, split_max_tensors=tensors)
+    return lowbit.quantize_file(source, target, format, threads=1, split_max_tensors=tensors)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -132,7 +132,7 @@ import sys
 import lowbit
 for i in range(12):
     format = ("Q8_0", "F16")[(i + int(sys.argv[3])) % 2]
-    lowbit.quantize_file(sys.argv[1], sys.argv[2], format, progress=False, threads=1, split_max_tensors=2)
+    lowbit.quantize_file(sys.argv[1], sys.argv[2], format, threads=1, split_max_tensors=2)
 """
 
     def test_two_writers_and_a_reader(source: Path) -> None:

@@ -78,15 +78,17 @@ def check(path: Path, reading: Callable[[], object], message: str) -> None:
 
 
 FILES: dict[str, Callable[[Path, Path], object]] = {
-    "config.json": lambda folder, out: lowbit.convert(folder, out, progress=False),
+    "config.json": lambda folder, out: lowbit.convert(folder, out, verify=False, provenance=False),
     "model-00002-of-00002.safetensors": lambda folder, out: Checkpoint(folder),
     "model.safetensors.index.json": lambda folder, out: Checkpoint(folder),
     "tokenizer.json": lambda folder, out: lowbit.load_tokenizer(folder),
-    "tokenizer_config.json": lambda folder, out: lowbit.convert(folder, out, progress=False),
+    "tokenizer_config.json": lambda folder, out: lowbit.convert(folder, out, verify=False, provenance=False),
     "tokenizer.model": lambda folder, out: read_model(folder / "tokenizer.model"),
     "adapter/adapter_model.safetensors": lambda folder, out: lowbit.load(folder, lora=folder / "adapter"),
     "adapter/adapter_config.json": lambda folder, out: lowbit.load(folder, lora=folder / "adapter"),
-    "imatrix.dat": lambda folder, out: lowbit.convert(folder, out, imatrix=folder / "imatrix.dat", progress=False),
+    "imatrix.dat": lambda folder, out: lowbit.convert(
+        folder, out, imatrix=folder / "imatrix.dat", verify=False, provenance=False
+    ),
     "packed.npz": lambda folder, out: lowbit.QTensor.load(folder / "packed.npz"),
     "out-00002-of-00002.gguf": lambda folder, out: lowbit.gguf.open(folder / "out-00001-of-00002.gguf"),
 }
@@ -99,7 +101,7 @@ def test_in_place_of_each_file(tmp_path: Path, name: str, case: str) -> None:
     (folder / "adapter").mkdir()
     write_json(folder / "adapter" / "adapter_config.json", {"peft_type": "LORA", "r": 4, "lora_alpha": 8})
     write_safetensors(folder / "adapter" / "adapter_model.safetensors", {"a.lora_A.weight": np.zeros(1, np.float32)})
-    lowbit.convert(folder, folder / "out.gguf", "Q8_0", progress=False, split_max_tensors=8)
+    lowbit.convert(folder, folder / "out.gguf", "Q8_0", verify=False, provenance=False, split_max_tensors=8)
     content, message = CONTENTS[case]
     (folder / name).write_bytes(content)
     check(folder / name, lambda: FILES[name](folder, tmp_path / "out.gguf"), message)
@@ -107,14 +109,14 @@ def test_in_place_of_each_file(tmp_path: Path, name: str, case: str) -> None:
 
 def test_a_gguf_file_in_place_of_weights(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "a", layers=1)
-    lowbit.convert(folder, tmp_path / "a.gguf", "Q8_0", progress=False)
+    lowbit.convert(folder, tmp_path / "a.gguf", "Q8_0", verify=False, provenance=False)
     (folder / "model.safetensors").write_bytes((tmp_path / "a.gguf").read_bytes())
     check(folder / "model.safetensors", lambda: Checkpoint(folder), "this is a GGUF file")
 
 
 def test_a_gguf_file_that_is_cut_off_says_so(tmp_path: Path) -> None:
     path = tmp_path / "a.gguf"
-    lowbit.convert(make_checkpoint(tmp_path / "a", layers=1), path, "Q8_0", progress=False)
+    lowbit.convert(make_checkpoint(tmp_path / "a", layers=1), path, "Q8_0", verify=False, provenance=False)
     data = path.read_bytes()
     for size in (len(data) // 2, len(data) - 100):
         path.write_bytes(data[:size])
@@ -125,7 +127,7 @@ def test_a_gguf_file_that_is_cut_off_says_so(tmp_path: Path) -> None:
 
 def test_a_gguf_file_that_is_cut_off_in_its_header_says_so(tmp_path: Path) -> None:
     path = tmp_path / "a.gguf"
-    lowbit.convert(make_checkpoint(tmp_path / "a", layers=1), path, "Q8_0", progress=False)
+    lowbit.convert(make_checkpoint(tmp_path / "a", layers=1), path, "Q8_0", verify=False, provenance=False)
     with lowbit.gguf.open(path) as file:
         begin = min(file.place(name).offset for name in file.infos)
     data = path.read_bytes()
@@ -146,13 +148,13 @@ def test_a_server_s_error_in_place_of_settings(tmp_path: Path, name: str) -> Non
     folder = make_checkpoint(tmp_path / "a", layers=1)
     (folder / name).write_text(json.dumps({"error": "Access to model is restricted."}))
     with pytest.raises(lowbit.FormatError, match=rf"{name}: this is a server's error message in JSON"):
-        lowbit.convert(folder, tmp_path / "out.gguf", progress=False)
+        lowbit.convert(folder, tmp_path / "out.gguf", verify=False, provenance=False)
 
 
 USES: dict[str, Callable[[Path], object]] = {
     "load": lowbit.load,
     "load_tokenizer": lowbit.load_tokenizer,
-    "export_hf": lambda path: lowbit.export_hf(path, path.parent / "hf", progress=False),
+    "export_hf": lambda path: lowbit.export_hf(path, path.parent / "hf"),
 }
 WITHOUT: list[tuple[str, str]] = [
     ("load", "general.architecture"),
@@ -167,7 +169,9 @@ WITHOUT: list[tuple[str, str]] = [
 
 @pytest.mark.parametrize(("use", "key"), WITHOUT)
 def test_errors_about_metadata_name_the_file(tmp_path: Path, use: str, key: str) -> None:
-    lowbit.convert(make_checkpoint(tmp_path / "m", "qwen3", layers=1), tmp_path / "a.gguf", "F32", progress=False)
+    lowbit.convert(
+        make_checkpoint(tmp_path / "m", "qwen3", layers=1), tmp_path / "a.gguf", "F32", verify=False, provenance=False
+    )
     with lowbit.gguf.open(tmp_path / "a.gguf") as file:
         metadata = {name: file.typed(name) for name in file.metadata if name != key}
         lowbit.gguf.write(tmp_path / "odd.gguf", metadata, file.tensors)

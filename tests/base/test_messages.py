@@ -44,7 +44,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint, and what is made of it."""
     folder = tmp_path_factory.mktemp("messages")
     make_checkpoint(folder / "m", layers=1, hidden=64, ffn=64, head_dim=16)
-    lowbit.convert(folder / "m", folder / "m.gguf", "F32", progress=False)
+    lowbit.convert(folder / "m", folder / "m.gguf", "F32", verify=False, provenance=False)
     return folder
 
 
@@ -80,7 +80,7 @@ def tokens_of(folder: Path) -> list[str]:
 
 
 def converted(folder: Path, **options: Any) -> Any:
-    return lowbit.convert(folder / "m", folder / "o.gguf", "F32", progress=False, **options)
+    return lowbit.convert(folder / "m", folder / "o.gguf", "F32", verify=False, provenance=False, **options)
 
 
 def with_config(folder: Path, **changes: Any) -> Any:
@@ -202,11 +202,10 @@ PLACES: dict[str, tuple[Place, str]] = {
     ),
     "pattern": (lambda f, t: converted(f, tensor_types=[("(" + t, "F16")]), "tensor type"),
     "pattern of nothing": (lambda f, t: lowbit.quantize_file(
-        f / "m.gguf", f / "o.gguf", "Q8_0", tensor_types=[("^" + re.escape(t[:99]) + "$^", "F16")], progress=False
+        f / "m.gguf", f / "o.gguf", "Q8_0", tensor_types=[("^" + re.escape(t[:99]) + "$^", "F16")]
     ), "matches no tensor"),
     "pattern's format": (lambda f, t: converted(f, tensor_types=[("a", t)]), "format"),
     "pattern in a file": (type_file, "types: "),
-    "option": (lambda f, t: converted(f, **{t: 1}), "unknown option"),
     "override's key": (lambda f, t: converted(f, override_kv={t: [1]}), "expected bool, int, float or str"),
     "split size": (lambda f, t: converted(f, split_max_size=t), "expected a number of bytes"),
     "part of a name": (
@@ -214,7 +213,7 @@ PLACES: dict[str, tuple[Place, str]] = {
         "nothing to include",
     ),
     "format": (lambda f, t: lowbit.quantize(FLOATS, t), "format"),
-    "mix": (lambda f, t: lowbit.convert(f / "m", f / "o.gguf", t, progress=False), "expected"),
+    "mix": (lambda f, t: lowbit.convert(f / "m", f / "o.gguf", t, verify=False, provenance=False), "expected"),
     "kind of product": (lambda f, t: lowbit.matmul(FLOATS, FLOATS, t), "compute"),
     "instruction set": (lambda f, t: lowbit.simd.force(t), "SIMD"),
     "path": (lambda f, t: lowbit.gguf.open(str(f / "missing") + as_name(t)[:60]), "cannot open"),

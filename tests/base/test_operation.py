@@ -45,8 +45,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "arch.py").write_text(
         "from lowbit.arch.families.qwen3 import Qwen3\nclass Own(Qwen3):\n    name = 'qwen3'\nARCHITECTURE = Own()\n"
     )
-    lowbit.convert(folder / "m", folder / "w.gguf", "F32", progress=False)
-    lowbit.split_file(folder / "w.gguf", folder / "p", split_max_tensors=6, progress=False)
+    lowbit.convert(folder / "m", folder / "w.gguf", "F32", verify=False, provenance=False)
+    lowbit.split_file(folder / "w.gguf", folder / "p", split_max_tensors=6)
     return folder
 
 
@@ -80,10 +80,16 @@ CONVERTED = [
 
 @pytest.mark.parametrize("name", CONVERTED)
 def test_convert(inputs: Path, tmp_path: Path, name: str) -> None:
-    options: dict[str, Any] = {"lora": inputs / "adapter", "imatrix": inputs / "i.gguf", "progress": False}
-    options |= {"tensor_type_file": inputs / "types"}
+    options: dict[str, Any] = {
+        "lora": inputs / "adapter",
+        "imatrix": inputs / "i.gguf",
+        "tensor_type_file": inputs / "types",
+    }
     own, *others = links(tmp_path, inputs / name)
-    ways: list[tuple[Path, dict[str, Any]]] = [(own, {}), (own, {"verify": True, "provenance": True})]
+    ways: list[tuple[Path, dict[str, Any]]] = [
+        (own, {"verify": False, "provenance": False}),
+        (own, {"verify": True, "provenance": True}),
+    ]
     for target, more in ways + [(path, {"dry_run": True}) for path in others]:
         with pytest.raises(lowbit.InputError, match=REFUSED):
             lowbit.convert(inputs / "m", target, "Q8_0", **options, **more)
@@ -93,7 +99,7 @@ def test_small_files_that_only_verifying_reads(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "m", "mistral", **SIZES)
     for path in folder.glob("tokenizer*"):
         with pytest.raises(lowbit.InputError, match=REFUSED):
-            lowbit.convert(folder, path, "F32", progress=False)
+            lowbit.convert(folder, path, "F32", verify=False, provenance=False)
 
 
 @pytest.mark.parametrize("name", ["w.gguf", "i.gguf", "types"])
@@ -106,7 +112,6 @@ def test_quantize_file(inputs: Path, tmp_path: Path, name: str) -> None:
                     target,
                     "Q8_0",
                     imatrix=inputs / "i.gguf",
-                    progress=False,
                     dry_run=dry_run,
                     tensor_type_file=inputs / "types",
                 )
@@ -118,28 +123,28 @@ def test_files_of_a_split_model(inputs: Path, tmp_path: Path) -> None:
     for target in links(tmp_path, parts[2]):
         for dry_run in (False, True):
             with pytest.raises(lowbit.InputError, match=REFUSED):
-                lowbit.merge_files(parts[0], target, progress=False, dry_run=dry_run)
+                lowbit.merge_files(parts[0], target, dry_run=dry_run)
             with pytest.raises(lowbit.InputError, match=REFUSED):
-                lowbit.quantize_file(parts[0], target, "F16", progress=False, dry_run=dry_run)
+                lowbit.quantize_file(parts[0], target, "F16", dry_run=dry_run)
     (tmp_path / "q-00002-of-00003.gguf").symlink_to(parts[0])
     for dry_run in (False, True):
         with pytest.raises(lowbit.InputError, match=REFUSED):
-            lowbit.split_file(parts[0], tmp_path / "q", split_max_tensors=6, progress=False, dry_run=dry_run)
+            lowbit.split_file(parts[0], tmp_path / "q", split_max_tensors=6, dry_run=dry_run)
         with pytest.raises(lowbit.InputError, match=REFUSED):
-            lowbit.quantize_file(parts[0], tmp_path / "q.gguf", "F16", progress=False, keep_split=True, dry_run=dry_run)
+            lowbit.quantize_file(parts[0], tmp_path / "q.gguf", "F16", keep_split=True, dry_run=dry_run)
 
 
 def test_an_export(inputs: Path, tmp_path: Path) -> None:
     for target in (inputs / "w.gguf", inputs, inputs / "m"):
         with pytest.raises(lowbit.FileError, match="there already"):
-            lowbit.export_hf(inputs / "w.gguf", target, progress=False)
+            lowbit.export_hf(inputs / "w.gguf", target)
 
 
 def test_a_target_that_is_a_folder(inputs: Path, tmp_path: Path) -> None:
     for dry_run in (False, True):
         for target in (inputs / "m", tmp_path):
             with pytest.raises(lowbit.FileError, match="expected a regular file, found a folder"):
-                lowbit.convert(inputs / "m", target, "F32", progress=False, dry_run=dry_run)
+                lowbit.convert(inputs / "m", target, "F32", verify=False, provenance=False, dry_run=dry_run)
 
 
 TEXT = Path(lowbit.__file__).parent / "data" / "bard-valid.txt"

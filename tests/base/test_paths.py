@@ -69,7 +69,7 @@ READERS: dict[str, Call] = {
     "register": lambda d, x: lowbit.arch.register(x),
     "bench": lambda d, x: bench(x),
     "ladder": lambda d, x: ladder(x),
-    "ladder, imatrix": lambda d, x: ladder(d / "w.gguf", "a" * 400, ["Q8_0"], imatrix=x, ctx=8, max_windows=1),
+    "ladder, imatrix": lambda d, x: ladder(d / "w.gguf", "a" * 400, ["Q8_0"], imatrix=x, context=8, max_windows=1),
     "open_checkpoint": lambda d, x: lowbit.open_checkpoint(x),
     "read_safetensors": lambda d, x: read_safetensors(x),
     "read_text": lambda d, x: read_text(x),

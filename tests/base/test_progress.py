@@ -43,7 +43,7 @@ CALLS: dict[str, tuple[Callable[..., Any], list[str]]] = {
     "perplexity": (lambda d, p: lowbit.evaluate.perplexity(lowbit.load(BARD), TEXT, 64, progress=p), ["perplexity"]),
     "collect": (lambda d, p: lowbit.imatrix.collect(lowbit.load(BARD), TEXT, 64, progress=p), ["imatrix"]),
     "bench": (lambda d, p: bench.bench(BARD, 4, 2, 1, progress=p), ["bench"]),
-    "ladder": (lambda d, p: ladder.ladder(BARD, TEXT, ["Q8_0"], ctx=64, max_windows=1, progress=p), ["ladder"]),
+    "ladder": (lambda d, p: ladder.ladder(BARD, TEXT, ["Q8_0"], context=64, max_windows=1, progress=p), ["ladder"]),
 }
 
 
@@ -190,7 +190,7 @@ def test_a_notebook_has_a_bar_that_is_updated_in_place(monkeypatch: pytest.Monke
 
 
 def test_notes_are_logged(folder: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]) -> None:
-    report = lowbit.convert(BARD, folder / "new.gguf", "Q8_0", intermediate="F16", verify=False)
+    report = lowbit.convert(BARD, folder / "new.gguf", "Q8_0", intermediate="F16", verify=False, provenance=False)
     assert report.notes
     assert [(record.name, record.levelno, record.getMessage()) for record in caplog.records] == [
         ("lowbit", logging.WARNING, note) for note in report.notes

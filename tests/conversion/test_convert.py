@@ -41,7 +41,7 @@ def expected(folder: Path, name: str, format: str) -> np.ndarray:
 def test_every_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, format: str) -> None:
     monkeypatch.setattr(pipeline, "CHUNK_WEIGHTS", 10000)  # many chunks, none of them whole heads
     folder = make_checkpoint(tmp_path / "a", "llama", dtype=dtype, shards=2)
-    report = lowbit.convert(folder, tmp_path / "out.gguf", format, progress=False)
+    report = lowbit.convert(folder, tmp_path / "out.gguf", format, verify=False, provenance=False)
     assert report.file_bytes == os.path.getsize(tmp_path / "out.gguf")
     with lowbit.gguf.open(tmp_path / "out.gguf") as file:
         assert list(file.infos) == [tensor.name for tensor in report.tensors]
@@ -62,7 +62,7 @@ def test_the_file_of_the_reference_tools(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir(tmp_path)  # the file holds the path of its importance matrix
     for format in ENCODED:
         for key, imatrix in ((format, None), (f"{format} imatrix", "imatrix.gguf")):
-            options: dict[str, Any] = {"imatrix": imatrix, "progress": False}
+            options: dict[str, Any] = {"imatrix": imatrix, "verify": False, "provenance": False}
             if key in CONVERTED[name]:
                 lowbit.convert(folder, "out.gguf", format, **options)
                 assert difference(Path("out.gguf"), CONVERTED[name][key]) is None, key
@@ -81,7 +81,9 @@ def test_files_of_each_family(tmp_path: Path, name: str) -> None:
     differ = {}
     for key in [*FORMATS, *(f"{format} through {before}" for before in ("F16", "F32") for format in THROUGH)]:
         format, _, before = key.partition(" through ")
-        lowbit.convert(folder, tmp_path / "out.gguf", format, intermediate=before or None, progress=False)
+        lowbit.convert(
+            folder, tmp_path / "out.gguf", format, intermediate=before or None, verify=False, provenance=False
+        )
         differ[key] = difference(tmp_path / "out.gguf", VARIANT_FILES[name][key])
     assert differ == dict.fromkeys(VARIANT_FILES[name])
 
@@ -118,7 +120,9 @@ def test_rounding_twice_is_said(
     tmp_path: Path, dtype: str, format: str, before: str | None, rounded: str | None
 ) -> None:
     folder = make_checkpoint(tmp_path / "a", layers=1, dtype=dtype)
-    report = lowbit.convert(folder, tmp_path / "out.gguf", format, intermediate=before, dry_run=True, progress=False)
+    report = lowbit.convert(
+        folder, tmp_path / "out.gguf", format, intermediate=before, dry_run=True, verify=False, provenance=False
+    )
     assert report.notes == ([] if rounded is None else [next(note for note in report.notes if rounded in note)])
 
 
@@ -129,7 +133,7 @@ def test_nothing_comes_between_floats(tmp_path: Path) -> None:
         ("Q8_0", "Q4_0", "expected one of"),
     ):
         with pytest.raises(lowbit.InputError, match=message):
-            lowbit.convert(folder, tmp_path / "out.gguf", format, intermediate=before, progress=False)
+            lowbit.convert(folder, tmp_path / "out.gguf", format, intermediate=before, verify=False, provenance=False)
 
 
 def test_the_reference_has_every_mix() -> None:
@@ -139,8 +143,18 @@ def test_the_reference_has_every_mix() -> None:
 
 def test_orders(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "a", layers=12)
-    plain = [t.name for t in lowbit.convert(folder, tmp_path / "x.gguf", "BF16", dry_run=True, progress=False).tensors]
-    mixed = [t.name for t in lowbit.convert(folder, tmp_path / "x.gguf", "Q8_0", dry_run=True, progress=False).tensors]
+    plain = [
+        t.name
+        for t in lowbit.convert(
+            folder, tmp_path / "x.gguf", "BF16", dry_run=True, verify=False, provenance=False
+        ).tensors
+    ]
+    mixed = [
+        t.name
+        for t in lowbit.convert(
+            folder, tmp_path / "x.gguf", "Q8_0", dry_run=True, verify=False, provenance=False
+        ).tensors
+    ]
     assert mixed == file_order(plain) != plain
     assert mixed.index("blk.2.attn_k.weight") < mixed.index("blk.10.attn_k.weight")
     assert mixed[:2] == ["output_norm.weight", "token_embd.weight"]
@@ -149,7 +163,11 @@ def test_orders(tmp_path: Path) -> None:
 @pytest.mark.parametrize("format", ENCODED)
 def test_dry_run_tells_the_exact_size_and_writes_nothing(tmp_path: Path, format: str) -> None:
     folder = make_checkpoint(tmp_path / "a", "llama")
-    options: dict[str, Any] = {"imatrix": write_imatrix(tmp_path / "i.gguf", folder), "progress": False}
+    options: dict[str, Any] = {
+        "imatrix": write_imatrix(tmp_path / "i.gguf", folder),
+        "verify": False,
+        "provenance": False,
+    }
     report = lowbit.convert(folder, tmp_path / "out.gguf", format.lower(), dry_run=True, **options)
     assert not (tmp_path / "out.gguf").exists()
     assert report.format == format
@@ -166,10 +184,10 @@ def test_an_existing_file_is_replaced_or_left_alone(tmp_path: Path) -> None:
     tensors["model.layers.1.mlp.up_proj.weight"][5, 7] = np.nan
     write_shards(folder, tensors, 1)
     with pytest.raises(lowbit.InputError, match=r"tensor blk\.1\.ffn_up\.weight: row 5, column 7"):
-        lowbit.convert(folder, path, "Q8_0", progress=False)
+        lowbit.convert(folder, path, "Q8_0", verify=False, provenance=False)
     assert path.read_bytes() == b"before"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "out.gguf"]
-    lowbit.convert(folder, path, "BF16", progress=False)  # floats keep what they are given
+    lowbit.convert(folder, path, "BF16", verify=False, provenance=False)  # floats keep what they are given
     with lowbit.gguf.open(path) as file:
         assert np.isnan(np.float32(file.tensors["blk.1.ffn_up.weight"][5, 7]))
 
@@ -192,13 +210,13 @@ def test_interrupts_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(owner, stage, interrupted)
     with pytest.raises(KeyboardInterrupt):
-        lowbit.convert(folder, tmp_path / "out.gguf", "Q8_0", progress=False)
+        lowbit.convert(folder, tmp_path / "out.gguf", "Q8_0", verify=False, provenance=False)
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
 
 def test_fallbacks_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = make_checkpoint(tmp_path / "a", hidden=96, ffn=160, head_dim=24)
-    report = lowbit.convert(folder, tmp_path / "out.gguf", "Q4_K_M")
+    report = lowbit.convert(folder, tmp_path / "out.gguf", "Q4_K_M", verify=False, provenance=False)
     formats = {t.name: t.format for t in report.tensors}
     assert formats["blk.0.attn_q.weight"] == "Q5_0"
     assert formats["blk.1.ffn_down.weight"] in ("Q8_0", "Q5_0")
@@ -209,7 +227,10 @@ def test_fallbacks_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture
     reason = "rows of 96 weights are no multiple of 256: Q4_K -> Q5_0, +1 bits a weight"
     assert lines == [f"blk.*.attn_q.weight: {reason} (2 layers)"]
     odd = make_checkpoint(tmp_path / "b", hidden=80, ffn=160, head_dim=20)
-    formats = {t.name: t.format for t in lowbit.convert(odd, tmp_path / "b.gguf", "Q4_K_M", progress=False).tensors}
+    formats = {
+        t.name: t.format
+        for t in lowbit.convert(odd, tmp_path / "b.gguf", "Q4_K_M", verify=False, provenance=False).tensors
+    }
     assert formats["blk.0.attn_q.weight"] == "F16"
     weights = lowbit.gguf.open(tmp_path / "b.gguf").tensors["blk.0.attn_q.weight"]
     assert weights.dtype == np.float16
@@ -221,29 +242,33 @@ def test_weights_too_large_for_float16_are_reported(tmp_path: Path) -> None:
     tensors["model.layers.1.mlp.up_proj.weight"][5, 7:9] = 1e5
     tensors["model.layers.1.mlp.up_proj.weight"][6, 7] = -np.inf
     write_shards(folder, tensors, 1)
-    report = lowbit.convert(folder, tmp_path / "out.gguf", "F16", progress=False)
+    report = lowbit.convert(folder, tmp_path / "out.gguf", "F16", verify=False, provenance=False)
     assert report.notes == ["blk.1.ffn_up.weight: 2 weights exceed float16 and became infinite"]
-    assert lowbit.convert(folder, tmp_path / "out.gguf", "F32", progress=False).notes == []
+    assert lowbit.convert(folder, tmp_path / "out.gguf", "F32", verify=False, provenance=False).notes == []
 
 
 def test_unknown_format_and_bad_targets(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "a")
     with pytest.raises(lowbit.InputError, match="unknown format 'Q9', expected one of F32, F16"):
-        lowbit.convert(folder, tmp_path / "out.gguf", "Q9", progress=False)
+        lowbit.convert(folder, tmp_path / "out.gguf", "Q9", verify=False, provenance=False)
     with pytest.raises(lowbit.FileError):
-        lowbit.convert(folder, tmp_path / "none" / "out.gguf", "Q8_0", progress=False)
+        lowbit.convert(folder, tmp_path / "none" / "out.gguf", "Q8_0", verify=False, provenance=False)
     with pytest.raises(lowbit.InputError, match="not a regular expression"):
-        lowbit.convert(folder, tmp_path / "out.gguf", "Q8_0", progress=False, tensor_types=[("(", "Q8_0")])
+        lowbit.convert(
+            folder, tmp_path / "out.gguf", "Q8_0", verify=False, provenance=False, tensor_types=[("(", "Q8_0")]
+        )
     with pytest.raises(lowbit.InputError, match="Q9"):
-        lowbit.convert(folder, tmp_path / "out.gguf", "Q8_0", progress=False, tensor_types=[("ffn", "Q9")])
+        lowbit.convert(
+            folder, tmp_path / "out.gguf", "Q8_0", verify=False, provenance=False, tensor_types=[("ffn", "Q9")]
+        )
 
 
 def test_quantize_file_equals_convert(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "a")
-    lowbit.convert(folder, tmp_path / "bf16.gguf", "BF16", progress=False)
-    options = {"tensor_types": [("ffn_(up|gate)", "Q4_0"), ("up", "Q8_0")], "progress": False}
+    lowbit.convert(folder, tmp_path / "bf16.gguf", "BF16", verify=False, provenance=False)
+    options = {"tensor_types": [("ffn_(up|gate)", "Q4_0"), ("up", "Q8_0")]}
     for pure in (False, True):
-        lowbit.convert(folder, tmp_path / "x.gguf", "Q8_0", pure=pure, **options)
+        lowbit.convert(folder, tmp_path / "x.gguf", "Q8_0", pure=pure, verify=False, provenance=False, **options)
         lowbit.quantize_file(tmp_path / "bf16.gguf", tmp_path / "y.gguf", "Q8_0", pure=pure, **options)
         assert (tmp_path / "x.gguf").read_bytes() == (tmp_path / "y.gguf").read_bytes()
         with lowbit.gguf.open(tmp_path / "x.gguf") as file:
@@ -252,17 +277,19 @@ def test_quantize_file_equals_convert(tmp_path: Path) -> None:
 
 
 def test_quantized_files_are_not_quantized_again(tmp_path: Path) -> None:
-    lowbit.convert(make_checkpoint(tmp_path / "a"), tmp_path / "q8.gguf", "Q8_0", progress=False)
+    lowbit.convert(make_checkpoint(tmp_path / "a"), tmp_path / "q8.gguf", "Q8_0", verify=False, provenance=False)
     with pytest.raises(lowbit.InputError, match=r"token_embd\.weight is Q8_0 already"):
-        lowbit.quantize_file(tmp_path / "q8.gguf", tmp_path / "out.gguf", "Q4_0", progress=False)
-    lowbit.quantize_file(tmp_path / "q8.gguf", tmp_path / "copy.gguf", "Q8_0", progress=False)
+        lowbit.quantize_file(tmp_path / "q8.gguf", tmp_path / "out.gguf", "Q4_0")
+    lowbit.quantize_file(tmp_path / "q8.gguf", tmp_path / "copy.gguf", "Q8_0")
     assert (tmp_path / "copy.gguf").read_bytes() == (tmp_path / "q8.gguf").read_bytes()
 
 
 def test_imatrix(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "a", "llama", layers=8)
     values = write_imatrix(tmp_path / "i.gguf", folder)
-    report = lowbit.convert(folder, tmp_path / "out.gguf", "Q4_0", imatrix=tmp_path / "i.gguf", progress=False)
+    report = lowbit.convert(
+        folder, tmp_path / "out.gguf", "Q4_0", imatrix=tmp_path / "i.gguf", verify=False, provenance=False
+    )
     assert "the importance matrix has nothing for token_embd.weight: encoded without" in report.notes
     with lowbit.gguf.open(tmp_path / "out.gguf") as file:
         assert file.metadata["quantize.imatrix.entries_count"] == len(values)
@@ -274,7 +301,7 @@ def test_imatrix(tmp_path: Path) -> None:
             weights = next(read(t) for t in open_checkpoint(folder).tensors if t.name == name)
             packed = lowbit.quantize(weights, "Q4_0", imatrix=values.get(name)).data
             np.testing.assert_array_equal(file.tensors[name].data, packed)
-    lowbit.convert(folder, tmp_path / "same.gguf", "Q4_0", imatrix=values, progress=False)
+    lowbit.convert(folder, tmp_path / "same.gguf", "Q4_0", imatrix=values, verify=False, provenance=False)
     with lowbit.gguf.open(tmp_path / "same.gguf") as same, lowbit.gguf.open(tmp_path / "out.gguf") as file:
         for name in file.tensors:
             np.testing.assert_array_equal(np.asarray(same.tensors[name].data), np.asarray(file.tensors[name].data))
@@ -291,24 +318,28 @@ def test_imatrix(tmp_path: Path) -> None:
 def test_bad_imatrix(tmp_path: Path, change: dict[str, np.ndarray], message: str) -> None:
     folder = make_checkpoint(tmp_path / "a")
     with pytest.raises(lowbit.InputError, match=message):
-        lowbit.convert(folder, tmp_path / "out.gguf", "Q4_0", imatrix=change, progress=False)
+        lowbit.convert(folder, tmp_path / "out.gguf", "Q4_0", imatrix=change, verify=False, provenance=False)
     assert not (tmp_path / "out.gguf").exists()
 
 
 def test_files_that_are_no_imatrix(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "a")
-    lowbit.convert(folder, tmp_path / "model.gguf", "BF16", progress=False)
+    lowbit.convert(folder, tmp_path / "model.gguf", "BF16", verify=False, provenance=False)
     with pytest.raises(lowbit.FormatError, match="not an importance matrix"):
-        lowbit.convert(folder, tmp_path / "out.gguf", "Q4_0", imatrix=tmp_path / "model.gguf", progress=False)
+        lowbit.convert(
+            folder, tmp_path / "out.gguf", "Q4_0", imatrix=tmp_path / "model.gguf", verify=False, provenance=False
+        )
     tensors = {"a.in_sum2": np.ones(4, np.float32), "b.counts": np.ones(1, np.float32)}
     lowbit.gguf.write(tmp_path / "odd.gguf", {"imatrix.chunk_count": 1}, tensors)
     with pytest.raises(lowbit.FormatError, match=r"only one of \.in_sum2 and \.counts"):
-        lowbit.convert(folder, tmp_path / "out.gguf", "Q4_0", imatrix=tmp_path / "odd.gguf", progress=False)
+        lowbit.convert(
+            folder, tmp_path / "out.gguf", "Q4_0", imatrix=tmp_path / "odd.gguf", verify=False, provenance=False
+        )
 
 
 def test_the_embedded_checkpoint(tmp_path: Path) -> None:
     folder = Path(lowbit.__file__).parent / "data" / "bard"
-    report = lowbit.convert(folder, tmp_path / "bard.gguf", "Q8_0", progress=False)
+    report = lowbit.convert(folder, tmp_path / "bard.gguf", "Q8_0", verify=False, provenance=False)
     assert report.notes == []
     assert report.bits_per_weight == pytest.approx(8.5, abs=0.02)
     with lowbit.gguf.open(tmp_path / "bard.gguf") as file:
@@ -336,7 +367,7 @@ def slow(self, buffer):
         time.sleep(600)
     write(self, buffer)
 lowbit.gguf.Writer.write = slow
-lowbit.convert(sys.argv[1], sys.argv[2], "Q8_0", progress=False)
+lowbit.convert(sys.argv[1], sys.argv[2], "Q8_0", verify=False, provenance=False)
 """
 
 
@@ -363,8 +394,8 @@ def test_tensors_without_columns(tmp_path: Path) -> None:
     for format in ("Q8_0", "Q4_K_M", "F16"):
         for dry_run in (False, True):
             with pytest.raises(lowbit.UnsupportedError, match=r"tensor blk\.0\.extra\.weight is F32 \[4, 0\]"):
-                lowbit.quantize_file(tmp_path / "a.gguf", tmp_path / "b.gguf", format, progress=False, dry_run=dry_run)
+                lowbit.quantize_file(tmp_path / "a.gguf", tmp_path / "b.gguf", format, dry_run=dry_run)
     for format in ("COPY", "F32"):
-        lowbit.quantize_file(tmp_path / "a.gguf", tmp_path / "b.gguf", format, progress=False)
+        lowbit.quantize_file(tmp_path / "a.gguf", tmp_path / "b.gguf", format)
         assert lowbit.gguf.open(tmp_path / "b.gguf").infos["blk.0.extra.weight"].shape == (4, 0)
         (tmp_path / "b.gguf").unlink()

@@ -30,7 +30,9 @@ def raw(tensor: Any) -> bytes:
 
 
 def make_gguf(tmp_path: Path, format: str = "BF16", **options: Any) -> Path:
-    lowbit.convert(make_checkpoint(tmp_path / "source", **options), tmp_path / "a.gguf", format, progress=False)
+    lowbit.convert(
+        make_checkpoint(tmp_path / "source", **options), tmp_path / "a.gguf", format, verify=False, provenance=False
+    )
     return tmp_path / "a.gguf"
 
 
@@ -40,10 +42,10 @@ def test_converting_again_gives_the_same_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, format: str
 ) -> None:
     monkeypatch.setattr(pipeline, "CHUNK_WEIGHTS", 10000)  # many chunks, none of them whole heads
-    lowbit.convert(conversion_source(tmp_path, name), tmp_path / "a.gguf", format, progress=False)
-    report = lowbit.export_hf(tmp_path / "a.gguf", tmp_path / "hf", dtype="F32", progress=False)
+    lowbit.convert(conversion_source(tmp_path, name), tmp_path / "a.gguf", format, verify=False, provenance=False)
+    report = lowbit.export_hf(tmp_path / "a.gguf", tmp_path / "hf", dtype="F32")
     assert report.notes == []
-    lowbit.convert(tmp_path / "hf", tmp_path / "b.gguf", format, progress=False)
+    lowbit.convert(tmp_path / "hf", tmp_path / "b.gguf", format, verify=False, provenance=False)
     with lowbit.gguf.open(tmp_path / "a.gguf") as a, lowbit.gguf.open(tmp_path / "b.gguf") as b:
         expected = {**a.metadata, **DEFAULTS.get(name, {})}
         assert expected.keys() == b.metadata.keys()
@@ -58,8 +60,8 @@ def test_converting_again_gives_the_same_file(
 @pytest.mark.parametrize("arch", ["llama", "qwen3"])
 def test_a_checkpoint_comes_back(tmp_path: Path, arch: str, dtype: str) -> None:
     source = make_checkpoint(tmp_path / "source", arch, dtype=dtype)
-    lowbit.convert(source, tmp_path / "a.gguf", dtype, progress=False)
-    report = lowbit.export_hf(tmp_path / "a.gguf", tmp_path / "hf", progress=False)
+    lowbit.convert(source, tmp_path / "a.gguf", dtype, verify=False, provenance=False)
+    report = lowbit.export_hf(tmp_path / "a.gguf", tmp_path / "hf")
     assert report.dtype == dtype
     before, after = Checkpoint(source), Checkpoint(tmp_path / "hf")
     assert before.tensors.keys() == after.tensors.keys() == set(report.tensors)
@@ -73,19 +75,19 @@ def test_a_checkpoint_comes_back(tmp_path: Path, arch: str, dtype: str) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_quantized_weights_are_decoded_and_rounded_once(tmp_path: Path, dtype: str) -> None:
     path = make_gguf(tmp_path, "Q4_K_M")
-    assert lowbit.export_hf(path, tmp_path / "hf", dtype=dtype.lower(), progress=False).dtype == dtype
+    assert lowbit.export_hf(path, tmp_path / "hf", dtype=dtype.lower()).dtype == dtype
     with lowbit.gguf.open(path) as file:
         expected = file.tensors["blk.1.ffn_down.weight"].dequantize().astype(DTYPES[dtype])
     found = Checkpoint(tmp_path / "hf").tensors["model.layers.1.mlp.down_proj.weight"]
     assert raw(read(found)) == raw(expected)
-    assert lowbit.export_hf(path, tmp_path / "again", progress=False).dtype == "BF16"
+    assert lowbit.export_hf(path, tmp_path / "again").dtype == "BF16"
 
 
 def test_shards(tmp_path: Path) -> None:
     path = make_gguf(tmp_path, layers=3)
-    report = lowbit.export_hf(path, tmp_path / "hf", shard_bytes=600_000, progress=False)
+    report = lowbit.export_hf(path, tmp_path / "hf", shard_bytes=600_000)
     assert len(report.shards) > 2
-    whole = lowbit.export_hf(path, tmp_path / "whole", progress=False)
+    whole = lowbit.export_hf(path, tmp_path / "whole")
     assert whole.shards == ["model.safetensors"]
     index = json.loads((tmp_path / "hf" / "model.safetensors.index.json").read_text())
     assert index["metadata"]["total_size"] == report.num_bytes == whole.num_bytes
@@ -133,8 +135,8 @@ def test_the_model_card(tmp_path: Path) -> None:
         "general.sampling.top_k": np.int32(20),
     }
     path = rewritten(make_gguf(tmp_path), changes)
-    lowbit.export_hf(path, tmp_path / "hf", progress=False)
-    lowbit.convert(tmp_path / "hf", tmp_path / "b.gguf", "BF16", progress=False)
+    lowbit.export_hf(path, tmp_path / "hf")
+    lowbit.convert(tmp_path / "hf", tmp_path / "b.gguf", "BF16", verify=False, provenance=False)
     with lowbit.gguf.open(path) as a, lowbit.gguf.open(tmp_path / "b.gguf") as b:
         wanted, found = ({k: v for k, v in f.metadata.items() if k.startswith("general.")} for f in (a, b))
         assert found == wanted
@@ -167,13 +169,13 @@ def test_the_model_card(tmp_path: Path) -> None:
 def test_refusals_leave_nothing(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     path = rewritten(make_gguf(tmp_path), change.get("metadata"), **change.get("tensors", {}))
     with pytest.raises((lowbit.FormatError, lowbit.UnsupportedError), match=message):
-        lowbit.export_hf(path, tmp_path / "hf", progress=False)
+        lowbit.export_hf(path, tmp_path / "hf")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.gguf", "source"]
 
 
 def test_unknown_keys_are_noted(tmp_path: Path) -> None:
     path = rewritten(make_gguf(tmp_path), {"qwen3.odd": 1})
-    report = lowbit.export_hf(path, tmp_path / "hf", progress=False)
+    report = lowbit.export_hf(path, tmp_path / "hf")
     assert report.notes == ["qwen3.odd is not kept: config.json has no place for it"]
 
 
@@ -182,13 +184,13 @@ def test_factors_that_no_setting_makes(tmp_path: Path) -> None:
     for factors in (np.linspace(1, 9, 32, dtype=np.float32), np.ones((32, 2), np.float32)):
         rewritten(path, rope_freqs__weight=factors)
         with pytest.raises((lowbit.FormatError, lowbit.UnsupportedError), match=r"rope_freqs\.weight"):
-            lowbit.export_hf(path, tmp_path / "hf", progress=False)
+            lowbit.export_hf(path, tmp_path / "hf")
 
 
 def test_weights_that_float16_cannot_hold(tmp_path: Path) -> None:
     huge = np.full((256, 512), 1e6, ml_dtypes.bfloat16)
     path = rewritten(make_gguf(tmp_path), blk__0__ffn_down__weight=huge)
-    report = lowbit.export_hf(path, tmp_path / "hf", dtype="f16", progress=False)
+    report = lowbit.export_hf(path, tmp_path / "hf", dtype="f16")
     assert report.notes == ["model.layers.0.mlp.down_proj.weight: 131072 weights exceed float16 and became infinite"]
 
 
@@ -215,10 +217,10 @@ def test_the_folder_is_there_when_all_is_written(tmp_path: Path, monkeypatch: py
     with monkeypatch.context() as patch:
         patch.setattr(lowbit._core, "quantize_rows", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            lowbit.export_hf(path, tmp_path / "hf", dtype="F32", progress=False)
+            lowbit.export_hf(path, tmp_path / "hf", dtype="F32")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.gguf", "source"]
     (tmp_path / "hf").mkdir()  # an empty folder may be there
-    lowbit.export_hf(path, tmp_path / "hf", progress=False)
+    lowbit.export_hf(path, tmp_path / "hf")
     assert (tmp_path / "hf").stat().st_mode & 0o777 == (tmp_path / "source").stat().st_mode & 0o777
     assert sorted(p.name for p in (tmp_path / "hf").iterdir()) == [
         "README.md", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
@@ -232,7 +234,7 @@ def test_an_error_names_the_folder_that_was_asked_for(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr("lowbit.conversion.export_hf.write_files", full)
     with pytest.raises(lowbit.FileError, match=f"^{tmp_path}/hf/model.safetensors: cannot write: No space"):
-        lowbit.export_hf(make_gguf(tmp_path), tmp_path / "hf", progress=False)
+        lowbit.export_hf(make_gguf(tmp_path), tmp_path / "hf")
 
 
 def test_what_a_killed_export_left_is_removed_and_not_that_of_one_at_work(tmp_path: Path) -> None:
@@ -240,18 +242,18 @@ def test_what_a_killed_export_left_is_removed_and_not_that_of_one_at_work(tmp_pa
     folder.mkdir()
     code = f"""import os, signal, lowbit.conversion.export_hf as e
 e.write_files = lambda *_: (print("writing", flush=True), signal.pause())
-e.export_hf({str(path)!r}, {str(folder / "hf")!r}, progress=False)"""
+e.export_hf({str(path)!r}, {str(folder / "hf")!r})"""
     other = folder / ".hf.abcdefgh.parts"
     other.mkdir()
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as at_work:
         assert at_work.stdout is not None
         assert at_work.stdout.readline() == "writing\n"
         (begun,) = folder.glob(".hf.*.part")
-        lowbit.export_hf(path, folder / "hf", progress=False)
+        lowbit.export_hf(path, folder / "hf")
         assert set(folder.iterdir()) == {begun, other, folder / "hf"}
         at_work.kill()
     shutil.rmtree(folder / "hf")
-    lowbit.export_hf(path, folder / "hf", progress=False)
+    lowbit.export_hf(path, folder / "hf")
     assert set(folder.iterdir()) == {other, folder / "hf"}
 
 

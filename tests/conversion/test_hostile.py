@@ -34,7 +34,7 @@ def change(folder: Path, name: str, edit: Callable[[dict[str, Any]], Any]) -> No
 def refused(folder: Path, target: Path, message: str, error: type[lowbit.Error] = lowbit.FormatError) -> None:
     """Neither converts nor runs, and says why."""
     with pytest.raises(error, match=message):
-        lowbit.convert(folder, target, "F32", progress=False)
+        lowbit.convert(folder, target, "F32", verify=False, provenance=False)
     assert not target.exists()
     with pytest.raises(error, match=message):
         lowbit.load(folder)
@@ -78,12 +78,12 @@ METADATA = [
 def test_metadata_of_the_wrong_kind(
     tmp_path: Path, key: str, value: Any, use: Callable[[Path], Any] | None, message: str
 ) -> None:
-    lowbit.convert(make_checkpoint(tmp_path / "m", **SIZES), tmp_path / "a.gguf", "F32", progress=False)
+    lowbit.convert(make_checkpoint(tmp_path / "m", **SIZES), tmp_path / "a.gguf", "F32", verify=False, provenance=False)
     with lowbit.gguf.open(tmp_path / "a.gguf") as file:
         metadata = {name: file.typed(name) for name in file.metadata} | {key: value}
         lowbit.gguf.write(tmp_path / "b.gguf", metadata, file.tensors)
     with pytest.raises(lowbit.FormatError, match=message):
-        use(tmp_path / "b.gguf") if use else lowbit.export_hf(tmp_path / "b.gguf", tmp_path / "hf", progress=False)
+        use(tmp_path / "b.gguf") if use else lowbit.export_hf(tmp_path / "b.gguf", tmp_path / "hf")
 
 
 def replace(old: str, new: str) -> dict[str, Any]:
@@ -114,7 +114,7 @@ BOMBS = [
 @pytest.mark.parametrize("bomb", BOMBS, ids=range(len(BOMBS)))
 def test_tokenizers_that_make_long_texts_of_short_ones(tmp_path: Path, bomb: dict[str, Any]) -> None:
     folder = make_checkpoint(tmp_path / "m", **SIZES)
-    lowbit.convert(folder, tmp_path / "a.gguf", "F32", progress=False)
+    lowbit.convert(folder, tmp_path / "a.gguf", "F32", verify=False, provenance=False)
     definition = {"model": {"type": "BPE"}, "decoder": BYTES, **bomb}
     with lowbit.gguf.open(tmp_path / "a.gguf") as file:
         metadata = {**file.metadata, "lowbit.tokenizer.definition": json.dumps(definition)}
@@ -125,7 +125,7 @@ def test_tokenizers_that_make_long_texts_of_short_ones(tmp_path: Path, bomb: dic
 
 
 def test_a_definition_that_adds_its_tokens_again_and_again(tmp_path: Path) -> None:
-    lowbit.convert(make_checkpoint(tmp_path / "m", **SIZES), tmp_path / "a.gguf", "F32", progress=False)
+    lowbit.convert(make_checkpoint(tmp_path / "m", **SIZES), tmp_path / "a.gguf", "F32", verify=False, provenance=False)
     with lowbit.gguf.open(tmp_path / "a.gguf") as file:
         metadata = dict(file.metadata)
     rows = [[0, len(metadata["tokenizer.ggml.tokens"]), []]] * 10**5
@@ -140,7 +140,7 @@ def test_a_tokenizer_without_tokens(tmp_path: Path) -> None:
     change(folder, "tokenizer.json", lambda tokenizer: tokenizer["model"].update(vocab={}, merges=[]))
     change(folder, "tokenizer_config.json", lambda config: config.pop("added_tokens_decoder", None))
     with pytest.raises(lowbit.FormatError, match=r"tokenizer.json: model is not a BPE vocabulary"):
-        lowbit.convert(folder, tmp_path / "o.gguf", "F32", progress=False)
+        lowbit.convert(folder, tmp_path / "o.gguf", "F32", verify=False, provenance=False)
 
 
 def test_a_file_name_in_the_index_that_no_system_has(tmp_path: Path) -> None:
@@ -163,11 +163,11 @@ def test_a_scale_of_an_adapter_that_is_no_float(tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", ["a text", np.float64(1e300), np.zeros(2, np.float32)])
 def test_a_verified_file_with_another_value_for_a_float(tmp_path: Path, value: Any) -> None:
     folder = make_checkpoint(tmp_path / "m", **SIZES)
-    lowbit.convert(folder, tmp_path / "a.gguf", "F32", progress=False)
+    lowbit.convert(folder, tmp_path / "a.gguf", "F32", verify=False, provenance=False)
     with lowbit.gguf.open(tmp_path / "a.gguf") as file:
         metadata = {name: file.typed(name) for name in file.metadata} | {"qwen3.rope.freq_base": value}
         lowbit.gguf.write(tmp_path / "b.gguf", metadata, file.tensors)
-    verdict = lowbit.verify(tmp_path / "b.gguf", folder, progress=False)
+    verdict = lowbit.verify(tmp_path / "b.gguf", folder)
     assert not verdict.ok
     assert "qwen3.rope.freq_base" in verdict.checks[0].detail
 
@@ -182,12 +182,14 @@ def test_sums_of_an_importance_matrix_beyond_float32(tmp_path: Path, value: floa
 
 
 def test_an_export_of_a_file_whose_definition_is_a_unigram_model(tmp_path: Path) -> None:
-    lowbit.convert(make_checkpoint(tmp_path / "m", "mistral", **SIZES), tmp_path / "a.gguf", "F32", progress=False)
+    lowbit.convert(
+        make_checkpoint(tmp_path / "m", "mistral", **SIZES), tmp_path / "a.gguf", "F32", verify=False, provenance=False
+    )
     definition = {"model": {"type": "Unigram", "unk_id": 0}, "decoder": BYTES}
     with lowbit.gguf.open(tmp_path / "a.gguf") as file:
         metadata = {**file.metadata, "lowbit.tokenizer.definition": json.dumps(definition)}
         lowbit.gguf.write(tmp_path / "b.gguf", metadata, file.tensors)
-    lowbit.export_hf(tmp_path / "b.gguf", tmp_path / "hf", progress=False)
+    lowbit.export_hf(tmp_path / "b.gguf", tmp_path / "hf")
     tokenizers = [lowbit.load_tokenizer(tmp_path / name) for name in ("b.gguf", "hf")]
     assert tokenizers[0].encode("an other", False) == tokenizers[1].encode("an other", False)
 
@@ -218,15 +220,15 @@ def test_an_edit_of_a_file_whose_number_in_a_split_model_is_none(tmp_path: Path,
     ],
 )
 def test_an_export_of_numbers_that_json_has_not(tmp_path: Path, key: str, value: Any, message: str | None) -> None:
-    lowbit.convert(make_checkpoint(tmp_path / "m", **SIZES), tmp_path / "a.gguf", "F32", progress=False)
+    lowbit.convert(make_checkpoint(tmp_path / "m", **SIZES), tmp_path / "a.gguf", "F32", verify=False, provenance=False)
     with lowbit.gguf.open(tmp_path / "a.gguf") as file:
         metadata = {name: file.typed(name) for name in file.metadata} | {key: value}
         lowbit.gguf.write(tmp_path / "b.gguf", metadata, file.tensors)
     if message is None:
-        assert key in lowbit.export_hf(tmp_path / "b.gguf", tmp_path / "hf", progress=False).notes[0]
+        assert key in lowbit.export_hf(tmp_path / "b.gguf", tmp_path / "hf").notes[0]
         return
     with pytest.raises(lowbit.FormatError, match=message):
-        lowbit.export_hf(tmp_path / "b.gguf", tmp_path / "hf", progress=False)
+        lowbit.export_hf(tmp_path / "b.gguf", tmp_path / "hf")
     assert not (tmp_path / "hf").exists()
 
 

@@ -45,7 +45,7 @@ def metadata(path: Path, prefix: str = "") -> dict[str, Any]:
 @pytest.mark.parametrize("format", [name for name in MIXES if name != "COPY"])
 def test_every_mix_passes_on_a_trained_model(tmp_path: Path, format: str) -> None:
     source = conversion_source(tmp_path, "bard")
-    options: dict[str, Any] = {"imatrix": write_imatrix(tmp_path / "i.gguf", source), "progress": False}
+    options: dict[str, Any] = {"imatrix": write_imatrix(tmp_path / "i.gguf", source), "provenance": False}
     report = lowbit.convert(source, tmp_path / "a.gguf", format, verify=True, **options)
     assert report.verdict is not None
     assert checks(report.verdict) == {"file": True, "tensors": True, "tokenizer": True, "logits": True}
@@ -64,8 +64,8 @@ def test_every_mix_passes_on_a_trained_model(tmp_path: Path, format: str) -> Non
 @pytest.mark.parametrize("format", ["F32", "F16", "BF16", "Q4_K_M", "TQ1_0"])
 def test_random_models_pass(tmp_path: Path, dtype: str, format: str) -> None:
     source = make_checkpoint(tmp_path / "source", "llama", dtype=dtype, layers=1)
-    lowbit.convert(source, tmp_path / "a.gguf", format, progress=False)
-    verdict = lowbit.verify(tmp_path / "a.gguf", source, progress=False)
+    lowbit.convert(source, tmp_path / "a.gguf", format, verify=False, provenance=False)
+    verdict = lowbit.verify(tmp_path / "a.gguf", source)
     assert verdict.ok, verdict.failures
     assert None not in checks(verdict).values()
 
@@ -174,7 +174,7 @@ def test_a_damaged_file_gets_no_name(
     monkeypatch.setattr(verification, "compare_with", compare_with)
     (tmp_path / "a.gguf").write_bytes(b"before")
     with pytest.raises(lowbit.VerificationError, match=r"a\.gguf: not written, verification failed: ") as caught:
-        lowbit.convert(source, tmp_path / "a.gguf", format, verify=True, provenance=True, progress=False)
+        lowbit.convert(source, tmp_path / "a.gguf", format, verify=True, provenance=True)
     assert (tmp_path / "a.gguf").read_bytes() == b"before"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.gguf", "source"]
     verdict = caught.value.verdict
@@ -191,12 +191,12 @@ def test_unasked_a_tokenizer_that_differs_is_said(tmp_path: Path, monkeypatch: p
         return dataclasses.replace(original(a, b), tokens=(("bos", 1, 2),))
 
     monkeypatch.setattr(verification, "tokenizer_differences", differing)
-    report = lowbit.convert(source, tmp_path / "a.gguf", "BF16", verify=None, progress=False)
+    report = lowbit.convert(source, tmp_path / "a.gguf", "BF16", verify=None, provenance=False)
     assert report.verdict is not None
     assert (report.verdict.word, report.verdict.ok) == ("differs", False)
     assert metadata(tmp_path / "a.gguf")["lowbit.verify.verdict"] == "differs"
     with pytest.raises(lowbit.VerificationError, match="special token"):
-        lowbit.convert(source, tmp_path / "b.gguf", "BF16", verify=True, progress=False)
+        lowbit.convert(source, tmp_path / "b.gguf", "BF16", verify=True, provenance=False)
     assert not (tmp_path / "b.gguf").exists()
 
 
@@ -204,47 +204,45 @@ def test_ids_that_end_a_text(tmp_path: Path) -> None:
     """generation_config.json names one more than the keys of GGUF: lost without provenance, and said."""
     source = make_checkpoint(tmp_path / "source", layers=1)
     write_json(source / "generation_config.json", {"eos_token_id": [7, *sorted(lowbit.load_tokenizer(source).eos_ids)]})
-    report = lowbit.convert(source, tmp_path / "a.gguf", "BF16", verify=None, progress=False)
+    report = lowbit.convert(source, tmp_path / "a.gguf", "BF16", verify=None, provenance=False)
     assert report.verdict is not None
     assert report.verdict.word == "differs"
     assert "only one of the two ends a text at 7" in detail(report.verdict, "tokenizer")
-    report = lowbit.convert(source, tmp_path / "b.gguf", "BF16", verify=True, provenance=True, progress=False)
+    report = lowbit.convert(source, tmp_path / "b.gguf", "BF16", verify=True, provenance=True)
     assert lowbit.load_tokenizer(tmp_path / "b.gguf").eos_ids == lowbit.load_tokenizer(source).eos_ids
 
 
 def test_another_network(tmp_path: Path) -> None:
     a, b = (make_checkpoint(tmp_path / name, layers=layers) for name, layers in (("a", 2), ("b", 1)))
-    lowbit.convert(a, tmp_path / "a.gguf", "BF16", progress=False)
-    verdict = lowbit.verify(tmp_path / "a.gguf", b, progress=False)
+    lowbit.convert(a, tmp_path / "a.gguf", "BF16", verify=False, provenance=False)
+    verdict = lowbit.verify(tmp_path / "a.gguf", b)
     assert checks(verdict) == {"file": False, "tensors": False}
     assert "only one of the two has blk.1." in detail(verdict, "tensors")
     c = make_checkpoint(tmp_path / "c", ffn=768)
-    assert "ffn_down.weight has shape [256, 512]" in detail(
-        lowbit.verify(tmp_path / "a.gguf", c, progress=False), "tensors"
-    )
+    assert "ffn_down.weight has shape [256, 512]" in detail(lowbit.verify(tmp_path / "a.gguf", c), "tensors")
 
 
 @pytest.mark.parametrize("arch", ["bitnet", "bitnet-bf16"])
 @pytest.mark.parametrize(("format", "to"), [("TQ1_0", "TQ2_0"), ("TQ2_0", "TQ1_0"), ("F16", "TQ2_0")])
 def test_what_a_format_keeps_exactly_must_be_exact(tmp_path: Path, arch: str, format: str, to: str) -> None:
     source = make_checkpoint(tmp_path / "source", arch)
-    lowbit.convert(source, tmp_path / "a.gguf", format, progress=False)
-    lowbit.quantize_file(tmp_path / "a.gguf", tmp_path / "b.gguf", to, allow_requantize=True, progress=False)
-    assert lowbit.verify(tmp_path / "b.gguf", source, progress=False).ok
+    lowbit.convert(source, tmp_path / "a.gguf", format, verify=False, provenance=False)
+    lowbit.quantize_file(tmp_path / "a.gguf", tmp_path / "b.gguf", to, allow_requantize=True)
+    assert lowbit.verify(tmp_path / "b.gguf", source).ok
 
     def half_a_scale(data: npt.NDArray[np.uint8]) -> None:
         data[3, 64:66] = np.frombuffer(np.float16(0.5), np.uint8)
 
     if to == "TQ2_0":
         in_tensor("blk.1.ffn_gate.weight", half_a_scale)(tmp_path / "b.gguf")
-        verdict = lowbit.verify(tmp_path / "b.gguf", source, progress=False)
+        verdict = lowbit.verify(tmp_path / "b.gguf", source)
         assert re.search(r"blk\.1\.ffn_gate\.weight \(TQ2_0\) is off by 0\.\d+ in one", detail(verdict, "tensors"))
 
 
 @pytest.mark.parametrize("broken", ["source", "file"])
 def test_logits_that_are_not_finite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
     source = make_checkpoint(tmp_path / "source")
-    lowbit.convert(source, tmp_path / "a.gguf", "BF16", progress=False)
+    lowbit.convert(source, tmp_path / "a.gguf", "BF16", verify=False, provenance=False)
     original = verification._Networks.logits
 
     def infinite(self: verification._Networks, ids: list[int]) -> Any:
@@ -253,7 +251,7 @@ def test_logits_that_are_not_finite(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(verification._Networks, "logits", infinite)
     with np.errstate(divide="ignore"):
-        verdict = lowbit.verify(tmp_path / "a.gguf", source, progress=False)
+        verdict = lowbit.verify(tmp_path / "a.gguf", source)
     assert checks(verdict)["logits"] is (None if broken == "source" else False)
     assert f"those of the {broken} are not finite" in detail(verdict, "logits")
 
@@ -265,7 +263,7 @@ def test_what_cannot_be_compared_is_said(tmp_path: Path, monkeypatch: pytest.Mon
         raise lowbit.UnsupportedError("does not run yet")
 
     monkeypatch.setattr(verification, "spec_of", unsupported)
-    report = lowbit.convert(source, tmp_path / "a.gguf", "Q8_0", verify=True, progress=False)
+    report = lowbit.convert(source, tmp_path / "a.gguf", "Q8_0", verify=True, provenance=False)
     assert report.verdict is not None
     assert report.verdict.ok
     assert checks(report.verdict)["logits"] is None
@@ -274,12 +272,12 @@ def test_what_cannot_be_compared_is_said(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_unasked_whole_models_only(tmp_path: Path) -> None:
     source = make_checkpoint(tmp_path / "source", layers=3)
-    assert lowbit.convert(source, tmp_path / "a.gguf", "Q8_0", verify=None, progress=False).verdict is not None
-    pruned = lowbit.convert(source, tmp_path / "a.gguf", "Q8_0", verify=None, prune_layers=[1], progress=False)
+    assert lowbit.convert(source, tmp_path / "a.gguf", "Q8_0", verify=None, provenance=False).verdict is not None
+    pruned = lowbit.convert(source, tmp_path / "a.gguf", "Q8_0", verify=None, prune_layers=[1], provenance=False)
     assert pruned.verdict is None
     with pytest.raises(lowbit.InputError, match="without some of its layers"):
-        lowbit.convert(source, tmp_path / "a.gguf", "Q8_0", verify=True, prune_layers=[1], progress=False)
-    split = lowbit.convert(source, tmp_path / "b.gguf", "Q8_0", verify=None, split_max_tensors=20, progress=False)
+        lowbit.convert(source, tmp_path / "a.gguf", "Q8_0", verify=True, prune_layers=[1], provenance=False)
+    split = lowbit.convert(source, tmp_path / "b.gguf", "Q8_0", verify=None, split_max_tensors=20, provenance=False)
     assert split.verdict is None
 
 
@@ -298,14 +296,14 @@ FLOATS_IN_A_MIX: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("options", FLOATS_IN_A_MIX.values(), ids=FLOATS_IN_A_MIX.keys())
 def test_floats_in_a_mix_pass(tmp_path: Path, dtype: str, options: dict[str, Any]) -> None:
     source = make_checkpoint(tmp_path / "source", "llama", dtype=dtype, layers=1)
-    lowbit.convert(source, tmp_path / "a.gguf", "Q4_K_M", verify=True, progress=False, **options)
-    verdict = lowbit.verify(tmp_path / "a.gguf", source, progress=False)
+    lowbit.convert(source, tmp_path / "a.gguf", "Q4_K_M", verify=True, provenance=False, **options)
+    verdict = lowbit.verify(tmp_path / "a.gguf", source)
     assert verdict.ok, verdict.failures
 
 
 def test_rows_that_no_block_divides_pass(tmp_path: Path) -> None:
     source = make_checkpoint(tmp_path / "source", "llama", dtype="F16", layers=1, ffn=520)
-    report = lowbit.convert(source, tmp_path / "a.gguf", "Q8_0", verify=True, progress=False)
+    report = lowbit.convert(source, tmp_path / "a.gguf", "Q8_0", verify=True, provenance=False)
     assert {tensor.format for tensor in report.tensors if tensor.fallback} == {"F16"}
 
 
@@ -313,9 +311,9 @@ def test_a_wrong_bit_of_a_float_in_a_mix_fails(tmp_path: Path) -> None:
     """The last bit of a float16 weight, which went through bfloat16: rounding would explain more."""
     source = make_checkpoint(tmp_path / "source", "llama", dtype="F16", layers=1)
     types = {"tensor_types": [("ffn_down", "F16")]}
-    lowbit.convert(source, tmp_path / "a.gguf", "Q4_K_M", progress=False, **types)
+    lowbit.convert(source, tmp_path / "a.gguf", "Q4_K_M", verify=False, provenance=False, **types)
     in_tensor("blk.0.ffn_down.weight", one_bit)(tmp_path / "a.gguf")
-    verdict = lowbit.verify(tmp_path / "a.gguf", source, progress=False)
+    verdict = lowbit.verify(tmp_path / "a.gguf", source)
     assert checks(verdict) == {"file": True, "tensors": False}
     assert "blk.0.ffn_down.weight (F16)" in detail(verdict, "tensors")
 
@@ -324,7 +322,7 @@ def test_a_wrong_bit_of_a_float_in_a_mix_fails(tmp_path: Path) -> None:
 def test_logits_are_those_of_the_loaded_models(tmp_path: Path, arch: str) -> None:
     """Matrices read in pieces give the bits that whole ones give, in one pass and in two."""
     source = make_checkpoint(tmp_path / "source", arch)
-    lowbit.convert(source, tmp_path / "a.gguf", "Q4_0", progress=False)
+    lowbit.convert(source, tmp_path / "a.gguf", "Q4_0", verify=False, provenance=False)
     opened = open_checkpoint(source)
     ids = np.random.default_rng(0).integers(0, 200, 20).tolist()
     loaded = [lowbit.load(path, compute="f32").logits(ids) for path in (source, tmp_path / "a.gguf")]
@@ -369,8 +367,8 @@ def test_provenance(tmp_path: Path) -> None:
 
 def test_the_keys_are_additions_at_the_end(tmp_path: Path) -> None:
     source = make_checkpoint(tmp_path / "source", "llama")
-    lowbit.convert(source, tmp_path / "bare.gguf", "Q4_K_M", progress=False)
-    lowbit.convert(source, tmp_path / "a.gguf", "Q4_K_M", provenance=True, verify=True, progress=False)
+    lowbit.convert(source, tmp_path / "bare.gguf", "Q4_K_M", verify=False, provenance=False)
+    lowbit.convert(source, tmp_path / "a.gguf", "Q4_K_M", provenance=True, verify=True)
     with lowbit.gguf.open(tmp_path / "bare.gguf") as bare, lowbit.gguf.open(tmp_path / "a.gguf") as file:
         number = len(bare.metadata)
         assert list(file.metadata)[:number] == list(bare.metadata)
@@ -386,19 +384,19 @@ def test_the_keys_are_additions_at_the_end(tmp_path: Path) -> None:
 
 def test_quantizing_keeps_the_origin_and_drops_the_verdict(tmp_path: Path) -> None:
     source = make_checkpoint(tmp_path / "source")
-    lowbit.convert(source, tmp_path / "a.gguf", "BF16", provenance=True, verify=True, progress=False)
-    lowbit.quantize_file(tmp_path / "a.gguf", tmp_path / "b.gguf", "Q4_K_M", progress=False)
+    lowbit.convert(source, tmp_path / "a.gguf", "BF16", provenance=True, verify=True)
+    lowbit.quantize_file(tmp_path / "a.gguf", tmp_path / "b.gguf", "Q4_K_M")
     found = metadata(tmp_path / "b.gguf", "lowbit.")
     assert found["lowbit.provenance.recipe"] == ["BF16", "Q4_K_M"]
     assert not [key for key in found if key.startswith("lowbit.verify.")]
     assert list(metadata(tmp_path / "b.gguf"))[-1] == lowbit.gguf.PADDING_KEY
-    assert lowbit.verify(tmp_path / "b.gguf", source, progress=False).ok
+    assert lowbit.verify(tmp_path / "b.gguf", source).ok
 
 
 def test_quantizing_adds_a_step(tmp_path: Path) -> None:
     source = make_checkpoint(tmp_path / "source")
     write_imatrix(tmp_path / "i.gguf", source)
-    lowbit.convert(source, tmp_path / "a.gguf", "BF16", provenance=True, progress=False)
+    lowbit.convert(source, tmp_path / "a.gguf", "BF16", provenance=True, verify=False)
     steps: list[tuple[str, dict[str, Any]]] = [
         ("Q8_0", {"imatrix": tmp_path / "i.gguf", "pure": True}),
         ("COPY", {}),  # changes nothing
@@ -407,8 +405,8 @@ def test_quantizing_adds_a_step(tmp_path: Path) -> None:
     ]
     for number, (format, options) in enumerate(steps):
         files = tmp_path / f"{'abcd'[number]}.gguf", tmp_path / f"{'bcde'[number]}.gguf"
-        dry = lowbit.quantize_file(*files, format, dry_run=True, progress=False, **options)
-        assert dry == lowbit.quantize_file(*files, format, progress=False, **options)
+        dry = lowbit.quantize_file(*files, format, dry_run=True, **options)
+        assert dry == lowbit.quantize_file(*files, format, **options)
         assert files[1].stat().st_size == dry.file_bytes
     before, found = (metadata(tmp_path / f"{name}.gguf", "lowbit.provenance.") for name in "ae")
     assert found.pop("lowbit.provenance.recipe") == ["BF16", "Q8_0", "COPY", "Q4_0"]
@@ -423,8 +421,8 @@ def test_quantizing_adds_a_step(tmp_path: Path) -> None:
 
 def test_a_file_without_an_origin_gets_none(tmp_path: Path) -> None:
     source = make_checkpoint(tmp_path / "source")
-    lowbit.convert(source, tmp_path / "a.gguf", "BF16", progress=False)
-    lowbit.quantize_file(tmp_path / "a.gguf", tmp_path / "b.gguf", "Q8_0", pure=True, progress=False)
+    lowbit.convert(source, tmp_path / "a.gguf", "BF16", verify=False, provenance=False)
+    lowbit.quantize_file(tmp_path / "a.gguf", tmp_path / "b.gguf", "Q8_0", pure=True)
     assert metadata(tmp_path / "b.gguf", "lowbit.") == {}
 
 
@@ -432,14 +430,12 @@ def test_a_file_without_an_origin_gets_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", ["text", np.uint8(1), np.arange(3, dtype=np.uint8)])
 def test_an_origin_of_another_form(tmp_path: Path, key: str, value: Any) -> None:
     source = make_checkpoint(tmp_path / "source")
-    lowbit.convert(source, tmp_path / "a.gguf", "BF16", provenance=True, progress=False)
+    lowbit.convert(source, tmp_path / "a.gguf", "BF16", provenance=True, verify=False)
     lowbit.gguf.edit(tmp_path / "a.gguf", unset=[f"lowbit.provenance.{key}"])
     lowbit.gguf.edit(tmp_path / "a.gguf", set={f"lowbit.provenance.{key}": value})
     write_imatrix(tmp_path / "i.gguf", source)
     with pytest.raises(lowbit.FormatError, match=rf"a.gguf: lowbit.provenance.{key}: expected an array of texts"):
-        lowbit.quantize_file(
-            tmp_path / "a.gguf", tmp_path / "b.gguf", "Q8_0", imatrix=tmp_path / "i.gguf", progress=False
-        )
+        lowbit.quantize_file(tmp_path / "a.gguf", tmp_path / "b.gguf", "Q8_0", imatrix=tmp_path / "i.gguf")
     assert not (tmp_path / "b.gguf").exists()
 
 
@@ -482,7 +478,7 @@ def test_the_commands(tmp_path: Path) -> None:
     assert report["verdict"]["ok"] is True
     assert report["verdict"]["checks"][1]["checked"] == 24
     assert run("convert", source, tmp_path / "b.gguf", "-f", "Q8_0", "--no-verify", "--no-provenance").returncode == 0
-    lowbit.convert(source, tmp_path / "bare.gguf", "Q8_0", progress=False)
+    lowbit.convert(source, tmp_path / "bare.gguf", "Q8_0", verify=False, provenance=False)
     assert (tmp_path / "b.gguf").read_bytes() == (tmp_path / "bare.gguf").read_bytes()
     other = make_checkpoint(tmp_path / "other", seed=1)
     wrong = run("verify", path, other)

@@ -49,14 +49,14 @@ class Model:
         return np.array(rows[start:], np.float32)
 
 
-def definition(model: Model, text: str, ctx: int) -> tuple[list[float], list[np.ndarray]]:
+def definition(model: Model, text: str, context: int) -> tuple[list[float], list[np.ndarray]]:
     """What counts: -log p of each token, and all log probabilities there."""
     tokens = model.tokenizer.encode(text)
     losses, rows = [], []
-    for begin in range(0, len(tokens) - ctx + 1, ctx):
-        window = tokens[begin : begin + ctx]
+    for begin in range(0, len(tokens) - context + 1, context):
+        window = tokens[begin : begin + context]
         read = ([model.tokenizer.bos] if model.tokenizer.bos is not None else window[:1]) + window[1:]
-        for t in range(ctx // 2, ctx - 1):
+        for t in range(context // 2, context - 1):
             row = log_softmax(model.table[read[t - 1], read[t]] * (1 + t))
             losses.append(-row[window[t + 1]])
             rows.append(row)
@@ -66,15 +66,15 @@ def definition(model: Model, text: str, ctx: int) -> tuple[list[float], list[np.
 TEXT = "It was the best of times, it was the worst of times, it was the age of wisdom" * 3
 
 
-@pytest.mark.parametrize("ctx", [3, 4, 7, 16, 64])
+@pytest.mark.parametrize("context", [3, 4, 7, 16, 64])
 @pytest.mark.parametrize("tokenizer", [Tokenizer(), Tokenizer(bos=21), Tokenizer(bos=21, eos=22), Tokenizer(eos=22)])
-def test_perplexity_is_the_definition(ctx: int, tokenizer: Tokenizer) -> None:
+def test_perplexity_is_the_definition(context: int, tokenizer: Tokenizer) -> None:
     model = Model(1, tokenizer)
-    losses, _ = definition(model, TEXT, ctx)
-    found = evaluate.perplexity(model, TEXT, ctx)
-    assert (found.tokens, found.context) == (len(losses), ctx)
-    assert found.windows == len(tokenizer.encode(TEXT)) // ctx
-    assert found.tokens == found.windows * (ctx - 1 - ctx // 2)
+    losses, _ = definition(model, TEXT, context)
+    found = evaluate.perplexity(model, TEXT, context)
+    assert (found.tokens, found.context) == (len(losses), context)
+    assert found.windows == len(tokenizer.encode(TEXT)) // context
+    assert found.tokens == found.windows * (context - 1 - context // 2)
     assert found.value == pytest.approx(np.exp(np.mean(losses)), rel=1e-6)
     error = np.std(losses) / np.sqrt(len(losses) - 1)
     assert found.standard_error == pytest.approx(error * found.value, rel=1e-6)
@@ -127,7 +127,7 @@ def test_bad_arguments() -> None:
     model = Model(1, Tokenizer(bos=21))
     with pytest.raises(lowbit.InputError, match="text: 5 tokens, expected at least 16, one window"):
         evaluate.perplexity(model, "four", 16)
-    with pytest.raises(lowbit.InputError, match="ctx: expected at least 3, got 2"):
+    with pytest.raises(lowbit.InputError, match="context: expected at least 3, got 2"):
         evaluate.perplexity(model, TEXT, 2)
     with pytest.raises(lowbit.InputError, match="expected at least one model"):
         evaluate.compare({}, TEXT)

@@ -46,7 +46,7 @@ def test_figures_are_those_of_each_file(text: str, tmp_path: Path, empty: Path, 
     found = ladder(
         BARD,
         rungs=["q4_k_m", "IQ4_XS", "Q2_K"],
-        ctx=CONTEXT,
+        context=CONTEXT,
         max_windows=WINDOWS,
         threads=1,
         progress=lambda step: calls.append((step.done, step.total)),
@@ -61,7 +61,7 @@ def test_figures_are_those_of_each_file(text: str, tmp_path: Path, empty: Path, 
     sums = imatrix.collect(original, text, CONTEXT, first=WINDOWS, chunks=WINDOWS)
     for rung in found.rungs:
         path = tmp_path / f"{rung.format}.gguf"
-        report = lowbit.convert(BARD, path, rung.format, imatrix=sums, progress=False)
+        report = lowbit.convert(BARD, path, rung.format, imatrix=sums, verify=False, provenance=False)
         assert (rung.file_bytes, rung.bits_per_weight) == (path.stat().st_size, report.bits_per_weight)
         models = {"original": original, "rung": lowbit.load(path, threads=1)}
         figures = evaluate.compare(models, text, CONTEXT, max_windows=WINDOWS)["rung"]
@@ -79,10 +79,10 @@ def test_figures_are_those_of_each_file(text: str, tmp_path: Path, empty: Path, 
 
 
 def test_a_gguf_file_and_importances_of_ones_own(text: str, tmp_path: Path) -> None:
-    lowbit.convert(BARD, tmp_path / "bard.gguf", "BF16", progress=False)
+    lowbit.convert(BARD, tmp_path / "bard.gguf", "BF16", verify=False, provenance=False)
     sums = imatrix.collect(lowbit.load(BARD), text, CONTEXT, chunks=2)
     sums.save(tmp_path / "i.gguf")
-    options = {"rungs": ["IQ2_XXS"], "ctx": CONTEXT, "max_windows": 2}
+    options = {"rungs": ["IQ2_XXS"], "context": CONTEXT, "max_windows": 2}
     of_folder = ladder(BARD, text, imatrix=sums, **options)
     of_file = ladder(tmp_path / "bard.gguf", text, imatrix=tmp_path / "i.gguf", **options)
     assert of_file.importances == str(tmp_path / "i.gguf")
@@ -94,7 +94,7 @@ def test_a_gguf_file_and_importances_of_ones_own(text: str, tmp_path: Path) -> N
 
 def test_formats_that_do_not_fit_are_counted(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "narrow", hidden=96, ffn=176, head_dim=24)
-    found = ladder(folder, "the thing and another one\n" * 60, ["Q4_K_M", "Q8_0"], ctx=64, max_windows=1)
+    found = ladder(folder, "the thing and another one\n" * 60, ["Q4_K_M", "Q8_0"], context=64, max_windows=1)
     assert found.rungs[0].fallbacks > 0
 
 
@@ -110,8 +110,8 @@ def test_bad_arguments(text: str, empty: Path) -> None:
         ({"rungs": []}, "at least one rung"),
         ({"rungs": ["Q9_9"]}, "Q9_9"),
         ({"max_windows": 0}, "max_windows: expected at least 1, got 0"),
-        ({"ctx": 2}, "ctx: expected at least 3, got 2"),
-        ({"text": text[:2000], "ctx": 512}, "one window of 512 tokens, expected two"),
+        ({"context": 2}, "context: expected at least 3, got 2"),
+        ({"text": text[:2000], "context": 512}, "one window of 512 tokens, expected two"),
         ({"text": "short"}, "expected at least 512, one window"),
     ):
         with pytest.raises(lowbit.InputError, match=message):
@@ -121,7 +121,7 @@ def test_bad_arguments(text: str, empty: Path) -> None:
 
 def test_importances_that_do_not_fit_leave_nothing(text: str, empty: Path) -> None:
     with pytest.raises(lowbit.InputError, match=r"blk\.0\.attn_q\.weight has 2 values, expected 256"):
-        ladder(BARD, text, ["Q4_0"], imatrix={"blk.0.attn_q.weight": [1, 1]}, ctx=CONTEXT, max_windows=1)
+        ladder(BARD, text, ["Q4_0"], imatrix={"blk.0.attn_q.weight": [1, 1]}, context=CONTEXT, max_windows=1)
     assert list(empty.iterdir()) == []
 
 

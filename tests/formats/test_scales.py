@@ -50,7 +50,7 @@ def test_most_formats_have_scales_that_break() -> None:
 @pytest.mark.parametrize("mix", ["Q8_0", "Q4_K_M", "Q2_K", "Q5_1"])
 def test_a_file_with_a_broken_scale_is_not_written(mix: str, tmp_path: Path) -> None:
     """float16 has no scale for weights of 1e38. llama-quantize refuses them as well ("validation failed")."""
-    lowbit.convert(make_checkpoint(tmp_path / "a"), tmp_path / "f32.gguf", "F32", progress=False)
+    lowbit.convert(make_checkpoint(tmp_path / "a"), tmp_path / "f32.gguf", "F32", verify=False, provenance=False)
     with lowbit.gguf.open(tmp_path / "f32.gguf") as file:
         tensors = {name: np.array(file.tensors[name]) for name in file.tensors}
         tensors["blk.1.ffn_up.weight"][300, 17] = 1e38
@@ -58,7 +58,7 @@ def test_a_file_with_a_broken_scale_is_not_written(mix: str, tmp_path: Path) -> 
     (tmp_path / "out.gguf").write_bytes(b"before")
     message = r"^tensor blk\.1\.ffn_up\.weight, row 300, block 0: Q\d_(K|\d) has a scale that is not finite$"
     with pytest.raises(lowbit.InputError, match=message):
-        lowbit.quantize_file(tmp_path / "huge.gguf", tmp_path / "out.gguf", mix, progress=False)
+        lowbit.quantize_file(tmp_path / "huge.gguf", tmp_path / "out.gguf", mix)
     assert (tmp_path / "out.gguf").read_bytes() == b"before"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "f32.gguf", "huge.gguf", "out.gguf"]
 

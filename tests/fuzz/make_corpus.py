@@ -100,7 +100,7 @@ def small_gguf(folder: Path, family: str) -> bytes:
     """A whole model of few bytes."""
     source = make_checkpoint(folder / family, family, layers=1, hidden=32, ffn=32, heads=1, kv_heads=1, head_dim=32)
     path = folder / f"{family}.gguf"
-    lowbit.convert(source, path, "Q4_0", verify=False, progress=False)
+    lowbit.convert(source, path, "Q4_0", verify=False, provenance=False)
     return path.read_bytes()
 
 

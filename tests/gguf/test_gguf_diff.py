@@ -146,7 +146,7 @@ def test_weights_that_are_no_numbers(tmp_path: Path) -> None:
 
 
 def test_a_split_model(a: Path, tmp_path: Path) -> None:
-    lowbit.split_file(a, tmp_path / "parts", split_max_tensors=1, progress=False)
+    lowbit.split_file(a, tmp_path / "parts", split_max_tensors=1)
     found = diff(a, tmp_path / "parts-00002-of-00004.gguf")
     assert kinds(found) == (dict.fromkeys(["split.no", "split.tensors.count", "split.count"], "only in b"), {})
     assert diff(a, tmp_path / "parts-00001-of-00004.gguf", ignore=["split.*"]).equal

@@ -88,7 +88,7 @@ def test_several_sets_of_weights(tmp_path: Path, case: str) -> None:
     folder, taken, left = make_sources(tmp_path / "a", case)
     one = read(Checkpoint(make_sources(tmp_path / "b", "pickles")[0]).tensors["model.norm.weight"])
     np.testing.assert_array_equal(read(Checkpoint(folder).tensors["model.norm.weight"]), taken * one)
-    report = lowbit.convert(folder, tmp_path / "out.gguf", "Q8_0", progress=False)
+    report = lowbit.convert(folder, tmp_path / "out.gguf", "Q8_0", verify=False, provenance=False)
     (note,) = (note for note in report.notes if note.startswith("weights are read from"))
     assert f"left: {left}" in note
 
@@ -296,7 +296,7 @@ def test_broken_config(tmp_path: Path, case: str) -> None:
     data, message = CONFIGS[case]
     (folder / "config.json").write_bytes(data)
     with pytest.raises(lowbit.FormatError, match=message) as caught:
-        lowbit.convert(folder, tmp_path / "out.gguf", progress=False)
+        lowbit.convert(folder, tmp_path / "out.gguf", verify=False, provenance=False)
     assert "config.json" in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -316,7 +316,7 @@ def test_code_of_a_checkpoint_is_ignored(tmp_path: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     write_json(folder / "config.json", {**config, "auto_map": {"AutoModelForCausalLM": "evil.Model"}})
     (folder / "evil.py").write_text("raise SystemExit")
-    report = lowbit.convert(folder, tmp_path / "out.gguf", "Q8_0", progress=False, dry_run=True)
+    report = lowbit.convert(folder, tmp_path / "out.gguf", "Q8_0", verify=False, provenance=False, dry_run=True)
     assert any("auto_map" in note and "never run" in note for note in report.notes)
 
 

@@ -48,14 +48,14 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 
 def test_converts_what_is_on_the_hub(tmp_path: Path, hub: Hub) -> None:
-    lowbit.convert(NAME, tmp_path / "hub.gguf", "Q8_0", progress=False)
+    lowbit.convert(NAME, tmp_path / "hub.gguf", "Q8_0", verify=False, provenance=False)
     assert hub.downloads() == sorted(SMALL + SHARDS)
     # The same but for the names: a model is called as the hub calls it, not as the folder is.
     with lowbit.gguf.open(tmp_path / "hub.gguf") as file:
         assert file.metadata["general.name"] == "Tiny 0.6B"
         assert file.metadata["general.license"] == "mit"
     (tmp_path / "local").rename(tmp_path / "Tiny-0.6B")
-    lowbit.convert(tmp_path / "Tiny-0.6B", tmp_path / "local.gguf", "Q8_0", progress=False)
+    lowbit.convert(tmp_path / "Tiny-0.6B", tmp_path / "local.gguf", "Q8_0", verify=False, provenance=False)
     with lowbit.gguf.open(tmp_path / "hub.gguf") as a, lowbit.gguf.open(tmp_path / "local.gguf") as b:
         assert a.tensors.keys() == b.tensors.keys()
         for name in a.tensors:
@@ -67,7 +67,7 @@ def _bytes(tensor: object) -> bytes:
 
 
 def test_a_file_says_where_it_is_from(tmp_path: Path, hub: Hub) -> None:
-    lowbit.convert(NAME, tmp_path / "hub.gguf", "Q8_0", provenance=True, progress=False)
+    lowbit.convert(NAME, tmp_path / "hub.gguf", "Q8_0", provenance=True, verify=False)
     with lowbit.gguf.open(tmp_path / "hub.gguf") as file:
         assert file.metadata["lowbit.provenance.source"] == NAME
         assert file.metadata["lowbit.provenance.revision"] == hub.repositories[NAME].refs["main"]
@@ -100,7 +100,7 @@ def test_no_file_of_the_cache_is_replaced(hub: Hub, tmp_path: Path) -> None:
         before = path.read_bytes()
         for target in (path, path.resolve()):
             with pytest.raises(lowbit.InputError, match="would replace a file that is being read"):
-                lowbit.convert(NAME, target, "F32", progress=False, dry_run=target == path)
+                lowbit.convert(NAME, target, "F32", verify=False, provenance=False, dry_run=target == path)
         assert path.read_bytes() == before
 
 
@@ -232,7 +232,7 @@ def test_refusals(hub: Hub, case: str) -> None:
 
 def test_no_such_model(hub: Hub) -> None:
     with pytest.raises(lowbit.FileError, match="maker/none: no such folder, and no such model"):
-        lowbit.convert("maker/none", "out.gguf", progress=False)
+        lowbit.convert("maker/none", "out.gguf", verify=False, provenance=False)
 
 
 @pytest.mark.parametrize(

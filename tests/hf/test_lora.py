@@ -181,7 +181,9 @@ def test_an_adapter_on_8_bit_floats(tmp_path: Path) -> None:
 def test_files_and_models_have_the_merged_weights(tmp_path: Path) -> None:
     base = make_checkpoint(tmp_path / "base", layers=1)
     adapter = make_adapter(tmp_path / "a", factors(UP), base_model_name_or_path="other/model")
-    report = lowbit.convert(base, tmp_path / "out.gguf", "F32", progress=False, lora=[adapter], lora_scale=[0.5])
+    report = lowbit.convert(
+        base, tmp_path / "out.gguf", "F32", verify=False, provenance=False, lora=[adapter], lora_scale=[0.5]
+    )
     assert "the adapter a was made for other/model" in report.notes
     with lowbit.gguf.open(tmp_path / "out.gguf") as file:
         found = np.array(file.tensors["blk.0.ffn_up.weight"])
@@ -210,9 +212,9 @@ def test_sums_in_another_order_verify(
     """Libraries of linear algebra add in an order that depends on the number of rows and on the CPU."""
     base = make_checkpoint(tmp_path / "base", layers=1)
     adapter = make_adapter(tmp_path / "a", factors(module, 48), r=48)
-    lowbit.convert(base, tmp_path / "out.gguf", formats[0], progress=False, lora=adapter)
+    lowbit.convert(base, tmp_path / "out.gguf", formats[0], verify=False, provenance=False, lora=adapter)
     for format in formats[1:]:
-        lowbit.quantize_file(tmp_path / "out.gguf", tmp_path / "out.gguf.2", format, progress=False)
+        lowbit.quantize_file(tmp_path / "out.gguf", tmp_path / "out.gguf.2", format)
         (tmp_path / "out.gguf.2").rename(tmp_path / "out.gguf")
 
     def rows(self: lora.Delta, start: int, stop: int) -> np.ndarray:
@@ -221,9 +223,9 @@ def test_sums_in_another_order_verify(
         return sum(np.outer(x, y) for x, y in zip(left[start:stop].T, right, strict=True)) * self.scale
 
     monkeypatch.setattr(lora.Delta, "rows", rows)
-    verdict = lowbit.verify(tmp_path / "out.gguf", base, lora=adapter, progress=False)
+    verdict = lowbit.verify(tmp_path / "out.gguf", base, lora=adapter)
     assert verdict.ok, verdict.failures
-    verdict = lowbit.verify(tmp_path / "out.gguf", base, lora=adapter, lora_scale=1.0001, progress=False)
+    verdict = lowbit.verify(tmp_path / "out.gguf", base, lora=adapter, lora_scale=1.0001)
     assert not verdict.ok
 
 
@@ -305,4 +307,4 @@ def test_scales(tmp_path: Path, scales: Any, message: str) -> None:
 
 def test_an_adapter_in_place_of_the_model(tmp_path: Path) -> None:
     with pytest.raises(lowbit.UnsupportedError, match="--lora and this folder"):
-        lowbit.convert(make_adapter(tmp_path / "a", GOOD), tmp_path / "out.gguf", progress=False)
+        lowbit.convert(make_adapter(tmp_path / "a", GOOD), tmp_path / "out.gguf", verify=False, provenance=False)

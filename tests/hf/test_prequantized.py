@@ -26,7 +26,7 @@ def test_the_file_of_the_reference_tools(tmp_path: Path, name: str) -> None:
     """data/inputs.json.xz: checkpoint -> format -> fingerprint of the file (make_inputs.py)."""
     folder, _ = make_float8(tmp_path / name, name)
     for format, expected in REFERENCE[name].items():
-        lowbit.convert(folder, tmp_path / "out.gguf", format, progress=False)
+        lowbit.convert(folder, tmp_path / "out.gguf", format, verify=False, provenance=False)
         assert difference(tmp_path / "out.gguf", expected) is None, format
 
 
@@ -107,7 +107,7 @@ def test_refusals(tmp_path: Path, case: str) -> None:
     if tensors:
         write_safetensors(folder / "model.safetensors", tensors)
     with pytest.raises((lowbit.FormatError, lowbit.UnsupportedError), match=message) as caught:
-        lowbit.convert(folder, tmp_path / "out.gguf", "Q8_0", progress=False)
+        lowbit.convert(folder, tmp_path / "out.gguf", "Q8_0", verify=False, provenance=False)
     assert "\n" not in str(caught.value)
     assert "'X.weight'" not in str(caught.value)
     if tensors:
@@ -116,13 +116,13 @@ def test_refusals(tmp_path: Path, case: str) -> None:
 
 def test_activation_scales_are_said(tmp_path: Path) -> None:
     folder, _ = make_float8(tmp_path / "a", "whole")
-    report = lowbit.convert(folder, tmp_path / "out.gguf", "Q8_0", progress=False, dry_run=True)
+    report = lowbit.convert(folder, tmp_path / "out.gguf", "Q8_0", verify=False, provenance=False, dry_run=True)
     assert "14 scales of 8-bit activations are not kept" in report.notes
 
 
 def test_a_folder_of_8_bit_floats_runs(tmp_path: Path) -> None:
     folder, _ = make_float8(tmp_path / "a", "blocks")
-    lowbit.convert(folder, tmp_path / "out.gguf", "F32", progress=False)
+    lowbit.convert(folder, tmp_path / "out.gguf", "F32", verify=False, provenance=False)
     ids = [1, 5, 9, 20]
     from_folder = lowbit.load(folder, compute="f32").logits(ids)
     np.testing.assert_allclose(from_folder, lowbit.load(tmp_path / "out.gguf", compute="f32").logits(ids), rtol=1e-5)

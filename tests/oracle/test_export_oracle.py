@@ -40,8 +40,8 @@ def test_transformers_loads_the_folder(tmp_path: Path, name: str, format: str) -
     options = SOURCES[name]
     source = make_checkpoint(tmp_path / "source", **options)
     format = str(options.get("dtype", "BF16")) if format == "float" else format
-    lowbit.convert(source, tmp_path / "a.gguf", format, progress=False)
-    lowbit.export_hf(tmp_path / "a.gguf", tmp_path / "hf", dtype="F32" if format == "Q8_0" else None, progress=False)
+    lowbit.convert(source, tmp_path / "a.gguf", format, verify=False, provenance=False)
+    lowbit.export_hf(tmp_path / "a.gguf", tmp_path / "hf", dtype="F32" if format == "Q8_0" else None)
 
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
     ours = lowbit.load_tokenizer(tmp_path / "a.gguf")
@@ -67,8 +67,8 @@ def test_transformers_loads_the_folder(tmp_path: Path, name: str, format: str) -
 
 def test_sentencepiece_reads_tokenizer_model(tmp_path: Path) -> None:
     source = make_checkpoint(tmp_path / "source", "llama", tokenizer="spm")
-    lowbit.convert(source, tmp_path / "a.gguf", "BF16", progress=False)
-    lowbit.export_hf(tmp_path / "a.gguf", tmp_path / "hf", progress=False)
+    lowbit.convert(source, tmp_path / "a.gguf", "BF16", verify=False, provenance=False)
+    lowbit.export_hf(tmp_path / "a.gguf", tmp_path / "hf")
     processor = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "hf" / "tokenizer.model"))
     ours = lowbit.load_tokenizer(tmp_path / "a.gguf")
     assert processor.vocab_size() == ours.vocab_size
@@ -78,8 +78,8 @@ def test_sentencepiece_reads_tokenizer_model(tmp_path: Path) -> None:
 
 def test_transformers_unpacks_the_same_ternary_weights(tmp_path: Path) -> None:
     source = make_checkpoint(tmp_path / "source", "bitnet-bf16")
-    lowbit.convert(source, tmp_path / "a.gguf", "TQ2_0", progress=False)
-    lowbit.export_hf(tmp_path / "a.gguf", tmp_path / "hf", progress=False)
+    lowbit.convert(source, tmp_path / "a.gguf", "TQ2_0", verify=False, provenance=False)
+    lowbit.export_hf(tmp_path / "a.gguf", tmp_path / "hf")
     tensors = Checkpoint(tmp_path / "hf").tensors
     unpack = bitnet.unpack_weights.__wrapped__  # not compiled
     names = {"attn_q": "self_attn.q_proj", "attn_output": "self_attn.o_proj", "ffn_down": "mlp.down_proj"}

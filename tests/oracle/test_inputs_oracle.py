@@ -161,8 +161,8 @@ def same_as_merged(folder: Path, base: Path) -> None:
     merged.save_pretrained(folder / "merged")
     for path in base.glob("token*"):
         (folder / "merged" / path.name).write_bytes(path.read_bytes())
-    lowbit.convert(folder / "merged", folder / "expected.gguf", "F32", progress=False)
-    lowbit.convert(base, folder / "out.gguf", "F32", progress=False, lora=folder / "adapter")
+    lowbit.convert(folder / "merged", folder / "expected.gguf", "F32", verify=False, provenance=False)
+    lowbit.convert(base, folder / "out.gguf", "F32", verify=False, provenance=False, lora=folder / "adapter")
     with lowbit.gguf.open(folder / "expected.gguf") as expected, lowbit.gguf.open(folder / "out.gguf") as file:
         assert list(file.infos.values()) == list(expected.infos.values())
         for key, tensor in file.tensors.items():
@@ -181,8 +181,8 @@ def test_adapters_in_bfloat16_give_the_file_of_the_merged_checkpoint(tmp_path: P
     model.merge_and_unload().save_pretrained(tmp_path / "merged")
     for path in base.glob("token*"):
         (tmp_path / "merged" / path.name).write_bytes(path.read_bytes())
-    lowbit.convert(tmp_path / "merged", tmp_path / "expected.gguf", "BF16", progress=False)
-    lowbit.convert(base, tmp_path / "out.gguf", "BF16", progress=False, lora=tmp_path / "adapter")
+    lowbit.convert(tmp_path / "merged", tmp_path / "expected.gguf", "BF16", verify=False, provenance=False)
+    lowbit.convert(base, tmp_path / "out.gguf", "BF16", verify=False, provenance=False, lora=tmp_path / "adapter")
     with lowbit.gguf.open(tmp_path / "expected.gguf") as expected, lowbit.gguf.open(tmp_path / "out.gguf") as file:
         assert expected.tensors.keys() == file.tensors.keys()
         for name, tensor in file.tensors.items():

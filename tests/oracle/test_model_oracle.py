@@ -197,7 +197,7 @@ def network(request, tmp_path_factory) -> tuple[PreTrainedModel, Path, Path]:
     for file in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(BARD / file, folder)
     gguf = folder / "model.gguf"
-    lowbit.convert(folder, gguf, format="f32", progress=False)
+    lowbit.convert(folder, gguf, format="f32", verify=False, provenance=False)
     return model, folder, gguf
 
 
@@ -298,7 +298,7 @@ def bitnet(request, tmp_path_factory):
     source = folder = make_checkpoint(path / "a", form, hidden=256, ffn=256, heads=4, kv_heads=2)
     if kind == "gguf":
         source = path / "a.gguf"
-        lowbit.convert(folder, source, format="f32", progress=False)
+        lowbit.convert(folder, source, format="f32", verify=False, provenance=False)
     # transformers unpacks weights only where it loads them as bfloat16.
     dtype = torch.bfloat16 if form == "bitnet" else torch.float32
     network = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager")

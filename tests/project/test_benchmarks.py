@@ -175,7 +175,7 @@ def test_conversions_are_compared(tmp_path):
 def test_models_are_compared_with_exact_arithmetic(monkeypatch, tmp_path):
     benchmark = _module("model")
     path = tmp_path / "bard.gguf"
-    lowbit.convert(BARD, path, "Q8_0", progress=False)
+    lowbit.convert(BARD, path, "Q8_0", verify=False, provenance=False)
     model = lowbit.load(path, threads=1)
     figures = benchmark.check(path, model, 1)
     assert 0 < figures["decode_error"] < benchmark.allowed_error(model.spec.num_layers) < 1

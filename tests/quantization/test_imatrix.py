@@ -225,13 +225,13 @@ def test_missing_file() -> None:
 
 def test_bad_arguments(tiny: lowbit.Model) -> None:
     for options, message in (
-        ({"ctx": 0}, "ctx: expected at least 1, got 0"),
+        ({"context": 0}, "context: expected at least 1, got 0"),
         ({"first": -1}, "at least 0"),
         ({"chunks": 0}, "chunks: expected at least 1, got 0"),
-        ({"ctx": 32, "first": 10_000}, "no window of 32 tokens after the first 10000"),
+        ({"context": 32, "first": 10_000}, "no window of 32 tokens after the first 10000"),
     ):
         with pytest.raises(lowbit.InputError, match=message):
-            imatrix.collect(tiny, TINY_TEXT, **{"ctx": 32, **options})
+            imatrix.collect(tiny, TINY_TEXT, **{"context": 32, **options})
     with pytest.raises(lowbit.InputError, match="expected at least 256, one window"):
         imatrix.collect(tiny, "the", 256)
 
@@ -269,7 +269,7 @@ def test_conversion_names_what_was_not_seen(tmp_path: Path, tiny: lowbit.Model) 
     sums.entries["blk.0.attn_q.weight"].counts[0] = 0
     sums.entries["blk.0.ffn_up.weight"].sums[:] = 0
     del sums.entries["blk.0.attn_k.weight"]
-    report = lowbit.convert(tiny.path, tmp_path / "x.gguf", "Q4_0", imatrix=sums, progress=False)
+    report = lowbit.convert(tiny.path, tmp_path / "x.gguf", "Q4_0", imatrix=sums, verify=False, provenance=False)
     text = "\n".join(report.notes)
     assert "has nothing for output.weight, token_embd.weight, blk.0.attn_k.weight" in text
     assert "counted no token of blk.0.attn_q.weight: all its columns weigh the same" in text

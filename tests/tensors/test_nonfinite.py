@@ -34,37 +34,37 @@ def test_quantizing(tmp_path: Path, value: float, word: str) -> None:
         rf"tensor blk\.0\.ffn_up\.weight: row 300, column 7 is {word}, and Q8_0 has finite .* damaged, take another"
     )
     with pytest.raises(lowbit.InputError, match=expected) as caught:
-        lowbit.convert(folder, tmp_path / "out.gguf", "Q8_0", progress=False)
+        lowbit.convert(folder, tmp_path / "out.gguf", "Q8_0", verify=False, provenance=False)
     assert "allow" not in str(caught.value)
     assert caught.value.tensor is not None
     assert not (tmp_path / "out.gguf").exists()
-    lowbit.convert(folder, tmp_path / "bf16.gguf", "BF16", progress=False)
+    lowbit.convert(folder, tmp_path / "bf16.gguf", "BF16", verify=False, provenance=False)
     with pytest.raises(lowbit.InputError, match=expected):
-        lowbit.quantize_file(tmp_path / "bf16.gguf", tmp_path / "out.gguf", "Q8_0", progress=False)
+        lowbit.quantize_file(tmp_path / "bf16.gguf", tmp_path / "out.gguf", "Q8_0")
 
 
 def test_too_large_for_the_intermediate_format(tmp_path: Path) -> None:
     folder = damaged(tmp_path / "a", 1e6, "F32")
     with pytest.raises(lowbit.InputError, match=r"row 300, column 7 is inf as F16: intermediate BF16 or F32"):
-        lowbit.convert(folder, tmp_path / "out.gguf", "Q8_0", intermediate="F16", progress=False)
-    lowbit.convert(folder, tmp_path / "out.gguf", "Q8_0", progress=False)
+        lowbit.convert(folder, tmp_path / "out.gguf", "Q8_0", intermediate="F16", verify=False, provenance=False)
+    lowbit.convert(folder, tmp_path / "out.gguf", "Q8_0", verify=False, provenance=False)
 
 
 @pytest.mark.parametrize("format", ["BF16", "F32", "F16"])
 def test_floats_keep_them_and_say_so(tmp_path: Path, format: str) -> None:
     folder = damaged(tmp_path / "a", np.nan)
-    report = lowbit.convert(folder, tmp_path / "out.gguf", format, verify=True, progress=False)
+    report = lowbit.convert(folder, tmp_path / "out.gguf", format, verify=True, provenance=False)
     note = "in blk.0.ffn_up.weight row 300, column 7 is nan, as in the source: the weights are damaged"
     assert [text for text in report.notes if text.startswith(note)]
-    check = next(c for c in lowbit.verify(tmp_path / "out.gguf", folder, progress=False).checks if c.name == "tensors")
+    check = next(c for c in lowbit.verify(tmp_path / "out.gguf", folder).checks if c.name == "tensors")
     assert check.ok
     assert note in check.detail
 
 
 def test_verification_of_what_differs(tmp_path: Path) -> None:
     folder, whole = damaged(tmp_path / "a", np.nan), make_checkpoint(tmp_path / "b", layers=1)
-    lowbit.convert(folder, tmp_path / "a.gguf", "BF16", progress=False)
-    lowbit.convert(whole, tmp_path / "b.gguf", "Q8_0", progress=False)
+    lowbit.convert(folder, tmp_path / "a.gguf", "BF16", verify=False, provenance=False)
+    lowbit.convert(whole, tmp_path / "b.gguf", "Q8_0", verify=False, provenance=False)
     for path, source, message in (
         ("a.gguf", whole, "blk.0.ffn_up.weight (BF16) is not finite in row 300, where the source is"),
         (
@@ -73,7 +73,7 @@ def test_verification_of_what_differs(tmp_path: Path) -> None:
             "blk.0.ffn_up.weight (Q8_0) has no error: in the source row 300, column 7 is nan; the weights",
         ),
     ):
-        verdict = lowbit.verify(tmp_path / path, source, progress=False)
+        verdict = lowbit.verify(tmp_path / path, source)
         assert message in verdict.failures
 
 
@@ -86,7 +86,7 @@ def test_verification_of_what_differs(tmp_path: Path) -> None:
 )
 def test_running(tmp_path: Path, name: str, place: Any, expected: str) -> None:
     folder = damaged(tmp_path / "a", np.nan, name=name, place=place)
-    lowbit.convert(folder, tmp_path / "a.gguf", "BF16", progress=False)
+    lowbit.convert(folder, tmp_path / "a.gguf", "BF16", verify=False, provenance=False)
     for path in (folder, tmp_path / "a.gguf"):
         model = lowbit.load(path, threads=1)
         with pytest.raises(lowbit.InputError, match=f"none of the 288 logits is a finite number: {expected}") as caught:

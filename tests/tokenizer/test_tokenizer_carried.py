@@ -170,7 +170,7 @@ def test_files_that_say_what_they_were_made_of_carry_it(tmp_path: Path) -> None:
     make_checkpoint(tmp_path, "qwen3")
     edit(tmp_path, normalizer={"type": "Lowercase"})
     for provenance in (True, False):
-        lowbit.convert(tmp_path, tmp_path / "out.gguf", "BF16", progress=False, provenance=provenance)
+        lowbit.convert(tmp_path, tmp_path / "out.gguf", "BF16", verify=False, provenance=provenance)
         with lowbit.gguf.open(tmp_path / "out.gguf") as file:
             assert (DEFINITION_KEY in file.metadata) == provenance
             ids = load_tokenizer(file).encode("THE and")
@@ -184,12 +184,12 @@ def test_ends_that_gguf_has_no_key_for(tmp_path: Path) -> None:
     source = load_tokenizer(tmp_path)
     assert source.eos_ids == {272, 274, 261, 262}
     for provenance in (True, False):
-        report = lowbit.convert(tmp_path, tmp_path / "out.gguf", "BF16", progress=False, provenance=provenance)
+        report = lowbit.convert(tmp_path, tmp_path / "out.gguf", "BF16", verify=False, provenance=provenance)
         assert len(report.notes) == 1
         assert report.notes[0].endswith("do not end a text at 261 ('and'), 262 ('Ġa')")
         assert load_tokenizer(tmp_path / "out.gguf").eos_ids == (source.eos_ids if provenance else {272, 274})
-    lowbit.convert(tmp_path, tmp_path / "out.gguf", "BF16", progress=False, provenance=True, verify=True)
-    lowbit.export_hf(tmp_path / "out.gguf", tmp_path / "hf", progress=False)
+    lowbit.convert(tmp_path, tmp_path / "out.gguf", "BF16", provenance=True, verify=True)
+    lowbit.export_hf(tmp_path / "out.gguf", tmp_path / "hf")
     assert load_tokenizer(tmp_path / "hf").eos_ids == source.eos_ids
 
 
@@ -201,7 +201,7 @@ def test_ids_that_no_token_has(tmp_path: Path, arch: str, vocab: int) -> None:
     make_checkpoint(tmp_path / "m", arch, vocab=vocab, config=bad)
     edit_json(tmp_path / "m" / "tokenizer_config.json", {"bos_token": None, "eos_token": None, "pad_token": None})
     write_json(tmp_path / "m" / "generation_config.json", {"eos_token_id": [vocab + 1, "x", 2.0, True]})
-    report = lowbit.convert(tmp_path / "m", tmp_path / "a.gguf", "Q8_0", progress=False, verify=True, provenance=True)
+    report = lowbit.convert(tmp_path / "m", tmp_path / "a.gguf", "Q8_0", verify=True, provenance=True)
     for name, value in bad.items():
         assert sum(name in note and str(value) in note for note in report.notes) == 1, (name, report.notes)
     with lowbit.gguf.open(tmp_path / "a.gguf") as file:
@@ -211,7 +211,7 @@ def test_ids_that_no_token_has(tmp_path: Path, arch: str, vocab: int) -> None:
     model = lowbit.load(tmp_path / "a.gguf")
     assert model.generate([260, 261], max_tokens=2) is not None
     assert model.tokenizer.eos_ids == load_tokenizer(tmp_path / "m").eos_ids
-    report = lowbit.export_hf(tmp_path / "a.gguf", tmp_path / "hf", progress=False)
+    report = lowbit.export_hf(tmp_path / "a.gguf", tmp_path / "hf")
     assert sum("bos_token_id" in note for note in report.notes) == (arch == "qwen3")
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
     assert config.get("eos_token_id") is None or config["eos_token_id"] < vocab

@@ -70,7 +70,7 @@ def ladder_command(
         content,
         chosen,
         imatrix=imatrix,
-        ctx=context,
+        context=context,
         max_windows=windows,
         threads=threads,
         compute=compute,

@@ -25,7 +25,7 @@ from lowbit.gguf.source import gguf_tensors
 from lowbit.hf.lora import Adapters
 from lowbit.quantization.assignment import Stored, file_order
 from lowbit.quantization.imatrix import Imatrix, Sums, load_imatrix
-from lowbit.quantization.options import ConvertOptions, QuantizeOptions, checked_options, moved_last
+from lowbit.quantization.options import ConvertOptions, QuantizeOptions, chosen_options, moved_last
 from lowbit.quantization.recipes import Mix, find_mix
 from lowbit.tensors.source import TensorSource
 
@@ -38,50 +38,70 @@ Importances = AnyPath | Mapping[str, Any] | Imatrix | Sums
 
 @operation()
 def convert(
-    src: AnyPath,
-    dst: AnyPath,
+    path: AnyPath,
+    target: AnyPath,
     format: str = "Q4_K_M",
     *,
     imatrix: Importances | None = None,
-    progress: ProgressLike = None,
-    threads: int | None = None,
-    dry_run: bool = False,
     lora: Adapters = (),
     lora_scale: float | Sequence[float] = 1.0,
     intermediate: str | None = None,
-    provenance: bool = False,
-    verify: bool | None = False,
-    **options: Any,
+    verify: bool | None = None,
+    provenance: bool = True,
+    tensor_types: Iterable[tuple[str, str]] = (),
+    tensor_type_file: AnyPath | None = None,
+    pure: bool = False,
+    leave_output_tensor: bool = False,
+    output_tensor_type: str | None = None,
+    token_embedding_type: str | None = None,
+    include_weights: Sequence[str] = (),
+    exclude_weights: Sequence[str] = (),
+    prune_layers: Sequence[int] = (),
+    override_kv: Mapping[str, Any] | None = None,
+    split_max_size: int | str = 0,
+    split_max_tensors: int = 0,
+    no_tensor_first_split: bool = False,
+    strict: bool = False,
+    options: ConvertOptions | None = None,
+    dry_run: bool = False,
+    threads: int | None = None,
+    progress: ProgressLike = None,
 ) -> Report:
-    """Makes a GGUF file of a Hugging Face folder or hub id, the same that the reference tools make.
+    """Converts a Hugging Face folder or hub id to a GGUF file.
 
-    format: a mix ("Q4_K_M"), a format ("Q8_0"), or "BF16", "F16", "F32". imatrix: a file of llama-imatrix, what
-    lowbit.imatrix.collect found, or importances by tensor name. progress: see `lowbit.ProgressLike`. The report's notes
-    are logged, too, by the logger "lowbit". With dry_run nothing is written, and the report says what would be.
-    lora: a PEFT adapter, or several, by folder or hub id, to merge into the weights; lora_scale multiplies what they
-    add, all or each of them. intermediate: what
-    weights become before they are quantized, "BF16" (the default), "F16", or "F32", which keeps them all: the format of
-    the file that the reference converter makes for its quantizer. provenance: adds what the file was made of and how,
-    under lowbit.provenance, and where GGUF has no key for a part of the tokenizer and ids would change, that part under
-    lowbit.tokenizer (a pre-tokenizer without a name always is). verify: compares the complete file with its source as
-    `lowbit.verify` does, before it gets its name, and adds what was found under lowbit.verify. None: also, unless the
-    model is split or loses layers, but a tokenizer that differs is said, not refused. All of them stand at the end of
-    the metadata. options: those of lowbit.ConvertOptions.
+    The tensors equal those of the reference tools. `verify=False, provenance=False` gives the reference's file, byte
+    for byte; the defaults add keys at the end of the metadata.
 
-    The target appears whole or not at all, and memory stays at a few chunks of rows. Raises FileError, FormatError,
-    UnsupportedError (architecture, tokenizer, quantized checkpoint), InputError (format, options, NaN in
-    the weights) or VerificationError (whose `verdict` says what differs).
+    format: a mix ("Q4_K_M"), a format ("Q8_0"), or "BF16", "F16", "F32".
+    imatrix: a file of llama-imatrix, the result of lowbit.imatrix.collect, or importances by tensor name.
+    lora: PEFT adapters to merge into the weights, one or a list, by folder or hub id.
+    lora_scale: a factor for the adapters, one for all or one for each.
+    intermediate: the float format that weights are rounded to before they are quantized, as in the file between the
+        reference's two tools: "BF16" (the default), "F16", or "F32", which rounds nothing.
+    verify: compares the complete file with its source as `lowbit.verify` does, before the file gets its name, and
+        writes the result under lowbit.verify. None: verifies unless the model is split or pruned, and writes the file
+        also if only the tokenizer differs.
+    provenance: writes sources, hashes and options under lowbit.provenance, and under lowbit.tokenizer the parts of the
+        tokenizer that GGUF has no key for. (A pre-tokenizer without a name is always written.)
+    tensor_types ... strict: see `lowbit.ConvertOptions`. options: all of these in one value; with a single one beside
+        it that is not the default, an InputError.
+    dry_run: writes nothing; the report says what would be written.
+    progress: see `lowbit.ProgressLike`. The notes of the report are also logged, by the logger "lowbit".
+
+    The file appears complete or not at all. Memory use is a few chunks of rows. Raises FileError, FormatError,
+    UnsupportedError (architecture, tokenizer, quantized checkpoint), InputError (format, options, NaN in the weights)
+    or VerificationError (its `verdict` lists the differences).
     """
+    chosen = chosen_options(ConvertOptions, options, locals())
     mix = find_mix(format)
     if mix.is_copy:
         raise InputError("COPY is for GGUF files; for a checkpoint, use BF16, F16 or F32")
     between = _intermediate(mix, intermediate)
-    src, dst = checked(src), checked(dst)
-    chosen = checked_options(ConvertOptions, options)
+    path, target = checked(path), checked(target)
     dry_run, provenance = arguments.flag("dry_run", dry_run), arguments.flag("provenance", provenance)
     verify = None if verify is None else arguments.flag("verify", verify)
     is_verified = _is_verified(verify, chosen)
-    opened = open_checkpoint(src, lora, lora_scale, record_tokenizer=provenance or is_verified, progress=progress)
+    opened = open_checkpoint(path, lora, lora_scale, record_tokenizer=provenance or is_verified, progress=progress)
     importances, imatrix = _loaded(imatrix)
     sources = source_files(opened.origin, imatrix) if provenance else []
     # From here on, since tokenizers keep only one thread busy.
@@ -93,11 +113,11 @@ def convert(
             plan.finishing = Finishing(
                 gguf.RESERVED_BYTES + reserved_bytes(sources, given),
                 (lambda: recipe_metadata(mix.name, given, opened.origin) | hashing.metadata()) if provenance else None,
-                partial(_verdict, src, dst, opened, tokenizer, chosen, verify is True, threads, progress)
+                partial(_verdict, path, target, opened, tokenizer, chosen, verify is True, threads, progress)
                 if is_verified
                 else None,
             )
-        return plan.run(dst, importances, progress, num_threads(threads), dry_run)
+        return plan.run(target, importances, progress, num_threads(threads), dry_run)
 
 
 def _intermediate(mix: Mix, format: str | None) -> str:
@@ -179,7 +199,7 @@ def _verdict(
     """The verdict on a complete file at `path`, before it gets its name. Raises VerificationError if it fails."""
     from lowbit.conversion.verification import compare_with, verifying
 
-    changed = list(options.override_kv)
+    changed = list(options.override_kv or {})
     with verifying(progress) as advance:
         verdict = compare_with(path, dst, src, opened, advance, known=tokenizer, changed=changed, threads=threads)
     if not verdict.ok and (is_strict or verdict.word == "failed"):
@@ -189,43 +209,60 @@ def _verdict(
 
 @operation()
 def quantize_file(
-    src: AnyPath,
-    dst: AnyPath,
+    path: AnyPath,
+    target: AnyPath,
     format: str,
     *,
     imatrix: Importances | None = None,
-    progress: ProgressLike = None,
-    threads: int | None = None,
+    tensor_types: Iterable[tuple[str, str]] = (),
+    tensor_type_file: AnyPath | None = None,
+    pure: bool = False,
+    leave_output_tensor: bool = False,
+    output_tensor_type: str | None = None,
+    token_embedding_type: str | None = None,
+    include_weights: Sequence[str] = (),
+    exclude_weights: Sequence[str] = (),
+    prune_layers: Sequence[int] = (),
+    override_kv: Mapping[str, Any] | None = None,
+    split_max_size: int | str = 0,
+    split_max_tensors: int = 0,
+    no_tensor_first_split: bool = False,
+    strict: bool = False,
+    allow_requantize: bool = False,
+    keep_split: bool = False,
+    options: QuantizeOptions | None = None,
     dry_run: bool = False,
-    **options: Any,
+    threads: int | None = None,
+    progress: ProgressLike = None,
 ) -> Report:
-    """Quantizes a GGUF file of floats, as llama-quantize does. The parameters are those of `convert`.
+    """Quantizes a GGUF file of floats, as llama-quantize does. Parameters that `convert` has, too, mean the same.
 
-    format: also "COPY", which copies. A split model is read whole, whichever of its files `src` names. options: those
-    of lowbit.QuantizeOptions.
+    format: also "COPY", which copies. A split model is read whole, whichever of its files `path` names.
+    allow_requantize, keep_split: see `lowbit.QuantizeOptions`, which `options` is.
 
-    What lowbit.provenance says of `src` goes along, and this step is added: format, options, the importance matrix's
-    hash. There is no hash of `src`: the sources whose hashes are there make it again, and reading it twice costs as
-    much as many a format does. Where `src` says nothing, nothing is added to what llama-quantize writes.
+    What lowbit.provenance says of `path` goes along, and this step is added: format, options, the importance matrix's
+    hash. There is no hash of `path`: the sources whose hashes are there make it again, and reading it twice costs as
+    much as many a format does. Where `path` says nothing, nothing is added to what llama-quantize writes.
 
     Tensors that have the wanted format already are copied. Raises InputError for others that are quantized, unless
     allow_requantize is set: what one format lost, the next takes for truth.
     """
+    chosen = chosen_options(QuantizeOptions, options, locals())
     mix = find_mix(format)
-    src, dst = checked(src), checked(dst)
-    chosen, dry_run = checked_options(QuantizeOptions, options), arguments.flag("dry_run", dry_run)
-    with gguf.open(src) as file:
+    path, target = checked(path), checked(target)
+    dry_run = arguments.flag("dry_run", dry_run)
+    with gguf.open(path) as file:
         inputs = _inputs(file, chosen.keep_split)
         metadata = {key: file.typed(key) for key in file.metadata if key not in gguf.SPLIT_KEYS}
         num_files = len(file.paths) if chosen.keep_split else None
     importances, imatrix = _loaded(imatrix)
     given = _unusual(chosen)
     if given or not mix.is_copy:
-        metadata = with_step(metadata, src, mix.name, given, imatrix)
+        metadata = with_step(metadata, path, mix.name, given, imatrix)
     metadata = _own_last(_requantized(metadata, mix))
     requantize = chosen.allow_requantize
     plan = Plan(mix, inputs, metadata, [], chosen, allow_requantize=requantize, num_files=num_files)
-    return plan.run(dst, importances, progress, num_threads(threads), dry_run)
+    return plan.run(target, importances, progress, num_threads(threads), dry_run)
 
 
 def _loaded(imatrix: Importances | None) -> tuple[Imatrix | None, str | None]:

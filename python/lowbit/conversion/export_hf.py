@@ -51,8 +51,8 @@ class ExportReport:
 
 
 def export_hf(
-    src: AnyPath,
-    dst: AnyPath,
+    path: AnyPath,
+    target: AnyPath,
     *,
     dtype: str | None = None,
     shard_bytes: int = SHARD_BYTES,
@@ -70,12 +70,12 @@ def export_hf(
     Raises FileError, FormatError, UnsupportedError (what no checkpoint can hold) or InputError.
     """
     shard_bytes = arguments.integer("shard_bytes", shard_bytes, 1)
-    src, dst = checked(src), checked(dst)
-    with gguf.open(src) as file, of_file(src):
+    path, target = checked(path), checked(target)
+    with gguf.open(path) as file, of_file(path):
         sources = {name: tensor.weights() for name, tensor in gguf_tensors(file).items()}
         arch = of_metadata(file.metadata, file.infos)
         values = arch.hf_config(file.metadata, sources)
-        config = arch.text_config(Config(values, f"{src}: config.json of its metadata"))
+        config = arch.text_config(Config(values, f"{path}: config.json of its metadata"))
         tensors = hf_tensors(arch, sources, config)
         notes = _unkept(arch, file.metadata, config)
         tokenizer, files = tokenizer_files(file.metadata, config.integer("max_position_embeddings"))
@@ -88,7 +88,7 @@ def export_hf(
     if card:
         contents["README.md"] = card.encode()
     jobs = [Job(tensor, arch.hf_format(tensor, format)) for tensor in tensors]
-    with new_folder(Path(dst)) as folder:
+    with new_folder(Path(target)) as folder:
         shards = _shards(folder, jobs, shard_bytes)
         if len(shards) > 1:
             contents["model.safetensors.index.json"] = _json(_index(shards))
@@ -100,7 +100,7 @@ def export_hf(
     log_notes(notes)
     names = [Path(shard.path).name for shard in shards]
     num_bytes = sum(shard.num_bytes for shard in shards)
-    return ExportReport(dst, format, num_bytes, names, [tensor.name for tensor in tensors], notes)
+    return ExportReport(target, format, num_bytes, names, [tensor.name for tensor in tensors], notes)
 
 
 def _json(value: Any) -> bytes:

@@ -101,7 +101,7 @@ class Plan:
     def run(self, dst: str, importances: Imatrix | None, progress: ProgressLike, threads: int, dry_run: bool) -> Report:
         """Assigns formats, and writes the files unless it is a dry run."""
         self.options.check(self.mix, importances is not None)
-        metadata = model = override(self.metadata, self.options.override_kv)
+        metadata = model = override(self.metadata, self.options.override_kv or {})
         if importances:
             importances = choose_entries(importances, self.options)
         if importances:
@@ -239,7 +239,7 @@ def prune(
     architecture = str(metadata.get("general.architecture"))
     key = f"{architecture}.block_count"
     count = metadata.get(key)
-    if not isinstance(count, (int, np.integer)) or key in options.override_kv:
+    if not isinstance(count, (int, np.integer)) or key in (options.override_kv or {}):
         raise InputError("prune_layers:", key=key, expected=f"the number of layers in the file's {key}")
     for name, value in metadata.items():
         if name.startswith(f"{architecture}.") and isinstance(value, (list, np.ndarray)) and len(value) == count:

@@ -30,8 +30,8 @@ class SplitReport:
 
 @operation()
 def split_file(
-    src: AnyPath,
-    dst: AnyPath,
+    path: AnyPath,
+    target: AnyPath,
     *,
     split_max_size: int | str = 0,
     split_max_tensors: int = 0,
@@ -50,7 +50,7 @@ def split_file(
     limits = SplitLimits.parsed(split_max_size, split_max_tensors, no_tensor_first_split)
     if not limits:
         raise InputError("split_max_size or split_max_tensors must say where to split")
-    with gguf.open(src) as file:
+    with gguf.open(path) as file:
         files = limits.files([file.num_bytes(name) for name in file.infos], PADDED)
         metadata, tensors = _whole_metadata(file), list(gguf_tensors(file).values())
         num_files = max(files, default=int(no_tensor_first_split)) + 1
@@ -58,27 +58,27 @@ def split_file(
         for index in range(num_files):
             keys = split_keys(index, num_files, len(tensors), count_last=True)
             here = [tensor for tensor, number in zip(tensors, files, strict=True) if number == index]
-            path = file_name(checked(dst), index, num_files)
-            targets.append(_copy(path, (metadata if index == 0 else {}) | keys, here))
+            name = file_name(checked(target), index, num_files)
+            targets.append(_copy(name, (metadata if index == 0 else {}) | keys, here))
         return _written(targets, "split", progress, dry_run)
 
 
 @operation()
-def merge_files(src: AnyPath, dst: AnyPath, *, progress: ProgressLike = None, dry_run: bool = False) -> SplitReport:
-    """Merges a split model into one file, equal to llama-gguf-split's. `src` is any of its files.
+def merge_files(path: AnyPath, target: AnyPath, *, progress: ProgressLike = None, dry_run: bool = False) -> SplitReport:
+    """Merges a split model into one file, equal to llama-gguf-split's. `path` is any of its files.
 
     Like llama-gguf-split, it keeps split.no and split.tensors.count; split.count becomes 0, which means a whole model.
     Raises InputError if the model is not split or the file would replace one of those it reads, FileError for a missing
     file.
     """
     dry_run = arguments.flag("dry_run", dry_run)
-    with gguf.open(src) as file:
+    with gguf.open(path) as file:
         count = gguf.SPLIT_KEYS[1]
         if not file.metadata.get(count):
             raise InputError(path=file.path, expected="a file of a split model", found="a whole one")
         metadata = {key: file.typed(key) for key in file.metadata if key != count} | {count: np.uint16(0)}
-        target = _copy(checked(dst), metadata, list(gguf_tensors(file).values()))
-        return _written([target], "merge", progress, dry_run)
+        whole = _copy(checked(target), metadata, list(gguf_tensors(file).values()))
+        return _written([whole], "merge", progress, dry_run)
 
 
 def _whole_metadata(file: gguf.File) -> dict[str, Any]:

@@ -27,7 +27,7 @@ __all__ = ["Coverage", "Entry", "Imatrix", "Sums", "collect", "load_imatrix", "m
 def collect(
     model: Model,
     text: str,
-    ctx: int = CHUNK_SIZE,
+    context: int = CHUNK_SIZE,
     *,
     first: int = 0,
     chunks: int | None = None,
@@ -38,7 +38,7 @@ def collect(
 ) -> Sums:
     """Lets `model` read `text` and adds up the squares of what each matrix of its layers is multiplied with.
 
-    The text is cut into windows of `ctx` tokens as llama-imatrix does: what is left over at the end is dropped, and
+    The text is cut into windows of `context` tokens as llama-imatrix does: what is left over at the end is dropped, and
     where the tokenizer begins every text with a token (BOS), that token takes the place of the first of each window.
     first: so many windows are left out at the beginning; chunks: at most so many are read after them. process_output:
     also for output.weight, where it is a matrix of its own. With `parse_special`, special tokens written out in the
@@ -49,17 +49,18 @@ def collect(
 
     A window may be longer than the model's context, as in `evaluate.compare`.
 
-    Raises InputError for a `ctx` below 1, for a text too short for one window, and where the sums are no longer finite.
+    Raises InputError for a `context` below 1, for a text too short for one window, and where the sums are no longer
+    finite.
     """
-    ctx, first = arguments.integer("ctx", ctx, 1), arguments.integer("first", first, 0)
+    context, first = arguments.integer("context", context, 1), arguments.integer("first", first, 0)
     chunks = None if chunks is None else arguments.integer("chunks", chunks, 1)
     process_output = arguments.flag("process_output", process_output)
     dataset = None if dataset is None else arguments.text("dataset", dataset)
 
-    windows = windows_of(model.tokenizer, text, ctx, parse_special=parse_special)[first:][:chunks]
+    windows = windows_of(model.tokenizer, text, context, parse_special=parse_special)[first:][:chunks]
     if len(windows) == 0:
-        raise InputError(f"text: no window of {shown(ctx)} tokens after the first {shown(first)}")
-    model.make_room(ctx)
+        raise InputError(f"text: no window of {shown(context)} tokens after the first {shown(first)}")
+    model.make_room(context)
     sums: dict[str, npt.NDArray[np.float64]] = {}
     counts: dict[str, int] = {}
 
@@ -81,9 +82,9 @@ def collect(
     try:
         with steps("imatrix", "windows", progress) as advance:
             for done, window in enumerate(windows, 1):
-                model.logits(window, start=0 if process_output else ctx - 1)
+                model.logits(window, start=0 if process_output else context - 1)
                 advance(done, len(windows))
     finally:
         model.observe(None)
     entries = {n: Entry(total.astype(np.float32)[None], np.array([counts[n]], np.int64)) for n, total in sums.items()}
-    return Sums(entries, [] if dataset is None else [dataset], len(windows), ctx)
+    return Sums(entries, [] if dataset is None else [dataset], len(windows), context)

@@ -17,6 +17,7 @@ from lowbit.base.paths import AnyPath, checked, is_file
 from lowbit.base.progress import Advance, Progress, ProgressLike, steps
 from lowbit.base.quoting import shown
 from lowbit.conversion.convert import convert, quantize_file
+from lowbit.conversion.plan import Report
 from lowbit.engine.model import Model, load
 from lowbit.evaluate import measures
 from lowbit.evaluate.bench import bench
@@ -67,12 +68,12 @@ class Ladder:
 
 
 def ladder(
-    model: AnyPath,
+    path: AnyPath,
     text: str | None = None,
     rungs: Sequence[str] = RUNGS,
     *,
     imatrix: AnyPath | Mapping[str, Any] | Imatrix | Sums | None = None,
-    ctx: int = 512,
+    context: int = 512,
     max_windows: int | None = None,
     threads: int | None = None,
     compute: str = "auto",
@@ -81,9 +82,9 @@ def ladder(
     """Quantizes a checkpoint folder, hub id or GGUF file of floats to every mix of `rungs`, and measures each.
 
     text: by default the text held out from the embedded model. Every rung is encoded with importances: those of
-    `imatrix`, or else collected from the text itself. Of its windows of `ctx` tokens the first half is measured then,
-    and those after it, which are not, give the importances; otherwise all are measured. max_windows: at most so many of
-    either. compute: arithmetic of the products, as in `load`. `progress` counts windows.
+    `imatrix`, or else collected from the text itself. Of its windows of `context` tokens the first half is measured,
+    and the second half gives the importances; otherwise all are measured. max_windows: at most so many of either.
+    compute: arithmetic of the products, as in `load`. `progress` counts windows.
 
     Files are made one at a time in a temporary folder and removed. Raises InputError for an unknown mix, no rungs, a
     text too short, and what `convert`, `quantize_file`, `load` and `measures.compare` raise.
@@ -95,44 +96,45 @@ def ladder(
         max_windows = arguments.integer("max_windows", max_windows, 1)
     if text is None:
         text = (files("lowbit") / "data" / "bard-valid.txt").read_text(encoding="utf-8")
-    model = checked(model)
-    path = Path(model) if is_file(model) else resolve(model, progress=progress)[0]
-    original = load(path, compute=compute, threads=threads)
-    measured, calibrating = _shares(original, text, ctx, max_windows, given=imatrix is not None)
+    model = checked(path)
+    file = Path(model) if is_file(model) else resolve(model, progress=progress)[0]
+    original = load(file, compute=compute, threads=threads)
+    measured, calibrating = _shares(original, text, context, max_windows, given=imatrix is not None)
     with steps("ladder", "windows", progress) as advance, without_notes():
         windows = _Windows(calibrating + (len(names) + 1) * measured, advance)
         if imatrix is None:
             origin = f"{calibrating} other windows of the text"
-            imatrix = collect(original, text, ctx, first=measured, chunks=calibrating, progress=windows.part())
+            imatrix = collect(original, text, context, first=measured, chunks=calibrating, progress=windows.part())
         else:
             origin = "given" if isinstance(imatrix, (Mapping, Imatrix, Sums)) else checked(imatrix)
         importances = load_imatrix(imatrix)
-        meter = _Meter(original, text, ctx, measured, threads, compute, windows)
-        make = quantize_file if is_file(path) else convert
+        meter = _Meter(original, text, context, measured, threads, compute, windows)
+        make: Callable[..., Report] = quantize_file if is_file(file) else convert
+        added: dict[str, Any] = {} if is_file(file) else {"verify": False, "provenance": False}  # to the metadata
 
-        report = inspect(path)
-        top = meter.rung(next(iter(report.formats)), path, report.file_bytes, report.total.bits_per_weight, None)
+        report = inspect(file)
+        top = meter.rung(next(iter(report.formats)), file, report.file_bytes, report.total.bits_per_weight, None)
         result = []
         # A system that does not remove mapped files may leave one to its own cleaning.
         with tempfile.TemporaryDirectory(prefix="lowbit-", ignore_cleanup_errors=True) as folder:
             for name in names:
                 made = Path(folder) / f"{name}.gguf"
-                written = make(path, made, name, imatrix=importances, threads=threads)
+                written = make(file, made, name, imatrix=importances, **added, threads=threads)
                 result.append(meter.rung(name, made, written.file_bytes, written.bits_per_weight, written.fallbacks))
                 with suppress(OSError):
                     made.unlink()
-    return Ladder(model, ctx, measured, meter.tokens, origin, top, result)
+    return Ladder(model, context, measured, meter.tokens, origin, top, result)
 
 
-def _shares(model: Model, text: str, ctx: int, most: int | None, given: bool) -> tuple[int, int]:
+def _shares(model: Model, text: str, context: int, most: int | None, given: bool) -> tuple[int, int]:
     """Number of measured windows, and of the windows after them for importances."""
-    ctx = arguments.integer("ctx", ctx, 3)
-    total = len(measures.windows_of(model.tokenizer, text, ctx))
+    context = arguments.integer("context", context, 3)
+    total = len(measures.windows_of(model.tokenizer, text, context))
     if given:
         return min(total, most or total), 0
     if total < 2:
         expected = "two: one to measure, one for importances"
-        raise InputError(f"text: one window of {shown(ctx)} tokens", expected=expected)
+        raise InputError(f"text: one window of {shown(context)} tokens", expected=expected)
     measured = min(total // 2, most or total)
     return measured, min(total - measured, most or total - measured)
 
@@ -160,11 +162,18 @@ class _Meter:
     """Compares files with the original."""
 
     def __init__(
-        self, original: Model, text: str, ctx: int, windows: int, threads: int | None, compute: str, counted: _Windows
+        self,
+        original: Model,
+        text: str,
+        context: int,
+        windows: int,
+        threads: int | None,
+        compute: str,
+        counted: _Windows,
     ) -> None:
         self.original = original
         self.text = text
-        self.ctx = ctx
+        self.context = context
         self.windows = windows
         self.options: dict[str, Any] = {"threads": threads, "compute": compute}
         self.counted = counted
@@ -178,7 +187,7 @@ class _Meter:
         figures = measures.compare(
             models,
             self.text,
-            self.ctx,
+            self.context,
             max_windows=self.windows,
             threads=self.options["threads"],
             progress=self.counted.part(),

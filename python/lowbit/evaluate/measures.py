@@ -1,8 +1,8 @@
 """The loss of quantization: perplexity on a text, and divergence of a model's predictions from another model's.
 
-The text is cut into windows of `ctx` tokens without overlap; the rest at the end is dropped. If the tokenizer starts
-every text with a token (BOS), that token replaces the first of each window. The first half of a window is only context.
-In the second half each token except the last predicts the next one, so a window of 512 has 255 predictions.
+The text is cut into windows of `context` tokens without overlap; the rest at the end is dropped. If the tokenizer
+starts every text with a token (BOS), that token replaces the first of each window. The first half of a window is only
+context. In the second half each token except the last predicts the next one, so a window of 512 has 255 predictions.
 llama-perplexity counts the same way, so the figures are comparable.
 """
 
@@ -66,14 +66,14 @@ class Figures:
 def perplexity(
     model: Model,
     text: str,
-    ctx: int = 512,
+    context: int = 512,
     *,
     max_windows: int | None = None,
     threads: int | None = None,
     progress: ProgressLike = None,
 ) -> Perplexity:
     """Perplexity of `model` on `text`. Arguments and errors are those of `compare`."""
-    figures = compare({"": model}, text, ctx, max_windows=max_windows, threads=threads, progress=progress)
+    figures = compare({"": model}, text, context, max_windows=max_windows, threads=threads, progress=progress)
     return figures[""].perplexity
 
 
@@ -81,7 +81,7 @@ def kl_divergence(
     reference: Model,
     model: Model,
     text: str,
-    ctx: int = 512,
+    context: int = 512,
     *,
     max_windows: int | None = None,
     threads: int | None = None,
@@ -89,7 +89,7 @@ def kl_divergence(
 ) -> Divergence:
     """Divergence of `model` from `reference` on `text`. Arguments and errors are those of `compare`."""
     models = {"reference": reference, "model": model}
-    divergence = compare(models, text, ctx, max_windows=max_windows, threads=threads, progress=progress)[
+    divergence = compare(models, text, context, max_windows=max_windows, threads=threads, progress=progress)[
         "model"
     ].divergence
     assert divergence is not None
@@ -99,7 +99,7 @@ def kl_divergence(
 def compare(
     models: Mapping[str, Model],
     text: str,
-    ctx: int = 512,
+    context: int = 512,
     *,
     max_windows: int | None = None,
     threads: int | None = None,
@@ -108,12 +108,12 @@ def compare(
     """Perplexity of every model on the same windows, and the divergence of all but the first from the first.
 
     The first model's tokenizer cuts the text. One window is in work at a time, with the logits of two models, so memory
-    is about ctx * vocabulary floats. `max_windows` leaves out the end of the text. `progress` counts windows.
+    is about context * vocabulary floats. `max_windows` leaves out the end of the text. `progress` counts windows.
 
     A window may be longer than a model's context: the model makes room (`Model.make_room`), and logs a warning if it
     was trained on shorter texts.
 
-    Raises InputError for no models, vocabularies of different sizes, a `ctx` below 3 and a text too short for one
+    Raises InputError for no models, vocabularies of different sizes, a `context` below 3 and a text too short for one
     window.
     """
     for model in arguments.mapping("models", models).values():
@@ -127,10 +127,10 @@ def compare(
     if len(set(sizes.values())) > 1:
         found = listed(f"{shown(name)} has {size}" for name, size in sizes.items())
         raise InputError("models:", expected="vocabularies of one size", found=found)
-    ctx = arguments.integer("ctx", ctx, 3)
-    windows = windows_of(next(iter(models.values())).tokenizer, text, ctx)[:max_windows]
+    context = arguments.integer("context", context, 3)
+    windows = windows_of(next(iter(models.values())).tokenizer, text, context)[:max_windows]
     for model in models.values():
-        model.make_room(ctx)
+        model.make_room(context)
     workers = num_threads(threads)
 
     losses: dict[str, list[Floats]] = {name: [] for name in models}
@@ -141,7 +141,7 @@ def compare(
             reference: npt.NDArray[np.float32] | None = None
             for name, model in models.items():
                 logits = _predictions(model, window)
-                losses[name].append(-_core.log_probabilities(logits, window[ctx // 2 + 1 :], workers))
+                losses[name].append(-_core.log_probabilities(logits, window[context // 2 + 1 :], workers))
                 if np.isnan(losses[name][-1]).any():
                     whose = f"model {shown(name)}" if name else "model"
                     raise nonfinite.error(f"the {whose}'s predictions are not finite", model.weights)
@@ -154,7 +154,7 @@ def compare(
             advance(done, len(windows))
     return {
         name: Figures(
-            _perplexity(np.concatenate(losses[name]), len(windows), ctx),
+            _perplexity(np.concatenate(losses[name]), len(windows), context),
             _divergence(np.concatenate(divergences[name]), np.concatenate(same_tops[name]))
             if divergences[name]
             else None,
@@ -163,21 +163,21 @@ def compare(
     }
 
 
-def windows_of(tokenizer: Tokenizer, text: str, ctx: int, parse_special: bool = False) -> npt.NDArray[np.int64]:
-    """The tokens of `text` as rows of `ctx`, each with BOS in the first place if the tokenizer has it begin a text.
+def windows_of(tokenizer: Tokenizer, text: str, context: int, parse_special: bool = False) -> npt.NDArray[np.int64]:
+    """The tokens of `text` as rows of `context`, each with BOS in the first place if the tokenizer has it begin a text.
 
     Special tokens written out in the text are text, unless `parse_special`, as llama-perplexity and llama-imatrix have
     it. Raises InputError for a text too short for one row.
     """
     tokens = np.asarray(tokenizer.encode(text, add_special_tokens=True, parse_special=parse_special), np.int64)
-    if len(tokens) < ctx:
+    if len(tokens) < context:
         raise InputError(
             f"text: {len(tokens)} tokens",
-            expected=f"at least {shown(ctx)}, one window",
+            expected=f"at least {shown(context)}, one window",
             found=len(tokens),
-            rest=": take a longer text or a smaller ctx",
+            rest=": take a longer text or a smaller context",
         )
-    windows: npt.NDArray[np.int64] = tokens[: len(tokens) // ctx * ctx].reshape(-1, ctx).copy()
+    windows: npt.NDArray[np.int64] = tokens[: len(tokens) // context * context].reshape(-1, context).copy()
     begin = tokenizer.encode("", add_special_tokens=True)[:1]
     if begin and begin[0] == tokens[0]:
         windows[:, 0] = begin[0]
@@ -195,10 +195,10 @@ def _mean(values: Floats) -> tuple[float, float]:
     return float(values.mean()), error
 
 
-def _perplexity(losses: Floats, windows: int, ctx: int) -> Perplexity:
+def _perplexity(losses: Floats, windows: int, context: int) -> Perplexity:
     mean, error = _mean(losses)
     value = float(np.exp(mean))
-    return Perplexity(value, value * error, len(losses), windows, ctx)
+    return Perplexity(value, value * error, len(losses), windows, context)
 
 
 def _divergence(values: Floats, same_top: npt.NDArray[np.bool_]) -> Divergence:

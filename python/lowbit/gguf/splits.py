@@ -19,6 +19,7 @@ from lowbit.gguf.reading import SPLIT_KEYS
 #: llama-gguf-split includes the padding after a tensor in its size; convert_hf_to_gguf.py does not.
 PADDED = 32
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
+_MOST_TENSORS = (1 << 31) - 1  # split.tensors.count is an int32
 _MOST_FILES = 65535  # split.count is a uint16
 
 
@@ -40,7 +41,7 @@ class SplitLimits:
         match = re.fullmatch(r"(\d{1,18})([KMG]?)", shown(max_size), re.ASCII) if is_size else None
         if not match:
             raise arguments.wrong("split_max_size", "a number of bytes such as 2000000000 or 2G", max_size)
-        tensors = arguments.integer("split_max_tensors", max_tensors, 0)
+        tensors = arguments.integer("split_max_tensors", max_tensors, 0, _MOST_TENSORS)
         limits = cls(
             int(match[1]) * _UNITS[match[2]], tensors, arguments.flag("no_tensor_first_split", no_tensor_first)
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
 from lowbit import _core, gguf
@@ -56,8 +56,8 @@ class ConvertOptions:
     include_weights: Sequence[str] = ()
     exclude_weights: Sequence[str] = ()
     prune_layers: Sequence[int] = ()
-    override_kv: Mapping[str, Any] = field(default_factory=dict)
-    split_max_size: int | str = "0"
+    override_kv: Mapping[str, Any] | None = None
+    split_max_size: int | str = 0
     split_max_tensors: int = 0
     no_tensor_first_split: bool = False
     strict: bool = False
@@ -73,8 +73,9 @@ class ConvertOptions:
             self._set(name, tuple(arguments.text(name, part) for part in arguments.items(name, getattr(self, name))))
         layers = arguments.items("prune_layers", self.prune_layers)
         self._set("prune_layers", tuple(arguments.integer("prune_layers", layer, 0, _MOST_LAYERS) for layer in layers))
-        for key in arguments.mapping("override_kv", self.override_kv):
-            arguments.text("override_kv", key)
+        if self.override_kv is not None:
+            for key in arguments.mapping("override_kv", self.override_kv):
+                arguments.text("override_kv", key)
         for name in ("output_tensor_type", "token_embedding_type"):
             if getattr(self, name) is not None:
                 self._set(name, _checked_format(getattr(self, name)))
@@ -140,13 +141,19 @@ class QuantizeOptions(ConvertOptions):
 Options = TypeVar("Options", bound=ConvertOptions)
 
 
-def checked_options(kind: type[Options], given: Mapping[str, Any]) -> Options:
-    """The options given by name. Raises InputError for a name that `kind` does not have."""
-    known = [option.name for option in fields(kind)]
-    for name in given:
-        if name not in known:
-            raise InputError(f"unknown option {quoted(name)}", expected=f"one of {', '.join(known)}", found=name)
-    return kind(**given)
+def chosen_options(kind: type[Options], options: Options | None, given: Mapping[str, Any]) -> Options:
+    """`options`, or those in `given`, the arguments of a call: one of the two. Raises InputError for both."""
+    names = [option.name for option in fields(kind)]
+    single = kind(**{name: given[name] for name in names})
+    if options is None:
+        return single
+    if type(options) is not kind:
+        raise arguments.wrong("options", f"a {kind.__name__}", options)
+    usual = kind()
+    for name in names:
+        if getattr(single, name) != getattr(usual, name):
+            raise InputError(f"{name} is given beside options: dataclasses.replace(options, {name}=...) has both")
+    return options
 
 
 def _checked_format(format: str) -> str:
