@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from lowbit.conversion.verification import Verdict, VerificationError, verify
     from lowbit.engine.model import Model, load
     from lowbit.evaluate import imatrix
+    from lowbit.evaluate.bench import BenchReport, bench
+    from lowbit.evaluate.inspect import InspectReport, TensorReport, TensorTotal, inspect
+    from lowbit.evaluate.ladder import Ladder, Rung, ladder
     from lowbit.quantization.options import ConvertOptions, QuantizeOptions
     from lowbit.tensors.compare import Comparison, compare
     from lowbit.tensors.formats import formats
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     from lowbit.tokenizer.load import Tokenizer, load_tokenizer
 
 __all__ = [
+    "BenchReport",
     "Comparison",
     "ContextFullError",
     "ConvertOptions",
@@ -40,19 +44,25 @@ __all__ = [
     "Format",
     "FormatError",
     "InputError",
+    "InspectReport",
+    "Ladder",
     "Model",
     "Progress",
     "ProgressLike",
     "QTensor",
     "QuantizeOptions",
     "Report",
+    "Rung",
     "SplitReport",
+    "TensorReport",
+    "TensorTotal",
     "Tokenizer",
     "UnsupportedError",
     "Verdict",
     "VerificationError",
     "__version__",
     "arch",
+    "bench",
     "compare",
     "convert",
     "dequantize",
@@ -61,6 +71,8 @@ __all__ = [
     "formats",
     "gguf",
     "imatrix",
+    "inspect",
+    "ladder",
     "load",
     "load_npz",
     "load_tokenizer",
@@ -87,6 +99,9 @@ _NAMES = {
     "conversion.plan": ("Report",),
     "conversion.splitting": ("SplitReport", "merge_files", "split_file"),
     "conversion.verification": ("Verdict", "VerificationError", "verify"),
+    "evaluate.bench": ("BenchReport", "bench"),
+    "evaluate.inspect": ("InspectReport", "TensorReport", "TensorTotal", "inspect"),
+    "evaluate.ladder": ("Ladder", "Rung", "ladder"),
     "engine.model": ("Model", "load"),
     "quantization.options": ("ConvertOptions", "QuantizeOptions"),
     "tensors.compare": ("Comparison", "compare"),

@@ -163,7 +163,9 @@ def test_all_kinds_of_results_are_found() -> None:
     assert names >= {
         "Error", "FileError", "FormatError", "InputError", "UnsupportedError", "ContextFullError", "VerificationError",
         "Report", "SplitReport", "ExportReport", "Verdict", "Check", "Perplexity", "Figures", "Divergence", "Ladder",
-        "Rung", "Result", "Total", "TensorReport", "Edit", "Change", "GgufDiff", "KeyDiff", "TensorDiff", "Imatrix",
+        "Rung", "BenchReport", "InspectReport", "TensorTotal", "TensorReport",
+        "Edit", "Change", "GgufDiff", "KeyDiff", "TensorDiff",
+        "Imatrix",
         "Sums", "Entry", "Coverage", "Comparison", "RowComparison", "ConvertOptions", "QuantizeOptions", "TensorInfo",
     }  # fmt: skip
 

@@ -13,7 +13,7 @@ from lowbit.cli.options import Json
 from lowbit.cli.tables import print_table
 
 if TYPE_CHECKING:
-    from lowbit.evaluate.inspect import Report
+    from lowbit.evaluate.inspect import InspectReport
 
 
 @app.command(
@@ -45,7 +45,7 @@ def inspect(
     _print_summary(report)
 
 
-def _print_summary(report: Report) -> None:
+def _print_summary(report: InspectReport) -> None:
     rows = [
         [name, str(total.tensors), count(total.weights), size(total.num_bytes), f"{total.bits_per_weight:.4g}"]
         for name, total in [*report.formats.items(), ("all", report.total)]

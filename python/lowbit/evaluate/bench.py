@@ -15,11 +15,11 @@ from lowbit.base.progress import ProgressLike, steps
 from lowbit.engine import model as models
 from lowbit.tensors import nonfinite
 
-__all__ = ["Result", "bench"]
+__all__ = ["BenchReport", "bench"]
 
 
 @dataclass(frozen=True)
-class Result:
+class BenchReport:
     """Medians over the runs; a spread is (slowest - fastest) / median of the times."""
 
     model: str
@@ -47,7 +47,7 @@ def bench(
     threads: int | None = None,
     compute: str = "auto",
     progress: ProgressLike = None,
-) -> Result:
+) -> BenchReport:
     """Times `runs` runs after one that is not counted. The prompt is random tokens from a fixed seed.
 
     Decoding starts behind the prompt and feeds the likeliest token back. `progress` counts
@@ -69,7 +69,7 @@ def bench(
             times.append(_run(model, prompt, new_tokens))
             advance(run + 1, runs + 1)
     prefill, decode = zip(*times[1:], strict=True)
-    return Result(
+    return BenchReport(
         model=checked(path),
         architecture=model.spec.architecture,
         weight_bytes=model.nbytes,

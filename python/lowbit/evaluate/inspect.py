@@ -15,7 +15,7 @@ from lowbit import gguf
 from lowbit.base.paths import AnyPath, checked, is_dir
 from lowbit.hf import checkpoint
 
-__all__ = ["Report", "TensorReport", "Total", "inspect"]
+__all__ = ["InspectReport", "TensorReport", "TensorTotal", "inspect"]
 
 # Longer arrays (a tokenizer's tokens) are reported by their length and first elements.
 _MOST_ELEMENTS = 16
@@ -33,7 +33,7 @@ class TensorReport:
 
 
 @dataclass(frozen=True)
-class Total:
+class TensorTotal:
     """Several tensors together."""
 
     tensors: int
@@ -43,7 +43,7 @@ class Total:
 
 
 @dataclass(frozen=True)
-class Report:
+class InspectReport:
     """The result of `inspect`. `metadata` is plain Python; a long array is {"length": ..., "first": [...]}."""
 
     path: str
@@ -51,11 +51,11 @@ class Report:
     file_bytes: int
     metadata: dict[str, Any]
     tensors: list[TensorReport]
-    formats: dict[str, Total]
-    total: Total
+    formats: dict[str, TensorTotal]
+    total: TensorTotal
 
 
-def inspect(path: AnyPath) -> Report:
+def inspect(path: AnyPath) -> InspectReport:
     """Reads what a GGUF file, a safetensors file or the folder of a checkpoint says of itself.
 
     Raises FileError or FormatError for what cannot be read.
@@ -72,7 +72,7 @@ def inspect(path: AnyPath) -> Report:
         return _report(path, f"GGUF version {file.version}", file_bytes, metadata, tensors)
 
 
-def _inspect_safetensors(path: Path) -> Report:
+def _inspect_safetensors(path: Path) -> InspectReport:
     if is_dir(path):
         opened = checkpoint.Checkpoint(path)
         stored, metadata, kind = opened.tensors, _flat(opened.config), "checkpoint"
@@ -86,23 +86,25 @@ def _inspect_safetensors(path: Path) -> Report:
     return _report(path, kind, file_bytes, metadata, tensors)
 
 
-def _report(path: Path, kind: str, file_bytes: int, metadata: dict[str, Any], tensors: list[TensorReport]) -> Report:
+def _report(
+    path: Path, kind: str, file_bytes: int, metadata: dict[str, Any], tensors: list[TensorReport]
+) -> InspectReport:
     formats: dict[str, list[TensorReport]] = {}
     for tensor in tensors:
         formats.setdefault(tensor.format, []).append(tensor)
     totals = {name: _total(of_format) for name, of_format in formats.items()}
     by_size = dict(sorted(totals.items(), key=lambda item: -item[1].num_bytes))
-    return Report(str(path), kind, file_bytes, metadata, tensors, by_size, _total(tensors))
+    return InspectReport(str(path), kind, file_bytes, metadata, tensors, by_size, _total(tensors))
 
 
 def _tensor(name: str, shape: tuple[int, ...], format: str, num_bytes: int) -> TensorReport:
     return TensorReport(name, tuple(shape), format, num_bytes, _bits(num_bytes, math.prod(shape)))
 
 
-def _total(tensors: list[TensorReport]) -> Total:
+def _total(tensors: list[TensorReport]) -> TensorTotal:
     weights = sum(math.prod(tensor.shape) for tensor in tensors)
     num_bytes = sum(tensor.num_bytes for tensor in tensors)
-    return Total(len(tensors), weights, num_bytes, _bits(num_bytes, weights))
+    return TensorTotal(len(tensors), weights, num_bytes, _bits(num_bytes, weights))
 
 
 def _bits(num_bytes: int, weights: int) -> float:
