@@ -141,8 +141,9 @@ def test_an_export(inputs: Path, tmp_path: Path) -> None:
 
 
 def test_a_target_that_is_a_folder(inputs: Path, tmp_path: Path) -> None:
+    (tmp_path / "m-F32.gguf").mkdir()  # what the file in a folder would be called
     for dry_run in (False, True):
-        for target in (inputs / "m", tmp_path):
+        for target in (tmp_path / "m-F32.gguf" / "..", tmp_path):
             with pytest.raises(lowbit.FileError, match="expected a regular file, found a folder"):
                 lowbit.convert(inputs / "m", target, "F32", verify=False, provenance=False, dry_run=dry_run)
 

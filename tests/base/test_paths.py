@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
+import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -128,7 +130,8 @@ if os.name == "posix":
             error = lowbit.Error if name == "inspect" or kind == "a folder" else lowbit.FileError
             refused(call, folder, path, error)
         for name, call in WRITERS.items():
-            if (name, kind) != ("convert, dry", "below a file"):
+            takes_folders = kind == "a folder" and name.split(",")[0] in ("convert", "quantize_file", "merge_files")
+            if (name, kind) != ("convert, dry", "below a file") and not takes_folders:
                 refused(call, folder, path, lowbit.InputError if name == "draw" else lowbit.FileError)
 
     SMALL = [
@@ -210,6 +213,55 @@ def test_bytes_are_paths(folder: Path, tmp_path: Path) -> None:
     lowbit.export_hf(target, os.fsencode(tmp_path / "hf"), **QUIET)
     assert lowbit.load_tokenizer(os.fsencode(tmp_path / "hf")).encode("a") == lowbit.load_tokenizer(model).encode("a")
     assert inspect(target).path == str(tmp_path / "o.gguf")
+
+
+#: What each reader takes of the folder.
+GOOD = {
+    "load_tokenizer": "m", "convert": "m", "verify, source": "m", "ladder": "m", "open_checkpoint": "m",
+    "read_safetensors": "m/model.safetensors", "merge_files": "p-00001-of-00003.gguf", "imatrix": "i.gguf",
+    "imatrix.read": "i.gguf", "load_imatrix": "i.gguf", "load_npz": "q.npz", "QTensor.load": "q.npz",
+    "read_text": "m/config.json", "tensor_type_file": "types", "register": "arch.py", "lora": "adapter",
+    "ladder, imatrix": "i.gguf",
+}  # fmt: skip
+
+
+def test_the_home_folder_is_expanded(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of every path: what is not found, or not right, is so by its whole name."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    (tmp_path / "d").symlink_to(folder)
+    monkeypatch.chdir(tmp_path)
+    lowbit.save_npz("~/d/q.npz", {"a": lowbit.quantize(np.ones((1, 32), np.float32), "Q8_0")})
+    write_safetensors(folder / "adapter" / "adapter_model.safetensors", {})
+    (folder / "types").write_text("ffn_down=Q8_0")
+    (folder / "arch.py").write_text("ARCHITECTURE = None")
+    for name, call in READERS.items():
+        for path in (f"~/d/{GOOD.get(name, 'w.gguf')}", Path("~/d", GOOD.get(name, "w.gguf"))):
+            with suppress(lowbit.FormatError, lowbit.InputError):  # a tiny model, an empty adapter: found at least
+                call(folder, path)
+            if (made := folder / "o").is_dir():
+                shutil.rmtree(made)
+            made.unlink(missing_ok=True)
+    for name, call in WRITERS.items():
+        if name != "draw":
+            call(folder, f"~/{name}.out")
+    assert {path.name for path in tmp_path.iterdir()} == {"d"} | {f"{name}.out" for name in WRITERS} - {
+        "draw.out", "convert, dry.out",
+    }  # fmt: skip
+
+
+def test_a_file_that_is_called_as_a_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    lowbit.gguf.write("./~", {"a": 1}, {})
+    lowbit.gguf.write("~nobody.gguf", {"a": 2}, {})  # there is no such user
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["~", "~nobody.gguf"]
+    for path, value in (("./~", 1), ("~nobody.gguf", 2)):
+        assert inspect(path).metadata["a"] == value
+        assert json.loads(run("metadata", path, "get", "a", "--json").stdout)["value"] == value
+    with pytest.raises(lowbit.FileError, match="home"):
+        inspect("~")
 
 
 def test_a_large_file_that_is_no_importance_matrix(tmp_path: Path) -> None:

@@ -14,7 +14,10 @@ Identity = tuple[int, int]
 
 
 def checked(path: object) -> str:
-    """The path as text. Raises InputError for a path that no system allows."""
+    """The path as text, with `~` and `~user` in its first place expanded. Raises InputError for one no system allows.
+
+    A file that is really named `~user` is `./~user`.
+    """
     if not isinstance(path, (str, bytes, os.PathLike)):
         raise InputError(expected="a path", found=type(path).__name__)
     try:
@@ -28,7 +31,10 @@ def checked(path: object) -> str:
         raise InputError(expected="a path", found="an empty text")
     if b"\0" in encoded:
         raise InputError(f"path {quoted(text)}:", expected="one without NUL")
-    return text
+    if text.startswith("~"):
+        return os.path.expanduser(text)
+    # pathlib drops the point, and paths are checked more than once.
+    return os.path.abspath(text) if os.path.normpath(text).startswith("~") else text
 
 
 def status(path: str | os.PathLike[str]) -> os.stat_result | None:

@@ -15,6 +15,8 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
+from lowbit.cli.options import existing_file
+
 #: The commands, each in a file of this folder that has its name, as the help lists them.
 SECTIONS = {
     "Convert and run": ("demo", "convert", "quantize", "run", "chat", "tokenize", "detokenize"),
@@ -96,8 +98,7 @@ def options(
         typer.Option(
             "--arch",
             metavar="FILE.py",
-            exists=True,
-            dir_okay=False,
+            parser=existing_file,
             help="Run a Python file that describes an architecture (docs/add-an-arch.md); repeatable.",
         ),
     ] = None,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -47,7 +46,7 @@ Revision = Annotated[
 )
 def convert(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="Checkpoint folder or hub id.")],
-    target: Annotated[Path, typer.Argument(metavar="OUT.gguf", dir_okay=False, help="The file to write.")],
+    target: Annotated[str, typer.Argument(metavar="OUT.gguf", help="The file to write, or its folder.")],
     format: Annotated[
         str, typer.Option("--format", "-f", help="A mix (Q4_K_M), a format (Q8_0), or bf16, f16, f32.")
     ] = "Q4_K_M",

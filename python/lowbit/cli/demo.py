@@ -16,7 +16,7 @@ from lowbit.base.log import without_notes
 from lowbit.base.progress import steps
 from lowbit.cli.app import app, examples
 from lowbit.cli.console import note, print_json, size
-from lowbit.cli.options import Json, Threads
+from lowbit.cli.options import Json, Threads, any_path
 from lowbit.cli.tables import print_table
 
 FORMATS = ("BF16", "Q8_0", "Q4_K_M", "Q2_K")  # the first is the reference of the divergence
@@ -43,7 +43,7 @@ class Row:
 def demo(
     keep: Annotated[
         Path | None,
-        typer.Option("--keep", metavar="DIR", file_okay=False, help="Leave the GGUF files in this folder."),
+        typer.Option("--keep", metavar="DIR", parser=any_path, help="Leave the GGUF files in this folder."),
     ] = None,
     threads: Threads = None,
     json: Json = False,

@@ -30,7 +30,7 @@ def _export() -> None:
 )
 def hf(
     source: Annotated[Path, gguf_argument("FILE.gguf", "The file to read.")],
-    target: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to write; must not exist, or be empty.")],
+    target: Annotated[str, typer.Argument(metavar="DIR", help="The folder to write; must not exist, or be empty.")],
     dtype: Annotated[
         str | None,
         typer.Option(

@@ -13,7 +13,7 @@ from lowbit.base.files import read_model_text
 from lowbit.base.quoting import one_line
 from lowbit.cli.app import app, examples
 from lowbit.cli.console import note, print_json
-from lowbit.cli.options import Compute, Json, Threads
+from lowbit.cli.options import Compute, Json, Threads, existing_file
 from lowbit.cli.tables import print_table
 
 if TYPE_CHECKING:
@@ -35,12 +35,10 @@ def imatrix_command(
     ] = None,
     text: Annotated[
         Path | None,
-        typer.Argument(
-            metavar="TEXT", exists=True, dir_okay=False, help="Text in UTF-8 for it to read, byte for byte."
-        ),
+        typer.Argument(metavar="TEXT", parser=existing_file, help="Text in UTF-8 for it to read, byte for byte."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", metavar="FILE", dir_okay=False, help="The GGUF file to write.")
+        str | None, typer.Option("--out", "-o", metavar="FILE", help="The GGUF file to write, or a folder for it.")
     ] = None,
     in_file: Annotated[
         list[str] | None,
@@ -64,17 +62,19 @@ def imatrix_command(
     """
     import lowbit
     from lowbit.base.operation import replacing
-    from lowbit.base.paths import is_dir
+    from lowbit.base.paths import checked, is_dir
+    from lowbit.conversion.names import target_file
     from lowbit.evaluate import imatrix
 
     if (model is None) != (text is None) or not (text or in_file):
         raise typer.BadParameter("expected MODEL and TEXT, or --in-file without both")
     if text and not out:
         raise typer.BadParameter("expected the file to write", param_hint="--out")
-    if out and not is_dir(out.absolute().parent):  # found out now rather than after the work
-        raise lowbit.FileError("no such folder", path=out, errno=errno.ENOENT)
-    if out:
-        replacing([str(out)])
+    if out:  # found out now rather than after the work
+        out = target_file(checked(out), _file_name(model))
+        if not is_dir(os.path.dirname(out) or "."):
+            raise lowbit.FileError("no such folder", path=out, errno=errno.ENOENT)
+        replacing([out])
     parts = [imatrix.read(path) for option in in_file or [] for path in _paths(option)]
     if model and text:
         content = read_model_text(text)
@@ -98,12 +98,19 @@ def imatrix_command(
     _print(sums, out, json)
 
 
+def _file_name(model: str | None) -> str:
+    """The name in a folder."""
+    from lowbit.conversion.names import model_name
+
+    return "imatrix.gguf" if model is None else f"{model_name(model.partition('@')[0])}-imatrix.gguf"
+
+
 def _paths(option: str) -> list[str]:
     """One name, or several with commas between them; a file whose name holds a comma is that file."""
-    return [option] if os.path.exists(option) else option.split(",")
+    return [option] if os.path.exists(os.path.expanduser(option)) else option.split(",")
 
 
-def _print(sums: Sums, out: Path | None, json: bool) -> None:
+def _print(sums: Sums, out: str | None, json: bool) -> None:
     reports = sums.coverage()
     for text in (report.note() for report in reports):
         if text:
@@ -111,7 +118,7 @@ def _print(sums: Sums, out: Path | None, json: bool) -> None:
     if json:
         print_json(
             {
-                "path": None if out is None else str(out),
+                "path": out,
                 "datasets": sums.datasets,
                 "chunk_count": sums.chunk_count,
                 "chunk_size": sums.chunk_size,

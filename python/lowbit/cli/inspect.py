@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     )
 )
 def inspect(
-    path: Annotated[Path, typer.Argument(metavar="FILE", help="GGUF file, safetensors file or checkpoint folder.")],
+    path: Annotated[str, typer.Argument(metavar="FILE", help="GGUF file, safetensors file or checkpoint folder.")],
     metadata: Annotated[bool, typer.Option("--metadata/--no-metadata", help="Show the metadata.")] = True,
     tensors: Annotated[bool, typer.Option("--tensors/--no-tensors", help="Show every tensor.")] = True,
     json: Json = False,

@@ -10,7 +10,7 @@ import typer
 from lowbit.base.files import read_model_text
 from lowbit.cli.app import app, examples
 from lowbit.cli.console import print_json, size
-from lowbit.cli.options import Compute, Json, ModelPath, Threads, parsed
+from lowbit.cli.options import Compute, Json, ModelPath, Threads, any_path, existing_file, parsed
 from lowbit.cli.tables import print_table
 
 if TYPE_CHECKING:
@@ -29,19 +29,19 @@ def ladder_command(
     model: ModelPath,
     text: Annotated[
         Path | None,
-        typer.Argument(metavar="TEXT", exists=True, dir_okay=False, help="Text in UTF-8 to measure on, byte for byte."),
+        typer.Argument(metavar="TEXT", parser=existing_file, help="Text in UTF-8 to measure on, byte for byte."),
     ] = None,
     rungs: Annotated[
         str | None, typer.Option("--rungs", metavar="MIX,MIX,...", help="The mixes. [default: 8 to 1 bit]")
     ] = None,
     imatrix: Annotated[
         Path | None,
-        typer.Option("--imatrix", exists=True, dir_okay=False, help="Importances. [default: collected from the text]"),
+        typer.Option("--imatrix", parser=existing_file, help="Importances. [default: collected from the text]"),
     ] = None,
     context: Annotated[int, typer.Option("--context", "-c", min=3, help="Tokens in a window.")] = 512,
     windows: Annotated[int | None, typer.Option("--windows", min=1, help="Measure at most so many.")] = None,
     plot: Annotated[
-        Path | None, typer.Option("--plot", metavar="FILE", dir_okay=False, help="Draw it: .png, .svg or .pdf.")
+        Path | None, typer.Option("--plot", metavar="FILE", parser=any_path, help="Draw it: .png, .svg or .pdf.")
     ] = None,
     threads: Threads = None,
     compute: Compute = "auto",

@@ -17,7 +17,7 @@ from lowbit.cli.splits import print_files
 )
 def merge(
     source: Annotated[Path, gguf_argument("IN-00001-of-0000N.gguf", "One of the files.")],
-    target: Annotated[Path, typer.Argument(metavar="OUT.gguf", dir_okay=False, help="The file to write.")],
+    target: Annotated[str, typer.Argument(metavar="OUT.gguf", help="The file to write, or its folder.")],
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:

@@ -13,7 +13,7 @@ from lowbit.base.files import read_text
 from lowbit.base.quoting import one_line, shown
 from lowbit.cli.app import app, examples
 from lowbit.cli.console import note, print_json, size, value_text
-from lowbit.cli.options import Json, gguf_argument
+from lowbit.cli.options import Json, existing_file, gguf_argument
 from lowbit.cli.tables import print_table
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def metadata(
         bool, typer.Option("--token", help="VALUE is the text of a token, even if it looks like a number.")
     ] = False,
     from_file: Annotated[
-        Path | None, typer.Option("--from-file", exists=True, dir_okay=False, help="Take VALUE from this text file.")
+        Path | None, typer.Option("--from-file", parser=existing_file, help="Take VALUE from this text file.")
     ] = None,
     in_place: Annotated[bool, typer.Option("--in-place", help="Fail instead of copying what does not fit.")] = False,
     reserve: Annotated[

@@ -10,6 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
+from lowbit.base.quoting import shown
+
 Threads = Annotated[
     int | None,
     typer.Option("--threads", "-t", min=1, max=1024, help="Threads. [default: LOWBIT_THREADS, else one a processor]"),
@@ -17,15 +19,43 @@ Threads = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")]
 
 
+def any_path(text: str) -> Path:
+    """A path, `~` expanded."""
+    from lowbit.base.errors import InputError
+    from lowbit.base.paths import checked
+
+    try:
+        return Path(checked(text))
+    except InputError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def existing(text: str) -> Path:
+    """A path, `~` expanded, at which there is something."""
+    path = any_path(text)
+    if not os.path.exists(path):
+        raise typer.BadParameter(f"{shown(path)}: no such file")
+    return path
+
+
+def existing_file(text: str) -> Path:
+    """The same for anything but a folder."""
+    path = existing(text)
+    if os.path.isdir(path):
+        raise typer.BadParameter(f"{shown(path)} is a folder, expected a file")
+    return path
+
+
+def _gguf_file(text: str) -> Path:
+    path = existing(text)
+    if os.path.isdir(path):
+        raise typer.BadParameter(f"{shown(path)} is a folder; lowbit convert makes a GGUF file of a checkpoint")
+    return path
+
+
 def gguf_argument(metavar: str, help: str) -> Any:
     """An argument that names a GGUF file which is there."""
-
-    def check(path: Path) -> Path:
-        if os.path.isdir(path):
-            raise typer.BadParameter(f"{path} is a folder; lowbit convert makes a GGUF file of a checkpoint")
-        return path
-
-    return typer.Argument(metavar=metavar, exists=True, callback=check, help=help)
+    return typer.Argument(metavar=metavar, parser=_gguf_file, help=help)
 
 
 def one_of(*values: str) -> Callable[[str | None], str | None]:
@@ -56,7 +86,7 @@ Compute = Annotated[
     ),
 ]
 ModelPath = Annotated[str, typer.Argument(metavar="MODEL", help="GGUF file, checkpoint folder or hub id.")]
-ExistingFile = Annotated[Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="Text in UTF-8.")]
+ExistingFile = Annotated[Path, typer.Argument(metavar="FILE", parser=existing_file, help="Text in UTF-8.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be written, to the byte, and write nothing.")]
 
 

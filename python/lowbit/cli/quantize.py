@@ -39,7 +39,7 @@ from lowbit.cli.writing import (
 )
 def quantize(
     source: Annotated[Path, gguf_argument("IN.gguf", "The file to read.")],
-    target: Annotated[Path, typer.Argument(metavar="OUT.gguf", dir_okay=False, help="The file to write.")],
+    target: Annotated[str, typer.Argument(metavar="OUT.gguf", help="The file to write, or its folder.")],
     format: Annotated[
         str, typer.Argument(metavar="FORMAT", help="A mix (Q4_K_M), a format (Q8_0), their number, or COPY.")
     ],

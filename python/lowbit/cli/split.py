@@ -21,7 +21,10 @@ from lowbit.cli.splits import NoTensorFirst, SplitMaxSize, SplitMaxTensors, prin
 )
 def split(
     source: Annotated[Path, gguf_argument("IN.gguf", "The file to read.")],
-    target: Annotated[Path, typer.Argument(metavar="OUT", help="Files are OUT-00001-of-0000N.gguf and so on.")],
+    target: Annotated[
+        str,
+        typer.Argument(metavar="OUT", help="OUT-00001-of-0000N.gguf and so on, or a folder."),
+    ],
     split_max_size: SplitMaxSize = "0",
     split_max_tensors: SplitMaxTensors = 0,
     no_tensor_first_split: NoTensorFirst = False,

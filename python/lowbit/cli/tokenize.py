@@ -12,7 +12,7 @@ from lowbit.base.files import MAX_TEXT_BYTES, decoded, read_bytes
 from lowbit.base.quoting import quoted, shown
 from lowbit.cli.app import app, examples
 from lowbit.cli.console import note, print_json
-from lowbit.cli.options import Json, ModelPath
+from lowbit.cli.options import Json, ModelPath, existing_file
 from lowbit.cli.tables import print_table
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def tokenize(
     ] = None,
     file: Annotated[
         Path | None,
-        typer.Option("--file", metavar="FILE", exists=True, dir_okay=False, help="Read the text from a file in UTF-8."),
+        typer.Option("--file", metavar="FILE", parser=existing_file, help="Read the text from a file in UTF-8."),
     ] = None,
     add_special: Annotated[
         bool, typer.Option("--add-special/--no-add-special", help="Add BOS and EOS as the model expects them.")

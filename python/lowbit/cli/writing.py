@@ -11,7 +11,7 @@ import typer
 
 from lowbit.base.quoting import quoted
 from lowbit.cli.console import print_json, size
-from lowbit.cli.options import parsed
+from lowbit.cli.options import existing_file, parsed
 from lowbit.cli.tables import print_table
 from lowbit.cli.verdicts import print_verdict, showing_failed_verdict, verdict_as_json
 
@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 
 Imatrix = Annotated[
     Path | None,
-    typer.Option(
-        "--imatrix", exists=True, dir_okay=False, help="Importance matrix from lowbit imatrix or llama-imatrix."
-    ),
+    typer.Option("--imatrix", parser=existing_file, help="Importance matrix from lowbit imatrix or llama-imatrix."),
 ]
 Include = Annotated[
     list[str] | None,
@@ -38,7 +36,7 @@ TensorTypes = Annotated[
 ]
 TensorTypeFile = Annotated[
     Path | None,
-    typer.Option("--tensor-type-file", exists=True, dir_okay=False, help="File with more of them, one a line."),
+    typer.Option("--tensor-type-file", parser=existing_file, help="File with more of them, one a line."),
 ]
 Pure = Annotated[bool, typer.Option("--pure", help="The same format for every matrix: no mix.")]
 LeaveOutput = Annotated[bool, typer.Option("--leave-output-tensor", help="Keep output.weight as it is.")]

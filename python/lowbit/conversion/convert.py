@@ -18,10 +18,12 @@ from lowbit.base.paths import AnyPath, checked
 from lowbit.base.progress import ProgressLike
 from lowbit.base.quoting import quoted
 from lowbit.base.threads import num_threads
+from lowbit.conversion.names import checkpoint_name, model_name, target_file
 from lowbit.conversion.open import OpenedCheckpoint, open_checkpoint
 from lowbit.conversion.plan import Finishing, Input, Plan, Report
 from lowbit.conversion.provenance import Hashing, recipe_metadata, reserved_bytes, source_files, with_step
 from lowbit.gguf.source import gguf_tensors
+from lowbit.gguf.splits import whole_name
 from lowbit.hf.lora import Adapters
 from lowbit.quantization.assignment import Stored, file_order
 from lowbit.quantization.imatrix import Imatrix, Sums, load_imatrix
@@ -72,6 +74,8 @@ def convert(
     The tensors equal those of the reference tools. `verify=False, provenance=False` gives the reference's file, byte
     for byte; the defaults add keys at the end of the metadata.
 
+    target: a file, or a folder, which exists, or ends in a slash and is made. In a folder the file is called
+        MODEL-FORMAT.gguf by the name of the hub id or of the checkpoint's folder. The report has its path.
     format: a mix ("Q4_K_M"), a format ("Q8_0"), or "BF16", "F16", "F32".
     imatrix: a file of llama-imatrix, the result of lowbit.imatrix.collect, or importances by tensor name.
     lora: PEFT adapters to merge into the weights, one or a list, by folder or hub id.
@@ -107,6 +111,7 @@ def convert(
     # From here on, since tokenizers keep only one thread busy.
     with Hashing([] if dry_run else sources) as hashing:
         plan, tokenizer = _plan(opened, mix, between, chosen, provenance)
+        target = target_file(target, f"{checkpoint_name(opened.origin)}-{mix.name}.gguf", dry_run=dry_run)
         if provenance or is_verified:
             given = _unusual(chosen) | ({"lora_scale": lora_scale} if opened.origin.adapters else {})
             given |= {"intermediate": between} if intermediate else {}
@@ -260,6 +265,8 @@ def quantize_file(
     if given or not mix.is_copy:
         metadata = with_step(metadata, path, mix.name, given, imatrix)
     metadata = _own_last(_requantized(metadata, mix))
+    name = whole_name(path) if mix.is_copy else f"{model_name(path)}-{mix.name}"
+    target = target_file(target, f"{name}.gguf", dry_run=dry_run)
     requantize = chosen.allow_requantize
     plan = Plan(mix, inputs, metadata, [], chosen, allow_requantize=requantize, num_files=num_files)
     return plan.run(target, importances, progress, num_threads(threads), dry_run)

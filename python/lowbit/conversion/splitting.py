@@ -14,9 +14,10 @@ from lowbit.base.errors import InputError
 from lowbit.base.operation import operation, replacing
 from lowbit.base.paths import AnyPath, checked
 from lowbit.base.progress import ProgressLike, steps
+from lowbit.conversion.names import target_file
 from lowbit.conversion.pipeline import Job, Target, write_files
 from lowbit.gguf.source import GgufTensor, gguf_tensors
-from lowbit.gguf.splits import PADDED, SplitLimits, file_name, split_keys
+from lowbit.gguf.splits import PADDED, SplitLimits, file_name, split_keys, whole_name
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,11 @@ def split_file(
     progress: ProgressLike = None,
     dry_run: bool = False,
 ) -> SplitReport:
-    """Splits a GGUF file into DST-00001-of-0000N.gguf and so on, which equal llama-gguf-split's.
+    """Splits a GGUF file into TARGET-00001-of-0000N.gguf and so on, which equal llama-gguf-split's.
 
     split_max_size: bytes of tensors per file, or text such as "2G" (2 * 10**9). split_max_tensors: tensors per file.
     One of them is required. A larger tensor gets its own file. All files appear, or none.
+    If `target` is a folder, the files in it have the name of `path`.
 
     Raises InputError for invalid limits, and for a file that would replace one of those it reads.
     """
@@ -55,17 +57,19 @@ def split_file(
         metadata, tensors = _whole_metadata(file), list(gguf_tensors(file).values())
         num_files = max(files, default=int(no_tensor_first_split)) + 1
         targets = []
+        target = target_file(checked(target), whole_name(file.path), dry_run=dry_run)
         for index in range(num_files):
             keys = split_keys(index, num_files, len(tensors), count_last=True)
             here = [tensor for tensor, number in zip(tensors, files, strict=True) if number == index]
-            name = file_name(checked(target), index, num_files)
+            name = file_name(target, index, num_files)
             targets.append(_copy(name, (metadata if index == 0 else {}) | keys, here))
         return _written(targets, "split", progress, dry_run)
 
 
 @operation()
 def merge_files(path: AnyPath, target: AnyPath, *, progress: ProgressLike = None, dry_run: bool = False) -> SplitReport:
-    """Merges a split model into one file, equal to llama-gguf-split's. `path` is any of its files.
+    """Merges a split model into one file, equal to llama-gguf-split's. `path` is any of its files. If `target` is a
+    folder, the file in it has the name of `path` without its number.
 
     Like llama-gguf-split, it keeps split.no and split.tensors.count; split.count becomes 0, which means a whole model.
     Raises InputError if the model is not split or the file would replace one of those it reads, FileError for a missing
@@ -77,7 +81,8 @@ def merge_files(path: AnyPath, target: AnyPath, *, progress: ProgressLike = None
         if not file.metadata.get(count):
             raise InputError(path=file.path, expected="a file of a split model", found="a whole one")
         metadata = {key: file.typed(key) for key in file.metadata if key != count} | {count: np.uint16(0)}
-        whole = _copy(checked(target), metadata, list(gguf_tensors(file).values()))
+        target = target_file(checked(target), f"{whole_name(file.path)}.gguf", dry_run=dry_run)
+        whole = _copy(target, metadata, list(gguf_tensors(file).values()))
         return _written([whole], "merge", progress, dry_run)
 
 

@@ -77,6 +77,12 @@ def file_name(path: str, index: int, num_files: int) -> str:
     return f"{path.removesuffix('.gguf')}-{index + 1:05d}-of-{num_files:05d}.gguf"
 
 
+def whole_name(path: str) -> str:
+    """The name of a file or folder without .gguf and, of a file of a split model, without its number."""
+    name = os.path.basename(os.path.abspath(path)).removesuffix(".gguf")
+    return re.sub(r"-\d{5}-of-\d{5}$", "", name, flags=re.ASCII)
+
+
 def other_sets(path: str, num_files: int) -> list[str]:
     """Notes on remaining split models of this name with another number of files: one note per number."""
     folder, name = os.path.split(path.removesuffix(".gguf"))

@@ -1,0 +1,51 @@
+"""Names of files that are written into a folder: MODEL-FORMAT.gguf, as the hub's files are called."""
+
+from __future__ import annotations
+
+import os
+import re
+
+from lowbit import _core
+from lowbit.base.errors import FileError
+from lowbit.base.paths import is_dir
+from lowbit.conversion.open import Origin
+from lowbit.gguf.splits import whole_name
+from lowbit.quantization.recipes import ALIASES, MIXES
+
+#: A snapshot in the hub's cache: .../models--ORG--NAME/snapshots/COMMIT.
+_SNAPSHOT = re.compile(r"models--.*--(?P<name>[^/\\]+)[/\\]snapshots[/\\][0-9a-f]{40}$")
+
+
+def checkpoint_name(origin: Origin) -> str:
+    """The name of a checkpoint's model: that of the hub id, or of the folder."""
+    if origin.hub_id:
+        return origin.hub_id.rpartition("/")[2]
+    folder = origin.folder.resolve()
+    match = _SNAPSHOT.search(str(folder))
+    return match["name"] if match else folder.name or "model"
+
+
+def model_name(path: str) -> str:
+    """The name of a GGUF file's or folder's model: without the file's number and its format."""
+    name = whole_name(path)
+    names = {*MIXES, *ALIASES, *(known.name for known in _core.formats()), "FP16", "FP32"}
+    formats = "|".join(map(re.escape, names))
+    return re.sub(rf"[-._](?:{formats})$", "", name, flags=re.IGNORECASE)
+
+
+def target_file(dst: str, name: str, *, dry_run: bool = False) -> str:
+    """`dst`, or the file `name` in it if it is a folder or ends in a slash. That folder is made unless it is there.
+
+    Raises FileError.
+    """
+    is_named_folder = dst.endswith(("/", os.sep))
+    if not is_named_folder and not is_dir(dst):
+        return dst
+    if is_named_folder and not dry_run:
+        try:
+            os.mkdir(dst)
+        except FileExistsError:
+            pass
+        except OSError as error:
+            raise FileError(str(error.strerror), path=dst, errno=error.errno) from None
+    return os.path.join(dst, name)
