@@ -22,7 +22,7 @@ from lowbit.base.errors import Error, FileError, FormatError, UnsupportedError
 from lowbit.base.files import FileReader, read_bytes
 from lowbit.base.foreign import ERROR_KEYS, named
 from lowbit.base.operation import reading
-from lowbit.base.paths import checked, is_dir, is_file
+from lowbit.base.paths import AnyPath, checked, is_dir, is_file
 from lowbit.base.quoting import listed, quoted, reason, shown
 from lowbit.tensors.source import FileRows, Renamed, TensorSource, read
 
@@ -165,10 +165,11 @@ def _entry(file: FileReader, data_start: int, name: str, entry: Any) -> tuple[in
     return begin, end, StoredTensor(file, name, dtype, tuple(shape), data_start + begin)
 
 
-def read_safetensors(path: Path) -> dict[str, StoredTensor]:
+def read_safetensors(path: AnyPath) -> dict[str, StoredTensor]:
     """The tensors of one safetensors file, ordered by name. Reads the header only."""
-    with named(path):
-        return _tensors(FileReader(path))
+    where = Path(checked(path))
+    with named(where):
+        return _tensors(FileReader(where))
 
 
 def _tensors(file: FileReader) -> dict[str, StoredTensor]:
