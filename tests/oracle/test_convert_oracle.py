@@ -19,6 +19,7 @@ from lowbit.arch.rope_keys import llama3_factors
 from lowbit.conversion.open import open_checkpoint
 from lowbit.hf.config import Config
 from lowbit.tensors.source import read
+from lowbit.tokenizer.sentencepiece import read_model
 
 pytestmark = pytest.mark.oracle
 
@@ -153,7 +154,7 @@ def test_tokens_are_those_of_the_tokenizer(tmp_path: Path, kind: str) -> None:
 def test_pieces_are_those_of_sentencepiece(tmp_path: Path) -> None:
     write_tokenizer(tmp_path, "spm")
     model = SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
-    pieces = lowbit.sentencepiece.read_model(tmp_path / "tokenizer.model").pieces
+    pieces = read_model(tmp_path / "tokenizer.model").pieces
     assert len(pieces) == model.vocab_size()
     for i, piece in enumerate(pieces):
         assert piece.text == model.IdToPiece(i)
