@@ -47,5 +47,5 @@ def target_file(dst: str, name: str, *, dry_run: bool = False) -> str:
         except FileExistsError:
             pass
         except OSError as error:
-            raise FileError(str(error.strerror), path=dst, errno=error.errno) from None
+            raise FileError.of(error, dst) from None
     return os.path.join(dst, name)
