@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from lowbit.arch.base import Architecture
-from lowbit.arch.registry import architectures
+from lowbit.arch.registry import architectures, hf_classes
 from lowbit.base.errors import Error, UnsupportedError
 from lowbit.base.quoting import quoted, shown
 from lowbit.hf.config import Config
@@ -55,7 +55,13 @@ def unknown_class(name: str, config: Config, tensors: Iterable[str]) -> Unsuppor
         table = {hf: entry.required for hf, (entry, _) in arch.table(_layers(names)).items()}
         alike = max(_alike(name, hf_name) for hf_name in arch.hf_names)
         candidates.append(_compared(arch, table, {arch.hf_name(n) for n in names}, _unread(arch, config), alike))
-    return _error(name, candidates, path=config.path, key="architectures")
+    return _error(name, candidates, in_checkpoint=True, path=config.path, key="architectures")
+
+
+def read_as(name: str, like: str, config: Config) -> str:
+    """A note on a checkpoint of class `name` that is read as one of class `like`: keys of config.json not read."""
+    unread = "; ".join(_unread(hf_classes()[like], config))
+    return f"{name} is read as {like}" + (f": {unread}" if unread else "")
 
 
 def unknown_name(name: str, tensors: Iterable[str]) -> UnsupportedError:
@@ -73,6 +79,7 @@ class _Candidate(NamedTuple):
 
     agreement: tuple[int, int, float]  #: tensors that match less those missing, less config.json's differences, name
     name: str
+    hf_name: str
     differences: list[str]
 
 
@@ -86,15 +93,18 @@ def _compared(
     differences = [f"{matching} of {len(names)} tensors match"]
     differences += [f"extra: {_listed(extra)}"] if extra else []
     differences += [f"missing: {_listed(missing)}"] if missing else []
-    return _Candidate((matching - len(missing), -len(others), alike), arch.name, differences + others)
+    return _Candidate((matching - len(missing), -len(others), alike), arch.name, arch.hf_names[0], differences + others)
 
 
-def _error(name: str, candidates: list[_Candidate], where: str = "", **fields: Any) -> UnsupportedError:
+def _error(
+    name: str, candidates: list[_Candidate], where: str = "", *, in_checkpoint: bool = False, **fields: Any
+) -> UnsupportedError:
     best = max(candidates)
+    more = f"; like={best.hf_name} (--like) reads the checkpoint as one of that class" if in_checkpoint else ""
     known, differences = ", ".join(architectures())[:200], "; ".join(best.differences)
     return UnsupportedError(
         f"{where}architecture {quoted(name, MAX_NAME)} is unknown; nearest: {best.name} ({differences}); "
-        f"known: {known}; {WAY_OUT}",
+        f"known: {known}; {WAY_OUT}{more}",
         found=name,
         **fields,
     )

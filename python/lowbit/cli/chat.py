@@ -10,7 +10,7 @@ import typer
 
 from lowbit.cli.app import app, examples
 from lowbit.cli.console import note
-from lowbit.cli.options import Compute, ModelPath, Threads
+from lowbit.cli.options import Compute, Like, ModelPath, Threads
 from lowbit.cli.sampling import Context, MinP, NewTokens, Penalty, Seed, Temperature, TopK, TopP, limit, showing
 
 
@@ -26,6 +26,7 @@ def chat(
     repetition_penalty: Penalty = 1.0,
     seed: Seed = None,
     threads: Threads = None,
+    like: Like = None,
     compute: Compute = "auto",
     context: Context = None,
 ) -> None:
@@ -35,7 +36,7 @@ def chat(
     """
     import lowbit
 
-    loaded = lowbit.load(model, compute=compute, threads=threads, context=context, progress=True)
+    loaded = lowbit.load(model, compute=compute, threads=threads, context=context, like=like, progress=True)
     options: dict[str, Any] = {
         "max_tokens": limit(max_tokens),
         "temperature": temperature,

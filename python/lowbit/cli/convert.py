@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from lowbit.cli.app import app, examples
-from lowbit.cli.options import DryRun, Json, Lora, LoraScale, Threads, one_of, scale_of
+from lowbit.cli.options import DryRun, Json, Like, Lora, LoraScale, Threads, one_of, scale_of
 from lowbit.cli.splits import NoTensorFirst, SplitMaxSize, SplitMaxTensors
 from lowbit.cli.writing import (
     EmbeddingType,
@@ -78,6 +78,7 @@ def convert(
     revision: Revision = None,
     lora: Lora = None,
     lora_scale: LoraScale = None,
+    like: Like = None,
     intermediate: Annotated[
         str | None,
         typer.Option(

@@ -105,6 +105,14 @@ LoraScale = Annotated[
 ]
 
 
+Like = Annotated[
+    str | None,
+    typer.Option(
+        "--like", metavar="CLASS", help="Read a checkpoint as one of this class, for example LlamaForCausalLM."
+    ),
+]
+
+
 def scale_of(lora_scale: list[float] | None) -> float | list[float]:
     """What --lora-scale means: one number for all adapters, or one for each."""
     scales = lora_scale or [1.0]

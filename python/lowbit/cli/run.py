@@ -11,7 +11,7 @@ import typer
 from lowbit.base.files import decoded
 from lowbit.cli.app import app, examples
 from lowbit.cli.console import note, print_json
-from lowbit.cli.options import Compute, Json, ModelPath, Threads
+from lowbit.cli.options import Compute, Json, Like, ModelPath, Threads
 from lowbit.cli.sampling import Context, MinP, NewTokens, Penalty, Seed, Stop, Temperature, TopK, TopP, limit, showing
 
 
@@ -40,6 +40,7 @@ def run_command(
     threads: Threads = None,
     compute: Compute = "auto",
     context: Context = None,
+    like: Like = None,
     json: Json = False,
 ) -> None:
     """Continues a text.
@@ -50,7 +51,7 @@ def run_command(
 
     if prompt == "-":
         prompt = decoded(sys.stdin.buffer.read(), "stdin")
-    loaded = lowbit.load(model, compute=compute, threads=threads, context=context, progress=True)
+    loaded = lowbit.load(model, compute=compute, threads=threads, context=context, like=like, progress=True)
     ids = loaded.tokenizer.encode(prompt)
     start = time.perf_counter()
     pieces = loaded.stream(

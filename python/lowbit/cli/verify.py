@@ -9,7 +9,7 @@ import typer
 
 from lowbit.cli.app import app, examples
 from lowbit.cli.console import print_json
-from lowbit.cli.options import Json, Lora, LoraScale, Threads, gguf_argument, scale_of
+from lowbit.cli.options import Json, Like, Lora, LoraScale, Threads, gguf_argument, scale_of
 from lowbit.cli.verdicts import print_verdict, verdict_as_json
 
 
@@ -25,6 +25,7 @@ def verify(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="The checkpoint it was made of: folder or hub id.")],
     lora: Lora = None,
     lora_scale: LoraScale = None,
+    like: Like = None,
     threads: Threads = None,
     json: Json = False,
 ) -> None:
@@ -36,7 +37,7 @@ def verify(
     import lowbit
 
     scale = scale_of(lora_scale)
-    verdict = lowbit.verify(file, source, lora=lora or (), lora_scale=scale, threads=threads, progress=True)
+    verdict = lowbit.verify(file, source, lora=lora or (), lora_scale=scale, like=like, threads=threads, progress=True)
     if json:
         print_json(verdict_as_json(verdict))
     else:

@@ -47,6 +47,7 @@ def convert(
     imatrix: Importances | None = None,
     lora: Adapters = (),
     lora_scale: float | Sequence[float] = 1.0,
+    like: str | None = None,
     intermediate: str | None = None,
     verify: bool | None = None,
     provenance: bool = True,
@@ -80,6 +81,8 @@ def convert(
     imatrix: a file of llama-imatrix, the result of lowbit.imatrix.collect, or importances by tensor name.
     lora: PEFT adapters to merge into the weights, one or a list, by folder or hub id.
     lora_scale: a factor for the adapters, one for all or one for each.
+    like: a known class ("LlamaForCausalLM") that the checkpoint is read as, for classes that lowbit does not know. The
+        tensors have to fit. A note lists keys of config.json that the class does not have.
     intermediate: the float format that weights are rounded to before they are quantized, as in the file between the
         reference's two tools: "BF16" (the default), "F16", or "F32", which rounds nothing.
     verify: compares the complete file with its source as `lowbit.verify` does, before the file gets its name, and
@@ -105,7 +108,9 @@ def convert(
     dry_run, provenance = arguments.flag("dry_run", dry_run), arguments.flag("provenance", provenance)
     verify = None if verify is None else arguments.flag("verify", verify)
     is_verified = _is_verified(verify, chosen)
-    opened = open_checkpoint(path, lora, lora_scale, record_tokenizer=provenance or is_verified, progress=progress)
+    opened = open_checkpoint(
+        path, lora, lora_scale, like=like, record_tokenizer=provenance or is_verified, progress=progress
+    )
     importances, imatrix = _loaded(imatrix)
     sources = source_files(opened.origin, imatrix) if provenance else []
     # From here on, since tokenizers keep only one thread busy.
@@ -115,6 +120,7 @@ def convert(
         if provenance or is_verified:
             given = _unusual(chosen) | ({"lora_scale": lora_scale} if opened.origin.adapters else {})
             given |= {"intermediate": between} if intermediate else {}
+            given |= {} if like is None else {"like": like}
             plan.finishing = Finishing(
                 gguf.RESERVED_BYTES + reserved_bytes(sources, given),
                 (lambda: recipe_metadata(mix.name, given, opened.origin) | hashing.metadata()) if provenance else None,

@@ -17,13 +17,16 @@ from lowbit.arch.base import Architecture
 from lowbit.arch.model_spec import ModelSpec
 from lowbit.arch.pooling import MODULES, pooling_config, pooling_type
 from lowbit.arch.registry import hf_classes
-from lowbit.arch.unknown import unknown_class
+from lowbit.arch.unknown import read_as, unknown_class
+from lowbit.base import arguments
 from lowbit.base.dtypes import FLOAT_NAMES
-from lowbit.base.errors import Error
+from lowbit.base.errors import Error, InputError
 from lowbit.base.heap import trim_heap
 from lowbit.base.operation import reading
 from lowbit.base.paths import AnyPath
 from lowbit.base.progress import ProgressLike
+from lowbit.base.quoting import quoted
+from lowbit.base.suggest import did_you_mean
 from lowbit.hf import lora
 from lowbit.hf.checkpoint import Checkpoint
 from lowbit.hf.config import Config
@@ -92,11 +95,14 @@ def open_checkpoint(
     adapters: lora.Adapters = (),
     adapter_scales: float | Sequence[float] = 1.0,
     *,
+    like: str | None = None,
     record_tokenizer: bool = False,
     progress: ProgressLike = None,
 ) -> OpenedCheckpoint:
     """Opens a Hugging Face folder or hub id, with LoRA adapters merged. Reads headers and the tokenizer, no weights.
 
+    like: a class ("LlamaForCausalLM") that the checkpoint is read as, whatever class config.json names. A note lists
+        keys of config.json that this class does not have. Tensors have to fit, as for a known class.
     record_tokenizer: also makes the tokenizer's record. This happens before the metadata is read: a large vocabulary
     takes 300 MB while its tokenizer is loaded, and 100 MB as metadata.
 
@@ -105,6 +111,9 @@ def open_checkpoint(
     folder, hub_id = resolve(source, progress=progress)
     checkpoint = Checkpoint(folder)
     config = Config(checkpoint.config, str(folder / "config.json"))
+    renamed = None
+    if like is not None:
+        renamed, config = config, _as_class(config, like)
     arch = hf_classes().get(config.hf_class)
     if arch is None:
         raise unknown_class(config.hf_class, config, checkpoint.tensors)
@@ -115,6 +124,8 @@ def open_checkpoint(
     notes = checkpoint.notes + arch.check(config) + fp8.dequantize(checkpoint, arch.quant_methods)
     merged = lora.merge(checkpoint, adapters, adapter_scales, hub_id, arch.is_tied(config), progress)
     notes += merged.notes
+    if renamed is not None and renamed.hf_class != config.hf_class:
+        notes.append(read_as(renamed.hf_class, config.hf_class, renamed))
     if checkpoint.config.get("auto_map"):
         notes.append("auto_map in config.json is ignored: code that comes with a checkpoint is never run")
     if skipped := [name for name in checkpoint.tensors if name.startswith(arch.left_out)]:
@@ -142,6 +153,15 @@ def open_checkpoint(
     }
     origin = Origin(folder, hub_id, sorted(weights), merged.folders)
     return OpenedCheckpoint(metadata, tensors, notes, arch.exact_formats, origin, recorded)
+
+
+def _as_class(config: Config, like: str) -> Config:
+    """config.json with another class. Raises InputError for an unknown one."""
+    known = hf_classes()
+    if arguments.text("like", like) not in known:
+        near = did_you_mean(like, known) or f", expected one of {', '.join(known)}"
+        raise InputError(f"like: unknown class {quoted(like)}{near}")
+    return Config({**config.values, "architectures": [like]}, str(config.path))
 
 
 def _tokenizer_record(folder: Path) -> TokenizerRecord | Error:

@@ -134,17 +134,20 @@ def verify(
     *,
     lora: Adapters = (),
     lora_scale: float | Sequence[float] = 1.0,
+    like: str | None = None,
     threads: int | None = None,
     progress: ProgressLike = None,
 ) -> Verdict:
     """Compares a GGUF file with its source: a Hugging Face folder or hub id, and LoRA adapters.
+
+    lora, lora_scale, like: those of the conversion.
 
     Differences are in the verdict. Both networks run in float32; weights are read in pieces. Raises FileError,
     FormatError or UnsupportedError if the file or the source cannot be opened.
     """
     path, source = checked(path), checked(source)
     with verifying(progress) as advance:
-        opened = open_checkpoint(source, lora, lora_scale, record_tokenizer=True, progress=progress)
+        opened = open_checkpoint(source, lora, lora_scale, like=like, record_tokenizer=True, progress=progress)
         return compare_with(path, path, source, opened, advance, threads=threads)
 
 

@@ -52,6 +52,7 @@ def load(
     max_sequences: int = 8,
     lora: Adapters = (),
     lora_scale: float | Sequence[float] = 1.0,
+    like: str | None = None,
     progress: ProgressLike = None,
 ) -> Model:
     """Opens a GGUF file, or a Hugging Face folder or hub id, to run it.
@@ -61,7 +62,7 @@ def load(
     never depends on what else is in a batch. `context`: tokens a sequence may hold, by default what the model
     was trained on; more logs a warning. Memory is taken as sequences grow. `max_sequences`: how many may be held at
     once, 65,536 at most. `lora`, `lora_scale`: adapters to merge into a checkpoint's weights, as in `lowbit.convert`.
-    `progress`: of a download.
+    `like`: a known class that a checkpoint is read as, also as in `lowbit.convert`. `progress`: of a download.
 
     To replace a file that a model uses, write the new one beside it and rename it (as lowbit's writers do): the model
     goes on with the old one. A file written anew in place (`cp` onto it, `wget -O`) or cut short makes the model's next
@@ -73,12 +74,14 @@ def load(
     if is_file(where) or where.endswith(".gguf"):
         if not isinstance(lora, Sequence) or lora:
             raise InputError("adapters are merged into checkpoints, not into GGUF files", path=where)
+        if like is not None:
+            raise InputError("like is for checkpoints; a GGUF file names its architecture", path=where)
         file = gguf.open(where)
         tensors = {name: weight for name, weight in file.tensors.items() if _is_weight(weight)}
         with of_file(where):
             spec = arch.spec(file.metadata, tensors)
             return Model(spec, tensors, file.metadata, path, compute, threads, context, max_sequences)
-    opened = open_checkpoint(where, lora, lora_scale, progress=progress)
+    opened = open_checkpoint(where, lora, lora_scale, like=like, progress=progress)
     return load_opened(opened, compute, threads, context, max_sequences)
 
 
