@@ -94,10 +94,24 @@ COMMANDS: dict[str, tuple[Callable[..., object], dict[str, str]]] = {
     "imatrix": (lowbit.imatrix.collect, {}),
     "bench": (bench, {"repeat": "runs"}),
     "ladder": (ladder, {"windows": "max_windows"}),
-    "run": (lowbit.Model.tokens, {}),
+    "run": (lowbit.Model.stream, {}),
+    "chat": (lowbit.Model.stream_chat, {}),
 }
 #: Defaults that mean the same. The rungs of the command are those of the function.
-SAME = ((None, ()), (None, 1.0), ("0", 0), (None, RUNGS))
+SAME = ((None, ()), (-1, None), (None, 1.0), ("0", 0), (None, RUNGS))
+
+
+def test_all_methods_that_make_text_have_the_same_options() -> None:
+    model = lowbit.Model
+    tokens, *others = (
+        inspect.signature(method).parameters
+        for method in (model.tokens, model.stream, model.generate, model.stream_chat, model.chat)
+    )
+    for other in others:
+        assert {*other} - {"messages", "stop"} == {*tokens} - ({"prompt"} - {*other})
+    defaults = [[parameter.default for parameter in other.values()] for other in others]
+    assert defaults[0] == defaults[1]
+    assert defaults[2] == defaults[3]
 
 
 @pytest.mark.parametrize("name", COMMANDS)
