@@ -138,3 +138,12 @@ def test_tokenizers_of_files_are_pickled(name):
     for again in (pickle.loads(pickle.dumps(tokenizer)), copy.deepcopy(tokenizer)):
         assert again.encode(text) == tokenizer.encode(text) == tokenizer.backend.encode(text).ids
         assert again.decode(tokenizer.encode(text)) == tokenizer.decode(tokenizer.encode(text))
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_changes_of_the_backend_are_seen(name):
+    tokenizer = from_metadata(metadata(name))
+    tokenizer.backend.add_tokens(["Hello"])
+    ids = tokenizer.backend.encode("Hello Hello").ids
+    assert tokenizer.encode("Hello Hello") == ids
+    assert pickle.loads(pickle.dumps(tokenizer)).encode("Hello Hello") == ids

@@ -128,7 +128,10 @@ class Tokenizer:
 
     @property
     def backend(self) -> tokenizers.Tokenizer:
-        """The same as a `tokenizers.Tokenizer`. For a GGUF file it is built at first use."""
+        """The same as a `tokenizers.Tokenizer`. For a GGUF file it is built at first use. From then on it encodes, so
+        changes of it are seen."""
+        if not isinstance(self._backend, LibraryBackend):
+            self._backend = LibraryBackend(self._backend.whole)
         return self._backend.whole
 
     @property
