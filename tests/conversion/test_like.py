@@ -3,9 +3,10 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from command import run
-from tiny_checkpoint import make_checkpoint
+from tiny_checkpoint import make_checkpoint, write_safetensors
 
 import lowbit
 
@@ -57,6 +58,25 @@ def test_a_known_class_that_does_not_fit(source: Path, tmp_path: Path) -> None:
         lowbit.load(tmp_path / "a.gguf", like=KNOWN)
 
 
+def test_a_checkpoint_without_a_class(source: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = json.loads((source / "config.json").read_text())
+    del config["architectures"]
+    (source / "config.json").write_text(json.dumps(config))
+    assert lowbit.load(source, like=KNOWN).spec.architecture == "qwen3"
+    assert "a checkpoint without a class is read as Qwen3ForCausalLM: config.json also has own_scale" in caplog.text
+
+
+def test_like_is_proposed_only_where_the_tensors_fit(source: Path) -> None:
+    write_safetensors(source / "more.safetensors", {"model.layers.0.router.weight": np.zeros((4, 64), np.float32)})
+    index = {tensor.name: "part.safetensors" for tensor in lowbit.inspect(source).tensors}
+    index["model.layers.0.router.weight"] = "more.safetensors"
+    (source / "model.safetensors").rename(source / "part.safetensors")
+    (source / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    with pytest.raises(lowbit.UnsupportedError, match="nearest: qwen3") as caught:
+        lowbit.load(source)
+    assert "like=" not in str(caught.value)
+
+
 def test_the_commands(source: Path, tmp_path: Path) -> None:
     path = tmp_path / "a.gguf"
     done = run("convert", source, path, "-f", "Q8_0", "--like", KNOWN)
@@ -65,3 +85,27 @@ def test_the_commands(source: Path, tmp_path: Path) -> None:
     assert run("verify", path, source, "--like", KNOWN).returncode == 0
     assert run("run", source, "the", "-n", "2", "--like", KNOWN).returncode == 0
     assert run("run", source, "the", "-n", "2").returncode == 1
+
+
+def test_every_command_that_opens_checkpoints(source: Path, tmp_path: Path) -> None:
+    text, out = tmp_path / "text", tmp_path / "x.gguf"
+    text.write_text("".join(chr(65 + i % 26) for i in range(200)))
+    lowbit.convert(source, out, "F32", like=KNOWN)
+    commands = [
+        ["perplexity", source, text, "--context", 8],
+        ["perplexity", out, text, "--context", 8, "--reference", source],
+        ["imatrix", source, text, "--context", 8, "-o", tmp_path / "i.gguf"],
+        ["bench", source, "-p", 2, "-n", 1, "-r", 1],
+        ["ladder", source, text, "--context", 8, "--windows", 1, "--rungs", "Q8_0"],
+        ["convert", source, tmp_path / "y.gguf", "--dry-run"],
+        ["verify", out, source],
+        ["run", source, "a", "-n", 1],
+    ]  # fmt: skip
+    for command in commands[:5]:
+        result = run(*command, "--like", KNOWN)
+        assert result.returncode == 0, (command, result.stderr)
+    for command in [*commands, ["chat", source]]:
+        result = run(*command, "--like", "Qwen3")
+        assert (result.returncode, result.stdout) == (2, ""), command
+        assert "unknown class 'Qwen3', expected one of" in " ".join(result.stderr.split())
+    assert run("perplexity", out, text, "--context", 8, "--like", KNOWN).returncode == 1

@@ -13,10 +13,12 @@ from pathlib import Path
 
 from lowbit.arch import families
 from lowbit.arch.base import Architecture
+from lowbit.base import arguments
 from lowbit.base.errors import FormatError, InputError
 from lowbit.base.files import read_bytes
 from lowbit.base.paths import AnyPath, checked
 from lowbit.base.quoting import quoted
+from lowbit.base.suggest import did_you_mean
 
 #: The largest size of a Python file.
 MAX_SOURCE_BYTES = 16 << 20
@@ -39,6 +41,15 @@ def architectures() -> dict[str, Architecture]:
 def hf_classes() -> dict[str, Architecture]:
     """Every architecture by its classes in config.json."""
     return {hf_name: arch for arch in _registered().values() for hf_name in arch.hf_names}
+
+
+def of_class(name: str) -> Architecture:
+    """The architecture of a class that config.json may name. Raises InputError for an unknown one."""
+    known = hf_classes()
+    if arguments.text("like", name) not in known:
+        expected, near = f"one of {', '.join(known)}", did_you_mean(name, reversed(known))
+        raise InputError(f"like: unknown class {quoted(name)}", expected=expected, rest=near)
+    return known[name]
 
 
 def register(architecture: Architecture | AnyPath, *, replace: bool = False) -> Architecture:

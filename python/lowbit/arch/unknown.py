@@ -53,15 +53,20 @@ def unknown_class(name: str, config: Config, tensors: Iterable[str]) -> Unsuppor
     candidates = []
     for arch in architectures().values():
         table = {hf: entry.required for hf, (entry, _) in arch.table(_layers(names)).items()}
-        alike = max(_alike(name, hf_name) for hf_name in arch.hf_names)
-        candidates.append(_compared(arch, table, {arch.hf_name(n) for n in names}, _unread(arch, config), alike))
-    return _error(name, candidates, in_checkpoint=True, path=config.path, key="architectures")
+        alike, nearest = max((_alike(name, hf_name), hf_name) for hf_name in arch.hf_names)
+        found = _compared(arch, table, {arch.hf_name(n) for n in names}, _unread(arch, config), alike)
+        candidates.append(found._replace(like=nearest if found.fits else ""))
+    return _error(name, candidates, path=config.path, key="architectures")
 
 
-def read_as(name: str, like: str, config: Config) -> str:
-    """A note on a checkpoint of class `name` that is read as one of class `like`: keys of config.json not read."""
+def read_as(like: str, config: Config) -> list[str]:
+    """A note on a checkpoint of another class that is read as one of class `like`: keys of config.json not read."""
+    classes = config.values.get("architectures")
+    if classes == [like]:
+        return []
+    name = shown(classes[0], MAX_NAME) if isinstance(classes, list) and classes else "a checkpoint without a class"
     unread = "; ".join(_unread(hf_classes()[like], config))
-    return f"{name} is read as {like}" + (f": {unread}" if unread else "")
+    return [f"{name} is read as {like}" + (f": {unread}" if unread else "")]
 
 
 def unknown_name(name: str, tensors: Iterable[str]) -> UnsupportedError:
@@ -79,8 +84,9 @@ class _Candidate(NamedTuple):
 
     agreement: tuple[int, int, float]  #: tensors that match less those missing, less config.json's differences, name
     name: str
-    hf_name: str
     differences: list[str]
+    fits: bool  #: no tensor is missing or too much
+    like: str = ""  #: of its classes the one with the most similar name, for a checkpoint that fits
 
 
 def _compared(
@@ -93,14 +99,14 @@ def _compared(
     differences = [f"{matching} of {len(names)} tensors match"]
     differences += [f"extra: {_listed(extra)}"] if extra else []
     differences += [f"missing: {_listed(missing)}"] if missing else []
-    return _Candidate((matching - len(missing), -len(others), alike), arch.name, arch.hf_names[0], differences + others)
+    return _Candidate(
+        (matching - len(missing), -len(others), alike), arch.name, differences + others, not extra + missing
+    )
 
 
-def _error(
-    name: str, candidates: list[_Candidate], where: str = "", *, in_checkpoint: bool = False, **fields: Any
-) -> UnsupportedError:
+def _error(name: str, candidates: list[_Candidate], where: str = "", **fields: Any) -> UnsupportedError:
     best = max(candidates)
-    more = f"; like={best.hf_name} (--like) reads the checkpoint as one of that class" if in_checkpoint else ""
+    more = f"; like={best.like} (--like) reads the checkpoint as one of that class" if best.like else ""
     known, differences = ", ".join(architectures())[:200], "; ".join(best.differences)
     return UnsupportedError(
         f"{where}architecture {quoted(name, MAX_NAME)} is unknown; nearest: {best.name} ({differences}); "

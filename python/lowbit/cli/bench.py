@@ -8,7 +8,7 @@ import typer
 
 from lowbit.cli.app import app, examples
 from lowbit.cli.console import print_json
-from lowbit.cli.options import Compute, Json, ModelPath, Threads
+from lowbit.cli.options import Compute, Json, Like, ModelPath, Threads
 from lowbit.cli.tables import print_table
 
 
@@ -18,6 +18,7 @@ def bench(
     prompt_tokens: Annotated[int, typer.Option("-p", "--prompt-tokens", min=1, help="Tokens of the prompt.")] = 512,
     new_tokens: Annotated[int, typer.Option("-n", "--new-tokens", min=1, help="Tokens made after it.")] = 128,
     repeat: Annotated[int, typer.Option("-r", "--repeat", min=1, help="Runs; the median counts.")] = 3,
+    like: Like = None,
     threads: Threads = None,
     compute: Compute = "auto",
     json: Json = False,
@@ -28,7 +29,9 @@ def bench(
     """
     from lowbit.evaluate.bench import bench as measure
 
-    result = measure(model, prompt_tokens, new_tokens, repeat, threads=threads, compute=compute, progress=True)
+    result = measure(
+        model, prompt_tokens, new_tokens, repeat, threads=threads, compute=compute, like=like, progress=True
+    )
     if json:
         print_json(result)
         return

@@ -13,7 +13,7 @@ from lowbit.base.files import read_model_text
 from lowbit.base.quoting import one_line
 from lowbit.cli.app import app, examples
 from lowbit.cli.console import note, print_json
-from lowbit.cli.options import Compute, Json, Threads, existing_file
+from lowbit.cli.options import Compute, Json, Like, Threads, existing_file
 from lowbit.cli.tables import print_table
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def imatrix_command(
     parse_special: Annotated[
         bool, typer.Option("--parse-special", help="Special tokens written out in TEXT count as such.")
     ] = False,
+    like: Like = None,
     threads: Threads = None,
     compute: Compute = "auto",
     json: Json = False,
@@ -78,7 +79,7 @@ def imatrix_command(
     parts = [imatrix.read(path) for option in in_file or [] for path in _paths(option)]
     if model and text:
         content = read_model_text(text)
-        loaded = lowbit.load(model, compute=compute, threads=threads, progress=True)
+        loaded = lowbit.load(model, like=like, compute=compute, threads=threads, progress=True)
         parts.append(
             imatrix.collect(
                 loaded,

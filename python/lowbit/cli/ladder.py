@@ -10,7 +10,7 @@ import typer
 from lowbit.base.files import read_model_text
 from lowbit.cli.app import app, examples
 from lowbit.cli.console import print_json, size
-from lowbit.cli.options import Compute, Json, ModelPath, Threads, any_path, existing_file, parsed
+from lowbit.cli.options import Compute, Json, Like, ModelPath, Threads, any_path, existing_file, parsed
 from lowbit.cli.tables import print_table
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ def ladder_command(
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE", parser=any_path, help="Draw it: .png, .svg or .pdf.")
     ] = None,
+    like: Like = None,
     threads: Threads = None,
     compute: Compute = "auto",
     json: Json = False,
@@ -74,6 +75,7 @@ def ladder_command(
         max_windows=windows,
         threads=threads,
         compute=compute,
+        like=like,
         progress=True,
     )
     if plot:

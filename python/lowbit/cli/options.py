@@ -105,10 +105,21 @@ LoraScale = Annotated[
 ]
 
 
+def _known_class(value: str | None) -> str | None:
+    from lowbit.arch.registry import of_class
+
+    if value is not None:
+        parsed("--like", of_class, [value])
+    return value
+
+
 Like = Annotated[
     str | None,
     typer.Option(
-        "--like", metavar="CLASS", help="Read a checkpoint as one of this class, for example LlamaForCausalLM."
+        "--like",
+        metavar="CLASS",
+        callback=_known_class,
+        help="Read a checkpoint as one of this class, for example LlamaForCausalLM.",
     ),
 ]
 

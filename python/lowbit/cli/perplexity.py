@@ -9,7 +9,7 @@ import typer
 from lowbit.base.files import read_model_text
 from lowbit.cli.app import app, examples
 from lowbit.cli.console import print_json
-from lowbit.cli.options import Compute, ExistingFile, Json, ModelPath, Threads
+from lowbit.cli.options import Compute, ExistingFile, Json, Like, ModelPath, Threads
 from lowbit.cli.tables import print_table
 
 
@@ -28,6 +28,7 @@ def perplexity(
         str | None,
         typer.Option("--reference", metavar="MODEL", help="Also say how far MODEL's predictions are: KL divergence."),
     ] = None,
+    like: Like = None,
     threads: Threads = None,
     compute: Compute = "auto",
     json: Json = False,
@@ -38,11 +39,18 @@ def perplexity(
     read as they are, line ends of Windows, too, but for one line feed at the end.
     """
     import lowbit
+    from lowbit.base.paths import checked, is_file
     from lowbit.evaluate import measures
 
     content = read_model_text(text)
     paths = {"model": model} if reference is None else {"reference": reference, "model": model}
-    models = {name: lowbit.load(path, compute=compute, threads=threads, progress=True) for name, path in paths.items()}
+    checkpoints = [path for path in paths.values() if not is_file(checked(path))] or paths.values()
+    models = {
+        name: lowbit.load(
+            path, compute=compute, threads=threads, like=like if path in checkpoints else None, progress=True
+        )
+        for name, path in paths.items()
+    }
     figures = measures.compare(models, content, context, max_windows=windows, threads=threads, progress=True)
     result, divergence = figures["model"].perplexity, figures["model"].divergence
     if json:

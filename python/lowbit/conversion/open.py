@@ -16,17 +16,14 @@ from lowbit.arch import metadata as gguf_metadata
 from lowbit.arch.base import Architecture
 from lowbit.arch.model_spec import ModelSpec
 from lowbit.arch.pooling import MODULES, pooling_config, pooling_type
-from lowbit.arch.registry import hf_classes
+from lowbit.arch.registry import hf_classes, of_class
 from lowbit.arch.unknown import read_as, unknown_class
-from lowbit.base import arguments
 from lowbit.base.dtypes import FLOAT_NAMES
-from lowbit.base.errors import Error, InputError
+from lowbit.base.errors import Error
 from lowbit.base.heap import trim_heap
 from lowbit.base.operation import reading
 from lowbit.base.paths import AnyPath
 from lowbit.base.progress import ProgressLike
-from lowbit.base.quoting import quoted
-from lowbit.base.suggest import did_you_mean
 from lowbit.hf import lora
 from lowbit.hf.checkpoint import Checkpoint
 from lowbit.hf.config import Config
@@ -111,11 +108,13 @@ def open_checkpoint(
     folder, hub_id = resolve(source, progress=progress)
     checkpoint = Checkpoint(folder)
     config = Config(checkpoint.config, str(folder / "config.json"))
-    renamed = None
+    read = []
     if like is not None:
-        renamed, config = config, _as_class(config, like)
-    arch = hf_classes().get(config.hf_class)
-    if arch is None:
+        arch, read = of_class(like), read_as(like, config)
+        config = Config({**config.values, "architectures": [like]}, str(config.path))
+    elif config.hf_class in hf_classes():
+        arch = hf_classes()[config.hf_class]
+    else:
         raise unknown_class(config.hf_class, config, checkpoint.tensors)
     if described := getattr(sys.modules.get(type(arch).__module__), "__file__", None):
         reading(described)
@@ -124,8 +123,7 @@ def open_checkpoint(
     notes = checkpoint.notes + arch.check(config) + fp8.dequantize(checkpoint, arch.quant_methods)
     merged = lora.merge(checkpoint, adapters, adapter_scales, hub_id, arch.is_tied(config), progress)
     notes += merged.notes
-    if renamed is not None and renamed.hf_class != config.hf_class:
-        notes.append(read_as(renamed.hf_class, config.hf_class, renamed))
+    notes += read
     if checkpoint.config.get("auto_map"):
         notes.append("auto_map in config.json is ignored: code that comes with a checkpoint is never run")
     if skipped := [name for name in checkpoint.tensors if name.startswith(arch.left_out)]:
@@ -153,15 +151,6 @@ def open_checkpoint(
     }
     origin = Origin(folder, hub_id, sorted(weights), merged.folders)
     return OpenedCheckpoint(metadata, tensors, notes, arch.exact_formats, origin, recorded)
-
-
-def _as_class(config: Config, like: str) -> Config:
-    """config.json with another class. Raises InputError for an unknown one."""
-    known = hf_classes()
-    if arguments.text("like", like) not in known:
-        near = did_you_mean(like, known) or f", expected one of {', '.join(known)}"
-        raise InputError(f"like: unknown class {quoted(like)}{near}")
-    return Config({**config.values, "architectures": [like]}, str(config.path))
 
 
 def _tokenizer_record(folder: Path) -> TokenizerRecord | Error:

@@ -83,6 +83,8 @@ def load(
             spec = arch.spec(file.metadata, tensors)
             return Model(spec, tensors, file.metadata, path, compute, threads, context, max_sequences)
     opened = open_checkpoint(where, lora, lora_scale, like=like, progress=progress)
+    if like is not None:
+        log_notes(opened.notes)
     return load_opened(opened, compute, threads, context, max_sequences)
 
 

@@ -46,17 +46,18 @@ def bench(
     *,
     threads: int | None = None,
     compute: str = "auto",
+    like: str | None = None,
     progress: ProgressLike = None,
 ) -> BenchReport:
     """Times `runs` runs after one that is not counted. The prompt is random tokens from a fixed seed.
 
-    Decoding starts behind the prompt and feeds the likeliest token back. `progress` counts
+    Decoding starts behind the prompt and feeds the likeliest token back. compute, like: as in `load`. progress counts
     runs. Raises InputError if the tokens exceed the model's context or a run gives logits that are not finite.
     """
     if min(prompt_tokens, new_tokens, runs) < 1:
         raise InputError(expected="at least one token and run", found=f"{prompt_tokens}, {new_tokens} and {runs}")
     start = time.perf_counter()
-    model = models.load(path, compute=compute, threads=threads, progress=progress)
+    model = models.load(path, compute=compute, threads=threads, like=like, progress=progress)
     load_seconds = time.perf_counter() - start
     if prompt_tokens + new_tokens > model.context:
         raise InputError(

@@ -77,6 +77,7 @@ def ladder(
     max_windows: int | None = None,
     threads: int | None = None,
     compute: str = "auto",
+    like: str | None = None,
     progress: ProgressLike = None,
 ) -> Ladder:
     """Quantizes a checkpoint folder, hub id or GGUF file of floats to every mix of `rungs`, and measures each.
@@ -84,7 +85,7 @@ def ladder(
     text: by default the text held out from the embedded model. Every rung is encoded with importances: those of
     `imatrix`, or else collected from the text itself. Of its windows of `context` tokens the first half is measured,
     and the second half gives the importances; otherwise all are measured. max_windows: at most so many of either.
-    compute: arithmetic of the products, as in `load`. `progress` counts windows.
+    compute, like: as in `load`. progress counts windows.
 
     Files are made one at a time in a temporary folder and removed. Raises InputError for an unknown mix, no rungs, a
     text too short, and what `convert`, `quantize_file`, `load` and `measures.compare` raise.
@@ -98,8 +99,9 @@ def ladder(
         text = (files("lowbit") / "data" / "bard-valid.txt").read_text(encoding="utf-8")
     model = checked(path)
     file = Path(model) if is_file(model) else resolve(model, progress=progress)[0]
-    original = load(file, compute=compute, threads=threads)
+    original = load(file, compute=compute, threads=threads, like=like)
     measured, calibrating = _shares(original, text, context, max_windows, given=imatrix is not None)
+    original.make_room(context)  # its warning once, and not for each rung
     with steps("ladder", "windows", progress) as advance, without_notes():
         windows = _Windows(calibrating + (len(names) + 1) * measured, advance)
         if imatrix is None:
@@ -108,9 +110,11 @@ def ladder(
         else:
             origin = "given" if isinstance(imatrix, (Mapping, Imatrix, Sums)) else checked(imatrix)
         importances = load_imatrix(imatrix)
-        meter = _Meter(original, text, context, measured, threads, compute, windows)
+        meter = _Meter(original, text, context, measured, threads, compute, like, windows)
         make: Callable[..., Report] = quantize_file if is_file(file) else convert
-        added: dict[str, Any] = {} if is_file(file) else {"verify": False, "provenance": False}  # to the metadata
+        added: dict[str, Any] = (
+            {} if is_file(file) else {"verify": False, "provenance": False, "like": like}
+        )  # to the metadata
 
         report = inspect(file)
         top = meter.rung(next(iter(report.formats)), file, report.file_bytes, report.total.bits_per_weight, None)
@@ -169,6 +173,7 @@ class _Meter:
         windows: int,
         threads: int | None,
         compute: str,
+        like: str | None,
         counted: _Windows,
     ) -> None:
         self.original = original
@@ -176,6 +181,7 @@ class _Meter:
         self.context = context
         self.windows = windows
         self.options: dict[str, Any] = {"threads": threads, "compute": compute}
+        self.like = like
         self.counted = counted
         self.tokens = 0
 
@@ -195,7 +201,8 @@ class _Meter:
         found = list(figures.values())[-1]
         self.tokens = found.perplexity.tokens
         context = self.original.spec.context_length
-        speed = bench(path, min(PROMPT_TOKENS, context // 2), min(NEW_TOKENS, context // 4), **self.options)
+        like = self.like if fallbacks is None else None
+        speed = bench(path, min(PROMPT_TOKENS, context // 2), min(NEW_TOKENS, context // 4), like=like, **self.options)
         return Rung(
             format=format,
             file_bytes=file_bytes,
