@@ -45,6 +45,33 @@ def test_ctrl_c_during_an_import(module: str, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_ctrl_c_in_the_last_import() -> None:
+    """What waits for its end is not forgotten, and the timer does not outlive Python's handlers of signals."""
+    code = PROGRAM.replace("from lowbit.cli import main\n", """
+from lowbit.cli import execution, main
+execution.execute = lambda arguments: __import__("colorsys") and 0
+""")  # fmt: skip
+    assert ended("-c", code, "colorsys") == (130, "", "")
+
+
+def test_ctrl_c_in_a_destructor() -> None:
+    """Python prints what a destructor raises, and goes on."""
+    code = PROGRAM.replace("from lowbit.cli import main\n", """
+import time
+from lowbit.cli import execution, main
+class Destroyed:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+def execute(arguments):
+    Destroyed()
+    for _ in range(1000):
+        time.sleep(0.01)
+    return 0
+execution.execute = execute
+""")  # fmt: skip
+    assert ended("-c", code, "none") == (130, "", "")
+
+
 def test_ctrl_c_right_after_the_start(tmp_path: Path) -> None:
     """A line of a .pth file or of sitecustomize is the first of ours that Python runs."""
     (tmp_path / "sitecustomize.py").write_text(

@@ -119,3 +119,19 @@ def test_a_wide_table_of_short_names_stays_a_table(
 
 def test_a_table_without_rows(capsys: pytest.CaptureFixture[str]) -> None:
     assert printed(capsys, ["a", ">b"], [])[1].split() == ["a", "b"]
+
+
+def test_names_of_columns_are_folded_before_cells(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    columns = ["format", ">file", ">bits a weight", ">perplexity", ">KL divergence", ">same top token", ">tokens/s"]
+    row = ["Q4_K_M", "2.41 MB", "5.07", "51.12 ± 16", "0.00471 ± 0.0006", "96.8%", "494"]
+    monkeypatch.setenv("COLUMNS", "80")
+    assert any("2.41 MB" in line and "0.00471 ± 0.0006" in line for line in printed(capsys, columns, [row]))
+
+
+def test_a_number_among_text_stays_whole(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [["qwen3.attention.layer_norm_rms_epsilon", "9.999999974752427e-07"], ["long", "text " * 40]]
+    for columns in (30, 60, 66, 80):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        assert any("9.999999974752427e-07" in line for line in printed(capsys, ["key", "value"], rows))

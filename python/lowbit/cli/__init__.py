@@ -9,12 +9,15 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Sequence
-from types import FrameType
-from typing import NoReturn
+
+TYPE_CHECKING = False  # loading `typing` takes a while, in which Ctrl-C prints a traceback
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import FrameType
+    from typing import NoReturn
 
 _INTERRUPTED = 128 + signal.SIGINT
-#: How long Ctrl-C waits for the end of an import: so many times, so many seconds each.
+#: How long Ctrl-C waits where it could get lost: so many times, so many seconds each.
 _MOST_WAITS, _WAIT_SECONDS = 200, 0.02
 _waits = 0
 
@@ -24,11 +27,16 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     is_heard = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # a shell's `&` has Ctrl-C ignored
     if is_heard:
         signal.signal(signal.SIGINT, _leave)
+        sys.unraisablehook = _ignored
     try:
         status = _status(arguments)
         if is_heard:
             signal.signal(signal.SIGINT, _leave)
+        if _still_waits():
+            raise KeyboardInterrupt
     except KeyboardInterrupt:
+        if is_heard:
+            signal.signal(signal.SIGINT, _leave)
         print(file=sys.stderr)  # whatever comes next begins a line
         status = _INTERRUPTED
     sys.exit(status)
@@ -51,13 +59,31 @@ def _leave(number: int, frame: FrameType | None) -> NoReturn:
 def _interrupt(number: int, frame: FrameType | None) -> None:
     """Ctrl-C while the command runs. An import is waited for: exceptions that come inside one can get lost."""
     global _waits
-    if _is_importing(frame) and _waits < _MOST_WAITS and sys.platform != "win32":
-        _waits += 1
-        signal.signal(signal.SIGALRM, _interrupt)
-        signal.setitimer(signal.ITIMER_REAL, _WAIT_SECONDS)
-        return
-    _waits = 0
-    raise KeyboardInterrupt
+    if not (_is_importing(frame) and _waits < _MOST_WAITS and _comes_again()):
+        _waits = 0
+        raise KeyboardInterrupt
+
+
+def _ignored(event: sys.UnraisableHookArgs) -> None:
+    """Ctrl-C in a destructor or the like, where Python prints exceptions and goes on, comes again."""
+    if event.exc_type is not KeyboardInterrupt or not _comes_again():
+        sys.__unraisablehook__(event)
+
+
+def _comes_again() -> bool:
+    """Whether Ctrl-C comes again in a moment: not on Windows."""
+    global _waits
+    if sys.platform == "win32":
+        return False
+    _waits += 1
+    signal.signal(signal.SIGALRM, _interrupt)
+    signal.setitimer(signal.ITIMER_REAL, _WAIT_SECONDS)
+    return True
+
+
+def _still_waits() -> bool:
+    """Whether Ctrl-C has yet to come again as the command ends. The timer must not outlive Python's signal handlers."""
+    return sys.platform != "win32" and _waits > 0 and signal.setitimer(signal.ITIMER_REAL, 0)[0] > 0
 
 
 def _is_importing(frame: FrameType | None) -> bool:

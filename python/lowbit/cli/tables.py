@@ -6,7 +6,7 @@ record: a line for each column.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from lowbit.base.quoting import one_line
@@ -44,29 +44,41 @@ def _widths(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -
     """The width of each column, None if names and numbers cannot stay whole."""
     from rich.cells import cell_len
 
-    def longest(texts: Sequence[str]) -> int:
+    def longest(texts: Iterable[str]) -> int:
         return max(map(cell_len, texts), default=0)
 
     room = width - _BETWEEN * (len(columns) - 1) - _AROUND
-    widths, least = [], []
-    for i, name in enumerate(columns):
-        cells = [row[i] for row in rows]
-        word = longest([word for cell in cells for word in cell.split()])
-        words = longest(name.removeprefix(">").split())
-        widths.append(max(longest(cells), cell_len(name.removeprefix(">"))))
-        if name.startswith(">"):
-            least.append(max(words, word))
-        elif i == 0:
-            least.append(max(words, longest(cells)))
-        else:
-            share = width // _LEAST_SHARE
-            least.append(min(widths[i], max(words, share if widths[i] > 2 * share else min(word, share))))
-    if sum(least) > room:
+    share = width // _LEAST_SHARE
+    # What may be folded, in this order: the columns' names, text, and numbers with blanks between their parts.
+    steps: list[list[int]] = [[], [], [], []]
+    for i, column in enumerate(columns):
+        name, cells = column.removeprefix(">"), [row[i] for row in rows]
+        parts = [part for cell in cells for part in cell.split()]
+        whole = max(longest(cells), longest(name.split()))
+        text = number = whole
+        if column.startswith(">"):
+            number = max(longest(parts), longest(name.split()))
+        elif i > 0:
+            word = share if whole > 2 * share else min(longest(parts), share)
+            text = number = min(whole, max(longest(name.split()), word, longest(filter(_is_number, parts))))
+        for step, least in zip(steps, (max(whole, cell_len(name)), whole, text, number), strict=True):
+            step.append(least)
+    widths = list(steps[0])
+    if sum(steps[-1]) > room:
         return None
-    while (excess := sum(widths) - room) > 0:  # text is folded before numbers, long text first
-        i = max(range(len(widths)), key=lambda i: (widths[i] > least[i], not columns[i].startswith(">"), widths[i]))
-        widths[i] = max(least[i], widths[i] - excess, min(widths[i] - 1, sum(widths) // len(widths)))
+    for floor in steps[1:]:
+        while (excess := sum(widths) - room) > 0 and widths != floor:  # the widest column first
+            i = max(range(len(widths)), key=lambda i: (widths[i] > floor[i], widths[i]))
+            widths[i] = max(floor[i], widths[i] - excess, min(widths[i] - 1, sum(widths) // len(widths)))
     return widths
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _print_columns(columns: Sequence[str], rows: Sequence[Sequence[str]], widths: Sequence[int]) -> None:
