@@ -80,8 +80,9 @@ def test_version() -> None:
 def test_wrong_usage(arguments: list[str]) -> None:
     result = run(*arguments)
     assert (result.returncode, result.stdout) == (2, "")
-    assert "lowbit" in result.stderr
-    assert "Traceback" not in result.stderr
+    assert result.stderr.startswith("lowbit")
+    assert result.stderr.endswith(" --help)\n")
+    assert result.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import typer
 
@@ -44,8 +44,7 @@ def execute(arguments: Sequence[str]) -> int:
         return 1
     except Exception as error:
         if isinstance(error, _UsageError):
-            error.message = one_line(error.message)  # type: ignore[attr-defined]
-            error.show()  # type: ignore[attr-defined]
+            _show_usage_error(error)
             return 2
         if settings.debug:
             raise
@@ -55,6 +54,16 @@ def execute(arguments: Sequence[str]) -> int:
         signal.signal(signal.SIGTERM, previous)
         logging.getLogger("lowbit").removeHandler(notes)
     return status
+
+
+def _show_usage_error(error: Any) -> None:
+    """One line that says what is wrong; the help of a command that was given nothing."""
+    text = error.format_message()
+    if getattr(error, "ctx", None) is None or text == error.ctx.get_help():
+        error.show()
+        return
+    command = error.ctx.command_path
+    print(one_line(f"{command}: {text} ({command} --help)"), file=sys.stderr)
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:
