@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
 from types import TracebackType
 from typing import Any
@@ -85,6 +86,17 @@ def sync_folder(path: str) -> None:
             os.close(folder)
 
 
+def abandoned(folder: str, temporary: re.Pattern[str]) -> Iterator[str]:
+    """Paths in a folder whose names match, and which no living writer has locked. Links are left out."""
+    for name in os.listdir(folder or "."):
+        path = os.path.join(folder, name)
+        if temporary.fullmatch(name) and (held := locked(path)) is not None:
+            try:
+                yield path
+            finally:
+                os.close(held)
+
+
 def remove_stale(path: str) -> None:
     """Removes temporary files of killed writers: of this file, and of split models of its name with any number of
     files. The files of live writers are locked."""
@@ -92,8 +104,6 @@ def remove_stale(path: str) -> None:
     stem = re.escape(re.sub(r"(-\d{5}-of-\d{5})?\.gguf$", "", name))
     temporary = re.compile(rf"\.{stem}(-\d{{5}}-of-\d{{5}})?(\.gguf)?\.[\d-]+\.tmp", re.ASCII)
     with suppress(OSError):
-        for found in os.listdir(folder or "."):
-            if temporary.fullmatch(found) and (held := locked(os.path.join(folder, found))) is not None:
-                with suppress(OSError):
-                    os.unlink(os.path.join(folder, found))
-                os.close(held)
+        for found in abandoned(folder, temporary):
+            with suppress(OSError):
+                os.unlink(found)

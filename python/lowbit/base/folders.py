@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lowbit.base.atomic import locked
+from lowbit.base.atomic import abandoned, locked
 from lowbit.base.errors import FileError
 from lowbit.base.paths import is_dir, status
 
@@ -46,11 +46,8 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 def _remove_stale(path: Path) -> None:
     """Removes the temporary folders of killed writers. The folders of live writers are locked."""
-    for folder in path.parent.iterdir():
-        is_temporary = re.fullmatch(rf"\.{re.escape(path.name)}\.\w{{8}}\.part", folder.name) is not None
-        if is_temporary and not folder.is_symlink() and (lock := locked(folder)) is not None:
-            shutil.rmtree(folder, ignore_errors=True)
-            os.close(lock)
+    for folder in abandoned(str(path.parent), re.compile(rf"\.{re.escape(path.name)}\.\w{{8}}\.part")):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _umask() -> int:

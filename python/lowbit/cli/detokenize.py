@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json as json_format
 import re
-import sys
 from typing import Annotated, Any
 
 import typer
 
 from lowbit.base.errors import InputError
-from lowbit.base.files import decoded
 from lowbit.base.quoting import quoted
 from lowbit.cli.app import app, examples
 from lowbit.cli.console import print_json
-from lowbit.cli.options import Json, ModelPath
+from lowbit.cli.options import Json, ModelPath, parsed, stdin_text
 
 
 @app.command(
@@ -37,10 +35,7 @@ def detokenize(
     """
     import lowbit
 
-    try:
-        found = _parsed(" ".join(ids)) if ids != ["-"] else _parsed(decoded(sys.stdin.buffer.read(), "stdin"))
-    except InputError as error:
-        raise typer.BadParameter(str(error), param_hint="IDS") from None
+    (found,) = parsed("IDS", _parsed, [stdin_text() if ids == ["-"] else " ".join(ids)])
     text = lowbit.load_tokenizer(model).decode(found, skip_special_tokens=skip_special)
     if json:
         print_json({"ids": found, "text": text})

@@ -13,7 +13,7 @@ from lowbit.base.files import read_text
 from lowbit.base.quoting import one_line, shown
 from lowbit.cli.app import app, examples
 from lowbit.cli.console import note, print_json, size, value_text
-from lowbit.cli.options import Json, existing_file, gguf_argument
+from lowbit.cli.options import Json, existing_file, gguf_argument, wrong_usage
 from lowbit.cli.tables import print_table
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def metadata(
 
 
 def _parsed(path: Path, key: str, text: str, type: str | None, token: bool) -> Any:
-    from lowbit import InputError, gguf
+    from lowbit import gguf
     from lowbit.gguf.editing import is_token_key
     from lowbit.gguf.values import parsed
 
@@ -124,10 +124,8 @@ def _parsed(path: Path, key: str, text: str, type: str | None, token: bool) -> A
 
     with gguf.open(path) as file:
         before = file.typed(key) if key in file.metadata else None
-    try:
+    with wrong_usage("VALUE"):
         return parsed(key, text, type, before)
-    except InputError as error:
-        raise typer.BadParameter(str(error), param_hint="VALUE") from None
 
 
 def _list(path: Path, json: bool) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from lowbit.base.files import decoded
 from lowbit.base.quoting import shown
 
 Threads = Annotated[
@@ -19,15 +22,23 @@ Threads = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")]
 
 
-def any_path(text: str) -> Path:
-    """A path, `~` expanded."""
+@contextmanager
+def wrong_usage(option: str | None = None) -> Iterator[None]:
+    """An InputError inside is wrong usage of `option`; None: of the one that is being parsed."""
     from lowbit.base.errors import InputError
-    from lowbit.base.paths import checked
 
     try:
-        return Path(checked(text))
+        yield
     except InputError as error:
-        raise typer.BadParameter(str(error)) from None
+        raise typer.BadParameter(str(error), param_hint=option) from None
+
+
+def any_path(text: str) -> Path:
+    """A path, `~` expanded."""
+    from lowbit.base.paths import checked
+
+    with wrong_usage():
+        return Path(checked(text))
 
 
 def existing(text: str) -> Path:
@@ -132,9 +143,10 @@ def scale_of(lora_scale: list[float] | None) -> float | list[float]:
 
 def parsed(option: str, parse: Callable[[str], Any], texts: Sequence[str]) -> list[Any]:
     """What an option was given, parsed; text that cannot be is wrong usage."""
-    from lowbit import InputError
-
-    try:
+    with wrong_usage(option):
         return [parse(text) for text in texts]
-    except InputError as error:
-        raise typer.BadParameter(str(error), param_hint=option) from None
+
+
+def stdin_text() -> str:
+    """All of stdin, unchanged. Raises FormatError if it is not UTF-8."""
+    return decoded(sys.stdin.buffer.read(), "stdin")

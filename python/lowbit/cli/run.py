@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from typing import Annotated
 
 import typer
 
-from lowbit.base.files import decoded
 from lowbit.cli.app import app, examples
 from lowbit.cli.console import note, print_json
-from lowbit.cli.options import Compute, Json, Like, ModelPath, Threads
+from lowbit.cli.options import Compute, Json, Like, ModelPath, Threads, stdin_text
 from lowbit.cli.sampling import Context, MinP, NewTokens, Penalty, Seed, Stop, Temperature, TopK, TopP, limit, showing
 
 
@@ -50,7 +48,7 @@ def run_command(
     import lowbit
 
     if prompt == "-":
-        prompt = decoded(sys.stdin.buffer.read(), "stdin")
+        prompt = stdin_text()
     loaded = lowbit.load(model, compute=compute, threads=threads, context=context, like=like, progress=True)
     ids = loaded.tokenizer.encode(prompt)
     start = time.perf_counter()

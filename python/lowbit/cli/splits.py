@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lowbit.cli.console import print_json, size
+from lowbit.cli.options import wrong_usage
 from lowbit.cli.tables import print_table
 
 if TYPE_CHECKING:
@@ -15,13 +16,10 @@ if TYPE_CHECKING:
 
 
 def _split_size(text: str) -> str:
-    from lowbit import InputError
     from lowbit.gguf.splits import SplitLimits
 
-    try:
+    with wrong_usage():
         SplitLimits.parsed(text, 0, no_tensor_first=False)
-    except InputError as error:
-        raise typer.BadParameter(str(error)) from None
     return text
 
 

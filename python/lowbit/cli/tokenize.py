@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +11,7 @@ from lowbit.base.files import MAX_TEXT_BYTES, decoded, read_bytes
 from lowbit.base.quoting import quoted, shown
 from lowbit.cli.app import app, examples
 from lowbit.cli.console import note, print_json
-from lowbit.cli.options import Json, ModelPath, existing_file
+from lowbit.cli.options import Json, ModelPath, existing_file, stdin_text
 from lowbit.cli.tables import print_table
 
 if TYPE_CHECKING:
@@ -58,7 +57,7 @@ def tokenize(
     if file is not None:
         text = decoded(read_bytes(file, MAX_TEXT_BYTES, pipes=True), str(file))
     elif text == "-":
-        text = decoded(sys.stdin.buffer.read(), "stdin")
+        text = stdin_text()
     tokenizer = lowbit.load_tokenizer(model)
     found = tokenizer.encode(text or "", add_special, parse_special)
     if ids:

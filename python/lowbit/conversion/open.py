@@ -108,14 +108,13 @@ def open_checkpoint(
     folder, hub_id = resolve(source, progress=progress)
     checkpoint = Checkpoint(folder)
     config = Config(checkpoint.config, str(folder / "config.json"))
+    arch = hf_classes().get(config.hf_class) if like is None else of_class(like)
+    if arch is None:
+        raise unknown_class(config.hf_class, config, checkpoint.tensors)
     read = []
     if like is not None:
-        arch, read = of_class(like), read_as(like, config)
-        config = Config({**config.values, "architectures": [like]}, str(config.path))
-    elif config.hf_class in hf_classes():
-        arch = hf_classes()[config.hf_class]
-    else:
-        raise unknown_class(config.hf_class, config, checkpoint.tensors)
+        read = read_as(like, config)
+        config = Config({**config.values, "architectures": [like]}, config.path)
     if described := getattr(sys.modules.get(type(arch).__module__), "__file__", None):
         reading(described)
     config = arch.text_config(config)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import os
 import secrets
@@ -114,7 +113,7 @@ if hasattr(os, "register_at_fork"):
 
 def _options(given: Mapping[str, Any]) -> dict[str, Any]:
     """The options of `Model.tokens` among the arguments of a method that passes them on."""
-    return {name: given[name] for name in inspect.signature(Model.tokens).parameters if name not in ("self", "prompt")}
+    return {name: given[name] for name in Model.tokens.__kwdefaults__ or ()}
 
 
 class _Sequences:

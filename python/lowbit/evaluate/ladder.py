@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -111,10 +112,9 @@ def ladder(
             origin = "given" if isinstance(imatrix, (Mapping, Imatrix, Sums)) else checked(imatrix)
         importances = load_imatrix(imatrix)
         meter = _Meter(original, text, context, measured, threads, compute, like, windows)
-        make: Callable[..., Report] = quantize_file if is_file(file) else convert
-        added: dict[str, Any] = (
-            {} if is_file(file) else {"verify": False, "provenance": False, "like": like}
-        )  # to the metadata
+        make: Callable[..., Report] = quantize_file
+        if not is_file(file):
+            make = partial(convert, verify=False, provenance=False, like=like)
 
         report = inspect(file)
         top = meter.rung(next(iter(report.formats)), file, report.file_bytes, report.total.bits_per_weight, None)
@@ -123,7 +123,7 @@ def ladder(
         with tempfile.TemporaryDirectory(prefix="lowbit-", ignore_cleanup_errors=True) as folder:
             for name in names:
                 made = Path(folder) / f"{name}.gguf"
-                written = make(file, made, name, imatrix=importances, **added, threads=threads)
+                written = make(file, made, name, imatrix=importances, threads=threads)
                 result.append(meter.rung(name, made, written.file_bytes, written.bits_per_weight, written.fallbacks))
                 with suppress(OSError):
                     made.unlink()

@@ -208,7 +208,8 @@ class _Header:
     def warnings(self, changes: Iterable[Change], check: Callable[[str, Any], Iterable[str]] | None) -> list[str]:
         """Warnings about new values."""
         changes = [change for change in changes if change.after is not None]
-        words = self._words({change.key: change.after for change in changes})
+        has_ids = any(is_token_key(change.key) for change in changes)
+        words = self._words({change.key: change.after for change in changes}) if has_ids else []
         found: list[str] = []
         for change in changes:
             if is_token_key(change.key) and words and int(change.after) >= len(words):
