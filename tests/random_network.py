@@ -127,7 +127,7 @@ def as_given(tensors) -> dict[str, tuple[str, list[int], np.ndarray]]:
 
 def make_model(spec, tensors, compute="f32", threads=2, max_length=None, max_sequences=8) -> _core.Model:
     length = spec.context_length if max_length is None else max_length
-    return _core.Model(spec.core(), as_given(tensors), compute, threads, length, max_sequences)
+    return _core.Model(spec, as_given(tensors), compute, threads, length, max_sequences)
 
 
 def forward(model, ids, start=0, sequence=0, wants=None, expected_length=0) -> np.ndarray:

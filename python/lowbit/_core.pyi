@@ -1,6 +1,6 @@
 """The C++ core. Arguments are checked here; `lowbit` is what people call."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -108,47 +108,10 @@ def matmul(
     threads: int,
 ) -> None: ...
 
-class Rope:
-    def __init__(
-        self,
-        *,
-        frequencies: Sequence[float],
-        magnitude: float,
-        long_frequencies: Sequence[float],
-        long_magnitude: float,
-    ) -> None: ...
-
-class ModelSpec:
-    def __init__(
-        self,
-        *,
-        vocab_size: int,
-        context_length: int,
-        hidden_size: int,
-        intermediate_size: int,
-        num_layers: int,
-        num_heads: int,
-        num_kv_heads: int,
-        head_dim: int,
-        norm_eps: float,
-        attention_scale: float,
-        windows: Sequence[int],
-        rope_dim: int,
-        rope_interleaved: bool,
-        ropes: Sequence[Rope],
-        layer_ropes: Sequence[int],
-        original_context: int,
-        activation: str,
-        embedding_scale: float,
-        attention_softcap: float,
-        logit_softcap: float,
-        int8_activations: bool,
-    ) -> None: ...
-
 class Model:
     def __init__(
         self,
-        spec: ModelSpec,
+        spec: object,  # arch.model_spec.ModelSpec; the core reads its attributes
         tensors: Mapping[str, tuple[str, list[int], npt.NDArray[Any] | None]],
         compute: str,
         threads: int,

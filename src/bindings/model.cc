@@ -80,11 +80,45 @@ std::vector<T> Copy(const Dense<T>& array) {
   return {array.data(), array.data() + array.size()};
 }
 
+// Reads the fields of a struct of src/engine/spec.h from the attributes of the Python object of the same name.
+class FieldReader {
+ public:
+  explicit FieldReader(py::handle object) : object_(object) {}
+
+  template <typename T>
+  void operator()(const char* name, T& field) {
+    try {
+      Read(object_.attr(name), field);
+    } catch (const py::cast_error&) {
+      const std::string value = py::repr(object_.attr(name));
+      throw InputError(Str("model description: ", name, " is ", Quoted(value)));
+    }
+  }
+
+ private:
+  template <typename T>
+  static void Read(const py::object& value, T& field) {
+    field = py::cast<T>(value);
+  }
+
+  static void Read(const py::object& value, Activation& field) {
+    field = ParseActivation(py::cast<std::string>(value));
+  }
+
+  static void Read(const py::object& value, std::vector<RopeTable>& field) {
+    for (py::handle rope : value) field.emplace_back().Visit(FieldReader(rope));
+  }
+
+  py::handle object_;
+};
+
 // A Transformer with the Python objects whose memory it reads.
 class Model {
  public:
-  Model(const ModelSpec& spec, const py::dict& tensors, const std::string& compute, py::ssize_t threads,
+  Model(const py::object& spec_fields, const py::dict& tensors, const std::string& compute, py::ssize_t threads,
         size_t max_length, size_t max_sequences, const py::object& rows) {
+    ModelSpec spec;
+    spec.Visit(FieldReader(spec_fields));
     TensorMap map;
     MapsInUse maps;
     for (const auto& [key, value] : tensors) {
@@ -240,50 +274,6 @@ void BindModel(py::module_& m) {
   m.def("matmul", &MatmulArrays, py::arg("x").noconvert(), py::arg("format"), py::arg("data"),
         py::arg("out").noconvert(), py::arg("compute"), py::arg("threads"));
 
-  py::class_<RopeTable>(m, "Rope").def(
-      py::init([](std::vector<float> frequencies, float magnitude, std::vector<float> long_frequencies,
-                  float long_magnitude) {
-        return RopeTable{std::move(frequencies), magnitude, std::move(long_frequencies), long_magnitude};
-      }),
-      py::kw_only(), py::arg("frequencies"), py::arg("magnitude"), py::arg("long_frequencies"),
-      py::arg("long_magnitude"));
-
-  py::class_<ModelSpec>(m, "ModelSpec")
-      .def(py::init([](size_t vocab_size, size_t context_length, size_t hidden_size, size_t intermediate_size,
-                       size_t num_layers, size_t num_heads, size_t num_kv_heads, size_t head_dim, float norm_eps,
-                       float attention_scale, std::vector<size_t> windows, size_t rope_dim, bool rope_interleaved,
-                       std::vector<RopeTable> ropes, std::vector<size_t> layer_ropes, size_t original_context,
-                       const std::string& activation, float embedding_scale, float attention_softcap,
-                       float logit_softcap, bool int8_activations) {
-             return ModelSpec{vocab_size,
-                              context_length,
-                              hidden_size,
-                              intermediate_size,
-                              num_layers,
-                              num_heads,
-                              num_kv_heads,
-                              head_dim,
-                              norm_eps,
-                              attention_scale,
-                              std::move(windows),
-                              rope_dim,
-                              rope_interleaved,
-                              std::move(ropes),
-                              std::move(layer_ropes),
-                              original_context,
-                              ParseActivation(activation),
-                              embedding_scale,
-                              attention_softcap,
-                              logit_softcap,
-                              int8_activations};
-           }),
-           py::kw_only(), py::arg("vocab_size"), py::arg("context_length"), py::arg("hidden_size"),
-           py::arg("intermediate_size"), py::arg("num_layers"), py::arg("num_heads"), py::arg("num_kv_heads"),
-           py::arg("head_dim"), py::arg("norm_eps"), py::arg("attention_scale"), py::arg("windows"),
-           py::arg("rope_dim"), py::arg("rope_interleaved"), py::arg("ropes"), py::arg("layer_ropes"),
-           py::arg("original_context"), py::arg("activation"), py::arg("embedding_scale"), py::arg("attention_softcap"),
-           py::arg("logit_softcap"), py::arg("int8_activations"));
-
   const auto collected = py::custom_type_setup([](PyHeapTypeObject* heap_type) {
     PyTypeObject& type = heap_type->ht_type;
     type.tp_flags |= Py_TPFLAGS_HAVE_GC;
@@ -291,7 +281,7 @@ void BindModel(py::module_& m) {
     type.tp_clear = &Model::Clear;
   });
   py::class_<Model>(m, "Model", collected)
-      .def(py::init<const ModelSpec&, const py::dict&, const std::string&, py::ssize_t, size_t, size_t,
+      .def(py::init<const py::object&, const py::dict&, const std::string&, py::ssize_t, size_t, size_t,
                     const py::object&>(),
            py::arg("spec"), py::arg("tensors"), py::arg("compute"), py::arg("threads"), py::arg("max_length"),
            py::arg("max_sequences"), py::arg("rows") = py::none())

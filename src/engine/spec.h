@@ -1,4 +1,4 @@
-// A network described by numbers. python/lowbit/arch/model_spec.py has the same structs.
+// A network described by numbers: the fields of python/lowbit/arch/model_spec.py.
 #pragma once
 
 #include <cstddef>
@@ -21,6 +21,15 @@ struct RopeTable {
   float magnitude = 1;
   std::vector<float> long_frequencies;
   float long_magnitude = 1;
+
+  // Calls visit(name, field) for each field, by the field's name in Python.
+  template <typename Visitor>
+  void Visit(Visitor&& visit) {
+    visit("frequencies", frequencies);
+    visit("magnitude", magnitude);
+    visit("long_frequencies", long_frequencies);
+    visit("long_magnitude", long_magnitude);
+  }
 };
 
 // A pre-norm transformer decoder: RMS norms, grouped-query attention with rotary positions, gated feed-forward.
@@ -48,6 +57,32 @@ struct ModelSpec {
   float attention_softcap = 0;    // scores s become cap * tanh(s / cap); 0: no cap
   float logit_softcap = 0;        // the same for logits
   bool int8_activations = false;  // inputs of the layers' matrices are rounded to 8 bits, one scale per token
+
+  // As RopeTable::Visit.
+  template <typename Visitor>
+  void Visit(Visitor&& visit) {
+    visit("vocab_size", vocab_size);
+    visit("context_length", context_length);
+    visit("hidden_size", hidden_size);
+    visit("intermediate_size", intermediate_size);
+    visit("num_layers", num_layers);
+    visit("num_heads", num_heads);
+    visit("num_kv_heads", num_kv_heads);
+    visit("head_dim", head_dim);
+    visit("norm_eps", norm_eps);
+    visit("attention_scale", attention_scale);
+    visit("windows", windows);
+    visit("rope_dim", rope_dim);
+    visit("rope_interleaved", rope_interleaved);
+    visit("ropes", ropes);
+    visit("layer_ropes", layer_ropes);
+    visit("original_context", original_context);
+    visit("activation", activation);
+    visit("embedding_scale", embedding_scale);
+    visit("attention_softcap", attention_softcap);
+    visit("logit_softcap", logit_softcap);
+    visit("int8_activations", int8_activations);
+  }
 };
 
 // Throws InputError that names the invalid field.

@@ -17,6 +17,7 @@ import pytest
 from tiny_checkpoint import LLAMA3_ROPE, make_checkpoint, write_safetensors
 
 import lowbit
+from lowbit import _core
 from lowbit.arch import spec
 from lowbit.conversion.open import open_checkpoint
 
@@ -266,7 +267,7 @@ def test_metadata_of_any_type_and_size(tmp_path: Path, arch: str) -> None:
                 if of_tokenizer:
                     lowbit.load_tokenizer(SimpleNamespace(metadata=metadata))
                 else:
-                    spec(metadata, vectors).core()
+                    _core.Model(spec(metadata, vectors), {}, "f32", 1, 1, 1)
             except lowbit.Error as error:
                 if not str(error).isprintable():
                     wrong.append(f"{key} = {value!r}: {error}")

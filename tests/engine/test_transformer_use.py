@@ -11,7 +11,7 @@ from random_network import as_given, forward, make_model, make_spec, packed, ran
 
 import lowbit
 from lowbit import _core
-from lowbit.arch.model_spec import Rope
+from lowbit.arch.model_spec import ModelSpec, Rope
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The observer
@@ -149,6 +149,9 @@ def test_two_threads_take_turns(small):
         ({"ropes": (Rope((1.0,) * 8, 1.0, (np.inf,) * 8),)}, "long_frequencies is inf"),
         ({"ropes": (Rope((1.0,) * 8, 1.0, (), np.nan),)}, "long_magnitude is nan"),
         ({"activation": "gelu"}, 'activation "gelu" is not one of silu, gelu_tanh, relu2'),
+        ({"activation": 1}, 'activation is "1"'),
+        ({"hidden_size": -1}, 'hidden_size is "-1"'),
+        ({"windows": "ab"}, """windows is "'ab'\""""),
     ],
     ids=str,
 )  # fmt: skip
@@ -156,6 +159,25 @@ def test_wrong_spec(small, fields, match):
     spec, tensors = small
     with pytest.raises(lowbit.InputError, match=match):
         make_model(dataclasses.replace(spec, **fields), tensors, max_length=10)
+
+
+def test_core_reads_every_field(small):
+    """The structs of src/engine/spec.h have the fields of the Python classes, but for the name of the architecture."""
+    read = set()
+
+    class Recorder:
+        def __init__(self, wrapped):
+            self._wrapped = wrapped
+
+        def __getattr__(self, name):
+            read.add((type(self._wrapped), name))
+            value = getattr(self._wrapped, name)
+            return tuple(map(Recorder, value)) if name == "ropes" else value
+
+    spec, tensors = small
+    make_model(Recorder(spec), tensors)
+    fields = {(c, field.name) for c in (ModelSpec, Rope) for field in dataclasses.fields(c)}
+    assert read == fields - {(ModelSpec, "architecture")}
 
 
 def test_wrong_arguments(small):
@@ -208,10 +230,10 @@ def test_wrong_bytes(small):
         (("F33", [67, 64], q8.data), 'unknown format "F33"'),
     ):
         with pytest.raises(lowbit.InputError, match=match):
-            _core.Model(spec.core(), {**given, name: wrong}, "f32", 1, 100, 1)
+            _core.Model(spec, {**given, name: wrong}, "f32", 1, 100, 1)
     for wrong in (None, ("F32", [67, 64]), ("F32", [-67, 64], given[name][2]), (1, [67, 64], given[name][2])):
         with pytest.raises((TypeError, RuntimeError)):
-            _core.Model(spec.core(), {**given, name: wrong}, "f32", 1, 100, 1)
+            _core.Model(spec, {**given, name: wrong}, "f32", 1, 100, 1)
 
 
 @pytest.mark.parametrize("compute", ["f32", "int8", "bf16", "auto"])

@@ -1,11 +1,8 @@
-"""ModelSpec: the description of a network for the C++ transformer (src/engine/spec.h has the same structs)."""
+"""ModelSpec: the description of a network for the C++ transformer (src/engine/spec.h reads its fields)."""
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
-
-from lowbit import _core
 
 
 @dataclass(frozen=True)
@@ -65,10 +62,3 @@ class ModelSpec:
     def is_long(self, length: int) -> bool:
         """Whether a sequence of this length uses `long_frequencies`."""
         return 0 < self.original_context < length
-
-    def core(self) -> _core.ModelSpec:
-        """The core's form of it."""
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        del fields["architecture"]
-        fields["ropes"] = [_core.Rope(**dataclasses.asdict(rope)) for rope in self.ropes]
-        return _core.ModelSpec(**fields)

@@ -43,7 +43,7 @@ class Network(NamedTuple):
         tensors = {name: (format_of(v), list(v.shape), bytes_of(v)) for name, v in self.vectors.items()}
         tensors |= {name: ("", list(shape), None) for name, shape in self.matrices.items()}
         num = len(ids)
-        model = _core.Model(self.spec.core(), tensors, "f32", threads, num, sequences, rows)
+        model = _core.Model(self.spec, tensors, "f32", threads, num, sequences, rows)
         tokens = np.tile(np.asarray(ids, np.int32), sequences)
         positions = np.tile(np.arange(num, dtype=np.int32), sequences)
         owners = np.repeat(np.arange(sequences, dtype=np.int32), num)

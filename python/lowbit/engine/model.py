@@ -173,7 +173,7 @@ class Model:
         self._tokenizer: Tokenizer | None = None
         self._sequences = _Sequences(max_sequences)
         tensors = {name: (format_of(w), list(w.shape), bytes_of(w)) for name, w in weights.items()}
-        self._core = _core.Model(spec.core(), tensors, compute, self.threads, 1, max_sequences)
+        self._core = _core.Model(spec, tensors, compute, self.threads, 1, max_sequences)
         self.make_room(spec.context_length if context is None else context)
 
     def __repr__(self) -> str:
