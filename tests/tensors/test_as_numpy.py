@@ -172,6 +172,7 @@ def test_what_python_asks_of_containers(q: lowbit.QTensor) -> None:
             (0, 0, list(range(63, -1, -1))),
             (0, [2, 3], slice(None), None),
         ),
+        *((slice(None), 0, ..., [5, 7]), (slice(None), [2, 3], ..., [5, 7]), (..., [0, 3], [1, 1], slice(8))),
         *((..., np.arange(64) % 3 == 0), (np.arange(4) > 1,), (np.arange(4) > 1, ..., 3), (..., [True, False] * 32)),
         *((np.arange(24).reshape(4, 6) % 5 == 0,), (np.arange(24).reshape(4, 6) % 5 == 0, 7)),
         *((np.arange(6 * 64).reshape(6, 64) % 7 == 0,), (2, np.arange(6 * 64).reshape(6, 64) % 7 == 0)),

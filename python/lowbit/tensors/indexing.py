@@ -18,7 +18,8 @@ WHOLE = slice(None)
 def parts_of(index: Any, ndim: int) -> list[Part]:
     """The parts of an index of an array, `...` and what is left out replaced by `:`.
 
-    A `...` that stands for no axis stays where it is: to NumPy it separates the arrays on its sides.
+    A `...` that stands for no axis stays where it is: to NumPy it separates the arrays on its sides
+    (findings/numpy-ellipsis-of-no-axis.sh).
 
     Raises IndexError for more parts than axes, for two `...` and for what indexes no array.
     """
