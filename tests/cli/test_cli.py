@@ -106,7 +106,7 @@ def test_a_folder_for_a_gguf_file() -> None:
     for command in (["quantize", folder, "x.gguf", "Q8_0"], ["verify", folder, "x"], ["export", "hf", folder, "x"]):
         result = run(*command)
         assert (result.returncode, result.stdout) == (2, "")
-        assert "lowbit convert makes a GGUF file of a checkpoint" in result.stderr
+        assert "expected a GGUF file; lowbit convert makes one from a checkpoint" in result.stderr
 
 
 def test_formats_are_those_of_the_package() -> None:
@@ -173,7 +173,7 @@ def test_quantize_with_tensor_types(tmp_path: Path) -> None:
         ("--override-kv", "general.name=text:x", "TYPE one of int, float, bool, str"),
         ("--override-kv", "qwen3.block_count=int:many", "'many' is no int"),
         ("--override-kv", "a=bool:yes", "'yes' is no bool"),
-        ("--prune-layers", "1,two", "expected numbers of layers with commas between"),
+        ("--prune-layers", "1,two", "expected layer numbers separated by commas"),
         ("--tensor-type-file", "/no/such/file", "/no/such/file"),
     ],
 )

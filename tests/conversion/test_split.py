@@ -84,7 +84,7 @@ def test_limits() -> None:
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({}, "must say where to split"),
+        ({}, "expected split_max_size or split_max_tensors, got neither"),
         ({"split_max_size": "2 G"}, "expected a number of bytes such as 2000000000 or 2G, got '2 G'"),
         ({"split_max_size": -1}, "expected a number of bytes"),
         ({"split_max_size": "1" * 30}, "expected a number of bytes"),
@@ -163,6 +163,6 @@ def test_the_commands(wholes: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert execute(["merge", f"{prefix}-00002-of-00003.gguf", whole, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["tensors"] == [46]
     assert execute(["split", source, prefix]) == 2
-    assert "must say where to split" in capsys.readouterr().err
+    assert "expected --split-max-size or --split-max-tensors" in capsys.readouterr().err
     assert execute(["convert", str(BARD), whole, "-f", "bf16", "--split-max-size", "2M", "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["paths"]) > 2

@@ -1,6 +1,6 @@
-"""The application that the commands add themselves to, and the options before a command.
+"""The typer application, in which each command registers itself, and the options before a command.
 
-The rest of the package is imported inside the functions that use it, so that `lowbit --help` loads nothing of it.
+Functions import the rest of the package when they need it, so `lowbit --help` does not load it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typer.main import get_command
 
 from lowbit.cli.options import existing_file
 
-#: The commands, each in a file of this folder that has its name, as the help lists them.
+#: The commands in the order of the help. Each is in the file of this folder with its name.
 SECTIONS = {
     "Convert and run": ("demo", "convert", "quantize", "run", "chat", "tokenize", "detokenize"),
     "Measure and verify": ("verify", "perplexity", "ladder", "bench", "imatrix"),
@@ -26,9 +26,9 @@ SECTIONS = {
 
 
 class Commands(TyperGroup):
-    """Lists its commands in sections."""
+    """The root command. Its help lists the commands in sections."""
 
-    # typer brings its own click, or uses the installed one, depending on its version.
+    # Any, because typer has its own copy of click or uses the installed one, depending on its version.
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Writes the sections."""
         longest = max(map(len, self.commands))
@@ -40,7 +40,7 @@ class Commands(TyperGroup):
 
 @dataclass
 class Settings:
-    """What the options before the command set."""
+    """Values of the options before the command."""
 
     debug: bool = os.environ.get("LOWBIT_DEBUG", "") not in ("", "0")
 
@@ -59,14 +59,14 @@ app = typer.Typer(
 
 
 def root_command() -> Any:
-    """The command with all of its subcommands, as click has it."""
+    """The click command with all subcommands."""
     for name in (name for names in SECTIONS.values() for name in names):
         importlib.import_module(f"lowbit.cli.{name}")
     return get_command(app)
 
 
 def examples(*lines: str) -> str:
-    """The end of a command's help: examples, one a line."""
+    """Examples for the end of a command's help, one per line."""
     return "\n".join(["\b", "Examples:", *(f"  {line}" for line in lines)])
 
 
@@ -103,7 +103,7 @@ def options(
         ),
     ] = None,
 ) -> None:
-    """Quantizes checkpoints to GGUF, measures what was lost, and runs them on the CPU."""
+    """Quantizes checkpoints to GGUF, measures the loss, and runs them on the CPU."""
     settings.debug = settings.debug or debug
     if arch:
         from lowbit.arch import register

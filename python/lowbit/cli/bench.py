@@ -1,4 +1,4 @@
-"""lowbit bench: how fast a model reads and makes tokens."""
+"""lowbit bench: the speed of prefill and decode."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from lowbit.cli.tables import print_table
 def bench(
     model: ModelPath,
     prompt_tokens: Annotated[int, typer.Option("-p", "--prompt-tokens", min=1, help="Tokens of the prompt.")] = 512,
-    new_tokens: Annotated[int, typer.Option("-n", "--new-tokens", min=1, help="Tokens made after it.")] = 128,
+    new_tokens: Annotated[int, typer.Option("-n", "--new-tokens", min=1, help="Tokens generated after it.")] = 128,
     repeat: Annotated[int, typer.Option("-r", "--repeat", min=1, help="Runs; the median counts.")] = 3,
     like: Like = None,
     threads: Threads = None,
     compute: Compute = "auto",
     json: Json = False,
 ) -> None:
-    """Times prefill and decode.
+    """Measures the speed of prefill and decode.
 
-    Prefill is reading a prompt, decode is making tokens one by one after it.
+    Prefill reads a prompt; decode generates tokens one by one after it.
     """
     from lowbit.evaluate.bench import bench as measure
 

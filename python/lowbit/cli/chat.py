@@ -1,4 +1,4 @@
-"""lowbit chat: a talk with a model."""
+"""lowbit chat: a chat with a model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lowbit.cli.sampling import Context, MinP, NewTokens, Penalty, Seed, Tempera
 @app.command(epilog=examples("lowbit chat model.gguf", 'lowbit chat model.gguf --system "Answer in one sentence."'))
 def chat(
     model: ModelPath,
-    system: Annotated[str | None, typer.Option("--system", help="What the model is told first.")] = None,
+    system: Annotated[str | None, typer.Option("--system", help="System message at the start of the chat.")] = None,
     max_tokens: NewTokens = -1,
     temperature: Temperature = 0.7,
     top_k: TopK = 0,
@@ -30,9 +30,9 @@ def chat(
     compute: Compute = "auto",
     context: Context = None,
 ) -> None:
-    """Talks with a model that has a chat template.
+    """Chats with a model that has a chat template.
 
-    Ctrl-C ends an answer, Ctrl-D or /exit the talk; /reset forgets what was said.
+    Ctrl-C stops an answer. Ctrl-D or /exit ends the chat. /reset starts a new one.
     """
     import lowbit
 
@@ -48,7 +48,7 @@ def chat(
     }
     beginning = [{"role": "system", "content": system}] if system else []
     if not loaded.tokenizer.chat_templates:
-        loaded.tokenizer.apply_chat_template(beginning)  # says so now, rather than after the first line
+        loaded.tokenizer.apply_chat_template(beginning)  # raises the error now, not after the first line
     messages = list(beginning)
     for line in _lines():
         if line == "/reset":
@@ -65,12 +65,12 @@ def chat(
 
 
 def _lines() -> Iterator[str]:
-    """What the user types, until the end or /exit. A prompt is shown on a terminal only."""
+    """The lines that the user types, until the end of input or /exit. Only a terminal gets a prompt."""
     interactive = sys.stdin.isatty()
     if interactive:
         import contextlib
 
-        with contextlib.suppress(ImportError):  # lines can be edited where Python has readline
+        with contextlib.suppress(ImportError):  # with readline, lines can be edited
             import readline  # noqa: F401
     while True:
         try:

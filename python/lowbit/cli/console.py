@@ -1,4 +1,4 @@
-"""What the commands print with: results to stdout, everything else to stderr."""
+"""Output of the commands: results go to stdout, everything else to stderr."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from lowbit.base.quoting import one_line, shown
 if TYPE_CHECKING:
     from rich.console import Console
 
-#: Columns of what goes into a file or a pipe.
+#: Width of output into a file or a pipe.
 _PIPE_WIDTH = 100
 
 
 def console() -> Console:
-    """The console of results: as wide as COLUMNS says, else as the terminal, else 100 columns."""
+    """The console for results. Its width is COLUMNS, else the terminal's, else 100."""
     from rich.console import Console
 
-    width = shutil.get_terminal_size((_PIPE_WIDTH, 0)).columns  # COLUMNS goes before the terminal's
+    width = shutil.get_terminal_size((_PIPE_WIDTH, 0)).columns  # COLUMNS has precedence over the terminal
     return Console(width=min(width, 10_000), highlight=False, soft_wrap=False)
 
 
 def note(text: str) -> None:
-    """One line on stderr."""
+    """Prints one line to stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
 class Notes(logging.Handler):
-    """What the library logs, as lines on stderr, each once."""
+    """Prints the library's log messages to stderr, each once."""
 
     def __init__(self) -> None:
         super().__init__()
         self._shown: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Prints one that is new: a command may load several models, and each says it."""
+        """Prints a message unless it was printed before: a command can load several models with the same note."""
         text = one_line(f"note: {record.getMessage()}")
         if text not in self._shown:
             self._shown.add(text)
@@ -49,7 +49,7 @@ class Notes(logging.Handler):
 
 
 def print_json(value: Any) -> None:
-    """`value` as JSON; dataclasses become objects, numbers that JSON lacks (NaN, infinity) null."""
+    """Prints `value` as JSON. Dataclasses become objects; NaN and infinity become null."""
     print(json.dumps(_plain(value), indent=2, ensure_ascii=False))
 
 
@@ -66,7 +66,7 @@ def _plain(value: Any) -> Any:
 
 
 def value_text(value: Any, most: int = 200) -> str:
-    """A metadata value, as lowbit.evaluate.inspect.summary has it, in one line of at most so many bytes."""
+    """A metadata value in the form of lowbit.evaluate.inspect.summary, as one line of at most `most` bytes."""
     if isinstance(value, str) and value.isspace():
         return f"{len(value)} blanks"
     if isinstance(value, dict):
@@ -75,12 +75,12 @@ def value_text(value: Any, most: int = 200) -> str:
 
 
 def size(num_bytes: int) -> str:
-    """Bytes for people: "7.35 MB", thousands as in file managers and on disks' labels."""
+    """A size in readable units: "7.35 MB", with powers of 1000."""
     return _scaled(num_bytes, ("B", "kB", "MB", "GB", "TB"))
 
 
 def count(number: int) -> str:
-    """A number of weights for people: "3.67 M"."""
+    """A number of weights in readable units: "3.67 M"."""
     return _scaled(number, ("", "K", "M", "G", "T"))
 
 

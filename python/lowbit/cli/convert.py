@@ -1,4 +1,4 @@
-"""lowbit convert: a checkpoint becomes a GGUF file."""
+"""lowbit convert: converts a checkpoint to a GGUF file."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from lowbit.cli.writing import (
 )
 
 Revision = Annotated[
-    str | None, typer.Option("--revision", help="Branch, tag or commit of a hub id; org/name@REVISION says the same.")
+    str | None, typer.Option("--revision", help="Branch, tag or commit of a hub id; the same as org/name@REVISION.")
 ]
 
 
@@ -46,7 +46,7 @@ Revision = Annotated[
 )
 def convert(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="Checkpoint folder or hub id.")],
-    target: Annotated[str, typer.Argument(metavar="OUT.gguf", help="The file to write, or its folder.")],
+    target: Annotated[str, typer.Argument(metavar="OUT.gguf", help="The file to write, or a folder for it.")],
     format: Annotated[
         str, typer.Option("--format", "-f", help="A mix (Q4_K_M), a format (Q8_0), or bf16, f16, f32.")
     ] = "Q4_K_M",
@@ -68,11 +68,12 @@ def convert(
         bool | None,
         typer.Option(
             "--verify/--no-verify",
-            help="Compare the file with its source before it gets its name. [default: unless split or pruned]",
+            help="Compare the file with its source before it gets its name. [default: verify, unless split or pruned]",
         ),
     ] = None,
     provenance: Annotated[
-        bool, typer.Option("--provenance/--no-provenance", help="Write into the file what it was made of, with hashes.")
+        bool,
+        typer.Option("--provenance/--no-provenance", help="Record sources, their hashes and the options in the file."),
     ] = True,
     strict: Strict = False,
     revision: Revision = None,
@@ -83,7 +84,7 @@ def convert(
         str | None,
         typer.Option(
             metavar="FORMAT",
-            help="What weights become before they are quantized: bf16, f16, or f32, which keeps all. [default: bf16]",
+            help="Format to round weights to before they are quantized: bf16, f16, or f32 (exact). [default: bf16]",
             callback=one_of("bf16", "f16", "f32"),
         ),
     ] = None,
@@ -91,7 +92,7 @@ def convert(
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
-    """Makes a GGUF file of a checkpoint."""
+    """Converts a checkpoint to a GGUF file."""
     given = dict(locals())
     if (pin := given.pop("revision")) is not None:
         if os.path.exists(source):

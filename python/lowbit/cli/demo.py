@@ -1,4 +1,4 @@
-"""The command demo: the embedded checkpoint, end to end."""
+"""lowbit demo: all steps with the embedded checkpoint."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SPEAKER = "Q4_K_M"
 
 @dataclass(frozen=True)
 class Row:
-    """What the demo says of one format."""
+    """The figures of one format."""
 
     format: str
     path: str
@@ -39,18 +39,18 @@ class Row:
     decode_tokens_per_s: float
 
 
-@app.command(epilog=examples("lowbit demo", "lowbit demo --keep ./bard  # leaves the GGUF files there"))
+@app.command(epilog=examples("lowbit demo", "lowbit demo --keep ./bard  # keeps the GGUF files there"))
 def demo(
     keep: Annotated[
         Path | None,
-        typer.Option("--keep", metavar="DIR", parser=any_path, help="Leave the GGUF files in this folder."),
+        typer.Option("--keep", metavar="DIR", parser=any_path, help="Keep the GGUF files in this folder."),
     ] = None,
     threads: Threads = None,
     json: Json = False,
 ) -> None:
-    """Takes the embedded model through everything, in a minute.
+    """Runs all steps with the embedded model, in about a minute.
 
-    Converts it to four formats, measures each, and lets one write a passage.
+    Converts it to four formats, measures each, and generates a passage with one of them.
     """
     start = time.perf_counter()
     with ExitStack() as stack:
@@ -81,7 +81,7 @@ def _convert(checkpoint: Path, folder: Path) -> dict[str, Path]:
 
 
 def _measure(paths: dict[str, Path], text: str, threads: int | None) -> tuple[list[Row], int]:
-    """The rows, and how many tokens' predictions went into them."""
+    """The rows, and the number of predicted tokens."""
     import lowbit
     from lowbit.evaluate.bench import bench
     from lowbit.evaluate.inspect import inspect

@@ -1,4 +1,4 @@
-"""lowbit detokenize: the text of token ids."""
+"""lowbit detokenize: prints the text of token ids."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lowbit.cli.options import Json, ModelPath, parsed, stdin_text
 
 
 @app.command(
-    context_settings={"ignore_unknown_options": True},  # -1 is a number, if none of a token
+    context_settings={"ignore_unknown_options": True},  # -1 must not be parsed as an option
     epilog=examples(
         "lowbit detokenize model.gguf 9707 1879",
         "lowbit tokenize model.gguf --file prompt.txt --json | lowbit detokenize model.gguf -",
@@ -28,10 +28,10 @@ def detokenize(
     skip_special: Annotated[bool, typer.Option("--skip-special", help="Leave special tokens out.")] = False,
     json: Json = False,
 ) -> None:
-    """Prints the text of token ids, and a line feed.
+    """Prints the text of token ids.
 
-    Ids are separated by blanks, commas or lines, with or without brackets. What `lowbit tokenize` prints with --ids or
-    --json is read from stdin. --json prints the exact text.
+    Ids are separated by blanks, commas or line feeds, with or without brackets. Stdin may also have the output of
+    `lowbit tokenize` with --ids or --json. A line feed is printed after the text; --json prints the exact text.
     """
     import lowbit
 

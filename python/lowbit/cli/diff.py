@@ -1,4 +1,4 @@
-"""The command that compares two GGUF files."""
+"""lowbit diff: compares two GGUF files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lowbit.cli.tables import print_table
 if TYPE_CHECKING:
     from lowbit.gguf import GgufDiff, TensorDiff, TensorInfo
 
-_FAILED = 2  # 1 says that the files differ
+_FAILED = 2  # 1 means that the files differ
 
 
 @app.command(
@@ -30,22 +30,22 @@ _FAILED = 2  # 1 says that the files differ
 def diff(
     a: Annotated[Path, gguf_argument("A.gguf", "GGUF file, or one of a split model.")],
     b: Annotated[Path, gguf_argument("B.gguf", "The file to compare with.")],
-    keys_only: Annotated[bool, typer.Option("--keys-only", help="Leave the tensors out.")] = False,
-    tensors_only: Annotated[bool, typer.Option("--tensors-only", help="Leave the metadata out.")] = False,
+    keys_only: Annotated[bool, typer.Option("--keys-only", help="Compare only the metadata.")] = False,
+    tensors_only: Annotated[bool, typer.Option("--tensors-only", help="Compare only the tensors.")] = False,
     ignore: Annotated[
         list[str] | None,
-        typer.Option("--ignore", metavar="PATTERN", help="Leave keys out, 'lowbit.*' say; repeatable."),
+        typer.Option("--ignore", metavar="PATTERN", help="Ignore matching keys, for example 'lowbit.*'; repeatable."),
     ] = None,
     threads: Threads = None,
     json: Json = False,
 ) -> None:
     """Compares two GGUF files, key by key and tensor by tensor.
 
-    Where weights differ it says how many blocks, and how far apart they are. The exit status is that of diff: 0 if the
-    files say the same, 1 if they differ, 2 if that could not be found out.
+    For tensors with different weights, the number of different blocks and the size of the difference are shown. The
+    exit status is 0 if nothing differs, 1 if something differs, 2 if the comparison failed.
     """
     if keys_only and tensors_only:
-        raise typer.BadParameter("--keys-only and --tensors-only leave nothing", param_hint="--keys-only")
+        raise typer.BadParameter("--keys-only and --tensors-only exclude each other", param_hint="--keys-only")
     import lowbit
 
     try:
@@ -75,7 +75,7 @@ def _print(found: GgufDiff) -> None:
         print_table(columns, [_row(tensor) for tensor in found.tensors])
     orders = [what for what, order in (("keys", found.key_order), ("tensors", found.tensor_order)) if order]
     if orders:
-        print(f"The {' and '.join(orders)} come in another order.")
+        print(f"The order of {' and '.join(orders)} differs.")
     keys, tensors = (
         f"{len(found.keys)} of {found.num_keys} keys",
         f"{len(found.tensors)} of {found.num_tensors} tensors",
@@ -93,7 +93,7 @@ def _row(tensor: TensorDiff) -> list[str]:
     def info(side: TensorInfo | None, other: TensorInfo | None = None) -> str:
         if side is None:
             return ""
-        # Once is enough, on a terminal of 80 columns.
+        # An equal shape is not repeated, so that the table fits into 80 columns.
         return (
             side.format if other and other.shape == side.shape else f"{' x '.join(map(str, side.shape))} {side.format}"
         )

@@ -19,15 +19,17 @@ from lowbit.base.quoting import MOST_MESSAGE, one_line, reason
 from lowbit.cli.app import root_command, settings
 from lowbit.cli.console import Notes
 
-# typer brings its own click, or uses the installed one, depending on its version; both have this class.
+# typer has its own copy of click or uses the installed one, depending on its version. Both have this class.
 _UsageError = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 
 
 def execute(arguments: Sequence[str]) -> int:
-    """Runs the command with `arguments` and returns its exit status. Ctrl-C is KeyboardInterrupt."""
+    """Runs the command with `arguments` and returns its exit status. Ctrl-C raises KeyboardInterrupt."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # what the reader's encoding lacks is no failure
+            stream.reconfigure(
+                errors="backslashreplace"
+            )  # a character that the output's encoding lacks is not an error
     notes = Notes()
     logging.getLogger("lowbit").addHandler(notes)
     previous = signal.signal(signal.SIGTERM, _terminate)
@@ -36,10 +38,10 @@ def execute(arguments: Sequence[str]) -> int:
             status = root_command().main(list(arguments), prog_name="lowbit", standalone_mode=False)
         sys.stdout.flush()
         status = status if isinstance(status, int) else 0
-    except typer.Abort:  # which click makes of Ctrl-C
+    except typer.Abort:  # click raises this for Ctrl-C
         raise KeyboardInterrupt from None
     except BrokenPipeError:
-        # The reader of a pipe has gone. Python would flush stdout once more at exit, and complain.
+        # The reader of the pipe has closed it. Python would flush stdout again at exit and print an error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
@@ -57,7 +59,7 @@ def execute(arguments: Sequence[str]) -> int:
 
 
 def _show_usage_error(error: Any) -> None:
-    """One line that says what is wrong; the help of a command that was given nothing."""
+    """Prints the fault in one line; for a command without arguments, its help."""
     text = error.format_message()
     if getattr(error, "ctx", None) is None or text == error.ctx.get_help():
         error.show()
@@ -67,15 +69,15 @@ def _show_usage_error(error: Any) -> None:
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    """Makes a request to terminate an exception, so that unfinished files are removed."""
+    """Turns SIGTERM into an exception, so that unfinished files are removed."""
     raise SystemExit(128 + number)
 
 
 def _reason(error: Exception) -> str:
-    """One line that says what went wrong, and for a bug in lowbit how to see where."""
+    """The error in one line; for a bug in lowbit, also how to get the traceback."""
     text = reason(error, MOST_MESSAGE)
     if isinstance(error, (Error, OSError)):
         return text
     if isinstance(error, MemoryError):
         return "not enough memory"
-    return f"unexpected {type(error).__name__}: {text} (LOWBIT_DEBUG=1 shows where)"
+    return f"unexpected {type(error).__name__}: {text} (LOWBIT_DEBUG=1 shows the traceback)"

@@ -1,4 +1,4 @@
-"""lowbit export: a GGUF file becomes what other programs read."""
+"""lowbit export: converts a GGUF file for other programs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ export = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
 @export.callback(epilog=examples("lowbit export hf model.gguf ./model"))
 def _export() -> None:
-    """Makes of a GGUF file what other programs read."""
+    """Converts a GGUF file for other programs."""
 
 
 @export.command(
@@ -30,22 +30,23 @@ def _export() -> None:
 )
 def hf(
     source: Annotated[Path, gguf_argument("FILE.gguf", "The file to read.")],
-    target: Annotated[str, typer.Argument(metavar="DIR", help="The folder to write; must not exist, or be empty.")],
+    target: Annotated[str, typer.Argument(metavar="DIR", help="The folder to write; it must be new or empty.")],
     dtype: Annotated[
         str | None,
         typer.Option(
             "--dtype",
-            help="bf16, f16 or f32. [default: the file's, bf16 if it is quantized]",
+            help="Float format of the weights: bf16, f16 or f32. [default: the file's; bf16 if it is quantized]",
             callback=one_of("bf16", "f16", "f32"),
         ),
     ] = None,
     shard_size: Annotated[
-        str, typer.Option("--shard-size", metavar="SIZE", help="Most bytes of weights in a file: 500MB, 5GB.")
+        str,
+        typer.Option("--shard-size", metavar="SIZE", help="Most bytes of weights per file, for example 500MB or 5GB."),
     ] = "50GB",
     threads: Threads = None,
     json: Json = False,
 ) -> None:
-    """Writes a Hugging Face folder with safetensors, which transformers loads."""
+    """Writes a Hugging Face folder with safetensors files, for transformers."""
     import lowbit
 
     start = time.perf_counter()
@@ -62,7 +63,7 @@ def hf(
 
 
 def _bytes(text: str) -> int:
-    """A size as people write it: 500MB, 5GB, or bytes."""
+    """A size in bytes from text such as 500MB, 5GB or 1000."""
     units = {"GB": 10**9, "MB": 10**6, "KB": 10**3, "B": 1}
     upper = text.strip().upper()
     unit = next((unit for unit in units if upper.endswith(unit)), "")

@@ -10,7 +10,7 @@ from lowbit.cli.tables import print_table
 
 @app.command(name="formats", epilog=examples("lowbit formats", "lowbit formats --json | jq '.[].name'"))
 def formats_command(json: Json = False) -> None:
-    """Lists the tensor formats and their true sizes."""
+    """Lists the tensor formats and their exact sizes."""
     import lowbit
 
     rows = [

@@ -1,4 +1,4 @@
-"""The command imatrix: importance matrices are collected, joined and looked at."""
+"""lowbit imatrix: collects, merges and shows importance matrices."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         "lowbit imatrix model-bf16.gguf calibration.txt -o imatrix.gguf",
         "lowbit imatrix ./SmolLM2-135M more.txt --in-file imatrix.gguf -o both.gguf --chunks 200",
         "lowbit imatrix --in-file a.gguf --in-file old.dat -o merged.gguf",
-        "lowbit imatrix --in-file imatrix.gguf --json  # only looks at it",
+        "lowbit imatrix --in-file imatrix.gguf --json  # only shows it",
     ),
 )
 def imatrix_command(
@@ -35,31 +35,33 @@ def imatrix_command(
     ] = None,
     text: Annotated[
         Path | None,
-        typer.Argument(metavar="TEXT", parser=existing_file, help="Text in UTF-8 for it to read, byte for byte."),
+        typer.Argument(
+            metavar="TEXT", parser=existing_file, help="Text in UTF-8 for the model to read, used unchanged."
+        ),
     ] = None,
     out: Annotated[
         str | None, typer.Option("--out", "-o", metavar="FILE", help="The GGUF file to write, or a folder for it.")
     ] = None,
     in_file: Annotated[
         list[str] | None,
-        typer.Option("--in-file", metavar="FILE[,FILE...]", help="Add these files; repeatable."),
+        typer.Option("--in-file", metavar="FILE[,FILE...]", help="Files with importances to add; repeatable."),
     ] = None,
     context: Annotated[int, typer.Option("--context", "-c", min=1, help="Tokens in a window.")] = 512,
     chunks: Annotated[int | None, typer.Option("--chunks", min=1, help="Read at most so many windows.")] = None,
     first: Annotated[int, typer.Option("--from-chunk", min=0, help="Leave out so many windows before them.")] = 0,
-    process_output: Annotated[bool, typer.Option("--process-output", help="Collect for output.weight too.")] = False,
+    process_output: Annotated[bool, typer.Option("--process-output", help="Also collect for output.weight.")] = False,
     parse_special: Annotated[
-        bool, typer.Option("--parse-special", help="Special tokens written out in TEXT count as such.")
+        bool, typer.Option("--parse-special", help="Read special tokens in TEXT as tokens, not as text.")
     ] = False,
     like: Like = None,
     threads: Threads = None,
     compute: Compute = "auto",
     json: Json = False,
 ) -> None:
-    """Collects, joins and shows importance matrices.
+    """Collects, merges and shows importance matrices.
 
-    What a model's weights are multiplied with when it reads a text: llama-imatrix's figures, in files like its own.
-    Without MODEL and TEXT, joins files or looks at one.
+    A model reads a text, and the squares of the inputs of its matrices are averaged. Figures and files are those of
+    llama-imatrix. Without MODEL and TEXT, the command merges files or shows one.
     """
     import lowbit
     from lowbit.base.operation import replacing
@@ -71,7 +73,7 @@ def imatrix_command(
         raise typer.BadParameter("expected MODEL and TEXT, or --in-file without both")
     if text and not out:
         raise typer.BadParameter("expected the file to write", param_hint="--out")
-    if out:  # found out now rather than after the work
+    if out:  # fails now, not after the work
         out = target_file(checked(out), _file_name(model))
         if not is_dir(os.path.dirname(out) or "."):
             raise lowbit.FileError("no such folder", path=out, errno=errno.ENOENT)
@@ -100,14 +102,14 @@ def imatrix_command(
 
 
 def _file_name(model: str | None) -> str:
-    """The name in a folder."""
+    """The file's name in a folder that was given as target."""
     from lowbit.conversion.names import model_name
 
     return "imatrix.gguf" if model is None else f"{model_name(model.partition('@')[0])}-imatrix.gguf"
 
 
 def _paths(option: str) -> list[str]:
-    """One name, or several with commas between them; a file whose name holds a comma is that file."""
+    """One path, or several separated by commas. A name with a comma counts as one path if that file exists."""
     return [option] if os.path.exists(os.path.expanduser(option)) else option.split(",")
 
 
@@ -139,5 +141,5 @@ def _print(sums: Sums, out: str | None, json: bool) -> None:
     ]
     size = f" of {sums.chunk_size} tokens" if sums.chunk_size else ""
     title = f"{len(reports)} tensors, {sums.chunk_count} windows{size}"
-    columns = ["tensor", ">columns", ">experts seen", ">tokens", ">columns never seen"]
+    columns = ["tensor", ">columns", ">experts seen", ">tokens", ">unseen columns"]
     print_table(columns, rows, title if out is None else f"{out}: {title}")

@@ -1,4 +1,4 @@
-"""lowbit inspect: what a file or a checkpoint holds."""
+"""lowbit inspect: shows the content of a file or a checkpoint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command ladder: a model in every format, side by side."""
+"""lowbit ladder: compares the formats for one model."""
 
 from __future__ import annotations
 
@@ -29,30 +29,39 @@ def ladder_command(
     model: ModelPath,
     text: Annotated[
         Path | None,
-        typer.Argument(metavar="TEXT", parser=existing_file, help="Text in UTF-8 to measure on, byte for byte."),
+        typer.Argument(
+            metavar="TEXT",
+            parser=existing_file,
+            help="Text in UTF-8 to measure on. [default: the embedded one]",
+        ),
     ] = None,
     rungs: Annotated[
-        str | None, typer.Option("--rungs", metavar="MIX,MIX,...", help="The mixes. [default: 8 to 1 bit]")
+        str | None,
+        typer.Option(
+            "--rungs", metavar="MIX,MIX,...", help="Mixes to measure. [default: one per step from 8 bits to 1]"
+        ),
     ] = None,
     imatrix: Annotated[
         Path | None,
-        typer.Option("--imatrix", parser=existing_file, help="Importances. [default: collected from the text]"),
+        typer.Option(
+            "--imatrix", parser=existing_file, help="File with importances. [default: collected from the text]"
+        ),
     ] = None,
     context: Annotated[int, typer.Option("--context", "-c", min=3, help="Tokens in a window.")] = 512,
     windows: Annotated[int | None, typer.Option("--windows", min=1, help="Measure at most so many.")] = None,
     plot: Annotated[
-        Path | None, typer.Option("--plot", metavar="FILE", parser=any_path, help="Draw it: .png, .svg or .pdf.")
+        Path | None, typer.Option("--plot", metavar="FILE", parser=any_path, help="Write a plot: .png, .svg or .pdf.")
     ] = None,
     like: Like = None,
     threads: Threads = None,
     compute: Compute = "auto",
     json: Json = False,
 ) -> None:
-    """Quantizes a model to format after format and measures each.
+    """Quantizes a model to a series of formats and measures each.
 
-    Size, perplexity, divergence from the original and speed, from 8 bits down to 1. Where no importances are given,
-    half of the text gives them and the other half is measured. Files are made in the system's temporary folder, one at
-    a time.
+    Shows size, perplexity, divergence from the original and speed, from 8 bits down to 1. Without --imatrix, half of
+    the text gives the importances and the other half is measured. Files are made one at a time in the system's
+    temporary folder and removed.
     """
     from lowbit.evaluate.ladder import RUNGS, ladder
     from lowbit.quantization.recipes import find_mix
@@ -61,7 +70,7 @@ def ladder_command(
         from lowbit.base.operation import replacing
         from lowbit.evaluate.plot import check
 
-        check(plot)  # now rather than after the work
+        check(plot)  # fails now, not after the work
         replacing([str(plot)])
     chosen = RUNGS if rungs is None else [name.strip() for name in rungs.split(",")]
     parsed("--rungs", find_mix, chosen)
@@ -105,4 +114,6 @@ def _print(found: Ladder) -> None:
     title = f"{found.model}: {found.tokens} tokens in {found.windows} windows of {found.context}"
     print_table(columns, rows, f"{title}; importances: {found.importances}")
     if any(rung.fallbacks for rung in found.rungs):
-        print("* rows that the mix's formats do not divide have another one")
+        print(
+            "* some tensors have another format, because the block size of the mix's format does not divide their rows"
+        )

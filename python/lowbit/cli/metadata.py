@@ -1,4 +1,4 @@
-"""The command that shows and changes the metadata of GGUF files."""
+"""lowbit metadata: shows and changes the metadata of GGUF files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _USAGE = {"get": "KEY", "set": "KEY VALUE", "unset": "KEY", "recover": ""}
 
 
 @app.command(
-    context_settings={"ignore_unknown_options": True},  # -1 is a value
+    context_settings={"ignore_unknown_options": True},  # -1 must not be parsed as an option
     epilog=examples(
         "lowbit metadata model.gguf",
         "lowbit metadata model.gguf get tokenizer.chat_template",
@@ -39,34 +39,37 @@ def metadata(
     path: Annotated[Path, gguf_argument("FILE", "GGUF file.")],
     action: Annotated[
         str | None,
-        typer.Argument(metavar="[get|set|unset|recover]", help="Without it, all keys are listed.", show_default=False),
+        typer.Argument(metavar="[get|set|unset|recover]", help="By default, all keys are listed.", show_default=False),
     ] = None,
     operands: Annotated[list[str] | None, typer.Argument(metavar="[KEY [VALUE]]", show_default=False)] = None,
     type: Annotated[
         str | None,
         typer.Option(
-            "--type", help="u8 to u64, i8 to i64, f32, f64, bool or str, with [] for an array. [default: the key's]"
+            "--type",
+            help="Type of VALUE: u8 to u64, i8 to i64, f32, f64, bool or str; with [] an array. [default: the key's]",
         ),
     ] = None,
     token: Annotated[
         bool, typer.Option("--token", help="VALUE is the text of a token, even if it looks like a number.")
     ] = False,
     from_file: Annotated[
-        Path | None, typer.Option("--from-file", parser=existing_file, help="Take VALUE from this text file.")
+        Path | None, typer.Option("--from-file", parser=existing_file, help="Read VALUE from this text file.")
     ] = None,
-    in_place: Annotated[bool, typer.Option("--in-place", help="Fail instead of copying what does not fit.")] = False,
+    in_place: Annotated[
+        bool, typer.Option("--in-place", help="Fail if the change does not fit, instead of copying the file.")
+    ] = False,
     reserve: Annotated[
-        int | None, typer.Option("--reserve", min=0, help="Bytes of padding that a copy gets. [default: 16 KiB]")
+        int | None, typer.Option("--reserve", min=0, help="Bytes of padding in a copied file. [default: 16 KiB]")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would change, and how; write nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would change, and write nothing.")] = False,
     json: Json = False,
 ) -> None:
-    """Shows, sets and unsets metadata.
+    """Shows, sets and removes metadata.
 
-    Edits happen in place where they fit into the file's padding (lowbit.padding); else the file is copied. A key keeps
-    its type; a new one is a bool, a number or a list if VALUE is one in JSON, else a string. For the id of a special
-    token (tokenizer.ggml.eos_token_id), VALUE is the id or the token's text. recover takes back an edit that was
-    interrupted, as the next edit does, too.
+    An edit that fits into the file's padding (lowbit.padding) is made in place; otherwise the file is copied. A key
+    keeps its type. A new key is a bool, a number or a list if VALUE is one in JSON, else a string. For the id of a
+    special token (tokenizer.ggml.eos_token_id), VALUE is the id or the token's text. recover undoes an interrupted
+    edit; the next edit also does so.
     """
     from lowbit import gguf
     from lowbit.base.operation import operation, replacing
@@ -80,7 +83,9 @@ def metadata(
         _list(path, json)
         return
     if action not in _USAGE or len(operands) != len(_USAGE[action].split()):
-        expected = f"{action} {_USAGE[action]}" if action in _USAGE else f"{', '.join(_USAGE)}, or nothing, which lists"
+        expected = (
+            f"{action} {_USAGE[action]}" if action in _USAGE else f"{', '.join(_USAGE)}, or nothing to list all keys"
+        )
         raise typer.BadParameter(f"expected {expected}", param_hint="ACTION")
     if operands and operands[0].startswith("-"):
         raise typer.BadParameter(f"there is no option {operands[0]}", param_hint="KEY")
@@ -92,9 +97,9 @@ def metadata(
         if json:
             print_json({"path": str(path), "recovered": recovered})
         else:
-            print(f"{path}: {'the interrupted edit is taken back' if recovered else 'no edit was interrupted'}")
+            print(f"{path}: {'an interrupted edit was undone' if recovered else 'no edit was interrupted'}")
         return
-    from lowbit.tokenizer.chat.template import template_warnings  # with Jinja, which listing needs not
+    from lowbit.tokenizer.chat.template import template_warnings  # imports Jinja, which is not needed for listing
 
     changes = {operands[0]: _parsed(path, operands[0], operands[1], type, token)} if action == "set" else {}
     gone = operands if action == "unset" else []
@@ -118,7 +123,7 @@ def _parsed(path: Path, key: str, text: str, type: str | None, token: bool) -> A
     from lowbit.gguf.values import parsed
 
     if token and (not is_token_key(key) or type is not None):
-        raise typer.BadParameter("only for tokenizer.ggml.*_token_id, and without --type", param_hint="--token")
+        raise typer.BadParameter("allowed only for tokenizer.ggml.*_token_id, without --type", param_hint="--token")
     if token or (is_token_key(key) and type is None and re.fullmatch(r"\s*-?[0-9]+\s*", text) is None):
         return text
 
@@ -175,6 +180,6 @@ def _print_edit(report: Edit, dry_run: bool, json: bool) -> None:
             for value in (change.before, change.after)
         )
         print(f"{shown(change.key)}: {before} -> {after}")
-    how = "in place" if report.in_place else "by a copy"
+    how = "in place" if report.in_place else "in a copy"
     would = "would be " if dry_run else ""
     print(f"{report.path}: {size(report.bytes_written)} {would}written {how}, {report.padding} bytes of padding left")

@@ -13,18 +13,20 @@ from typing import Annotated, Any
 import typer
 
 from lowbit.base.files import decoded
-from lowbit.base.quoting import shown
+from lowbit.base.quoting import quoted, shown
 
 Threads = Annotated[
     int | None,
-    typer.Option("--threads", "-t", min=1, max=1024, help="Threads. [default: LOWBIT_THREADS, else one a processor]"),
+    typer.Option(
+        "--threads", "-t", min=1, max=1024, help="Number of threads. [default: LOWBIT_THREADS, else one per processor]"
+    ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 @contextmanager
 def wrong_usage(option: str | None = None) -> Iterator[None]:
-    """An InputError inside is wrong usage of `option`; None: of the one that is being parsed."""
+    """Reports an InputError of the block as wrong usage of `option`; None: of the option that is being parsed."""
     from lowbit.base.errors import InputError
 
     try:
@@ -34,7 +36,7 @@ def wrong_usage(option: str | None = None) -> Iterator[None]:
 
 
 def any_path(text: str) -> Path:
-    """A path, `~` expanded."""
+    """A path with `~` expanded."""
     from lowbit.base.paths import checked
 
     with wrong_usage():
@@ -42,7 +44,7 @@ def any_path(text: str) -> Path:
 
 
 def existing(text: str) -> Path:
-    """A path, `~` expanded, at which there is something."""
+    """A path with `~` expanded, which must exist."""
     path = any_path(text)
     if not os.path.exists(path):
         raise typer.BadParameter(f"{shown(path)}: no such file")
@@ -50,7 +52,7 @@ def existing(text: str) -> Path:
 
 
 def existing_file(text: str) -> Path:
-    """The same for anything but a folder."""
+    """A path with `~` expanded, which must exist and not be a folder."""
     path = existing(text)
     if os.path.isdir(path):
         raise typer.BadParameter(f"{shown(path)} is a folder, expected a file")
@@ -60,31 +62,33 @@ def existing_file(text: str) -> Path:
 def _gguf_file(text: str) -> Path:
     path = existing(text)
     if os.path.isdir(path):
-        raise typer.BadParameter(f"{shown(path)} is a folder; lowbit convert makes a GGUF file of a checkpoint")
+        raise typer.BadParameter(
+            f"{shown(path)} is a folder, expected a GGUF file; lowbit convert makes one from a checkpoint"
+        )
     return path
 
 
 def gguf_argument(metavar: str, help: str) -> Any:
-    """An argument that names a GGUF file which is there."""
+    """An argument with the path of an existing GGUF file."""
     return typer.Argument(metavar=metavar, parser=_gguf_file, help=help)
 
 
 def one_of(*values: str) -> Callable[[str | None], str | None]:
-    """A callback that refuses other values."""
+    """A callback that accepts only these values, in any case."""
 
     def check(value: str | None) -> str | None:
         if value is not None and value.lower() not in values:
-            raise typer.BadParameter(f"{value!r} is not one of {', '.join(values)}")
+            raise typer.BadParameter(f"expected one of {', '.join(values)}, got {quoted(value)}")
         return value and value.lower()
 
     return check
 
 
 def finite(value: Any) -> Any:
-    """A callback that refuses NaN and infinities: of a number, of several, or of none."""
+    """A callback that refuses NaN and infinity in a number or a list of numbers."""
     for number in value if isinstance(value, list) else [value]:
         if number is not None and not math.isfinite(number):
-            raise typer.BadParameter(f"{number} is no finite number")
+            raise typer.BadParameter(f"expected a finite number, got {number}")
     return value
 
 
@@ -92,13 +96,15 @@ Compute = Annotated[
     str,
     typer.Option(
         "--compute",
-        help="Arithmetic of matrix products: auto, int8, bf16, or f32, which is exact.",
+        help="Arithmetic of matrix products: auto, int8, bf16, or f32 (exact).",
         callback=one_of("auto", "int8", "bf16", "f32"),
     ),
 ]
 ModelPath = Annotated[str, typer.Argument(metavar="MODEL", help="GGUF file, checkpoint folder or hub id.")]
 ExistingFile = Annotated[Path, typer.Argument(metavar="FILE", parser=existing_file, help="Text in UTF-8.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be written, to the byte, and write nothing.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Show what would be written, with exact sizes, and write nothing.")
+]
 
 
 Lora = Annotated[
@@ -110,7 +116,7 @@ LoraScale = Annotated[
     typer.Option(
         "--lora-scale",
         metavar="S",
-        help="Multiplies what the adapters add: once for all, or for each.",
+        help="Factor for the adapters: one for all, or one for each.",
         callback=finite,
     ),
 ]
@@ -130,19 +136,19 @@ Like = Annotated[
         "--like",
         metavar="CLASS",
         callback=_known_class,
-        help="Read a checkpoint as one of this class, for example LlamaForCausalLM.",
+        help="Read a checkpoint of an unknown class as this class, for example LlamaForCausalLM.",
     ),
 ]
 
 
 def scale_of(lora_scale: list[float] | None) -> float | list[float]:
-    """What --lora-scale means: one number for all adapters, or one for each."""
+    """The value of --lora-scale for Python: one number for all adapters, or a list with one for each."""
     scales = lora_scale or [1.0]
     return scales[0] if len(scales) == 1 else scales
 
 
 def parsed(option: str, parse: Callable[[str], Any], texts: Sequence[str]) -> list[Any]:
-    """What an option was given, parsed; text that cannot be is wrong usage."""
+    """The parsed values of an option. An InputError of `parse` is reported as wrong usage."""
     with wrong_usage(option):
         return [parse(text) for text in texts]
 

@@ -1,4 +1,4 @@
-"""lowbit perplexity: how well a model predicts a text, and how far it is from another."""
+"""lowbit perplexity: measures perplexity on a text, and divergence from another model."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ def perplexity(
     windows: Annotated[int | None, typer.Option("--windows", min=1, help="At most so many.")] = None,
     reference: Annotated[
         str | None,
-        typer.Option("--reference", metavar="MODEL", help="Also say how far MODEL's predictions are: KL divergence."),
+        typer.Option("--reference", metavar="MODEL", help="Also measure the KL divergence from this model."),
     ] = None,
     like: Like = None,
     threads: Threads = None,
     compute: Compute = "auto",
     json: Json = False,
 ) -> None:
-    """Perplexity on a text, and divergence from another model.
+    """Measures perplexity, and divergence from another model.
 
-    Counted as llama-perplexity does: the first half of each window is context, the rest counts. The text's bytes are
-    read as they are, line ends of Windows, too, but for one line feed at the end.
+    As in llama-perplexity, the first half of each window is context and the second half is measured. The text is used
+    unchanged, Windows line ends included; only one line feed at its end is removed.
     """
     import lowbit
     from lowbit.base.paths import checked, is_file
@@ -73,9 +73,9 @@ def perplexity(
             ["perplexity of the reference", _measured(base.value, base.standard_error)],
             ["KL divergence, mean", _measured(divergence.mean, divergence.standard_error)],
             ["KL divergence, median", f"{divergence.median:.5f}"],
-            ["KL divergence, 99 % below", f"{divergence.percentile_99:.5f}"],
+            ["KL divergence, 99th percentile", f"{divergence.percentile_99:.5f}"],
             ["KL divergence, largest", f"{divergence.maximum:.5f}"],
-            ["same likeliest token", f"{divergence.same_top:.2%}"],
+            ["same top token", f"{divergence.same_top:.2%}"],
         ]
     print_table(["figure", ">value"], rows, f"{result.tokens} tokens in {result.windows} windows of {context}")
 

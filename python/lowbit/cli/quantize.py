@@ -1,4 +1,4 @@
-"""lowbit quantize: a GGUF file in another format."""
+"""lowbit quantize: converts a GGUF file to another format."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from lowbit.cli.writing import (
 )
 def quantize(
     source: Annotated[Path, gguf_argument("IN.gguf", "The file to read.")],
-    target: Annotated[str, typer.Argument(metavar="OUT.gguf", help="The file to write, or its folder.")],
+    target: Annotated[str, typer.Argument(metavar="OUT.gguf", help="The file to write, or a folder for it.")],
     format: Annotated[
         str, typer.Argument(metavar="FORMAT", help="A mix (Q4_K_M), a format (Q8_0), their number, or COPY.")
     ],
@@ -53,10 +53,11 @@ def quantize(
     output_tensor_type: OutputType = None,
     token_embedding_type: EmbeddingType = None,
     allow_requantize: Annotated[
-        bool, typer.Option("--allow-requantize", help="Quantize again what is quantized. Costs quality.")
+        bool,
+        typer.Option("--allow-requantize", help="Quantize tensors again that are already quantized. Loses quality."),
     ] = False,
     keep_split: Annotated[
-        bool, typer.Option("--keep-split", help="Write a file OUT-00001-of-0000N.gguf for each file of IN.")
+        bool, typer.Option("--keep-split", help="Write one file OUT-00001-of-0000N.gguf for each file of IN.")
     ] = False,
     prune_layers: PruneLayers = None,
     override_kv: Overrides = None,
@@ -68,7 +69,7 @@ def quantize(
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
-    """Quantizes a GGUF file, or all files of a split model."""
+    """Quantizes a GGUF file or a split model."""
     given = dict(locals())
     import lowbit
 

@@ -1,4 +1,4 @@
-"""lowbit run: a text is continued."""
+"""lowbit run: continues a text."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from lowbit.cli.sampling import Context, MinP, NewTokens, Penalty, Seed, Stop, T
 def run_command(
     model: ModelPath,
     prompt: Annotated[
-        str, typer.Argument(metavar="PROMPT", help="The text to continue; - reads it from stdin, as it is.")
+        str, typer.Argument(metavar="PROMPT", help="The text to continue; - reads it from stdin, unchanged.")
     ],
     max_tokens: NewTokens = 64,
     temperature: Temperature = 0.0,
@@ -43,7 +43,7 @@ def run_command(
 ) -> None:
     """Continues a text.
 
-    The continuation goes to stdout as it is made, the speed to stderr.
+    The continuation is printed to stdout while it is generated, the speed to stderr.
     """
     import lowbit
 

@@ -1,4 +1,4 @@
-"""What run and chat share: how tokens are drawn, and text that is shown as it is made."""
+"""Options for sampling, and output of text while it is generated: shared by run and chat."""
 
 from __future__ import annotations
 
@@ -10,30 +10,44 @@ import typer
 from lowbit.cli.options import finite
 
 Temperature = Annotated[
-    float, typer.Option("--temp", min=0, help="Temperature; 0 always takes the likeliest token.", callback=finite)
+    float, typer.Option("--temp", min=0, help="Temperature; 0 always takes the most likely token.", callback=finite)
 ]
 TopK = Annotated[
-    int, typer.Option("--top-k", min=0, max=(1 << 63) - 1, help="Draw from the K likeliest tokens; 0: from all.")
+    int, typer.Option("--top-k", min=0, max=(1 << 63) - 1, help="Sample from the K most likely tokens; 0: from all.")
 ]
 TopP = Annotated[
-    float, typer.Option("--top-p", min=0, max=1, help="Draw from the fewest that have probability P.", callback=finite)
+    float,
+    typer.Option(
+        "--top-p", min=0, max=1, help="Sample from the fewest tokens with a total probability of P.", callback=finite
+    ),
 ]
 MinP = Annotated[
-    float, typer.Option("--min-p", min=0, max=1, help="Leave out those below P times the best.", callback=finite)
+    float,
+    typer.Option(
+        "--min-p", min=0, max=1, help="Ignore tokens with less than P times the highest probability.", callback=finite
+    ),
 ]
 Penalty = Annotated[
     float,
     typer.Option(
-        "--repetition-penalty", min=0, help="Above 1: tokens seen before become less likely.", callback=finite
+        "--repetition-penalty", min=0, help="Above 1: tokens that occurred before become less likely.", callback=finite
     ),
 ]
 Seed = Annotated[
-    int | None, typer.Option("--seed", min=0, max=(1 << 64) - 1, help="The same seed draws the same text.")
+    int | None,
+    typer.Option(
+        "--seed", min=0, max=(1 << 64) - 1, help="The same seed gives the same text. [default: a new one per run]"
+    ),
 ]
-Stop = Annotated[list[str] | None, typer.Option("--stop", help="End before this text; may be repeated.")]
+Stop = Annotated[list[str] | None, typer.Option("--stop", help="Stop before this text; repeatable.")]
 Context = Annotated[
     int | None,
-    typer.Option("--context", "-c", min=1, help="Most tokens of prompt and answer. [default: what it was trained on]"),
+    typer.Option(
+        "--context",
+        "-c",
+        min=1,
+        help="Most tokens of prompt and answer together. [default: the model's trained context]",
+    ),
 ]
 
 
@@ -50,18 +64,18 @@ NewTokens = Annotated[
         "-n",
         min=-1,
         callback=_new_tokens,
-        help="Most tokens to make; -1: until the text ends or the context is full.",
+        help="Most tokens to generate; -1: until the text ends or the context is full.",
     ),
 ]
 
 
 def limit(new_tokens: int) -> int | None:
-    """What -n says, as `Model.tokens` takes it."""
+    """The value of -n for `Model.tokens`: None for -1."""
     return None if new_tokens == -1 else new_tokens
 
 
 def showing(pieces: Iterator[str], show: bool = True) -> Iterator[str]:
-    """Passes pieces of text on, and shows each at once."""
+    """Yields the pieces of text, and prints each immediately."""
     for piece in pieces:
         if show:
             print(piece, end="", flush=True)

@@ -1,4 +1,4 @@
-"""lowbit split: a GGUF file becomes several."""
+"""lowbit split: splits a GGUF file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def split(
     source: Annotated[Path, gguf_argument("IN.gguf", "The file to read.")],
     target: Annotated[
         str,
-        typer.Argument(metavar="OUT", help="OUT-00001-of-0000N.gguf and so on, or a folder."),
+        typer.Argument(metavar="OUT", help="Name of the files: OUT-00001-of-0000N.gguf; or a folder for them."),
     ],
     split_max_size: SplitMaxSize = "0",
     split_max_tensors: SplitMaxTensors = 0,
@@ -31,12 +31,12 @@ def split(
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
-    """Splits a GGUF file into several that readers take for one.
+    """Splits a GGUF file into several files.
 
-    The files equal llama-gguf-split's. All of them appear, or none.
+    The files equal those of llama-gguf-split. Either all of them appear or none.
     """
     if split_max_size == "0" and not split_max_tensors:
-        raise typer.BadParameter("--split-max-size or --split-max-tensors must say where to split")
+        raise typer.BadParameter("expected --split-max-size or --split-max-tensors")
     import lowbit
 
     report = lowbit.split_file(

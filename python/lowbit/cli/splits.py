@@ -1,4 +1,4 @@
-"""What commands that write split models share: the options, and the table of files."""
+"""Options for split models and the table of their files, for the commands that write them."""
 
 from __future__ import annotations
 
@@ -28,20 +28,23 @@ SplitMaxSize = Annotated[
     typer.Option(
         "--split-max-size",
         metavar="N[K|M|G]",
-        help="Several files, each of so many bytes of tensors.",
+        help="Write several files with at most N bytes of tensors each; 0: no limit.",
         callback=_split_size,
     ),
 ]
 SplitMaxTensors = Annotated[
-    int, typer.Option("--split-max-tensors", min=0, help="Several files, each of so many tensors.")
+    int,
+    typer.Option(
+        "--split-max-tensors", min=0, help="Write several files with at most this many tensors each; 0: no limit."
+    ),
 ]
 NoTensorFirst = Annotated[
-    bool, typer.Option("--no-tensor-first-split", help="The first of several files has metadata alone.")
+    bool, typer.Option("--no-tensor-first-split", help="Write only metadata to the first of several files.")
 ]
 
 
 def print_files(report: SplitReport, dry_run: bool, json: bool) -> None:
-    """The files with their sizes."""
+    """Prints the files with their sizes."""
     if json:
         print_json(vars(report) | {"written": not dry_run})
         return

@@ -1,7 +1,7 @@
-"""Tables that fit the terminal: cells are folded, and nothing is cut.
+"""Tables that fit the terminal. Long cells are folded; nothing is cut off.
 
-Names, in the first column, stay whole, and so do numbers. Where that is too much for the terminal, each row becomes a
-record: a line for each column.
+Names (in the first column) and numbers are never folded. If they do not fit into the terminal, each row is printed as
+a record with one line per column.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from lowbit.cli.console import console
 if TYPE_CHECKING:
     from rich.console import JustifyMethod
 
-#: Blanks between two columns, and before and behind all.
+#: Blanks between two columns, and at both ends of a row together.
 _BETWEEN, _AROUND = 2, 2
-#: Text of more than two of these shares of the terminal gets one at least; shorter text may be folded to a word a line.
+#: A column of text wider than 2/n of the terminal keeps at least 1/n; narrower text may be folded to a word per line.
 _LEAST_SHARE = 5
-#: The least columns for the values of records.
+#: The smallest width of the values in records.
 _LEAST_VALUE = 10
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:
-    """A table; columns whose name begins with `>` hold numbers, and those without a word are left out."""
+    """Prints a table. Columns of numbers have names that begin with `>`. Empty columns are left out."""
     from rich.text import Text
 
     if title is not None:
@@ -41,7 +41,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: st
 
 
 def _widths(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[int] | None:
-    """The width of each column, None if names and numbers cannot stay whole."""
+    """The width of each column; None if names and numbers do not fit unfolded."""
     from rich.cells import cell_len
 
     def longest(texts: Iterable[str]) -> int:
@@ -49,7 +49,7 @@ def _widths(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -
 
     room = width - _BETWEEN * (len(columns) - 1) - _AROUND
     share = width // _LEAST_SHARE
-    # What may be folded, in this order: the columns' names, text, and numbers with blanks between their parts.
+    # Minimal widths when more and more is folded: nothing, the columns' names, text, numbers with blanks in them.
     steps: list[list[int]] = [[], [], [], []]
     for i, column in enumerate(columns):
         name, cells = column.removeprefix(">"), [row[i] for row in rows]

@@ -1,4 +1,4 @@
-"""lowbit tokenize: the ids and tokens of a text."""
+"""lowbit tokenize: shows the token ids and tokens of a text."""
 
 from __future__ import annotations
 
@@ -39,14 +39,17 @@ def tokenize(
     ] = True,
     parse_special: Annotated[
         bool,
-        typer.Option("--parse-special/--no-parse-special", help="Special tokens written in the text are such tokens."),
+        typer.Option(
+            "--parse-special/--no-parse-special", help="Read special tokens in the text as tokens, not as text."
+        ),
     ] = True,
-    ids: Annotated[bool, typer.Option("--ids", help="Print the ids only, in one line.")] = False,
+    ids: Annotated[bool, typer.Option("--ids", help="Print only the ids, on one line.")] = False,
     json: Json = False,
 ) -> None:
-    """Shows how a text is tokenized: ids, tokens, and the text that each adds.
+    """Shows the token ids and tokens of a text.
 
-    The text is read as it is, with its line ends. A character of several tokens appears at the last of them.
+    The text is used unchanged, line ends included. A character that takes several tokens is shown with the last of
+    them.
     """
     import lowbit
 
@@ -72,7 +75,7 @@ def tokenize(
 
 
 def _texts(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
-    """The part of the decoded text that is certain with each token."""
+    """For each token, the whole characters that it completes."""
     stream = tokenizer.stream()
     texts = [stream.push(i) for i in ids]
     if texts:

@@ -1,4 +1,4 @@
-"""How verify, convert and quantize show what a verification found."""
+"""Output of a verification's result, for verify, convert and quantize."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _WORDS = {True: "ok", False: "FAILED", None: "not run"}
 
 
 def print_verdict(verdict: Verdict) -> None:
-    """The table."""
+    """Prints the verdict as a table."""
     rows = [[check.name, _WORDS[check.ok], check.detail] for check in verdict.checks]
     print(one_line(f"{verdict.path} against {verdict.source}: {verdict.word}"))
     print_table(["check", "verdict", "found"], rows)
 
 
 def verdict_as_json(verdict: Verdict) -> dict[str, Any]:
-    """The verdict with all figures."""
+    """The verdict with all figures, for JSON."""
     checks = [
         {"name": check.name, "verdict": _WORDS[check.ok], "found": check.detail, **check.figures}
         for check in verdict.checks
@@ -34,13 +34,15 @@ def verdict_as_json(verdict: Verdict) -> dict[str, Any]:
 
 @contextmanager
 def showing_failed_verdict(json: bool) -> Iterator[None]:
-    """Shows the verdict of a conversion that failed for it."""
+    """Prints the verdict of a conversion that fails verification in the block."""
     from lowbit.base.errors import Error
 
     try:
         yield
     except Error as error:
-        verdict = getattr(error, "verdict", None)  # its class would load a tokenizer's library for every command
+        verdict = getattr(
+            error, "verdict", None
+        )  # importing its class would load the tokenizers library for every command
         if verdict is not None and json:
             print_json({"written": False, "verdict": verdict_as_json(verdict)})
         elif verdict is not None:

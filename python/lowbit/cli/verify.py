@@ -1,4 +1,4 @@
-"""lowbit verify: a GGUF file beside the checkpoint it was made of."""
+"""lowbit verify: compares a GGUF file with its source."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from lowbit.cli.verdicts import print_verdict, verdict_as_json
 )
 def verify(
     file: Annotated[Path, gguf_argument("FILE.gguf", "The file to verify.")],
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="The checkpoint it was made of: folder or hub id.")],
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="The checkpoint it was made from: folder or hub id.")],
     lora: Lora = None,
     lora_scale: LoraScale = None,
     like: Like = None,
     threads: Threads = None,
     json: Json = False,
 ) -> None:
-    """Compares a GGUF file with the checkpoint it was made of.
+    """Compares a GGUF file with the checkpoint it was made from.
 
-    Metadata, tensors, tokenizer and logits; adapters as they were given to convert. Exits with 1 if they differ where
-    they must not.
+    Checks metadata, tensors, tokenizer and logits. Give the same --lora and --like as for the conversion. The exit
+    status is 1 if a check fails.
     """
     import lowbit
 

@@ -1,4 +1,4 @@
-"""What convert and quantize share: options, and the report of what they wrote."""
+"""Options and the printed report that convert and quantize share."""
 
 from __future__ import annotations
 
@@ -20,26 +20,34 @@ if TYPE_CHECKING:
 
 Imatrix = Annotated[
     Path | None,
-    typer.Option("--imatrix", parser=existing_file, help="Importance matrix from lowbit imatrix or llama-imatrix."),
+    typer.Option(
+        "--imatrix", parser=existing_file, help="Importance matrix: a file of lowbit imatrix or llama-imatrix."
+    ),
 ]
 Include = Annotated[
     list[str] | None,
-    typer.Option("--include-weights", metavar="PART", help="Use only importances whose names hold PART; repeatable."),
+    typer.Option(
+        "--include-weights", metavar="PART", help="Use only importances whose names contain PART; repeatable."
+    ),
 ]
 Exclude = Annotated[
     list[str] | None,
-    typer.Option("--exclude-weights", metavar="PART", help="Leave out importances whose names hold PART; repeatable."),
+    typer.Option("--exclude-weights", metavar="PART", help="Ignore importances whose names contain PART; repeatable."),
 ]
 TensorTypes = Annotated[
     list[str] | None,
-    typer.Option("--tensor-type", metavar="REGEX=FORMAT", help="Format of the tensors that match; repeatable."),
+    typer.Option("--tensor-type", metavar="REGEX=FORMAT", help="Format of the tensors whose names match; repeatable."),
 ]
 TensorTypeFile = Annotated[
     Path | None,
-    typer.Option("--tensor-type-file", parser=existing_file, help="File with more of them, one a line."),
+    typer.Option(
+        "--tensor-type-file",
+        parser=existing_file,
+        help="File with lines REGEX=FORMAT, used after those of --tensor-type.",
+    ),
 ]
-Pure = Annotated[bool, typer.Option("--pure", help="The same format for every matrix: no mix.")]
-LeaveOutput = Annotated[bool, typer.Option("--leave-output-tensor", help="Keep output.weight as it is.")]
+Pure = Annotated[bool, typer.Option("--pure", help="Use one format for all matrices instead of a mix.")]
+LeaveOutput = Annotated[bool, typer.Option("--leave-output-tensor", help="Do not quantize output.weight.")]
 OutputType = Annotated[
     str | None, typer.Option("--output-tensor-type", metavar="FORMAT", help="Format of the output matrix.")
 ]
@@ -47,7 +55,7 @@ EmbeddingType = Annotated[
     str | None, typer.Option("--token-embedding-type", metavar="FORMAT", help="Format of the token embeddings.")
 ]
 PruneLayers = Annotated[
-    str | None, typer.Option("--prune-layers", metavar="N,N,...", help="Layers to leave out, counted from 0.")
+    str | None, typer.Option("--prune-layers", metavar="N,N,...", help="Layers to remove, counted from 0.")
 ]
 Overrides = Annotated[
     list[str] | None,
@@ -58,12 +66,13 @@ Overrides = Annotated[
     ),
 ]
 Strict = Annotated[
-    bool, typer.Option("--strict", help="Refuse formats that do not fit a tensor's rows, instead of taking another.")
+    bool,
+    typer.Option("--strict", help="Fail if a format does not fit a tensor's rows, instead of using another format."),
 ]
 
 
 def write(make: Callable[..., Report], given: dict[str, Any]) -> None:
-    """Calls lowbit.convert or lowbit.quantize_file with what the command was given, and prints what it wrote."""
+    """Calls lowbit.convert or lowbit.quantize_file with the command's options, and prints a report."""
     from lowbit.quantization.options import parse_override, parse_tensor_type
     from lowbit.quantization.recipes import find_mix
 
@@ -114,5 +123,5 @@ def _layer(text: str) -> int:
     from lowbit import InputError
 
     if not text.isascii() or not text.isdigit() or len(text) > 9:
-        raise InputError(f"{quoted(text)}:", expected="numbers of layers with commas between")
+        raise InputError(f"{quoted(text)}:", expected="layer numbers separated by commas")
     return int(text)

@@ -51,7 +51,7 @@ def split_file(
     dry_run = arguments.flag("dry_run", dry_run)
     limits = SplitLimits.parsed(split_max_size, split_max_tensors, no_tensor_first_split)
     if not limits:
-        raise InputError("split_max_size or split_max_tensors must say where to split")
+        raise InputError("limits:", expected="split_max_size or split_max_tensors", found="neither")
     with gguf.open(path) as file:
         files = limits.files([file.num_bytes(name) for name in file.infos], PADDED)
         metadata, tensors = _whole_metadata(file), list(gguf_tensors(file).values())
