@@ -41,9 +41,9 @@ MAPS = """
 | BF16 | a float16 array: values beyond its range are lost |
 | Q4_0, Q4_1, Q8_0 | packed codes, scales and biases of MLX, right to the rounding of the biases |
 | Q2_K, Q6_K | a float16 array, right to its rounding |
-| Q4_K | wrong values, without an error ([findings/mlx-gguf-q4-k.sh](../findings/mlx-gguf-q4-k.sh)) |
+| Q4_K | wrong values, without an error ([script](../findings/mlx-gguf-q4-k.sh)) |
 | Q3_K, Q5_0, Q5_1, Q5_K, all IQ formats | RuntimeError |
-| TQ1_0, TQ2_0, MXFP4, NVFP4, Q1_0 | this tensor and all after it are missing, without an error ([findings/mlx-gguf-unknown-type.sh](../findings/mlx-gguf-unknown-type.sh)) |
+| TQ1_0, TQ2_0, MXFP4, NVFP4, Q1_0 | missing, with all that follow ([script](../findings/mlx-gguf-unknown-type.sh)) |
 
 Files of a mixture have several formats: Q4_K_M has Q4_K and Q6_K.
 

@@ -168,8 +168,8 @@ def _in_notebook() -> bool:
 class _NotebookBar:
     """A bar below the cell, which stays there when it is full.
 
-    IPython updates it in place. (rich needs ipywidgets there. Without them it shows no bar, and leaves empty outputs and a
-    warning below the cell: findings/rich-progress-in-notebook.sh.)
+    IPython updates it in place. (rich needs ipywidgets there. Without them it shows no bar, and leaves empty outputs
+    and a warning below the cell: findings/rich-progress-in-notebook.sh.)
     """
 
     def __init__(self) -> None:
