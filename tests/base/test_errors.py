@@ -286,7 +286,7 @@ RAISED: dict[str, tuple[Callable[[Path], Any], type[Error], dict[str, Any]]] = {
             f / "m.gguf", f / "x", "Q8_0", override_kv={"qwen3.block_count": "x"}, progress=False
         ),
         lowbit.InputError,
-        {"key": "qwen3.block_count", "expected": "an int, as the file has", "found": "a str"},
+        {"key": "qwen3.block_count", "expected": "an int, as in the file", "found": "a str"},
     ),
 }
 

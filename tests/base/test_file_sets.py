@@ -210,8 +210,8 @@ def test_an_error_at_any_step_puts_the_old_files_back(
 def test_a_set_of_another_number_is_named(source: Path) -> None:
     assert make(source, "Q8_0").notes == []
     (note,) = make(source, "F16", 3).notes
-    assert note.startswith("3 of 3 files of another model")
-    assert "m-00001-of-00003.gguf stay there: this one has 2" in note
+    assert note.startswith("3 of 3 files of an older model")
+    assert "m-00001-of-00003.gguf remain: this one has 2" in note
     assert make(source, "F16", 6).notes == []  # of one file, which has another name
 
 
@@ -239,7 +239,7 @@ def test_a_set_that_changes_while_it_is_opened(source: Path, monkeypatch: pytest
 
     reading_core = reading._core
     monkeypatch.setattr(reading, "_core", SimpleNamespace(GgufFile=SimpleNamespace(open=opening)))
-    with pytest.raises(lowbit.FileError, match=r"m-00001-of-00003\.gguf: it was replaced while it was being opened"):
+    with pytest.raises(lowbit.FileError, match=r"m-00001-of-00003\.gguf: the file was replaced while it was opened"):
         gguf.open(folder / NAMES[1])
 
 
@@ -247,7 +247,7 @@ def test_a_file_that_is_replaced_before_its_tensors_are_read(source: Path) -> No
     """Offsets of one file in another would give other weights without a word."""
     with gguf.open(source) as file:
         gguf.write(source, {}, {"other": np.zeros(4, np.float32)})
-        with pytest.raises(lowbit.FileError, match="it was replaced while it was being opened"):
+        with pytest.raises(lowbit.FileError, match="the file was replaced while it was opened"):
             gguf_tensors(file)
         assert file.tensors["blk.0.ffn_up.weight"].shape == (32, 256)  # mapped
 

@@ -52,8 +52,8 @@ CONTENTS: dict[str, tuple[bytes, str]] = {
     "tar": (tarred(), "a tar archive: unpack it first"),
     "gzip": (gzip.compress(b"x" * 600), "compressed with gzip: decompress it first"),
     "zstd": (b"\x28\xb5\x2f\xfd" + bytes(range(200)), "compressed with zstd"),
-    "GGML": (b"lmgg" + bytes(200), "a GGML file of before August 2023: convert the model again"),
-    "GGJT": (b"tjgg\x03\0\0\0" + bytes(200), "a GGJT file of before August 2023"),
+    "GGML": (b"lmgg" + bytes(200), "a GGML file from before August 2023: convert the model again"),
+    "GGJT": (b"tjgg\x03\0\0\0" + bytes(200), "a GGJT file from before August 2023"),
     "GGLA": (b"algg\x01\0\0\0" + bytes(200), "a GGLA adapter"),
 }
 

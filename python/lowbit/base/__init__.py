@@ -1,1 +1,1 @@
-"""What every room uses: threads, paths, files read and written safely, progress, text in messages. Knows no model."""
+"""Shared by all rooms: threads, paths, safe reading and writing of files, progress, text in messages."""

@@ -1,5 +1,5 @@
-"""Checks arguments. Each function returns a plain value, or raises InputError that names the
-argument, what was expected and what was given."""
+"""Checks of arguments. Each function returns a plain value, or raises InputError with the argument's name, the expected
+and the given value."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lowbit.base.quoting import quoted, reason, shown
 
 
 def integer(name: str, value: Any, least: int, most: int | None = None) -> int:
-    """An integer in a range, NumPy's included; a bool is none."""
+    """An int or NumPy integer in a range. A bool is refused."""
     try:
         number = None if isinstance(value, (bool, np.bool_)) else operator.index(value)
     except TypeError:
@@ -29,7 +29,7 @@ def integer(name: str, value: Any, least: int, most: int | None = None) -> int:
 
 
 def number(name: str, value: Any, least: float = -math.inf, most: float = math.inf) -> float:
-    """A finite number in a range, NumPy's included; a bool is none."""
+    """A finite number or NumPy scalar in a range. A bool is refused."""
     is_number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
     if not is_number or not abs(value) < math.inf:
         raise wrong(name, "a finite number", value)
@@ -50,7 +50,7 @@ def text(name: str, value: Any) -> str:
 
 
 def flag(name: str, value: Any) -> bool:
-    """A bool, NumPy's included, or 0 or 1."""
+    """A bool, NumPy bool, 0 or 1."""
     if not isinstance(value, (int, np.integer, np.bool_)) or value not in (0, 1):
         raise wrong(name, "a bool", value)
     return bool(value)
@@ -64,14 +64,14 @@ def mapping(name: str, value: Any) -> Mapping[Any, Any]:
 
 
 def items(name: str, value: Any) -> list[Any]:
-    """The items of a list or the like; a str is none."""
+    """The items of a list or another iterable. A str or bytes is refused."""
     if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
         raise wrong(name, "a list", value)
     return list(value)
 
 
 def array(name: str, value: Any, dtype: npt.DTypeLike | None = None) -> npt.NDArray[Any]:
-    """What NumPy makes an array of, in a type if one is given."""
+    """An array-like value as an array, converted to `dtype` if one is given."""
     expected = "an array" if dtype is None else f"an array of {np.dtype(dtype)}"
     why = ""
     try:
@@ -83,8 +83,8 @@ def array(name: str, value: Any, dtype: npt.DTypeLike | None = None) -> npt.NDAr
 
 
 def floats(name: str, value: Any, kept: Container[np.dtype[Any]] = ()) -> npt.NDArray[Any]:
-    """An array of float32 from what NumPy makes an array of real numbers of: rounded to nearest even, and what is too
-    large becomes infinite. Arrays of the dtypes `kept` stay as they are."""
+    """An array-like of real numbers as float32: rounded to nearest even; numbers beyond float32's range become
+    infinite. Arrays of the dtypes `kept` are returned unchanged."""
     found = array(name, value)
     if found.dtype == np.float32 or found.dtype in kept:
         return found
@@ -96,7 +96,7 @@ def floats(name: str, value: Any, kept: Container[np.dtype[Any]] = ()) -> npt.ND
 
 
 def wrong(name: str, expected: str, value: Any, rest: str = "") -> InputError:
-    """What to raise for an argument: strings and numbers are shown, of all else the type is."""
+    """The error for an argument. The message shows a string or number, and the type of any other value."""
     if isinstance(value, str):
         found = quoted(value)
     elif value is None or isinstance(value, (int, float, np.number)):

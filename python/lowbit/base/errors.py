@@ -1,4 +1,4 @@
-"""The exceptions of lowbit, those of the core included (src/base/error.h): one home for their fields and messages."""
+"""The exceptions of lowbit, including those of the core (src/base/error.h): classes, fields and messages."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _FIELDS = ("path", "tensor", "key", "offset", "expected", "found")
 class Error(Exception):
     """The base of all errors that lowbit raises on purpose. The message is one printable line of bounded length.
 
-    Fields, None where they do not apply: path (of a file or folder), tensor (its name), key (of GGUF's metadata, of a
-    configuration), offset (in bytes from the begin of the file), expected and found (text, as the message has it).
+    Fields, None where they do not apply: path (of a file or folder), tensor (its name), key (of GGUF metadata or of a
+    JSON file), offset (in bytes from the start of the file), expected and found (text, as in the message).
 
     The message is "PATH: TEXT, expected EXPECTED". If the text is empty or ends with a colon, it is
-    "PATH: TEXT expected EXPECTED, found FOUND". The text itself names the other fields.
+    "PATH: TEXT expected EXPECTED, found FOUND". The other fields are not added: the text mentions them.
     """
 
     _FOUND = "found"
@@ -37,7 +37,7 @@ class Error(Exception):
         found: object = None,
         rest: str = "",
     ) -> None:
-        """rest: the end of the message, behind what was expected and found, with the sign between."""
+        """rest: the end of the message, after the expected and found values; it starts with its own punctuation."""
         self.args = (one_line(text),)
         self.path = None if path is None else os.fsdecode(path)
         self.tensor = tensor
@@ -54,7 +54,7 @@ class Error(Exception):
 
     @property
     def text(self) -> str:
-        """What the message says besides the path, and what was expected and found."""
+        """The message without the path, the expected and the found value."""
         return str(self.args[0])
 
     def __str__(self) -> str:
@@ -78,7 +78,7 @@ class Error(Exception):
         tensor: str | None = None,
         key: str | None = None,
     ) -> None:
-        """Puts a text in front, and sets those of the fields that are None."""
+        """Prepends a text to the message, and sets the given fields that are still None."""
         self.args = (one_line(text + self.text),)
         if self.path is None and path is not None:
             self.path = os.fspath(path)
@@ -86,10 +86,10 @@ class Error(Exception):
         self.key = self.key or key
 
     def turned(self, kind: type[_Error], **fields: Any) -> _Error:
-        """An error of another class with the same text and fields, but for those that are given."""
+        """An error of another class with the same text and fields, except for the given fields."""
         return kind(self.text, rest=self._rest, **{**self.fields, **fields})
 
-    # Without __init__, which may take other arguments in derived classes.
+    # Copies do not call __init__: derived classes may give it other arguments.
     def __reduce__(self) -> tuple[Any, ...]:
         return _restored, (type(self), self.args, {}), self.__dict__
 
@@ -107,14 +107,15 @@ class FormatError(Error):
 class FileError(Error, OSError):
     """The operating system refused: missing file, no permission, disk full.
 
-    Also the OSError of Python that fits errno, as FileNotFoundError. errno is None where no call of the system failed.
+    Also an instance of Python's exception for its errno, for example FileNotFoundError. errno is None if the cause
+    is not a failed system call.
     """
 
     errno: int | None = None
     strerror: str | None = None
 
     def __new__(cls, *args: Any, errno: int | None = None, **fields: Any) -> FileError:
-        """An error of the class of Python's that fits errno, too."""
+        """An instance of this class and of Python's exception for errno."""
         return super().__new__(_of_kind(cls, OSError if errno is None else type(OSError(errno, ""))))
 
     def __init__(self, text: str = "", *, errno: int | None = None, **fields: Any) -> None:
@@ -126,7 +127,7 @@ class FileError(Error, OSError):
     def of(
         cls: type[_FileError], error: OSError, path: str | os.PathLike[str], text: str = "", **fields: Any
     ) -> _FileError:
-        """The error of a call of the system, or lowbit's own as it is. text: what could not be done."""
+        """The error for a failed system call; an error of this class is returned unchanged. text: the failed action."""
         if isinstance(error, cls):
             return error
         reason = error.strerror or str(error)
@@ -150,7 +151,7 @@ _KINDS: dict[tuple[type[FileError], type[OSError]], type[FileError]] = {}
 
 
 def _of_kind(cls: type[FileError], kind: type[OSError]) -> type[FileError]:
-    """The class as one of Python's kind: `except FileNotFoundError` catches it."""
+    """The class, derived also from one of Python's, so that `except FileNotFoundError` catches it."""
     if issubclass(cls, kind):
         return cls
     if (cls, kind) not in _KINDS:
@@ -160,7 +161,7 @@ def _of_kind(cls: type[FileError], kind: type[OSError]) -> type[FileError]:
 
 
 class UnsupportedError(Error):
-    """Well-formed, but something that lowbit does not do: an unknown architecture or tensor type."""
+    """A valid file with something that lowbit does not support: an unknown architecture or tensor type."""
 
 
 class InputError(Error, ValueError):

@@ -1,8 +1,8 @@
 """Files that form one model: a set is replaced so that files of two sets never open as one model.
 
-Files of a split model have their number and index, and the reference writes nothing else into the later ones. So files
-of two conversions with equal numbers would open as one model. An identification of the set would make files differ from
-the reference's. Instead, the order of steps keeps sets apart:
+The reference writes only the index and the number of files into the later files of a split model. So files of two
+conversions with equal numbers would open as one model. An identifier of the set would make the files differ from the
+reference's. Instead, the order of steps keeps sets apart:
 
 1. All new files are complete and on the disk, under temporary names.
 
@@ -12,7 +12,7 @@ the reference's. Instead, the order of steps keeps sets apart:
 
 An error or Ctrl-C meanwhile restores the old files. A killed process leaves a set without its first file; the remaining
 temporary files are removed when that name is written again. Two writers of one set run steps 2 and 3 one after another.
-`gguf.open` detects that a set changed while it opened the files: the first file is then another one.
+`gguf.open` detects that a set changed while it opened the files: its first file is then a different one.
 """
 
 from __future__ import annotations
@@ -109,7 +109,9 @@ def _turn(target: str) -> Iterator[None]:
     deadline = time.monotonic() + PATIENCE
     while (descriptor := _taken(path, target)) is None:
         if time.monotonic() > deadline:
-            raise FileError(f"another process has been replacing it for {PATIENCE:.0f} seconds", path=target)
+            raise FileError(
+                f"another process has been replacing it for {PATIENCE:.0f} seconds: end it, then try again", path=target
+            )
         time.sleep(_PAUSE)
     try:
         yield

@@ -1,5 +1,7 @@
-"""Files read at offsets into private memory, so resident memory is what is held, not what was touched; mapped files;
-and small files read whole."""
+"""Reading of files: at offsets into private memory, mapped, or whole if they are small.
+
+Touched pages of a map count as resident memory. With reads at offsets only the data that is held counts.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ from lowbit.base.paths import check_regular, checked, identity
 if TYPE_CHECKING:
     import numpy as np
 
-#: The largest text for a model.
+#: The most bytes of a text file.
 MAX_TEXT_BYTES = 1 << 30
 _PIECE = 1 << 20
 _FLAGS = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
@@ -81,7 +83,7 @@ def read_text(path: str | os.PathLike[str], max_bytes: int = MAX_TEXT_BYTES, *, 
 
 
 def read_model_text(path: str | os.PathLike[str]) -> str:
-    """A text for a model, from a file or pipe: bytes unchanged (line ends, marks), without one line feed at the end.
+    """A text for a model, from a file or pipe. Line ends and byte order marks stay; one final line feed is removed.
 
     llama.cpp's tools read files this way. Raises as `read_bytes` does.
     """
@@ -97,7 +99,7 @@ def decoded(data: bytes, where: str) -> str:
 
 
 class FileReader:
-    """A file that several threads read at offsets. It is closed with its last reference."""
+    """A file that several threads can read at offsets. It is closed when the last reference to it is gone."""
 
     def __init__(self, path: Path) -> None:
         """Raises as `open_file` does."""
@@ -106,7 +108,7 @@ class FileReader:
         weakref.finalize(self, os.close, self._descriptor)
         found = os.fstat(self._descriptor)
         self.size = found.st_size
-        #: Identifies the file, to compare it with another one opened by this path.
+        #: Device and number of the file, to detect that its path now names another one.
         self.identity = identity(found)
         self._lock = threading.Lock()
         self._map: _core.MappedFile | None = None

@@ -1,6 +1,6 @@
-"""Recognises files that are something else than expected: git-lfs pointers, server pages, archives, other formats.
+"""Recognises files of an unexpected kind: git-lfs pointers, server pages, archives, other formats.
 
-A reader whose format fails looks here for the cause, so valid files cost nothing.
+Readers use it only after they failed, so valid files cost nothing.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ _AGAIN = "download it again"
 _FLOATS = "lowbit reads safetensors and GGUF"
 
 GGUF_MAGIC, ZIP_MAGIC = b"GGUF", b"PK\x03\x04"
-#: How files start, and what they are.
+#: First bytes of files -> the kind of file, with advice.
 _MAGICS: tuple[tuple[bytes, str], ...] = (
-    (GGUF_MAGIC, "a GGUF file: give it alone, where a GGUF file is expected"),
-    (b"lmgg", f"a GGML file of before August 2023: convert the model again; {_FLOATS}"),
-    (b"fmgg", f"a GGMF file of before August 2023: convert the model again; {_FLOATS}"),
-    (b"tjgg", f"a GGJT file of before August 2023: convert the model again; {_FLOATS}"),
-    (b"algg", "a GGLA adapter of before 2024: merge the PEFT adapter that it was made of with --lora"),
+    (GGUF_MAGIC, "a GGUF file: pass it where a GGUF file is expected, not a checkpoint"),
+    (b"lmgg", f"a GGML file from before August 2023: convert the model again; {_FLOATS}"),
+    (b"fmgg", f"a GGMF file from before August 2023: convert the model again; {_FLOATS}"),
+    (b"tjgg", f"a GGJT file from before August 2023: convert the model again; {_FLOATS}"),
+    (b"algg", "a GGLA adapter from before 2024: use --lora with the PEFT adapter that it was made from"),
     (ZIP_MAGIC, f"a zip archive, as torch.save writes: {_FLOATS}"),
     (b"\x80\x02", f"a pickle, as torch.save wrote before 2020: {_FLOATS}"),
     (b"\x80\x03", f"a pickle: {_FLOATS}"),
@@ -80,8 +80,8 @@ def what_is(head: bytes, size: int, expected: bytes = b"") -> str | None:
 
 
 def read_own_text(path: Path, max_bytes: int) -> str:
-    """A text in a format that accepts anything (templates, merges). Raises FormatError if it is recognised as something
-    else, else as `read_text` does."""
+    """A text in a format without a header (templates, merges). Raises FormatError if `what_is` recognises the file as
+    another kind, otherwise as `read_text` does."""
     text = read_text(path, max_bytes)
     if text and (kind := what_is(text[:_HEAD_BYTES].encode(), len(text))):
         raise FormatError(kind, path=path)
@@ -90,7 +90,7 @@ def read_own_text(path: Path, max_bytes: int) -> str:
 
 @contextmanager
 def named(*paths: str | os.PathLike[str], expected: bytes = b"") -> Iterator[None]:
-    """If reading these files raises FormatError, adds what the first unexpected file is, if that is known."""
+    """Replaces a FormatError in the block by the kind of the first of these files that `what_is` recognises, if any."""
     try:
         yield
     except FormatError:
@@ -103,7 +103,7 @@ def named(*paths: str | os.PathLike[str], expected: bytes = b"") -> Iterator[Non
 
 @contextmanager
 def of_file(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Errors about the metadata of a file inside this block name the file."""
+    """Adds the path to errors in the block that are about the file's metadata."""
     try:
         yield
     except (FormatError, UnsupportedError) as error:

@@ -1,4 +1,4 @@
-"""Where the library says what its caller should know: the logger "lowbit". It prints nothing itself."""
+"""The logger "lowbit" for notes to the caller. The library itself prints nothing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _IS_QUIET: ContextVar[bool] = ContextVar("lowbit_is_quiet", default=False)
 
 
 def log_notes(notes: Iterable[str]) -> None:
-    """Logs each as a warning."""
+    """Logs each note as a warning."""
     if not _IS_QUIET.get():
         for note in notes:
             _LOG.warning("%s", note)
@@ -23,7 +23,7 @@ def log_notes(notes: Iterable[str]) -> None:
 
 @contextmanager
 def without_notes() -> Iterator[None]:
-    """Logs no notes: around conversions that serve another purpose."""
+    """Logs no notes inside the block: for conversions to temporary files."""
     token = _IS_QUIET.set(True)
     try:
         yield

@@ -29,7 +29,7 @@ _current: ContextVar[_Operation | None] = ContextVar("lowbit_operation", default
 
 @contextmanager
 def operation() -> Iterator[None]:
-    """One operation: a `with` block, or a decorated function. Operations around it read what it reads."""
+    """One operation: a `with` block, or a decorated function. Its reads also count for the operations around it."""
     token = _current.set(_Operation(_current.get()))
     try:
         yield
@@ -72,10 +72,10 @@ def replacing(paths: Iterable[str]) -> None:
 
 
 def _is_still(file: Identity, path: str) -> bool:
-    """Whether the name still refers to the file: systems reuse the numbers of removed files."""
+    """Whether the path still refers to the file: systems reuse the numbers of removed files."""
     found = status(path)
     return found is not None and identity(found) == file
 
 
 def _refusal(path: str) -> InputError:
-    return InputError("would replace a file that is being read", path=path)
+    return InputError("would replace a file that is being read: write to another path", path=path)

@@ -1,4 +1,4 @@
-"""Paths: `checked` validates every path that is read or written; `status` says what is there."""
+"""Paths: `checked` validates every path that is read or written; `status` looks it up."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ Identity = tuple[int, int]
 
 
 def checked(path: object) -> str:
-    """The path as text, with `~` and `~user` in its first place expanded. Raises InputError for one no system allows.
+    """The path as text, with a leading `~` or `~user` expanded. Raises InputError for a path that no system allows.
 
-    A file that is really named `~user` is `./~user`.
+    For a file with the name `~user` use `./~user`.
     """
     if not isinstance(path, (str, bytes, os.PathLike)):
         raise InputError(expected="a path", found=type(path).__name__)
@@ -24,16 +24,16 @@ def checked(path: object) -> str:
         text = os.fsdecode(path)
         encoded = os.fsencode(text)
     except TypeError:
-        raise InputError(expected="a path", found=f"{type(path).__name__}, which gives none") from None
+        raise InputError(expected="a path", found=f"{type(path).__name__} without a usable __fspath__") from None
     except UnicodeError:
         raise InputError(f"path {quoted(path)}:", expected="text that the file system can encode") from None
     if not encoded:
         raise InputError(expected="a path", found="an empty text")
     if b"\0" in encoded:
-        raise InputError(f"path {quoted(text)}:", expected="one without NUL")
+        raise InputError(f"path {quoted(text)}:", expected="a path without NUL")
     if text.startswith("~"):
         return os.path.expanduser(text)
-    # pathlib drops the point, and paths are checked more than once.
+    # pathlib removes the "./", and paths are checked more than once.
     return os.path.abspath(text) if os.path.normpath(text).startswith("~") else text
 
 
@@ -49,7 +49,7 @@ def status(path: str | os.PathLike[str]) -> os.stat_result | None:
         return None
     except OSError as error:
         raise FileError.of(error, path) from None
-    except ValueError as error:  # a name from a file: NUL, or text that cannot be encoded
+    except ValueError as error:  # NUL, or text that cannot be encoded, in a path that was read from a file
         raise FileError(str(error), path=path) from None
 
 

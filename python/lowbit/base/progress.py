@@ -13,19 +13,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
 
-#: Work that takes less shows no bar.
+#: Shorter work shows no bar.
 PATIENCE_SECONDS = 0.5
-#: A step that comes sooner after another is left out, unless it is the last.
+#: The least time between two reported steps; the last step is always reported.
 INTERVAL_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a part of a call is, as functions given as `progress` get it.
+    """The state of one part of a call: the argument of functions that are passed as `progress`.
 
-    title: the part's name ("download org/name", "write Q4_K_M", "verify"); a call may have several, one in another.
-    done, total: counted in `unit`, which is "B" for bytes, else a plural ("windows").
-    total is None while it is not known.
+    title: the part's name ("download org/name", "write Q4_K_M", "verify"). A call may have several parts, also nested.
+    done, total: counted in `unit`, which is "B" for bytes, otherwise a plural ("windows"). total is None while unknown.
     """
 
     title: str
@@ -34,19 +33,19 @@ class Progress:
     unit: str
 
 
-#: What functions take as `progress`. None, False: nothing is shown. True: a bar, on stderr if that is a terminal, or in
-#: a notebook below its cell. A function is called with steps, in the caller's thread, ten times a second at most, and
-#: with the last one of each part. An exception in it ends the work, as Ctrl-C does.
+#: The type of `progress` arguments. None, False: nothing is shown. True: a bar, on stderr if that is a terminal, or
+#: below the cell of a notebook. A function is called in the caller's thread, at most ten times a second, and at the end
+#: of each part. An exception in it ends the call, as Ctrl-C does.
 ProgressLike = None | bool | Callable[[Progress], object]
 
-#: What work calls with its own numbers: done, total.
+#: Reports progress: (done, total).
 Advance = Callable[[int, int | None], None]
 _Show = Callable[[Progress], object]
 
 
 @contextmanager
 def steps(title: str, unit: str, progress: ProgressLike) -> Iterator[Advance]:
-    """Yields a function that is told what is done, of how much: `advance(done, total)`.
+    """Yields the function that reports progress: `advance(done, total)`.
 
     Raises InputError for a `progress` that is neither a bool nor a function.
     """
@@ -85,23 +84,23 @@ def _display(progress: ProgressLike) -> Iterator[_Show]:
 def _is_wanted(progress: object) -> bool:
     if progress is None or isinstance(progress, bool):
         return bool(progress)
-    from lowbit.base.arguments import flag  # loads NumPy, which the command's help does without
+    from lowbit.base.arguments import flag  # imports NumPy, which the command's help does not need
 
     return flag("progress", progress)
 
 
-#: The bars on the terminal, of which only the last is seen: it has room for one display.
+#: The bars on the terminal. Only the last is visible: rich shows one display at a time.
 _shown: list[RichProgress] = []
 
 
 def _on_terminal() -> bool:
-    """Whether bars are seen. While rich shows one, its substitute for stderr may deny that it is a terminal."""
+    """Whether bars are visible. While rich shows one, it replaces stderr, whose isatty() may then be False."""
     return bool(_shown) or sys.stderr.isatty()
 
 
 @contextmanager
 def _terminal_bar() -> Iterator[_Show]:
-    """A bar that goes away when it is full, since what is left to do then has not been counted, and at the end."""
+    """A bar that disappears when it is full (work after that is not counted), and at the end of the block."""
     bar: RichProgress | None = None
     begin = time.monotonic()
 
@@ -141,7 +140,7 @@ def _rich_bar(step: Progress) -> RichProgress:
 
 
 def _cover(bar: RichProgress) -> None:
-    """Shows a bar in place of the one that is seen."""
+    """Hides the visible bar and shows this one."""
     if _shown:
         _shown[-1].stop()
     _shown.append(bar)
@@ -149,7 +148,7 @@ def _cover(bar: RichProgress) -> None:
 
 
 def _hide(bar: RichProgress) -> None:
-    """Takes a bar off the screen, if it is there, and shows the one that it covered."""
+    """Removes a bar and, if it was visible, shows the previous one again."""
     bar.stop()
     if bar in _shown:
         was_last = _shown[-1] is bar
@@ -166,7 +165,7 @@ def _in_notebook() -> bool:
 
 
 class _NotebookBar:
-    """A bar below the cell, which stays there when it is full.
+    """A bar below the cell. It stays there when it is full.
 
     IPython updates it in place. (rich needs ipywidgets there. Without them it shows no bar, and leaves empty outputs
     and a warning below the cell: findings/rich-progress-in-notebook.sh.)
@@ -178,7 +177,7 @@ class _NotebookBar:
         self._step = Progress("", 0, None, "")
 
     def show(self, step: Progress) -> None:
-        """Shows a step, the first one after a while."""
+        """Shows a step; the first one only after PATIENCE_SECONDS."""
         self._step = step
         if self._handle is not None:
             self._handle.update(self)

@@ -31,7 +31,7 @@ def _escaped(character: str) -> str:
 
 
 def one_line(text: str, most: int = MOST_MESSAGE) -> str:
-    """A message of limited bytes. The middle is cut: the end says what to do."""
+    """A message cut to a number of bytes. The middle is cut, because advice is at the end."""
     if len(text) > 2 * most:  # a character has at least one byte
         text = text[:most] + text[-most:]
     whole = printable(text).encode()
@@ -51,12 +51,12 @@ def shown(value: object, most: int = MOST_SHOWN) -> str:
 
 
 def quoted(value: object, most: int = MOST_SHOWN) -> str:
-    """The same in quotation marks, for text that may be empty or have spaces."""
+    """Like `shown`, in quotation marks: for text that may be empty or contain spaces."""
     return f"'{shown(value, most)}'"
 
 
 def reason(error: BaseException, most: int = 200) -> str:
-    """The message of another package's exception, in one line; if it is empty, the class."""
+    """The message of another package's exception in one line, or its class if the message is empty."""
     text = re.sub(r"\s+", " ", _text(error)[: 4 * most]).strip()
     return shown(text, most) or type(error).__name__
 

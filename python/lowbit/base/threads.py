@@ -12,7 +12,7 @@ MOST_THREADS = 1024
 
 
 def num_threads(threads: int | None = None) -> int:
-    """Returns `threads` if given, else the environment's LOWBIT_THREADS, else the processors that this process may use.
+    """`threads` if given, else the environment variable LOWBIT_THREADS, else the processors that this process may use.
 
     Raises InputError unless it is a number from 1 to MOST_THREADS.
     """
