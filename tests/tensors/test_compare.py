@@ -109,11 +109,11 @@ def test_errors() -> None:
     w = weights(4, 64)
     q = lowbit.quantize(w, "Q8_0")
     for arguments, message in (
-        ((w[:3], q), r"w \(3, 64\) and q \(4, 64\) differ in shape"),
-        ((w[None], q), "differ in shape"),
+        ((w[:3], q), r"expected w and q of one shape, got \(3, 64\) and \(4, 64\)"),
+        ((w[None], q), "of one shape"),
         ((w.astype(complex), q), "w: expected an array of real numbers, got complex128"),
         ((w, w.astype(object)), "q: expected an array of real numbers, got object"),
-        ((np.float32(1), np.float32([1])), "differ in shape"),
+        ((np.float32(1), np.float32([1])), "of one shape"),
         ((np.float32(1), np.float32(1)), "q: expected at least one axis, got a scalar"),
         ((w, q, 0), "threads: expected 1 to 1024"),
     ):

@@ -31,7 +31,7 @@ def damaged(folder: Path, value: float, dtype: str = "BF16", name: str = UP, pla
 def test_quantizing(tmp_path: Path, value: float, word: str) -> None:
     folder = damaged(tmp_path / "a", value)
     expected = (
-        rf"tensor blk\.0\.ffn_up\.weight: row 300, column 7 is {word}, and Q8_0 has finite .* damaged, take another"
+        rf"tensor blk\.0\.ffn_up\.weight: row 300, column 7 is {word}, and Q8_0 has finite .* damaged, use another"
     )
     with pytest.raises(lowbit.InputError, match=expected) as caught:
         lowbit.convert(folder, tmp_path / "out.gguf", "Q8_0", verify=False, provenance=False)

@@ -84,8 +84,8 @@ def test_dequantize_forms(w):
     np.testing.assert_array_equal(lowbit.dequantize(q, "q5_1"), expected)
     np.testing.assert_array_equal(lowbit.dequantize(q.data, "Q5_1"), expected)
     for arguments, message in (
-        ((q, "Q4_0"), "expected Q5_1, as the tensor has, got 'Q4_0'"),
-        ((q.data,), "format: expected a name"),
+        ((q, "Q4_0"), "expected Q5_1, the tensor's format, got 'Q4_0'"),
+        ((q.data,), "format: expected the name of the format"),
         ((q.data, "Q5_1", np.float64), "dtype: expected float32, float16 or bfloat16, got float64"),
         ((q.data[..., :47], "Q5_1"), "rows have 47 bytes, expected a multiple of 24 for Q5_1"),
         ((q.data.astype(np.int8), "Q5_1"), r"expected uint8 array of at least one axis, got int8 array"),
@@ -223,20 +223,20 @@ def test_outputs_that_do_not_fit(w):
         (lambda: q.dequantize(out=np.empty(w.shape)), "dtype: expected float32, float16 or bfloat16, got float64"),
         (lambda: q.dequantize(np.float16, out=np.empty_like(w)), "out: expected float16 array"),
         (lambda: q.dequantize(out=np.empty((6, 4, 64), np.float32).transpose(1, 0, 2)), "C-contiguous"),
-        (lambda: q.dequantize(out=read_only), "may be written to"),
+        (lambda: q.dequantize(out=read_only), "writable"),
         (lambda: q.dequantize(out=unaligned), "aligned"),
         (lambda: lowbit.quantize(w, "Q8_0", out=np.empty((4, 6, 67), np.uint8)), r"uint8 array of shape \(4, 6, 68\)"),
         (lambda: lowbit.quantize(w, "Q8_0", out=np.empty((4, 6, 68), np.int8)), "got int8 array"),
         (lambda: lowbit.quantize(w, "Q8_0", out=[1]), "got list"),
         (lambda: lowbit.quantize(w, "Q8_0", out=lowbit.quantize(w, "Q4_0")), "out: expected Q8_0, got Q4_0"),
-        (lambda: lowbit.quantize(inside, "Q8_0", out=both[:1632].reshape(4, 6, 68)), "out: lies in the memory of w"),
+        (lambda: lowbit.quantize(inside, "Q8_0", out=both[:1632].reshape(4, 6, 68)), "out: shares memory with w"),
         (
             lambda: lowbit.quantize(w, "Q8_0", imatrix=inside[0, 0], out=both[:1632].reshape(4, 6, 68)),
-            "out: lies in the memory of imatrix",
+            "out: shares memory with imatrix",
         ),
         (
             lambda: lowbit.QTensor(both[:1632].reshape(4, 6, 68), "Q8_0").dequantize(out=inside),
-            "out: lies in the memory of data",
+            "out: shares memory with data",
         ),
     ):
         with pytest.raises(lowbit.InputError, match=message):

@@ -129,10 +129,10 @@ REFUSED: dict[str, tuple[str, str, dict[str, Any], str]] = {
     ),
     "another kind of value": (
         "llama.gguf", "Q4_0", {"override_kv": {"llama.context_length": "long"}},
-        r"override of llama\.context_length: expected an int, as the file has, got a str",
+        r"override of llama\.context_length: expected an int, as in the file, got a str",
     ),
     "an array": (
-        "llama.gguf", "Q4_0", {"override_kv": {"tokenizer.ggml.tokens": "a"}}, "expected an array, as the file has",
+        "llama.gguf", "Q4_0", {"override_kv": {"tokenizer.ggml.tokens": "a"}}, "expected an array, as in the file",
     ),
     "no value": ("llama.gguf", "Q4_0", {"override_kv": {"new": None}}, "expected bool, int, float or str"),
     "key of a split": ("llama.gguf", "Q4_0", {"override_kv": {"split.count": 2}}, "how the file is split"),

@@ -1,1 +1,1 @@
-"""Packed arrays in NumPy: QTensor, products, comparison, .npz files; tensors that are read by rows."""
+"""Packed arrays in NumPy: QTensor, products, comparison, .npz files; tensors that are read row by row."""

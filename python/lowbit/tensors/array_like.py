@@ -1,4 +1,4 @@
-"""What packed arrays share with NumPy's: shape, dtype, `np.asarray`, `@`."""
+"""The part of NumPy's array interface that packed arrays have: shape, dtype, `np.asarray`, `@`."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from lowbit.base.errors import InputError
 class PackedArray(NDArrayOperatorsMixin):
     """An array of float32 that is decoded when its values are needed.
 
-    NumPy's functions decode it, as they make arrays of all their arguments. Of its operators there is `@`, and ufuncs
-    reduce it (`np.sum`); all others are a TypeError, since decoding at each step is slow: `np.asarray` does it once.
+    NumPy's functions decode it, because they convert their arguments to arrays. The operator `@` and reductions
+    (`np.sum`) work. All other operators and ufuncs raise TypeError: decoding at each step is slow, `np.asarray` decodes
+    once.
     """
 
     __slots__ = ()
@@ -37,15 +38,15 @@ class PackedArray(NDArrayOperatorsMixin):
 
     @abstractmethod
     def _before(self, other: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """self @ other, whose shapes fit."""
+        """self @ other, for shapes that fit."""
 
     @abstractmethod
     def _after(self, other: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """other @ self, whose shapes fit."""
+        """other @ self, for shapes that fit."""
 
     @property
     def dtype(self) -> np.dtype[np.float32]:
-        """float32: what `np.asarray` decodes to."""
+        """float32, the dtype of `np.asarray(q)`."""
         return FLOATS["F32"]
 
     @property
@@ -62,12 +63,12 @@ class PackedArray(NDArrayOperatorsMixin):
         return self.shape[0]
 
     def __bool__(self) -> bool:
-        raise InputError("the truth value of packed weights is ambiguous: np.asarray(...).any() or .all() decodes them")
+        raise InputError("the truth value of packed weights is ambiguous: use np.asarray(...).any() or .all()")
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
-        """Decodes: to float32, float16 and bfloat16 as `dequantize` does; to other types by way of float32."""
+        """Decodes to float32, float16 or bfloat16 as `dequantize` does; to other dtypes through float32."""
         if copy is False:
-            raise InputError("copy=False: packed weights are no array of floats to view; copy=None decodes them")
+            raise InputError("copy=False: packed weights cannot be viewed as floats; copy=None decodes them")
         wanted = FLOATS["F32"] if dtype is None else np.dtype(dtype)
         return self.dequantize(wanted) if wanted in FLOAT_NAMES else self.dequantize().astype(wanted)
 
@@ -75,7 +76,7 @@ class PackedArray(NDArrayOperatorsMixin):
         if ufunc is np.matmul and method == "__call__" and not options:
             return _product(*inputs)
         if ufunc in (np.equal, np.not_equal) and method == "__call__":
-            # An array on the left has called; see QTensor.__eq__.
+            # The left operand is an array. For two QTensors, see QTensor.__eq__.
             return ufunc is np.not_equal
         if method == "reduce":
             return ufunc.reduce(np.asarray(inputs[0]), *inputs[1:], **options)
@@ -90,7 +91,7 @@ class PackedArray(NDArrayOperatorsMixin):
 
 
 def _product(a: Any, b: Any) -> npt.NDArray[np.float32]:
-    """a @ b, at least one of which is packed."""
+    """a @ b, where at least one operand is packed."""
     if isinstance(a, PackedArray):
         b = arguments.floats("the right operand of @", b)
         _check(a.shape, b.shape)
@@ -101,11 +102,11 @@ def _product(a: Any, b: Any) -> npt.NDArray[np.float32]:
 
 
 def _check(a: tuple[int, ...], b: tuple[int, ...]) -> None:
-    """Raises InputError unless NumPy multiplies arrays of these shapes."""
+    """Raises InputError for shapes of which NumPy has no product."""
     if a and b and a[-1] == b[-2 if len(b) > 1 else 0]:
         try:
             np.broadcast_shapes(a[:-2], b[:-2])
             return
         except ValueError:
             pass
-    raise InputError(f"matmul: shapes {a} and {b} do not fit (..., N, K) and (..., K, M)")
+    raise InputError("matmul:", expected="shapes (..., N, K) and (..., K, M)", found=f"{a} and {b}")

@@ -1,4 +1,4 @@
-"""`compare`: what quantization did to an array."""
+"""`compare`: the error of packed weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["Comparison", "RowComparison", "compare"]
 
 @dataclass(frozen=True, eq=False)
 class RowComparison:
-    """What `compare` finds for each row: float64 arrays (...) without the last axis."""
+    """The figures of each row: float64 arrays of shape (...), the shape of the weights without the last axis."""
 
     rmse: npt.NDArray[np.float64]
     relative: npt.NDArray[np.float64]
@@ -37,10 +37,10 @@ class RowComparison:
 
 @dataclass(frozen=True)
 class Comparison:
-    """How far packed weights q are from the weights w, as `compare` finds.
+    """The error of packed weights q against the weights w: the result of `compare`.
 
-    rmse: root of the mean of (w - q)^2. relative: the same over the root of the mean of w^2; 0 where nothing was lost.
-    max: the largest |w - q|. snr: signal to noise in decibels, -20 log10 of relative; infinite where nothing was lost.
+    rmse: square root of the mean of (w - q)^2. relative: rmse over the square root of the mean of w^2; 0 if q equals w.
+    max: the largest |w - q|. snr: signal-to-noise ratio in decibels, -20 log10(relative); infinite if q equals w.
     """
 
     rmse: float
@@ -51,10 +51,10 @@ class Comparison:
 
 
 def compare(w: npt.ArrayLike, q: QTensor | npt.ArrayLike, threads: int | None = None) -> Comparison:
-    """Compares `w` (..., K), an array as for `quantize`, with a QTensor or another array of its shape.
+    """Compares `w` (..., K), an array-like as for `quantize`, with a QTensor or another array of the same shape.
 
-    Computed in float64, a few rows at a time: no decoded copy is made. NaN or an infinity in either gives NaN or
-    infinity. Raises InputError for shapes that differ and for what is no array of real numbers.
+    Computed in float64, a few rows at a time, without a decoded copy. NaN or infinity in either gives NaN or infinity.
+    Raises InputError if the shapes differ or an argument is not an array of real numbers.
     """
     weights = arguments.floats("w", w, FLOAT_NAMES)
     if not isinstance(q, QTensor):
@@ -63,7 +63,7 @@ def compare(w: npt.ArrayLike, q: QTensor | npt.ArrayLike, threads: int | None = 
             raise InputError("q:", expected="at least one axis", found="a scalar")
         q = QTensor(np.ascontiguousarray(floats).view(np.uint8), format_of(floats))
     if weights.shape != q.shape:
-        raise InputError(f"compare: w {weights.shape} and q {q.shape} differ in shape")
+        raise InputError("compare:", expected="w and q of one shape", found=f"{weights.shape} and {q.shape}")
     count = num_threads(threads)
     parts = [_core.compare_rows(a, data, q.format, count) for a, data in matrices(weights, q.data)]
     sums = np.concatenate(parts) if parts else np.empty((0, 3))
@@ -75,7 +75,8 @@ def compare(w: npt.ArrayLike, q: QTensor | npt.ArrayLike, threads: int | None = 
 
 
 def _figures(sums: npt.NDArray[np.float64], num: int) -> tuple[npt.NDArray[np.float64], ...]:
-    """RMSE, relative error, largest error and SNR of rows (squared error, squared weight, largest) of `num` weights."""
+    """RMSE, relative error, largest error and SNR. sums: (..., 3) squared error, squared weight, largest error of `num`
+    weights."""
     squared, signal, largest = sums.T
     with np.errstate(divide="ignore", invalid="ignore"):
         relative = np.where(squared == 0, 0.0, np.sqrt(squared / signal))

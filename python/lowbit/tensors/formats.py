@@ -1,4 +1,4 @@
-"""`formats`: what weights are packed in."""
+"""`formats`: the formats of packed weights."""
 
 from __future__ import annotations
 
@@ -18,5 +18,5 @@ def formats() -> list[Format]:
 
 
 def find_format(format: AnyFormat) -> Format:
-    """The format of that name. Raises InputError that lists those there are."""
+    """The format with this name. Raises InputError with a list of all names for an unknown one."""
     return format if isinstance(format, Format) else Format(arguments.text("format", format))

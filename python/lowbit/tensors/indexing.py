@@ -1,4 +1,4 @@
-"""Indices of packed weights, by NumPy's rules: which of them select rows, and which reach into the rows' blocks."""
+"""Indices of packed weights by NumPy's rules. Some parts select rows; others select weights inside blocks."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ WHOLE = slice(None)
 
 
 def parts_of(index: Any, ndim: int) -> list[Part]:
-    """The parts of an index of an array, `...` and what is left out replaced by `:`.
+    """The parts of an array's index, with `...` and omitted axes replaced by `:`.
 
-    A `...` that stands for no axis stays where it is: to NumPy it separates the arrays on its sides
+    A `...` that stands for no axis is kept: for NumPy it separates the arrays before and after it
     (findings/numpy-ellipsis-of-no-axis.sh).
 
-    Raises IndexError for more parts than axes, for two `...` and for what indexes no array.
+    Raises IndexError for more parts than axes, for two `...` and for values that cannot index an array.
     """
     given: list[Any] = [
         part if part is Ellipsis else _part(part) for part in (index if isinstance(index, tuple) else (index,))
     ]
     dots = [at for at, part in enumerate(given) if part is Ellipsis]
     if len(dots) > 1:
-        raise IndexError("an index can have one ellipsis ('...')")
+        raise IndexError("an index can have only one ellipsis ('...')")
     missing = ndim - sum(map(axes_of, given))
     if missing < 0:
         raise IndexError(f"too many indices: the array has {ndim} axes, {ndim - missing} were indexed")
@@ -37,22 +37,22 @@ def parts_of(index: Any, ndim: int) -> list[Part]:
 
 
 def axes_of(part: Any) -> int:
-    """How many axes of the array a part stands for."""
+    """The number of axes that a part indexes."""
     if part is None or part is Ellipsis:
         return 0
     return part.ndim if isinstance(part, np.ndarray) and part.dtype == np.bool_ else 1
 
 
 def in_range(index: int, axis: int, size: int) -> int:
-    """An integer index, counted from the front. Raises IndexError if there is no such element."""
+    """An integer index as a non-negative one. Raises IndexError if it is out of bounds."""
     if not -size <= index < size:
         raise IndexError(f"index {index} is out of bounds for axis {axis} with size {size}")
     return index % size
 
 
 def integers(last: Part, shape: tuple[int, ...]) -> tuple[npt.NDArray[np.intp], ...]:
-    """An array that indexes the last axis as one of integers from the front. An array of booleans indexes as many axes
-    as it has: one of integers for each. Raises IndexError for what lies outside."""
+    """An index array for the last axis as non-negative integers. A boolean array of n axes indexes the last n axes; it
+    becomes n integer arrays. Raises IndexError for indices out of bounds."""
     assert isinstance(last, np.ndarray)
     size = shape[-1]
     if last.dtype != np.bool_:
@@ -61,7 +61,7 @@ def integers(last: Part, shape: tuple[int, ...]) -> tuple[npt.NDArray[np.intp], 
             in_range(int(last.max()), len(shape) - 1, size)
         return (last.astype(np.intp) % max(size, 1),)
     if last.shape != shape[len(shape) - last.ndim :]:
-        raise IndexError(f"boolean index of shape {last.shape} for axes of shape {shape[len(shape) - last.ndim :]}")
+        raise IndexError(f"expected a boolean index of shape {shape[len(shape) - last.ndim :]}, got {last.shape}")
     return last.nonzero()
 
 

@@ -16,23 +16,23 @@ from lowbit.tensors.qtensor import QTensor, bytes_of, format_of
 def matmul(
     x: npt.ArrayLike, w: QTensor | npt.ArrayLike, compute: str = "auto", threads: int | None = None
 ) -> npt.NDArray[np.float32]:
-    """x (..., K) times w (N, K) transposed: (..., N) float32.
+    """The product of x (..., K) and the transpose of w (N, K): (..., N) float32.
 
-    `x`: what NumPy makes an array of real numbers of, rounded to float32. `w`: a QTensor, or an array as `quantize`
-    takes. `compute` says how:
+    `x`: an array-like of real numbers, rounded to float32. `w`: a QTensor, or an array-like as for `quantize`.
+    `compute` is the arithmetic:
 
-    - "f32": weights decoded to float32, float32 products. Each result depends on its own row of x and of w only.
-    - "int8": activations rounded to 8 bits, one scale for each 32 of them, exact integer products with the packed
-      weights. A result errs by at most sum(abs(w)) * max(abs(x)) / 254 in each group of 32. Float weights take "f32".
-    - "bf16": weights and activations rounded to bfloat16, float32 sums. float32 weights take "f32".
+    - "f32": weights decoded to float32, float32 products. Each result depends only on its own row of x and of w.
+    - "int8": x rounded to 8 bits with one scale for each 32 values; exact integer products with the packed weights. The
+      error in each group of 32 is at most sum(abs(w)) * max(abs(x)) / 254. Float weights use "f32".
+    - "bf16": weights and x rounded to bfloat16, float32 sums. float32 weights use "f32".
     - "auto": "int8" for up to eight rows of x, else "bf16".
 
-    `x @ w.T` is the same with "f32". Raises InputError for shapes that do not fit and for what is no array of real
+    `x @ w.T` is the same with "f32". Raises InputError if the shapes do not fit or an argument is not an array of real
     numbers.
     """
     x = arguments.floats("x", x)
     weights = w if isinstance(w, QTensor) else arguments.floats("w", w, FLOAT_NAMES)
     if weights.ndim != 2 or x.ndim == 0 or x.shape[-1] != weights.shape[1]:
-        raise InputError(f"matmul: x {x.shape} and w {weights.shape} do not fit (..., K) and (N, K)")
+        raise InputError("matmul:", expected="x (..., K) and w (N, K)", found=f"{x.shape} and {weights.shape}")
     how = arguments.text("compute", compute)
     return multiply(x, bytes_of(weights), format_of(weights), how, num_threads(threads))

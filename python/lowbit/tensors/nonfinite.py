@@ -1,4 +1,4 @@
-"""Weights that are NaN or infinite: where they are and what to do, for errors that they cause."""
+"""The place of NaN and infinite weights, for the errors that they cause."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lowbit.base.errors import InputError
 from lowbit.tensors.qtensor import QTensor
 from lowbit.tensors.source import row_ranges
 
-ADVICE = "the weights are damaged, take another copy of the model"
+ADVICE = "the weights are damaged, use another copy of the model"
 _CHUNK_WEIGHTS = 1 << 20
 
 
@@ -28,9 +28,9 @@ def place(rows: npt.NDArray[Any], first_row: int = 0) -> str | None:
 
 
 def error(text: str, weights: Mapping[str, QTensor | npt.NDArray[Any]]) -> InputError:
-    """The error for results that are not finite. It names the first weight that may be the cause, if there is one.
+    """The error for results that are not finite. It names the first non-finite weight, which may be the cause.
 
-    Reads all weights at worst.
+    Reads all weights if every one is finite.
     """
     for name, weight in weights.items():
         matrix = weight if weight.ndim == 2 else weight.reshape(1, -1) if isinstance(weight, np.ndarray) else None

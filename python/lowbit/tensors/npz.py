@@ -16,7 +16,7 @@ __all__ = ["load_npz", "save_npz"]
 def save_npz(path: AnyPath, tensors: Mapping[str, QTensor]) -> None:
     """Writes tensors by name, uncompressed, complete or not at all.
 
-    Raises InputError for what is no QTensor or no name, FileError if the system refuses.
+    Raises InputError for a value that is not a QTensor or an invalid name, FileError if the system refuses.
     """
     for name, tensor in arguments.mapping("tensors", tensors).items():
         if not isinstance(tensor, QTensor):
@@ -27,7 +27,7 @@ def save_npz(path: AnyPath, tensors: Mapping[str, QTensor]) -> None:
 def load_npz(path: AnyPath) -> dict[str, QTensor]:
     """Reads every packed tensor of a file.
 
-    Raises FileError if it cannot be read, FormatError if it is damaged or holds none, UnsupportedError for compressed
-    arrays and formats that lowbit does not know.
+    Raises FileError if the file cannot be read, FormatError if it is damaged or has no packed tensor, UnsupportedError
+    for compressed arrays and unknown formats.
     """
     return {name: QTensor(data, format) for name, (data, format) in npz_archive.read(path).items()}

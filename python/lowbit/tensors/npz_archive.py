@@ -1,7 +1,7 @@
-"""How packed tensors lie in NumPy's .npz files, without pickle.
+"""Packed tensors in NumPy's .npz files, without pickle.
 
 A tensor NAME is two arrays: NAME.data, its bytes (uint8), and NAME.format, the format's name; a tensor without a name
-is `data` and `format`. So `numpy.load` reads them, too. What else is in a file is left alone.
+is `data` and `format`. `numpy.load` reads them, too. Other arrays in a file are ignored.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from lowbit.base.quoting import quoted, shown
 from lowbit.tensors.formats import find_format
 from lowbit.tensors.rows import check_packed
 
-#: The bytes of a tensor and the name of its format.
+#: A tensor: its bytes and the name of its format.
 Packed: TypeAlias = tuple[npt.NDArray[np.uint8], str]
 
 
@@ -41,7 +41,7 @@ _PIECE = 16 << 20
 def write(path: AnyPath, tensors: Mapping[str, Packed]) -> None:
     """Writes tensors by name, uncompressed, complete or not at all.
 
-    Raises InputError for a name that no archive can have, FileError if the system refuses.
+    Raises InputError for a name that an archive cannot have, FileError if the system refuses.
     """
     arrays: dict[str, npt.NDArray[Any]] = {}
     for name, (data, format) in tensors.items():
@@ -59,20 +59,20 @@ def write(path: AnyPath, tensors: Mapping[str, Packed]) -> None:
 def read(path: AnyPath) -> dict[str, Packed]:
     """Every packed tensor of a file.
 
-    Raises FileError if it cannot be read, FormatError if it is damaged or holds none, UnsupportedError for compressed
-    arrays and formats that lowbit does not know.
+    Raises FileError if the file cannot be read, FormatError if it is damaged or has no packed tensor, UnsupportedError
+    for compressed arrays and unknown formats.
     """
     with _opened(path) as (where, archive, size):
         members = archive.namelist()
         if len(set(members)) != len(members):
-            raise FormatError("two arrays of one name", path=where)
+            raise FormatError("two arrays have the same name", path=where)
         found: dict[str, set[str]] = {}
         for member in members:
             name, _, kind = member.removesuffix(".npy").rpartition(".")
             if member.endswith(".npy") and kind in ("data", "format"):
                 found.setdefault(name, set()).add(kind)
         if not found:
-            raise FormatError("no packed tensors", path=where)
+            raise FormatError("no packed tensors", path=where, expected="arrays NAME.data and NAME.format")
         for name, kinds in found.items():
             if len(kinds) == 1:
                 raise FormatError(f"tensor {name!r} has only one of data and format", path=where, tensor=name)
@@ -80,7 +80,7 @@ def read(path: AnyPath) -> dict[str, Packed]:
 
 
 def read_one(path: AnyPath, name: str) -> Packed:
-    """The tensor of that name. Raises InputError if there is none, else as `read` does."""
+    """The tensor with this name. Raises InputError if there is none, otherwise as `read` does."""
     with _opened(path) as (where, archive, size):
         if not {f"{_key(name, kind)}.npy" for kind in ("data", "format")} <= set(archive.namelist()):
             raise InputError(f"no packed tensor {name!r}", path=where, tensor=name)
@@ -108,7 +108,7 @@ def _opened(path: AnyPath) -> Iterator[tuple[str, zipfile.ZipFile, int]]:
 
 
 class _Member:
-    """The two arrays of a tensor. Nothing is taken from the file's word that its size does not bear out."""
+    """The two arrays of a tensor. Sizes that the archive states are checked against the file's size."""
 
     def __init__(self, path: str, archive: zipfile.ZipFile, name: str, file_size: int) -> None:
         self.path = path
@@ -126,7 +126,7 @@ class _Member:
     def _tensor(self) -> Packed:
         with self._open("format") as (file, size):
             if size > _MOST_NAME_BYTES:
-                raise FormatError(f"a format's name of {size} bytes")
+                raise FormatError(f"format name of {size} bytes", expected=f"at most {_MOST_NAME_BYTES}", found=size)
             text = np.lib.format.read_array(file, allow_pickle=False)
         if text.dtype.kind != "U" or text.ndim:
             raise FormatError(expected="the name of a format", found=f"{text.dtype} {text.shape}")
@@ -145,9 +145,9 @@ class _Member:
     def _open(self, kind: str) -> Iterator[tuple[IO[bytes], int]]:
         info = self.archive.getinfo(f"{_key(self.name, kind)}.npy")
         if info.compress_type != zipfile.ZIP_STORED:
-            raise UnsupportedError("compressed arrays; numpy.savez stores them as they are")
+            raise UnsupportedError("the array is compressed: write the file with numpy.savez")
         if not info.file_size == info.compress_size <= self.file_size:
-            raise FormatError(f"{info.file_size} bytes in a file of {self.file_size}")
+            raise FormatError(f"array of {info.file_size} bytes in a file of {self.file_size}")
         with self.archive.open(info) as file:
             yield file, info.file_size
 
@@ -163,7 +163,7 @@ class _Member:
             num_bytes = math.prod(shape)
             if dtype != np.uint8 or fortran or min(shape, default=-1) < 0 or num_bytes != size - file.tell():
                 raise FormatError(expected=f"{size - file.tell()} bytes in C order", found=f"{dtype} {shape}")
-            # The archive's sum of the bytes is checked as the last of them are read.
+            # zipfile checks the CRC when the last bytes are read.
             out = np.empty(num_bytes, np.uint8)
             for start in range(0, num_bytes, _PIECE):
                 piece = file.read(min(_PIECE, num_bytes - start))

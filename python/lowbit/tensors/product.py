@@ -1,4 +1,4 @@
-"""Products of the core, of activations with packed rows."""
+"""Products of activations and packed rows, computed by the core."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lowbit.tensors.rows import as_matrix
 def multiply(
     x: npt.NDArray[np.float32], data: npt.NDArray[Any], format: str, compute: str, threads: int
 ) -> npt.NDArray[np.float32]:
-    """x (..., K) times N rows of K weights transposed: (..., N). `data`: the rows, packed or floats."""
+    """The product of x (..., K) and the transpose of `data`: (..., N). `data`: rows of K weights, packed or floats."""
     rows = np.ascontiguousarray(as_matrix(x))
     out = np.empty((rows.shape[0], data.shape[0]), np.float32)
     _core.matmul(rows, format, np.ascontiguousarray(data), out, compute, threads)

@@ -21,24 +21,24 @@ from lowbit.tensors.indexing import WHOLE, Part, axes_of, in_range, integers, pa
 from lowbit.tensors.product import multiply
 from lowbit.tensors.rows import check_packed, matrices, output
 
-# Weights decoded at a time on the way to a narrower type than float32: 4 MiB.
+# Weights decoded at a time for a narrower type than float32: 4 MiB.
 _CHUNK_WEIGHTS = 1 << 20
 # Bytes compared at a time.
 _CHUNK_BYTES = 1 << 22
 
 
 class QTensor(PackedArray):
-    """Weights packed in a format's blocks, with the array of bytes they lie in.
+    """Weights packed in a format's blocks: an array of bytes and the format.
 
     `data`: uint8 (..., row bytes), the last axis contiguous; the other axes may have any strides. Nothing is copied.
 
-    `np.asarray(q)` decodes to float32, and so do NumPy's functions. Rows are sliced without a copy and stay packed.
-    `q @ y` and `x @ q` are NumPy's products, computed in float32: `q @ y` and `x @ q.T` from the packed rows, `x @ q`
-    from all weights decoded. `lowbit.matmul` is faster where activations may be rounded. Other operators, `q + 1`, are
-    a TypeError: `np.asarray(q) + 1`.
+    `np.asarray(q)` and NumPy's functions decode to float32. Slices of rows stay packed and are not copied. `q @ y` and
+    `x @ q` are NumPy's products in float32. `q @ y` and `x @ q.T` use the packed rows; `x @ q` decodes all weights.
+    `lowbit.matmul` is faster if activations may be rounded. Other operators raise TypeError: instead of `q + 1` use
+    `np.asarray(q) + 1`.
 
-    `q == other` is one bool: whether format, shape and bytes are equal; equal weights in other blocks are not. Weights
-    are compared with np.asarray(q) == np.asarray(other). Since `data` may be written to, a QTensor cannot be hashed.
+    `q == other` is one bool: whether format, shape and bytes are equal. To compare decoded weights, use
+    np.asarray(q) == np.asarray(other). A QTensor cannot be hashed, because `data` can change.
     """
 
     __slots__ = ("_data", "_descriptor")
@@ -72,7 +72,7 @@ class QTensor(PackedArray):
 
     @property
     def bits(self) -> float:
-        """Bits a weight."""
+        """Bits per weight, including scales."""
         return self._descriptor.bits_per_weight
 
     def dequantize(
@@ -83,8 +83,8 @@ class QTensor(PackedArray):
     ) -> npt.NDArray[Any]:
         """Decodes to an array of the same shape: float32 exactly, float16 or bfloat16 rounded to nearest even.
 
-        `dtype`: by default that of `out`, else float32. `out`: an array of this shape to write to and return,
-        C-contiguous, aligned, not part of `data`.
+        `dtype`: by default the dtype of `out`, else float32. `out`: the array to write to and return, of this shape,
+        C-contiguous, aligned, without memory shared with `data`.
 
         Raises InputError for another dtype and for an `out` that does not fit.
         """
@@ -111,14 +111,14 @@ class QTensor(PackedArray):
 
     @staticmethod
     def load(path: AnyPath, name: str = "") -> QTensor:
-        """Reads what `save` wrote, or one tensor of `save_npz` by its name.
+        """Reads a file of `save`, or one tensor of a file of `save_npz` by its name.
 
-        Raises FileError, FormatError or UnsupportedError as `load_npz` does, InputError if there is no such tensor.
+        Raises FileError, FormatError or UnsupportedError as `load_npz` does, InputError if there is no tensor `name`.
         """
         return QTensor(*npz_archive.read_one(path, name))
 
     def copy(self) -> QTensor:
-        """A QTensor with bytes of its own, in memory."""
+        """A QTensor with its own copy of the bytes, in memory."""
         return QTensor(self._data.copy(), self._descriptor)
 
     __copy__ = copy
@@ -132,13 +132,13 @@ class QTensor(PackedArray):
         return self if self.ndim == 1 else Transposed(self)
 
     def __getitem__(self, index: Any) -> Any:
-        """By NumPy's rules. Whole rows stay packed, and what NumPy makes a view of is a view of `data`.
+        """Indexing by NumPy's rules. Whole rows stay packed; they are a view of `data` if NumPy would return a view.
 
-        An index that reaches into rows, `q[0, 5]` or `q[:, :8]`, decodes: an array of float32, or one float32. The last
-        axis stays whole where its index is `:`, `...` or left out.
+        If the index of the last axis is not `:`, `...` or omitted, the result is decoded: `q[:, :8]` is an array of
+        float32, `q[0, 5]` one float32.
         """
         parts = parts_of(index, self.ndim)
-        if any(isinstance(part, np.ndarray) and axes_of(part) == 0 for part in parts):  # True or False makes an axis
+        if any(isinstance(part, np.ndarray) and axes_of(part) == 0 for part in parts):  # True or False adds an axis
             return self.dequantize()[index]
         num_new = 0
         while parts[-1] is None or parts[-1] is Ellipsis:
@@ -153,7 +153,7 @@ class QTensor(PackedArray):
         return QTensor(self._data[index], self._descriptor)
 
     def _weights(self, rows: list[Part], last: Part) -> npt.NDArray[np.float32]:
-        """The weights of rows that `last` picks. Slices and integers decode the blocks that they reach into."""
+        """The weights that `last` selects from rows. Slices and integers decode only the blocks that they touch."""
         if isinstance(last, slice):
             size, num_bytes = self._descriptor.block_size, self._descriptor.block_bytes
             columns = np.arange(self.shape[-1])[last]
@@ -169,7 +169,7 @@ class QTensor(PackedArray):
         return self._single([*rows, *more], last)
 
     def _single(self, rows: list[Part], last: int | npt.NDArray[np.intp]) -> npt.NDArray[np.float32]:
-        """Single weights, which arrays pick: from a block for each, or from all where that is less to decode."""
+        """Single weights, selected by arrays. Decodes one block per weight, or all weights if that is less."""
         size, num_bytes = self._descriptor.block_size, self._descriptor.block_bytes
         picked = (*rows, last)
         columns = np.broadcast_to(np.arange(self.shape[-1]), self.shape)[picked]
@@ -203,7 +203,7 @@ class QTensor(PackedArray):
             out = np.empty((*batch, x.shape[-2], data.shape[-2]), np.float32)
             for index in np.ndindex(batch):
                 out[index] = multiply(x[index], data[index], self.format, "f32", threads)
-        # What NumPy drops are the axes that it adds to operands of one axis.
+        # NumPy adds an axis to operands of one axis, and removes it from the result.
         dropped = tuple(axis for axis, operand in ((-1, self), (-2, other)) if operand.ndim == 1)
         return np.squeeze(out, dropped) if dropped else out.swapaxes(-1, -2)
 
@@ -264,7 +264,7 @@ def _matmul(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> npt.NDArr
 
 
 def format_of(weights: QTensor | npt.NDArray[Any]) -> str:
-    """The name of a QTensor's format, or of the one that holds a float array as it is; InputError for other dtypes."""
+    """The name of a QTensor's format, or of the format of a float array. Raises InputError for other dtypes."""
     if isinstance(weights, QTensor):
         return weights.format
     if not isinstance(weights, np.ndarray):
@@ -275,12 +275,12 @@ def format_of(weights: QTensor | npt.NDArray[Any]) -> str:
 
 
 def bytes_of(weights: QTensor | npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """The packed rows of a QTensor, or the floats, contiguous: what the core takes beside the format."""
+    """The packed rows of a QTensor, or a contiguous array of floats: an argument of the core, next to the format."""
     return np.ascontiguousarray(weights.data if isinstance(weights, QTensor) else weights)
 
 
 def _decode(data: npt.NDArray[np.uint8], format: str, out: npt.NDArray[Any], threads: int) -> None:
-    """Decodes a matrix; a narrow type by way of float32, some rows at a time."""
+    """Decodes a matrix; to a narrow type through float32, some rows at a time."""
     if out.dtype == FLOATS["F32"]:
         _core.dequantize_rows(data, format, out, threads)
         return

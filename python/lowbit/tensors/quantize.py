@@ -28,20 +28,20 @@ def quantize(
 ) -> QTensor:
     """Encodes `w` (..., K), byte for byte as ggml does.
 
-    `w`: an array with any strides, or what NumPy makes an array of: lists, tensors of PyTorch in memory, tables of
-    pandas. float32, float16 and bfloat16 are read where they lie; other real numbers (float64, integers) are rounded to
-    float32 first. What is too large for float32 counts as infinite.
+    `w`: an array with any strides, or an array-like: lists, PyTorch tensors in memory, pandas tables. float32, float16
+    and bfloat16 are read in place. Other real numbers (float64, integers) are first rounded to float32; numbers beyond
+    its range count as infinite.
 
     `format`: a name such as "Q4_K", or a `Format`. `imatrix`: the importance of each column, float (K,), finite and not
-    negative. `threads` never changes the result.
+    negative. `threads` never changes the result. `out`: the array for the bytes, uint8 (..., row bytes), or a QTensor
+    of the format; it is C-contiguous and shares no memory with `w`.
 
-    With `allow_nonfinite`, F32, F16 and BF16 keep NaN and infinities; a block of the other formats that holds one loses
-    its weights: it decodes to what ggml's arithmetic makes of them (with `imatrix`, some formats lose the whole row).
-    `out`: where the bytes go, uint8 (..., row bytes) or a QTensor of the format, C-contiguous and apart from `w`.
+    With `allow_nonfinite`, F32, F16 and BF16 keep NaN and infinity. In the other formats the weights of a block with
+    such a value are lost: its bytes are the result of ggml's arithmetic. With `imatrix`, some formats lose the row.
 
-    Raises InputError for what is no array of real numbers, for K that the format's block size does not divide, for a
-    bad importance, for an `out` that does not fit, and for NaN or an infinity in `w`, with the row and column of the
-    first; `out` is then written to in part.
+    Raises InputError if `w` is not an array of real numbers, the block size does not divide K, an importance is
+    invalid, `out` does not fit, or `w` has NaN or infinity. The last error names the row and column of the first such
+    weight; `out` is then partly written.
     """
     descriptor = find_format(format)
     weights = arguments.floats("weights", w, FLOAT_NAMES)
@@ -67,7 +67,7 @@ def quantize(
     if is_matrix(weights):
         _core.quantize_rows(as_matrix(weights), descriptor.name, importance, as_matrix(packed), allow_nonfinite, count)
         return QTensor(packed, descriptor.name)
-    # The rows are not evenly spaced, so one matrix after the other.
+    # The rows are not evenly spaced: one matrix at a time.
     for index in np.ndindex(weights.shape[:-2]):
         try:
             _core.quantize_rows(weights[index], descriptor.name, importance, packed[index], allow_nonfinite, count)
@@ -84,15 +84,15 @@ def dequantize(
     threads: int | None = None,
     out: npt.NDArray[Any] | None = None,
 ) -> npt.NDArray[Any]:
-    """Decodes a QTensor, or packed bytes (..., row bytes) with the name of their format, to (..., K).
+    """Decodes a QTensor, or packed bytes uint8 (..., row bytes) with the name of their format, to (..., K).
 
-    `dtype` and `out` as in `QTensor.dequantize`. Raises InputError if the bytes are not whole blocks, `dtype` is not
+    `dtype` and `out`: as in `QTensor.dequantize`. Raises InputError if the bytes are not whole blocks, `dtype` is not
     float32, float16 or bfloat16, or `out` does not fit.
     """
     if isinstance(q, QTensor):
         if format is not None and (given := find_format(format).name) != q.format:
-            raise InputError("format:", expected=f"{q.format}, as the tensor has", found=quoted(given))
+            raise InputError("format:", expected=f"{q.format}, the tensor's format", found=quoted(given))
         return q.dequantize(dtype, threads, out)
     if format is None:
-        raise InputError("format:", expected="a name beside an array of bytes")
+        raise InputError("format:", expected="the name of the format of packed bytes")
     return QTensor(q, format).dequantize(dtype, threads, out)

@@ -1,4 +1,4 @@
-"""Arrays of several axes as matrices of rows, which the core takes, and arrays to write results to."""
+"""Arrays of several axes as matrices of rows for the core, and arrays for results."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lowbit.base.quoting import shown
 
 
 def matrices(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
-    """Two arrays whose axes but the last agree, as matrices of rows: one pair if all rows are evenly spaced."""
+    """Two arrays, equal in all axes but the last, as matrices of rows: one pair if all rows are evenly spaced."""
     if is_matrix(a) and is_matrix(b):
         yield as_matrix(a), as_matrix(b)
         return
@@ -38,21 +38,21 @@ def as_matrix(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
 def output(
     out: npt.NDArray[Any] | None, dtype: np.dtype[Any], shape: tuple[int, ...], inputs: dict[str, npt.NDArray[Any]]
 ) -> npt.NDArray[Any]:
-    """An array to write to: a new one, or the caller's after it was checked."""
+    """The array to write to: a new one, or the caller's `out`, checked."""
     if out is None:
         return np.empty(shape, dtype)
     if not isinstance(out, np.ndarray) or out.dtype != dtype or out.shape != shape:
         raise InputError("out:", expected=f"{dtype} array of shape {shape}", found=described(out))
     if not (out.flags.c_contiguous and out.flags.aligned and out.flags.writeable):
-        raise InputError("out:", expected="a C-contiguous, aligned array that may be written to")
+        raise InputError("out:", expected="a C-contiguous, aligned, writable array")
     for name, array in inputs.items():
-        if np.may_share_memory(out, array):  # by the ranges of addresses: the exact question can take forever
-            raise InputError(f"out: lies in the memory of {name}")
+        if np.may_share_memory(out, array):  # compares address ranges: the exact test can take exponential time
+            raise InputError(f"out: shares memory with {name}")
     return out
 
 
 def described(value: object) -> str:
-    """For messages: dtype and shape of an array, else the type."""
+    """A value in a message: dtype and shape of an array, else the type."""
     if isinstance(value, np.ndarray):
         return f"{shown(value.dtype)} array of shape {value.shape}"
     return type(value).__name__

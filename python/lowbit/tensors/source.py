@@ -1,4 +1,4 @@
-"""TensorSource: a tensor that is read in rows when it is needed, so that a conversion never holds a whole one."""
+"""TensorSource: a tensor that is read in rows on demand, so that a conversion never holds a whole tensor."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class ArraySource:
 
 
 class FileRows:
-    """A tensor in a file, its rows one after the other from an offset on."""
+    """A tensor in a file: contiguous rows that start at an offset."""
 
     def __init__(self, name: str, shape: tuple[int, ...], dtype: np.dtype, file: FileReader, offset: int) -> None:
         self.name = name
@@ -72,7 +72,7 @@ class FileRows:
         return out
 
     def mapped(self) -> np.ndarray:
-        """All rows, read-only, where the file has them; read if elements are not aligned there."""
+        """All rows as a read-only map of the file; read into memory if the elements are not aligned in the file."""
         count = math.prod(self.shape)
         if count == 0 or self.offset % self.dtype.itemsize:
             return self.rows(0, self.shape[0])
@@ -116,7 +116,7 @@ class AsFloat32(Renamed):
 
 
 class PlusOne(Renamed):
-    """Another source plus one, in its type (bfloat16 in float32): Gemma's checkpoints store norms less one."""
+    """Another source plus one, in its dtype (bfloat16 in float32): Gemma's checkpoints store norms minus one."""
 
     @property
     def dtype(self) -> np.dtype:
@@ -130,7 +130,7 @@ class PlusOne(Renamed):
 
 
 class MinusOne(Renamed):
-    """The way back from PlusOne, exact in float32."""
+    """The inverse of PlusOne, exact in float32."""
 
     @property
     def dtype(self) -> np.dtype:
@@ -144,7 +144,7 @@ class MinusOne(Renamed):
 
 
 class Decoded(Renamed):
-    """Packed rows, uint8 (rows, row bytes), as the float32 weights that their format has."""
+    """Packed rows, uint8 (rows, row bytes), decoded to float32."""
 
     def __init__(self, source: TensorSource, format: str) -> None:
         super().__init__(source.name, source)
@@ -170,7 +170,7 @@ class Decoded(Renamed):
 
 
 class InterleavedHeads(Renamed):
-    """Query or key rows put from rotation by halves (Hugging Face) into rotation by neighbours (GGUF llama).
+    """Query or key rows, reordered from rotation of halves (Hugging Face) to rotation of neighbours (GGUF llama).
 
     Within each head of d rows, row 2j + p comes from row p * d/2 + j. Rows are read in whole heads.
     """
@@ -180,7 +180,7 @@ class InterleavedHeads(Renamed):
         self.head_rows = source.shape[0] // num_heads
 
     def split(self) -> tuple[int, int]:
-        """A head's rows as two axes, which change places."""
+        """The rows of a head as two axes, which are swapped."""
         return 2, self.head_rows // 2
 
     def rows(self, start: int, stop: int) -> np.ndarray:
@@ -194,10 +194,10 @@ class InterleavedHeads(Renamed):
 
 
 class SeparatedHeads(InterleavedHeads):
-    """The way back from InterleavedHeads."""
+    """The inverse of InterleavedHeads."""
 
     def split(self) -> tuple[int, int]:
-        """A head's rows as two axes, which change places."""
+        """The rows of a head as two axes, which are swapped."""
         return self.head_rows // 2, 2
 
 
