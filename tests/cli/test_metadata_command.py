@@ -114,9 +114,9 @@ def test_set_and_unset(path: Path, tmp_path: Path, run: Callable[..., Result]) -
         (["set", "a", "1", "--type", "u32[]"], 2, "expected a JSON list, got '1'"),
         (["set", "a", "[1]", "--type", "str[]"], 2, "expected a JSON list of strings"),
         (["set", "llama.block_count", "-1"], 2, "expected a number that uint32 holds, got -1"),
-        (["set", "general.architecture", "3", "--type", "u32"], 1, "expected a str, as the file has, got an int"),
-        (["set", "general.alignment", "64"], 1, "the file's layout follows from it"),
-        (["set", "general.name", "n" * 1000, "--in-place"], 1, "does not fit into"),
+        (["set", "general.architecture", "3", "--type", "u32"], 1, "expected a str, as in the file, got an int"),
+        (["set", "general.alignment", "64"], 1, "it cannot be edited"),
+        (["set", "general.name", "n" * 1000, "--in-place"], 1, "to edit in place"),
         (["get", "a"], 1, "there is no key a"),
         (["unset", "a"], 1, "there is no key a"),
     ],
@@ -159,7 +159,7 @@ def test_special_tokens_are_set_by_their_text(path: Path, run: Callable[..., Res
     )
     wrong = run(path, "set", key, "im_end")
     assert (wrong.returncode, wrong.stdout) == (1, "")
-    assert "no token 'im_end' in tokenizer.ggml.tokens, did you mean <|im_end|>?" in wrong.stderr
+    assert "token 'im_end' is not in tokenizer.ggml.tokens, did you mean <|im_end|>?" in wrong.stderr
     for words in (["general.name", "t3", "--token"], [key, "3", "--token", "--type", "u32"]):
         wrong = run(path, "set", *words)
         assert (wrong.returncode, "--token" in wrong.stderr) == (2, True)

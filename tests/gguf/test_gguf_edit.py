@@ -154,7 +154,7 @@ def test_what_does_not_fit_is_copied(path: Path) -> None:
     fields, tensors, _ = read_with_peer(path)
     path.chmod(0o640)
     inode = path.stat().st_ino
-    with pytest.raises(lowbit.InputError, match="does not fit into"):
+    with pytest.raises(lowbit.InputError, match="to edit in place"):
         edit(path, {"general.name": "n" * 4000}, may_copy=False)
     planned = edit(path, {"general.name": "n" * 4000}, dry_run=True)
     assert path.stat().st_ino == inode
@@ -217,7 +217,7 @@ def test_warnings(path: Path) -> None:
     assert edit(path, values, check=template_warnings).warnings == []
     values = {"tokenizer.ggml.eos_token_id": 200, "tokenizer.chat_template": "{% if %}"}
     found = edit(path, values, check=template_warnings).warnings
-    assert found[0] == "key tokenizer.ggml.eos_token_id: 200 is no token, there are 200"
+    assert found[0] == "key tokenizer.ggml.eos_token_id: 200 is not the id of a token: expected 0 to 199"
     assert found[1].startswith("key tokenizer.chat_template: chat template: ")
 
 
@@ -235,31 +235,35 @@ def test_special_tokens_are_set_by_their_text(path: Path) -> None:
 @pytest.mark.parametrize(
     ("set", "unset", "reason"),
     [
-        ({"tokenizer.ggml.eos_token_id": "tokem 42"}, [], "no token 'tokem 42' in .*, did you mean token 42 or"),
-        ({"tokenizer.ggml.eos_token_id": "7"}, [], r"no token '7' in tokenizer\.ggml\.tokens$"),
-        ({"tokenizer.ggml.eos_token_id": "a", "tokenizer.ggml.tokens": list("aba")}, [], "'a' has the ids 0, 2: set"),
-        ({"tokenizer.ggml.tokens": ["a", 1], "tokenizer.ggml.bos_token_id": "b"}, [], "an array of str, as the file"),
-        ({"general.alignment": 64}, [], "general.alignment: the file's layout follows from it"),
-        ({}, ["split.count"], "split.count: the file's layout follows from it"),
-        ({"lowbit.padding": "x"}, [], "it is what edits shrink and grow"),
+        ({"tokenizer.ggml.eos_token_id": "tokem 42"}, [], "token 'tokem 42' is not in .*, did you mean token 42 or"),
+        ({"tokenizer.ggml.eos_token_id": "7"}, [], r"token '7' is not in tokenizer\.ggml\.tokens$"),
+        (
+            {"tokenizer.ggml.eos_token_id": "a", "tokenizer.ggml.tokens": list("aba")},
+            [],
+            "'a': set one of the ids 0, 2",
+        ),
+        ({"tokenizer.ggml.tokens": ["a", 1], "tokenizer.ggml.bos_token_id": "b"}, [], "an array of str, as in the"),
+        ({"general.alignment": 64}, [], "general.alignment: it cannot be edited"),
+        ({}, ["split.count"], "split.count: it cannot be edited"),
+        ({"lowbit.padding": "x"}, [], "it is the padding for edits"),
         ({}, ["missing"], "there is no key missing"),
-        ({}, ["general.architecture"], "no program can read a file without it"),
-        ({"general.name": "x"}, ["general.name"], "to be set and unset"),
-        ({"general.architecture": 3}, [], "expected a str, as the file has, got an int"),
-        ({"tokenizer.ggml.pre": 3}, [], "expected a str, as readers do, got an int"),
-        ({"general.name": ["x"]}, [], "expected a str, as the file has, got an array of str"),
-        ({"tokenizer.ggml.tokens": [1]}, [], "expected an array of str, as the file has, got an array of numbers"),
+        ({}, ["general.architecture"], "it cannot be unset, because readers need it"),
+        ({"general.name": "x"}, ["general.name"], "is in both set and unset"),
+        ({"general.architecture": 3}, [], "expected a str, as in the file, got an int"),
+        ({"tokenizer.ggml.pre": 3}, [], "expected a str, as readers expect, got an int"),
+        ({"general.name": ["x"]}, [], "expected a str, as in the file, got an array of str"),
+        ({"tokenizer.ggml.tokens": [1]}, [], "expected an array of str, as in the file, got an array of numbers"),
         (
             {"tokenizer.ggml.tokens": np.arange(3)},
             [],
-            "expected an array of str, as the file has, got an array of numbers",
+            "expected an array of str, as in the file, got an array of numbers",
         ),
         ({"llama.block_count": -1}, [], "expected a number that uint32 holds, got -1"),
         ({"llama.block_count": 1 << 32}, [], "expected a number that uint32 holds, got 4294967296"),
         ({"llama.block_count": 1 << 80}, [], "expected a number that uint32 holds"),
-        ({"llama.block_count": 1.5}, [], "expected an int, as the file has, got a float"),
+        ({"llama.block_count": 1.5}, [], "expected an int, as in the file, got a float"),
         ({"llama.rope.freq_base": 1e300}, [], "expected a number that float32 holds"),
-        ({"tokenizer.ggml.add_bos_token": 2}, [], "expected a bool, as the file has, got an int"),
+        ({"tokenizer.ggml.add_bos_token": 2}, [], "expected a bool, as in the file, got an int"),
         ({"new": [1, "x"]}, [], "expected numbers that"),
         ({"new": [1 << 40]}, [], "expected numbers that int32 holds"),
         ({"new": {}}, [], "expected str, bool, int"),
@@ -299,7 +303,7 @@ def test_links(path: Path, tmp_path: Path) -> None:
 
 
 def test_one_edit_at_a_time(path: Path) -> None:
-    with rewriting.locked(str(path)), pytest.raises(lowbit.FileError, match="another program is editing it"):
+    with rewriting.locked(str(path)), pytest.raises(lowbit.FileError, match="another program is editing the file"):
         edit(path, {"general.name": "x"})
 
 
@@ -317,7 +321,7 @@ def test_a_split_model_is_edited_in_its_first_file(tmp_path: Path) -> None:
         keys = {"general.architecture": "llama"} if number == 0 else {}
         name = list(TENSORS)[number]
         lowbit.gguf.write(tmp_path / f"m-0000{number + 1}-of-00002.gguf", keys | split, {name: TENSORS[name]})
-    with pytest.raises(lowbit.InputError, match="in its first file"):
+    with pytest.raises(lowbit.InputError, match="edit the first file of the split model"):
         edit(tmp_path / "m-00002-of-00002.gguf", {"general.name": "x"})
     edit(tmp_path / "m-00001-of-00002.gguf", {"general.name": "x"})
     with lowbit.gguf.open(tmp_path / "m-00002-of-00002.gguf") as file:
@@ -351,7 +355,7 @@ def test_a_file_that_has_no_name_yet(tmp_path: Path) -> None:
     ) as writer:
         writer.write(tensor)
         lowbit.gguf.edit_unfinished(writer.temporary_path, {"lowbit.verify.verdict": "good"})
-        with pytest.raises(lowbit.InputError, match="does not fit into"):
+        with pytest.raises(lowbit.InputError, match="to edit in place"):
             lowbit.gguf.edit_unfinished(writer.temporary_path, {"lowbit.verify.more": "x" * 200})
         assert not path.exists()
     assert writer.temporary_path == ""
@@ -443,10 +447,10 @@ def test_what_fails_is_taken_back(
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        (lambda undo: undo.unlink(), "which undoes it, is gone"),
-        (lambda undo: undo.write_bytes(b""), "found something else"),
-        (lambda undo: undo.write_bytes(undo.read_bytes()[:-1]), "found something else"),
-        (lambda undo: undo.write_bytes(b"x" + undo.read_bytes()[1:]), "found something else"),
+        (lambda undo: undo.unlink(), "the file that undoes it is missing"),
+        (lambda undo: undo.write_bytes(b""), "found other content"),
+        (lambda undo: undo.write_bytes(undo.read_bytes()[:-1]), "found other content"),
+        (lambda undo: undo.write_bytes(b"x" + undo.read_bytes()[1:]), "found other content"),
     ],
 )
 def test_a_damaged_way_back(path: Path, damage: Any, reason: str) -> None:

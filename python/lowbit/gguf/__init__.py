@@ -1,9 +1,9 @@
 """GGUF files: `open` for reading, `write` and `Writer` for writing, `edit` for changing metadata, `diff` for comparing.
 
-Reading maps the file. Opening takes time and memory for the metadata only; tensors are read-only views of the map,
-which lives as long as any of them. Replacing a file by rename is safe (`Writer` does so), and so is `edit`. If another
-program truncates an open file (`cp` onto it, `wget -O`), opening it and lowbit's own calls raise FileError, but NumPy's
-reads of a view end the process (SIGBUS).
+Reading maps the file. Opening takes time and memory for the metadata only. Tensors are read-only views of the map; the
+map lives as long as any of them. Replacing an open file by rename is safe (`Writer` does so), and so is `edit`. If
+another program truncates an open file (`cp` onto it, `wget -O`), lowbit's calls raise FileError, but NumPy's reads of a
+view end the process (SIGBUS).
 """
 
 from lowbit.gguf.comparing import GgufDiff, KeyDiff, TensorDiff, diff

@@ -1,4 +1,4 @@
-"""Differences between two GGUF files: keys, tensors, and the distance of the weights."""
+"""Differences between two GGUF files: keys, tensors, and the errors of the weights."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from lowbit.base.threads import num_threads
 from lowbit.gguf.reading import DTYPES, File, Path, TensorInfo
 from lowbit.gguf.values import type_name
 
-#: Weights per comparison step, in rows that are divided among threads. Every block size divides a row.
+#: Weights per step, and weights per row of it. Threads share the rows. Every block size divides a row.
 _CHUNK_WEIGHTS, _ROW_WEIGHTS = 1 << 20, 4096
 _CHUNKS_AHEAD = 2
 
 
 @dataclass(frozen=True)
 class KeyDiff:
-    """A key whose values differ. Values have their types (`File.typed`); None: the file has no such key."""
+    """A key with different values, as from `File.typed`; None if the file does not have the key."""
 
     key: str
     a: Any
@@ -36,7 +36,7 @@ class KeyDiff:
 
     @property
     def kind(self) -> str:
-        """What differs: "only in a", "only in b", "type" or "value"."""
+        """The kind of difference: "only in a", "only in b", "type" or "value"."""
         if self.a is None or self.b is None:
             return "only in b" if self.a is None else "only in a"
         return "value" if type_name(self.a) == type_name(self.b) else "type"
@@ -44,11 +44,11 @@ class KeyDiff:
 
 @dataclass(frozen=True)
 class TensorDiff:
-    """A tensor that differs; None: the file has no such tensor.
+    """A tensor that differs; None if the file does not have the tensor.
 
-    blocks, num_blocks: for equal formats, how many blocks differ (in plain formats, single values), and their total
-    number. relative: root of the mean of (a - b)^2 over that of a^2. max: the largest |a - b|. Both need equal shapes
-    and formats that lowbit decodes.
+    blocks, num_blocks: for equal formats, the number of different blocks and of all blocks (single values in plain
+    formats). relative: sqrt(mean((a - b)^2) / mean(a^2)). max: the largest |a - b|. Both require equal shapes and
+    formats that lowbit decodes.
     """
 
     name: str
@@ -61,7 +61,7 @@ class TensorDiff:
 
     @property
     def kind(self) -> str:
-        """What differs: "only in a", "only in b", "shape", "format" or "data"."""
+        """The kind of difference: "only in a", "only in b", "shape", "format" or "data"."""
         if self.a is None or self.b is None:
             return "only in b" if self.a is None else "only in a"
         if self.a.shape != self.b.shape:
@@ -73,7 +73,7 @@ class TensorDiff:
 class GgufDiff:
     """All differences. key_order, tensor_order: whether common keys or tensors are in another order.
 
-    num_keys, num_tensors: how many were compared, in both files together.
+    num_keys, num_tensors: the number of compared names, those in only one file included.
     """
 
     keys: list[KeyDiff]
@@ -175,7 +175,7 @@ class _Comparison:
         return found
 
     def _compare(self, name: str, a: TensorInfo, b: TensorInfo, pool: ThreadPoolExecutor) -> TensorDiff | None:
-        """Returns None for equal tensors."""
+        """The difference, or None for equal tensors."""
         formats = a.format, b.format
         counts: tuple[int | None, int | None] = (None, None)
         if a.format == b.format:
@@ -188,7 +188,7 @@ class _Comparison:
             if blocks == 0:
                 return None
             counts = blocks, math.prod(a.shape) // block_size
-            self.total += self._num_bytes(name)  # again, to compute the errors
+            self.total += self._num_bytes(name)  # a second pass computes the errors
         if not self.decodable.issuperset(formats):
             return TensorDiff(name, a, b, *counts)
         sums = np.zeros(3)  # squared errors, squared weights, the largest error
@@ -216,7 +216,7 @@ class _Comparison:
     def _chunks(
         self, name: str, formats: tuple[str, str], pool: ThreadPoolExecutor
     ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """A number of weights, and their bytes in both files; some chunks are read ahead."""
+        """(number of weights, bytes in a, bytes in b) for each chunk; some chunks are read ahead."""
         weights = math.prod(self.files[0].infos[name].shape)
         places = [file.place(name) for file in self.files]
         blocks = [_core.tensor_block(format) for format in formats]

@@ -1,8 +1,8 @@
 """Changing the metadata of GGUF files.
 
 A file's header (metadata, then the tensors' infos) precedes its data. The last key, `lowbit.padding`, is a string of
-spaces that no reader uses. It shrinks and grows, so infos and data do not move, and only the changed bytes of the
-header are written. If the new header does not fit, a copy replaces the file. `rewriting.py` does the writing.
+spaces that no reader uses. An edit changes its length, so that infos and data do not move, and only the changed bytes
+of the header are written. If the new header does not fit, a copy replaces the file. `rewriting.py` does the writing.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from lowbit.gguf.reading import SPLIT_KEYS, Path
 from lowbit.gguf.rewriting import copy, difference, locked, recover, system_errors, write_at, write_in_place
 from lowbit.gguf.values import checked_name, encoded, kind_name, typed
 
-#: A string of spaces: readers that print or check it find text. It costs readers one length; an array would cost some
-#: of them a step per byte.
+#: A string of spaces: readers that print or check it find valid text. A string is fast to skip; some readers visit each
+#: element of an array.
 PADDING_KEY = "lowbit.padding"
 #: Bytes reserved by default. Chat templates have 1 to 12 KB, so a new one fits. The vocabulary in the same file has
 #: hundreds of KB to MB.
@@ -43,7 +43,7 @@ _TOKENS_KEY = "tokenizer.ggml.tokens"
 
 @dataclass(frozen=True)
 class Change:
-    """A key before and after: values with their types in the file (`File.typed`); None: no such key."""
+    """A key before and after an edit: values as from `File.typed`; None if the file does not have the key."""
 
     key: str
     before: Any
@@ -55,8 +55,8 @@ class Edit:
     """The changes of an edit, made or planned.
 
     in_place: whether the tensors' data did not move. bytes_written: of the header, or of the whole copy; 0 if the file
-    already has all values. padding: bytes that are reserved now. warnings: values that are probably wrong. recovered:
-    whether an interrupted edit was rolled back.
+    already has all values. padding: bytes that are reserved after the edit. warnings: values that are probably wrong.
+    recovered: whether an interrupted edit was rolled back.
     """
 
     path: str
@@ -88,16 +88,18 @@ def edit(
 
     If the new header fits, the edit is made in place. It takes milliseconds for files of any size: tensors do not move,
     and programs that have the file open keep the old values. Otherwise a copy with `reserve` bytes of padding replaces
-    the file, or InputError is raised without `may_copy`. With dry_run nothing is written.
+    the file, or, without `may_copy`, InputError is raised. With dry_run nothing is written. An interrupted earlier edit
+    is rolled back first, even if there is nothing to change.
 
     set: key -> value as for Writer. An existing key keeps its place and type; a NumPy scalar or array selects another
     width. New keys go to the end; lists of bool, int and float become arrays of bool, int32 and float32. For the id of
-    a special token (tokenizer.ggml.eos_token_id), a str is the token's text in tokenizer.ggml.tokens. A symbolic link
-    is followed. Hard links share an edit in place, and keep the old file after a copy. In a split model, the first file
-    has the keys. An interrupted edit is rolled back first, even if nothing is to be set. check: called with each new
-    key and value; returns sentences for `warnings`.
+    a special token (tokenizer.ggml.eos_token_id), a str is the token's text in tokenizer.ggml.tokens. check: called
+    with each new key and value; returns sentences for `warnings`.
 
-    Raises InputError for a missing key to unset, another kind of value, an unknown token, keys that determine the
+    A symbolic link is followed. With hard links, an edit in place changes all of them; a copy leaves the others
+    unchanged. In a split model, the first file has the keys.
+
+    Raises InputError for a missing key in `unset`, a value of another kind, an unknown token, keys that determine the
     file's layout (general.alignment, split.*) and keys that every reader needs; FileError if the system refuses or
     another edit is running.
     """
@@ -131,7 +133,7 @@ def edit(
 
 
 def edit_unfinished(path: Path, set: Mapping[str, Any]) -> None:
-    """Sets keys of a file that no other program knows yet (`Writer.temporary_path`), within its padding.
+    """Sets keys of an unfinished file (`Writer.temporary_path`), within its padding.
 
     There is no lock and no rollback: a crash leaves a temporary file, which is removed anyway. Raises InputError if the
     padding is too small, and as `edit` does.
@@ -174,7 +176,7 @@ class _Header:
                 "key split.no:", path=path, key="split.no", expected="an integer", found=kind_name(number)
             )
         if number:
-            raise InputError("the keys of a split model are in its first file", path=path)
+            raise InputError("the file has no keys to edit: edit the first file of the split model", path=path)
 
     def _value(self, key: str) -> Any:
         if key not in self._keys:
@@ -189,13 +191,13 @@ class _Header:
         gone = list(dict.fromkeys(unset))
         for key in gone:
             if key in set:
-                raise InputError(f"key {shown(key)}: to be set and unset", key=key)
+                raise InputError(f"key {shown(key)} is in both set and unset", key=key)
             if key not in self._keys:
                 raise InputError(
                     f"there is no key {shown(key)}{did_you_mean(key, self._keys)}", path=self.path, key=key
                 )
             if key == "general.architecture":
-                raise InputError(f"key {shown(key)}: no program can read a file without it", key=key)
+                raise InputError(f"key {shown(key)}: it cannot be unset, because readers need it", key=key)
         changes = [Change(key, self._value(key), None) for key in gone]
         for key, value in set.items():
             _check_key(key)
@@ -213,7 +215,9 @@ class _Header:
         found: list[str] = []
         for change in changes:
             if is_token_key(change.key) and words and int(change.after) >= len(words):
-                found.append(f"key {shown(change.key)}: {change.after} is no token, there are {len(words)}")
+                found.append(
+                    f"key {shown(change.key)}: {change.after} is not the id of a token: expected 0 to {len(words) - 1}"
+                )
             found += [] if check is None else check(change.key, change.after)
         return found
 
@@ -223,18 +227,20 @@ class _Header:
         return list(words) if isinstance(words, (list, tuple)) else []
 
     def _token_id(self, key: str, text: str, words: list[str]) -> int:
-        """The id of the token with this text. Raises InputError for none or several."""
+        """The id of the token with this text. Raises InputError if no token or several have it."""
         found = [i for i, word in enumerate(words) if word == text]
         if len(found) == 1:
             return found[0]
         if found:
             raise InputError(
-                f"key {shown(key)}: the token {quoted(text)} has the ids {listed(found)}: set one of them",
+                f"key {shown(key)}: several tokens have the text {quoted(text)}: set one of the ids {listed(found)}",
                 path=self.path,
                 key=key,
             )
         near = did_you_mean(text, [word for word in words if isinstance(word, str) and _is_near(text, word)])
-        raise InputError(f"key {shown(key)}: no token {quoted(text)} in {_TOKENS_KEY}{near}", path=self.path, key=key)
+        raise InputError(
+            f"key {shown(key)}: token {quoted(text)} is not in {_TOKENS_KEY}{near}", path=self.path, key=key
+        )
 
     def changed(self, changes: Iterable[Change]) -> list[bytes]:
         """The entries of the changed file except padding."""
@@ -270,7 +276,12 @@ class _Header:
     def too_small(self, entries: list[bytes]) -> InputError:
         """The error for entries that do not fit."""
         size = len(self._joined(entries))
-        return InputError(f"the new header has {size} bytes and does not fit into {self.data_begin}", path=self.path)
+        return InputError(
+            f"the new header has {size} bytes",
+            path=self.path,
+            expected=f"at most {self.data_begin} to edit in place",
+            found=size,
+        )
 
     def _padded(self, entries: list[bytes], padding: int) -> bytes:
         return self._joined([*entries, _entry(PADDING_KEY, " " * padding)])
@@ -292,9 +303,9 @@ def _is_near(text: str, word: str) -> bool:
 def _check_key(key: str) -> None:
     checked_name("key", key)
     if key in ("general.alignment", *SPLIT_KEYS):
-        raise InputError(f"key {shown(key)}: the file's layout follows from it, so it cannot be edited", key=key)
+        raise InputError(f"key {shown(key)}: it cannot be edited, because it determines the file's layout", key=key)
     if key == PADDING_KEY:
-        raise InputError(f"key {shown(key)}: it is what edits shrink and grow", key=key)
+        raise InputError(f"key {shown(key)}: it cannot be edited, because it is the padding for edits", key=key)
 
 
 def _entry(key: str, value: Any) -> bytes:

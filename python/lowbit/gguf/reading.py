@@ -1,4 +1,4 @@
-"""Reading GGUF files: they are memory-mapped, tensors are views of the map."""
+"""Reading GGUF files: files are memory-mapped, tensors are views of the map."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class TensorInfo(NamedTuple):
 
 
 class Place(NamedTuple):
-    """The place of a tensor's data: `num_bytes` from `offset` on in the file `File.paths[path]`."""
+    """The place of a tensor's data: `num_bytes` bytes at `offset` in the file `File.paths[path]`."""
 
     num_bytes: int
     path: int
@@ -52,7 +52,7 @@ class Place(NamedTuple):
 
 
 def _identity(path: str) -> Identity | None:
-    """Identifies the file that has this name now."""
+    """The identity of the file that now has this path, or None."""
     found = status(path)
     return found and identity(found)
 
@@ -70,10 +70,10 @@ class File:
     """An open GGUF file. A context manager; views of tensors outlive it.
 
     `metadata`: key -> bool, int, float, str, list of str, or read-only array of numbers.
-    `tensors`: name -> array view (F32, F16, BF16, F64, I8, I16, I32, I64) or QTensor on a view, made at each access;
-    raises UnsupportedError for a format of ggml that lowbit cannot decode.
+    `tensors`: name -> array view (F32, F16, BF16, F64, I8, I16, I32, I64) or QTensor on a view. Access raises
+    UnsupportedError for a format of ggml that lowbit cannot decode.
     `infos`: name -> TensorInfo, for every tensor.
-    All three keep the file's order. `paths`: the files, several if the model is split.
+    All three have the file's order. `paths`: the files, more than one if the model is split.
     """
 
     def __init__(self, path: Path) -> None:
@@ -82,8 +82,8 @@ class File:
         self._identities = {each: _identity(each) for each in files[:2]}
         if self._identities[self.path] is None and (others := sum(map(os.path.exists, files[1:]))):
             raise FileError(
-                f"no such file, but {others} others of the split model: it is incomplete, for example because "
-                "writing was interrupted",
+                f"no such file, but {others} others of the split model: the model is incomplete, its writing may have "
+                "been interrupted",
                 path=self.path,
                 errno=errno.ENOENT,
             )
@@ -127,7 +127,7 @@ class File:
         (`file_sets.replacing_set`), so if it is unchanged, all files belong to one model.
         """
         if _identity(self.paths[0]) != self._identities[self.paths[0]]:
-            raise FileError("it was replaced while it was being opened: open it again", path=self.paths[0])
+            raise FileError("the file was replaced while it was opened: open it again", path=self.paths[0])
 
     def num_bytes(self, name: str) -> int:
         """Bytes of a tensor's data. Raises KeyError for an unknown tensor."""
@@ -138,7 +138,7 @@ class File:
         return self._places[self._indices[name]]
 
     def close(self) -> None:
-        """Releases the map, which lives on as long as views of it do."""
+        """Releases the map. It stays mapped as long as views of it exist."""
         self._core = None
 
     def _opened(self) -> _core.GgufFile:
@@ -172,7 +172,7 @@ class File:
 
 
 def _files(path: str) -> list[str]:
-    """The file, and all files of its split model."""
+    """The path, followed by all paths of its split model if it has the name of such a file."""
     if split := re.fullmatch(r"(.*-)\d{5}(-of-(\d{5})\.gguf)", path, re.ASCII | re.DOTALL):
         return [path, *(f"{split[1]}{number:05}{split[2]}" for number in range(1, int(split[3]) + 1))]
     return [path]

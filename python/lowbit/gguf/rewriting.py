@@ -1,9 +1,9 @@
 """Rewriting the start of a GGUF file, in place or in a copy.
 
-In place, no order of writes keeps the file valid at every moment: the number of keys and the keys are pages apart. So
-the old bytes are first saved in a second file (`Undo`), and the file does not start with "GGUF" until the new bytes are
-on the disk. A program that opens it meanwhile, or after a crash, gets an error instead of a mixture. The next edit
-restores the old bytes.
+In place, no order of writes keeps the file valid at every moment, because the number of keys and the keys are in
+different pages. So the old bytes are first saved in a second file (`Undo`), and the file does not start with "GGUF"
+until the new bytes are on the disk. A program that opens it meanwhile, or after a crash, gets an error instead of a
+mixture. The next edit restores the old bytes.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ def locked(path: str) -> Iterator[FileIO]:
     with system_errors(path):
         check_regular(path, os.stat(path), "cannot edit:")
         with builtins.open(path, "r+b", buffering=0) as file:
-            if lock(file.fileno()) is False:  # without locks, concurrent edits are up to the user
-                raise FileError("cannot edit: another program is editing it", path=path)
+            if lock(file.fileno()) is False:  # None: the file system has no locks
+                raise FileError("cannot edit: another program is editing the file", path=path)
             if not os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
-                raise FileError("cannot edit: another program has just replaced it", path=path)
+                raise FileError("cannot edit: another program has just replaced the file", path=path)
             yield file
 
 
@@ -84,8 +84,10 @@ class Undo:
         sync_folder(self.path)
 
     def restore(self, file: FileIO) -> bool:
-        """Restores the bytes if the file's start shows that an edit was interrupted, then removes them. Returns whether
-        it did."""
+        """Restores the bytes if the file's magic shows an interrupted edit, then removes the saved copy.
+
+        Returns whether it restored them.
+        """
         file.seek(0)
         needed = file.read(len(_MAGIC)) != _MAGIC
         if needed:
@@ -102,7 +104,9 @@ class Undo:
 
     def _load(self, size: int) -> tuple[int, bytes]:
         if not os.path.lexists(self.path):
-            raise FileError(f"an edit was interrupted, and {self.path}, which undoes it, is gone", path=self.target)
+            raise FileError(
+                f"an edit was interrupted, and the file that undoes it is missing: {self.path}", path=self.target
+            )
         data = read_bytes(self.path, self._HEAD.size + size)
         if len(data) >= self._HEAD.size:
             magic, size_then, offset, digest = self._HEAD.unpack_from(data)
@@ -111,7 +115,7 @@ class Undo:
             if known and offset + len(old) <= size:
                 return offset, old
         raise FormatError(
-            path=self.path, expected=f"what undoes the interrupted edit of {self.target}", found="something else"
+            path=self.path, expected=f"the saved bytes of the interrupted edit of {self.target}", found="other content"
         )
 
 

@@ -1,4 +1,4 @@
-"""Tensors of GGUF files as sources. They are read, not mapped: touched pages of a map count as memory."""
+"""Tensors of GGUF files as sources. They are read, not mapped: touched pages of a map count as resident memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lowbit.tensors.source import Decoded, FileRows, TensorSource
 
 
 class GgufTensor:
-    """A tensor of a file. A call opens it for a target format: bytes to copy, or rows of floats."""
+    """A tensor of a file. Calling it with a target format returns a source: bytes to copy, or rows of floats."""
 
     def __init__(self, info: gguf.TensorInfo, place: gguf.Place, reader: FileReader) -> None:
         self.info = info
@@ -37,7 +37,9 @@ class GgufTensor:
         if format in FLOATS:
             return self._rows(shape, FLOATS[format])
         if format in gguf.DTYPES or len(shape) != 2:
-            raise UnsupportedError(f"tensor {name}: {format} {list(shape)} is no weight of a checkpoint", tensor=name)
+            raise UnsupportedError(
+                f"tensor {name}: {format} {list(shape)}", tensor=name, expected="floats, or a packed matrix"
+            )
         return Decoded(self._packed(), format)
 
     def _packed(self) -> FileRows:

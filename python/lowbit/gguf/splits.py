@@ -25,7 +25,7 @@ _MOST_FILES = 65535  # split.count is a uint16
 
 @dataclass(frozen=True)
 class SplitLimits:
-    """When the next file of a model starts: before a tensor that would exceed a limit. 0: no limit.
+    """Limits of a file of a model. A tensor that would exceed one starts the next file. 0: no limit.
 
     no_tensor_first: the first file has only metadata.
     """
@@ -48,7 +48,7 @@ class SplitLimits:
         if limits.max_bytes and limits.max_tensors:
             raise InputError("split_max_size and split_max_tensors exclude each other")
         if no_tensor_first and not limits:
-            raise InputError("no_tensor_first_split: nothing says where to split")
+            raise InputError("no_tensor_first_split:", expected="split_max_size or split_max_tensors with it")
         return limits
 
     def __bool__(self) -> bool:
@@ -68,7 +68,7 @@ class SplitLimits:
             used, count = used + padded, count + 1
             result.append(number)
         if result and result[-1] >= _MOST_FILES:
-            raise InputError(f"{result[-1] + 1} files are more than a split model may have, {_MOST_FILES}")
+            raise InputError(f"the split model would have {result[-1] + 1} files", expected=f"at most {_MOST_FILES}")
         return result
 
 
@@ -84,7 +84,7 @@ def whole_name(path: str) -> str:
 
 
 def other_sets(path: str, num_files: int) -> list[str]:
-    """Notes on remaining split models of this name with another number of files: one note per number."""
+    """Notes on other split models with this name in the folder: one note for each number of files."""
     folder, name = os.path.split(path.removesuffix(".gguf"))
     found: dict[int, int] = {}
     if num_files > 1 and is_dir(folder or "."):
@@ -93,7 +93,7 @@ def other_sets(path: str, num_files: int) -> list[str]:
             if match and int(match[1]) != num_files:
                 found[int(match[1])] = found.get(int(match[1]), 0) + 1
     return [
-        f"{n} of {count} files of another model {file_name(path, 0, count)} stay there: this one has {num_files}"
+        f"{n} of {count} files of an older model {file_name(path, 0, count)} remain: this one has {num_files}"
         for count, n in sorted(found.items())
     ]
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from lowbit.base.errors import InputError
 from lowbit.base.quoting import quoted, shown
 
-#: Number types by the names that users give them.
+#: Number types by the names in `lowbit metadata`.
 NUMBERS: dict[str, np.dtype[Any]] = {
     "u8": np.dtype(np.uint8),
     "i8": np.dtype(np.int8),
@@ -29,7 +29,7 @@ NUMBERS: dict[str, np.dtype[Any]] = {
 #: Keys that must have a string, whether or not the file has them.
 STRING_KEYS = ("general.architecture", "tokenizer.ggml.model", "tokenizer.ggml.pre", "tokenizer.chat_template")
 
-# A value in few words.
+# Limits of `described`.
 _SHOWN_CHARACTERS, _SHOWN_ITEMS = 60, 4
 
 
@@ -55,7 +55,7 @@ def encoded(key: str, value: Any) -> str | list[str] | npt.NDArray[Any]:
         array = np.asarray(value)
         if array.ndim > 1:
             raise InputError(
-                f"key {shown(key)}: GGUF metadata has no arrays of arrays, got shape {array.shape}", key=key
+                f"key {shown(key)}:", key=key, expected="an array of one axis", found=f"shape {array.shape}"
             )
         return np.asarray(array, array.dtype.newbyteorder("<"), order="C")
     if isinstance(value, bool):
@@ -71,7 +71,7 @@ def encoded(key: str, value: Any) -> str | list[str] | npt.NDArray[Any]:
             number = np.array(value, np.float32)
         if math.isfinite(value) and not np.isfinite(number):
             raise InputError(
-                f"key {shown(key)}: {value} exceeds float32, in which a Python float is stored; use np.float64", key=key
+                f"key {shown(key)}: {value} exceeds float32, the type of Python floats in GGUF; use np.float64", key=key
             )
         return number
     if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
@@ -80,7 +80,7 @@ def encoded(key: str, value: Any) -> str | list[str] | npt.NDArray[Any]:
 
 
 def kind_name(value: Any) -> str:
-    """The kind of a metadata value, for any width."""
+    """The kind of a metadata value, without its width: "an int", "an array of str"."""
     if isinstance(value, (list, tuple)) or (isinstance(value, np.ndarray) and value.ndim):
         return "an array"
     for kinds, name in (
@@ -95,10 +95,10 @@ def kind_name(value: Any) -> str:
 
 
 def typed(key: str, value: Any, before: Any) -> Any:
-    """`value` with the type that it gets in the file; `before` is the key's old value."""
+    """`value` with its type in the file; `before`: the key's old value, or None."""
     kind, expected = _kind(value), "a str" if key in STRING_KEYS else None if before is None else _kind(before)
     if expected not in (None, kind) and (kind, expected) != ("an int", "a float"):
-        raise _wrong(key, f"{expected}, as {'readers do' if before is None else 'the file has'}", kind)
+        raise _wrong(key, f"{expected}, as {'readers expect' if before is None else 'in the file'}", kind)
     if isinstance(value, (np.generic, np.ndarray)) or kind in ("a str", "an array of str"):
         return list(value) if isinstance(value, tuple) else value
     if kind != "an array of numbers":
@@ -134,7 +134,7 @@ def _cast(key: str, array: np.ndarray, dtype: Any) -> np.ndarray:
 
 
 def type_name(value: Any) -> str:
-    """The name of a typed value's type: "u32", "str", of an array "f32[]"."""
+    """The name of a typed value's type: "u32", "str", or "f32[]" for an array."""
     if isinstance(value, (str, list)):
         return "str" if isinstance(value, str) else "str[]"
     name = next(name for name, dtype in NUMBERS.items() if dtype == value.dtype)
@@ -144,8 +144,8 @@ def type_name(value: Any) -> str:
 def parsed(key: str, text: str, type: str | None, before: Any) -> Any:
     """Parses a user's text to a value for `edit`.
 
-    type: a name as of type_name. None: the type of `before`, the key's value; if there is none, bool, number or list if
-    the text is one in JSON, else str. Arrays are JSON lists. Raises InputError.
+    type: a name as from type_name. None: the type of `before`, the key's old value; without an old value, the type of
+    the text as JSON (bool, number or list), else str. Arrays are JSON lists. Raises InputError.
     """
     if type is None and before is not None:
         type = type_name(before)
@@ -170,7 +170,7 @@ def parsed(key: str, text: str, type: str | None, before: Any) -> Any:
 
 
 def described(value: Any, other: Any = None) -> str:
-    """A short description of a typed value (or None); a long one is shown from its first difference to `other` on."""
+    """A typed value (or None) in short form. A long one is shown from its first difference from `other` on."""
     if value is None:
         return ""
     if isinstance(value, np.generic):

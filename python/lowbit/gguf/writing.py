@@ -1,4 +1,4 @@
-"""Writing GGUF files: whole, or tensor data in pieces. A file gets its name when it is complete."""
+"""Writing GGUF files: at once, or tensor data in pieces. A file gets its name when it is complete."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Writer:
     """Writes a GGUF file of version 3, tensor data in pieces.
 
     `metadata`: key -> str, bool, int (uint32 if it fits, else uint64; int32 or int64 if negative), float (float32),
-    NumPy scalar or one-dimensional array for any other type, list of str. Key "general.alignment" (uint32) replaces the
-    alignment of 32. `infos`: the tensors, in the order of their data. Orders are kept.
+    list of str, or a NumPy scalar or one-dimensional array for any other type. The key "general.alignment" (uint32)
+    replaces the alignment of 32. `infos`: the tensors, in the order of their data. The file has both orders.
 
     The file has a temporary name in the same folder until the `with` block ends without an exception. Then it replaces
     the file at `path`. After an exception, or if the process is killed, `path` is unchanged. Tensors may come from the
@@ -91,7 +91,7 @@ def write(path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]
 
 
 def file_size(metadata: Mapping[str, Any], infos: Iterable[TensorInfo]) -> int:
-    """The exact size in bytes of the file that Writer would write. Raises InputError as Writer does."""
+    """The exact size in bytes of the file of a Writer with these arguments. Raises InputError as Writer does."""
     return _plan(metadata, infos).file_size
 
 
@@ -105,7 +105,7 @@ def _plan(metadata: Mapping[str, Any], infos: Iterable[TensorInfo]) -> _core.Ggu
 
 def _checked_info(info: Any) -> tuple[str, str, tuple[int, ...]]:
     if not isinstance(info, (tuple, list)) or len(info) != 3:
-        raise arguments.wrong("infos", "TensorInfo of a name, a shape and a format", info)
+        raise arguments.wrong("infos", "TensorInfo(name, shape, format)", info)
     name, shape, format = info
     checked_name("tensor", name)
     try:
@@ -132,7 +132,7 @@ def _as_bytes(buffer: Any) -> Any:
     if isinstance(buffer, QTensor):
         buffer = buffer.data
     if isinstance(buffer, np.ndarray):
-        # NumPy does not export bfloat16 as a buffer, so arrays are passed as bytes.
+        # NumPy cannot export bfloat16 as a buffer, so arrays are passed as bytes.
         if buffer.dtype.hasobject:
             raise arguments.wrong("buffer", "numbers", buffer)
         return np.ascontiguousarray(buffer, buffer.dtype.newbyteorder("<")).reshape(-1).view(np.uint8)

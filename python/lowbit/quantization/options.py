@@ -221,7 +221,7 @@ def override(metadata: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, 
             raise InputError(
                 f"override of {shown(key)}:",
                 key=key,
-                expected=f"{kind_name(metadata[key])}, as the file has",
+                expected=f"{kind_name(metadata[key])}, as in the file",
                 found=kind_name(value),
             )
     return moved_last(metadata, changes)
