@@ -62,7 +62,9 @@ class Ours:
 
     def _read(self, length: int) -> np.ndarray:
         last = np.arange(length) == length - 1
-        return self._model.forward(self._prompt[:length], np.arange(length), np.zeros(length, np.int32), last)
+        return self._model.forward(
+            self._prompt[:length], np.arange(length), np.zeros(length, np.int32), wants_logits=last
+        )
 
     def prefill(self) -> Sample:
         self._model.truncate(0)

@@ -27,7 +27,7 @@ perplexity, divergence from the original, and speed. The files are temporary, an
 `lowbit.evaluate.ladder.ladder`.
 
 All mixes are encoded with an importance matrix, because the lowest ones require it. It comes from `--imatrix`. Without
-this option it is computed from the second half of the text's windows; only the first half is measured.
+this option it is computed from the second half of the text's chunks; only the first half is measured.
 
 The model of this page is bard, which is part of lowbit (3.7 million weights, trained for 16 bits). The text is held out
 from its training. `python docs/make_ladder.py` writes this page.
@@ -63,7 +63,7 @@ def table(found: Ladder) -> str:
             f"{rung.decode_tokens_per_s:.0f} |"
         )
     note = (
-        f"{found.tokens} tokens in {found.windows} windows of {found.context}; importances from {found.importances}; "
+        f"{found.tokens} tokens in {found.chunks} chunks of {found.context}; importances from {found.importances}; "
         f"speed of one thread, {lowbit.simd.current()}."
     )
     return "\n".join([*lines, "", note]) + "\n"

@@ -30,7 +30,7 @@ def main() -> None:
         folder = Path(name)
 
         def run(out: str, *arguments: object) -> None:
-            # Products and cache in float32, so that only the order of sums differs; a window at a time, since several
+            # Products and cache in float32, so that only the order of sums differs; a chunk at a time, since several
             # together leave a rest of fewer than 16 tokens, which the program does not count.
             command = [program, "-o", out, "-ctk", "f32", "-ctv", "f32", "-fa", "off", "-t", "2", "--no-ppl"]
             subprocess.run([*command, *map(str, arguments)], cwd=folder, check=True, capture_output=True)

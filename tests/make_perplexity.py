@@ -14,7 +14,7 @@ from pathlib import Path
 import lowbit
 
 DATA = Path(str(files("lowbit"))) / "data"
-CONTEXT, WINDOWS = 512, 12
+CONTEXT, CHUNKS = 512, 12
 MIXES = ("BF16", "Q8_0", "Q4_K_M", "Q2_K")
 
 
@@ -39,13 +39,13 @@ def measure(command: list[object]) -> dict[str, float]:
 
 def main() -> None:
     binaries = Path(sys.argv[1])
-    result: dict[str, object] = {"context": CONTEXT, "windows": WINDOWS}
+    result: dict[str, object] = {"context": CONTEXT, "chunks": CHUNKS}
     with tempfile.TemporaryDirectory() as folder:
         base = f"{folder}/base"
         for mix in MIXES:
             model = lowbit.convert(DATA / "bard", f"{folder}/{mix}.gguf", mix, verify=False, provenance=False).path
             command: list[object] = [binaries / "llama-perplexity", "-m", model, "-f", DATA / "bard-valid.txt"]
-            command += ["-t", "2", "-c", str(CONTEXT), "--chunks", str(WINDOWS), "--kl-divergence-base", base]
+            command += ["-t", "2", "-c", str(CONTEXT), "--chunks", str(CHUNKS), "--kl-divergence-base", base]
             if mix == MIXES[0]:
                 subprocess.run(command, check=True, capture_output=True)
             result[mix] = measure([*command, "--kl-divergence"])

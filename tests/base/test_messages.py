@@ -165,7 +165,7 @@ PLACES: dict[str, tuple[Place, str]] = {
     "template's syntax": (lambda f, t: templated(f, "{% " + t), "chat template"),
     "template's own words": (lambda f, t: templated(f, "{{ raise_exception(" + repr(t) + ") }}"), "refused"),
     "template's name": (
-        lambda f, t: lowbit.load_tokenizer(f / "m.gguf").apply_chat_template([], template=t),
+        lambda f, t: lowbit.load_tokenizer(f / "m.gguf").apply_chat_template([], chat_template=t),
         "chat template",
     ),
     "rotation": (lambda f, t: lowbit.load(gguf_with(f, qwen3__rope__scaling__type=t)), "expected none, linear"),
@@ -214,7 +214,7 @@ PLACES: dict[str, tuple[Place, str]] = {
     ),
     "format": (lambda f, t: lowbit.quantize(FLOATS, t), "format"),
     "mix": (lambda f, t: lowbit.convert(f / "m", f / "o.gguf", t, verify=False, provenance=False), "expected"),
-    "kind of product": (lambda f, t: lowbit.matmul(FLOATS, FLOATS, t), "compute"),
+    "kind of product": (lambda f, t: lowbit.matmul(FLOATS, FLOATS, compute=t), "compute"),
     "instruction set": (lambda f, t: lowbit.simd.force(t), "SIMD"),
     "path": (lambda f, t: lowbit.gguf.open(str(f / "missing") + as_name(t)[:60]), "cannot open"),
     "Python file": (arch_file, "ValueError"),

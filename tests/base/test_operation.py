@@ -160,7 +160,7 @@ COMMANDS = {
     "ladder, model": ("w.gguf", f"ladder {{d}}/w.gguf {TEXT} --plot {{t}}"),
     "ladder, imatrix": (
         "i.gguf",
-        f"ladder {{d}}/w.gguf {TEXT} --context 8 --windows 1 --imatrix {{d}}/i.gguf --plot {{t}}",
+        f"ladder {{d}}/w.gguf {TEXT} --context 8 --chunks 1 --imatrix {{d}}/i.gguf --plot {{t}}",
     ),
     "arch": ("arch.py", "--arch {d}/arch.py convert {d}/m {t} -f f32"),
     "convert": ("m/tokenizer.json", "convert {d}/m {t} -f f32"),

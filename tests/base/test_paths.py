@@ -71,7 +71,7 @@ READERS: dict[str, Call] = {
     "register": lambda d, x: lowbit.arch.register(x),
     "bench": lambda d, x: bench(x),
     "ladder": lambda d, x: ladder(x),
-    "ladder, imatrix": lambda d, x: ladder(d / "w.gguf", "a" * 400, ["Q8_0"], imatrix=x, context=8, max_windows=1),
+    "ladder, imatrix": lambda d, x: ladder(d / "w.gguf", "a" * 400, rungs=["Q8_0"], imatrix=x, context=8, chunks=1),
     "open_checkpoint": lambda d, x: lowbit.open_checkpoint(x),
     "read_safetensors": lambda d, x: read_safetensors(x),
     "read_text": lambda d, x: read_text(x),
@@ -186,10 +186,8 @@ if os.name == "posix":
         assert read_text(folder / "pipe", pipes=True) == ""  # nobody writes
         os.close(read)
         text = "".join(chr(65 + i % 26) for i in range(3000))
-        result = run(
-            "perplexity", folder / "w.gguf", "/dev/stdin", "--context", 8, "--windows", 1, "--json", input=text
-        )
-        assert '"windows": 1' in result.stdout, result.stderr
+        result = run("perplexity", folder / "w.gguf", "/dev/stdin", "--context", 8, "--chunks", 1, "--json", input=text)
+        assert '"chunks": 1' in result.stdout, result.stderr
 
     def test_a_folder_that_may_not_be_entered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         stat = os.stat

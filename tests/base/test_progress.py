@@ -40,10 +40,13 @@ CALLS: dict[str, tuple[Callable[..., Any], list[str]]] = {
     "verify": (lambda d, p: lowbit.verify(d / "a.gguf", BARD, progress=p), ["verify"]),
     "edit": (lambda d, p: lowbit.gguf.edit(d / "a.gguf", {"new": "x" * 99999}, progress=p), ["copy"]),
     "diff": (lambda d, p: lowbit.gguf.diff(d / "a.gguf", d / "b.gguf", progress=p), ["compare"]),
-    "perplexity": (lambda d, p: lowbit.evaluate.perplexity(lowbit.load(BARD), TEXT, 64, progress=p), ["perplexity"]),
-    "collect": (lambda d, p: lowbit.imatrix.collect(lowbit.load(BARD), TEXT, 64, progress=p), ["imatrix"]),
-    "bench": (lambda d, p: bench.bench(BARD, 4, 2, 1, progress=p), ["bench"]),
-    "ladder": (lambda d, p: ladder.ladder(BARD, TEXT, ["Q8_0"], context=64, max_windows=1, progress=p), ["ladder"]),
+    "perplexity": (
+        lambda d, p: lowbit.evaluate.perplexity(lowbit.load(BARD), TEXT, context=64, progress=p),
+        ["perplexity"],
+    ),
+    "collect": (lambda d, p: lowbit.imatrix.collect(lowbit.load(BARD), TEXT, context=64, progress=p), ["imatrix"]),
+    "bench": (lambda d, p: bench.bench(BARD, prompt_tokens=4, new_tokens=2, repetitions=1, progress=p), ["bench"]),
+    "ladder": (lambda d, p: ladder.ladder(BARD, TEXT, rungs=["Q8_0"], context=64, chunks=1, progress=p), ["ladder"]),
 }
 
 

@@ -291,10 +291,10 @@ def test_texts_are_read_as_their_bytes_are(bard: Path, tmp_path: Path) -> None:
     model = lowbit.load(bard, threads=1)
     options = ["--context", "128", "--threads", "1"]
     report = json.loads(run("perplexity", str(bard), str(text), *options, "--json").stdout)
-    values = [lowbit.evaluate.perplexity(model, given, 128, threads=1).value for given in (read_text, unix)]
+    values = [lowbit.evaluate.perplexity(model, given, context=128, threads=1).value for given in (read_text, unix)]
     assert report["perplexity"] == values[0] != values[1]
     assert run("imatrix", str(bard), str(text), "--out", str(out), *options).returncode == 0
-    lowbit.imatrix.collect(model, read_text, 128, dataset=str(text)).save(tmp_path / "expected.gguf")
+    lowbit.imatrix.collect(model, read_text, context=128, dataset=str(text)).save(tmp_path / "expected.gguf")
     assert out.read_bytes() == (tmp_path / "expected.gguf").read_bytes()
 
 
@@ -311,11 +311,13 @@ def test_a_prompt_from_stdin_is_read_as_its_bytes_are(bard: Path) -> None:
 def test_perplexity_and_divergence(bard: Path, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text((DATA / "bard-valid.txt").read_text(encoding="utf-8")[:4000], encoding="utf-8")
-    arguments = ["perplexity", str(bard), str(text), "--context", "128", "--windows", "3", "--threads", "1"]
+    arguments = ["perplexity", str(bard), str(text), "--context", "128", "--chunks", "3", "--threads", "1"]
     report = json.loads(run(*arguments, "--json").stdout)
-    expected = lowbit.evaluate.perplexity(lowbit.load(bard, threads=1), text.read_text(), 128, max_windows=3, threads=1)
+    expected = lowbit.evaluate.perplexity(
+        lowbit.load(bard, threads=1), text.read_text(), context=128, chunks=3, threads=1
+    )
     assert report["perplexity"] == expected.value
-    assert (report["tokens"], report["windows"], report["context"]) == (3 * 63, 3, 128)
+    assert (report["tokens"], report["chunks"], report["context"]) == (3 * 63, 3, 128)
     both = json.loads(run(*arguments, "--reference", str(DATA / "bard"), "--json").stdout)
     assert both["perplexity"] == expected.value
     assert 0 < both["divergence"]["mean"] < 0.01
@@ -326,14 +328,14 @@ def test_bench(bard: Path) -> None:
     result = run("bench", str(bard), "-p", "16", "-n", "4", "-r", "2", "--threads", "1", "--json")
     assert (result.returncode, result.stderr) == (0, "")
     report = json.loads(result.stdout)
-    assert (report["prompt_tokens"], report["new_tokens"], report["runs"], report["threads"]) == (16, 4, 2, 1)
+    assert (report["prompt_tokens"], report["new_tokens"], report["repetitions"], report["threads"]) == (16, 4, 2, 1)
     assert report["prefill_tokens_per_s"] > 0
     assert report["decode_tokens_per_s"] > 0
 
 
 def test_bench_over_the_switch_of_longrope(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "phi", "phi3")  # another rotary table beyond 64 tokens
-    assert bench(folder, 60, 10, 1, threads=1).decode_tokens_per_s > 0
+    assert bench(folder, prompt_tokens=60, new_tokens=10, repetitions=1, threads=1).decode_tokens_per_s > 0
 
 
 def test_chat_remembers_and_ends(tmp_path: Path) -> None:
@@ -346,7 +348,7 @@ def test_chat_remembers_and_ends(tmp_path: Path) -> None:
     config["chat_template"] = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     said = "Hello\n\n/reset\nHello\n/exit\nnever read\n"
-    result = run("chat", str(folder), "--temp", "0", "--threads", "1", "--context", "64", input=said)
+    result = run("chat", str(folder), "--temperature", "0", "--threads", "1", "--context", "64", input=said)
     assert (result.returncode, result.stderr) == (0, "")
     model = lowbit.load(folder, threads=1, context=64)
     answer = model.chat([{"role": "user", "content": "Hello"}], temperature=0)

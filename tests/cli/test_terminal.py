@@ -63,7 +63,7 @@ def test_one_bar_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     with steps("outer", "files", True) as begin:
         begin(0, None)
         (outer,) = lowbit.base.progress._shown
-        with steps("inner", "windows", True) as advance:
+        with steps("inner", "chunks", True) as advance:
             advance(1, 2)
             inner = lowbit.base.progress._shown[-1]
             assert (outer.live.is_started, inner.live.is_started) == (False, True)
@@ -74,7 +74,7 @@ def test_one_bar_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_bar_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    with steps("outer", "files", True) as begin, steps("inner", "windows", True) as advance:
+    with steps("outer", "files", True) as begin, steps("inner", "chunks", True) as advance:
         begin(0, None)
         advance(1, 2)
     assert capsys.readouterr() == ("", "")

@@ -51,7 +51,7 @@ def test_ids_are_those_of_llama_cpp(run, tmp_path, name):
     for text, special, ids in REFERENCE[name]["cases"][-12:]:
         if "</s>" in text or text.startswith("-") or not text:
             continue
-        flags = [] if special else ["--no-add-special", "--no-parse-special"]
+        flags = [] if special else ["--no-add-special-tokens", "--no-parse-special"]
         result = run("tokenize", path, text, "--ids", *flags)
         assert (result.returncode, result.stdout.split()) == (0, [str(i) for i in ids]), text
 
@@ -86,7 +86,7 @@ def test_the_table_shows_what_each_token_adds(run):
 @pytest.mark.parametrize("name", ["llama-spm", "llama-bpe", "gemma-4"])
 def test_what_tokenize_prints_is_read_back(run, tmp_path, name, form):
     path = model(tmp_path, name)
-    printed = run("tokenize", path, HOWEVER_IT_LOOKS, form, "--no-add-special").stdout
+    printed = run("tokenize", path, HOWEVER_IT_LOOKS, form, "--no-add-special-tokens").stdout
     back = json.loads(run("detokenize", path, "-", "--json", input=printed.encode()).stdout)
     tokenizer = lowbit.load_tokenizer(path)
     assert back["ids"] == tokenizer.encode(HOWEVER_IT_LOOKS, add_special_tokens=False)
@@ -107,7 +107,7 @@ def test_ids_are_written_in_many_ways(run, words):
 def test_special_tokens_are_left_out_if_asked(run, tmp_path):
     path = model(tmp_path, "llama-spm")
     ids = lowbit.load_tokenizer(path).encode("<s>hi</s>")
-    assert run("detokenize", path, *ids, "--skip-special").stdout == "hi\n"
+    assert run("detokenize", path, *ids, "--skip-special-tokens").stdout == "hi\n"
     assert "<s>" in run("detokenize", path, *ids).stdout
 
 
@@ -138,4 +138,4 @@ def test_wrong_usage(run, arguments, input, status, message):
 
 def test_no_ids_are_no_text(run):
     assert run("detokenize", BARD, "-", input=b"\n") == (0, "\n", "")
-    assert run("tokenize", BARD, "", "--ids", "--no-add-special") == (0, "\n", "")
+    assert run("tokenize", BARD, "", "--ids", "--no-add-special-tokens") == (0, "\n", "")

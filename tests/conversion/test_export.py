@@ -85,7 +85,7 @@ def test_quantized_weights_are_decoded_and_rounded_once(tmp_path: Path, dtype: s
 
 def test_shards(tmp_path: Path) -> None:
     path = make_gguf(tmp_path, layers=3)
-    report = lowbit.export_hf(path, tmp_path / "hf", shard_bytes=600_000)
+    report = lowbit.export_hf(path, tmp_path / "hf", max_shard_size=600_000)
     assert len(report.shards) > 2
     whole = lowbit.export_hf(path, tmp_path / "whole")
     assert whole.shards == ["model.safetensors"]
@@ -198,8 +198,8 @@ def test_wrong_arguments(tmp_path: Path) -> None:
     path = make_gguf(tmp_path)
     with pytest.raises(lowbit.InputError, match="dtype is 'q8_0', expected one of F32, F16, BF16"):
         lowbit.export_hf(path, tmp_path / "hf", dtype="q8_0")
-    with pytest.raises(lowbit.InputError, match="shard_bytes: expected at least 1, got 0"):
-        lowbit.export_hf(path, tmp_path / "hf", shard_bytes=0)
+    with pytest.raises(lowbit.InputError, match="max_shard_size: expected at least 1, got 0"):
+        lowbit.export_hf(path, tmp_path / "hf", max_shard_size=0)
     with pytest.raises(lowbit.FileError, match="there already"):
         lowbit.export_hf(path, tmp_path)
     with pytest.raises(lowbit.FileError, match=r"(?i)no such file"):
@@ -260,9 +260,9 @@ e.export_hf({str(path)!r}, {str(folder / "hf")!r})"""
 def test_the_command(tmp_path: Path) -> None:
     path = make_gguf(tmp_path)
     arguments = ("export", "hf", path, tmp_path / "hf")
-    wrong = run(*arguments, "--shard-size", "5 apples")
+    wrong = run(*arguments, "--max-shard-size", "5 apples")
     assert (wrong.returncode, wrong.stdout) == (2, "")
-    done = run(*arguments, "--shard-size", "600KB", "--dtype", "f32", "--json")
+    done = run(*arguments, "--max-shard-size", "600KB", "--dtype", "f32", "--json")
     assert (done.returncode, done.stderr) == (0, "")
     report = json.loads(done.stdout)
     assert (report["dtype"], len(report["shards"]) > 1) == ("F32", True)

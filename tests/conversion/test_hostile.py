@@ -192,7 +192,9 @@ def test_an_export_of_a_file_whose_definition_is_a_unigram_model(tmp_path: Path)
         lowbit.gguf.write(tmp_path / "b.gguf", metadata, file.tensors)
     lowbit.export_hf(tmp_path / "b.gguf", tmp_path / "hf")
     tokenizers = [lowbit.load_tokenizer(tmp_path / name) for name in ("b.gguf", "hf")]
-    assert tokenizers[0].encode("an other", False) == tokenizers[1].encode("an other", False)
+    assert tokenizers[0].encode("an other", add_special_tokens=False) == tokenizers[1].encode(
+        "an other", add_special_tokens=False
+    )
 
 
 @pytest.mark.parametrize("tokens", ["text", 7, np.float32(0), np.zeros(2, np.uint16)])

@@ -96,7 +96,7 @@ def test_every_command_that_opens_checkpoints(source: Path, tmp_path: Path) -> N
         ["perplexity", out, text, "--context", 8, "--reference", source],
         ["imatrix", source, text, "--context", 8, "-o", tmp_path / "i.gguf"],
         ["bench", source, "-p", 2, "-n", 1, "-r", 1],
-        ["ladder", source, text, "--context", 8, "--windows", 1, "--rungs", "Q8_0"],
+        ["ladder", source, text, "--context", 8, "--chunks", 1, "--rungs", "Q8_0"],
         ["convert", source, tmp_path / "y.gguf", "--dry-run"],
         ["verify", out, source],
         ["run", source, "a", "-n", 1],

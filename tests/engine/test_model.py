@@ -134,7 +134,7 @@ def test_quantized_layers(gguf_file, reference, format, compute):
     products = {}
     for name, x in seen.items():
         weight = model.weights[name]
-        products[name] = lowbit.matmul(x, weight, compute)
+        products[name] = lowbit.matmul(x, weight, compute=compute)
         x, w = x.astype(np.float64), weight.dequantize().astype(np.float64)
         scale = np.abs(x).reshape(num, -1, 32).max(axis=2).repeat(32, axis=1) / 127
         # Half a step of the activations, and 1/256 of that for the float sums.
@@ -448,17 +448,17 @@ def test_wrong_batches(bard):
         (([1, 2], [0], [50]), "of one length"),
         (([vocab], [0], [50]), f"token 0 is {vocab}"),
         (([[1], [2, 3]], [0], [50]), "tokens: expected an array"),
-        (([1], [0], [50], [[True], [True, False]]), "wants_logits: expected an array"),
-        (([1], [0], [50], [True], -1), "expected_length: .*, got -1"),
-        (([1], [0], [50], [True], 2**64), "expected_length: .*, got 18446744073709551616"),
-        (([1], [0], [50], [True], 1.5), "expected_length: .*, got 1.5"),
     ):
         with pytest.raises(lowbit.InputError, match=match):
             bard.forward(*arrays)
+    for options, match in (
+        ({"wants_logits": [[True], [True, False]]}, "wants_logits: expected an array"),
+        *(({"expected_length": n}, f"expected_length: .*, got {n}") for n in (-1, 2**64, 1.5)),
+    ):
+        with pytest.raises(lowbit.InputError, match=match):
+            bard.forward([1], [0], [50], **options)
     for arguments, match in (
-        ((50, -1), "length: .*, got -1"),
-        ((50, 2**64), "length: .*, got 18446744073709551616"),
-        ((50, 1.5), "length: .*, got 1.5"),
+        *(((50, n), f"length: .*, got {n}") for n in (-1, 2**64, 1.5)),
         ((50, 1), "sequence 50 holds 0 tokens, not 1"),
         ((2**31,), "sequence: .*, got 2147483648"),
         ((None,), "sequence: .*, got None"),

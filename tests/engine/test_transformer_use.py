@@ -37,7 +37,7 @@ def test_observer(small):
     first = tensors["token_embd.weight"][ids].astype(np.float64)
     normed = first / np.sqrt((first**2).mean(axis=1, keepdims=True) + spec.norm_eps) * tensors["blk.0.attn_norm.weight"]
     np.testing.assert_allclose(by_name["blk.0.attn_q.weight"], normed, rtol=1e-5, atol=1e-6)
-    last = lowbit.matmul(by_name["token_embd.weight"], tensors["token_embd.weight"], "f32")
+    last = lowbit.matmul(by_name["token_embd.weight"], tensors["token_embd.weight"], compute="f32")
     assert last.tobytes() == logits.tobytes()
     model.set_observer(None)
     forward(model, ids[:1], 20)

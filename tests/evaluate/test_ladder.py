@@ -23,7 +23,7 @@ from lowbit.quantization.recipes import find_mix
 
 DATA = Path(str(files("lowbit"))) / "data"
 BARD = DATA / "bard"
-CONTEXT, WINDOWS = 128, 3
+CONTEXT, CHUNKS = 128, 3
 
 
 @pytest.fixture(autouse=True)
@@ -47,31 +47,31 @@ def test_figures_are_those_of_each_file(text: str, tmp_path: Path, empty: Path, 
         BARD,
         rungs=["q4_k_m", "IQ4_XS", "Q2_K"],
         context=CONTEXT,
-        max_windows=WINDOWS,
+        chunks=CHUNKS,
         threads=1,
         progress=lambda step: calls.append((step.done, step.total)),
     )
     assert list(empty.iterdir()) == []
-    assert calls == [(i + 1, 5 * WINDOWS) for i in range(5 * WINDOWS)]
-    assert (found.windows, found.context, found.tokens) == (WINDOWS, CONTEXT, WINDOWS * (CONTEXT // 2 - 1))
-    assert found.importances == "3 other windows of the text"
+    assert calls == [(i + 1, 5 * CHUNKS) for i in range(5 * CHUNKS)]
+    assert (found.chunks, found.context, found.tokens) == (CHUNKS, CONTEXT, CHUNKS * (CONTEXT // 2 - 1))
+    assert found.importances == "3 other chunks of the text"
     assert [rung.format for rung in found.rungs] == ["Q4_K_M", "IQ4_XS", "Q2_K"]
     original = lowbit.load(BARD, threads=1)
     # What is measured gives no importances.
-    sums = imatrix.collect(original, text, CONTEXT, first=WINDOWS, chunks=WINDOWS)
+    sums = imatrix.collect(original, text, context=CONTEXT, from_chunk=CHUNKS, chunks=CHUNKS)
     for rung in found.rungs:
         path = tmp_path / f"{rung.format}.gguf"
         report = lowbit.convert(BARD, path, rung.format, imatrix=sums, verify=False, provenance=False)
         assert (rung.file_bytes, rung.bits_per_weight) == (path.stat().st_size, report.bits_per_weight)
         models = {"original": original, "rung": lowbit.load(path, threads=1)}
-        figures = evaluate.compare(models, text, CONTEXT, max_windows=WINDOWS)["rung"]
+        figures = evaluate.compare(models, text, context=CONTEXT, chunks=CHUNKS)["rung"]
         assert (rung.perplexity, rung.perplexity_error) == (figures.perplexity.value, figures.perplexity.standard_error)
         assert figures.divergence is not None
         assert (rung.kl_divergence, rung.same_top) == (figures.divergence.mean, figures.divergence.same_top)
         assert min(rung.prefill_tokens_per_s, rung.decode_tokens_per_s) > 0
         assert rung.fallbacks == 0
     top = found.original
-    base = evaluate.perplexity(original, text, CONTEXT, max_windows=WINDOWS)
+    base = evaluate.perplexity(original, text, context=CONTEXT, chunks=CHUNKS)
     assert (top.format, top.perplexity, top.kl_divergence, top.same_top) == ("BF16", base.value, 0, 1)
     assert (top.file_bytes, top.bits_per_weight) == (inspect(BARD).file_bytes, 16)
     divergences = [rung.kl_divergence for rung in found.rungs]
@@ -80,9 +80,9 @@ def test_figures_are_those_of_each_file(text: str, tmp_path: Path, empty: Path, 
 
 def test_a_gguf_file_and_importances_of_ones_own(text: str, tmp_path: Path) -> None:
     lowbit.convert(BARD, tmp_path / "bard.gguf", "BF16", verify=False, provenance=False)
-    sums = imatrix.collect(lowbit.load(BARD), text, CONTEXT, chunks=2)
+    sums = imatrix.collect(lowbit.load(BARD), text, context=CONTEXT, chunks=2)
     sums.save(tmp_path / "i.gguf")
-    options = {"rungs": ["IQ2_XXS"], "context": CONTEXT, "max_windows": 2}
+    options = {"rungs": ["IQ2_XXS"], "context": CONTEXT, "chunks": 2}
     of_folder = ladder(BARD, text, imatrix=sums, **options)
     of_file = ladder(tmp_path / "bard.gguf", text, imatrix=tmp_path / "i.gguf", **options)
     assert of_file.importances == str(tmp_path / "i.gguf")
@@ -94,7 +94,7 @@ def test_a_gguf_file_and_importances_of_ones_own(text: str, tmp_path: Path) -> N
 
 def test_formats_that_do_not_fit_are_counted(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "narrow", hidden=96, ffn=176, head_dim=24)
-    found = ladder(folder, "the thing and another one\n" * 60, ["Q4_K_M", "Q8_0"], context=64, max_windows=1)
+    found = ladder(folder, "the thing and another one\n" * 60, rungs=["Q4_K_M", "Q8_0"], context=64, chunks=1)
     assert found.rungs[0].fallbacks > 0
 
 
@@ -109,10 +109,10 @@ def test_bad_arguments(text: str, empty: Path) -> None:
     for options, message in (
         ({"rungs": []}, "at least one rung"),
         ({"rungs": ["Q9_9"]}, "Q9_9"),
-        ({"max_windows": 0}, "max_windows: expected at least 1, got 0"),
+        ({"chunks": 0}, "chunks: expected at least 1, got 0"),
         ({"context": 2}, "context: expected at least 3, got 2"),
-        ({"text": text[:2000], "context": 512}, "one window of 512 tokens, expected two"),
-        ({"text": "short"}, "expected at least 512, one window"),
+        ({"text": text[:2000], "context": 512}, "one chunk of 512 tokens, expected two"),
+        ({"text": "short"}, "expected at least 512, one chunk"),
     ):
         with pytest.raises(lowbit.InputError, match=message):
             ladder(BARD, **options)
@@ -121,12 +121,12 @@ def test_bad_arguments(text: str, empty: Path) -> None:
 
 def test_importances_that_do_not_fit_leave_nothing(text: str, empty: Path) -> None:
     with pytest.raises(lowbit.InputError, match=r"blk\.0\.attn_q\.weight has 2 values, expected 256"):
-        ladder(BARD, text, ["Q4_0"], imatrix={"blk.0.attn_q.weight": [1, 1]}, context=CONTEXT, max_windows=1)
+        ladder(BARD, text, rungs=["Q4_0"], imatrix={"blk.0.attn_q.weight": [1, 1]}, context=CONTEXT, chunks=1)
     assert list(empty.iterdir()) == []
 
 
 def test_command(empty: Path) -> None:
-    options = [BARD, DATA / "bard-valid.txt", "--rungs", "Q8_0, Q2_K", "-c", CONTEXT, "--windows", 1]
+    options = [BARD, DATA / "bard-valid.txt", "--rungs", "Q8_0, Q2_K", "-c", CONTEXT, "--chunks", 1]
     result = run("ladder", *options, "--json")
     assert (result.returncode, result.stderr) == (0, "")
     report = json.loads(result.stdout)
@@ -161,7 +161,7 @@ def stop(*arguments, **options):
     os.kill(os.getpid(), {int(number)})
 bench, calls = lowbit.evaluate.ladder.bench, []
 lowbit.evaluate.ladder.bench = lambda *a, **o: (calls.append(1), bench(*a, **o) if len(calls) < 2 else stop())[1]
-lowbit.cli.main(["ladder", {os.fspath(BARD)!r}, "--rungs", "Q8_0", "-c", "64", "--windows", "1"])
+lowbit.cli.main(["ladder", {os.fspath(BARD)!r}, "--rungs", "Q8_0", "-c", "64", "--chunks", "1"])
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 128 + number

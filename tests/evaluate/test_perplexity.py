@@ -22,13 +22,13 @@ def figures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, lowbit.evalua
     }
     models = {mix: lowbit.load(path, compute="f32") for mix, path in paths.items()}
     text = (DATA / "bard-valid.txt").read_text(encoding="utf-8")
-    return lowbit.evaluate.compare(models, text, STORED["context"], max_windows=STORED["windows"])
+    return lowbit.evaluate.compare(models, text, context=STORED["context"], chunks=STORED["chunks"])
 
 
 @pytest.mark.parametrize("mix", MIXES)
 def test_perplexity(mix: str, figures: dict[str, lowbit.evaluate.Figures]) -> None:
     found = figures[mix].perplexity
-    assert (found.windows, found.tokens) == (12, 12 * 255)
+    assert (found.chunks, found.tokens) == (12, 12 * 255)
     # llama.cpp rounds activations to bfloat16 or 8 bits. What that does to the mean of -log p is noise of the size of
     # the root of the divergence it causes, over the root of the number of tokens: 1e-4 to 1e-3 here.
     assert found.value == pytest.approx(STORED[mix]["perplexity"], rel=2e-3)

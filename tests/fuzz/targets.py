@@ -50,7 +50,7 @@ def _weights(folder: Path) -> None:
 
 
 def _checkpoint(folder: Path, adapters: tuple[Path, ...] = ()) -> None:
-    opened = open_checkpoint(folder, adapters)
+    opened = open_checkpoint(folder, lora=adapters)
     assert opened.spec
     for tensor in opened.tensors:
         read(tensor)

@@ -79,7 +79,7 @@ def test_keys(a: Path, tmp_path: Path) -> None:
     assert (found.keys[0].a, found.keys[0].b) == ("model", "other")
     assert kinds(diff(a, b, ignore=["a.*", "general.name"])) == ({"b.new": "only in b"}, {})
     assert diff(a, b, ignore=["a.*", "general.name", "b.?ew"]).equal
-    assert diff(a, b, keys=False).equal
+    assert diff(a, b, metadata=False).equal
 
 
 def test_order(a: Path, tmp_path: Path) -> None:
@@ -173,8 +173,8 @@ def test_the_command(
     found = json.loads(capsys.readouterr().out)
     assert [(key["key"], key["kind"]) for key in found["keys"]] == [("general.name", "value"), ("a.list", "value")]
     assert [(t["name"], t["kind"]) for t in found["tensors"]] == [("q", "format"), ("i", "only in a")]
-    assert execute(["diff", str(a), str(b), "--keys-only", "--ignore", "general.name", "--ignore", "a.*"]) == 0
-    assert execute(["diff", str(a), str(b), "--tensors-only"]) == 1
+    assert execute(["diff", str(a), str(b), "--no-tensors", "--ignore", "general.name", "--ignore", "a.*"]) == 0
+    assert execute(["diff", str(a), str(b), "--no-metadata"]) == 1
     capsys.readouterr()
     for arguments in ([str(a), str(tmp_path / "missing.gguf")], [str(a), __file__], [str(a), str(a), "--nothing"]):
         assert execute(["diff", *arguments]) == 2

@@ -155,7 +155,7 @@ def test_what_does_not_fit_is_copied(path: Path) -> None:
     path.chmod(0o640)
     inode = path.stat().st_ino
     with pytest.raises(lowbit.InputError, match="to edit in place"):
-        edit(path, {"general.name": "n" * 4000}, may_copy=False)
+        edit(path, {"general.name": "n" * 4000}, in_place=True)
     planned = edit(path, {"general.name": "n" * 4000}, dry_run=True)
     assert path.stat().st_ino == inode
     change = edit(path, {"general.name": "n" * 4000})

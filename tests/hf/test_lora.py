@@ -128,7 +128,7 @@ def test_saved_modules_untie(tmp_path: Path, saved: list[str], spelling: str) ->
     new = {name: np.full((288, 256), i, np.float32) for i, name in enumerate([EMBEDDINGS, OUTPUT])}
     given = {name: new[name] for name in new if name.split(".")[-2] in [module.split(".")[-1] for module in saved]}
     tensors = {name.replace(".weight", spelling): value for name, value in given.items()}
-    opened = open_checkpoint(base, make_adapter(tmp_path / "a", {**GOOD, **tensors}, modules_to_save=saved))
+    opened = open_checkpoint(base, lora=make_adapter(tmp_path / "a", {**GOOD, **tensors}, modules_to_save=saved))
     found = {tensor.name: read(tensor) for tensor in opened.tensors}
     np.testing.assert_array_equal(found["token_embd.weight"], given.get(EMBEDDINGS, shared))
     np.testing.assert_array_equal(found["output.weight"], given.get(OUTPUT, shared))
@@ -148,7 +148,7 @@ def test_a_later_adapter_changes_one_of_the_untied(tmp_path: Path) -> None:
         make_adapter(tmp_path / "3", later),
     ]
     before = read(Checkpoint(base).tensors[f"{EMBED}.weight"])
-    opened = open_checkpoint(base, paths)
+    opened = open_checkpoint(base, lora=paths)
     found = {tensor.name: read(tensor) for tensor in opened.tensors}
     expected = before + 2 * product(low_rank, EMBED) + 2 * product(later, EMBED)
     np.testing.assert_allclose(found["token_embd.weight"], expected, rtol=1e-5, atol=1e-6)
@@ -173,7 +173,7 @@ def test_an_adapter_on_8_bit_floats(tmp_path: Path) -> None:
         f"{PREFIX}{UP}.lora_A.weight": random.standard_normal((4, shape[1])).astype(np.float32),
         f"{PREFIX}{UP}.lora_B.weight": random.standard_normal((shape[0], 4)).astype(np.float32),
     }
-    opened = open_checkpoint(base, make_adapter(tmp_path / "a", tensors))
+    opened = open_checkpoint(base, lora=make_adapter(tmp_path / "a", tensors))
     found = next(read(tensor) for tensor in opened.tensors if tensor.name == "blk.0.ffn_up.weight")
     np.testing.assert_allclose(found, weights[f"{UP}.weight"] + 2 * product(tensors, UP), rtol=1e-5, atol=1e-5)
 

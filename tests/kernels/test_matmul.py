@@ -111,7 +111,7 @@ def test_product(simd, name, compute):
             if compute == "auto":
                 how = "int8" if num <= AUTO_INT8_TOKENS else "bf16"
             expected, bound = (r[:num] for r in results[how])
-            error = np.abs(lowbit.matmul(x[:num], packed, compute, threads=2) - expected)
+            error = np.abs(lowbit.matmul(x[:num], packed, compute=compute, threads=2) - expected)
             assert (error <= bound).all(), (N, K, num, (error / bound).max())
 
 
@@ -126,7 +126,7 @@ def test_int8_errs_by_half_a_step(simd, name):
         x = activations(5, K, seed=2)
         _, scale = int8_grid(x)
         bound = scale / 2 * (1 + 256 * U) @ np.abs(w).T + packed_sum_bound(x, w)
-        assert (np.abs(lowbit.matmul(x, packed, "int8") - x.astype(np.float64) @ w.T) <= bound).all()
+        assert (np.abs(lowbit.matmul(x, packed, compute="int8") - x.astype(np.float64) @ w.T) <= bound).all()
 
 
 def test_int8_is_exact_on_the_grid(simd, name):
@@ -137,7 +137,7 @@ def test_int8_is_exact_on_the_grid(simd, name):
         x = rng.integers(-127, 128, (6, K)).astype(np.float32)
         x[:, ::32] = 127
         x *= np.repeat(np.exp2(rng.integers(-8, 8, (6, -(-K // 32)))), 32, axis=1)[:, :K].astype(np.float32)
-        error = np.abs(lowbit.matmul(x, packed, "int8") - x.astype(np.float64) @ w.T)
+        error = np.abs(lowbit.matmul(x, packed, compute="int8") - x.astype(np.float64) @ w.T)
         bound = float_sum_bound(x, w) if name in FLOATS else packed_sum_bound(x, w)
         assert (error <= bound).all(), (N, K, (error / bound).max())
 
@@ -148,9 +148,9 @@ def test_threads_change_no_bit(simd, name, compute):
     packed, _ = weights(name, 5 * N, K)
     for num in (1, 3, 13):
         x = activations(num, K, seed=4)
-        one = lowbit.matmul(x, packed, compute, threads=1)
+        one = lowbit.matmul(x, packed, compute=compute, threads=1)
         for threads in (2, 3, 16):
-            assert one.tobytes() == lowbit.matmul(x, packed, compute, threads=threads).tobytes()
+            assert one.tobytes() == lowbit.matmul(x, packed, compute=compute, threads=threads).tobytes()
 
 
 def test_f32_rows_do_not_know_each_other(simd, name):
@@ -158,10 +158,10 @@ def test_f32_rows_do_not_know_each_other(simd, name):
     for N, K in sizes(name):
         packed, _ = weights(name, N, K)
         x = activations(11, K, seed=5)
-        together = lowbit.matmul(x, packed, "f32")
-        alone = np.concatenate([lowbit.matmul(row[None], packed, "f32") for row in x])
+        together = lowbit.matmul(x, packed, compute="f32")
+        alone = np.concatenate([lowbit.matmul(row[None], packed, compute="f32") for row in x])
         assert together.tobytes() == alone.tobytes()
-        columns = [lowbit.matmul(x, packed[n : n + 1], "f32") for n in range(N)]
+        columns = [lowbit.matmul(x, packed[n : n + 1], compute="f32") for n in range(N)]
         assert together.tobytes() == np.concatenate(columns, axis=1).tobytes()
 
 
@@ -170,7 +170,7 @@ def test_extreme_activations(simd, name, compute):
     """Zeros give zeros; tiny, huge and denormal values neither overflow early nor turn into something else."""
     N, K = sizes(name)[3]
     packed, w = weights(name, N, K)
-    assert not lowbit.matmul(np.zeros((10, K), np.float32), packed, compute).any()
+    assert not lowbit.matmul(np.zeros((10, K), np.float32), packed, compute=compute).any()
     for value in (1e-45, 1e-39, 1e-20, 1e20, 1e34):
         for num in (2, 10):
             x = np.full((num, K), value, np.float32)
@@ -179,7 +179,7 @@ def test_extreme_activations(simd, name, compute):
             # Half a step of int8 and both roundings of bf16 are below 1/64 of the magnitudes. Scales and products below
             # the smallest normal number may count as zero.
             tolerance = (np.abs(x) / 64 + 127 * 2.0**-126) @ np.abs(w).T + K * 2.0**-126
-            assert (np.abs(lowbit.matmul(x, packed, compute) - exact) <= tolerance).all()
+            assert (np.abs(lowbit.matmul(x, packed, compute=compute) - exact) <= tolerance).all()
 
 
 @pytest.mark.parametrize("compute", COMPUTE)
@@ -190,11 +190,11 @@ def test_nonfinite_activations_show(simd, name, compute, bad):
         packed, _ = weights(name, N, K)
         for num in (3, 10):
             x = activations(num, K, seed=6)
-            clean = lowbit.matmul(x, packed, compute)
+            clean = lowbit.matmul(x, packed, compute=compute)
             for at in (0, K // 2, K - 1):
                 x[1] = activations(1, K, seed=7)
                 x[1, at] = bad
-                result = lowbit.matmul(x, packed, compute)
+                result = lowbit.matmul(x, packed, compute=compute)
                 # Infinity times a weight of zero is NaN.
                 assert not np.isfinite(result[1]).any()
                 others = np.arange(num) != 1
@@ -218,7 +218,7 @@ def test_nan_weights_show(simd, name, compute):
         block[:] = 0xFF if name in ("Q8_K", "IQ1_M") else 0x7F
         assert np.isfinite(packed.dequantize()[2]).all() != has_nan
     for num in (1, 10):
-        finite = np.isfinite(lowbit.matmul(x[:num], packed, compute))
+        finite = np.isfinite(lowbit.matmul(x[:num], packed, compute=compute))
         assert (finite[:, 2] != has_nan).all()
         assert np.delete(finite, 2, axis=1).all()
 
@@ -229,25 +229,25 @@ def test_any_strides_and_leading_axes(name):
     x = activations(24, 2 * K, seed=10)
     wide = x.reshape(2, 12, 2 * K)[:, ::2, ::2]
     plain = np.ascontiguousarray(wide)
-    result = lowbit.matmul(wide, packed, "f32")
+    result = lowbit.matmul(wide, packed, compute="f32")
     assert result.shape == (2, 6, N)
-    assert result.tobytes() == lowbit.matmul(plain.reshape(12, K), packed, "f32").tobytes()
-    assert lowbit.matmul(plain[0, 0], packed, "f32").tobytes() == result[0, 0].tobytes()
-    every_third = lowbit.matmul(plain, packed[::3], "f32")
+    assert result.tobytes() == lowbit.matmul(plain.reshape(12, K), packed, compute="f32").tobytes()
+    assert lowbit.matmul(plain[0, 0], packed, compute="f32").tobytes() == result[0, 0].tobytes()
+    every_third = lowbit.matmul(plain, packed[::3], compute="f32")
     assert every_third.tobytes() == np.ascontiguousarray(result[..., ::3]).tobytes()
-    assert lowbit.matmul(plain.astype(np.float64), packed, "f32").tobytes() == result.tobytes()
+    assert lowbit.matmul(plain.astype(np.float64), packed, compute="f32").tobytes() == result.tobytes()
 
 
 @pytest.mark.parametrize("compute", COMPUTE)
 def test_nothing_to_do(name, compute):
     packed, _ = weights(name, 4, FORMATS[name].block_size)
     K = packed.shape[1]
-    assert lowbit.matmul(np.empty((0, K), np.float32), packed, compute).shape == (0, 4)
-    assert lowbit.matmul(np.empty((2, 3, 0, K), np.float32), packed, compute).shape == (2, 3, 0, 4)
-    assert lowbit.matmul(np.ones((3, K), np.float32), packed[:0], compute).shape == (3, 0)
+    assert lowbit.matmul(np.empty((0, K), np.float32), packed, compute=compute).shape == (0, 4)
+    assert lowbit.matmul(np.empty((2, 3, 0, K), np.float32), packed, compute=compute).shape == (2, 3, 0, 4)
+    assert lowbit.matmul(np.ones((3, K), np.float32), packed[:0], compute=compute).shape == (3, 0)
     # A sum of nothing is zero.
     empty = np.empty((4, 0), np.float32) if name in FLOATS else lowbit.QTensor(np.empty((4, 0), np.uint8), name)
-    assert lowbit.matmul(np.empty((3, 0), np.float32), empty, compute).tolist() == np.zeros((3, 4)).tolist()
+    assert lowbit.matmul(np.empty((3, 0), np.float32), empty, compute=compute).tolist() == np.zeros((3, 4)).tolist()
 
 
 def test_wrong_arguments():
@@ -264,7 +264,7 @@ def test_wrong_arguments():
     with pytest.raises(lowbit.InputError, match="x: expected an array of real numbers, got object"):
         lowbit.matmul(x.astype(object), q)
     with pytest.raises(lowbit.InputError, match='compute "int4" is not one of auto, int8, bf16, f32'):
-        lowbit.matmul(x, q, "int4")
+        lowbit.matmul(x, q, compute="int4")
     for threads in (0, -1, 1025, 2**40):
         with pytest.raises(lowbit.InputError, match="threads"):
             lowbit.matmul(x, q, threads=threads)

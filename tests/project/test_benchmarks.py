@@ -115,7 +115,7 @@ def _run_with_fake_peer(monkeypatch, path: Path, arguments: list[str]) -> dict:
 
         def encode(self, ggml_type, weights, importance, out):
             name = next(f.name for f in lowbit.formats() if f.ggml_type == ggml_type)
-            out[:] = lowbit.quantize(weights, name, importance).data
+            out[:] = lowbit.quantize(weights, name, imatrix=importance).data
 
         def decode(self, ggml_type, data, out):
             name = next(f.name for f in lowbit.formats() if f.ggml_type == ggml_type)

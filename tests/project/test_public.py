@@ -6,15 +6,15 @@ import importlib
 import inspect
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import lowbit
 from lowbit.cli.app import root_command
-from lowbit.evaluate.bench import bench
-from lowbit.evaluate.ladder import RUNGS, ladder
+from lowbit.evaluate.ladder import RUNGS
 
 
 def test_import_loads_nothing_else() -> None:
@@ -82,23 +82,89 @@ def test_options_in_one_value(tmp_path: Path) -> None:
             lowbit.convert(bard, tmp_path / "a.gguf", "Q4_0", options=wrong)  # type: ignore[arg-type]
 
 
-#: Each command, its function, and parameters that have another name there.
-COMMANDS: dict[str, tuple[Callable[..., object], dict[str, str]]] = {
-    "convert": (lowbit.convert, {"tensor_type": "tensor_types"}),
-    "quantize": (lowbit.quantize_file, {"tensor_type": "tensor_types"}),
-    "split": (lowbit.split_file, {}),
-    "merge": (lowbit.merge_files, {}),
-    "verify": (lowbit.verify, {}),
-    "diff": (lowbit.gguf.diff, {}),
-    "perplexity": (lowbit.evaluate.perplexity, {"windows": "max_windows"}),
-    "imatrix": (lowbit.imatrix.collect, {}),
-    "bench": (bench, {"repeat": "runs"}),
-    "ladder": (ladder, {"windows": "max_windows"}),
-    "run": (lowbit.Model.stream, {}),
-    "chat": (lowbit.Model.stream_chat, {}),
+#: Each command, and the functions whose parameters its options set: those of the first that has them.
+COMMANDS: dict[str, tuple[Callable[..., object], ...]] = {
+    "demo": (lowbit.load,),
+    "convert": (lowbit.convert,),
+    "quantize": (lowbit.quantize_file,),
+    "run": (lowbit.Model.stream, lowbit.load),
+    "chat": (lowbit.Model.stream_chat, lowbit.load),
+    "tokenize": (lowbit.Tokenizer.encode,),
+    "detokenize": (lowbit.Tokenizer.decode,),
+    "verify": (lowbit.verify,),
+    "perplexity": (lowbit.evaluate.perplexity, lowbit.evaluate.kl_divergence, lowbit.load),
+    "ladder": (lowbit.ladder,),
+    "bench": (lowbit.bench,),
+    "imatrix": (lowbit.imatrix.collect, lowbit.load),
+    "inspect": (lowbit.inspect,),
+    "diff": (lowbit.gguf.diff,),
+    "metadata": (lowbit.gguf.edit,),
+    "formats": (lowbit.formats,),
+    "split": (lowbit.split_file,),
+    "merge": (lowbit.merge_files,),
+    "export hf": (lowbit.export_hf,),
 }
-#: Defaults that mean the same. The rungs of the command are those of the function.
-SAME = ((None, ()), (-1, None), (None, 1.0), ("0", 0), (None, RUNGS))
+#: Options with another name than the parameter's, and why.
+OTHER_NAMES = {
+    "--tensor-type": ("tensor_types", "one pair an option, as in llama-quantize; lowbit.provenance has the plural"),
+    "--temp": ("temperature", "beside --temperature, as in llama.cpp"),
+}
+#: Options without a parameter, and why.
+WITHOUT_PARAMETER = {
+    "--json": "how the result is printed",
+    "demo --keep": "the folder of its files",
+    "convert --revision": "a part of the path: org/name@REVISION",
+    "chat --system": "the first of the messages",
+    "tokenize --file": "where the text is",
+    "tokenize --ids": "how the result is printed",
+    "ladder --plot": "draws the result",
+    "imatrix --in-file": "lowbit.imatrix.read and merge",
+    "imatrix --out": "the result's save",
+    "inspect --metadata": "what is printed",
+    "inspect --tensors": "what is printed",
+    "metadata --from-file": "where VALUE is",
+    "metadata --token": "what VALUE is",
+    "metadata --type": "what VALUE is",
+}
+#: Defaults that mean the same. Numbers and names that take long to import are the function's.
+SAME = ((None, ()), (-1, None), (None, 1.0), ("0", 0), (None, RUNGS), (None, lowbit.gguf.RESERVED_BYTES))
+
+
+def _commands() -> dict[str, Any]:
+    """Each command of the application, those of groups by both names."""
+    found = {}
+    for name, command in root_command().commands.items():
+        nested = getattr(command, "commands", {})
+        found |= {f"{name} {other}": inner for other, inner in nested.items()} if nested else {name: command}
+    return found
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_options_have_the_names_of_parameters(name: str) -> None:
+    command, functions = _commands()[name], COMMANDS[name]
+    known = {parameter for function in functions for parameter in inspect.signature(function).parameters}
+    wrong = []
+    for option in command.params:
+        for flag in (flag for flag in option.opts if flag.startswith("--")):
+            parameter = OTHER_NAMES.get(flag, (flag[2:].replace("-", "_"),))[0]
+            if not {flag, f"{name} {flag}"} & WITHOUT_PARAMETER.keys():
+                wrong += [] if parameter in known else [f"{flag}: no parameter {parameter}"]
+            wrong += [f"{flag}: the command's own name is {option.name}"] * (
+                flag == option.opts[0] != _flag(option.name)
+            )
+        wrong += [flag for flag in option.secondary_opts if flag != f"--no-{option.opts[0][2:]}"]
+    assert wrong == []
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def test_every_command_and_exception_is_known() -> None:
+    commands = _commands()
+    assert commands.keys() == COMMANDS.keys()
+    flags = {flag for command in commands.values() for option in command.params for flag in option.opts}
+    assert OTHER_NAMES.keys() | {name.split()[-1] for name in WITHOUT_PARAMETER} <= flags
 
 
 def test_all_methods_that_make_text_have_the_same_options() -> None:
@@ -116,14 +182,55 @@ def test_all_methods_that_make_text_have_the_same_options() -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_command_and_function_have_the_same_defaults(name: str) -> None:
-    function, names = COMMANDS[name]
-    command = inspect.signature(root_command().commands[name].callback.__wrapped__).parameters  # type: ignore[attr-defined]
-    parameters = inspect.signature(function).parameters
-    compared = []
+    command = inspect.signature(_commands()[name].callback.__wrapped__).parameters
+    others = {_name(flag): parameter for flag, (parameter, _) in OTHER_NAMES.items()}
     for key, option in command.items():
-        parameter = parameters.get(names.get(key, key))
-        if parameter is None or option.empty in (option.default, parameter.default) or key == "text":
-            continue
-        compared.append(key)
-        assert option.default == parameter.default or (option.default, parameter.default) in SAME, key
-    assert compared
+        name_there = others.get(key, key)
+        signatures = map(inspect.signature, COMMANDS[name])
+        found = [s.parameters[name_there].default for s in signatures if name_there in s.parameters]
+        if found and option.empty not in (option.default, found[0]) and key != "text":
+            assert option.default == found[0] or (option.default, found[0]) in SAME, key
+
+
+def _name(flag: str) -> str:
+    return flag[2:].replace("-", "_")
+
+
+#: Functions that take three arguments by position: files with a format or tensors, the arrays of a step.
+THREE = {
+    "convert", "quantize_file", "gguf.write", "gguf.edit", "evaluate.kl_divergence", "gguf.Writer", "Model.forward",
+}  # fmt: skip
+
+
+def _signatures() -> Iterator[tuple[str, inspect.Signature]]:
+    """Every public function, method and constructor, except those of results (dataclasses, tuples) and exceptions."""
+    places = {"": lowbit, **{f"{name}.": getattr(lowbit, name) for name in lowbit._MODULES}}
+    for prefix, place in places.items():
+        names = getattr(place, "__all__", [name for name in vars(place) if not name.startswith("_")])
+        for name in names:
+            value = getattr(place, name)
+            if inspect.isfunction(value):
+                yield f"{prefix}{name}", inspect.signature(value)
+            if (
+                not inspect.isclass(value)
+                or issubclass(value, BaseException)
+                or not value.__module__.startswith("lowbit.")
+            ):
+                continue
+            if not dataclasses.is_dataclass(value) and not issubclass(value, tuple):
+                yield f"{prefix}{name}", inspect.signature(value)
+            for method, function in vars(value).items():
+                if inspect.isfunction(function) and not method.startswith("_"):
+                    yield f"{prefix}{name}.{method}", inspect.signature(function)
+
+
+def test_few_parameters_are_positional() -> None:
+    found = dict(_signatures())
+    assert {*THREE} <= found.keys()
+    by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    wrong = []
+    for name, signature in found.items():
+        parameters = [p.name for p in signature.parameters.values() if p.kind in by_position and p.name != "self"]
+        if len(parameters) > 2 + (name in THREE):
+            wrong.append(f"{name}: {', '.join(parameters)}")
+    assert wrong == []

@@ -69,7 +69,7 @@ def test_collected_sums_are_the_references(stored: dict[str, Path], every_step: 
     found = imatrix.collect(
         model,
         text,
-        BARD_CONTEXT,
+        context=BARD_CONTEXT,
         chunks=BARD_CHUNKS,
         dataset="bard.txt",
         progress=lambda step: calls.append((step.done, step.total)),
@@ -77,29 +77,27 @@ def test_collected_sums_are_the_references(stored: dict[str, Path], every_step: 
     assert_close(found, imatrix.read(stored["bard"]), BARD_ROUNDING)
     assert calls == [(i + 1, BARD_CHUNKS) for i in range(BARD_CHUNKS)]
     # The default arithmetic rounds inputs of products to bfloat16, 2^-9 of each; errors of different signs add up.
-    quick = imatrix.collect(lowbit.load(DATA / "bard"), text, BARD_CONTEXT, chunks=1)
-    exact = imatrix.collect(model, text, BARD_CONTEXT, chunks=1)
+    quick = imatrix.collect(lowbit.load(DATA / "bard"), text, context=BARD_CONTEXT, chunks=1)
+    exact = imatrix.collect(model, text, context=BARD_CONTEXT, chunks=1)
     for name, entry in exact.entries.items():
         np.testing.assert_allclose(quick.entries[name].sums, entry.sums, rtol=2.0**-5, err_msg=name)
 
 
 @pytest.mark.parametrize(("name", "option"), [("tiny", "process_output"), ("special", "parse_special")])
-def test_windows_begin_as_the_references_do(
-    name: str, option: str, stored: dict[str, Path], tiny: lowbit.Model
-) -> None:
+def test_chunks_begin_as_the_references_do(name: str, option: str, stored: dict[str, Path], tiny: lowbit.Model) -> None:
     """BOS in each, some left out, special tokens written out, the output matrix."""
-    options = {"first": TINY_FIRST, "chunks": TINY_CHUNKS, "dataset": "tiny.txt", option: True}
-    found = imatrix.collect(tiny, TINY_TEXT, TINY_CONTEXT, **options)
+    options = {"from_chunk": TINY_FIRST, "chunks": TINY_CHUNKS, "dataset": "tiny.txt", option: True}
+    found = imatrix.collect(tiny, TINY_TEXT, context=TINY_CONTEXT, **options)
     assert_close(found, imatrix.read(stored[name]), TINY_CONTEXT * TINY_CHUNKS * 2.0**-24)
     assert ("output.weight" in found.entries) == (option == "process_output")
 
 
 def test_sums_do_not_depend_on_the_target(tiny: lowbit.Model) -> None:
     """Squares and sums are NumPy's; what reaches them differs by rounding only."""
-    expected = imatrix.collect(tiny, TINY_TEXT, TINY_CONTEXT, chunks=2)
+    expected = imatrix.collect(tiny, TINY_TEXT, context=TINY_CONTEXT, chunks=2)
     for target in lowbit.simd.targets():
         with lowbit.simd.force(target):
-            assert_close(imatrix.collect(tiny, TINY_TEXT, TINY_CONTEXT, chunks=2), expected, 0)
+            assert_close(imatrix.collect(tiny, TINY_TEXT, context=TINY_CONTEXT, chunks=2), expected, 0)
 
 
 def test_files_are_byte_for_byte_the_references(stored: dict[str, Path], tmp_path: Path) -> None:
@@ -226,18 +224,18 @@ def test_missing_file() -> None:
 def test_bad_arguments(tiny: lowbit.Model) -> None:
     for options, message in (
         ({"context": 0}, "context: expected at least 1, got 0"),
-        ({"first": -1}, "at least 0"),
+        ({"from_chunk": -1}, "at least 0"),
         ({"chunks": 0}, "chunks: expected at least 1, got 0"),
-        ({"context": 32, "first": 10_000}, "no window of 32 tokens after the first 10000"),
+        ({"context": 32, "from_chunk": 10_000}, "no chunk of 32 tokens after the first 10000"),
     ):
         with pytest.raises(lowbit.InputError, match=message):
             imatrix.collect(tiny, TINY_TEXT, **{"context": 32, **options})
-    with pytest.raises(lowbit.InputError, match="expected at least 256, one window"):
-        imatrix.collect(tiny, "the", 256)
+    with pytest.raises(lowbit.InputError, match="expected at least 256, one chunk"):
+        imatrix.collect(tiny, "the", context=256)
 
 
-def test_a_window_longer_than_the_trained_context(tiny: lowbit.Model, caplog: pytest.LogCaptureFixture) -> None:
-    found = imatrix.collect(tiny, TINY_TEXT * 8, 300, chunks=1)
+def test_a_chunk_longer_than_the_trained_context(tiny: lowbit.Model, caplog: pytest.LogCaptureFixture) -> None:
+    found = imatrix.collect(tiny, TINY_TEXT * 8, context=300, chunks=1)
     assert found.chunk_size == 300
     assert "context 300 is beyond the 256 tokens" in caplog.text
 
@@ -252,7 +250,7 @@ def test_inputs_that_are_not_finite() -> None:
     model.observe = observers.append
     inputs = [np.float32([[3, 1e19]]), np.float32([[4, 1e19]])]
 
-    def logits(window: np.ndarray, start: int) -> None:
+    def logits(chunk: np.ndarray, start: int) -> None:
         for name in ("token_embd.weight", "blk.0.attn_q.weight", "output.weight"):
             observers[0](name, inputs[0].copy())
         inputs.reverse()
@@ -260,12 +258,12 @@ def test_inputs_that_are_not_finite() -> None:
 
     model.logits = logits
     with pytest.raises(lowbit.InputError, match=r"inputs of blk\.0\.attn_q\.weight are not finite after 1 tokens"):
-        imatrix.collect(model, "abcd", 2)
+        imatrix.collect(model, "abcd", context=2)
     assert observers[-1] is None
 
 
 def test_conversion_names_what_was_not_seen(tmp_path: Path, tiny: lowbit.Model) -> None:
-    sums = imatrix.collect(tiny, TINY_TEXT, TINY_CONTEXT, chunks=2)
+    sums = imatrix.collect(tiny, TINY_TEXT, context=TINY_CONTEXT, chunks=2)
     sums.entries["blk.0.attn_q.weight"].counts[0] = 0
     sums.entries["blk.0.ffn_up.weight"].sums[:] = 0
     del sums.entries["blk.0.attn_k.weight"]
@@ -295,7 +293,7 @@ def test_command(tmp_path: Path, stored: dict[str, Path], tiny: lowbit.Model) ->
     assert written.entries.keys() == {tensor["name"] for tensor in report["tensors"]}
     table = run("imatrix", "--in-file", out)
     assert (table.returncode, table.stderr) == (0, "")
-    assert f"7 tensors, {2 * TINY_CHUNKS} windows of {TINY_CONTEXT} tokens" in table.stdout
+    assert f"7 tensors, {2 * TINY_CHUNKS} chunks of {TINY_CONTEXT} tokens" in table.stdout
     # Looking at a file shows it as it is, and joining it with itself counts it twice.
     assert (
         json.loads(run("imatrix", "--in-file", stored["old"], "--json").stdout)["tensors"][0]["tokens"] == TINY_CHUNKS
@@ -331,7 +329,7 @@ def test_wrong_usage(tmp_path: Path, stored: dict[str, Path], tiny: lowbit.Model
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_stopping_leaves_nothing(number: signal.Signals, tmp_path: Path, tiny: lowbit.Model) -> None:
-    # The signal is sent from inside, after the second window: no timing.
+    # The signal is sent from inside, after the second chunk: no timing.
     (tmp_path / "t.txt").write_text(TINY_TEXT)
     code = f"""
 import os, lowbit.cli, lowbit.engine.model

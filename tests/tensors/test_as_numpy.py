@@ -347,7 +347,7 @@ def test_products_of_other_operands(q: lowbit.QTensor) -> None:
 def test_product_with_a_transposed_matrix_is_matmul(q: lowbit.QTensor, monkeypatch: pytest.MonkeyPatch) -> None:
     q = q[0]
     x = np.random.default_rng(4).standard_normal((3, 64)).astype(np.float32)
-    expected = lowbit.matmul(x, q, "f32")
+    expected = lowbit.matmul(x, q, compute="f32")
     monkeypatch.setattr(lowbit.QTensor, "dequantize", None)  # nothing is decoded as a whole
     np.testing.assert_array_equal(x @ q.T, expected)
     np.testing.assert_array_equal(q @ x.T, expected.T)

@@ -93,9 +93,9 @@ def test_running(tmp_path: Path, name: str, place: Any, expected: str) -> None:
             model.generate("the", max_tokens=2)
         assert f"in tensor {caught.value.tensor} row" in str(caught.value)
         with pytest.raises(lowbit.InputError, match=f"the model's predictions are not finite: {expected}"):
-            lowbit.evaluate.perplexity(model, TEXT, 16, threads=1)
+            lowbit.evaluate.perplexity(model, TEXT, context=16, threads=1)
         with pytest.raises(lowbit.InputError, match=f"logits are not finite: {expected}"):
-            bench(path, 8, 2, 1, threads=1)
+            bench(path, prompt_tokens=8, new_tokens=2, repetitions=1, threads=1)
         if name == UP:
             with pytest.raises(lowbit.InputError, match=rf"inputs of blk\.0\.ffn_down\.weight .*: {expected}"):
-                lowbit.imatrix.collect(model, TEXT, 16)
+                lowbit.imatrix.collect(model, TEXT, context=16)

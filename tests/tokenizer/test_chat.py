@@ -134,9 +134,9 @@ def test_templates_of_a_folder(tmp_path):
     assert t.apply_chat_template(USER) == "<s>a"
     assert t.encode_chat(USER) == [0, 1]  # and not two BOS
     assert t.apply_chat_template(USER, tools=TOOLS) == "b"
-    assert t.apply_chat_template(USER, tools=TOOLS, template="default") == "<s>a"
+    assert t.apply_chat_template(USER, tools=TOOLS, chat_template="default") == "<s>a"
     with pytest.raises(lowbit.UnsupportedError, match="no chat template 'rag', only default, tool_use"):
-        t.apply_chat_template(USER, template="rag")
+        t.apply_chat_template(USER, chat_template="rag")
     (tmp_path / "chat_template.jinja").write_text("{{ eos_token is defined }}")
     assert lowbit.load_tokenizer(tmp_path).apply_chat_template(USER) == "False"
 

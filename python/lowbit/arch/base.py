@@ -331,7 +331,7 @@ class Architecture:
         return tuple(window if kind == "sliding_attention" else 0 for kind in kinds)
 
     def ropes(
-        self, get: Keys, tensors: Tensors, dim: int, windows: tuple[int, ...]
+        self, get: Keys, tensors: Tensors, *, dim: int, windows: tuple[int, ...]
     ) -> tuple[tuple[Rope, ...], tuple[int, ...]]:
         """The tables of the rotary embedding, and each layer's index into them. By default one table for all layers."""
         return (rope_of(get, tensors, dim),), (0,) * len(windows)
@@ -358,7 +358,7 @@ class Architecture:
                 UnsupportedError, "rope.dimension_count_swa", f"differs from rope.dimension_count {rope_dim}"
             )
         windows = self.windows(get, num_layers)
-        ropes, layer_ropes = self.ropes(get, tensors, rope_dim, windows)
+        ropes, layer_ropes = self.ropes(get, tensors, dim=rope_dim, windows=windows)
         tokens = metadata.get("tokenizer.ggml.tokens")
         return ModelSpec(
             architecture=self.name,

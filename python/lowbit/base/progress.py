@@ -24,7 +24,7 @@ class Progress:
     """The state of one part of a call: the argument of functions that are passed as `progress`.
 
     title: the part's name ("download org/name", "write Q4_K_M", "verify"). A call may have several parts, also nested.
-    done, total: counted in `unit`, which is "B" for bytes, otherwise a plural ("windows"). total is None while unknown.
+    done, total: counted in `unit`, which is "B" for bytes, otherwise a plural ("chunks"). total is None while unknown.
     """
 
     title: str

@@ -17,7 +17,7 @@ def bench(
     model: ModelPath,
     prompt_tokens: Annotated[int, typer.Option("-p", "--prompt-tokens", min=1, help="Tokens of the prompt.")] = 512,
     new_tokens: Annotated[int, typer.Option("-n", "--new-tokens", min=1, help="Tokens generated after it.")] = 128,
-    repeat: Annotated[int, typer.Option("-r", "--repeat", min=1, help="Runs; the median counts.")] = 3,
+    repetitions: Annotated[int, typer.Option("-r", "--repetitions", min=1, help="Runs; the median counts.")] = 3,
     like: Like = None,
     threads: Threads = None,
     compute: Compute = "auto",
@@ -30,7 +30,14 @@ def bench(
     from lowbit.evaluate.bench import bench as measure
 
     result = measure(
-        model, prompt_tokens, new_tokens, repeat, threads=threads, compute=compute, like=like, progress=True
+        model,
+        prompt_tokens=prompt_tokens,
+        new_tokens=new_tokens,
+        repetitions=repetitions,
+        threads=threads,
+        compute=compute,
+        like=like,
+        progress=True,
     )
     if json:
         print_json(result)

@@ -88,7 +88,7 @@ def _measure(paths: dict[str, Path], text: str, threads: int | None) -> tuple[li
     from lowbit.evaluate.measures import compare
 
     models = {name: lowbit.load(path, threads=threads) for name, path in paths.items()}
-    figures = compare(models, text, CONTEXT, threads=threads, progress=True)
+    figures = compare(models, text, context=CONTEXT, threads=threads, progress=True)
     rows = []
     with steps("bench", "files", True) as advance:
         for done, (name, path) in enumerate(paths.items(), 1):
@@ -102,7 +102,9 @@ def _measure(paths: dict[str, Path], text: str, threads: int | None) -> tuple[li
                     perplexity=found.perplexity.value,
                     kl_divergence=found.divergence.mean if found.divergence else 0.0,
                     same_top=found.divergence.same_top if found.divergence else 1.0,
-                    decode_tokens_per_s=bench(path, 128, 64, threads=threads).decode_tokens_per_s,
+                    decode_tokens_per_s=bench(
+                        path, prompt_tokens=128, new_tokens=64, threads=threads
+                    ).decode_tokens_per_s,
                 )
             )
             advance(done, len(paths))

@@ -25,7 +25,9 @@ from lowbit.cli.options import Json, ModelPath, parsed, stdin_text
 def detokenize(
     model: ModelPath,
     ids: Annotated[list[str], typer.Argument(metavar="IDS", help="Token ids; - reads them from stdin.")],
-    skip_special: Annotated[bool, typer.Option("--skip-special", help="Leave special tokens out.")] = False,
+    skip_special_tokens: Annotated[
+        bool, typer.Option("--skip-special-tokens", help="Leave special tokens out.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Prints the text of token ids.
@@ -36,7 +38,7 @@ def detokenize(
     import lowbit
 
     (found,) = parsed("IDS", _parsed, [stdin_text() if ids == ["-"] else " ".join(ids)])
-    text = lowbit.load_tokenizer(model).decode(found, skip_special_tokens=skip_special)
+    text = lowbit.load_tokenizer(model).decode(found, skip_special_tokens=skip_special_tokens)
     if json:
         print_json({"ids": found, "text": text})
     else:

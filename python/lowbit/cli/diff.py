@@ -23,15 +23,15 @@ _FAILED = 2  # 1 means that the files differ
     epilog=examples(
         "lowbit diff a.gguf b.gguf",
         "lowbit diff ours.gguf theirs.gguf --ignore 'lowbit.*' --ignore general.name",
-        "lowbit diff model-bf16.gguf model-Q4_K_M.gguf --tensors-only",
+        "lowbit diff model-bf16.gguf model-Q4_K_M.gguf --no-metadata",
         "lowbit diff whole.gguf parts-00001-of-00003.gguf --ignore 'split.*' --json",
     )
 )
 def diff(
     a: Annotated[Path, gguf_argument("A.gguf", "GGUF file, or one of a split model.")],
     b: Annotated[Path, gguf_argument("B.gguf", "The file to compare with.")],
-    keys_only: Annotated[bool, typer.Option("--keys-only", help="Compare only the metadata.")] = False,
-    tensors_only: Annotated[bool, typer.Option("--tensors-only", help="Compare only the tensors.")] = False,
+    metadata: Annotated[bool, typer.Option("--metadata/--no-metadata", help="Compare the metadata.")] = True,
+    tensors: Annotated[bool, typer.Option("--tensors/--no-tensors", help="Compare the tensors.")] = True,
     ignore: Annotated[
         list[str] | None,
         typer.Option("--ignore", metavar="PATTERN", help="Ignore matching keys, for example 'lowbit.*'; repeatable."),
@@ -44,13 +44,13 @@ def diff(
     For tensors with different weights, the number of different blocks and the size of the difference are shown. The
     exit status is 0 if nothing differs, 1 if something differs, 2 if the comparison failed.
     """
-    if keys_only and tensors_only:
-        raise typer.BadParameter("--keys-only and --tensors-only exclude each other", param_hint="--keys-only")
+    if not (metadata or tensors):
+        raise typer.BadParameter("nothing is left to compare", param_hint="--no-metadata --no-tensors")
     import lowbit
 
     try:
         found = lowbit.gguf.diff(
-            a, b, keys=not tensors_only, tensors=not keys_only, ignore=ignore or (), threads=threads, progress=True
+            a, b, metadata=metadata, tensors=tensors, ignore=ignore or (), threads=threads, progress=True
         )
     except (lowbit.Error, OSError) as error:
         if settings.debug:

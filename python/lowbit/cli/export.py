@@ -8,10 +8,9 @@ from typing import Annotated
 
 import typer
 
-from lowbit.base.quoting import quoted
 from lowbit.cli.app import app, examples
 from lowbit.cli.console import print_json, size
-from lowbit.cli.options import Json, Threads, gguf_argument, one_of
+from lowbit.cli.options import Json, Threads, gguf_argument, one_of, wrong_usage
 
 export = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
@@ -21,11 +20,19 @@ def _export() -> None:
     """Converts a GGUF file for other programs."""
 
 
+def _size(text: str) -> str:
+    from lowbit.conversion.export_hf import parse_size
+
+    with wrong_usage():
+        parse_size(text)
+    return text
+
+
 @export.command(
     epilog=examples(
         "lowbit export hf model-bf16.gguf ./model",
         "lowbit export hf model-Q4_K_M.gguf ./model --dtype f32",
-        "lowbit export hf model.gguf ./model --shard-size 2GB",
+        "lowbit export hf model.gguf ./model --max-shard-size 2GB",
     )
 )
 def hf(
@@ -39,9 +46,14 @@ def hf(
             callback=one_of("bf16", "f16", "f32"),
         ),
     ] = None,
-    shard_size: Annotated[
+    max_shard_size: Annotated[
         str,
-        typer.Option("--shard-size", metavar="SIZE", help="Most bytes of weights per file, for example 500MB or 5GB."),
+        typer.Option(
+            "--max-shard-size",
+            metavar="SIZE",
+            help="Most bytes of weights per file, for example 500MB or 5GB.",
+            callback=_size,
+        ),
     ] = "50GB",
     threads: Threads = None,
     json: Json = False,
@@ -51,7 +63,7 @@ def hf(
 
     start = time.perf_counter()
     report = lowbit.export_hf(
-        source, target, dtype=dtype, shard_bytes=_bytes(shard_size), progress=True, threads=threads
+        source, target, dtype=dtype, max_shard_size=max_shard_size, threads=threads, progress=True
     )
     seconds = time.perf_counter() - start
     if json:
@@ -60,17 +72,6 @@ def hf(
     files = f"{len(report.shards)} file{'s' if len(report.shards) > 1 else ''}"
     done = f"{len(report.tensors)} tensors, {size(report.num_bytes)} in {files}, {seconds:.1f} s"
     print(f"{report.path}: {report.dtype}, {done}")
-
-
-def _bytes(text: str) -> int:
-    """A size in bytes from text such as 500MB, 5GB or 1000."""
-    units = {"GB": 10**9, "MB": 10**6, "KB": 10**3, "B": 1}
-    upper = text.strip().upper()
-    unit = next((unit for unit in units if upper.endswith(unit)), "")
-    number = upper.removesuffix(unit).strip()
-    if not number.isascii() or not number.isdecimal() or len(number) > 18 or not int(number):
-        raise typer.BadParameter(f"{quoted(text)}: expected a size such as 500MB or 5GB", param_hint="--shard-size")
-    return int(number) * units.get(unit, 1)
 
 
 app.add_typer(export, name="export")

@@ -46,9 +46,9 @@ def imatrix_command(
         list[str] | None,
         typer.Option("--in-file", metavar="FILE[,FILE...]", help="Files with importances to add; repeatable."),
     ] = None,
-    context: Annotated[int, typer.Option("--context", "-c", min=1, help="Tokens in a window.")] = 512,
-    chunks: Annotated[int | None, typer.Option("--chunks", min=1, help="Read at most so many windows.")] = None,
-    first: Annotated[int, typer.Option("--from-chunk", min=0, help="Leave out so many windows before them.")] = 0,
+    context: Annotated[int, typer.Option("--context", "-c", min=1, help="Tokens in a chunk.")] = 512,
+    chunks: Annotated[int | None, typer.Option("--chunks", min=1, help="Read at most so many chunks.")] = None,
+    from_chunk: Annotated[int, typer.Option("--from-chunk", min=0, help="Leave out so many chunks before them.")] = 0,
     process_output: Annotated[bool, typer.Option("--process-output", help="Also collect for output.weight.")] = False,
     parse_special: Annotated[
         bool, typer.Option("--parse-special", help="Read special tokens in TEXT as tokens, not as text.")
@@ -86,8 +86,8 @@ def imatrix_command(
             imatrix.collect(
                 loaded,
                 content,
-                context,
-                first=first,
+                context=context,
+                from_chunk=from_chunk,
                 chunks=chunks,
                 process_output=process_output,
                 parse_special=parse_special,
@@ -140,6 +140,6 @@ def _print(sums: Sums, out: str | None, json: bool) -> None:
         for report in reports
     ]
     size = f" of {sums.chunk_size} tokens" if sums.chunk_size else ""
-    title = f"{len(reports)} tensors, {sums.chunk_count} windows{size}"
+    title = f"{len(reports)} tensors, {sums.chunk_count} chunks{size}"
     columns = ["tensor", ">columns", ">experts seen", ">tokens", ">unseen columns"]
     print_table(columns, rows, title if out is None else f"{out}: {title}")

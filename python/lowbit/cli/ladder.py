@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     name="ladder",
     epilog=examples(
         "lowbit ladder ./SmolLM2-135M",
-        "lowbit ladder model-bf16.gguf wiki.test.raw --windows 20 --plot ladder.svg",
+        "lowbit ladder model-bf16.gguf wiki.test.raw --chunks 20 --plot ladder.svg",
         "lowbit ladder model-bf16.gguf --rungs Q8_0,Q4_K_M,Q2_K --imatrix imatrix.gguf --json",
     ),
 )
@@ -47,8 +47,8 @@ def ladder_command(
             "--imatrix", parser=existing_file, help="File with importances. [default: collected from the text]"
         ),
     ] = None,
-    context: Annotated[int, typer.Option("--context", "-c", min=3, help="Tokens in a window.")] = 512,
-    windows: Annotated[int | None, typer.Option("--windows", min=1, help="Measure at most so many.")] = None,
+    context: Annotated[int, typer.Option("--context", "-c", min=3, help="Tokens in a chunk.")] = 512,
+    chunks: Annotated[int | None, typer.Option("--chunks", min=1, help="Measure at most so many.")] = None,
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE", parser=any_path, help="Write a plot: .png, .svg or .pdf.")
     ] = None,
@@ -78,10 +78,10 @@ def ladder_command(
     found = ladder(
         model,
         content,
-        chosen,
+        rungs=chosen,
         imatrix=imatrix,
         context=context,
-        max_windows=windows,
+        chunks=chunks,
         threads=threads,
         compute=compute,
         like=like,
@@ -111,7 +111,7 @@ def _print(found: Ladder) -> None:
         ]
         for rung in (found.original, *found.rungs)
     ]
-    title = f"{found.model}: {found.tokens} tokens in {found.windows} windows of {found.context}"
+    title = f"{found.model}: {found.tokens} tokens in {found.chunks} chunks of {found.context}"
     print_table(columns, rows, f"{title}; importances: {found.importances}")
     if any(rung.fallbacks for rung in found.rungs):
         print(

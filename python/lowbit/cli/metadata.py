@@ -108,7 +108,7 @@ def metadata(
         path,
         changes,
         gone,
-        may_copy=not in_place,
+        in_place=in_place,
         reserve=padding,
         dry_run=dry_run,
         progress=True,

@@ -22,8 +22,8 @@ from lowbit.cli.tables import print_table
 def perplexity(
     model: ModelPath,
     text: ExistingFile,
-    context: Annotated[int, typer.Option("--context", "-c", min=3, help="Tokens in a window.")] = 512,
-    windows: Annotated[int | None, typer.Option("--windows", min=1, help="At most so many.")] = None,
+    context: Annotated[int, typer.Option("--context", "-c", min=3, help="Tokens in a chunk.")] = 512,
+    chunks: Annotated[int | None, typer.Option("--chunks", min=1, help="At most so many.")] = None,
     reference: Annotated[
         str | None,
         typer.Option("--reference", metavar="MODEL", help="Also measure the KL divergence from this model."),
@@ -35,7 +35,7 @@ def perplexity(
 ) -> None:
     """Measures perplexity, and divergence from another model.
 
-    As in llama-perplexity, the first half of each window is context and the second half is measured. The text is used
+    As in llama-perplexity, the first half of each chunk is context and the second half is measured. The text is used
     unchanged, Windows line ends included; only one line feed at its end is removed.
     """
     import lowbit
@@ -51,7 +51,7 @@ def perplexity(
         )
         for name, path in paths.items()
     }
-    figures = measures.compare(models, content, context, max_windows=windows, threads=threads, progress=True)
+    figures = measures.compare(models, content, context=context, chunks=chunks, threads=threads, progress=True)
     result, divergence = figures["model"].perplexity, figures["model"].divergence
     if json:
         print_json(
@@ -60,7 +60,7 @@ def perplexity(
                 "perplexity": result.value,
                 "standard_error": result.standard_error,
                 "tokens": result.tokens,
-                "windows": result.windows,
+                "chunks": result.chunks,
                 "context": result.context,
                 **({} if divergence is None else {"reference": reference, "divergence": divergence}),
             }
@@ -77,7 +77,7 @@ def perplexity(
             ["KL divergence, largest", f"{divergence.maximum:.5f}"],
             ["same top token", f"{divergence.same_top:.2%}"],
         ]
-    print_table(["figure", ">value"], rows, f"{result.tokens} tokens in {result.windows} windows of {context}")
+    print_table(["figure", ">value"], rows, f"{result.tokens} tokens in {result.chunks} chunks of {context}")
 
 
 def _measured(value: float, error: float) -> str:

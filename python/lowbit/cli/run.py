@@ -18,7 +18,7 @@ from lowbit.cli.sampling import Context, MinP, NewTokens, Penalty, Seed, Stop, T
     epilog=examples(
         'lowbit run model.gguf "Once upon a time" -n 100',
         'lowbit run model.gguf "Once upon a time" -n -1  # to the end of the text',
-        'lowbit run model.gguf "Dear Sir" --temp 0.8 --top-p 0.95 --seed 1',
+        'lowbit run model.gguf "Dear Sir" --temperature 0.8 --top-p 0.95 --seed 1',
         "lowbit run model.gguf - < prompt.txt",
     ),
 )

@@ -10,7 +10,8 @@ import typer
 from lowbit.cli.options import finite
 
 Temperature = Annotated[
-    float, typer.Option("--temp", min=0, help="Temperature; 0 always takes the most likely token.", callback=finite)
+    float,
+    typer.Option("--temperature", "--temp", min=0, help="0 always takes the most likely token.", callback=finite),
 ]
 TopK = Annotated[
     int, typer.Option("--top-k", min=0, max=(1 << 63) - 1, help="Sample from the K most likely tokens; 0: from all.")

@@ -34,8 +34,9 @@ def tokenize(
         Path | None,
         typer.Option("--file", metavar="FILE", parser=existing_file, help="Read the text from a file in UTF-8."),
     ] = None,
-    add_special: Annotated[
-        bool, typer.Option("--add-special/--no-add-special", help="Add BOS and EOS as the model expects them.")
+    add_special_tokens: Annotated[
+        bool,
+        typer.Option("--add-special-tokens/--no-add-special-tokens", help="Add BOS and EOS as the model expects them."),
     ] = True,
     parse_special: Annotated[
         bool,
@@ -62,7 +63,7 @@ def tokenize(
     elif text == "-":
         text = stdin_text()
     tokenizer = lowbit.load_tokenizer(model)
-    found = tokenizer.encode(text or "", add_special, parse_special)
+    found = tokenizer.encode(text or "", add_special_tokens=add_special_tokens, parse_special=parse_special)
     if ids:
         print(*found)
     elif json:

@@ -109,7 +109,12 @@ def convert(
     verify = None if verify is None else arguments.flag("verify", verify)
     is_verified = _is_verified(verify, chosen)
     opened = open_checkpoint(
-        path, lora, lora_scale, like=like, record_tokenizer=provenance or is_verified, progress=progress
+        path,
+        lora=lora,
+        lora_scale=lora_scale,
+        like=like,
+        record_tokenizer=provenance or is_verified,
+        progress=progress,
     )
     importances, imatrix = _loaded(imatrix)
     sources = source_files(opened.origin, imatrix) if provenance else []

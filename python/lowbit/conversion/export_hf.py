@@ -34,8 +34,7 @@ from lowbit.tokenizer.to_hf import tokenizer_files
 
 __all__ = ["ExportReport", "export_hf"]
 
-#: The size limit of transformers for one file.
-SHARD_BYTES = 50 * 10**9
+_UNITS = {"TB": 10**12, "GB": 10**9, "MB": 10**6, "KB": 10**3, "B": 1}
 
 
 @dataclass(frozen=True)
@@ -55,21 +54,21 @@ def export_hf(
     target: AnyPath,
     *,
     dtype: str | None = None,
-    shard_bytes: int = SHARD_BYTES,
-    progress: ProgressLike = None,
+    max_shard_size: int | str = "50GB",
     threads: int | None = None,
+    progress: ProgressLike = None,
 ) -> ExportReport:
     """Makes a Hugging Face folder of a GGUF file: config.json, generation_config.json, the tokenizer and safetensors.
 
     dtype: "BF16", "F16" or "F32" for all weights; by default that of the file's matrices if they are floats, else BF16.
     Quantized weights are decoded and rounded to it; F32 holds them exactly. BitNet's ternary matrices are packed
-    instead, four weights in a byte, whatever the dtype. shard_bytes: begin another safetensors file
-    before one gets larger than this.
+    instead, four weights in a byte, whatever the dtype. max_shard_size: begin another safetensors file
+    before the weights in one take more bytes than this; text such as "500MB" or "5GB" is a number of bytes, too.
 
     The folder appears whole or not at all; one that is there must be empty. Memory stays at a few chunks of rows.
     Raises FileError, FormatError, UnsupportedError (what no checkpoint can hold) or InputError.
     """
-    shard_bytes = arguments.integer("shard_bytes", shard_bytes, 1)
+    shard_bytes = parse_size(max_shard_size)
     path, target = checked(path), checked(target)
     with gguf.open(path) as file, of_file(path):
         sources = {name: tensor.weights() for name, tensor in gguf_tensors(file).items()}
@@ -101,6 +100,18 @@ def export_hf(
     names = [Path(shard.path).name for shard in shards]
     num_bytes = sum(shard.num_bytes for shard in shards)
     return ExportReport(target, format, num_bytes, names, [tensor.name for tensor in tensors], notes)
+
+
+def parse_size(size: int | str) -> int:
+    """The bytes of `max_shard_size`. Raises InputError."""
+    if not isinstance(size, str):
+        return arguments.integer("max_shard_size", size, 1)
+    text = size.strip().upper()
+    unit = next((unit for unit in _UNITS if text.endswith(unit)), "")
+    number = text.removesuffix(unit).strip()
+    if not number.isascii() or not number.isdecimal() or len(number) > 18 or not int(number):
+        raise arguments.wrong("max_shard_size", "a size such as 500MB or 5GB", size)
+    return int(number) * _UNITS.get(unit, 1)
 
 
 def _json(value: Any) -> bytes:

@@ -24,11 +24,11 @@ from lowbit.base.heap import trim_heap
 from lowbit.base.operation import reading
 from lowbit.base.paths import AnyPath
 from lowbit.base.progress import ProgressLike
-from lowbit.hf import lora
 from lowbit.hf.checkpoint import Checkpoint
 from lowbit.hf.config import Config
 from lowbit.hf.hub import resolve
 from lowbit.hf.imports import fp8
+from lowbit.hf.lora import Adapters, merge
 from lowbit.hf.model_card import general_metadata
 from lowbit.quantization.recipes import find_mix
 from lowbit.tensors.source import TensorSource, num_elements
@@ -88,10 +88,10 @@ class OpenedCheckpoint:
 
 
 def open_checkpoint(
-    source: AnyPath,
-    adapters: lora.Adapters = (),
-    adapter_scales: float | Sequence[float] = 1.0,
+    path: AnyPath,
     *,
+    lora: Adapters = (),
+    lora_scale: float | Sequence[float] = 1.0,
     like: str | None = None,
     record_tokenizer: bool = False,
     progress: ProgressLike = None,
@@ -105,7 +105,7 @@ def open_checkpoint(
 
     Raises FileError, FormatError, or UnsupportedError (architecture, tokenizer, quantized checkpoint).
     """
-    folder, hub_id = resolve(source, progress=progress)
+    folder, hub_id = resolve(path, progress=progress)
     checkpoint = Checkpoint(folder)
     config = Config(checkpoint.config, str(folder / "config.json"))
     arch = hf_classes().get(config.hf_class) if like is None else of_class(like)
@@ -120,7 +120,7 @@ def open_checkpoint(
     config = arch.text_config(config)
     weights = {tensor.file.path for tensor in checkpoint.tensors.values()}
     notes = checkpoint.notes + arch.check(config) + fp8.dequantize(checkpoint, arch.quant_methods)
-    merged = lora.merge(checkpoint, adapters, adapter_scales, hub_id, arch.is_tied(config), progress)
+    merged = merge(checkpoint, lora, lora_scale, hub_id, arch.is_tied(config), progress)
     notes += merged.notes
     notes += read
     if checkpoint.config.get("auto_map"):

@@ -147,7 +147,9 @@ def verify(
     """
     path, source = checked(path), checked(source)
     with verifying(progress) as advance:
-        opened = open_checkpoint(source, lora, lora_scale, like=like, record_tokenizer=True, progress=progress)
+        opened = open_checkpoint(
+            source, lora=lora, lora_scale=lora_scale, like=like, record_tokenizer=True, progress=progress
+        )
         return compare_with(path, path, source, opened, advance, threads=threads)
 
 

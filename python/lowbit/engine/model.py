@@ -22,7 +22,7 @@ from lowbit.base.log import log_notes
 from lowbit.base.paths import AnyPath, checked, is_file
 from lowbit.base.progress import ProgressLike
 from lowbit.base.threads import num_threads
-from lowbit.conversion.open import OpenedCheckpoint, open_checkpoint
+from lowbit.conversion.open import open_checkpoint
 from lowbit.hf.checkpoint import mapped
 from lowbit.hf.lora import Adapters
 from lowbit.tensors import nonfinite
@@ -70,6 +70,12 @@ def load(
 
     Raises FileError, FormatError or UnsupportedError for what cannot be opened, InputError for a wrong argument.
     """
+    options: dict[str, Any] = {
+        "compute": compute,
+        "threads": threads,
+        "context": context,
+        "max_sequences": max_sequences,
+    }
     where = checked(path)
     if is_file(where) or where.endswith(".gguf"):
         if not isinstance(lora, Sequence) or lora:
@@ -80,24 +86,13 @@ def load(
         tensors = {name: weight for name, weight in file.tensors.items() if _is_weight(weight)}
         with of_file(where):
             spec = arch.spec(file.metadata, tensors)
-            return Model(spec, tensors, file.metadata, path, compute, threads, context, max_sequences)
-    opened = open_checkpoint(where, lora, lora_scale, like=like, progress=progress)
+            return Model(spec, tensors, metadata=file.metadata, path=path, **options)
+    opened = open_checkpoint(where, lora=lora, lora_scale=lora_scale, like=like, progress=progress)
     if like is not None:
         log_notes(opened.notes)
-    return load_opened(opened, compute, threads, context, max_sequences)
-
-
-def load_opened(
-    opened: OpenedCheckpoint,
-    compute: str = "auto",
-    threads: int | None = None,
-    context: int | None = None,
-    max_sequences: int = 8,
-) -> Model:
-    """`load` for an open checkpoint."""
     weights = {source.name: mapped(source) for source in opened.tensors}
     spec = arch.spec(opened.metadata, weights)
-    return Model(spec, weights, opened.metadata, opened.folder, compute, threads, context, max_sequences)
+    return Model(spec, weights, metadata=opened.metadata, path=opened.folder, **options)
 
 
 def _is_weight(weight: Weight) -> bool:
@@ -155,6 +150,7 @@ class Model:
         self,
         spec: ModelSpec,
         weights: Mapping[str, Weight],
+        *,
         metadata: Mapping[str, Any],
         path: AnyPath,
         compute: str,
@@ -205,7 +201,7 @@ class Model:
             self._tokenizer = load_tokenizer(self.path)
         return self._tokenizer
 
-    def logits(self, ids: Sequence[int] | npt.NDArray[np.integer[Any]], start: int = 0) -> npt.NDArray[np.float32]:
+    def logits(self, ids: Sequence[int] | npt.NDArray[np.integer[Any]], *, start: int = 0) -> npt.NDArray[np.float32]:
         """Logits after each of `ids` from index `start` on: float32 (T - start, vocab).
 
         Raises InputError for an id outside the vocabulary.
@@ -380,6 +376,7 @@ class Model:
         tokens: npt.ArrayLike,
         positions: npt.ArrayLike,
         sequences: npt.ArrayLike,
+        *,
         wants_logits: npt.ArrayLike | None = None,
         expected_length: int = 0,
     ) -> npt.NDArray[np.float32]:

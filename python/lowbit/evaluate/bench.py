@@ -30,7 +30,7 @@ class BenchReport:
     simd: str
     prompt_tokens: int
     new_tokens: int
-    runs: int
+    repetitions: int
     load_s: float
     prefill_tokens_per_s: float
     prefill_spread: float
@@ -40,22 +40,24 @@ class BenchReport:
 
 def bench(
     path: AnyPath,
+    *,
     prompt_tokens: int = 512,
     new_tokens: int = 128,
-    runs: int = 3,
-    *,
+    repetitions: int = 3,
     threads: int | None = None,
     compute: str = "auto",
     like: str | None = None,
     progress: ProgressLike = None,
 ) -> BenchReport:
-    """Times `runs` runs after one that is not counted. The prompt is random tokens from a fixed seed.
+    """Times `repetitions` runs after one that is not counted. The prompt is random tokens from a fixed seed.
 
     Decoding starts behind the prompt and feeds the likeliest token back. compute, like: as in `load`. progress counts
     runs. Raises InputError if the tokens exceed the model's context or a run gives logits that are not finite.
     """
-    if min(prompt_tokens, new_tokens, runs) < 1:
-        raise InputError(expected="at least one token and run", found=f"{prompt_tokens}, {new_tokens} and {runs}")
+    if min(prompt_tokens, new_tokens, repetitions) < 1:
+        raise InputError(
+            expected="at least one token and run", found=f"{prompt_tokens}, {new_tokens} and {repetitions}"
+        )
     start = time.perf_counter()
     model = models.load(path, compute=compute, threads=threads, like=like, progress=progress)
     load_seconds = time.perf_counter() - start
@@ -66,9 +68,9 @@ def bench(
     prompt = np.random.default_rng(0).integers(0, model.spec.vocab_size, prompt_tokens)
     times: list[tuple[float, float]] = []
     with steps("bench", "runs", progress) as advance:
-        for run in range(runs + 1):
+        for run in range(repetitions + 1):
             times.append(_run(model, prompt, new_tokens))
-            advance(run + 1, runs + 1)
+            advance(run + 1, repetitions + 1)
     prefill, decode = zip(*times[1:], strict=True)
     return BenchReport(
         model=checked(path),
@@ -79,7 +81,7 @@ def bench(
         simd=simd.current(),
         prompt_tokens=prompt_tokens,
         new_tokens=new_tokens,
-        runs=runs,
+        repetitions=repetitions,
         load_s=load_seconds,
         prefill_tokens_per_s=prompt_tokens / statistics.median(prefill),
         prefill_spread=_spread(prefill),
@@ -95,7 +97,9 @@ def _run(model: models.Model, prompt: np.ndarray, new_tokens: int) -> tuple[floa
     last[-1] = True
     length = len(prompt) + new_tokens
     start = time.perf_counter()
-    logits = model.forward(prompt, np.arange(len(prompt)), np.zeros(len(prompt), np.int32), last, length)
+    logits = model.forward(
+        prompt, np.arange(len(prompt)), np.zeros(len(prompt), np.int32), wants_logits=last, expected_length=length
+    )
     read = time.perf_counter()
     for position in range(len(prompt), length):
         logits = model.forward([logits[0].argmax()], [position], [0])

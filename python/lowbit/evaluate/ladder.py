@@ -61,7 +61,7 @@ class Ladder:
 
     model: str
     context: int
-    windows: int
+    chunks: int
     tokens: int
     importances: str
     original: Rung
@@ -71,11 +71,11 @@ class Ladder:
 def ladder(
     path: AnyPath,
     text: str | None = None,
-    rungs: Sequence[str] = RUNGS,
     *,
+    rungs: Sequence[str] = RUNGS,
     imatrix: AnyPath | Mapping[str, Any] | Imatrix | Sums | None = None,
     context: int = 512,
-    max_windows: int | None = None,
+    chunks: int | None = None,
     threads: int | None = None,
     compute: str = "auto",
     like: str | None = None,
@@ -84,9 +84,9 @@ def ladder(
     """Quantizes a checkpoint folder, hub id or GGUF file of floats to every mix of `rungs`, and measures each.
 
     text: by default the text held out from the embedded model. Every rung is encoded with importances: those of
-    `imatrix`, or else collected from the text itself. Of its windows of `context` tokens the first half is measured,
-    and the second half gives the importances; otherwise all are measured. max_windows: at most so many of either.
-    compute, like: as in `load`. progress counts windows.
+    `imatrix`, or else collected from the text itself. Of its chunks of `context` tokens the first half is measured,
+    and the second half gives the importances; otherwise all are measured. chunks: at most so many of either.
+    compute, like: as in `load`. progress counts chunks.
 
     Files are made one at a time in a temporary folder and removed. Raises InputError for an unknown mix, no rungs, a
     text too short, and what `convert`, `quantize_file`, `load` and `measures.compare` raise.
@@ -94,24 +94,31 @@ def ladder(
     names = [find_mix(name).name for name in arguments.items("rungs", rungs)]
     if not names:
         raise InputError("ladder:", expected="at least one rung")
-    if max_windows is not None:
-        max_windows = arguments.integer("max_windows", max_windows, 1)
+    if chunks is not None:
+        chunks = arguments.integer("chunks", chunks, 1)
     if text is None:
         text = (files("lowbit") / "data" / "bard-valid.txt").read_text(encoding="utf-8")
     model = checked(path)
     file = Path(model) if is_file(model) else resolve(model, progress=progress)[0]
     original = load(file, compute=compute, threads=threads, like=like)
-    measured, calibrating = _shares(original, text, context, max_windows, given=imatrix is not None)
+    measured, calibrating = _shares(original, text, context, chunks, given=imatrix is not None)
     original.make_room(context)  # its warning once, and not for each rung
-    with steps("ladder", "windows", progress) as advance, without_notes():
-        windows = _Windows(calibrating + (len(names) + 1) * measured, advance)
+    with steps("ladder", "chunks", progress) as advance, without_notes():
+        counted = _Chunks(calibrating + (len(names) + 1) * measured, advance)
         if imatrix is None:
-            origin = f"{calibrating} other windows of the text"
-            imatrix = collect(original, text, context, first=measured, chunks=calibrating, progress=windows.part())
+            origin = f"{calibrating} other chunks of the text"
+            imatrix = collect(
+                original,
+                text,
+                context=context,
+                from_chunk=measured,
+                chunks=calibrating,
+                progress=counted.part(),
+            )
         else:
             origin = "given" if isinstance(imatrix, (Mapping, Imatrix, Sums)) else checked(imatrix)
         importances = load_imatrix(imatrix)
-        meter = _Meter(original, text, context, measured, threads, compute, like, windows)
+        meter = _Meter(original, text, context, measured, threads, compute, like, counted)
         make: Callable[..., Report] = quantize_file
         if not is_file(file):
             make = partial(convert, verify=False, provenance=False, like=like)
@@ -131,20 +138,20 @@ def ladder(
 
 
 def _shares(model: Model, text: str, context: int, most: int | None, given: bool) -> tuple[int, int]:
-    """Number of measured windows, and of the windows after them for importances."""
+    """Number of measured chunks, and of the chunks after them for importances."""
     context = arguments.integer("context", context, 3)
-    total = len(measures.windows_of(model.tokenizer, text, context))
+    total = len(measures.chunks_of(model.tokenizer, text, context))
     if given:
         return min(total, most or total), 0
     if total < 2:
         expected = "two: one to measure, one for importances"
-        raise InputError(f"text: one window of {shown(context)} tokens", expected=expected)
+        raise InputError(f"text: one chunk of {shown(context)} tokens", expected=expected)
     measured = min(total // 2, most or total)
     return measured, min(total - measured, most or total - measured)
 
 
-class _Windows:
-    """Counts the windows of all parts together."""
+class _Chunks:
+    """Counts the chunks of all parts together."""
 
     def __init__(self, total: int, advance: Advance) -> None:
         self.total = total
@@ -170,16 +177,16 @@ class _Meter:
         original: Model,
         text: str,
         context: int,
-        windows: int,
+        chunks: int,
         threads: int | None,
         compute: str,
         like: str | None,
-        counted: _Windows,
+        counted: _Chunks,
     ) -> None:
         self.original = original
         self.text = text
         self.context = context
-        self.windows = windows
+        self.chunks = chunks
         self.options: dict[str, Any] = {"threads": threads, "compute": compute}
         self.like = like
         self.counted = counted
@@ -193,8 +200,8 @@ class _Meter:
         figures = measures.compare(
             models,
             self.text,
-            self.context,
-            max_windows=self.windows,
+            context=self.context,
+            chunks=self.chunks,
             threads=self.options["threads"],
             progress=self.counted.part(),
         )
@@ -202,7 +209,13 @@ class _Meter:
         self.tokens = found.perplexity.tokens
         context = self.original.spec.context_length
         like = self.like if fallbacks is None else None
-        speed = bench(path, min(PROMPT_TOKENS, context // 2), min(NEW_TOKENS, context // 4), like=like, **self.options)
+        speed = bench(
+            path,
+            prompt_tokens=min(PROMPT_TOKENS, context // 2),
+            new_tokens=min(NEW_TOKENS, context // 4),
+            like=like,
+            **self.options,
+        )
         return Rung(
             format=format,
             file_bytes=file_bytes,

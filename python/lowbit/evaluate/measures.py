@@ -1,8 +1,8 @@
 """The loss of quantization: perplexity on a text, and divergence of a model's predictions from another model's.
 
-The text is cut into windows of `context` tokens without overlap; the rest at the end is dropped. If the tokenizer
-starts every text with a token (BOS), that token replaces the first of each window. The first half of a window is only
-context. In the second half each token except the last predicts the next one, so a window of 512 has 255 predictions.
+The text is cut into chunks of `context` tokens without overlap; the rest at the end is dropped. If the tokenizer
+starts every text with a token (BOS), that token replaces the first of each chunk. The first half of a chunk is only
+context. In the second half each token except the last predicts the next one, so a chunk of 512 has 255 predictions.
 llama-perplexity counts the same way, so the figures are comparable.
 """
 
@@ -39,8 +39,8 @@ class Perplexity:
     value: float
     standard_error: float  # of `value`, taking tokens as independent
     tokens: int  # number of predictions
-    windows: int
-    context: int  # tokens per window
+    chunks: int
+    context: int  # tokens per chunk
 
 
 @dataclass(frozen=True)
@@ -66,14 +66,14 @@ class Figures:
 def perplexity(
     model: Model,
     text: str,
-    context: int = 512,
     *,
-    max_windows: int | None = None,
+    context: int = 512,
+    chunks: int | None = None,
     threads: int | None = None,
     progress: ProgressLike = None,
 ) -> Perplexity:
     """Perplexity of `model` on `text`. Arguments and errors are those of `compare`."""
-    figures = compare({"": model}, text, context, max_windows=max_windows, threads=threads, progress=progress)
+    figures = compare({"": model}, text, context=context, chunks=chunks, threads=threads, progress=progress)
     return figures[""].perplexity
 
 
@@ -81,17 +81,16 @@ def kl_divergence(
     reference: Model,
     model: Model,
     text: str,
-    context: int = 512,
     *,
-    max_windows: int | None = None,
+    context: int = 512,
+    chunks: int | None = None,
     threads: int | None = None,
     progress: ProgressLike = None,
 ) -> Divergence:
     """Divergence of `model` from `reference` on `text`. Arguments and errors are those of `compare`."""
     models = {"reference": reference, "model": model}
-    divergence = compare(models, text, context, max_windows=max_windows, threads=threads, progress=progress)[
-        "model"
-    ].divergence
+    figures = compare(models, text, context=context, chunks=chunks, threads=threads, progress=progress)
+    divergence = figures["model"].divergence
     assert divergence is not None
     return divergence
 
@@ -99,28 +98,28 @@ def kl_divergence(
 def compare(
     models: Mapping[str, Model],
     text: str,
-    context: int = 512,
     *,
-    max_windows: int | None = None,
+    context: int = 512,
+    chunks: int | None = None,
     threads: int | None = None,
     progress: ProgressLike = None,
 ) -> dict[str, Figures]:
-    """Perplexity of every model on the same windows, and the divergence of all but the first from the first.
+    """Perplexity of every model on the same chunks, and the divergence of all but the first from the first.
 
-    The first model's tokenizer cuts the text. One window is in work at a time, with the logits of two models, so memory
-    is about context * vocabulary floats. `max_windows` leaves out the end of the text. `progress` counts windows.
+    The first model's tokenizer cuts the text. One chunk is in work at a time, with the logits of two models, so memory
+    is about context * vocabulary floats. `chunks` leaves out the end of the text. `progress` counts chunks.
 
-    A window may be longer than a model's context: the model makes room (`Model.make_room`), and logs a warning if it
+    A chunk may be longer than a model's context: the model makes room (`Model.make_room`), and logs a warning if it
     was trained on shorter texts.
 
     Raises InputError for no models, vocabularies of different sizes, a `context` below 3 and a text too short for one
-    window.
+    chunk.
     """
     for model in arguments.mapping("models", models).values():
         if not hasattr(model, "spec"):
             raise arguments.wrong("models", "models that lowbit.load made", model)
-    if max_windows is not None:
-        max_windows = arguments.integer("max_windows", max_windows, 1)
+    if chunks is not None:
+        chunks = arguments.integer("chunks", chunks, 1)
     if not models:
         raise InputError("compare:", expected="at least one model", found="none")
     sizes = {name: model.spec.vocab_size for name, model in models.items()}
@@ -128,7 +127,7 @@ def compare(
         found = listed(f"{shown(name)} has {size}" for name, size in sizes.items())
         raise InputError("models:", expected="vocabularies of one size", found=found)
     context = arguments.integer("context", context, 3)
-    windows = windows_of(next(iter(models.values())).tokenizer, text, context)[:max_windows]
+    cut = chunks_of(next(iter(models.values())).tokenizer, text, context)[:chunks]
     for model in models.values():
         model.make_room(context)
     workers = num_threads(threads)
@@ -136,12 +135,12 @@ def compare(
     losses: dict[str, list[Floats]] = {name: [] for name in models}
     divergences: dict[str, list[Floats]] = {name: [] for name in models}
     same_tops: dict[str, list[npt.NDArray[np.bool_]]] = {name: [] for name in models}
-    with steps("perplexity", "windows", progress) as advance:
-        for done, window in enumerate(windows, 1):
+    with steps("perplexity", "chunks", progress) as advance:
+        for done, chunk in enumerate(cut, 1):
             reference: npt.NDArray[np.float32] | None = None
             for name, model in models.items():
-                logits = _predictions(model, window)
-                losses[name].append(-_core.log_probabilities(logits, window[context // 2 + 1 :], workers))
+                logits = _predictions(model, chunk)
+                losses[name].append(-_core.log_probabilities(logits, chunk[context // 2 + 1 :], workers))
                 if np.isnan(losses[name][-1]).any():
                     whose = f"model {shown(name)}" if name else "model"
                     raise nonfinite.error(f"the {whose}'s predictions are not finite", model.weights)
@@ -151,10 +150,10 @@ def compare(
                     divergence, same_top = _core.kl_divergence(reference, logits, workers)
                     divergences[name].append(divergence)
                     same_tops[name].append(same_top)
-            advance(done, len(windows))
+            advance(done, len(cut))
     return {
         name: Figures(
-            _perplexity(np.concatenate(losses[name]), len(windows), context),
+            _perplexity(np.concatenate(losses[name]), len(cut), context),
             _divergence(np.concatenate(divergences[name]), np.concatenate(same_tops[name]))
             if divergences[name]
             else None,
@@ -163,7 +162,7 @@ def compare(
     }
 
 
-def windows_of(tokenizer: Tokenizer, text: str, context: int, parse_special: bool = False) -> npt.NDArray[np.int64]:
+def chunks_of(tokenizer: Tokenizer, text: str, context: int, parse_special: bool = False) -> npt.NDArray[np.int64]:
     """The tokens of `text` as rows of `context`, each with BOS in the first place if the tokenizer has it begin a text.
 
     Special tokens written out in the text are text, unless `parse_special`, as llama-perplexity and llama-imatrix have
@@ -173,20 +172,20 @@ def windows_of(tokenizer: Tokenizer, text: str, context: int, parse_special: boo
     if len(tokens) < context:
         raise InputError(
             f"text: {len(tokens)} tokens",
-            expected=f"at least {shown(context)}, one window",
+            expected=f"at least {shown(context)}, one chunk",
             found=len(tokens),
             rest=": take a longer text or a smaller context",
         )
-    windows: npt.NDArray[np.int64] = tokens[: len(tokens) // context * context].reshape(-1, context).copy()
+    chunks: npt.NDArray[np.int64] = tokens[: len(tokens) // context * context].reshape(-1, context).copy()
     begin = tokenizer.encode("", add_special_tokens=True)[:1]
     if begin and begin[0] == tokens[0]:
-        windows[:, 0] = begin[0]
-    return windows
+        chunks[:, 0] = begin[0]
+    return chunks
 
 
-def _predictions(model: Model, window: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-    """The logits of the predictions: the second half of the window without the last token."""
-    return model.logits(window[:-1], start=len(window) // 2)
+def _predictions(model: Model, chunk: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    """The logits of the predictions: the second half of the chunk without the last token."""
+    return model.logits(chunk[:-1], start=len(chunk) // 2)
 
 
 def _mean(values: Floats) -> tuple[float, float]:
@@ -195,10 +194,10 @@ def _mean(values: Floats) -> tuple[float, float]:
     return float(values.mean()), error
 
 
-def _perplexity(losses: Floats, windows: int, context: int) -> Perplexity:
+def _perplexity(losses: Floats, chunks: int, context: int) -> Perplexity:
     mean, error = _mean(losses)
     value = float(np.exp(mean))
-    return Perplexity(value, value * error, len(losses), windows, context)
+    return Perplexity(value, value * error, len(losses), chunks, context)
 
 
 def _divergence(values: Floats, same_top: npt.NDArray[np.bool_]) -> Divergence:

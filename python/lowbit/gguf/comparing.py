@@ -93,7 +93,7 @@ def diff(
     a: Path,
     b: Path,
     *,
-    keys: bool = True,
+    metadata: bool = True,
     tensors: bool = True,
     ignore: Iterable[str] = (),
     threads: int | None = None,
@@ -101,14 +101,14 @@ def diff(
 ) -> GgufDiff:
     """Compares two GGUF files, or split models, key by key and tensor by tensor.
 
-    keys, tensors: what to compare. ignore: patterns of keys to ignore ("lowbit.*", "general.name"). Weights are read a
-    few MB at a time, for files of any size. Raises FileError, FormatError and UnsupportedError as `open` does.
+    metadata, tensors: what to compare. ignore: patterns of keys to ignore ("lowbit.*", "general.name"). Weights are
+    read a few MB at a time, for files of any size. Raises FileError, FormatError and UnsupportedError as `open` does.
     """
     patterns = [ignore] if isinstance(ignore, str) else arguments.items("ignore", ignore)
     patterns = [arguments.text("ignore", pattern) for pattern in patterns]
-    keys, tensors = arguments.flag("keys", keys), arguments.flag("tensors", tensors)
+    metadata, tensors = arguments.flag("metadata", metadata), arguments.flag("tensors", tensors)
     with File(a) as file_a, File(b) as file_b:
-        names = [_names(f.metadata if keys else (), patterns) for f in (file_a, file_b)]
+        names = [_names(f.metadata if metadata else (), patterns) for f in (file_a, file_b)]
         of_keys, key_order = _compare_keys(file_a, file_b, *names)
         infos = [list(f.infos) if tensors else [] for f in (file_a, file_b)]
         all_keys, all_tensors = _union(*names), _union(*infos)

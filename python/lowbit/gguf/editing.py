@@ -78,7 +78,7 @@ def edit(
     set: Mapping[str, Any] | None = None,
     unset: Iterable[str] = (),
     *,
-    may_copy: bool = True,
+    in_place: bool = False,
     reserve: int = RESERVED_BYTES,
     dry_run: bool = False,
     progress: ProgressLike = None,
@@ -88,7 +88,7 @@ def edit(
 
     If the new header fits, the edit is made in place. It takes milliseconds for files of any size: tensors do not move,
     and programs that have the file open keep the old values. Otherwise a copy with `reserve` bytes of padding replaces
-    the file, or, without `may_copy`, InputError is raised. With dry_run nothing is written. An interrupted earlier edit
+    the file, or, with `in_place`, InputError is raised. With dry_run nothing is written. An interrupted earlier edit
     is rolled back first, even if there is nothing to change.
 
     set: key -> value as for Writer. An existing key keeps its place and type; a NumPy scalar or array selects another
@@ -105,6 +105,7 @@ def edit(
     """
     set = {} if set is None else arguments.mapping("set", set)
     unset, dry_run = arguments.items("unset", unset), arguments.flag("dry_run", dry_run)
+    in_place = arguments.flag("in_place", in_place)
     reserve = arguments.integer("reserve", reserve, 0, MAX_RESERVED_BYTES)
     if check is not None and not callable(check):
         raise arguments.wrong("check", "a function or None", check)
@@ -122,7 +123,7 @@ def edit(
             if written and not dry_run:
                 write_in_place(file, target, header.bytes, new.bytes)
             return Edit(target, changes, True, len(written), new.padding, header.warnings(changes, check), recovered)
-        if not may_copy:
+        if in_place:
             raise header.too_small(entries)
         new = header.copied(entries, reserve)
         num_bytes = len(new.bytes) + os.fstat(file.fileno()).st_size - header.data_begin

@@ -29,7 +29,7 @@ __all__ = ["Coverage", "Entry", "Imatrix", "Sums", "load_imatrix", "merge", "rea
 MAX_TEXT = 127
 #: Limits for files of the old form: bytes of a tensor's name, columns of all its experts, bytes of a text.
 MAX_NAME, MAX_COLUMNS, MAX_LEGACY_TEXT = 1 << 10, 1 << 26, 1 << 20
-#: Default tokens per window.
+#: Default tokens per chunk.
 CHUNK_SIZE = 512
 
 
@@ -159,26 +159,26 @@ class Sums:
         return Imatrix(values, path, self.datasets, self.chunk_count, notes)
 
 
-def load_imatrix(source: AnyPath | Mapping[str, Any] | Imatrix | Sums) -> Imatrix:
+def load_imatrix(imatrix: AnyPath | Mapping[str, Any] | Imatrix | Sums) -> Imatrix:
     """Importances from a file of llama-imatrix (GGUF or old form), a result of `collect`, or a mapping of names to
     arrays.
 
     Raises InputError or FormatError for values that are negative or not finite.
     """
-    if isinstance(source, Imatrix):
-        return source
-    if isinstance(source, Sums):
-        return source.imatrix()
-    if isinstance(source, Mapping):
+    if isinstance(imatrix, Imatrix):
+        return imatrix
+    if isinstance(imatrix, Sums):
+        return imatrix.imatrix()
+    if isinstance(imatrix, Mapping):
         return Imatrix(
             {
                 name: _checked(InputError, name, arguments.floats(f"imatrix: {shown(name)}", v))
-                for name, v in source.items()
+                for name, v in imatrix.items()
             }
         )
-    if not isinstance(source, (str, bytes, os.PathLike)):
-        raise arguments.wrong("imatrix", "a path, importances by name, or what lowbit.imatrix gave", source)
-    path = checked(source)
+    if not isinstance(imatrix, (str, bytes, os.PathLike)):
+        raise arguments.wrong("imatrix", "a path, importances by name, or what lowbit.imatrix gave", imatrix)
+    path = checked(imatrix)
     return read(path).imatrix(path)
 
 

@@ -50,7 +50,7 @@ class Comparison:
     rows: RowComparison
 
 
-def compare(w: npt.ArrayLike, q: QTensor | npt.ArrayLike, threads: int | None = None) -> Comparison:
+def compare(w: npt.ArrayLike, q: QTensor | npt.ArrayLike, *, threads: int | None = None) -> Comparison:
     """Compares `w` (..., K), an array-like as for `quantize`, with a QTensor or another array of the same shape.
 
     Computed in float64, a few rows at a time, without a decoded copy. NaN or infinity in either gives NaN or infinity.

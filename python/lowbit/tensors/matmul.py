@@ -14,7 +14,7 @@ from lowbit.tensors.qtensor import QTensor, bytes_of, format_of
 
 
 def matmul(
-    x: npt.ArrayLike, w: QTensor | npt.ArrayLike, compute: str = "auto", threads: int | None = None
+    x: npt.ArrayLike, w: QTensor | npt.ArrayLike, *, compute: str = "auto", threads: int | None = None
 ) -> npt.NDArray[np.float32]:
     """The product of x (..., K) and the transpose of w (N, K): (..., N) float32.
 

@@ -78,8 +78,9 @@ class QTensor(PackedArray):
     def dequantize(
         self,
         dtype: npt.DTypeLike | None = None,
-        threads: int | None = None,
+        *,
         out: npt.NDArray[Any] | None = None,
+        threads: int | None = None,
     ) -> npt.NDArray[Any]:
         """Decodes to an array of the same shape: float32 exactly, float16 or bfloat16 rounded to nearest even.
 

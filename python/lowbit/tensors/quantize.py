@@ -21,10 +21,11 @@ from lowbit.tensors.rows import as_matrix, is_matrix, output
 def quantize(
     w: npt.ArrayLike,
     format: AnyFormat,
+    *,
     imatrix: npt.ArrayLike | None = None,
-    threads: int | None = None,
     allow_nonfinite: bool = False,
     out: QTensor | npt.NDArray[np.uint8] | None = None,
+    threads: int | None = None,
 ) -> QTensor:
     """Encodes `w` (..., K), byte for byte as ggml does.
 
@@ -80,9 +81,10 @@ def quantize(
 def dequantize(
     q: QTensor | npt.NDArray[np.uint8],
     format: AnyFormat | None = None,
+    *,
     dtype: npt.DTypeLike | None = None,
-    threads: int | None = None,
     out: npt.NDArray[Any] | None = None,
+    threads: int | None = None,
 ) -> npt.NDArray[Any]:
     """Decodes a QTensor, or packed bytes uint8 (..., row bytes) with the name of their format, to (..., K).
 
@@ -92,7 +94,7 @@ def dequantize(
     if isinstance(q, QTensor):
         if format is not None and (given := find_format(format).name) != q.format:
             raise InputError("format:", expected=f"{q.format}, the tensor's format", found=quoted(given))
-        return q.dequantize(dtype, threads, out)
+        return q.dequantize(dtype, out=out, threads=threads)
     if format is None:
         raise InputError("format:", expected="the name of the format of packed bytes")
-    return QTensor(q, format).dequantize(dtype, threads, out)
+    return QTensor(q, format).dequantize(dtype, out=out, threads=threads)

@@ -57,6 +57,7 @@ class Tokenizer:
         self,
         backend: Backend,
         roles: Mapping[str, int],
+        *,
         eos_ids: Iterable[int] = (),
         vocab_size: int = 0,
         chat_templates: Mapping[str, str] | None = None,
@@ -81,7 +82,7 @@ class Tokenizer:
     def __repr__(self) -> str:
         return f"<lowbit.Tokenizer of {self.vocab_size} tokens>"
 
-    def encode(self, text: str, add_special_tokens: bool = True, parse_special: bool = True) -> list[int]:
+    def encode(self, text: str, *, add_special_tokens: bool = True, parse_special: bool = True) -> list[int]:
         """Ids of `text`.
 
         `add_special_tokens` adds BOS and EOS if the model was trained with them. With `parse_special=False` a special
@@ -97,7 +98,7 @@ class Tokenizer:
         with _contained(InputError, "text cannot be tokenized"):
             return self._backend.encode(text, add_special_tokens, parse_special)
 
-    def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
+    def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = False) -> str:
         """Text of `ids` (ints or an integer array). Raises InputError for ids outside of the vocabulary."""
         checked = [self._checked(token_id) for token_id in arguments.items("ids", ids)]
         if arguments.flag("skip_special_tokens", skip_special_tokens):
@@ -105,7 +106,7 @@ class Tokenizer:
             checked = [i for i in checked if i not in self._special]
         return self._decode_tokens([piece for piece in self._backend.pieces(checked) if piece is not None])
 
-    def stream(self, skip_special_tokens: bool = False, continuation: bool = False) -> TextStream:
+    def stream(self, *, skip_special_tokens: bool = False, continuation: bool = False) -> TextStream:
         """A decoder for ids that come one by one; its pieces together are `decode(ids)`.
 
         `continuation`: the ids go on from an earlier text, so the space in front of the first word stays.
@@ -157,13 +158,15 @@ class Tokenizer:
     def apply_chat_template(
         self,
         messages: Sequence[Mapping[str, Any]],
-        add_generation_prompt: bool = True,
+        *,
         tools: Sequence[Mapping[str, Any] | Callable[..., Any]] | None = None,
-        template: str | None = None,
+        chat_template: str | None = None,
+        add_generation_prompt: bool = True,
         **variables: Any,
     ) -> str:
-        """The prompt for `messages`, by the template named `template` ("default", or "tool_use" where tools are given).
+        """The prompt for `messages`.
 
+        chat_template: a template's name; by default "tool_use" where tools are given, else "default".
         tools: JSON schemas, or functions with type hints and a docstring in Google's style. `variables` are what else
         the template reads, or `continue_final_message=True`: the prompt ends where the last message does.
         The template writes BOS itself, so encode the result with `add_special_tokens=False`, or use `encode_chat`.
@@ -172,9 +175,9 @@ class Tokenizer:
         """
         from lowbit.tokenizer.chat.template import render_chat
 
-        if template is not None:
-            template = arguments.text("template", template)
-        name = template or ("tool_use" if tools is not None and "tool_use" in self.chat_templates else "default")
+        if chat_template is not None:
+            chat_template = arguments.text("chat_template", chat_template)
+        name = chat_template or ("tool_use" if tools is not None and "tool_use" in self.chat_templates else "default")
         source = self.chat_templates.get(name)
         if source is None:
             if not self.chat_templates:
@@ -187,9 +190,24 @@ class Tokenizer:
         variables = {**self.special_tokens, **variables}
         return render_chat(source, messages, add_generation_prompt=add_generation_prompt, tools=tools, **variables)
 
-    def encode_chat(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> list[int]:
-        """Ids of `apply_chat_template(messages, **options)`: never with a second BOS."""
-        return self.encode(self.apply_chat_template(messages, **options), add_special_tokens=False)
+    def encode_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any] | Callable[..., Any]] | None = None,
+        chat_template: str | None = None,
+        add_generation_prompt: bool = True,
+        **variables: Any,
+    ) -> list[int]:
+        """Ids of the text that `apply_chat_template` gives for the same arguments: never with a second BOS."""
+        text = self.apply_chat_template(
+            messages,
+            tools=tools,
+            chat_template=chat_template,
+            add_generation_prompt=add_generation_prompt,
+            **variables,
+        )
+        return self.encode(text, add_special_tokens=False)
 
     def _checked(self, token_id: int) -> int:
         try:
@@ -275,7 +293,7 @@ def from_metadata(metadata: Mapping[str, Any]) -> Tokenizer:
         size = len(vocab.tokens)
         if len(backend) != size:  # else the ids are those of the file's tokens; to list them takes long
             size = backend.num_ids(size)
-        return Tokenizer(backend, roles, ends, size, templates, vocab.notes)
+        return Tokenizer(backend, roles, eos_ids=ends, vocab_size=size, chat_templates=templates, notes=vocab.notes)
 
 
 def _from_folder(folder: Path) -> Tokenizer:
@@ -294,7 +312,8 @@ def _from_folder(folder: Path) -> Tokenizer:
         size = read_optional(folder / "config.json").get("vocab_size")
         vocab_size = backend.num_ids(size if type(size) is int and size < 1 << 31 else 0)
         ends = listed_ends(folder, vocab_size, notes)
-        return Tokenizer(backend, roles, ends, vocab_size, folder_templates(folder, config, notes), notes)
+        templates = folder_templates(folder, config, notes)
+        return Tokenizer(backend, roles, eos_ids=ends, vocab_size=vocab_size, chat_templates=templates, notes=notes)
 
 
 def _backend(folder: Path, config: Mapping[str, Any]) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:

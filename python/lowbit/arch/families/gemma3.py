@@ -212,7 +212,7 @@ class Gemma3(Architecture):
         return usual_windows(get.integer("attention.sliding_window", 0, minimum=0), num_layers)
 
     def ropes(
-        self, get: Keys, tensors: Tensors, dim: int, windows: tuple[int, ...]
+        self, get: Keys, tensors: Tensors, *, dim: int, windows: tuple[int, ...]
     ) -> tuple[tuple[Rope, ...], tuple[int, ...]]:
         """The usual table for layers with full attention, an unscaled one with a separate base for the others."""
         magnitude = get.number("rope.scaling.attn_factor", 1.0)  # llama.cpp applies it to all layers
