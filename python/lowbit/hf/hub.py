@@ -59,7 +59,9 @@ def _download(repository: str, revision: str | None, patterns: list[str], progre
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils.tqdm import tqdm
 
-    bars: list[Bar] = []  # of bytes; some versions of the client have one for those received and one for those written
+    # Bars of bytes. The client may have one for those received and one for those written, which over plain HTTP are the
+    # same (findings/huggingface-hub-two-byte-bars.sh).
+    bars: list[Bar] = []
     is_over = threading.Event()
 
     class Bar(tqdm):
