@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from command import run
 from tiny_checkpoint import make_checkpoint
@@ -9,6 +10,8 @@ from tiny_checkpoint import make_checkpoint
 import lowbit
 from lowbit.conversion.names import checkpoint_name, model_name
 from lowbit.conversion.open import Origin
+
+BARD = Path(lowbit.__file__).parent / "data" / "bard"
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +49,48 @@ def test_the_commands(checkpoint: Path, tmp_path: Path) -> None:
     result = run("imatrix", f"{tmp_path}/out/Tiny-0.1M-F32.gguf", text, "-o", tmp_path / "out", "--context", 8)
     assert (result.returncode, (tmp_path / "out" / "Tiny-0.1M-imatrix.gguf").is_file()) == (0, True), result.stderr
     assert f"{tmp_path}/out/Tiny-0.1M-imatrix.gguf".replace("/", "") in "".join(result.stdout.split()).replace("/", "")
+
+
+class StopError(Exception):
+    pass
+
+
+def stop(step: lowbit.Progress) -> None:
+    if step.title.split()[0] in ("write", "split", "merge"):
+        raise StopError
+
+
+def test_a_folder_is_made_with_its_file(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a refusal nor an interruption leaves an empty folder; one that was there stays."""
+    monkeypatch.chdir(tmp_path)
+    file = lowbit.convert(checkpoint, "whole.gguf", "F32", verify=False).path
+    part = lowbit.split_file(file, "part", split_max_tensors=20).paths[0]
+    Path("text").write_text("too short")
+    Path("there").mkdir()
+    before = {*Path().iterdir()}
+    for target in ("out/", "there/"):
+        with pytest.raises(lowbit.InputError, match="without importances"):
+            lowbit.convert(BARD, target, "IQ2_XXS")
+        with pytest.raises(lowbit.InputError, match="multiple of 256"):
+            lowbit.quantize_file(file, target, "Q4_K_M", strict=True)
+        for call in (
+            lambda: lowbit.convert(checkpoint, target, "F16", progress=stop),  # noqa: B023, called below
+            lambda: lowbit.quantize_file(file, target, "Q8_0", progress=stop),  # noqa: B023
+            lambda: lowbit.split_file(file, target, split_max_tensors=20, progress=stop),  # noqa: B023
+            lambda: lowbit.merge_files(part, target, progress=stop),  # noqa: B023
+        ):
+            with pytest.raises(StopError):
+                call()
+        assert run("imatrix", file, "text", "-o", target).returncode == 1
+        assert run("imatrix", "--in-file", file, "-o", target).returncode == 1
+        assert {*Path().iterdir()} == before
+        assert not any(Path("there").iterdir())
+    with pytest.raises(lowbit.FileError, match=r"(?i)no such file"):
+        lowbit.quantize_file(file, "no/such/", "Q8_0")
+    assert run("imatrix", file, "text", "-o", "no/such/").returncode == 1
+    lowbit.imatrix.Sums({"a": lowbit.imatrix.Entry(np.ones((1, 32), np.float32), np.ones(1, np.int64))}).save("i.gguf")
+    assert run("imatrix", "--in-file", "i.gguf", "-o", "out/").returncode == 0
+    assert [*Path("out").iterdir()] == [Path("out/imatrix.gguf")]
 
 
 @pytest.mark.parametrize(

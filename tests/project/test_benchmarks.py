@@ -146,7 +146,9 @@ def test_a_benchmark_checks_times_and_records(monkeypatch, tmp_path):
 
 def test_a_benchmark_ends_where_results_are_wrong(monkeypatch, tmp_path):
     quantize = lowbit.quantize
-    monkeypatch.setattr(lowbit, "quantize", lambda weights, *rest: quantize(weights * 1.05, *rest))
+    monkeypatch.setattr(
+        lowbit, "quantize", lambda weights, *rest, **options: quantize(weights * 1.05, *rest, **options)
+    )
     with pytest.raises(SystemExit, match=r"Q8_0: \d+ blocks differ"):
         _run_with_fake_peer(monkeypatch, tmp_path / "out.json", ["--formats", "Q8_0", "--pairs", "1"])
     assert not (tmp_path / "out.json").exists()

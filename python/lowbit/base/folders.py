@@ -8,7 +8,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lowbit.base.atomic import abandoned, locked
@@ -42,6 +42,25 @@ def new_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         if lock is not None:
             os.close(lock)
+
+
+@contextmanager
+def made(folder: str | None) -> Iterator[None]:
+    """Makes a folder for the files that are written inside, and removes it if there is an exception before the first.
+    None: there is nothing to make. Raises FileError."""
+    if folder is None:
+        yield
+        return
+    try:
+        os.mkdir(folder)
+    except OSError as error:
+        raise FileError.of(error, folder) from None
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # it has files
+            os.rmdir(folder)
+        raise
 
 
 def _remove_stale(path: Path) -> None:

@@ -64,9 +64,10 @@ def imatrix_command(
     llama-imatrix. Without MODEL and TEXT, the command merges files or shows one.
     """
     import lowbit
+    from lowbit.base.folders import made
     from lowbit.base.operation import replacing
     from lowbit.base.paths import checked, is_dir
-    from lowbit.conversion.names import target_file
+    from lowbit.conversion.names import destination
     from lowbit.evaluate import imatrix
 
     if (model is None) != (text is None) or not (text or in_file):
@@ -74,10 +75,10 @@ def imatrix_command(
     if text and not out:
         raise typer.BadParameter("expected the file to write", param_hint="--out")
     if out:  # fails now, not after the work
-        out = target_file(checked(out), _file_name(model))
-        if not is_dir(os.path.dirname(out) or "."):
-            raise lowbit.FileError("no such folder", path=out, errno=errno.ENOENT)
-        replacing([out])
+        to = destination(checked(out), _file_name(model))
+        if not is_dir(os.path.dirname((to.new_folder or to.path).rstrip(os.sep)) or "."):
+            raise lowbit.FileError("no such folder", path=to.path, errno=errno.ENOENT)
+        replacing([to.path])
     parts = [imatrix.read(path) for option in in_file or [] for path in _paths(option)]
     if model and text:
         content = read_model_text(text)
@@ -97,8 +98,9 @@ def imatrix_command(
         )
     sums = parts[0] if len(parts) == 1 and not out else imatrix.merge(parts)
     if out:
-        sums.save(out)
-    _print(sums, out, json)
+        with made(to.new_folder):
+            sums.save(to.path)
+    _print(sums, to.path if out else None, json)
 
 
 def _file_name(model: str | None) -> str:

@@ -18,7 +18,7 @@ from lowbit.base.paths import AnyPath, checked
 from lowbit.base.progress import ProgressLike
 from lowbit.base.quoting import quoted
 from lowbit.base.threads import num_threads
-from lowbit.conversion.names import checkpoint_name, model_name, target_file
+from lowbit.conversion.names import checkpoint_name, destination, model_name
 from lowbit.conversion.open import OpenedCheckpoint, open_checkpoint
 from lowbit.conversion.plan import Finishing, Input, Plan, Report
 from lowbit.conversion.provenance import Hashing, recipe_metadata, reserved_bytes, source_files, with_step
@@ -121,7 +121,7 @@ def convert(
     # From here on, since tokenizers keep only one thread busy.
     with Hashing([] if dry_run else sources) as hashing:
         plan, tokenizer = _plan(opened, mix, between, chosen, provenance)
-        target = target_file(target, f"{checkpoint_name(opened.origin)}-{mix.name}.gguf", dry_run=dry_run)
+        to = destination(target, f"{checkpoint_name(opened.origin)}-{mix.name}.gguf")
         if provenance or is_verified:
             given = _unusual(chosen) | ({"lora_scale": lora_scale} if opened.origin.adapters else {})
             given |= {"intermediate": between} if intermediate else {}
@@ -129,11 +129,11 @@ def convert(
             plan.finishing = Finishing(
                 gguf.RESERVED_BYTES + reserved_bytes(sources, given),
                 (lambda: recipe_metadata(mix.name, given, opened.origin) | hashing.metadata()) if provenance else None,
-                partial(_verdict, path, target, opened, tokenizer, chosen, verify is True, threads, progress)
+                partial(_verdict, path, to.path, opened, tokenizer, chosen, verify is True, threads, progress)
                 if is_verified
                 else None,
             )
-        return plan.run(target, importances, progress, num_threads(threads), dry_run)
+        return plan.run(to, importances, progress, num_threads(threads), dry_run)
 
 
 def _intermediate(mix: Mix, format: str | None) -> str:
@@ -277,10 +277,9 @@ def quantize_file(
         metadata = with_step(metadata, path, mix.name, given, imatrix)
     metadata = _own_last(_requantized(metadata, mix))
     name = whole_name(path) if mix.is_copy else f"{model_name(path)}-{mix.name}"
-    target = target_file(target, f"{name}.gguf", dry_run=dry_run)
     requantize = chosen.allow_requantize
     plan = Plan(mix, inputs, metadata, [], chosen, allow_requantize=requantize, num_files=num_files)
-    return plan.run(target, importances, progress, num_threads(threads), dry_run)
+    return plan.run(destination(target, f"{name}.gguf"), importances, progress, num_threads(threads), dry_run)
 
 
 def _loaded(imatrix: Importances | None) -> tuple[Imatrix | None, str | None]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+from typing import NamedTuple
 
 from lowbit import _core
-from lowbit.base.errors import FileError
 from lowbit.base.paths import is_dir
 from lowbit.conversion.open import Origin
 from lowbit.gguf.splits import whole_name
@@ -33,19 +33,17 @@ def model_name(path: str) -> str:
     return re.sub(rf"[-._](?:{formats})$", "", name, flags=re.IGNORECASE)
 
 
-def target_file(dst: str, name: str, *, dry_run: bool = False) -> str:
-    """`dst`, or the file `name` in it if it is a folder or ends in a slash. That folder is made unless it is there.
+class Destination(NamedTuple):
+    """Where a file goes. new_folder: the folder to make with it (`base.folders.made`), if that does not exist yet."""
 
-    Raises FileError.
-    """
-    is_named_folder = dst.endswith(("/", os.sep))
-    if not is_named_folder and not is_dir(dst):
-        return dst
-    if is_named_folder and not dry_run:
-        try:
-            os.mkdir(dst)
-        except FileExistsError:
-            pass
-        except OSError as error:
-            raise FileError.of(error, dst) from None
-    return os.path.join(dst, name)
+    path: str
+    new_folder: str | None = None
+
+
+def destination(target: str, name: str) -> Destination:
+    """`target`, or the file `name` in it if it is a folder or ends in a slash."""
+    if is_dir(target):
+        return Destination(os.path.join(target, name))
+    if target.endswith(("/", os.sep)):
+        return Destination(os.path.join(target, name), target)
+    return Destination(target)

@@ -14,9 +14,11 @@ import numpy as np
 from lowbit import gguf
 from lowbit.base.dtypes import FLOATS
 from lowbit.base.errors import InputError, UnsupportedError
+from lowbit.base.folders import made
 from lowbit.base.log import log_notes
 from lowbit.base.operation import replacing
 from lowbit.base.progress import ProgressLike, steps
+from lowbit.conversion.names import Destination
 from lowbit.conversion.pipeline import Appender, Job, Target, write_files
 from lowbit.gguf.splits import PADDED, file_name, other_sets, split_keys
 from lowbit.quantization.assignment import Assignment, Stored, assign, needs_imatrix, num_experts
@@ -98,7 +100,9 @@ class Plan:
     num_files: int | None = None
     finishing: Finishing | None = None
 
-    def run(self, dst: str, importances: Imatrix | None, progress: ProgressLike, threads: int, dry_run: bool) -> Report:
+    def run(
+        self, to: Destination, importances: Imatrix | None, progress: ProgressLike, threads: int, dry_run: bool
+    ) -> Report:
         """Assigns formats, and writes the files unless it is a dry run."""
         self.options.check(self.mix, importances is not None)
         metadata = model = override(self.metadata, self.options.override_kv or {})
@@ -112,18 +116,19 @@ class Plan:
         stored = [tensor.stored for tensor in inputs]
         tensors = assign(self.mix, stored, model, self.options, has_imatrix=importances is not None)
         jobs = [self._job(tensor, chosen, importances) for tensor, chosen in zip(inputs, tensors, strict=True)]
-        targets = self._targets(dst, metadata, [tensor.file for tensor in inputs], tensors, jobs)
+        targets = self._targets(to.path, metadata, [tensor.file for tensor in inputs], tensors, jobs)
         replacing(target.path for target in targets)
         file_bytes = sum(target.file_bytes for target in targets)
-        report = Report(dst, self.mix.name, file_bytes, tensors, list(self.notes), [target.path for target in targets])
+        paths = [target.path for target in targets]
+        report = Report(to.path, self.mix.name, file_bytes, tensors, list(self.notes), paths)
         report.notes += self._without_importances(tensors, jobs, importances, dry_run)
-        report.notes += other_sets(dst, len(targets))
+        report.notes += other_sets(to.path, len(targets))
         if importances:
             used = (tensor.origin for tensor, job in zip(inputs, jobs, strict=True) if job.importance is not None)
             report.notes += [importances.notes[name] for name in used if name in importances.notes]
         log_notes([*report.notes, *_grouped(report.fallbacks)])
         if not dry_run:
-            with steps(f"write {self.mix.name}", "B", progress) as advance:
+            with made(to.new_folder), steps(f"write {self.mix.name}", "B", progress) as advance:
                 overflows = write_files(targets, threads, advance, partial(self._finish, report))
             lost = [f"{name}: {n} weights exceed float16 and became infinite" for name, n in overflows.items()]
             lost += report.verdict.warnings if report.verdict else []

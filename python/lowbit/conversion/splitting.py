@@ -11,10 +11,11 @@ import numpy as np
 from lowbit import gguf
 from lowbit.base import arguments
 from lowbit.base.errors import InputError
+from lowbit.base.folders import made
 from lowbit.base.operation import operation, replacing
 from lowbit.base.paths import AnyPath, checked
 from lowbit.base.progress import ProgressLike, steps
-from lowbit.conversion.names import target_file
+from lowbit.conversion.names import Destination, destination
 from lowbit.conversion.pipeline import Job, Target, write_files
 from lowbit.gguf.source import GgufTensor, gguf_tensors
 from lowbit.gguf.splits import PADDED, SplitLimits, file_name, split_keys, whole_name
@@ -57,13 +58,13 @@ def split_file(
         metadata, tensors = _whole_metadata(file), list(gguf_tensors(file).values())
         num_files = max(files, default=int(no_tensor_first_split)) + 1
         targets = []
-        target = target_file(checked(target), whole_name(file.path), dry_run=dry_run)
+        to = destination(checked(target), whole_name(file.path))
         for index in range(num_files):
             keys = split_keys(index, num_files, len(tensors), count_last=True)
             here = [tensor for tensor, number in zip(tensors, files, strict=True) if number == index]
-            name = file_name(target, index, num_files)
+            name = file_name(to.path, index, num_files)
             targets.append(_copy(name, (metadata if index == 0 else {}) | keys, here))
-        return _written(targets, "split", progress, dry_run)
+        return _written(to, targets, "split", progress, dry_run)
 
 
 @operation()
@@ -81,9 +82,9 @@ def merge_files(path: AnyPath, target: AnyPath, *, progress: ProgressLike = None
         if not file.metadata.get(count):
             raise InputError(path=file.path, expected="a file of a split model", found="a whole one")
         metadata = {key: file.typed(key) for key in file.metadata if key != count} | {count: np.uint16(0)}
-        target = target_file(checked(target), f"{whole_name(file.path)}.gguf", dry_run=dry_run)
-        whole = _copy(target, metadata, list(gguf_tensors(file).values()))
-        return _written([whole], "merge", progress, dry_run)
+        to = destination(checked(target), f"{whole_name(file.path)}.gguf")
+        whole = _copy(to.path, metadata, list(gguf_tensors(file).values()))
+        return _written(to, [whole], "merge", progress, dry_run)
 
 
 def _whole_metadata(file: gguf.File) -> dict[str, Any]:
@@ -95,10 +96,12 @@ def _copy(path: str, metadata: Mapping[str, Any], tensors: Sequence[GgufTensor])
     return Target(path, metadata, [tensor.info for tensor in tensors], jobs)
 
 
-def _written(targets: Sequence[Target], title: str, progress: ProgressLike, dry_run: bool) -> SplitReport:
+def _written(
+    to: Destination, targets: Sequence[Target], title: str, progress: ProgressLike, dry_run: bool
+) -> SplitReport:
     replacing(target.path for target in targets)
     if not dry_run:
-        with steps(title, "B", progress) as advance:
+        with made(to.new_folder), steps(title, "B", progress) as advance:
             write_files(targets, 1, advance)
     return SplitReport(
         [target.path for target in targets],
