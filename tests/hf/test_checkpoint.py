@@ -49,7 +49,7 @@ def test_numbered_files_without_an_index(tmp_path: Path) -> None:
     (folder / "model.safetensors.index.json").unlink()
     assert len(Checkpoint(folder).tensors) == 24
     (folder / "model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(lowbit.FileError, match=r"missing 1 of 2 files: model-00002-of-00002\.safetensors"):
+    with pytest.raises(lowbit.FileError, match=r"1 of 2 files are missing: model-00002-of-00002\.safetensors"):
         Checkpoint(folder)
 
 
@@ -68,7 +68,7 @@ def test_index_may_not_leave_the_folder(tmp_path: Path, shard: Any) -> None:
         Checkpoint(folder)
 
 
-@pytest.mark.parametrize(("change", "problem"), [("drop", "has model.norm.weight"), ("add", "lacks extra")])
+@pytest.mark.parametrize(("change", "problem"), [("drop", "have model.norm.weight"), ("add", "lack extra")])
 def test_index_and_files_disagree(tmp_path: Path, change: str, problem: str) -> None:
     folder = make_checkpoint(tmp_path / "a", shards=2)
     path = folder / "model.safetensors.index.json"
@@ -90,7 +90,7 @@ def test_several_sets_of_weights(tmp_path: Path, case: str) -> None:
     np.testing.assert_array_equal(read(Checkpoint(folder).tensors["model.norm.weight"]), taken * one)
     report = lowbit.convert(folder, tmp_path / "out.gguf", "Q8_0", verify=False, provenance=False)
     (note,) = (note for note in report.notes if note.startswith("weights are read from"))
-    assert f"left: {left}" in note
+    assert f"ignored: {left}" in note
 
 
 @pytest.mark.parametrize("name", ["../a.safetensors", "weights.bin", 3, "", "a/b.safetensors"])
@@ -118,7 +118,7 @@ def test_a_file_that_is_cut_off_says_so(tmp_path: Path) -> None:
         (header - 1, f"cut off: expected {header} bytes for its header alone, found {header - 1}; download it again"),
         (
             len(data) - 1,
-            f"tensors end at byte {len(data)}, the file at {len(data) - 1}: it is cut off, download it again",
+            f"tensors end at byte {len(data)}, but the file at {len(data) - 1}: it is cut off, download it again",
         ),
     ):
         path.write_bytes(data[:size])
@@ -144,8 +144,13 @@ BROKEN: dict[str, tuple[Any, bytes, int | None, str]] = {
     "a huge number": (b'{"a": ' + b"9" * 5000 + b"}", b"", None, "not valid JSON"),
     "not an object": ([], b"", None, "expected a JSON object, found list"),
     "a name twice": (b'{"a": 1, "a": 2}', b"", None, "duplicate name 'a'"),
-    "no object": ({"a": 1}, b"", None, "expected dtype, shape and data_offsets"),
-    "no offsets": ({"a": {"dtype": "F32", "shape": [1]}}, b"", None, "expected dtype, shape and data_offsets"),
+    "no object": ({"a": 1}, b"", None, "expected an object with dtype, shape and data_offsets"),
+    "no offsets": (
+        {"a": {"dtype": "F32", "shape": [1]}},
+        b"",
+        None,
+        "expected an object with dtype, shape and data_offsets",
+    ),
     "unknown type": ({"a": entry("F7")}, b"1234", None, "unknown type 'F7'"),
     "type no string": ({"a": entry(["F32"])}, b"1234", None, "unknown type"),
     "negative size": ({"a": entry(shape=[-1])}, b"1234", None, r"shape \[-1\]"),
@@ -257,11 +262,19 @@ OTHER_FOLDERS: dict[str, tuple[list[str], type[lowbit.Error], str]] = {
         "LoRA adapter.*--lora",
     ),
     "diffusers": (["model_index.json", "unet/config.json"], lowbit.UnsupportedError, "diffusers pipeline"),
-    "GGUF": (["tiny-Q4_K_M.gguf"], lowbit.UnsupportedError, r"give .*tiny-Q4_K_M\.gguf itself"),
+    "GGUF": (["tiny-Q4_K_M.gguf"], lowbit.UnsupportedError, r"use the path .*tiny-Q4_K_M\.gguf"),
     "ONNX": (["onnx/model.onnx", "tokenizer.json"], lowbit.UnsupportedError, "model.onnx is an ONNX model"),
-    "the makers' form": (["params.json", "consolidated.00.pth"], lowbit.UnsupportedError, "authors' own format"),
-    "a tokenizer": (["tokenizer.json"], lowbit.FileError, "no config.json: tokenizer.json, but no model"),
-    "one folder more": (["tiny/config.json"], lowbit.FileError, r"no config\.json; there is tiny/config\.json"),
+    "the makers' form": (
+        ["params.json", "consolidated.00.pth"],
+        lowbit.UnsupportedError,
+        "format of the model's authors",
+    ),
+    "a tokenizer": (
+        ["tokenizer.json"],
+        lowbit.FileError,
+        "no config.json; the folder has tokenizer.json, but no model",
+    ),
+    "one folder more": (["tiny/config.json"], lowbit.FileError, r"no config\.json; the folder has tiny/config\.json"),
     "nothing": ([], lowbit.FileError, "no config.json$"),
 }
 

@@ -131,7 +131,7 @@ def test_a_server_that_is_gone(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Non
     huggingface_hub.close_session()
     point_to(monkeypatch, "http://127.0.0.1:9")
     assert resolve(NAME)[0] == folder
-    with pytest.raises(lowbit.FileError, match=r"http://127\.0\.0\.1:9 does not give it: "):
+    with pytest.raises(lowbit.FileError, match=r"http://127\.0\.0\.1:9 failed: "):
         resolve("maker/another")
 
 
@@ -159,7 +159,7 @@ def test_revisions(tmp_path: Path, hub: Hub) -> None:
     assert new.name == hub.repositories[NAME].refs["refs/pr/3"] != old.name
     assert resolve(f"{NAME}@{old.name}")[0] == old
     assert resolve(NAME)[0] == old
-    with pytest.raises(lowbit.FileError, match=rf"{NAME}: the hub has no revision 'v9' of it"):
+    with pytest.raises(lowbit.FileError, match=rf"{NAME}: the hub has no revision 'v9' of this model"):
         resolve(f"{NAME}@v9")
 
 
@@ -175,7 +175,7 @@ def test_a_broken_connection_goes_on_where_it_broke(hub: Hub, monkeypatch: pytes
 
 def test_an_interrupted_download_keeps_what_is_whole(hub: Hub) -> None:
     hub.wrong_size.add(SHARDS[1])
-    with pytest.raises(lowbit.FileError, match=f"^{NAME}: not downloaded from the hub: "):
+    with pytest.raises(lowbit.FileError, match=f"^{NAME}: the download from the hub failed: "):
         resolve(NAME)
     hub.wrong_size.clear()
     hub.requests.clear()
@@ -213,10 +213,13 @@ def test_a_step_can_end_a_download(stop: type[BaseException], hub: Hub, monkeypa
 
 
 REFUSALS = {
-    "gated": ((403, "GatedRepo"), r"accept conditions: do that on http://127.*/maker/Tiny-0.6B, then log in"),
+    "gated": (
+        (403, "GatedRepo"),
+        r"accepting its owners' conditions: do that on http://127.*/maker/Tiny-0.6B, then log in",
+    ),
     "private": ((401, "RepoNotFound"), "no such model on the hub; if it is private, log in"),
     "not found": ((404, "RepoNotFound"), "no such model on the hub"),
-    "forbidden": ((403, ""), r"127.0.0.1:\d+ does not give it: "),
+    "forbidden": ((403, ""), r"127.0.0.1:\d+ failed: "),
 }
 
 
@@ -269,7 +272,9 @@ def test_a_full_disk(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(huggingface_hub.file_download, "http_get", full)
-    with pytest.raises(lowbit.FileError, match=r"No space left on device: .*cache \(HF_HOME names another place\)"):
+    with pytest.raises(
+        lowbit.FileError, match=r"No space left on device: .*cache \(set HF_HOME to use another folder\)"
+    ):
         resolve(NAME)
 
 

@@ -153,7 +153,7 @@ def test_a_later_adapter_changes_one_of_the_untied(tmp_path: Path) -> None:
     expected = before + 2 * product(low_rank, EMBED) + 2 * product(later, EMBED)
     np.testing.assert_allclose(found["token_embd.weight"], expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(found["output.weight"], 1)
-    assert [note.split()[2] for note in opened.notes if "changes the output" in note] == ["1"]
+    assert [note.split()[2] for note in opened.notes if "the output tied to them" in note] == ["1"]
 
 
 def test_patterns_set_rank_and_alpha(tmp_path: Path) -> None:
@@ -237,27 +237,47 @@ BROKEN: dict[str, tuple[dict[str, np.ndarray], dict[str, Any], str]] = {
     "B of another model": ({**GOOD, B: GOOD[B][:256]}, {}, r"lora_B.weight' has shape \[256, 4\], expected \[512, 4\]"),
     "B alone": ({B: GOOD[B]}, {}, "has no lora_A"),
     "A alone": ({A: GOOD[A]}, {}, "has no lora_B"),
-    "no such layer": ({k.replace("layers.0", "layers.7"): v for k, v in GOOD.items()}, {}, "no 'layers.7.mlp.up_proj"),
-    "a tied output": ({k.replace(UP, "lm_head"): v for k, v in GOOD.items()}, {}, "changes the output, which is tied"),
-    "a norm": ({k.replace(UP, "model.norm"): v for k, v in GOOD.items()}, {}, "which is no matrix"),
-    "twice": ({**GOOD, **{k.replace(".model.model.", ".model."): v for k, v in GOOD.items()}}, {}, "as another one is"),
+    "no such layer": (
+        {k.replace("layers.0", "layers.7"): v for k, v in GOOD.items()},
+        {},
+        "no tensor 'layers.7.mlp.up_proj",
+    ),
+    "a tied output": ({k.replace(UP, "lm_head"): v for k, v in GOOD.items()}, {}, "changes the output, and would"),
+    "a norm": ({k.replace(UP, "model.norm"): v for k, v in GOOD.items()}, {}, "which is not a matrix"),
+    "twice": (
+        {**GOOD, **{k.replace(".model.model.", ".model."): v for k, v in GOOD.items()}},
+        {},
+        "which another tensor also changes",
+    ),
     "larger embeddings": (
         {f"{PREFIX}{EMBED}.weight": np.zeros((300, 256), np.float32)},
         {},
-        r"expected \[288, 256\] from .* give the base the same tokens first, with resize_token_embeddings",
+        r"expected \[288, 256\] from .* first add the tokens to the base, with resize_token_embeddings",
     ),
-    "a saved module that is not there": (GOOD, {"modules_to_save": ["lm_head"]}, "no 'lm_head.weight', which modules_"),
+    "a saved module that is not there": (
+        GOOD,
+        {"modules_to_save": ["lm_head"]},
+        "tensor 'lm_head.weight' is missing, but modules_",
+    ),
     "modules_to_save of text": (GOOD, {"modules_to_save": "lm_head"}, "'lm_head', expected a list of names"),
-    "an unknown kind": ({f"{PREFIX}{UP}.lora_C.weight": GOOD[A]}, {}, "lora_C.weight' is not one of a LoRA adapter's"),
+    "an unknown kind": (
+        {f"{PREFIX}{UP}.lora_C.weight": GOOD[A]},
+        {},
+        "lora_C.weight' is not a tensor of a LoRA adapter",
+    ),
     "nothing": ({}, {}, "no tensors"),
-    "a magnitude without DoRA": ({**GOOD, **M}, {}, "not what use_dora in adapter_config.json says"),
-    "DoRA without a magnitude": (GOOD, {"use_dora": True}, "not what use_dora"),
+    "a magnitude without DoRA": ({**GOOD, **M}, {}, "does not match use_dora in adapter_config.json"),
+    "DoRA without a magnitude": (GOOD, {"use_dora": True}, "does not match use_dora"),
     "IA3": (GOOD, {"peft_type": "IA3"}, "peft_type 'IA3', expected LORA"),
-    "PiSSA": (GOOD, {"init_lora_weights": "pissa_niter_4"}, "'pissa_niter_4' changes the base weights"),
+    "PiSSA": (GOOD, {"init_lora_weights": "pissa_niter_4"}, "'pissa_niter_4', which changes the base weights"),
     "QALoRA": (GOOD, {"use_qalora": True}, "use_qalora is set"),
     "layers repeated": (GOOD, {"layer_replication": [[0, 1]]}, "layer_replication is set"),
-    "a slow pattern": (GOOD, {"alpha_pattern": {"(a+)+b": 1}}, r"pattern '\(a\+\)\+b' that is not simple"),
-    "many stars": (GOOD, {"rank_pattern": {".*a" * 9: 1}}, "that is not simple"),
+    "a slow pattern": (
+        GOOD,
+        {"alpha_pattern": {"(a+)+b": 1}},
+        r"pattern '\(a\+\)\+b', expected a simple regular expression",
+    ),
+    "many stars": (GOOD, {"rank_pattern": {".*a" * 9: 1}}, ", expected a simple regular expression"),
     "a pattern of a list": (GOOD, {"rank_pattern": [1]}, "'rank_pattern' is '.1.', expected an object"),
     "rank of text": (GOOD, {"r": "4"}, "'r' is '4', expected a positive integer"),
     "no rank": (GOOD, {"r": None}, "no 'r'"),
@@ -294,7 +314,7 @@ def test_missing_files(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("scales", "message"),
     [
-        ([1.0, 2.0], "2 scales for 1 adapters"),
+        ([1.0, 2.0], "expected one number, or one for each of 1 adapters, got 2"),
         (math.nan, "lora_scale: expected a finite number, got nan"),
         ("1", "expected a finite"),
     ],

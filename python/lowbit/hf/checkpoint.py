@@ -28,17 +28,17 @@ from lowbit.tensors.source import FileRows, Renamed, TensorSource, read
 
 MAX_HEADER_BYTES = 100 << 20  # the limit of the safetensors library
 MAX_JSON_BYTES = 128 << 20  # tokenizer.json of the largest vocabularies is below 40 MB
-MAX_CONFIG_BYTES = 16 << 20  # Python's objects take up to thirty times as many bytes
+MAX_CONFIG_BYTES = 16 << 20  # parsed objects take up to thirty times as many bytes
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-#: Names of weight files that may be a second set.
+#: Names of weight files, also those that may be a second copy of the weights.
 WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin*", "consolidated*.pth")
 #: Other files that a conversion reads if they exist.
 SIDE_FILES = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
     "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json", "README.md",
 )  # fmt: skip
-#: The same as patterns, with those that only some checkpoints need.
+#: The same as patterns, plus files of only some checkpoints.
 SMALL_FILES = [
     *SIDE_FILES, "*.safetensors.index.json", "adapter_config.json", "vocab.json", "merges.txt",
     "additional_chat_templates/*.jinja", "modules.json", "*_Pooling/config.json",
@@ -58,7 +58,7 @@ _Error = TypeVar("_Error", bound=Error)
 class StoredTensor:
     """A tensor in a safetensors file; a TensorSource.
 
-    shard: the name of its file, which determines the order of tensors in a conversion.
+    shard: the name of its file; it determines the order of tensors in a conversion.
     """
 
     def __init__(self, file: FileReader, name: str, dtype_name: str, shape: tuple[int, ...], offset: int) -> None:
@@ -112,7 +112,7 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def parse_json_value(data: bytes, path: Path, part: str = "") -> Any:
-    """Parses JSON without duplicate names. part: the start of an error's text."""
+    """Parses JSON; duplicate names are refused. part: start of the error message. Raises FormatError."""
     try:
         return json.loads(data.decode("utf-8"), object_pairs_hook=_no_duplicates)
     except (ValueError, RecursionError) as error:
@@ -123,7 +123,7 @@ def parse_json_value(data: bytes, path: Path, part: str = "") -> Any:
 
 
 def parse_json(data: bytes, path: Path, part: str = "") -> dict[str, Any]:
-    """The same for an object."""
+    """Parses a JSON object, as `parse_json_value` does."""
     value = parse_json_value(data, path, part)
     if not isinstance(value, dict):
         raise FormatError(part.rstrip(), path=path, expected="a JSON object", found=type(value).__name__)
@@ -131,11 +131,11 @@ def parse_json(data: bytes, path: Path, part: str = "") -> dict[str, Any]:
 
 
 def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
-    """The JSON object in a file."""
+    """The JSON object in a file. Raises FileError or FormatError."""
     with named(path):
         value = parse_json(read_bytes(path, max_bytes), path)
         if value and value.keys() <= ERROR_KEYS:
-            raise FormatError(path=path, expected="settings", found=shown(value, 80))
+            raise FormatError(path=path, expected="a file of settings", found=f"a server's error {shown(value, 80)}")
         return value
 
 
@@ -145,9 +145,9 @@ def _is_size(value: Any) -> bool:
 
 def _entry(file: FileReader, data_start: int, name: str, entry: Any) -> tuple[int, int, StoredTensor]:
     """Checks one tensor of a header: (begin, end, tensor)."""
-    tensor = StoredTensor(file, name, "", (), 0)  # until it is known
+    tensor = StoredTensor(file, name, "", (), 0)  # for errors; replaced at the end
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-        raise tensor.error(FormatError, ":", expected="dtype, shape and data_offsets")
+        raise tensor.error(FormatError, ":", expected="an object with dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
         raise tensor.error(FormatError, f": unknown type {quoted(dtype, 40)}")
@@ -166,7 +166,7 @@ def _entry(file: FileReader, data_start: int, name: str, entry: Any) -> tuple[in
 
 
 def read_safetensors(path: AnyPath) -> dict[str, StoredTensor]:
-    """The tensors of one safetensors file, ordered by name. Reads the header only."""
+    """The tensors of one safetensors file, ordered by name. Reads only the header. Raises FileError or FormatError."""
     where = Path(checked(path))
     with named(where):
         return _tensors(FileReader(where))
@@ -175,7 +175,9 @@ def read_safetensors(path: AnyPath) -> dict[str, StoredTensor]:
 def _tensors(file: FileReader) -> dict[str, StoredTensor]:
     path = file.path
     if file.size < 8:
-        raise FormatError(f"{file.size} bytes, too short for a safetensors file", path=path)
+        raise FormatError(
+            f"{file.size} bytes", path=path, expected="at least the 8 of a safetensors file", found=file.size
+        )
     header_bytes = int.from_bytes(file.read(0, 8), "little")
     if file.size - 8 < header_bytes <= MAX_HEADER_BYTES and file.read(8, min(1, file.size - 8)) in (b"", b"{"):
         raise FormatError(
@@ -199,7 +201,7 @@ def _tensors(file: FileReader) -> dict[str, StoredTensor]:
         at = end
     if data_start + at != file.size:
         cut = ": it is cut off, download it again" if file.size < data_start + at else ""
-        raise FormatError(f"tensors end at byte {data_start + at}, the file at {file.size}{cut}", path=path)
+        raise FormatError(f"the tensors end at byte {data_start + at}, but the file at {file.size}{cut}", path=path)
     return {tensor.name: tensor for tensor in sorted((e[2] for e in entries), key=lambda t: t.name)}
 
 
@@ -268,9 +270,9 @@ def _unindexed_shards(folder: Path) -> list[str]:
 
 def _pickle(folder: Path, name: str) -> Error:
     return UnsupportedError(
-        f"{name} is a pickle, which can run code when it is loaded, so lowbit reads safetensors only; write them "
-        "where you trust it: AutoModelForCausalLM.from_pretrained(d).save_pretrained(d), or take them from the hub, "
-        "where converted ones are proposed as revision refs/pr/N",
+        f"{name} is a pickle, and loading a pickle can run code: lowbit reads only safetensors; if you trust the file, "
+        "convert it with AutoModelForCausalLM.from_pretrained(d).save_pretrained(d), or look for safetensors on the "
+        "hub, proposed as revision refs/pr/N",
         path=folder,
     )
 
@@ -291,20 +293,22 @@ def _not_a_checkpoint(folder: Path, missing: str) -> Error:
     if found("model_index.json"):
         return UnsupportedError("this is a diffusers pipeline; lowbit reads language models", path=folder)
     if name := found("*.gguf"):
-        return UnsupportedError(f"this folder holds GGUF files: give {folder / name} itself", path=folder)
+        return UnsupportedError(
+            f"this folder has GGUF files, not a checkpoint: use the path {folder / name}", path=folder
+        )
     if name := found("*.onnx", "onnx/*.onnx"):
         return UnsupportedError(f"{name} is an ONNX model; lowbit reads safetensors", path=folder)
     if name := found("consolidated*", "params.json"):
         return UnsupportedError(
-            f"{name} is in its authors' own format; use the checkpoint for transformers", path=folder
+            f"{name} is in the format of the model's authors; use the checkpoint for transformers", path=folder
         )
     if name := found(*(f"*{suffix}" for suffix in PICKLES)):
         return _pickle(folder, name)
     hint = ""
     if name := found("*/config.json"):
-        hint = f"; there is {name}"
+        hint = f"; the folder has {name}"
     elif name := found("tokenizer.json", "tokenizer.model"):
-        hint = f": {name}, but no model"
+        hint = f"; the folder has {name}, but no model"
     return FileError(f"no {missing}{hint}", path=folder, errno=errno.ENOENT)
 
 
@@ -312,7 +316,10 @@ class Checkpoint:
     """A folder with config.json and safetensors files.
 
     Attributes: folder, config (the JSON object), tensors (name -> StoredTensor in the order of file and name), notes
-    (on other weight files, which are ignored).
+    (on ignored weight files).
+
+    Raises FileError, FormatError and UnsupportedError with advice for folders that are not checkpoints, incomplete ones
+    and damaged files.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -330,7 +337,7 @@ class Checkpoint:
             )
         if not is_file(self.folder / "config.json"):
             raise _not_a_checkpoint(self.folder, "config.json")
-        # Some files are not read, and some only in verification. The operation protects all files of the checkpoint.
+        # All files of the checkpoint are protected from being replaced, also those that are read later or never.
         for path in (path for pattern in (*SMALL_FILES, *WEIGHT_PATTERNS) for path in self.folder.glob(pattern)):
             reading(path)
         self.config = read_json(self.folder / "config.json", MAX_CONFIG_BYTES)
@@ -343,7 +350,7 @@ class Checkpoint:
             )
         if missing := [name for name in shards if not is_file(self.folder / name)]:
             raise FileError(
-                f"missing {len(missing)} of {len(shards)} files: {listed(missing)}",
+                f"{len(missing)} of {len(shards)} files are missing: {listed(missing)}",
                 path=self.folder,
                 errno=errno.ENOENT,
             )
@@ -355,19 +362,19 @@ class Checkpoint:
                 self.tensors[name] = tensor
         self.notes = _notes_on_others(self.folder, shards, index)
         if index is not None and expected is not None and expected != self.tensors.keys():
-            for problem, names in (("lacks", expected - self.tensors.keys()), ("has", self.tensors.keys() - expected)):
+            for problem, names in (("lack", expected - self.tensors.keys()), ("have", self.tensors.keys() - expected)):
                 if names:
                     raise FormatError(
-                        f"the files' content {problem} {listed(sorted(names))}, unlike the index",
+                        f"the files {problem} {listed(sorted(names))}, unlike the index",
                         path=index,
                         tensor=min(names),
                     )
 
 
 def _notes_on_others(folder: Path, shards: list[str], index: Path | None) -> list[str]:
-    """A note on weight files that are not read, if there are any."""
+    """A note on ignored weight files, if there are any."""
     read_names = {*shards, index.name if index else ""}
     left = sorted({path.name for pattern in WEIGHT_PATTERNS for path in folder.glob(pattern)} - read_names)
     if not left:
         return []
-    return [f"weights are read from {listed([index.name] if index else shards)}; left: {listed(left)}"]
+    return [f"weights are read from {listed([index.name] if index else shards)}; ignored: {listed(left)}"]

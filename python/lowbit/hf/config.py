@@ -1,4 +1,4 @@
-"""Typed reads of config.json. A key without a default is required; every error names the file and the key."""
+"""Typed reads of config.json. A key without a default is required. Errors name the file and the key."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Config:
         return value
 
     def is_null(self, key: str) -> bool:
-        """Whether the key exists and is null, which disables a setting that has a default if the key is missing."""
+        """Whether the key exists and is null: null disables some settings whose default is not off."""
         return key in self.values and self.values[key] is None
 
     def integer(self, key: str, default: Any = _REQUIRED, minimum: int = 1) -> int:
@@ -72,10 +72,10 @@ class Config:
         return float(value)
 
     def numbers(self, key: str, count: int) -> list[float]:
-        """A list of so many positive finite numbers."""
+        """A list of `count` positive finite numbers."""
         value = self._get(key, _REQUIRED)
         if not isinstance(value, list) or len(value) != count:
-            found = f"{len(value)} of them" if isinstance(value, list) else shown(value, 40)
+            found = f"a list of {len(value)}" if isinstance(value, list) else shown(value, 40)
             raise self.wrong(key, found, f"a list of {count} numbers", 100)
         return [Config({key: number}, self.path, self.part).number(key) for number in value]
 
@@ -102,19 +102,19 @@ class Config:
         return names[0]
 
     def rope(self) -> Config:
-        """The rotary embedding's settings, with rope_theta and rope_type, from either form.
+        """The rotary embedding's settings, with rope_theta and rope_type, from the form of either version.
 
         transformers 5 has rope_parameters. transformers 4 has rope_theta and an optional rope_scaling, whose type may
-        be called "type". If both exist, all versions use rope_scaling. rope_theta is 10000 if neither sets it, as in
-        the first llama checkpoints. The context of the first training is in config.json itself, in the object, or
-        max_position_embeddings.
+        be called "type". If both exist, all versions use rope_scaling. The default of
+        rope_theta is 10000, as in the first llama checkpoints. original_max_position_embeddings is in config.json
+        itself or in the object; the default is max_position_embeddings.
         """
         found = self.values.get("rope_scaling") or self.values.get("rope_parameters") or {}
         if not isinstance(found, dict):
             raise self.wrong("rope_parameters", found, "an object")
         if any(isinstance(value, dict) for value in found.values()):
             raise self.error(
-                UnsupportedError, "rope_parameters", f"differ between layers: {shown(', '.join(found), 80)}"
+                UnsupportedError, "rope_parameters", f"differs between layers: {shown(', '.join(found), 80)}"
             )
         rope = Config(dict(found), self.path, self._name("rope_parameters"))
         rope.values["rope_theta"] = rope.number("rope_theta", self.number("rope_theta", 10000.0))

@@ -1,8 +1,8 @@
 """Checkpoints on the Hugging Face hub: downloads "org/name" or "org/name@revision" to a folder in the hub's cache.
 
-huggingface_hub downloads: to its cache (HF_HOME), from HF_ENDPOINT, with the user's token, or not at all if
+huggingface_hub does the downloads: to its cache (HF_HOME), from HF_ENDPOINT, with the user's token, and none if
 HF_HUB_OFFLINE is set. Interrupted downloads resume; a restart fetches only incomplete files. Only files that a
-conversion reads are fetched: no pickles, no weights in other forms.
+conversion reads are fetched: no pickles, no weights in other formats.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from lowbit.hf.checkpoint import PICKLES, SINGLE, SMALL_FILES, read_json, weight
 SINGLE_FILES = [SINGLE, "adapter_model.safetensors"]
 OTHER_FILES = ["model*.safetensors"]
 
-#: How long an abandoned download is waited for: it ends with the next bytes that come.
+#: Seconds to wait for a cancelled download: it ends when the next bytes arrive.
 _SECONDS_TO_END = 2.0
 
 _PART = r"[A-Za-z0-9_-][\w.-]*"
@@ -32,10 +32,11 @@ _ID = re.compile(rf"(?P<id>{_PART}/{_PART})(?:@(?P<revision>[\w./-]+))?", re.ASC
 
 
 def resolve(source: AnyPath, weights: bool = True, progress: ProgressLike = None) -> tuple[Path, str | None]:
-    """Resolves a path, "org/name" or "org/name@revision": returns the folder, and the hub id if it was one.
+    """The folder of a path, "org/name" or "org/name@revision", and the hub id if `source` was one.
 
-    An existing path wins. Without weights, only the small files are guaranteed. Raises InputError for an invalid path,
-    FileError for a missing path or a failed download, UnsupportedError if the repository has only pickles.
+    An existing path takes precedence. Without `weights`, only the small files are guaranteed. Raises InputError for an
+    invalid path, FileError for a missing path or a failed download, UnsupportedError if the repository has only
+    pickles.
     """
     text = checked(source)
     path, match = Path(text), _ID.fullmatch(text)
@@ -55,17 +56,17 @@ def resolve(source: AnyPath, weights: bool = True, progress: ProgressLike = None
 
 
 def _download(repository: str, revision: str | None, patterns: list[str], progress: ProgressLike) -> Path:
-    """Downloads in another thread, so that `progress` is called in this one. What ends this one ends the other."""
+    """Downloads in another thread, so that `progress` is called in this one. An exception here cancels the download."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils.tqdm import tqdm
 
-    # Bars of bytes. The client may have one for those received and one for those written, which over plain HTTP are the
-    # same (findings/huggingface-hub-two-byte-bars.sh).
+    # Bars that count bytes. The client may have one for received and one for written bytes; over plain HTTP both count
+    # the same bytes (findings/huggingface-hub-two-byte-bars.sh).
     bars: list[Bar] = []
     is_over = threading.Event()
 
     class Bar(tqdm):
-        """Counts, and shows nothing."""
+        """Counts without showing a bar."""
 
         def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(*args, **options | {"disable": True})  # type: ignore[no-untyped-call]
@@ -84,7 +85,7 @@ def _download(repository: str, revision: str | None, patterns: list[str], progre
         try:
             folder = snapshot_download(repository, revision=revision, allow_patterns=patterns, tqdm_class=Bar)
             future.set_result(Path(folder))
-        except BaseException as error:  # raised below
+        except BaseException as error:  # reraised in the calling thread
             future.set_exception(error)
 
     with steps(f"download {repository}", "B", progress) as advance:
@@ -101,7 +102,7 @@ def _download(repository: str, revision: str | None, patterns: list[str], progre
             raise
     try:
         return future.result()
-    except Exception as error:  # errors of the client, and of its HTTP library, which depends on its version
+    except Exception as error:  # of the client or of its HTTP library
         raise _explained(repository, revision, error) from None
 
 
@@ -113,7 +114,7 @@ def _explained(repository: str, revision: str | None, error: Exception) -> Error
     if isinstance(error, errors.GatedRepoError):
         page = f"{constants.ENDPOINT}/{repository}"
         return FileError(
-            f"its owners ask you to accept conditions: do that on {page}, then {log_in}",
+            f"access requires accepting its owners' conditions: do that on {page}, then {log_in}",
             path=repository,
             errno=errno.EACCES,
         )
@@ -124,16 +125,18 @@ def _explained(repository: str, revision: str | None, error: Exception) -> Error
             errno=errno.ENOENT,
         )
     if isinstance(error, errors.RevisionNotFoundError):
-        return FileError(f"the hub has no revision {quoted(revision)} of it", path=repository, errno=errno.ENOENT)
+        return FileError(
+            f"the hub has no revision {quoted(revision)} of this model", path=repository, errno=errno.ENOENT
+        )
     if isinstance(error, (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled)):
-        why = f"{constants.ENDPOINT} does not give it: {reason(error.__cause__ or error)}"
+        why = f"{constants.ENDPOINT} failed: {reason(error.__cause__ or error)}"
         why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else why
         return FileError(
             f"no such folder, incomplete in the cache {constants.HF_HUB_CACHE}, and {why}", path=repository
         )
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return FileError.of(error, repository, rest=f": {constants.HF_HUB_CACHE} (HF_HOME names another place)")
-    return FileError(f"not downloaded from the hub: {reason(error)}", path=repository)
+        return FileError.of(error, repository, rest=f": {constants.HF_HUB_CACHE} (set HF_HOME to use another folder)")
+    return FileError(f"the download from the hub failed: {reason(error)}", path=repository)
 
 
 def _without_weights(repository: str, commit: str) -> Error:
@@ -146,13 +149,14 @@ def _without_weights(repository: str, commit: str) -> Error:
         return _explained(repository, commit, error)
     if any(name.endswith(PICKLES) for name in names):
         return UnsupportedError(
-            f"it has only pickles ({', '.join(PICKLES)}), which can run code when they are loaded; "
-            "https://huggingface.co/spaces/safetensors/convert proposes safetensors to its owners, which "
-            f"{repository}@refs/pr/N then names",
+            f"it has only pickles ({', '.join(PICKLES)}), and loading a pickle can run code; "
+            "https://huggingface.co/spaces/safetensors/convert proposes safetensors to its owners; then use "
+            f"{repository}@refs/pr/N",
             path=repository,
         )
     if files := [name for name in names if name.endswith(".gguf")]:
         return UnsupportedError(
-            f"it has GGUF files: `hf download {repository} {files[0]}` fetches one, which lowbit runs", path=repository
+            f"it has only GGUF files: `hf download {repository} {files[0]}` fetches one, and lowbit runs it",
+            path=repository,
         )
     return FileError("it has no model.safetensors", path=repository, errno=errno.ENOENT)

@@ -1,4 +1,4 @@
-"""LoRA adapters saved by PEFT, merged into a checkpoint's weights while these are read.
+"""LoRA adapters saved by PEFT, merged into a checkpoint's weights while the weights are read.
 
    W' = W + scale * B A                 (N, K) = (N, K) + (N, r) (r, K);  scale = alpha / r, or alpha / sqrt(r)
    W' = m / |W + scale * B A| * (...)   DoRA: m (N,), the norm of each row
@@ -7,9 +7,13 @@ Computed in float32, as peft's merge_and_unload does for float32 weights. The re
 sums over r and, with DoRA, over rows. A merged weight is float32 and rounded once, to the file's format. (peft rounds
 to the checkpoint's type after each adapter, and with half-precision adapters also rounds B A.)
 
-If output and embeddings are tied, adapters untie them as in PEFT's merged model: `modules_to_save` with either one
-does, unless ensure_weight_tying is set. Whole matrices that modules_to_save does not name (save_embedding_layers) and
-low-rank factors of the embeddings change both.
+Tied output and embeddings follow PEFT's merged model:
+
+| the adapter has | result |
+| --- | --- |
+| output or embeddings in modules_to_save, without ensure_weight_tying | they are untied |
+| a whole matrix that modules_to_save does not name (save_embedding_layers) | both change |
+| low-rank factors of the embeddings | both change |
 
 Adapters are folders or hub ids with adapter_config.json and adapter_model.safetensors. Everything in them is checked
 against the checkpoint before weights are read. No part of an adapter is ignored silently.
@@ -48,7 +52,7 @@ UNSUPPORTED = (
     "use_qalora", "use_bdlora", "lora_bias", "layer_replication", "alora_invocation_tokens", "trainable_token_indices",
     "target_parameters", "arrow_config", "kasa_config", "monteclora_config", "megatron_config",
 )  # fmt: skip
-#: init_lora_weights that keep the base weights; PiSSA, OLoRA and others subtract something from them.
+#: init_lora_weights that keep the base weights; PiSSA, OLoRA and others change them.
 PLAIN_INITIALIZATIONS = (True, False, None, "gaussian", "orthogonal", "eva")
 #: Patterns of module names that always match quickly.
 SAFE_PATTERN = re.compile(r"(?:[\w.|^$-]|\\[.d]|\.\*|\\d\+){1,200}")
@@ -63,7 +67,7 @@ _FACTORS = re.compile(r"(.+)\.(lora_A|lora_B|lora_embedding_A|lora_embedding_B|l
 
 @dataclass
 class Delta:
-    """The change of one matrix by one adapter: scale * b a, where a is (r, K) and b is (N, r).
+    """The change of one matrix by one adapter: scale * b a, with a (r, K) and b (N, r).
 
     For embeddings peft stores the transposed factors: a is (r, N), b is (K, r).
     """
@@ -145,7 +149,7 @@ def merge(
 ) -> Merged:
     """Merges adapters into the checkpoint's tensors, one after another.
 
-    hub_id: the checkpoint's. scales: factors of the adapters' changes, one number for all or one for each. tied:
+    hub_id: of the checkpoint. scales: factors of the adapters' changes, one number for all or one for each. tied:
     whether config.json ties output and embeddings. Raises InputError for wrong scales, FileError, FormatError and
     UnsupportedError for adapters that cannot be read or do not fit.
     """
@@ -156,7 +160,9 @@ def merge(
     factors = [arguments.number("lora_scale", factor, -MOST_FLOAT32, MOST_FLOAT32) for factor in given]
     factors = factors if given is scales else factors * len(paths)
     if len(factors) != len(paths):
-        raise InputError(f"{len(factors)} scales for {len(paths)} adapters")
+        raise InputError(
+            "lora_scale:", expected=f"one number, or one for each of {len(paths)} adapters", found=len(factors)
+        )
     merged = Merged([], [])
     for path, factor in zip(paths, factors, strict=True):
         folder, adapter_id = resolve(path, progress=progress)
@@ -190,7 +196,7 @@ class _Merge:
         _check(self.config)
         self.notes: list[str] = []
         if is_file(folder / PICKLE):
-            self.notes.append(f"the adapter {folder.name} is read from {WEIGHTS}; left: {PICKLE}")
+            self.notes.append(f"the adapter {folder.name} is read from {WEIGHTS}; ignored: {PICKLE}")
         self.seen: set[str] = set()
         self.names: dict[str, str] = {}
         for name in checkpoint.tensors:
@@ -199,14 +205,14 @@ class _Merge:
     def run(self) -> None:
         stored = read_safetensors(self.weights)
         if not stored:
-            raise FormatError("no tensors", path=self.weights)
+            raise FormatError("there are no tensors", path=self.weights)
         parts: dict[str, dict[str, StoredTensor]] = {}
         whole: dict[str, StoredTensor] = {}
         for name, tensor in stored.items():
             if match := _FACTORS.fullmatch(name):
                 parts.setdefault(match[1], {})[match[2]] = tensor
             elif re.search(r"\.(lora|token_adapter|trainable_tokens)_?\w*\.|lora_", name):
-                raise tensor.error(UnsupportedError, " is not one of a LoRA adapter's")
+                raise tensor.error(UnsupportedError, " is not a tensor of a LoRA adapter")
             elif (plain := re.sub(r"\.modules_to_save(\.default)?\.", ".", name)) == name or plain not in stored:
                 whole[plain] = tensor
         if {EMBEDDINGS, OUTPUT} & {*map(_base_name, whole), *(_plain_name(f"{module}.weight") for module in parts)}:
@@ -221,7 +227,7 @@ class _Merge:
         return self.tied and (EMBEDDINGS in self.names) != (OUTPUT in self.names)
 
     def _tie(self) -> None:
-        """Replaces equal tensors by one, as transformers does when it loads a checkpoint that should be tied."""
+        """Replaces equal tensors by one, as transformers does for a checkpoint whose config.json ties them."""
         if self.tied and {EMBEDDINGS, OUTPUT} <= self.names.keys():
             first, second = (self.checkpoint.tensors[self.names[name]] for name in (EMBEDDINGS, OUTPUT))
             if _are_equal(first, second):
@@ -238,13 +244,15 @@ class _Merge:
 
     def _replace_all(self, whole: dict[str, StoredTensor]) -> None:
         """Uses the whole tensors of an adapter: modules_to_save, trained biases, and base weights saved with it."""
-        saved: dict[str, StoredTensor] = {}  # what unties
+        saved: dict[str, StoredTensor] = {}  # tensors that untie the two
         if self._is_shared and not self.config.boolean("ensure_weight_tying", False):
             saved = {name: tensor for name, tensor in whole.items() if self._is_saved(_plain_name(name))}
             for key in filter(self._is_saved, (EMBEDDINGS, OUTPUT)):
                 if key not in map(_plain_name, saved):
                     raise FormatError(
-                        f"no {key!r}, which modules_to_save in {CONFIG} names", path=self.weights, tensor=key
+                        f"tensor {key!r} is missing, but modules_to_save in {CONFIG} names it",
+                        path=self.weights,
+                        tensor=key,
                     )
         # If one tensor has two names, torch loads the output's last.
         for name in sorted(whole.keys() - saved.keys(), key=lambda name: (_base_name(name) == OUTPUT, name)):
@@ -268,15 +276,15 @@ class _Merge:
         if found is None and self._is_shared and plain in (EMBEDDINGS, OUTPUT):
             found = self.names.get(EMBEDDINGS, self.names.get(OUTPUT))
         if found is None:
-            raise tensor.error(FormatError, f": the checkpoint has no {plain!r}")
+            raise tensor.error(FormatError, f": the checkpoint has no tensor {plain!r}")
         return found
 
     def _replace(self, plain: str, tensor: StoredTensor) -> None:
         target = self._target(plain, tensor)
         base = self.checkpoint.tensors[target]
-        _ = base.dtype  # refuses what is no float
+        _ = base.dtype  # raises UnsupportedError for other types
         resized = tensor.shape[1:] == base.shape[1:] and plain in (EMBEDDINGS, OUTPUT)
-        hint = ": give the base the same tokens first, with resize_token_embeddings" if resized else ""
+        hint = ": first add the tokens to the base, with resize_token_embeddings" if resized else ""
         self._expect(tensor, base.shape, f"the checkpoint's {target!r}{hint}")
         self.checkpoint.tensors[target] = _Replaced(base, tensor)
 
@@ -284,33 +292,39 @@ class _Merge:
         is_embedding = any("embedding" in kind for kind in factors)
         names = ("lora_embedding_A", "lora_embedding_B") if is_embedding else ("lora_A", "lora_B")
         if missing := [name for name in names if name not in factors]:
-            raise FormatError(f"{module!r} has no {missing[0]}", path=self.weights, tensor=module)
+            raise FormatError(f"module {module!r} has no {missing[0]}", path=self.weights, tensor=module)
         a, b = (factors.pop(name) for name in names)
         magnitude = factors.pop("lora_magnitude_vector", None)
         if factors or (magnitude is not None) != self.config.boolean("use_dora", False):
-            raise FormatError(f"{module!r} is not what use_dora in {CONFIG} says", path=self.weights, tensor=module)
+            raise FormatError(
+                f"module {module!r} does not match use_dora in {CONFIG}", path=self.weights, tensor=module
+            )
         if is_embedding and magnitude is not None:
-            raise UnsupportedError(f"{module!r} is an embedding with DoRA", path=self.weights, tensor=module)
+            raise UnsupportedError(
+                f"module {module!r} is an embedding with DoRA, which lowbit does not support",
+                path=self.weights,
+                tensor=module,
+            )
         plain = _plain_name(f"{module}.weight")
         target = self._target(plain, a)
         if self._is_shared and plain == OUTPUT:
             raise a.error(
                 UnsupportedError,
-                " changes the output, which is tied to the embeddings, so it would change both; merge it into a base "
-                "saved with a separate lm_head and tie_word_embeddings false",
+                " changes the output, and would also change the embeddings that are tied to it: use a base model saved "
+                "with a separate lm_head and tie_word_embeddings false",
             )
         if self._is_shared and plain == EMBEDDINGS:
             self.notes.append(
-                f"the adapter {self.folder.name} changes the output with the embeddings that it is tied to, as PEFT's "
-                "merge_and_unload does; unmerged, it changes the embeddings alone"
+                f"the adapter {self.folder.name} changes the embeddings and the output tied to them, as PEFT's "
+                "merge_and_unload does; without merging, it changes only the embeddings"
             )
         base = self.checkpoint.tensors[target]
-        _ = base.dtype  # refuses what is no float
+        _ = base.dtype  # raises UnsupportedError for other types
         if target in self.seen:
-            raise a.error(FormatError, f" is about {target!r}, as another one is")
+            raise a.error(FormatError, f" is for {target!r}, which another tensor also changes")
         self.seen.add(target)
         if len(base.shape) != 2:
-            raise a.error(FormatError, f" is about {target!r}, which is no matrix")
+            raise a.error(FormatError, f" is for {target!r}, which is not a matrix")
         rows, columns = base.shape[::-1] if is_embedding else base.shape
         rank = int(self._pattern_value("rank_pattern", module, self.config.integer("r")))
         self._expect(a, (rank, columns), f"rank {rank} and the checkpoint's {target!r} {list(base.shape)}")
@@ -324,7 +338,7 @@ class _Merge:
         self.checkpoint.tensors[target] = MergedTensor.adding(base, delta)
 
     def _expect(self, tensor: StoredTensor, shape: tuple[int, ...], reason: str) -> None:
-        _ = tensor.dtype  # refuses what is no float
+        _ = tensor.dtype  # raises UnsupportedError for other types
         if tensor.shape != shape:
             raise tensor.error(
                 FormatError,
@@ -334,7 +348,7 @@ class _Merge:
             )
 
     def _pattern_value(self, key: str, module: str, default: float) -> float:
-        """The value for a module of a number that name patterns can set: the first match."""
+        """A number for a module: the value of the first pattern that matches its name, else `default`."""
         module = module.removeprefix("base_model.model.")
         patterns = self.config.values.get(key) or {}
         if not isinstance(patterns, dict):
@@ -342,7 +356,11 @@ class _Merge:
         for pattern in patterns:
             if not SAFE_PATTERN.fullmatch(pattern) or len(re.findall(r"[*+]", pattern)) > MOST_REPEATS:
                 raise self.config.error(
-                    UnsupportedError, key, f"has a pattern {quoted(pattern, 80)} that is not simple"
+                    UnsupportedError,
+                    key,
+                    f"has the pattern {quoted(pattern, 80)}",
+                    expected="a simple regular expression",
+                    found=pattern,
                 )
             if re.fullmatch(rf"(.*\.)?({pattern})", module):
                 values = Config(patterns, self.config.path, key)
@@ -354,12 +372,12 @@ def _read_config(folder: Path) -> dict[str, object]:
     if not is_dir(folder):
         raise FileError("no such folder", path=folder, errno=errno.ENOENT, expected=f"an adapter with {CONFIG}")
     if not is_file(folder / CONFIG):
-        raise FileError(f"no {CONFIG}: not a PEFT adapter", path=folder, errno=errno.ENOENT)
+        raise FileError(f"no {CONFIG}: the folder is not a PEFT adapter", path=folder, errno=errno.ENOENT)
     if not is_file(folder / WEIGHTS):
         if is_file(folder / PICKLE):
             raise UnsupportedError(
-                f"{PICKLE} is a pickle, which can run code when it is loaded; save it as safetensors where you trust "
-                "it: PeftModel.from_pretrained(base, d).save_pretrained(d)",
+                f"{PICKLE} is a pickle, and loading a pickle can run code: lowbit reads only safetensors; if you trust "
+                "the file, convert it with PeftModel.from_pretrained(base, d).save_pretrained(d)",
                 path=folder,
             )
         raise FileError(f"no {WEIGHTS}", path=folder, errno=errno.ENOENT)
@@ -372,13 +390,13 @@ def _check(config: Config) -> None:
         raise config.error(UnsupportedError, "peft_type", quoted(kind, 40), expected="LORA", found=kind)
     for key in UNSUPPORTED:
         if config.values.get(key):
-            raise config.error(UnsupportedError, key, "is set, which has no merged form here")
+            raise config.error(UnsupportedError, key, "is set, and lowbit cannot merge such adapters")
     initialization = config.values.get("init_lora_weights")
     if initialization not in PLAIN_INITIALIZATIONS:
         raise config.error(
             UnsupportedError,
             "init_lora_weights",
-            f"{quoted(initialization, 40)} changes the base weights; save the adapter with "
+            f"is {quoted(initialization, 40)}, which changes the base weights: save the adapter with "
             "path_initial_model_for_weight_conversion",
         )
 
@@ -397,5 +415,5 @@ def _are_equal(first: StoredTensor, second: StoredTensor) -> bool:
 
 
 def _plain_name(name: str) -> str:
-    """A name without the prefixes that peft and the models' wrappers add."""
+    """A name without the prefixes of peft and of wrapper classes."""
     return re.sub(r"^(?:base_model\.model\.)?(?:model\.|language_model\.)*", "", name)

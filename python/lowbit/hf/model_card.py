@@ -1,6 +1,6 @@
-"""general.* keys: author and name of a model, found as by the reference converter.
+"""general.* keys: author and name of a model, determined as in the reference converter.
 
-Sources, each used for what the earlier ones lack: the front matter of README.md (the model card), _name_or_path in
+Sources, in order of precedence: the front matter of README.md (the model card), _name_or_path in
 config.json, the folder's name. generation_config.json has the recommended sampling.
 """
 
@@ -21,10 +21,10 @@ from lowbit.base.quoting import quoted, reason
 from lowbit.hf.checkpoint import read_json
 
 MAX_CARD_BYTES = 16 << 20
-MAX_FRONT_MATTER = 1 << 20  # results of many benchmarks come to 300 KB
+MAX_FRONT_MATTER = 1 << 20  # benchmark results can take 300 KB
 MAX_DEPTH = 64
 
-#: Key in generation_config.json (first match counts) -> key under general.sampling and its type.
+#: Keys in generation_config.json (the first that exists counts), key under general.sampling, conversion.
 SAMPLING: tuple[tuple[tuple[str, ...], str, Callable[[Any], Any]], ...] = (
     (("sequence",), "sequence", str),
     (("top_k",), "top_k", np.int32),
@@ -74,8 +74,7 @@ class NameParts:
 
 
 def _size_part(part: str, num_params: int) -> tuple[str, str]:
-    """A part of a name that looks like a size: (kind, normalized). If it is far from the true size, it is a context
-    length."""
+    """A part of a name in the form of a size: (kind, normalized). If it is far from the true size: a context length."""
     part = part.replace("_", ".")
     if part[-1].isdecimal():  # bloom-7b1 means 7.1B
         part = f"{part[:-2]}.{part[-1]}{part[-2]}"
@@ -92,7 +91,7 @@ def _size_part(part: str, num_params: int) -> tuple[str, str]:
 
 
 def _kind(index: int, part: str, num_params: int) -> tuple[str | None, str]:
-    """The kind of a name's part by its form, and the part as stored."""
+    """The kind of a name's part, judged by its form, and the part as stored."""
     if re.fullmatch(r"(v|iter)?\d+([.]\d+)*", part, re.IGNORECASE):
         return "version", part
     if re.fullmatch(r"i?q\d(_\w)*|b?fp?(16|32)", part, re.IGNORECASE):
@@ -181,17 +180,19 @@ def read_card(folder: Path, notes: list[str]) -> dict[str, Any]:
         return {}
     end = lines.index("---", 1) if "---" in lines[1:] else len(lines)
     text = "\n".join(lines[1:end]) + "\n"
-    text = text.replace("- no\n", '- "no"\n').replace("\t", "  ")  # Norwegian is not false; tabs are not YAML
+    text = text.replace("- no\n", '- "no"\n').replace(
+        "\t", "  "
+    )  # the language code "no" is false in YAML, and tabs are invalid
     try:
         card = _parsed(text)
-    except Exception as error:  # an invalid date raises AttributeError in the library; other values raise other errors
+    except Exception as error:  # PyYAML raises many types, for example AttributeError for an invalid date
         notes.append(f"README.md: the front matter is not valid YAML and was left out ({reason(error)})")
         return {}
     return card if isinstance(card, dict) else {}
 
 
 def _parsed(text: str) -> Any:
-    """Parses YAML without aliases, with which 400 bytes can take hours to read."""
+    """Parses YAML. Aliases are refused: with them, 400 bytes can take hours to parse."""
     import yaml  # type: ignore[import-untyped]
 
     if len(text) > MAX_FRONT_MATTER:
@@ -266,8 +267,8 @@ def general_metadata(
 ) -> dict[str, Any]:
     """The general.* keys between general.type and the architecture's, in the reference's order.
 
-    num_params: elements of all tensors. hub_id: the model's id, if the folder is a downloaded snapshot, whose own name
-    is meaningless. Omissions are appended to notes.
+    num_params: elements of all tensors. hub_id: the model's id, if the folder is a downloaded snapshot: its folder's
+    name is a hash. Omissions are appended to notes.
     """
     card = read_card(folder, notes)
     found = {key: _first(card, keys) for key, keys in CARD_TEXT.items()}
@@ -307,7 +308,7 @@ def general_metadata(
 
 
 def card_text(metadata: Mapping[str, Any]) -> str:
-    """README.md whose front matter has the general.* keys; `general_metadata` reads the same keys from it."""
+    """README.md with the general.* keys in its front matter. `general_metadata` reads the same keys from it."""
     import yaml
 
     card: dict[str, Any] = {}

@@ -14,7 +14,7 @@ from lowbit.base.atomic import AtomicFile
 from lowbit.base.errors import InputError
 from lowbit.hf.checkpoint import ITEM_BYTES, MAX_HEADER_BYTES
 
-#: The header ends at a multiple of this, so elements of all types are aligned in a map of the file.
+#: The header ends at a multiple of this, so that elements of all types are aligned in a map of the file.
 _ALIGNMENT = 8
 
 

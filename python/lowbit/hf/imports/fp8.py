@@ -5,7 +5,7 @@ Two forms are in use. The tensor names distinguish them:
    X.weight F8_E4M3 (N, K)     X.weight_scale_inv (N / 128, K / 128)         quant_method fp8: DeepSeek, Qwen3-FP8
    X.weight F8_E4M3 (N, K)     X.weight_scale (), (1,), (N,) or (N, 1)       compressed-tensors, fbgemm_fp8, modelopt
 
-Both names mean the same: the factor of the stored values, for the whole tensor, a row, or a block of
+Both names have one meaning: the factor of the stored values, for the whole tensor, a row, or a block of
 `weight_block_size` (the last blocks may be partial). The product is computed in float32, as in the reference converter.
 Scales of activations are not used: lowbit does not round activations to 8-bit floats.
 """
@@ -34,7 +34,7 @@ ACTIVATION_SUFFIXES = (
     ".input_scale", ".activation_scale", "_activation_scale", ".output_scale", ".input_scale_ub", ".q_scale",
     ".k_scale", ".v_scale",
 )  # fmt: skip
-#: quant_method -> the values of "format" or "quant_algo" with 8-bit float weights; None: it has no such key.
+#: quant_method -> the values of "format" or "quant_algo" with 8-bit float weights; None: the key is not needed.
 FLOAT8_METHODS: dict[str, tuple[str | None, ...]] = {
     "fp8": (None,),
     "fbgemm_fp8": (None,),
@@ -47,7 +47,7 @@ WAYS_OUT = {
     ".save_pretrained(e) writes them",
     "bitsandbytes": "AutoModelForCausalLM.from_pretrained(d).dequantize().save_pretrained(e) writes them",
 }
-ORIGINAL = "take the checkpoint that this one was made of (base_model in its README.md)"
+ORIGINAL = "use the original checkpoint (base_model in its README.md)"
 
 
 @functools.cache
@@ -115,13 +115,13 @@ def dequantize(checkpoint: Checkpoint, own_methods: Collection[str]) -> list[str
         names = [name for suffix in SCALE_SUFFIXES if (name := stored.name + suffix) in checkpoint.tensors]
         if len(names) > 1 or (not names and settings):
             found = " and ".join(names) or "no scale"
-            raise stored.error(FormatError, f" is {stored.dtype_name} with {found}")
+            raise stored.error(FormatError, f" is {stored.dtype_name} with {found}", expected="one scale")
         scales = _read_scales(checkpoint.tensors.pop(names[0])) if names else np.ones((), np.float32)
         checkpoint.tensors[stored.name] = _scaled(stored, scales, block)
     activation = [name for name in checkpoint.tensors if name.endswith(ACTIVATION_SUFFIXES)]
     for name in activation:
         del checkpoint.tensors[name]
-    return [f"{len(activation)} scales of 8-bit activations are not kept"] if activation else []
+    return [f"{len(activation)} scales of 8-bit activations are left out"] if activation else []
 
 
 def _check_method(settings: dict[str, Any], path: Path) -> None:
@@ -134,7 +134,7 @@ def _check_method(settings: dict[str, Any], path: Path) -> None:
     if kind not in FLOAT8_METHODS.get(name, ()):
         described = name if kind is None else f"{name}, {shown(kind, 40)}"
         raise UnsupportedError(
-            f"the checkpoint is quantized ({described}), and lowbit takes floats, 8-bit ones included: "
+            f"the checkpoint is quantized ({described}), and lowbit reads only floats, 8-bit ones included: "
             f"{WAYS_OUT.get(name, ORIGINAL)}",
             path=path,
             key="quantization_config",
@@ -167,7 +167,9 @@ def _block(settings: dict[str, Any], path: Path) -> tuple[int, ...]:
             )
         if size != sizes[0]:
             raise UnsupportedError(
-                f"blocks of {sizes[0]} and of {size} in one checkpoint", path=path, key="quantization_config"
+                f"blocks of {sizes[0]} and of {size} in one checkpoint, which lowbit does not support",
+                path=path,
+                key="quantization_config",
             )
     return tuple(sizes[0]) if sizes else ()
 
@@ -190,7 +192,7 @@ def _scaled(stored: StoredTensor, scales: np.ndarray, block: tuple[int, ...]) ->
     finite = np.isfinite(scales)
     if not finite.all():
         place = [int(i) for i in np.argwhere(~finite)[0]]
-        raise stored.error(FormatError, f": its scale at {place} is {scales[tuple(place)]}")
+        raise stored.error(FormatError, f": its scale at {place} is {scales[tuple(place)]}", expected="a finite number")
     if scales.size == 1:
         return Float8Tensor(stored, scales.reshape(()), ())
     if len(stored.shape) != 2:
