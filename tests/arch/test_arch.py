@@ -145,10 +145,10 @@ def test_wrong_values(tmp_path: Path, key: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("hidden_act", "gelu", "hidden_act 'gelu'"),
+        ("hidden_act", "gelu", "hidden_act is 'gelu'"),
         ("quantization_config", {"quant_method": "gptq"}, "gptq"),
         ("rope_parameters", {"rope_type": "longrope", "rope_theta": 1.0}, "'longrope'"),
-        ("rope_parameters", {"full_attention": {"rope_theta": 1.0}}, "differ between layers"),
+        ("rope_parameters", {"full_attention": {"rope_theta": 1.0}}, "differs between layers"),
     ],
 )
 def test_unsupported(tmp_path: Path, key: str, value: Any, message: str) -> None:
@@ -260,7 +260,7 @@ def test_tied_weights_under_either_name(tmp_path: Path) -> None:
 
 def test_untied_models_need_both(tmp_path: Path) -> None:
     folder = rename(make_checkpoint(tmp_path / "a", tied=False), "lm_head.weight", None)
-    with pytest.raises(lowbit.FormatError, match=r"missing 1 tensors: lm_head\.weight"):
+    with pytest.raises(lowbit.FormatError, match=r"1 tensors are missing: lm_head\.weight"):
         open_checkpoint(folder)
 
 
@@ -275,7 +275,7 @@ def test_missing_and_foreign_tensors(tmp_path: Path) -> None:
     with pytest.raises(lowbit.FormatError, match=name):
         open_checkpoint(folder)
     folder = rename(make_checkpoint(tmp_path / "b"), name, "model.layers.1.mlp.odd.weight")
-    with pytest.raises(lowbit.FormatError, match=r"'model\.layers\.1\.mlp\.odd\.weight' is not one of the qwen3"):
+    with pytest.raises(lowbit.FormatError, match=r"'model\.layers\.1\.mlp\.odd\.weight' is not part of the qwen3"):
         open_checkpoint(folder)
 
 
@@ -283,7 +283,7 @@ def test_old_buffers_are_left_out(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "a", layers=3)
     before = len(open_checkpoint(folder).tensors)
     rename(folder, "model.layers.2.self_attn.q_norm.weight", "model.layers.2.self_attn.rotary_emb.inv_freq")
-    with pytest.raises(lowbit.FormatError, match=r"missing 1 tensors: model\.layers\.2\.self_attn\.q_norm\.weight"):
+    with pytest.raises(lowbit.FormatError, match=r"1 tensors are missing: model\.layers\.2\.self_attn\.q_norm\.weight"):
         open_checkpoint(folder)
     assert before == 35
 
@@ -361,14 +361,14 @@ def test_longrope_is_kept_as_factors(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("short_factor", [1.0] * 31, "'short_factor' is '31 of them', expected a list of 32 numbers"),
+        ("short_factor", [1.0] * 31, "'short_factor' is 'a list of 31', expected a list of 32 numbers"),
         ("short_factor", [1.0] * 31 + [0.0], "'short_factor' is '0.0', expected a positive number"),
         ("long_factor", None, "no 'long_factor'"),
         ("long_factor", "1", "'long_factor' is '1', expected a list of 32 numbers"),
         ("rope_type", "yarn", "'yarn', expected default or longrope"),
         ("attention_factor", -2.0, "'attention_factor' is '-2.0', expected a positive number"),
         ("partial_rotary_factor", 0.01, "rotates 0 of 64"),
-        ("partial_rotary_factor", 1e30, "of 64 values a head"),
+        ("partial_rotary_factor", 1e30, "of 64 values per head"),
         ("partial_rotary_factor", 51 / 64, "rotates 51 of 64"),
     ],
 )
@@ -381,7 +381,7 @@ def test_wrong_longrope(tmp_path: Path, key: str, value: Any, message: str) -> N
 
 def test_phi3_needs_its_context_and_plain_heads(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "a", "phi3")
-    with pytest.raises(lowbit.UnsupportedError, match=r"head_dim 32, the phi3 architecture has .* = 64"):
+    with pytest.raises(lowbit.UnsupportedError, match=r"head_dim is 32, expected .* = 64 in phi3"):
         open_checkpoint(edit(folder, head_dim=32))
     with pytest.raises(lowbit.FormatError, match="no 'original_max_position_embeddings'"):
         open_checkpoint(edit(folder, head_dim=None, original_max_position_embeddings=None))

@@ -173,9 +173,9 @@ def change_config(folder: Path, **changes: Any) -> None:
         ({"quantization_config": {"quant_method": "bitnet", "quantization_mode": "x"}}, "expected offline or online"),
         ({"quantization_config": {"quant_method": "bitnet", "use_rms_norm": True}}, "use_rms_norm is set"),
         ({"quantization_config": {"quant_method": "bitnet", "modules_to_not_convert": ["x"]}}, "modules_to_not"),
-        ({"hidden_act": "silu"}, "hidden_act 'silu', the bitnet architecture has relu2"),
-        ({"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}}, "rope_type 'linear'"),
-        ({"head_dim": 32}, "head_dim 32, the bitnet architecture"),
+        ({"hidden_act": "silu"}, "hidden_act is 'silu', expected relu2 in the bitnet architecture"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}}, "rope_type is 'linear'"),
+        ({"head_dim": 32}, "head_dim is 32, expected hidden_size"),
     ],
 )
 def test_refused_settings(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -188,12 +188,12 @@ def test_refused_settings(tmp_path: Path, changes: dict[str, Any], message: str)
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        (MATRIX, np.zeros((32, 255), np.uint8), r"has shape \[128, 255\], config.json asks for \[128, 256\]"),
+        (MATRIX, np.zeros((32, 255), np.uint8), r"has shape \[128, 255\], expected \[128, 256\] from config.json"),
         (MATRIX, np.zeros((128, 256), np.float32), r"is F32 \[128, 256\], expected a matrix of U8"),
         (MATRIX, np.zeros((32 * 256,), np.uint8), r"is U8 \[8192\], expected a matrix of U8"),
         (MATRIX + "_scale", np.ones(2, np.float32), r"has shape \[2\], expected \[1\]"),
         (MATRIX + "_scale", np.ones((), np.float32), r"has shape \[\], expected \[1\]"),
-        (MATRIX + "_scale", None, r"missing 1 tensors: model\.layers\.1\.self_attn\.k_proj\.weight_scale"),
+        (MATRIX + "_scale", None, r"1 tensors are missing: model\.layers\.1\.self_attn\.k_proj\.weight_scale"),
         ("model.embed_tokens.weight", np.zeros((288, 256), np.uint8), "has type U8"),
     ],
 )

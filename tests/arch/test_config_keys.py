@@ -173,7 +173,7 @@ SLIDING = ["sliding_attention", "full_attention"]
         ("qwen2", {"layer_types": SLIDING, "sliding_window": 8}, "layer_types"),
         ("qwen3", {"layer_types": SLIDING, "use_sliding_window": True, "sliding_window": None}, "layer_types"),
         ("bitnet", {"attention_bias": True}, "attention_bias"),
-        ("gemma3", {"hidden_activation": "gelu"}, "hidden_activation 'gelu'"),
+        ("gemma3", {"hidden_activation": "gelu"}, "hidden_activation is 'gelu'"),
         ("llama", {"rope_parameters": {**LLAMA3, "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
         ("qwen3", {"rope_parameters": YARN, "partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ("phi3", {"original_max_position_embeddings": None}, "original_max_position_embeddings"),
@@ -216,10 +216,11 @@ def test_config_of_another_size_than_the_weights(tmp_path: Path, arch: str) -> N
     folder = make_checkpoint(tmp_path / "a", arch)
     with pytest.raises(lowbit.FormatError, match=r"num_hidden_layers is 1, but there are tensors of more layers"):
         open_checkpoint(edited(folder, num_hidden_layers=1))
-    with pytest.raises(lowbit.FormatError, match=r"num_hidden_layers is 3, the tensors are those of 2 layers"):
+    with pytest.raises(lowbit.FormatError, match=r"num_hidden_layers is 3, but the tensors have 2 layers"):
         open_checkpoint(edited(folder, num_hidden_layers=3))
     with pytest.raises(
-        lowbit.FormatError, match=r"(embed_tokens|lm_head).*\[288, 256\].*\[300, 256\] \(vocab_size, hidden_size\)"
+        lowbit.FormatError,
+        match=r"(embed_tokens|lm_head).*\[288, 256\].*\[300, 256\] from config.json \(vocab_size, hidden_size\)",
     ):
         open_checkpoint(edited(folder, num_hidden_layers=2, vocab_size=300, tie_word_embeddings=True))
 

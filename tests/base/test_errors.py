@@ -265,7 +265,16 @@ RAISED: dict[str, tuple[Callable[[Path], Any], type[Error], dict[str, Any]]] = {
         lowbit.FormatError,
         {"path": "m/config.json", "key": "rope_parameters.factor", "expected": "a positive number", "found": "-1"},
     ),
-    "a shape": (with_shape, lowbit.FormatError, {"path": "m/model.safetensors", "tensor": re.compile("model.*weight")}),
+    "a shape": (
+        with_shape,
+        lowbit.FormatError,
+        {
+            "path": "m/model.safetensors",
+            "tensor": re.compile("model.*weight"),
+            "expected": "[288, 128] from config.json (vocab_size, hidden_size)",
+            "found": "[288, 64]",
+        },
+    ),
     "metadata": (
         lambda f: with_wrong_metadata(f, "qwen3.rope.scaling.type", "x"),
         lowbit.UnsupportedError,

@@ -170,7 +170,7 @@ PLACES: dict[str, tuple[Place, str]] = {
     ),
     "rotation": (lambda f, t: lowbit.load(gguf_with(f, qwen3__rope__scaling__type=t)), "expected none, linear"),
     "number": (lambda f, t: lowbit.load(gguf_with(f, qwen3__block_count=t)), "expected an integer"),
-    "tensor": (with_tensor, "not one of"),
+    "tensor": (with_tensor, "not part of"),
     "type of a tensor": (
         lambda f, t: with_header(f, {"a": {"dtype": t, "shape": [0], "data_offsets": [0, 0]}}),
         "unknown type",
@@ -179,7 +179,7 @@ PLACES: dict[str, tuple[Place, str]] = {
     "file in the index": (lambda f, t: indexed(f, {"a": f"{t}/"}), "expected a plain file name"),
     "tensor in the index": (lambda f, t: indexed(f, {t: "model-00001-of-00001.safetensors"}), "index"),
     "class": (lambda f, t: with_config(f, architectures=[t]), "is unknown"),
-    "activation": (lambda f, t: with_config(f, hidden_act=t), "the qwen3 architecture has silu"),
+    "activation": (lambda f, t: with_config(f, hidden_act=t), "expected silu in the qwen3 architecture"),
     "size": (lambda f, t: with_config(f, vocab_size=t), "expected a positive integer"),
     "rope_type": (lambda f, t: with_config(f, rope_parameters={"rope_type": t}), "expected default"),
     "layer types": (lambda f, t: with_config(f, layer_types=[t], use_sliding_window=True), "layer_types"),

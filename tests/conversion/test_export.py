@@ -150,12 +150,15 @@ def test_the_model_card(tmp_path: Path) -> None:
     [
         ({"tensors": {"blk__1__ffn_up__weight": None}}, r"1 tensors are missing: blk\.1\.ffn_up\.weight"),
         ({"tensors": {"token_embd__weight": None}}, r"token_embd\.weight"),
-        ({"tensors": {"blk__0__attn_q__weight": np.ones((256, 128), np.float32)}}, r"shape \[256, 128\], the metadata"),
+        (
+            {"tensors": {"blk__0__attn_q__weight": np.ones((256, 128), np.float32)}},
+            r"shape \[256, 128\], expected \[256, 256\] from the metadata",
+        ),
         (
             {"tensors": {"blk__0__odd": np.ones(3, np.float32)}},
             r"tensor blk\.0\.odd: a qwen3 checkpoint cannot hold it",
         ),
-        ({"tensors": {"blk__0__attn_q__bias": np.ones(256, np.float32)}}, r"blk\.0\.attn_k\.bias is not"),
+        ({"tensors": {"blk__0__attn_q__bias": np.ones(256, np.float32)}}, r"blk\.0\.attn_k\.bias is missing"),
         ({"tensors": {"output_norm__weight": np.ones(256, np.int8)}}, r"output_norm\.weight: I8"),
         ({"metadata": {"general.architecture": "mamba"}}, "'mamba' is unknown"),
         ({"metadata": {"general.architecture": None}}, r"no general\.architecture"),

@@ -63,7 +63,7 @@ def test_numbers_of_a_configuration_that_float32_does_not_hold(
 def test_a_scaling_whose_factors_are_no_numbers(tmp_path: Path) -> None:
     rope = {**LLAMA3_ROPE, "factor": 1e-44, "rope_theta": 100.0}
     folder = make_checkpoint(tmp_path / "m", "llama", config={"rope_parameters": rope}, **SIZES)
-    refused(folder, tmp_path / "o.gguf", "rope_parameters: its numbers make factors")
+    refused(folder, tmp_path / "o.gguf", "rope_parameters: the settings give factors")
 
 
 METADATA = [

@@ -28,7 +28,7 @@ from lowbit.tokenizer.to_gguf import TokenizerRules
 
 #: Buffers in old checkpoints that no program reads.
 IGNORED_SUFFIXES = (".attention.masked_bias", ".attention.bias", ".rotary_emb.inv_freq")
-#: The core's limit, far above any model: tables for each pair of a head are built before the core checks.
+#: The core's limit, far above any model. It is checked here because rotary tables are built before the core checks.
 MAX_HEAD_DIM = 4096
 
 
@@ -61,7 +61,7 @@ class Architecture:
     layer_tensors: ClassVar[tuple[Tensor, ...]] = DENSE_LAYER
 
     def text_config(self, config: Config) -> Config:
-        """config.json for the methods below: flat, only the text model's keys."""
+        """config.json for the methods below: one flat object with the text model's keys."""
         return config
 
     def hf_name(self, name: str) -> str:
@@ -79,7 +79,11 @@ class Architecture:
         num_kv_heads = config.integer("num_key_value_heads", num_heads)
         if num_heads % num_kv_heads:
             raise config.error(
-                FormatError, "num_attention_heads", f"{num_heads} is no multiple of num_key_value_heads {num_kv_heads}"
+                FormatError,
+                "num_attention_heads",
+                f"is {num_heads}",
+                expected=f"a multiple of num_key_value_heads {num_kv_heads}",
+                found=num_heads,
             )
         head_dim = config.integer("head_dim", self.default_head_dim(hidden, num_heads))
         if head_dim % 2:
@@ -97,14 +101,19 @@ class Architecture:
         )
 
     def check(self, config: Config) -> list[str]:
-        """Refuses what the architecture's graph cannot express. Returns notes on what GGUF cannot represent."""
+        """Raises UnsupportedError for settings that the architecture's graph cannot express. Returns notes on settings
+        that GGUF cannot represent."""
         key = self.activation_key
         if (activation := config.text(key, self.hidden_act)) != self.hidden_act:
             raise config.error(
-                UnsupportedError, key, f"{activation!r}, the {self.name} architecture has {self.hidden_act}"
+                UnsupportedError,
+                key,
+                f"is {activation!r}",
+                expected=f"{self.hidden_act} in the {self.name} architecture",
+                found=activation,
             )
         if not config.boolean("is_causal", True):
-            raise config.error(UnsupportedError, "is_causal", "is false, and lowbit supports causal attention only")
+            raise config.error(UnsupportedError, "is_causal", "is false, and lowbit supports only causal attention")
         if config.values.get("per_layer_config"):
             raise config.error(
                 UnsupportedError, "per_layer_config", "is set, and all layers of a GGUF file have the same settings"
@@ -116,8 +125,8 @@ class Architecture:
                 raise config.error(
                     UnsupportedError,
                     "layer_types",
-                    f"has {sliding.count(True)} layers of sliding_attention, the other settings of {config.hf_class} "
-                    f"give a window to {len(windows) - windows.count(0)}",
+                    f"has {sliding.count(True)} layers of sliding_attention, but other settings of {config.hf_class} "
+                    f"give a window to {len(windows) - windows.count(0)} layers",
                 )
         if self.scaled_rope(config).values["rope_type"] == "llama3" and not self.engine_reads_rope_freqs:
             return [f"rope_type llama3 becomes the tensor {ROPE_FREQS}, with which llama.cpp refuses {self.name} files"]
@@ -161,8 +170,7 @@ class Architecture:
         return rope_metadata(self.scaled_rope(config), self.sizes(config).context)
 
     def late_metadata(self, config: Config) -> dict[str, Any]:
-        """Keys that the reference writes after general.file_type; then windows, whose keys the reference does not
-        write."""
+        """Keys that the reference writes after general.file_type, then keys of windows, which it does not write."""
         return window_metadata(self.name, self.config_windows(config))
 
     def extra_tensors(self, config: Config) -> Iterable[TensorSource]:
@@ -181,7 +189,10 @@ class Architecture:
         """Every tensor of the file, checked against config.json, in file order."""
         sizes = self.sizes(config)
         if sizes.layers > len(checkpoint.tensors):
-            raise FormatError(f"{sizes.layers} layers, but only {len(checkpoint.tensors)} tensors", path=config.path)
+            raise FormatError(
+                f"num_hidden_layers is {sizes.layers}, but there are only {len(checkpoint.tensors)} tensors",
+                path=config.path,
+            )
         table = self.table(sizes.layers)
         tied = self.is_tied(config)
         names = {
@@ -201,7 +212,10 @@ class Architecture:
             if stored.shape != shape:
                 keys = ", ".join(dict.fromkeys(CONFIG_KEYS[size] for size in entry.shape if size in CONFIG_KEYS))
                 raise stored.error(
-                    FormatError, f" has shape {list(stored.shape)}, config.json asks for {list(shape)} ({keys})"
+                    FormatError,
+                    f" has shape {list(stored.shape)}",
+                    expected=f"{list(shape)} from config.json ({keys})",
+                    found=list(stored.shape),
                 )
             if entry.gguf.endswith(".bias") and not self.has_bias(entry.gguf.removesuffix(".bias"), config):
                 raise UnsupportedError(
@@ -220,9 +234,9 @@ class Architecture:
             listed = ", ".join(hf_names[name] for name in missing[:4])
             layers = {layer_of(name) for name in found} - {-1}
             if layers and max(layers) + 1 < sizes.layers and all(layer_of(name) > max(layers) for name in missing):
-                listed += f"; num_hidden_layers is {sizes.layers}, the tensors are those of {max(layers) + 1} layers"
+                listed += f"; num_hidden_layers is {sizes.layers}, but the tensors have {max(layers) + 1} layers"
             raise FormatError(
-                f"missing {len(missing)} tensors: {listed}", path=checkpoint.folder, tensor=hf_names[missing[0]]
+                f"{len(missing)} tensors are missing: {listed}", path=checkpoint.folder, tensor=hf_names[missing[0]]
             )
         return [*self.extra_tensors(config), *found.values()]
 
@@ -231,13 +245,13 @@ class Architecture:
         match = re.fullmatch(r"model\.layers\.(\d{1,6})\.(.+)", name)
         if match and int(match[1]) >= num_layers and any(tensor.hf == match[2] for tensor in self.layer_tensors):
             return FormatError(
-                f"num_hidden_layers is {num_layers}, but there are tensors of more layers: {stored_name!r}; take the "
+                f"num_hidden_layers is {num_layers}, but there are tensors of more layers: {stored_name!r}; use the "
                 "config.json of these weights",
                 path=config.path,
                 key="num_hidden_layers",
                 tensor=stored_name,
             )
-        return FormatError(f"tensor {stored_name!r} is not one of the {self.name} architecture's", tensor=stored_name)
+        return FormatError(f"tensor {stored_name!r} is not part of the {self.name} architecture", tensor=stored_name)
 
     def table(self, num_layers: int) -> dict[str, tuple[Tensor, str]]:
         """Hugging Face name -> (entry, GGUF name), for every layer."""
@@ -248,7 +262,7 @@ class Architecture:
         return table
 
     def hf_config(self, metadata: Mapping[str, Any], tensors: Mapping[str, TensorSource]) -> dict[str, Any]:
-        """config.json of a GGUF file: the inverse of `metadata`. tensors: the file's, by GGUF name."""
+        """config.json of a GGUF file: the inverse of `metadata`. tensors: of the file, by GGUF name."""
         get = Keys(metadata, self.name)
         hidden, num_heads = get.integer("embedding_length"), get.integer("attention.head_count")
         head_dim = get.integer("attention.key_length", hidden // num_heads)
@@ -337,9 +351,12 @@ class Architecture:
         return (rope_of(get, tensors, dim),), (0,) * len(windows)
 
     def spec(self, metadata: Mapping[str, Any], tensors: Tensors) -> ModelSpec:
-        """The network of a GGUF file. Defaults are GGUF's: head_count_kv is head_count, key_length is embedding_length
-        / head_count, rope.dimension_count is key_length, rope.freq_base is 10000, and the vocabulary is as long as
-        tokenizer.ggml.tokens. `tensors`: at least the one-dimensional ones, by GGUF name."""
+        """The network of a GGUF file. `tensors`: at least the one-dimensional ones, by GGUF name.
+
+        Defaults are those of GGUF: head_count_kv is head_count, key_length is embedding_length / head_count,
+        rope.dimension_count is key_length, rope.freq_base is 10000, the vocabulary has the length of
+        tokenizer.ggml.tokens.
+        """
         get = Keys(metadata, self.name)
         hidden, num_heads = get.integer("embedding_length"), get.integer("attention.head_count")
         head_dim = get.integer("attention.key_length", hidden // num_heads, maximum=MAX_HEAD_DIM)
@@ -348,9 +365,9 @@ class Architecture:
                 raise get.error(UnsupportedError, f"attention.{key}", f"differs from key_length {head_dim}")
         for key, what in UNSUPPORTED_COUNTS.items():
             if get.integer(key, 0, minimum=0):
-                raise get.error(UnsupportedError, key, f"is set: {what} do not run yet")
+                raise get.error(UnsupportedError, key, f"is set, and lowbit does not run {what} yet")
         if not get.boolean("attention.causal", True):
-            raise get.error(UnsupportedError, "attention.causal", "is false, and lowbit supports causal attention only")
+            raise get.error(UnsupportedError, "attention.causal", "is false, and lowbit supports only causal attention")
         num_layers = get.integer("block_count", maximum=MAX_LAYERS)
         rope_dim = get.integer("rope.dimension_count", head_dim, maximum=head_dim)
         if get.integer("rope.dimension_count_swa", rope_dim) != rope_dim:
@@ -392,8 +409,9 @@ def refuse_wide_heads(arch: str, config: Config, sizes: Sizes) -> None:
         raise config.error(
             UnsupportedError,
             "head_dim",
-            f"{sizes.head_dim}, the {arch} architecture has hidden_size / num_attention_heads = "
-            f"{sizes.hidden / sizes.num_heads:g}",
+            f"is {sizes.head_dim}",
+            expected=f"hidden_size / num_attention_heads = {sizes.hidden / sizes.num_heads:g} in {arch}",
+            found=sizes.head_dim,
         )
 
 
@@ -404,12 +422,12 @@ def sliding_layers(config: Config, num_layers: int, default: Callable[[int], boo
         return [default(i) for i in range(num_layers)]
     known = ("sliding_attention", "full_attention")
     if not isinstance(types, list) or len(types) != num_layers or any(kind not in known for kind in types):
-        raise config.wrong("layer_types", types, f"{' or '.join(known)} a layer", 60)
+        raise config.wrong("layer_types", types, f"{' or '.join(known)} for each layer", 60)
     return [kind == "sliding_attention" for kind in types]
 
 
 def window_metadata(arch: str, windows: tuple[int, ...]) -> dict[str, Any]:
-    """attention.sliding_window, and attention.sliding_window_pattern (True: has a window) unless every layer has
+    """attention.sliding_window, and attention.sliding_window_pattern (True: the layer has a window) unless all have
     one."""
     if not any(windows):
         return {}
@@ -420,7 +438,7 @@ def window_metadata(arch: str, windows: tuple[int, ...]) -> dict[str, Any]:
 
 
 def stays_float32(tensor: TensorSource) -> bool:
-    """Norms, biases and everything with one axis are float32 in GGUF."""
+    """Whether GGUF stores the tensor as float32: norms, biases and all tensors of one axis."""
     return len(tensor.shape) <= 1 or tensor.name.endswith("_norm.weight")
 
 

@@ -1,7 +1,7 @@
 """Values of config.json, computed from GGUF keys and tensors.
 
-GGUF stores numbers as float32. In config.json they become the shortest decimals that round to the same float32, which
-is how the authors wrote them.
+GGUF stores numbers as float32. In config.json they become the shortest decimals that round to the same float32: the
+numbers as their authors wrote them.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ def has_biases(tensors: Mapping[str, TensorSource], parts: tuple[str, ...]) -> b
     if there and len(there) != len(names):
         missing = next(name for name in names if name not in tensors)
         raise UnsupportedError(
-            f"tensor {there[0]} is there and {missing} is not, which config.json cannot express", tensor=there[0]
+            f"tensor {missing} is missing, but tensor {there[0]} is not; config.json cannot express this",
+            tensor=there[0],
         )
     return bool(there)
 
@@ -64,7 +65,7 @@ def llama3_parameters(factors: TensorSource, theta: float) -> dict[str, Any]:
         raise FormatError(
             f"tensor {factors.name}: {factors.dtype} {list(factors.shape)}",
             tensor=factors.name,
-            expected="a factor a pair",
+            expected="one factor for each rotated pair",
         )
     wanted = read(factors)
     factor = decimal(wanted.max())
@@ -74,13 +75,12 @@ def llama3_parameters(factors: TensorSource, theta: float) -> dict[str, Any]:
             names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
             return {"rope_type": "llama3", **dict(zip(names, settings, strict=True)), names[-1]: 1 << exponent}
     raise UnsupportedError(
-        f"tensor {factors.name} is not a Llama 3 scaling that config.json can express", tensor=factors.name
+        f"tensor {factors.name}:", expected="the factors of a Llama 3 scaling with known settings", tensor=factors.name
     )
 
 
 def layer_types(metadata: Mapping[str, Any], arch: str, window: int) -> list[str]:
-    """layer_types in config.json: attention.sliding_window_pattern; without it, every layer has a window if there is
-    one."""
+    """layer_types in config.json, from attention.sliding_window_pattern. Without it, all layers have the window."""
     get = Keys(metadata, arch)
     num_layers = get.integer("block_count", maximum=MAX_LAYERS)
     key = "attention.sliding_window_pattern"
@@ -92,7 +92,7 @@ def layer_types(metadata: Mapping[str, Any], arch: str, window: int) -> list[str
         pattern = [period == 0 or (i + 1) % period > 0 for i in range(num_layers)]
     if not isinstance(pattern, (list, np.ndarray)) or len(pattern) != num_layers:
         name = f"{arch}.{key}"
-        raise FormatError(f"{name}:", key=name, expected=f"a value for each of {num_layers} layers")
+        raise FormatError(f"{name}:", key=name, expected=f"one value for each of {num_layers} layers")
     return ["sliding_attention" if has_window else "full_attention" for has_window in pattern]
 
 

@@ -35,10 +35,10 @@ class Keys:
         return value
 
     def text(self, key: str, default: str | None = None) -> str:
-        """A text."""
+        """A string."""
         value = self._get(key, default)
         if not isinstance(value, str):
-            raise self._wrong(key, value, "a text")
+            raise self._wrong(key, value, "a string")
         return value
 
     def integer(self, key: str, default: int | None = None, minimum: int = 1, maximum: int = (1 << 31) - 1) -> int:

@@ -1,4 +1,4 @@
-"""The architecture and the network that a GGUF file's metadata describes."""
+"""The architecture and the network of a GGUF file, from its metadata."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from lowbit.base.errors import FormatError, UnsupportedError
 
 #: general.type of GGUF files that are not models.
 _OTHER_TYPES = {
-    "adapter": "a LoRA adapter, and lowbit merges those of PEFT (--lora)",
-    "imatrix": "an importance matrix, which --imatrix takes",
+    "adapter": "a LoRA adapter: use --lora with the PEFT adapter that it was made from",
+    "imatrix": "an importance matrix: use it with --imatrix",
     "mmproj": "the image encoder of a multimodal model",
 }
 
@@ -31,15 +31,15 @@ def spec(metadata: Mapping[str, Any], tensors: Tensors) -> ModelSpec:
 
 
 def of_metadata(metadata: Mapping[str, Any], tensors: Iterable[str] = ()) -> Architecture:
-    """The architecture of a GGUF file. tensors: its tensors' names, used in the error for an unknown architecture.
+    """The architecture of a GGUF file. tensors: names, for the error about an unknown architecture.
 
-    Raises UnsupportedError for an unknown architecture and for files that are not models, FormatError if the metadata
-    names none.
+    Raises UnsupportedError for an unknown architecture and for files that are not models, FormatError if the key
+    is missing.
     """
     name = arguments.mapping("metadata", metadata).get("general.architecture")
     kind = metadata.get("general.type")
     if isinstance(kind, str) and kind in _OTHER_TYPES:
-        raise UnsupportedError(key="general.type", expected="a model", found=f"{_OTHER_TYPES[kind]} (general.type)")
+        raise UnsupportedError("general.type:", key="general.type", expected="a model", found=_OTHER_TYPES[kind])
     if not isinstance(name, str):
         raise FormatError("metadata has no general.architecture", key="general.architecture")
     arch = architectures().get(name)

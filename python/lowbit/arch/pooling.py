@@ -1,4 +1,4 @@
-"""Pooling of embedding models: how sentence-transformers' files define one vector per text."""
+"""Pooling of embedding models to one vector per text, as defined in sentence-transformers' files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lowbit.hf.checkpoint import MAX_JSON_BYTES, parse_json_value, read_json
 
 MODULES = "modules.json"
 MEAN, CLS, LAST = 1, 2, 3  #: values of ARCH.pooling_type
-#: Switches of older files (the first that is on counts), then values of pooling_mode in newer ones.
+#: Switches in older files: the first that is on counts.
 SWITCHES = (("pooling_mode_mean_tokens", MEAN), ("pooling_mode_cls_token", CLS), ("pooling_mode_lasttoken", LAST))
 MODES = {"mean": MEAN, "cls": CLS, "lasttoken": LAST}
 
@@ -34,7 +34,7 @@ def pooling_config(folder: Path) -> Path | None:
         place = module.get("path")
         if not isinstance(place, str) or "\0" in place or {"/", ".."} & {*PurePosixPath(place).parts}:
             raise FormatError(
-                f"path is {quoted(place)}", path=path, key="path", expected="a folder in this one", found=place
+                f"path is {quoted(place)}", path=path, key="path", expected="a folder inside this one", found=place
             )
         return folder / place / "config.json"
     return None
@@ -49,7 +49,7 @@ def pooling_type(config: Path) -> int:
     mode = values.get("pooling_mode")
     if isinstance(mode, str) and mode in MODES:
         return MODES[mode]
-    raise UnsupportedError(path=config, expected="pooling by mean, cls or lasttoken, the only ones that GGUF has")
+    raise UnsupportedError(path=config, expected="pooling by mean, cls or lasttoken")
 
 
 def _modules(path: Path) -> list[Any]:

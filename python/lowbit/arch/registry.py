@@ -1,4 +1,4 @@
-"""The known architectures: the files of `families`, and those that users register."""
+"""The known architectures: those in `families`, and those that users register."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def hf_classes() -> dict[str, Architecture]:
 
 
 def of_class(name: str) -> Architecture:
-    """The architecture of a class that config.json may name. Raises InputError for an unknown one."""
+    """The architecture of a class in config.json. Raises InputError for an unknown class."""
     known = hf_classes()
     if arguments.text("like", name) not in known:
         expected, near = f"one of {', '.join(known)}", did_you_mean(name, reversed(known))
@@ -58,13 +58,17 @@ def register(architecture: Architecture | AnyPath, *, replace: bool = False) -> 
     architecture: an instance of a class derived from lowbit.arch.Architecture, or the path of a Python file that ends
     with ARCHITECTURE = YourClass(). The file is executed. lowbit never executes code from a checkpoint.
 
-    Raises InputError if it is not an architecture, and, unless `replace` is set, if another architecture has its names;
-    FileError and FormatError for files that cannot be read or run.
+    Raises InputError if it is not an architecture, or if another one has its names and `replace` is not set; FileError
+    and FormatError for files that cannot be read or run.
     """
     arch = architecture if isinstance(architecture, Architecture) else _of_file(architecture)
     for attribute, kind in (("name", str), ("hf_names", tuple), ("rope_interleaved", bool)):
         if not isinstance(getattr(arch, attribute, None), kind):
-            raise InputError(f"{type(arch).__name__}.{attribute} is no {kind.__name__}")
+            raise InputError(
+                f"{type(arch).__name__}.{attribute}:",
+                expected=f"a {kind.__name__}",
+                found=type(getattr(arch, attribute, None)).__name__,
+            )
     if not re.fullmatch(r"[\w-]+", arch.name, re.ASCII):
         raise InputError(
             f"{type(arch).__name__}.name is {quoted(arch.name, 40)}",
@@ -75,7 +79,9 @@ def register(architecture: Architecture | AnyPath, *, replace: bool = False) -> 
     if not replace:
         taken = {known[arch.name].name} if arch.name in known else set()
         if taken := taken | (hf_classes().keys() & set(arch.hf_names)):
-            raise InputError(f"{', '.join(sorted(taken))}: known already; replace=True puts {arch.name!r} in its place")
+            raise InputError(
+                f"{', '.join(sorted(taken))}: another architecture has this name; replace=True replaces it"
+            )
     known.pop(arch.name, None)
     known[arch.name] = arch  # last: its classes override those of others
     return arch
@@ -84,7 +90,9 @@ def register(architecture: Architecture | AnyPath, *, replace: bool = False) -> 
 def _of_file(path: object) -> Architecture:
     """The ARCHITECTURE of a Python file."""
     if not isinstance(path, (str, bytes, os.PathLike)):
-        raise InputError(f"an architecture or the path of a Python file is wanted, not {type(path).__name__}")
+        raise InputError(
+            "architecture:", expected="an Architecture or the path of a Python file", found=type(path).__name__
+        )
     where = checked(path)
     source = read_bytes(where, MAX_SOURCE_BYTES)
     name = f"lowbit_arch_{Path(where).stem}"
@@ -92,7 +100,7 @@ def _of_file(path: object) -> Architecture:
     spec = importlib.util.spec_from_loader(name, loader)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look up their module
+    sys.modules[name] = module  # dataclasses need their module there
     try:
         exec(loader.source_to_code(source, where), module.__dict__)
     except Exception as error:

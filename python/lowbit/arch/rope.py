@@ -27,10 +27,10 @@ Tensors = Mapping[str, QTensor | npt.NDArray[Any]]
 
 @np.errstate(all="ignore")  # the result is checked at the end
 def rope_of(get: Keys, tensors: Tensors, dim: int) -> Rope:
-    """The rotary embedding that the keys rope.* and the tensors rope_*.weight describe: unscaled, linear, Llama 3, YaRN
-    or LongRoPE. `dim`: rotated values of a head.
+    """The rotary embedding of the keys rope.* and the tensors rope_*.weight: unscaled, linear, Llama 3, YaRN or
+    LongRoPE. `dim`: rotated values of a head.
 
-    Raises FormatError for values and shapes that give no table, UnsupportedError for an unknown kind of scaling.
+    Raises FormatError for invalid values and shapes, UnsupportedError for an unknown kind of scaling.
     """
     powers = _powers(get.number("rope.freq_base", 10000.0), dim)
     magnitude = get.number("rope.scaling.attn_factor", 1.0)
@@ -41,7 +41,7 @@ def rope_of(get: Keys, tensors: Tensors, dim: int) -> Rope:
     short_factors = _factors(tensors, "rope_factors_short.weight", dim)
     if (long_factors is None) != (short_factors is None):
         missing = f"rope_factors_{'long' if long_factors is None else 'short'}.weight"
-        raise FormatError(f"tensor {missing} is missing, the one of the other length is there", tensor=missing)
+        raise FormatError(f"tensor {missing} is missing, but the one for the other length is not", tensor=missing)
     if long_factors is not None and short_factors is not None:
         short, long = (_table(ONE / (f * powers) / factor) for f in (short_factors, long_factors))
         return Rope(short, magnitude, long, magnitude)
@@ -52,7 +52,7 @@ def rope_of(get: Keys, tensors: Tensors, dim: int) -> Rope:
                 UnsupportedError,
                 "rope.scaling.type",
                 "is 'yarn'",
-                expected=f"none beside tensor {ROPE_FREQS}",
+                expected=f"none with tensor {ROPE_FREQS}",
                 found="yarn",
             )
         return _yarn(get, powers, magnitude)
@@ -86,7 +86,7 @@ def _powers(base: float, dim: int) -> Array:
 
 
 def _yarn(get: Keys, powers: Array, magnitude: float) -> Rope:
-    """YaRN: pairs with many rotations keep their frequency, pairs with few are scaled, with a ramp between.
+    """YaRN: pairs with many rotations keep their frequency, pairs with few are scaled, with a linear ramp between.
 
     Neither transformers nor llama.cpp's graphs of these architectures use yarn_ext_factor; neither does this.
     """
@@ -124,5 +124,5 @@ def _factors(tensors: Tensors, name: str, dim: int) -> Array | None:
 
 def _table(frequencies: Array) -> tuple[float, ...]:
     if not np.isfinite(frequencies).all():
-        raise FormatError("the rotary embedding's base and scaling make frequencies that are not finite")
+        raise FormatError("the base and scaling of the rotary embedding give frequencies that are not finite")
     return tuple(frequencies.tolist())

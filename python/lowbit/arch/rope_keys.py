@@ -38,7 +38,7 @@ def rope_metadata(rope: Config, context: int) -> dict[str, Any]:
             UnsupportedError, "rope_type", repr(kind), expected="default, linear, yarn or llama3", found=kind
         )
     if kind != "default" and rope.number("partial_rotary_factor", 1.0) != 1:
-        raise rope.error(UnsupportedError, "partial_rotary_factor", "is set, the network rotates whole heads")
+        raise rope.error(UnsupportedError, "partial_rotary_factor", "is set, and the architecture rotates whole heads")
     return {**result, "rope.freq_base": rope.number("rope_theta")}
 
 
@@ -83,12 +83,12 @@ def rope_tensors(rope: Config, dim: int) -> list[TensorSource]:
     )
     if not (np.isfinite(factors) & (factors > 0)).all():
         raise FormatError(
-            f"{rope.part}: its numbers make factors that are not positive and finite", path=rope.path, key=rope.part
+            f"{rope.part}: the settings give factors that are not positive and finite", path=rope.path, key=rope.part
         )
     return [ArraySource(ROPE_FREQS, factors)]
 
 
-@np.errstate(all="ignore")  # extreme numbers, and equal factors, which leave no range between them
+@np.errstate(all="ignore")  # extreme numbers, and equal factors: a division by 0
 def llama3_factors(
     dim: int, theta: float, factor: float, low_freq_factor: float, high_freq_factor: float, original_context: float
 ) -> np.ndarray:
@@ -100,7 +100,7 @@ def llama3_factors(
     one, old = np.float32(1.0), np.float32(original_context)
     exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
     frequencies = one / np.power(np.float64(theta), exponents.astype(np.float64)).astype(np.float32)
-    wavelengths = one / frequencies * np.float32(2 * math.pi)  # torch divides a number by multiplying with its inverse
+    wavelengths = one / frequencies * np.float32(2 * math.pi)  # torch multiplies the number with the reciprocal
     smooth = one / wavelengths * old - np.float32(low_freq_factor)
     smooth = smooth / np.float32(high_freq_factor - low_freq_factor)
     between = one / ((one - smooth) / np.float32(factor) + smooth)

@@ -1,4 +1,4 @@
-"""The parts of all families' tables: tensors with their two names, and the sizes in their shapes."""
+"""Parts of the families' tables: tensors with their two names, and the sizes in their shapes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tensors of a GGUF file in the form of its Hugging Face checkpoint. `Architecture.hf_config` makes the config.json."""
+"""Tensors of a GGUF file in the form of a Hugging Face checkpoint. `Architecture.hf_config` makes config.json."""
 
 from __future__ import annotations
 
@@ -37,8 +37,10 @@ def hf_tensors(arch: Architecture, tensors: Mapping[str, TensorSource], config: 
         shape = tuple(sizes.named[size] for size in entry.shape)
         if source.shape != shape:
             raise FormatError(
-                f"tensor {gguf_name} has shape {list(source.shape)}, the metadata asks for {list(shape)}",
+                f"tensor {gguf_name} has shape {list(source.shape)}",
                 tensor=gguf_name,
+                expected=f"{list(shape)} from the metadata",
+                found=list(source.shape),
             )
         found.append(Renamed(name, arch.restore(source, config)))
     return sorted(found, key=lambda tensor: tensor.name)

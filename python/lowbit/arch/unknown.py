@@ -60,7 +60,7 @@ def unknown_class(name: str, config: Config, tensors: Iterable[str]) -> Unsuppor
 
 
 def read_as(like: str, config: Config) -> list[str]:
-    """A note on a checkpoint of another class that is read as one of class `like`: keys of config.json not read."""
+    """A note on a checkpoint that is read as one of class `like`: the keys of config.json that are not used."""
     classes = config.values.get("architectures")
     if classes == [like]:
         return []
@@ -80,13 +80,15 @@ def unknown_name(name: str, tensors: Iterable[str]) -> UnsupportedError:
 
 
 class _Candidate(NamedTuple):
-    """The match of an architecture; greater is better."""
+    """How well an architecture matches; greater is better."""
 
-    agreement: tuple[int, int, float]  #: tensors that match less those missing, less config.json's differences, name
+    agreement: tuple[
+        int, int, float
+    ]  #: matching minus missing tensors; minus differences in config.json; similarity of names
     name: str
     differences: list[str]
-    fits: bool  #: no tensor is missing or too much
-    like: str = ""  #: of its classes the one with the most similar name, for a checkpoint that fits
+    fits: bool  #: no tensor is missing, and none is unknown
+    like: str = ""  #: the class with the most similar name, for a checkpoint that fits
 
 
 def _compared(
@@ -106,7 +108,7 @@ def _compared(
 
 def _error(name: str, candidates: list[_Candidate], where: str = "", **fields: Any) -> UnsupportedError:
     best = max(candidates)
-    more = f"; like={best.like} (--like) reads the checkpoint as one of that class" if best.like else ""
+    more = f"; like={best.like} (--like) reads the checkpoint as one of this class" if best.like else ""
     known, differences = ", ".join(architectures())[:200], "; ".join(best.differences)
     return UnsupportedError(
         f"{where}architecture {quoted(name, MAX_NAME)} is unknown; nearest: {best.name} ({differences}); "
@@ -127,7 +129,7 @@ def _layers(names: Iterable[str]) -> int:
 
 
 def _unread(arch: Architecture, config: Config) -> list[str]:
-    """The architecture's error for this config.json, and the keys that it does not read."""
+    """The architecture's error for this config.json, if any, and the keys of config.json that it does not use."""
     result: list[str] = []
     try:
         flat = arch.text_config(config)
@@ -146,7 +148,7 @@ def _unread(arch: Architecture, config: Config) -> list[str]:
 
 
 def _listed(names: list[str]) -> str:
-    """A few names; those of all layers are merged into one."""
+    """A few names; the names of all layers are merged into one."""
     kinds = sorted({re.sub(r"\.\d+(?=\.)", ".*", ascii(name)[1:-1]) for name in names})
     more = f" and {len(kinds) - MAX_LISTED} more" if len(kinds) > MAX_LISTED else ""
     return ", ".join(kind[:MAX_NAME] for kind in kinds[:MAX_LISTED]) + more

@@ -157,7 +157,7 @@ class Packed(Renamed):
                     tensor=self.name,
                     expected="-1, 0 or 1",
                     found=weights[row, column],
-                    rest=": a checkpoint of BitNet holds nothing else",
+                    rest=" in a checkpoint of BitNet",
                 )
             out |= (weights + 1).astype(np.uint8) << np.uint8(2 * i)
         return out
@@ -192,7 +192,7 @@ class BitNet(Architecture):
     )
 
     def text_config(self, config: Config) -> Config:
-        """With transformers' default of the rotary base for BitNet."""
+        """config.json with transformers' default of the rotary base for BitNet."""
         theta = config.number("rope_theta", 500000.0)
         return Config({**config.values, "rope_theta": theta}, config.path)
 
@@ -201,7 +201,9 @@ class BitNet(Architecture):
         refuse_wide_heads(self.name, config, self.sizes(config))
         rope = config.rope()
         if (kind := rope.values["rope_type"]) != "default":
-            raise rope.error(UnsupportedError, "rope_type", f"{kind!r}, the bitnet architecture scales by 1")
+            raise rope.error(
+                UnsupportedError, "rope_type", f"is {kind!r}", expected="default in the bitnet architecture", found=kind
+            )
         if config.boolean("attention_bias", False):
             raise config.error(UnsupportedError, "attention_bias", "is set, and the bitnet architecture has no biases")
         settings = _settings(config)
@@ -234,8 +236,10 @@ class BitNet(Architecture):
         activation = Keys(metadata, self.name).text("hidden_activation", "silu")
         if activation != self.hidden_act:
             raise UnsupportedError(
-                f"bitnet.hidden_activation is {activation!r}, transformers' BitNet has {self.hidden_act}",
+                f"bitnet.hidden_activation is {activation!r}",
                 key="bitnet.hidden_activation",
+                expected=f"{self.hidden_act} in a checkpoint",
+                found=activation,
             )
         config = super().hf_config(metadata, tensors)
         if "bitnet.attention.key_length" not in metadata:
@@ -260,7 +264,7 @@ class BitNet(Architecture):
             raise UnsupportedError(
                 f"tensor {tensor.name}: {tensor.shape[0]} rows",
                 tensor=tensor.name,
-                expected="a multiple of 4 to pack",
+                expected="a multiple of 4, for packing",
                 found=tensor.shape[0],
             )
         return Packed(tensor.name, tensor)
@@ -276,7 +280,7 @@ def _settings(config: Config) -> Config:
     """quantization_config: the form of the matrices."""
     values = config.values.get("quantization_config")
     if not isinstance(values, dict):
-        raise config.wrong("quantization_config", values, "an object: BitNet's")
+        raise config.wrong("quantization_config", values, "an object with the settings of BitNet")
     return Config(values, config.path, "quantization_config")
 
 
@@ -301,7 +305,7 @@ def _ternary(tensors: Mapping[str, StoredTensor], settings: Config) -> Iterable[
             raise stored.error(
                 FormatError,
                 f" is {stored.dtype_name} {list(stored.shape)}",
-                expected="a matrix of U8, four ternary weights in each",
+                expected="a matrix of U8 with four ternary weights in each byte",
             )
         else:
             yield name, PackedTensor(stored)

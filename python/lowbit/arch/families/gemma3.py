@@ -35,7 +35,7 @@ NESTED_DEFAULTS = {
 #: One of this many layers has full attention.
 PATTERN = 6
 GLOBAL_THETA, LOCAL_THETA = 1e6, 1e4
-#: Caps of the logits, which the reference keeps too, and of attention scores, for which it refuses the checkpoint.
+#: Caps of the logits and of attention scores. The reference keeps the first and refuses checkpoints with the second.
 SOFT_CAPS = ("final_logit_softcapping", "attn_logit_softcapping")
 
 
@@ -73,8 +73,7 @@ class Gemma3(Architecture):
         return Config(values, config.path)
 
     def hf_name(self, name: str) -> str:
-        """Without the prefix of the text model: "language_model.model." before transformers 5, "model.language_model."
-        since."""
+        """Without the text model's prefix: "language_model.model." in transformers 4, "model.language_model." in 5."""
         return super().hf_name(name.replace("language_model.", "", 1))
 
     def default_head_dim(self, hidden: int, num_heads: int) -> int:
@@ -86,10 +85,10 @@ class Gemma3(Architecture):
         return part.startswith("attn") and config.boolean("attention_bias", False)
 
     def check(self, config: Config) -> list[str]:
-        """Refuses bidirectional attention, which embedding models have."""
+        """Refuses the bidirectional attention of embedding models."""
         if config.values.get("use_bidirectional_attention"):
             raise config.error(
-                UnsupportedError, "use_bidirectional_attention", "is set, and lowbit supports causal attention only"
+                UnsupportedError, "use_bidirectional_attention", "is set, and lowbit supports only causal attention"
             )
         return super().check(config)
 
@@ -102,7 +101,7 @@ class Gemma3(Architecture):
         return tuple(window * is_sliding for is_sliding in sliding)
 
     def scaled_rope(self, config: Config) -> Config:
-        """That of the layers with full attention."""
+        """The rotary embedding of the layers with full attention."""
         return self._ropes(config)[0]
 
     def rope_metadata(self, config: Config) -> dict[str, Any]:
@@ -113,9 +112,11 @@ class Gemma3(Architecture):
         return {**super().rope_metadata(config), "rope.freq_base_swa": local.number("rope_theta")}
 
     def _ropes(self, config: Config) -> tuple[Config, Config]:
-        """Rotary embeddings of the layers with full attention and of the others, from either form: transformers 5 has
-        both in rope_parameters; 4 has rope_theta with an optional rope_scaling, and rope_local_base_freq. rope_scaling
-        belongs to the layers with full attention, also together with rope_parameters."""
+        """Rotary embeddings of the layers with full attention and of the others.
+
+        transformers 5 has both in rope_parameters; 4 has rope_theta with an optional rope_scaling, and
+        rope_local_base_freq. rope_scaling is for the layers with full attention, also with rope_parameters.
+        """
         both = config.values.get("rope_parameters") or {}
         if not isinstance(both, dict) or not both.keys() <= {"full_attention", "sliding_attention"}:
             raise config.wrong("rope_parameters", both, "full_attention and sliding_attention", 60)
@@ -136,8 +137,7 @@ class Gemma3(Architecture):
         return ropes[0], ropes[1]
 
     def late_metadata(self, config: Config) -> dict[str, Any]:
-        """The window; and the pattern of layers and the scale of attention, if they differ from the reference's
-        defaults."""
+        """The window, and the pattern of layers and scale of attention if they differ from the reference's defaults."""
         keys: dict[str, Any] = {}
         for key in SOFT_CAPS:
             if config.values.get(key):
@@ -153,7 +153,7 @@ class Gemma3(Architecture):
         return keys
 
     def fix_up(self, tensor: TensorSource, config: Config) -> TensorSource:
-        """GGUF's norms include the one that Hugging Face's lack."""
+        """Adds one to the norms: Hugging Face stores them minus one."""
         return PlusOne(tensor.name, tensor) if tensor.name.endswith("norm.weight") else tensor
 
     def restore(self, tensor: TensorSource, config: Config) -> TensorSource:

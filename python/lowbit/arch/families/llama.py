@@ -24,7 +24,7 @@ class Llama(Architecture):
         keeps_space_prefix=True,
         byte_fallback="alike",
         keys_by_size={
-            # CodeLlama's tokens for infilling.
+            # CodeLlama: tokens for infilling.
             32016: {
                 "tokenizer.ggml.prefix_token_id": 32007,
                 "tokenizer.ggml.suffix_token_id": 32008,
@@ -37,7 +37,7 @@ class Llama(Architecture):
     )
 
     def late_metadata(self, config: Config) -> dict[str, Any]:
-        """Vocabulary size, rotated dimensions, and the window, which the reference drops."""
+        """Vocabulary size, rotated dimensions, and the window, which the reference does not write."""
         sizes = self.sizes(config)
         keys = {"llama.vocab_size": sizes.vocab, "llama.rope.dimension_count": sizes.head_dim}
         return {**keys, **super().late_metadata(config)}
@@ -49,7 +49,7 @@ class Llama(Architecture):
         return (window,) * self.sizes(config).layers
 
     def has_bias(self, part: str, config: Config) -> bool:
-        """Depends on two switches. Mistral's class has no biases."""
+        """Two switches decide. Mistral's class has no biases."""
         return config.hf_class != "MistralForCausalLM" and config.boolean(
             "attention_bias" if part.startswith("attn") else "mlp_bias", False
         )

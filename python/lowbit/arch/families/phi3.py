@@ -119,7 +119,9 @@ class Phi3(Architecture):
         scaling: dict[str, Any] = {"type": "longrope"}
         for name, factors in (("long_factor", tensors.get(LONG)), ("short_factor", tensors.get(SHORT))):
             if factors is None or len(factors.shape) != 1 or factors.shape[0] > hf_values.MAX_ROTATED:
-                raise FormatError(f"tensors {LONG} and {SHORT}:", tensor=LONG, expected="both, with a factor a pair")
+                raise FormatError(
+                    f"tensors {LONG} and {SHORT}:", tensor=LONG, expected="both, with one factor for each rotated pair"
+                )
             scaling[name] = [hf_values.decimal(factor) for factor in read(factors)]
         get = Keys(metadata, self.name)
         original = get.integer("rope.scaling.original_context_length")
@@ -131,7 +133,7 @@ class Phi3(Architecture):
 
 
 def _original_context(config: Config) -> int:
-    """The context of the first training; config.json has it in one of two places.
+    """The context length of the first training; config.json has it in one of two places.
 
     transformers 5 uses the one outside rope_parameters, and 4096 if it is missing.
     """
@@ -146,7 +148,7 @@ def _original_context(config: Config) -> int:
         raise config.error(
             UnsupportedError,
             key,
-            f"is missing beside rope_parameters, where transformers takes {USUAL_CONTEXT}; in them it is {original}",
+            f"is missing next to rope_parameters, so transformers uses {USUAL_CONTEXT}; rope_parameters has {original}",
         )
     return original
 
@@ -159,8 +161,8 @@ def _rope_dim(config: Config, sizes: Sizes) -> int:
         raise config.error(
             FormatError,
             "partial_rotary_factor",
-            f"{partial:g} rotates {dim} of {sizes.head_dim} values a head",
-            expected="an even number of them",
+            f"is {partial:g}, which rotates {dim} of {sizes.head_dim} values per head",
+            expected="an even number",
             found=dim,
         )
     return dim
