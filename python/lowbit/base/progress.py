@@ -106,12 +106,15 @@ def _terminal_bar() -> Iterator[_Show]:
 
     def show(step: Progress) -> None:
         nonlocal bar
+        is_over = step.done == step.total
         if bar is None:
+            if is_over or (step.total is not None and time.monotonic() - begin <= PATIENCE_SECONDS):
+                return
             bar = _rich_bar(step)
         bar.update(bar.task_ids[0], completed=step.done, total=step.total)
-        if step.done == step.total:
+        if is_over:
             _hide(bar)
-        elif bar not in _shown and (step.total is None or time.monotonic() - begin > PATIENCE_SECONDS):
+        elif bar not in _shown:
             _cover(bar)
 
     try:

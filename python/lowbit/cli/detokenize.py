@@ -38,7 +38,7 @@ def detokenize(
     import lowbit
 
     (found,) = parsed("IDS", _parsed, [stdin_text() if ids == ["-"] else " ".join(ids)])
-    text = lowbit.load_tokenizer(model).decode(found, skip_special_tokens=skip_special_tokens)
+    text = lowbit.load_tokenizer(model, progress=True).decode(found, skip_special_tokens=skip_special_tokens)
     if json:
         print_json({"ids": found, "text": text})
     else:

@@ -62,7 +62,7 @@ def tokenize(
         text = decoded(read_bytes(file, MAX_TEXT_BYTES, pipes=True), str(file))
     elif text == "-":
         text = stdin_text()
-    tokenizer = lowbit.load_tokenizer(model)
+    tokenizer = lowbit.load_tokenizer(model, progress=True)
     found = tokenizer.encode(text or "", add_special_tokens=add_special_tokens, parse_special=parse_special)
     if ids:
         print(*found)

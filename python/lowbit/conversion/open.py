@@ -23,7 +23,7 @@ from lowbit.base.errors import Error
 from lowbit.base.heap import trim_heap
 from lowbit.base.operation import reading
 from lowbit.base.paths import AnyPath
-from lowbit.base.progress import ProgressLike
+from lowbit.base.progress import ProgressLike, steps
 from lowbit.hf.checkpoint import Checkpoint
 from lowbit.hf.config import Config
 from lowbit.hf.hub import resolve
@@ -130,8 +130,11 @@ def open_checkpoint(
     tensors = arch.tensors(checkpoint, config)
     num_params = sum(num_elements(tensor.shape) for tensor in tensors)
     vocab_size = config.integer("vocab_size")
-    recorded = _tokenizer_record(folder) if record_tokenizer else None
-    tokenizer = tokenizer_metadata(folder, config.values, arch.tokenizer_rules, vocab_size, notes)
+    with steps("read tokenizer", "steps", progress) as advance:
+        recorded = _tokenizer_record(folder) if record_tokenizer else None
+        advance(1, 2)
+        tokenizer = tokenizer_metadata(folder, config.values, arch.tokenizer_rules, vocab_size, notes)
+        advance(2, 2)
     pooling = _pooling(arch, folder, notes)
     is_tied = config.boolean("tie_word_embeddings", arch.tied_by_default)
     if not is_tied and all(tensor.name != "output.weight" for tensor in tensors):

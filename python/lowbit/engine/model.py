@@ -20,7 +20,7 @@ from lowbit.base.errors import ContextFullError, InputError
 from lowbit.base.foreign import of_file
 from lowbit.base.log import log_notes
 from lowbit.base.paths import AnyPath, checked, is_file
-from lowbit.base.progress import ProgressLike
+from lowbit.base.progress import ProgressLike, steps
 from lowbit.base.threads import num_threads
 from lowbit.conversion.open import open_checkpoint
 from lowbit.hf.checkpoint import mapped
@@ -62,7 +62,8 @@ def load(
     never depends on what else is in a batch. `context`: tokens a sequence may hold, by default what the model
     was trained on; more logs a warning. Memory is taken as sequences grow. `max_sequences`: how many may be held at
     once, 65,536 at most. `lora`, `lora_scale`: adapters to merge into a checkpoint's weights, as in `lowbit.convert`.
-    `like`: a known class that a checkpoint is read as, also as in `lowbit.convert`. `progress`: of a download.
+    `like`: a known class that a checkpoint is read as, also as in `lowbit.convert`. `progress` counts tensors,
+    and bytes of a download.
 
     To replace a file that a model uses, write the new one beside it and rename it (as lowbit's writers do): the model
     goes on with the old one. A file written anew in place (`cp` onto it, `wget -O`) or cut short makes the model's next
@@ -84,13 +85,19 @@ def load(
             raise InputError("like is for checkpoints; a GGUF file names its architecture", path=where)
         file = gguf.open(where)
         tensors = {name: weight for name, weight in file.tensors.items() if _is_weight(weight)}
-        with of_file(where):
+        with of_file(where), steps("load", "tensors", progress) as advance:
             spec = arch.spec(file.metadata, tensors)
-            return Model(spec, tensors, metadata=file.metadata, path=path, **options)
+            model = Model(spec, tensors, metadata=file.metadata, path=path, **options)
+            advance(len(tensors), len(tensors))
+            return model
     opened = open_checkpoint(where, lora=lora, lora_scale=lora_scale, like=like, progress=progress)
     if like is not None:
         log_notes(opened.notes)
-    weights = {source.name: mapped(source) for source in opened.tensors}
+    weights: dict[str, Weight] = {}
+    with steps("load", "tensors", progress) as advance:
+        for source in opened.tensors:
+            weights[source.name] = mapped(source)
+            advance(len(weights), len(opened.tensors))
     spec = arch.spec(opened.metadata, weights)
     return Model(spec, weights, metadata=opened.metadata, path=opened.folder, **options)
 

@@ -19,7 +19,7 @@ from lowbit.base.files import read_bytes
 from lowbit.base.foreign import named, of_file
 from lowbit.base.log import log_notes
 from lowbit.base.paths import AnyPath, is_dir, is_file
-from lowbit.base.progress import ProgressLike
+from lowbit.base.progress import ProgressLike, steps
 from lowbit.base.quoting import listed, quoted, reason, shown
 from lowbit.hf.checkpoint import MAX_JSON_BYTES
 from lowbit.hf.hub import resolve
@@ -246,10 +246,12 @@ def load_tokenizer(path: AnyPath | _HasMetadata, *, progress: ProgressLike = Non
     """The tokenizer of a Hugging Face folder or hub id, a GGUF file, or an open `lowbit.gguf` file.
 
     What is ignored in the files (ids that no token has, say) is logged by "lowbit" as a warning, and in its `notes`.
-    progress: of a download.
+    progress: of a download, then the tokens.
     Raises FileError (missing), FormatError (broken) or UnsupportedError (a kind of tokenizer lowbit does not have).
     """
-    tokenizer = read_tokenizer(path, progress)
+    with steps("load tokenizer", "tokens", progress) as advance:
+        tokenizer = read_tokenizer(path, progress)
+        advance(tokenizer.vocab_size, tokenizer.vocab_size)
     log_notes(tokenizer.notes)
     return tokenizer
 
