@@ -81,7 +81,7 @@ class FileError : public ErrorWithFields<FileError> {
   using ErrorWithFields::ErrorWithFields;
 };
 
-// Well-formed, but not supported by lowbit (unknown architecture, unknown tensor type).
+// A valid file with something that lowbit does not support: an unknown architecture or tensor type.
 class UnsupportedError : public ErrorWithFields<UnsupportedError> {
  public:
   using ErrorWithFields::ErrorWithFields;

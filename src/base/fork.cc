@@ -57,7 +57,7 @@ ForkMutex::~ForkMutex() {
 void ForkMutex::lock() {
   if (lost_) {
     throw InputError(Str("this process was forked while another thread used ", what_,
-                         ": make it again in this process, or fork while it rests"));
+                         ": create it again in this process, or fork while no thread uses it"));
   }
   mutex_.lock();
   owner_ = std::this_thread::get_id();

@@ -55,7 +55,7 @@ void SimdForce(const std::string& name) {
     known += (known.empty() ? "" : ", ") + target.name;
   }
   if (bit == 0 && !name.empty()) {
-    throw InputError(Str("SIMD target ", Quoted(name), " is not one of this machine's: ", known));
+    throw InputError("SIMD target:").Expected("one of ", known, " on this machine").Found(Quoted(name));
   }
   hwy::SetSupportedTargetsForTest(bit);
   hwy::GetChosenTarget().Update(hwy::SupportedTargets());

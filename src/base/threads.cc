@@ -26,7 +26,7 @@ namespace {
 // microseconds apart. Waking a sleeping thread takes tens of microseconds. 2000 checks are about 50 us of pauses.
 constexpr int kSpins = 2000;
 
-// After this many loops, workers that none of them needed end.
+// Workers that were not needed in this many loops end.
 constexpr size_t kWindow = 256;
 
 // Workers take part in loops that need enough threads; the others sleep. Never destroyed: the interpreter may still be

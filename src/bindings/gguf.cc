@@ -76,7 +76,7 @@ GgufEntry ToEntry(const std::string& key, const py::object& value) {
     for (const py::handle item : list) AppendString(ToUtf8(item, key), &entry.payload);
   } else {
     const auto array = py::array::ensure(value, py::array::c_style);
-    if (!array) throw InputError(Str("key ", Quoted(key), ":")).Key(key).Expected("a string, strings or an array");
+    if (!array) throw InputError(Str("key ", Quoted(key), ":")).Key(key).Expected("a str, a list of str or an array");
     const auto fits = [&](const NumberType& n) {
       return n.kind == array.dtype().kind() && static_cast<py::ssize_t>(GgufTypeBytes(n.type)) == array.itemsize();
     };

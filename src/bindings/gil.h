@@ -10,9 +10,9 @@
 
 namespace lowbit {
 
-// When the interpreter ends, Python gives its lock to no other thread. Before 3.14 it ends a thread that asks, with
-// pthread_exit. Its unwinding must neither reach a noexcept destructor (std::terminate) nor drop references without the
-// lock. Instead, the thread sleeps here until the process ends, as in 3.14.
+// When the interpreter ends, no other thread gets Python's lock. Before 3.14, Python ends a thread that requests it with
+// pthread_exit. The unwinding must neither reach a noexcept destructor (std::terminate) nor drop references without the
+// lock. So the thread sleeps here until the process ends, as in 3.14.
 [[noreturn]] inline void SleepForGood() {
   for (;;) std::this_thread::sleep_for(std::chrono::hours(1));
 }
@@ -55,7 +55,7 @@ class GilRelease {
 class GilAcquire {
  public:
   GilAcquire() {
-    if (InterpreterEnds()) throw Error("the interpreter ends: nothing in Python is called any more");
+    if (InterpreterEnds()) throw Error("Python cannot be called: the interpreter is ending");
     state_ = CallPython(PyGILState_Ensure);
   }
   ~GilAcquire() { PyGILState_Release(state_); }

@@ -21,7 +21,7 @@ namespace {
 using SharedIndex = std::shared_ptr<TokenIndex>;
 using SharedMerges = std::shared_ptr<Merges>;
 
-// UTF-8 of the list's strings, which lives as long as they do.
+// The UTF-8 of the list's strings, valid as long as the strings exist.
 std::vector<std::string_view> Views(const py::list& texts, std::string_view what) {
   std::vector<std::string_view> views;
   views.reserve(texts.size());
@@ -43,7 +43,7 @@ SharedIndex MakeIndex(const py::list& texts) {
 
 std::optional<uint32_t> Known(uint32_t id) { return id == kNoToken ? std::nullopt : std::optional(id); }
 
-// Text that UTF-8 cannot encode is no token.
+// A text that UTF-8 cannot encode (lone surrogates) is not a token.
 std::optional<uint32_t> Find(const TokenIndex& index, const py::str& text) {
   Py_ssize_t size = 0;
   const char* data = PyUnicode_AsUTF8AndSize(text.ptr(), &size);
@@ -79,7 +79,7 @@ SharedMerges MergesOfScores(const SharedIndex& index, const py::array_t<double, 
                             const py::array_t<bool, py::array::c_style>& is_mergeable) {
   const auto count = static_cast<py::ssize_t>(index->size());
   if (scores.ndim() != 1 || is_mergeable.ndim() != 1 || scores.size() != count || is_mergeable.size() != count) {
-    throw InputError("").Expected(count, " scores and flags").Found(scores.size(), " and ", is_mergeable.size());
+    throw InputError("merges:").Expected(count, " scores and flags").Found(scores.size(), " and ", is_mergeable.size());
   }
   return std::make_shared<Merges>(index, scores.data(), reinterpret_cast<const uint8_t*>(is_mergeable.data()));
 }
@@ -97,9 +97,9 @@ py::list Pairs(const Merges& merges) {
   return pairs;
 }
 
-// BPE for the words of encodings.
+// BPE for the words in an encoding of the tokenizers library.
 //
-// ids_of: ids of an encoding -> ids of the vocabulary, none for a word.
+// ids_of: ids of the library's encoding -> ids of the vocabulary; none for words.
 struct BpeEncoder {
   BpeEncoder(const SharedMerges& merges, std::vector<std::optional<uint32_t>> ids_of, std::optional<uint32_t> unknown,
              bool fuse_unknown, bool byte_fallback, bool ignore_merges)
@@ -110,13 +110,13 @@ struct BpeEncoder {
   std::vector<std::optional<uint32_t>> ids_of;
 };
 
-// parts, ids, is_frame: of each token of an encoding the text, the id, and whether the post-processor added it, with an
-// id of the vocabulary.
+// The ids of an encoding. parts, ids, is_frame: for each token of the encoding its text, its id, and whether the
+// post-processor added it; the ids of added ones are ids of the vocabulary.
 std::vector<uint32_t> Encode(const BpeEncoder& encoder, const py::list& parts, const std::vector<uint32_t>& ids,
                              const std::vector<uint32_t>& is_frame) {
   const std::vector<std::string_view> words = Views(parts, "text");
   if (words.size() != ids.size() || words.size() != is_frame.size())
-    throw InputError("").Expected("an id for each part");
+    throw InputError("encoding:").Expected("an id for each part");
   const GilRelease release;
   std::vector<uint32_t> found;
   Bpe::Scratch scratch;

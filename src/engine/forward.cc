@@ -23,7 +23,7 @@ void CheckMaxLength(size_t max_length) {
 }  // namespace
 
 Transformer::Turn::Turn(Transformer& model) : model_(model) {
-  if (model.mutex_.IsMine()) throw InputError("the model was called by its own observer");
+  if (model.mutex_.IsMine()) throw InputError("the observer called its model: an observer must not do that");
   model.mutex_.lock();
 }
 
@@ -82,9 +82,9 @@ std::map<int32_t, size_t> Transformer::Admit(const Batch& batch) {
       const size_t length = before[sequence] = cache_.Length(sequence);
       const size_t most = spec_.original_context == 0 ? SIZE_MAX : spec_.original_context;
       if (length != 0 && length + num > most && !cache_.IsLong(sequence)) {
-        throw InputError(Str("sequence ", sequence, " holds ", length, " tokens with the rotary embedding of up to ",
+        throw InputError(Str("sequence ", sequence, " holds ", length, " tokens with the rotary embedding for up to ",
                              most, " tokens, and ", num,
-                             " more would need that of longer ones: truncate it to 0 and begin anew"));
+                             " more need the one for longer sequences: truncate it to 0 and start again"));
       }
       cache_.Extend(sequence, num);
       if (length == 0) cache_.SetLong(sequence, std::max(num, batch.expected_length) > most);

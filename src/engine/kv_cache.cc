@@ -36,7 +36,7 @@ void KvCache::Extend(int32_t sequence, size_t num) {
                                " more do not fit into ", max_length_));
   }
   if (sequences_.count(sequence) == 0 && sequences_.size() == max_sequences_) {
-    throw ContextFullError(Str("sequence ", sequence, " would be number ", max_sequences_ + 1, " of ", max_sequences_));
+    throw ContextFullError(Str("no room for sequence ", sequence, ": all ", max_sequences_, " sequences are in use"));
   }
   Sequence& s = sequences_[sequence];
   const size_t num_pages = (length + num + KvLayout::kPageTokens - 1) / KvLayout::kPageTokens;

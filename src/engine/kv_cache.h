@@ -19,7 +19,7 @@ class KvCache {
 
   const KvLayout& layout() const { return layout_; }
   size_t max_length() const { return max_length_; }
-  // At least max_length tokens a sequence from now on.
+  // Raises the limit of tokens per sequence to at least max_length.
   void RaiseMaxLength(size_t max_length) { max_length_ = std::max(max_length_, max_length); }
 
   // Number of tokens of a sequence; 0 for an unknown one.

@@ -47,7 +47,7 @@ const Format* FindFormat(uint32_t ggml_type);
 const Format& GetFormat(const std::string& name);
 
 // `static const RegisterFormat registered(kFormat);` in a format's file registers it. Two formats with the same name or
-// id are a build error; the program ends at load time.
+// id are a programming error: the program ends at load time.
 class RegisterFormat {
  public:
   explicit RegisterFormat(const Format& format);

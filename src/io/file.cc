@@ -182,7 +182,8 @@ bool AtomicWriter::IsInherited() const { return process_ != ProcessId(); }
 
 void AtomicWriter::CheckOwner() const {
   if (!IsInherited()) return;
-  throw InputError("cannot write: the process that began it goes on writing, this is its fork").Path(path_);
+  throw InputError("cannot write: this process is a fork of the writer's process, and only that one can write")
+      .Path(path_);
 }
 
 void AtomicWriter::Write(const void* data, uint64_t num_bytes) {

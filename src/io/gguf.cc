@@ -120,7 +120,7 @@ class GgufParser {
     const uint64_t most = reader_.remaining() / least_bytes;
     if (count > most) {
       throw reader_.ErrorAt(what, offset)
-          .Expected("at most ", most, ", which is what the rest of the file has room for")
+          .Expected("at most ", most, ", for which the rest of the file has room")
           .Found(count);
     }
   }
@@ -130,18 +130,18 @@ class GgufParser {
     if (magic == kGgufEditMagic) {
       throw reader_.ErrorAt(
           "magic", 0,
-          "the metadata is being edited, or that was interrupted: `lowbit metadata FILE recover` takes it back");
+          "the metadata is being edited, or an edit was interrupted: `lowbit metadata FILE recover` undoes it");
     }
     if (magic != "GGUF")
-      throw reader_.ErrorAt("magic", 0).Expected("\"GGUF\"").Found(Quoted(magic)).Rest(": this is no GGUF file");
+      throw reader_.ErrorAt("magic", 0).Expected("\"GGUF\"").Found(Quoted(magic)).Rest(": this is not a GGUF file");
     const uint32_t version = reader_.Read<uint32_t>("version");
     if (version == 0) throw reader_.ErrorAt("version", 4).Expected("2 or 3").Found(version);
     if ((version & 0xFFFF) == 0) {
       throw reader_.ErrorAt<UnsupportedError>("version", 4,
-                                              "this is a big-endian file, only little-endian ones are read");
+                                              "this is a big-endian file, and lowbit reads only little-endian ones");
     }
     if (version == 1 || version > 3) {
-      const char* advice = version == 1 ? ", which only the first tools of 2023 wrote: convert it again" : "";
+      const char* advice = version == 1 ? ", written only by tools of early 2023: convert the model again" : "";
       throw reader_.ErrorAt<UnsupportedError>("version", 4).Expected("2 or 3").Found(version).Rest(advice);
     }
     out_.version_ = version;
@@ -403,7 +403,7 @@ std::shared_ptr<Gguf> Gguf::Open(const std::string& path) {
   const std::string suffix = ShardSuffix(number, num_shards);
   if (path.size() < suffix.size() || path.compare(path.size() - suffix.size(), suffix.size(), suffix) != 0) {
     throw FormatError("").Path(path).Expected("a name that ends in ", Quoted(suffix),
-                                              ", which leads to the other files of the split model");
+                                              ", from which the other files of the split model are found");
   }
   const std::string prefix = path.substr(0, path.size() - suffix.size());
   gguf = OpenShard(prefix, 0, num_shards);

@@ -120,7 +120,7 @@ const char* CheckShape(const TensorType& type, const GgufShape& shape, uint64_t*
 }
 
 bool IsAlignment(uint64_t alignment) {
-  constexpr uint64_t kMin = 8;         // the format asks for a multiple of 8
+  constexpr uint64_t kMin = 8;         // the format requires a multiple of 8
   constexpr uint64_t kMax = 2u << 20;  // the largest pages in use; a larger value is invalid
   const bool power_of_two = alignment != 0 && (alignment & (alignment - 1)) == 0;
   return power_of_two && alignment >= kMin && alignment <= kMax;

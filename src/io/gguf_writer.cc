@@ -135,7 +135,7 @@ void GgufWriter::Write(const void* data, uint64_t num_bytes) {
     while (num_bytes > 0) {
       while (current_ < plan_.infos.size() && num_written_ == plan_.num_bytes[current_]) NextTensor();
       if (current_ == plan_.infos.size()) {
-        throw InputError(Str("found ", num_bytes, " bytes more than the ", plan_.infos.size(), " tensors have"));
+        throw InputError(Str(num_bytes, " bytes more than the ", plan_.infos.size(), " tensors have"));
       }
       const uint64_t piece = std::min(num_bytes, plan_.num_bytes[current_] - num_written_);
       file_.Write(rest, piece);

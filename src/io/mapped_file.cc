@@ -76,8 +76,8 @@ std::atomic<MappedFile::Region*> MappedFile::Region::first{nullptr};
 
 void MappedFile::FailShorter(uint64_t size) const {
   const std::string left = size < size_ ? Str(", to ", size, " of its ", size_, " bytes") : "";
-  throw FileError(Str("the file became shorter while it was used", left,
-                      ": replace a file by renaming another one to it, then open it again"))
+  throw FileError(
+      Str("the file became shorter while it was used", left, ": replace files by rename, and open this one again"))
       .Path(path_);
 }
 

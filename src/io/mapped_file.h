@@ -48,7 +48,7 @@ class MappedFile {
   intptr_t handle_ = -1;
   const uint8_t* data_ = nullptr;  // null if the file is empty
   uint64_t size_ = 0;
-  Region* region_ = nullptr;  // null if the file is empty, and on Windows, which truncates no mapped file
+  Region* region_ = nullptr;  // null if the file is empty, and on Windows: it protects mapped files from truncation
 };
 
 // The maps that a call reads. If one loses bytes meanwhile, zeros are read instead and Check throws.

@@ -17,7 +17,7 @@ namespace lowbit {
 namespace fs = std::filesystem;
 
 fs::path ToPath(const std::string& path) {
-  if (path.find('\0') != std::string::npos) throw InputError("").Path(path).Expected("no NUL in it");
+  if (path.find('\0') != std::string::npos) throw InputError("").Path(path).Expected("a path without NUL");
 #ifdef _WIN32
   return fs::u8path(path);
 #else

@@ -32,7 +32,7 @@ void RoundToken(const float* HWY_RESTRICT x, size_t K, float* HWY_RESTRICT codes
   *scale = 1.0f / s;
 }
 
-// With `given`, x has codes and `given` is their scale.
+// If `given` is not null, x has codes and *given is their scale.
 void QuantizeGroups(const float* HWY_RESTRICT x, size_t num_groups, const float* given, int8_t* HWY_RESTRICT q,
                     float* HWY_RESTRICT scale, float* HWY_RESTRICT scale16, float* HWY_RESTRICT sum16,
                     float* HWY_RESTRICT sum32) {

@@ -169,7 +169,7 @@ Compute ParseCompute(const std::string& name) {
   if (name == "int8") return Compute::kInt8;
   if (name == "bf16") return Compute::kBf16;
   if (name == "f32") return Compute::kF32;
-  throw InputError(Str("compute ", Quoted(name), " is not one of auto, int8, bf16, f32"));
+  throw InputError("compute:").Expected("auto, int8, bf16 or f32").Found(Quoted(name));
 }
 
 void Matmul::operator()(const float* x, size_t num_tokens, const std::vector<Product>& products, bool round_tokens) {

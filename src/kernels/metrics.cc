@@ -31,7 +31,7 @@ void LogProbabilities(const float* logits, const int64_t* targets, size_t num_to
   for (size_t t = 0; t < num_tokens; ++t) {
     if (targets[t] < 0 || static_cast<uint64_t>(targets[t]) >= vocab) {
       throw InputError(Str("target of token ", t, " is ", targets[t]))
-          .Expected("0 to ", vocab, " - 1")
+          .Expected("0 to ", static_cast<int64_t>(vocab) - 1)
           .Found(targets[t]);
     }
   }

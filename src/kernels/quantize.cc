@@ -124,7 +124,8 @@ void CheckBlocks(const Format& format, size_t K) {
 void CheckArguments(const Format& format, const float* importance, size_t K) {
   CheckBlocks(format, K);
   if (importance == nullptr) {
-    if (format.needs_imatrix) throw InputError(Str(format.name, " cannot be encoded without an importance matrix"));
+    if (format.needs_imatrix)
+      throw InputError(Str(format.name, " needs an importance matrix: pass one, or choose another format"));
     return;
   }
   for (size_t k = 0; k < K; ++k) {

@@ -14,7 +14,7 @@
 namespace lowbit {
 namespace {
 
-// Files are hostile: without the keys nobody can choose texts that share a slot.
+// Random keys: a hostile file cannot contain texts that are chosen to share a slot.
 struct HashKeys {
   uint64_t seed, factor;
 };
@@ -54,7 +54,7 @@ uint64_t Hash(std::string_view text) {
   return Finished(Mixed(hash ^ word));
 }
 
-// Twice as many slots as entries, or up to four times: a power of two.
+// A power of two, two to four times the number of entries.
 size_t NumSlots(size_t entries) {
   size_t slots = 8;
   while (slots < 2 * entries) slots *= 2;
@@ -67,7 +67,7 @@ size_t NumCharacters(std::string_view text) {
   return static_cast<size_t>(std::count_if(text.begin(), text.end(), BeginsCharacter));
 }
 
-// The bytes of the character that begins there.
+// The number of bytes of the first character.
 size_t CharacterBytes(std::string_view text) {
   size_t size = 1;
   while (size < text.size() && !BeginsCharacter(text[size])) ++size;
@@ -78,7 +78,7 @@ size_t CharacterBytes(std::string_view text) {
 
 TokenIndex::TokenIndex(const std::vector<std::string_view>& texts) {
   if (texts.size() >= kNoToken)
-    throw FormatError(Str(texts.size(), " tokens")).Expected("less than 2^32").Found(texts.size());
+    throw FormatError(Str(texts.size(), " tokens")).Expected("fewer than 2^32").Found(texts.size());
   begins_.reserve(texts.size() + 1);
   texts_.reserve(std::accumulate(texts.begin(), texts.end(), size_t{0},
                                  [](size_t sum, std::string_view text) { return sum + text.size(); }));
@@ -129,7 +129,7 @@ Merges::Merges(std::shared_ptr<const TokenIndex> index, const std::vector<std::s
   std::string both;
   for (size_t i = 0; i < lines.size(); ++i) {
     const std::string_view line = lines[i];
-    const size_t cut = line.find(' ', 1);  // a left part may be a blank
+    const size_t cut = line.find(' ', 1);  // the left part may be a space
     uint32_t left = kNoToken, right = kNoToken, result = kNoToken;
     if (cut != line.npos) {
       left = index_->Find(line.substr(0, cut));
@@ -140,7 +140,7 @@ Merges::Merges(std::shared_ptr<const TokenIndex> index, const std::vector<std::s
     if (left == kNoToken || right == kNoToken || result == kNoToken) {
       throw FormatError(Str(key, ":"))
           .Key(key)
-          .Expected("two tokens that make a third at index ", i)
+          .Expected("two tokens that merge into a third at index ", i)
           .Found(Quoted(line));
     }
     pairs_.emplace_back(left, right);
@@ -169,7 +169,7 @@ Merges::Merges(std::shared_ptr<const TokenIndex> index, const double* scores, co
     if (characters > kMaxPiece) {
       throw FormatError(Str(kTokensKey, ":"))
           .Key(kTokensKey)
-          .Expected("at most ", kMaxPiece, " characters at ", id)
+          .Expected("at most ", kMaxPiece, " characters in token ", id)
           .Found(characters);
     }
     cuts.clear();
@@ -183,7 +183,7 @@ Merges::Merges(std::shared_ptr<const TokenIndex> index, const double* scores, co
       if (right != kNoToken) found.push_back({scores[id], cut.length, id, left, right});
     }
   }
-  // Stable: by id last. Scores often fall with the ids, which a sort that merges takes advantage of.
+  // Stable: ties are ordered by id. Scores often fall with the ids, and merge sort is fast for sorted runs.
   std::stable_sort(found.begin(), found.end(),
                    [](const Found& a, const Found& b) { return std::tie(b.score, b.cut) < std::tie(a.score, a.cut); });
   pairs_.reserve(found.size());
@@ -202,7 +202,7 @@ size_t Merges::Home(uint32_t left, uint32_t right) const {
 
 void Merges::Insert(const std::vector<uint32_t>& results) {
   if (pairs_.size() >= kNoToken)
-    throw FormatError(Str(pairs_.size(), " merges")).Expected("less than 2^32").Found(pairs_.size());
+    throw FormatError(Str(pairs_.size(), " merges")).Expected("fewer than 2^32").Found(pairs_.size());
   slots_.resize(NumSlots(pairs_.size()));
   for (uint32_t rank = 0; rank < pairs_.size(); ++rank) {
     const auto [left, right] = pairs_[rank];
@@ -234,10 +234,10 @@ Bpe::Bpe(std::shared_ptr<const Merges> merges, const BpeOptions& options)
   }
 }
 
-// What merging starts from: a token for each character, or for each of its bytes, or the one for what is unknown.
+// The initial symbols: for each character its token, or the tokens of its bytes, or the unknown token.
 void Bpe::SetSymbols(std::string_view word, std::vector<uint32_t>* symbols) const {
   symbols->clear();
-  bool has_unknown = false;  // it is written before the next character that is a token
+  bool has_unknown = false;  // an unknown token is pending; it is written before the next known character
   const auto flush = [&] {
     if (has_unknown) symbols->push_back(options_.unknown);
     has_unknown = false;
@@ -255,7 +255,8 @@ void Bpe::SetSymbols(std::string_view word, std::vector<uint32_t>* symbols) cons
     const auto byte_id = [&](char byte) { return bytes_[static_cast<uint8_t>(byte)]; };
     if (options_.byte_fallback &&
         std::all_of(character.begin(), character.end(), [&](char byte) { return byte_id(byte) != kNoToken; })) {
-      for (const char byte : character) symbols->push_back(byte_id(byte));  // before what is unknown, as in the library
+      for (const char byte : character)
+        symbols->push_back(byte_id(byte));  // before the pending unknown token, as in the library
     } else if (options_.unknown != kNoToken) {
       if (!options_.fuse_unknown) flush();
       has_unknown = true;
@@ -266,7 +267,7 @@ void Bpe::SetSymbols(std::string_view word, std::vector<uint32_t>* symbols) cons
 
 void Bpe::Encode(std::string_view word, Scratch* scratch, std::vector<uint32_t>* ids) const {
   if (word.size() >= kNoToken)
-    throw InputError(Str("a word of ", word.size(), " bytes")).Expected("less than 2^32").Found(word.size());
+    throw InputError(Str("a word of ", word.size(), " bytes")).Expected("fewer than 2^32").Found(word.size());
   if (options_.ignore_merges) {
     if (const uint32_t id = merges_->index().Find(word); id != kNoToken) return ids->push_back(id);
   }
@@ -276,7 +277,7 @@ void Bpe::Encode(std::string_view word, Scratch* scratch, std::vector<uint32_t>*
   next.resize(count);
   previous.resize(count);
   queue.clear();
-  const auto is_after = [](const Scratch::Candidate& a, const Scratch::Candidate& b) {  // best rank first, then place
+  const auto is_after = [](const Scratch::Candidate& a, const Scratch::Candidate& b) {  // orders by rank, then by place
     return std::tie(b.rank, b.at) < std::tie(a.rank, a.at);
   };
   const auto add = [&](uint32_t at) {
@@ -297,10 +298,11 @@ void Bpe::Encode(std::string_view word, Scratch* scratch, std::vector<uint32_t>*
     const Scratch::Candidate top = queue.front();
     std::pop_heap(queue.begin(), queue.end(), is_after);
     queue.pop_back();
-    if (symbols[top.at] == kNoToken || next[top.at] == count) continue;  // became part of another, or the last
+    if (symbols[top.at] == kNoToken || next[top.at] == count)
+      continue;  // the symbol was merged into another, or is the last
     const uint32_t right = next[top.at];
     const Merges::Merge* merge = merges_->Find(symbols[top.at], symbols[right]);
-    if (merge == nullptr || merge->result != top.result) continue;  // either of them has changed since
+    if (merge == nullptr || merge->result != top.result) continue;  // one of the two has changed since
     symbols[top.at] = top.result;
     symbols[right] = kNoToken;
     next[top.at] = next[right];

@@ -1,7 +1,7 @@
-// Byte-pair encoding of words that are cut already: normalizing, cutting and added tokens are not its business.
+// Byte-pair encoding of single words. The caller normalizes the text, splits it into words and handles added tokens.
 //
-// Ids are those of the `tokenizers` library's BPE. It takes 0.2 to 0.5 s to build from Python, of which most goes into
-// one allocation for each token and merge; the flat tables here take 30 to 150 ms.
+// Ids equal those of the `tokenizers` library's BPE. The library takes 0.2 to 0.5 s to build a large vocabulary, mostly
+// for one allocation per token and merge. The flat tables here take 30 to 150 ms.
 #pragma once
 
 #include <array>
@@ -17,7 +17,8 @@ namespace lowbit {
 
 constexpr uint32_t kNoToken = UINT32_MAX;
 
-// Texts of a vocabulary by id, and ids by text. An empty text is no token. Of ids with the same text the last has it.
+// Texts of a vocabulary by id, and ids by text. An empty text is not a token. If several ids have one text, Find returns
+// the last.
 class TokenIndex {
  public:
   explicit TokenIndex(const std::vector<std::string_view>& texts);
@@ -28,10 +29,10 @@ class TokenIndex {
   }
   // kNoToken if there is none.
   uint32_t Find(std::string_view text) const;
-  // The same in two steps, for several texts at once: all first steps, then all second ones.
+  // Find in two steps. For several texts, call Prefetched for all, then Find for all: the cache misses overlap.
   uint64_t Prefetched(std::string_view text) const;
   uint32_t Find(std::string_view text, uint64_t hash) const;
-  // The first id whose text a later one has, too; kNoToken if there is none.
+  // The first id whose text a later id also has; kNoToken if there is none.
   uint32_t repeated() const { return repeated_; }
 
  private:
@@ -39,30 +40,30 @@ class TokenIndex {
 
   std::string texts_;
   std::vector<size_t> begins_;
-  std::vector<uint64_t> slots_;  // of what the hash says: 32 bits of it, then id + 1; 0 is free
+  std::vector<uint64_t> slots_;  // hash table: 32 bits of the hash, then id + 1; 0 is a free slot
   uint32_t repeated_ = kNoToken;
 };
 
-// Pairs of tokens that become a third, best first.
+// Pairs of tokens that merge into a third token, best first.
 class Merges {
  public:
   struct Merge {
     uint32_t rank, result;
   };
 
-  // Of lines "left right". Throws FormatError, which names `key`, unless all three are tokens.
+  // From lines "left right". Throws FormatError with `key` unless both parts and the result are tokens.
   Merges(std::shared_ptr<const TokenIndex> index, const std::vector<std::string_view>& lines, std::string_view key);
-  // Those that scores imply: any two tokens merge that make a third. Best score first; of one token's merges the one
-  // with the longest left part, then by id. Only what `is_mergeable` says is made. Throws FormatError for a longer
-  // token than kMaxPiece.
+  // From scores: two tokens merge if their concatenation is a token for which `is_mergeable` is set. The order is by
+  // score (best first), length of the left part (longest first), id. Throws FormatError for a token longer than
+  // kMaxPiece.
   Merges(std::shared_ptr<const TokenIndex> index, const double* scores, const uint8_t* is_mergeable);
 
   const TokenIndex& index() const { return *index_; }
   const std::vector<std::pair<uint32_t, uint32_t>>& pairs() const { return pairs_; }
-  // Of a pair that is listed twice, the last. nullptr if there is none.
+  // The merge of a pair, the last if the pair is listed twice; null if there is none.
   const Merge* Find(uint32_t left, uint32_t right) const;
 
-  // Characters of a token whose merges are looked for, which takes their square.
+  // The most characters of a token. The search for its merges takes quadratic time.
   static constexpr size_t kMaxPiece = 1024;
 
  private:
@@ -80,9 +81,9 @@ class Merges {
 };
 
 struct BpeOptions {
-  uint32_t unknown = kNoToken;  // stands for characters that are no tokens, which are left out without it
-  bool fuse_unknown = false;    // one for several in a row
-  bool byte_fallback = false;   // <0x00> to <0xFF>, where all bytes of a character are tokens
+  uint32_t unknown = kNoToken;  // token for characters that are not tokens; they are dropped if there is none
+  bool fuse_unknown = false;    // one unknown token for several such characters in a row
+  bool byte_fallback = false;   // use <0x00> to <0xFF> for a character if all its bytes have tokens
   bool ignore_merges = false;   // a word that is a token stays whole
 };
 
@@ -91,7 +92,7 @@ class Bpe {
   Bpe(std::shared_ptr<const Merges> merges, const BpeOptions& options);
 
   const Merges& merges() const { return *merges_; }
-  // What encoding uses, kept from word to word.
+  // Buffers for Encode, reused from word to word.
   struct Scratch {
     struct Candidate {
       uint32_t rank, at, result;
@@ -99,7 +100,7 @@ class Bpe {
     std::vector<uint32_t> symbols, next, previous;
     std::vector<Candidate> queue;
   };
-  // Appends the ids of a word, which is UTF-8. Throws InputError if it has 2^32 bytes or more.
+  // Appends the ids of a word in UTF-8. Throws InputError if it has 2^32 bytes or more.
   void Encode(std::string_view word, Scratch* scratch, std::vector<uint32_t>* ids) const;
 
  private:

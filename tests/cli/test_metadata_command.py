@@ -137,7 +137,7 @@ def test_recover(path: Path, run: Callable[..., Result]) -> None:
         path.write_bytes(b"EDIT" + before[4:24] + bytes(76) + before[100:])
         listed = run(path)
         assert listed.returncode == 1
-        assert "`lowbit metadata FILE recover` takes it back" in listed.stderr
+        assert "`lowbit metadata FILE recover` undoes it" in listed.stderr
         assert run(path, *arguments).returncode == 0
         assert path.read_bytes() == before
 

@@ -78,7 +78,7 @@ def test_observer_cannot_call_the_model(small):
     ]
     for call in calls:
         model.set_observer(lambda name, x, call=call: call())
-        with pytest.raises(lowbit.InputError, match="called by its own observer"):
+        with pytest.raises(lowbit.InputError, match="the observer called its model"):
             forward(model, [1])
     model.set_observer(None)
     assert forward(model, [1]).shape == (1, spec.vocab_size)

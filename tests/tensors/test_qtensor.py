@@ -121,7 +121,9 @@ def test_simd_targets():
     assert lowbit.simd.current() == targets[-1]
     lowbit.simd.force(None)
     assert lowbit.simd.current() == before
-    with pytest.raises(lowbit.InputError, match=f'"MMX" is not one of this machine.s: {targets[0]}'):
+    with pytest.raises(
+        lowbit.InputError, match=f'SIMD target: expected one of {targets[0]}.* on this machine, got "MMX"'
+    ):
         lowbit.simd.force("MMX")
 
 

@@ -121,7 +121,9 @@ def test_scores_of_one_height():
 )
 def test_what_is_no_merge_is_named(line, shown):
     index = TokenIndex(["a", "b", "ab"])
-    with pytest.raises(lowbit.FormatError, match=f"^key: expected two tokens that make a third at index 1, .*{shown}$"):
+    with pytest.raises(
+        lowbit.FormatError, match=f"^key: expected two tokens that merge into a third at index 1, .*{shown}$"
+    ):
         Merges.of_lines(index, ["a b", line], "key")
 
 
