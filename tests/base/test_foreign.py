@@ -187,5 +187,5 @@ def test_errors_about_metadata_name_the_file(tmp_path: Path, use: str, key: str)
 )
 def test_gguf_files_that_are_no_models(tmp_path: Path, use: str, kind: str, words: str) -> None:
     lowbit.gguf.write(tmp_path / "a.gguf", {"general.type": kind}, {"a": np.zeros(4, np.float32)})
-    with pytest.raises(lowbit.UnsupportedError, match=f"a.gguf: expected a model, found .*{words}"):
+    with pytest.raises(lowbit.UnsupportedError, match=f"a.gguf: general.type: expected a model, found .*{words}"):
         USES[use](tmp_path / "a.gguf")
