@@ -154,8 +154,8 @@ PLACES: dict[str, tuple[Place, str]] = {
     "key to unset": (lambda f, t: lowbit.gguf.edit(f / "m.gguf", unset=[t]), "key"),
     "value to set": (lambda f, t: lowbit.gguf.edit(f / "m.gguf", {"general.file_type": t}), "general.file_type"),
     "architecture": (lambda f, t: lowbit.load(gguf_with(f, general__architecture=t)), "arch"),
-    "vocabulary": (lambda f, t: lowbit.load_tokenizer(gguf_with(f, tokenizer__ggml__model=t)), "only"),
-    "pre-tokenizer": (lambda f, t: lowbit.load_tokenizer(gguf_with(f, tokenizer__ggml__pre=t)), "not known"),
+    "vocabulary": (lambda f, t: lowbit.load_tokenizer(gguf_with(f, tokenizer__ggml__model=t)), "expected one of"),
+    "pre-tokenizer": (lambda f, t: lowbit.load_tokenizer(gguf_with(f, tokenizer__ggml__pre=t)), "unknown pre-"),
     "token": (
         lambda f, t: lowbit.load_tokenizer(gguf_with(f, tokenizer__ggml__tokens=[t, t, *tokens_of(f)[2:]])),
         "more than once",

@@ -44,7 +44,7 @@ def test_reasoning_has_every_name_and_json_is_not_escaped():
 
 @pytest.mark.parametrize("messages", ["hello", {"role": "user"}, ["hello"], [{"rol": "user", "content": "x"}]])
 def test_what_is_no_message(messages):
-    with pytest.raises(lowbit.InputError, match="messages must be a sequence of mappings"):
+    with pytest.raises(lowbit.InputError, match="messages: expected a list of mappings"):
         render_chat(REASONING, messages)
 
 
@@ -59,7 +59,7 @@ def test_the_messages_stay_as_they_were():
 def test_refusal_is_the_callers_error():
     with pytest.raises(lowbit.InputError, match="refused the messages: roles must alternate"):
         render_chat(MISTRAL, [*USER, *USER])
-    with pytest.raises(lowbit.InputError, match="sequence of mappings"):
+    with pytest.raises(lowbit.InputError, match="list of mappings"):
         render_chat(CHATML, "Hi")
     with pytest.raises(lowbit.InputError, match="JSON values, got object"):
         render_chat(CHATML, [{"role": "user", "content": object()}])
@@ -179,5 +179,5 @@ def test_a_message_to_go_on_with():
     for wrong in ([], [{"role": "user"}]):
         with pytest.raises(lowbit.InputError, match="has no text"):
             render_chat(template, wrong, continue_final_message=True)
-    with pytest.raises(lowbit.InputError, match="leaves the end"):
+    with pytest.raises(lowbit.InputError, match="omits the end"):
         render_chat("{{ messages[0].role }}", USER, continue_final_message=True)

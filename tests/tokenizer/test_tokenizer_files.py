@@ -24,10 +24,10 @@ FAULTS: dict[str, tuple[bytes, dict[str, Any], type[lowbit.Error], str]] = {
         _packed_bytes(3, _packed_bytes(2, b"\x05abc")),
         {},
         lowbit.FormatError,
-        "what stands for it",
+        ": tokenizer: ",
     ),
     "words": (_packed_bytes(2, _packed_number(3, 3)), {}, lowbit.UnsupportedError, "found model_type 3"),
-    "hole": (b"", {"added_tokens": {"x": 9999}}, lowbit.FormatError, "added token 9999, expected ids in a row"),
+    "hole": (b"", {"added_tokens": {"x": 9999}}, lowbit.FormatError, "added token 9999, expected consecutive ids"),
     "twice": (b"", {"added_tokens": {"the": 273}}, lowbit.FormatError, "'the' occurs more than once"),
     "list": (
         b"",

@@ -148,7 +148,7 @@ def test_sources_that_the_reference_leaves_are_noted(tmp_path: Path) -> None:
     assert notes_of(tmp_path) == []
     (tmp_path / "chat_template.jinja").write_text("file")
     assert len(notes_of(tmp_path)) == 1
-    assert "transformers takes other files' (default)" in notes_of(tmp_path)[0]
+    assert "transformers uses those of default" in notes_of(tmp_path)[0]
     assert tokenizer_metadata(tmp_path, {}, "llama", 280)["tokenizer.chat_template"] == TEMPLATE
     (tmp_path / "chat_template.jinja").write_text(TEMPLATE)
     write_json(tmp_path / "special_tokens_map.json", {"eos_token": "<|eot_id|>", "bos_token": "<|begin_of_text|>"})
@@ -166,7 +166,7 @@ def test_tokenizer_json_beside_another_tokenizer_model(tmp_path: Path) -> None:
     write_json(tmp_path / "tokenizer.json", tokenizer)
     assert len(notes_of(tmp_path, vocab_size=size + 1)) == 1
     assert (
-        f"has 1 other tokens: id {size} is '<extra>' there, in the file '[PAD{size}]'"
+        f"has 1 other tokens: id {size} is '<extra>' there, and '[PAD{size}]' in the file"
         in notes_of(tmp_path, vocab_size=size + 1)[0]
     )
 
@@ -227,11 +227,11 @@ def test_pre_tokenizers_without_bytes_are_refused(pre_tokenizer: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model": None}, "not a BPE"),
-        ({"model": {"type": "Unigram", "vocab": {}}}, "not a BPE"),
+        ({"model": None}, "expected a BPE vocabulary"),
+        ({"model": {"type": "Unigram", "vocab": {}}}, "expected a BPE vocabulary"),
         (
             {"model": {"type": "BPE", "vocab": {"a": "0"}, "merges": [["a", "b", "c"], ["a"]]}},
-            "neither a string nor a pair",
+            "expected a string or a pair of strings",
         ),
         ({"model": {"type": "BPE", "vocab": {"a": 0, "b": 0}}}, "same id"),
         ({"model": {"type": "BPE", "vocab": {"a": -1}}}, "token id '-1'"),
@@ -249,7 +249,7 @@ def test_broken_tokenizer_json(tmp_path: Path, change: dict[str, Any], message: 
 
 
 def test_no_tokenizer(tmp_path: Path) -> None:
-    with pytest.raises(lowbit.FileError, match=r"no tokenizer\.json and no tokenizer\.model"):
+    with pytest.raises(lowbit.FileError, match=r"no tokenizer\.json or tokenizer\.model"):
         tokenizer_metadata(tmp_path, {}, "qwen3", 280)
     with pytest.raises(lowbit.FormatError, match="vocab_size"):
         tokenizer_metadata(tmp_path, {}, "qwen3", 1 << 30)

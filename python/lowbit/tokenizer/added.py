@@ -9,7 +9,7 @@ from lowbit.base.errors import FormatError
 from lowbit.base.quoting import quoted
 from lowbit.tokenizer.tokenizer_json import read_optional
 
-#: The largest vocabulary.
+#: The most tokens of a vocabulary.
 MAX_TOKENS = 1 << 24
 
 
@@ -38,8 +38,8 @@ def json_added_tokens(
 def with_old_added(
     folder: Path, tokenizer: dict[str, Any], tokenizer_config: dict[str, Any], vocab_size: int
 ) -> dict[str, Any]:
-    """tokenizer.json with the tokens of added_tokens.json that it lacks. transformers, and so the reference converter,
-    adds them unless tokenizer_config.json lists added tokens."""
+    """tokenizer.json plus missing tokens of added_tokens.json. transformers, and so the reference converter, adds them
+    unless tokenizer_config.json lists added tokens."""
     if not tokenizer or "added_tokens_decoder" in tokenizer_config:
         return tokenizer
     path, special = folder / "added_tokens.json", named_tokens(tokenizer_config)

@@ -1,8 +1,8 @@
 """Implementations of a tokenizer: the `tokenizers` library alone, or together with the core.
 
-The library takes 0.2 to 0.5 s to build a BPE model of a large vocabulary. The core takes a fraction of that, and its
-merges give the same ids. The library still does the normalizing, the added tokens, the pre-tokenizing, the special
-tokens around a text, and the decoding.
+The library takes 0.2 to 0.5 s to build a BPE model of a large vocabulary. The core is several times faster and gives
+the same ids. It does only the merges. The library still normalizes, finds added tokens, pre-tokenizes, adds special
+tokens around a text, and decodes.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from lowbit._core import Bpe, Merges, TokenIndex
 
 
 def _plain(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
-    """A copy that treats special tokens in a text as text. The library's switch is a state, which is not
-    thread-safe."""
+    """A copy that treats special tokens in a text as text. In the library this is an attribute of the tokenizer, so
+    switching it for each call would not be thread-safe."""
     plain = tokenizers.Tokenizer.from_str(tokenizer.to_str())
     plain.encode_special_tokens = True
     return plain
@@ -54,8 +54,7 @@ class LibraryBackend:
         return whole.encode(text, add_special_tokens=add_special_tokens).ids
 
     def pieces(self, ids: list[int]) -> list[str | None]:
-        """The input of a decoder for ids: added tokens that are matched in normalized text have their normalized
-        form."""
+        """The input of a decoder for ids. Added tokens with the flag `normalized` are in their normalized form."""
         return [self.whole.id_to_token(i) for i in ids]
 
     def id(self, token: str) -> int | None:
@@ -75,8 +74,7 @@ class BpeModel:
     ignore_merges: bool = False
 
     def in_core(self, ids_of: list[int | None]) -> Bpe:
-        """The encoder of words. ids_of: for `Bpe.encode`, ids of the library's encoding -> ids here, None for a
-        word."""
+        """The encoder of words. ids_of: for `Bpe.encode`, ids of the library's encoding -> ids here; None for words."""
         return Bpe(self.merges, ids_of, self.unknown, self.fuse_unk, self.byte_fallback, self.ignore_merges)
 
     def in_library(self, **options: Any) -> models.BPE:
@@ -93,8 +91,8 @@ class BpeModel:
 class BpeBackend:
     """The library for the steps and the core for the merges, with the same methods.
 
-    `parts` is a tokenizer whose model knows no word: a unigram model leaves unknown words unchanged in the tokens of an
-    encoding. Its added tokens have separate ids; 0 is a word. Every added token is in the vocabulary.
+    `parts` is a tokenizer whose unigram model has no words: it leaves words unchanged in the tokens of an encoding,
+    with id 0. Added tokens have other ids. Every added token is in the vocabulary.
     """
 
     def __init__(self, parts: tokenizers.Tokenizer, model: BpeModel, added: Sequence[AddedToken]) -> None:
@@ -163,11 +161,11 @@ Backend = LibraryBackend | BpeBackend
 
 
 def backend_of(parts: tokenizers.Tokenizer, model: BpeModel | models.Model, added: Sequence[AddedToken]) -> Backend:
-    """A backend from steps (their own model is not used), a model and its added tokens."""
+    """A backend from a tokenizer's steps (its model is ignored), a model and added tokens."""
     if isinstance(model, BpeModel):
         if all(not token.content or model.index.find(token.content) is not None for token in added):
             return BpeBackend(parts, model, added)
-        model = model.in_library()  # gives the others new ids
+        model = model.in_library()  # the library renumbers the other tokens
     parts.model = model
     parts.add_tokens(list(added))
     return LibraryBackend(parts)

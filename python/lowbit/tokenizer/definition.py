@@ -10,8 +10,8 @@ space that added tokens absorb, unusual special tokens around a text, and pre-to
    added_tokens                            [first id, number, names of the set flags], for consecutive ids
    contents                                id -> text of added tokens that differ from `tokenizer.ggml.tokens`
 
-The vocabulary stays in its usual keys, with one exception: BPE merges of a file that has scores instead do not always
-follow from the scores; they are in `lowbit.tokenizer.merges`. `lowbit.tokenizer.eos_token_ids` has all ids that end a
+The vocabulary stays in its usual keys, with one exception: in a file with scores, the BPE merges do not always follow
+from the scores; then they are in `lowbit.tokenizer.merges`. `lowbit.tokenizer.eos_token_ids` has all ids that end a
 text, if config.json or generation_config.json lists more than GGUF has keys for. Other programs ignore these keys.
 """
 
@@ -116,12 +116,15 @@ def _model(vocab: Vocab, tokens: list[str], options: dict[str, Any]) -> BpeModel
     kind = options.get("type")
     if kind not in _MODEL_OPTIONS:
         raise UnsupportedError(
-            f"{DEFINITION_KEY}: the model {quoted(kind, 40)} is not supported (BPE and Unigram are)", key=DEFINITION_KEY
+            f"{DEFINITION_KEY}: unsupported model {quoted(kind, 40)}",
+            key=DEFINITION_KEY,
+            expected="BPE or Unigram",
+            found=kind,
         )
     known = {name: options[name] for name in _MODEL_OPTIONS[kind] if options.get(name) is not None}
     if kind == "Unigram":
         return models.Unigram(list(zip(tokens, vocab.scores().tolist(), strict=True)), **known)
-    # Ids that only the embedding has are numbered in the file, but are not tokens.
+    # The file also numbers rows of the embedding that have no token.
     tokens = tokens.copy()
     for i in np.flatnonzero(vocab.types == UNUSED).tolist():
         tokens[i] = "" if tokens[i] == f"[PAD{i}]" else tokens[i]
@@ -143,7 +146,7 @@ def _added(rows: Any, tokens: list[str]) -> list[AddedToken]:
         match row:
             case [int(first), int(count), [*flags]] if first >= 0 and 0 <= count <= len(tokens) - first:
                 if len(added) + count > len(tokens):
-                    raise _error(f"added_tokens: more than the {len(tokens)} tokens there are")
+                    raise _error("added_tokens: too many", expected=f"at most {len(tokens)}, the number of tokens")
                 set_flags = {flag: flag in flags for flag in FLAGS}
                 added += [AddedToken(token, **set_flags) for token in tokens[first : first + count]]
             case _:

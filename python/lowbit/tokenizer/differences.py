@@ -1,7 +1,7 @@
 """Compares the ids of two tokenizers on a fixed set of texts that are difficult for tokenizers.
 
-The texts cover what conversions lose in practice: pre-tokenizing in every script, digits and contractions, white space
-of every kind, characters that a normalizer changes, bytes without a token, special tokens in a text.
+The texts cover known losses of conversions: pre-tokenizing in every script, digits and contractions, all kinds of white
+space, characters that a normalizer changes, bytes without a token, special tokens in a text.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from lowbit.tokenizer.sample_text import TEXT
 
 __all__ = ["TEXTS", "TokenizerDifference", "TokenizerRecord", "TokenizerReport", "record", "tokenizer_differences"]
 
-# The number of added tokens per vocabulary that are used in texts; there can be thousands of reserved ones.
+# The most added tokens in the texts; vocabularies can have thousands of reserved ones.
 _MAX_ADDED = 96
 
 _SCRIPTS = (
@@ -110,10 +110,10 @@ class TokenizerReport:
 
 @dataclass(frozen=True)
 class TokenizerRecord:
-    """What a tokenizer makes of texts: all that comparing needs, and small, where vocabularies take 100 MB and more.
+    """A tokenizer's results for texts: the input of a comparison. It is small, while a vocabulary can take 100 MB.
 
-    ids: of each text; none if it cannot be encoded. decoded: of these ids. roles: "bos" and "eos" -> id. eos_ids: all
-    that end a text.
+    ids: of each text; empty if it cannot be encoded. decoded: the texts of these ids. roles: "bos" and "eos" -> id.
+    eos_ids: all ids that end a text.
     """
 
     texts: tuple[str, ...]
@@ -127,9 +127,9 @@ class TokenizerRecord:
 def record(tokenizer: Tokenizer, texts: Iterable[str] = TEXTS, *, added: bool = True) -> TokenizerRecord:
     """The results of `tokenizer` for `texts` and, if `added`, for texts with its first added tokens.
 
-    Texts are encoded with the special tokens around them, and with special tokens in them recognised. The built-in
-    texts take tens of milliseconds, for any vocabulary. Never raises for the content of texts or vocabulary: a text
-    that the tokenizer refuses has no ids.
+    Texts are encoded with special tokens around them, and special tokens inside them are recognised. The built-in texts
+    take tens of milliseconds, for any vocabulary. Never raises for the content of texts or vocabulary: a text that the
+    tokenizer refuses has no ids.
     """
     texts = (*texts, *(_around_added(tokenizer) if added else ()))
     ids = tuple(_ids(tokenizer, text) for text in texts)
@@ -138,9 +138,9 @@ def record(tokenizer: Tokenizer, texts: Iterable[str] = TEXTS, *, added: bool = 
 
 
 def tokenizer_differences(source: TokenizerRecord, result: Tokenizer | TokenizerRecord) -> TokenizerReport:
-    """Where `result` does otherwise than what is on record of its source. Never raises, as `record` does not.
+    """The differences of `result` from the record of its source. Never raises, like `record`.
 
-    A record as `result` is of the same texts.
+    If `result` is a record, it must be of the same texts.
     """
     found = result if isinstance(result, TokenizerRecord) else record(result, source.texts, added=False)
     differences = []

@@ -34,9 +34,9 @@ _TAKEN_AS_THEY_ARE = ("mistral", "phi3")
 def rebuilt_definition(folder: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
     """A folder's tokenizer.json with the parts that transformers replaces; None if it is used unchanged.
 
-    The first files of Llama 2 and their fine-tunes mark special tokens as `normalized`. Their normalizer prepends a
+    The first files of Llama 2, and fine-tunes of it, mark special tokens as `normalized`. Their normalizer prepends a
     mark to a text, so these tokens are found only after a space: in "</s><s>" the second is plain text. transformers
-    builds every LlamaTokenizer without a normalizer. If tokens are marked, lowbit omits it too. config:
+    builds every LlamaTokenizer without a normalizer. lowbit omits it too if tokens are marked this way. config:
     tokenizer_config.json.
     """
     if str(config.get("tokenizer_class", "")).removesuffix("Fast") != "LlamaTokenizer":
@@ -57,7 +57,7 @@ def rebuilt_definition(folder: Path, config: Mapping[str, Any]) -> dict[str, Any
 
 
 def added_tokens(folder: Path, config: Mapping[str, Any]) -> dict[int, AddedToken]:
-    """Added tokens by id: those of tokenizer_config.json's added_tokens_decoder with their flags; without one, those of
+    """Added tokens by id: from added_tokens_decoder in tokenizer_config.json, with flags; without this key from
     added_tokens.json, as in transformers."""
     path = folder / "added_tokens.json"
     special = _special(config)
@@ -83,8 +83,8 @@ def _special(config: Mapping[str, Any]) -> set[str]:
 def sentencepiece_tokenizer(folder: Path, config: Mapping[str, Any]) -> tokenizers.Tokenizer:
     """The tokenizer of a folder's tokenizer.model, without its BOS and EOS.
 
-    Special tokens are matched at every position. Only the text before the first one gets SentencePiece's leading space;
-    if tokenizer_config.json says `legacy`, each text after one gets it too. Both are as in transformers.
+    Special tokens are matched at every position. As in transformers, SentencePiece's leading space is added only to the
+    text before the first one, or, if `legacy` is set in tokenizer_config.json, also to each text after one.
     """
     path = folder / "tokenizer.model"
     model = read_model(path)
@@ -100,8 +100,8 @@ def sentencepiece_tokenizer(folder: Path, config: Mapping[str, Any]) -> tokenize
     tokenizer.normalizer = _normalizer(model)
     pieces = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     if model.add_dummy_prefix:
-        # Metaspace adds its mark unless the text starts with it. That is a space, which is only there if it is the
-        # added one.
+        # Metaspace adds its mark unless the text starts with one. A text starts with a mark only if it is the added
+        # space.
         scheme = "always" if config.get("legacy") is True else "first"
         front = pre_tokenizers.Metaspace(" ", prepend_scheme=scheme, split=False)
         mark = pre_tokenizers.Metaspace(SPACE, prepend_scheme="never", split=False)
@@ -113,8 +113,8 @@ def sentencepiece_tokenizer(folder: Path, config: Mapping[str, Any]) -> tokenize
 
 
 def _normalizer(model: Model) -> normalizers.Normalizer:
-    """The normalization before the leading space is added. Spaces become marks, except a leading one that makes the
-    added one superfluous."""
+    """The normalization before the leading space is added. Spaces become marks, except a leading space that replaces
+    the added one."""
     steps: list[normalizers.Normalizer] = [normalizers.Precompiled(model.charsmap)] if model.charsmap else []
     if not model.remove_extra_whitespaces:
         return normalizers.Sequence([*steps, normalizers.Replace(" ", SPACE)])
@@ -136,7 +136,7 @@ def _vocabulary(path: Path, model: Model, added: Mapping[int, AddedToken]) -> tu
             raise FormatError(
                 f"added token {token_id}",
                 path=path,
-                expected=f"ids in a row, and {len(tokens)} is none",
+                expected=f"consecutive ids, and {len(tokens)} is missing",
                 found=token_id,
             )
         if token_id == len(tokens):
@@ -187,8 +187,8 @@ def byte_level_definition(folder: Path, config: Mapping[str, Any]) -> dict[str, 
     }
     if kind not in chains:
         raise UnsupportedError(
-            f"tokenizer_class {quoted(kind, 40)} has no tokenizer.json, and vocab.json does not define the "
-            f"pre-tokenizer; it is known for {' and '.join(chains)}",
+            f"there is no tokenizer.json, and the pre-tokenizer of tokenizer_class {quoted(kind, 40)} is unknown; "
+            f"known are those of {' and '.join(chains)}",
             path=folder,
             key="tokenizer_class",
         )

@@ -46,7 +46,7 @@ class Vocab:
         self.types = np.full(len(self.tokens), NORMAL, np.int64) if types is None else types.astype(np.int64)
 
     def spelled(self, tokens: list[str]) -> Vocab:
-        """The same arrays with other texts of the tokens; "" is no token."""
+        """The same arrays with other texts of the tokens; an empty text is not a token."""
         vocab = copy(self)
         if tokens != self.tokens:
             vocab.tokens, vocab.index = tokens, TokenIndex(tokens)
@@ -71,7 +71,7 @@ class Vocab:
         value = self._metadata.get(key)
         found = None if value is None else checked_special(key, value, len(self.tokens))
         if found is None and value is not None:
-            self.note(key, f"is {value}, which none of the {len(self.tokens)} tokens has: ignored")
+            self.note(key, f"is {value}, but the ids are 0 to {len(self.tokens) - 1}: ignored")
         if found is None and default is not None and default < len(self.tokens):
             return default
         return found
@@ -86,19 +86,19 @@ class Vocab:
         return [int(i) for i in value]
 
     def note(self, key: str, sentence: str) -> None:
-        """Records what was ignored, once per key."""
+        """Records a note on an ignored value, once per key."""
         self._notes[key] = f"{key} {sentence}"
 
     @property
     def notes(self) -> list[str]:
-        """What was ignored, one sentence each."""
+        """Notes on ignored values, one sentence each."""
         return list(self._notes.values())
 
     def scores(self) -> np.ndarray:
         """Scores of the pieces, float64 (N,)."""
         scores = self._numbers(_SCORES)
         if scores is None:
-            raise FormatError(f"{_SCORES}: missing, and a SentencePiece tokenizer needs it", key=_SCORES)
+            raise FormatError(f"{_SCORES} is missing, and a SentencePiece tokenizer needs it", key=_SCORES)
         if np.isnan(scores).any():
             raise FormatError(f"{_SCORES}: NaN at index {int(np.isnan(scores).argmax())}", key=_SCORES)
         return scores.astype(np.float64)
@@ -118,14 +118,13 @@ class Vocab:
         """The merges, best first. Both parts and the result must be tokens."""
         if not self.has(key):
             raise FormatError(
-                f"{key}: missing, and without it a {self.model} vocabulary cannot tokenize: convert the model again",
+                f"{key} is missing, and a {self.model} tokenizer needs it: convert the model again",
                 key=key,
             )
         return Merges.of_lines(self.index, self._strings(key), key)
 
     def score_merges(self) -> Merges:
-        """The merges that the scores imply. No merge gives control, unknown and byte tokens, which text cannot
-        spell."""
+        """The merges that follow from the scores. The result of a merge is never a control, unknown or byte token."""
         return Merges.of_scores(self.index, self.scores(), ~np.isin(self.types, (UNKNOWN, CONTROL, BYTE)))
 
     def _strings(self, key: str) -> list[str]:
@@ -143,7 +142,7 @@ class Vocab:
         if not isinstance(value, np.ndarray) or value.dtype.kind not in "iuf":
             raise wrong_key(key, "an array of numbers", _kind(value))
         if value.ndim != 1 or len(value) != len(self.tokens):
-            raise wrong_key(key, f"{len(self.tokens)} values, one a token", value.size)
+            raise wrong_key(key, f"{len(self.tokens)} values, one for each token", value.size)
         return value
 
 
@@ -176,8 +175,9 @@ def family(vocab: Vocab) -> Family:
     if vocab.model not in _FAMILIES:
         known = ", ".join(sorted(_FAMILIES))
         raise UnsupportedError(
-            f"tokenizer.ggml.model: {vocab.model!r} is not supported, only {known} are",
+            f"tokenizer.ggml.model: unsupported model {vocab.model!r}",
             key="tokenizer.ggml.model",
+            expected=f"one of {known}",
             found=vocab.model,
         )
     found = _FAMILIES[vocab.model]
@@ -190,7 +190,7 @@ def build(vocab: Vocab) -> Backend:
         vocab.note(
             "tokenizer.ggml.pre",
             "is missing, as in files before May 2024: the default pre-tokenizer is used, which is wrong for most "
-            "models; convert the model again, or name the way (lowbit metadata FILE set tokenizer.ggml.pre NAME)",
+            "models; convert the model again, or set its name (lowbit metadata FILE set tokenizer.ggml.pre NAME)",
         )
     kinds: dict[str, Callable[[Vocab, tokenizers.Tokenizer], BpeModel | models.Model]] = {
         "gpt2": _byte_level,
@@ -207,7 +207,7 @@ def _pre_tokenizer(vocab: Vocab) -> PreTokenizer:
     name = vocab.text("tokenizer.ggml.pre", "default")
     if name not in PRE_TOKENIZERS:
         raise UnsupportedError(
-            f"tokenizer.ggml.pre: the pre-tokenizer {name!r} is not known", key="tokenizer.ggml.pre", found=name
+            f"tokenizer.ggml.pre: unknown pre-tokenizer {name!r}", key="tokenizer.ggml.pre", found=name
         )
     return PRE_TOKENIZERS[name]
 
@@ -260,11 +260,11 @@ def _unigram(vocab: Vocab, steps: tokenizers.Tokenizer) -> models.Unigram:
 
 
 def _word_piece(vocab: Vocab, steps: tokenizers.Tokenizer) -> models.WordPiece:
-    """The file marks the pieces that start a word; the model marks those that do not."""
+    """In the file, pieces that start a word have a mark; in the model, all other pieces have one."""
     unknown = vocab.token_id("tokenizer.ggml.unknown_token_id", 100)
     ids = {_word_piece_text(token): i for i, token in enumerate(vocab.tokens)}
     if unknown is None or len(ids) != len(vocab.tokens):
-        raise wrong_key(_TOKENS, "an unknown token and no word piece twice")
+        raise wrong_key(_TOKENS, "an unknown token, and each word piece only once")
     lowercase = vocab.flag("tokenizer.ggml.normalizer.lowercase", True)
     accents = vocab.flag("tokenizer.ggml.normalizer.strip_accents", lowercase)
     steps.normalizer = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=accents)
@@ -280,7 +280,7 @@ def _word_piece_text(token: str) -> str:
 
 
 def _special(vocab: Vocab) -> list[AddedToken]:
-    """Tokens that are matched in the text first; control and unknown tokens are special."""
+    """Tokens that are matched before pre-tokenizing. Control and unknown tokens are special."""
     # llama.cpp recognises Phi-3 by its name; its special tokens absorb the white space after them.
     name = vocab.text("general.name", "").lower()
     phi3 = "phi-3" in name or "phi3" in name

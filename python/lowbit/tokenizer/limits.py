@@ -1,7 +1,7 @@
 """Limits on how much longer the steps of a tokenizer may make a text.
 
-Steps compound: forty steps that double a letter make a terabyte of it. So the largest factors of all steps are
-multiplied, before anything is tokenized. Regular expressions need no limit: the library stops those that take too long.
+Factors multiply: forty steps that double a letter turn it into a terabyte. So the product of the largest factors of all
+steps is checked before anything is tokenized. Regular expressions need no limit: the library stops slow ones.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import tokenizers
 
 from lowbit.base.errors import FormatError
 
-#: Real tokenizers reach hundreds: a character map (33 bytes for one) and three replacements.
+#: Real tokenizers reach hundreds, with a character map (33 bytes for one byte) and three replacements.
 MAX_GROWTH = 1 << 14
 
 _CHILDREN = ("normalizers", "pretokenizers", "processors", "decoders")
@@ -36,7 +36,7 @@ def check_growth(backend: tokenizers.Tokenizer) -> None:
 
 
 def _growth(step: dict[str, Any]) -> int:
-    """The most bytes that a step can make of one byte; for a sequence, its steps one after another."""
+    """The most bytes in which a step, or a sequence of steps, can turn one byte."""
     kind, growth = step["type"], 1
     if kind == "Sequence":
         for child in next(step[name] for name in _CHILDREN if name in step):

@@ -33,7 +33,7 @@ from lowbit.tokenizer.tokenizer_json import merged_config, named_text, read_opti
 
 @contextlib.contextmanager
 def _contained(error: type[Error], what: str, path: Path | None = None) -> Iterator[None]:
-    """Converts errors of the tokenizers library, including panics (not an Exception), to lowbit's errors."""
+    """Converts errors of the tokenizers library to lowbit's errors. Its panics derive from BaseException."""
     try:
         yield
     except (Error, KeyboardInterrupt, SystemExit, GeneratorExit):
@@ -48,9 +48,9 @@ class Tokenizer:
     Attributes:
         bos_id, eos_id, pad_id: int or None.
         eos_ids: every id that ends a generation, `eos_id` included.
-        vocab_size: number of ids; those without a token decode to nothing.
+        vocab_size: number of ids; ids without a token decode to nothing.
         chat_templates: name -> Jinja source.
-        notes: what the files say that was ignored, one sentence each.
+        notes: on ignored contents of the files, one sentence each.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Tokenizer:
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:  # for example a byte that is not UTF-8, from the command line or a pipe
-            raise InputError(f"text is not Unicode at character {error.start}: {text[error.start]!r}") from None
+            raise InputError(f"text has no Unicode character at {error.start}: {text[error.start]!r}") from None
         with _contained(InputError, "text cannot be tokenized"):
             return self._backend.encode(text, add_special_tokens, parse_special)
 
@@ -102,7 +102,7 @@ class Tokenizer:
         """Text of `ids` (ints or an integer array). Raises InputError for ids outside of the vocabulary."""
         checked = [self._checked(token_id) for token_id in arguments.items("ids", ids)]
         if arguments.flag("skip_special_tokens", skip_special_tokens):
-            # By id: the library compares texts, and keeps special tokens marked `normalized`.
+            # By id: the library compares texts, so it would keep special tokens with the flag `normalized`.
             checked = [i for i in checked if i not in self._special]
         return self._decode_tokens([piece for piece in self._backend.pieces(checked) if piece is not None])
 
@@ -124,7 +124,7 @@ class Tokenizer:
         """Id of a token as spelled in the vocabulary. Raises InputError if there is none."""
         found = self._backend.id(arguments.text("token", token))
         if found is None:
-            raise InputError(f"no token {quoted(token)} in the vocabulary")
+            raise InputError(f"token {quoted(token)} is not in the vocabulary")
         return found
 
     @property
@@ -182,7 +182,7 @@ class Tokenizer:
         if source is None:
             if not self.chat_templates:
                 raise UnsupportedError(
-                    "this model has no chat template: it continues a text (lowbit run), or is given one "
+                    "this model has no chat template: let it continue a text (lowbit run), or set a template "
                     "(lowbit metadata FILE set tokenizer.chat_template)"
                 )
             has = listed(sorted(self.chat_templates), 9)
@@ -215,7 +215,7 @@ class Tokenizer:
         except (AttributeError, TypeError):
             raise InputError("token ids:", expected="integers", found=type(token_id).__name__) from None
         if not 0 <= value < self.vocab_size:
-            raise InputError(f"token id {shown(value)} is outside of the vocabulary of {self.vocab_size}")
+            raise InputError(f"token id {shown(value)}", expected=f"0 to {self.vocab_size - 1}", found=value)
         return value
 
     def _piece(self, token_id: int) -> str:
@@ -245,9 +245,10 @@ class _HasMetadata(Protocol):
 def load_tokenizer(path: AnyPath | _HasMetadata, *, progress: ProgressLike = None) -> Tokenizer:
     """The tokenizer of a Hugging Face folder or hub id, a GGUF file, or an open `lowbit.gguf` file.
 
-    What is ignored in the files (ids that no token has, say) is logged by "lowbit" as a warning, and in its `notes`.
-    progress: of a download, then the tokens.
-    Raises FileError (missing), FormatError (broken) or UnsupportedError (a kind of tokenizer lowbit does not have).
+    Ignored contents of the files, for example ids without a token, are listed in `Tokenizer.notes` and logged as
+    warnings of the logger "lowbit". progress: of a download, then the tokens.
+
+    Raises FileError for missing files, FormatError for damaged ones, UnsupportedError for other kinds of tokenizers.
     """
     with steps("load tokenizer", "tokens", progress) as advance:
         tokenizer = read_tokenizer(path, progress)
@@ -293,7 +294,7 @@ def from_metadata(metadata: Mapping[str, Any]) -> Tokenizer:
         ends += vocab.token_ids(EOS_IDS_KEY)
         templates = {name: vocab.text(key) for key, name in template_names(metadata).items()}
         size = len(vocab.tokens)
-        if len(backend) != size:  # else the ids are those of the file's tokens; to list them takes long
+        if len(backend) != size:  # equal sizes: the ids are those of the file; listing them would be slow
             size = backend.num_ids(size)
         return Tokenizer(backend, roles, eos_ids=ends, vocab_size=size, chat_templates=templates, notes=vocab.notes)
 
@@ -301,14 +302,14 @@ def from_metadata(metadata: Mapping[str, Any]) -> Tokenizer:
 def _from_folder(folder: Path) -> Tokenizer:
     notes: list[str] = []
     config = merged_config(folder, notes)
-    with named(folder / "tokenizer.json"), _contained(FormatError, "tokenizer.json or what stands for it", folder):
+    with named(folder / "tokenizer.json"), _contained(FormatError, "tokenizer", folder):
         whole, defaults = _backend(folder, config)
         config = {**defaults, **config}
         whole.no_padding()
         whole.no_truncation()
         backend = LibraryBackend(whole)
         roles = _roles(whole, config)
-        if whole.post_processor is None:  # else it decides, regardless of the configuration, as in transformers 5
+        if whole.post_processor is None:  # an existing one overrides the configuration, as in transformers 5
             first, last = (roles.get(r) if config.get(f"add_{r}_token") is True else None for r in ("bos", "eos"))
             _surround(backend, first, last)
         size = read_optional(folder / "config.json").get("vocab_size")
@@ -338,7 +339,7 @@ def _backend(folder: Path, config: Mapping[str, Any]) -> tuple[tokenizers.Tokeni
         return backend, {**names, framed: True}
     if is_file(folder / "vocab.json"):
         return tokenizers.Tokenizer.from_buffer(_packed(byte_level_definition(folder, config))), {}
-    raise UnsupportedError("no tokenizer.json, and no tokenizer.model or vocab.json instead of it", path=folder)
+    raise UnsupportedError("no tokenizer.json, tokenizer.model or vocab.json", path=folder)
 
 
 def _packed(definition: Mapping[str, Any]) -> bytes:

@@ -2,8 +2,8 @@
 
 The reference identifies a tokenizer by the hash of one tokenized test string. Here the name follows from
 tokenizer.json: from the chain of splits, and from other facts if several names have the same chain. An unknown chain is
-not guessed: the file says "default", like files older than the names, and `conversion/carried.py` adds the chain
-itself.
+not guessed: the file gets "default", like files that are older than the names, and `conversion/carried.py` adds the
+chain itself.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def _starts_with_special(processor: Any) -> bool:
 
 
 def _digits_then_gpt2(facts: Facts) -> str:
-    """SmolLM, StarCoder 2, Refact and Granite have the same splits; their reserved tokens differ."""
+    """The name for SmolLM, StarCoder 2, Refact and Granite, whose splits are equal and reserved tokens differ."""
     if facts.second == "<|im_start|>":
         return "smollm"
     return "starcoder" if "<file_sep>" in facts.added or "<fim_prefix>" not in facts.added else "refact"
@@ -65,7 +65,7 @@ def _digits_then_gpt2(facts: Facts) -> str:
 
 #: Chain of splits -> name. `_chain` computes the chain of a pre_tokenizer.
 NAMES: dict[tuple[Any, ...], Callable[[Facts], str]] = {
-    # Llama 3 itself starts a text with <|begin_of_text|>; derived tokenizers that do not are "smaug-bpe".
+    # Llama 3 starts a text with <|begin_of_text|>; derived tokenizers without this are "smaug-bpe".
     (("split", LLAMA3), _BYTES): lambda facts: "llama-bpe" if facts.starts_with_special else "smaug-bpe",
     (("split", QWEN2), _BYTES): lambda facts: "deepseek-r1-qwen" if facts.starts_with_special else "qwen2",
     (_GPT2_BYTES,): lambda facts: "gpt-2",
@@ -102,7 +102,7 @@ def _regex(split: dict[str, Any]) -> str | None:
 
 
 def pre_tokenizer_name(tokenizer: dict[str, Any], path: Path) -> str:
-    """tokenizer.ggml.pre of a tokenizer.json, UNKNOWN if no name fits; UnsupportedError if it is not byte-level."""
+    """tokenizer.ggml.pre of a tokenizer.json, or UNKNOWN. Raises UnsupportedError if it is not byte-level."""
     chain = _chain(tokenizer.get("pre_tokenizer"))
     if not any(kind in ("bytes", "ByteLevel") for kind, _ in chain):
         steps = " then ".join(f"{kind} {shown(value, 60)}" for kind, value in chain) or "none"

@@ -21,7 +21,7 @@ __all__ = ["tokenizer_notes"]
 def tokenizer_notes(
     folder: Path, config: Mapping[str, Any], tokenizer: Mapping[str, Any], metadata: Mapping[str, Any]
 ) -> list[str]:
-    """One sentence each. config, tokenizer: config.json and tokenizer.json. metadata: the keys made of the folder."""
+    """Notes, one sentence each. config, tokenizer: config.json and tokenizer.json. metadata: the resulting keys."""
     notes = _ids_without_tokens(config, metadata)
     notes += _lost_ends(folder, metadata)
     merged = merged_config(folder, [])
@@ -51,8 +51,8 @@ def _other_templates(folder: Path, merged: Mapping[str, Any], metadata: Mapping[
         return []
     names = listed(sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name)))
     return [
-        "the file has tokenizer_config.json's chat templates, as by the reference converter; transformers takes other "
-        f"files' ({names}): lowbit metadata FILE set tokenizer.chat_template --from-file JINJA puts one into the file"
+        "the file has the chat templates of tokenizer_config.json, as with the reference converter; transformers uses "
+        f"those of {names}: to use one, run lowbit metadata FILE set tokenizer.chat_template --from-file JINJA"
     ]
 
 
@@ -69,8 +69,9 @@ def _other_vocabulary(tokenizer: Mapping[str, Any], tokens: Sequence[str]) -> li
     first = min(other)
     has = quoted(tokens[first]) if 0 <= first < len(tokens) else "no token"
     return [
-        "the file is made of tokenizer.model, as by the reference converter; tokenizer.json, which transformers takes, "
-        f"has {len(other)} other tokens: id {first} is {quoted(expected[first])} there, in the file {has}"
+        "the file has the tokens of tokenizer.model, as with the reference converter; transformers uses "
+        f"tokenizer.json, which has {len(other)} other tokens: id {first} is {quoted(expected[first])} there, "
+        f"and {has} in the file"
     ]
 
 
@@ -81,13 +82,13 @@ def _is_token(tokens: Sequence[str], i: int, text: str) -> bool:
 def _ids_without_tokens(config: Mapping[str, Any], metadata: Mapping[str, Any]) -> list[str]:
     count = len(metadata["tokenizer.ggml.tokens"])
     notes = []
-    for role in (role for role in ROLES if role not in ("eos", *UNKEPT_ROLES)):  # listed_ends covers eos
+    for role in (role for role in ROLES if role not in ("eos", *UNKEPT_ROLES)):  # listed_ends has eos
         value = config.get(f"{role}_token_id")
         found = metadata.get(id_key(role))
         if type(value) is not int or 0 <= value < count or found not in (None, value):
             continue
         left = "left out" if found is None else f"{id_key(role)} keeps it, and readers ignore it"
-        notes.append(f"config.json: {role}_token_id is {shown(value, 40)}, which none of {count} tokens has: {left}")
+        notes.append(f"config.json: {role}_token_id is {shown(value, 40)}, but there are {count} tokens: {left}")
     return notes
 
 

@@ -1,8 +1,8 @@
-"""How each `tokenizer.ggml.pre` cuts text into words before byte-level BPE, as data.
+"""The regexes of each `tokenizer.ggml.pre`, which split a text into words before byte-level BPE.
 
-A GGUF file names its pre-tokenizer and holds no regex, so this table is the other half of the file. Every regex cuts
-the pieces that the one before it left; matches and the text between them both become pieces. Where llama.cpp adapts a
-regex to `std::regex`, the table holds the one of the models' own tokenizer.json, which accepts the same words.
+A GGUF file has only the name of its pre-tokenizer. Each regex splits the pieces of the previous one; matches and the
+text between them both become pieces. If llama.cpp adapts a regex to `std::regex`, the table has the original one of
+the models' tokenizer.json, which accepts the same words.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _ASCII_SYMBOL_WORD = r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+"
 _MARKED_WORD = _ASCII_SYMBOL_WORD + r"|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
 _NEWLINES = r"[^\n]+|[\n]+"
 _HEAD, _TAIL = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-# The cased letters of Unicode 13, which DeepSeek LLM keeps apart from the other letters.
+# The cased letters of Unicode 13. DeepSeek LLM separates them from other letters.
 _CASED = (
     "A-Za-z\u00b5\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u01ba\u01bc-\u01bf\u01c4-\u0293\u0295-\u02af\u0370-\u0373"
     "\u0376\u0377\u037b-\u037d\u037f\u0386\u0388-\u038a\u038c\u038e-\u03a1\u03a3-\u03f5\u03f7-\u0481\u048a-\u052f"
@@ -35,7 +35,7 @@ _CASED = (
 
 
 def _words(digits: str, contractions: str = _CONTRACTIONS + "|", letters: str = r"\p{L}+") -> str:
-    """The family of GPT-4's first tokenizer: `digits` is how many digits hang together."""
+    """The words of GPT-4's first tokenizer and its relatives. digits: a regex for the digits of one word."""
     return (
         contractions
         + r"[^\r\n\p{L}\p{N}]?"
@@ -48,7 +48,7 @@ def _words(digits: str, contractions: str = _CONTRACTIONS + "|", letters: str = 
 
 
 def _cased_words(digits: str, contractions: str = _CONTRACTIONS + "?") -> str:
-    """The family of GPT-4o's tokenizer: a word is capitals followed by small letters."""
+    """The words of GPT-4o's tokenizer and its relatives: capitals followed by small letters."""
     lead = r"[^\r\n\p{L}\p{N}]?"
     return (
         f"{lead}{_HEAD}*{_TAIL}+{contractions}|{lead}{_HEAD}+{_TAIL}*{contractions}|{digits}"
@@ -59,7 +59,7 @@ def _cased_words(digits: str, contractions: str = _CONTRACTIONS + "?") -> str:
 
 @dataclass(frozen=True)
 class PreTokenizer:
-    """`splits` run in order; `ignore_merges`: a word that is a token stays whole; `add_bos`: if the file is silent."""
+    """splits: regexes, in order. ignore_merges: a word that is a token stays whole. add_bos: default of the key."""
 
     splits: tuple[str, ...]
     ignore_merges: bool = False

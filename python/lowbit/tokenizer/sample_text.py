@@ -7,5 +7,5 @@ TEXT = (
     "def fib(n):\n    return n if n < 2 else fib(n - 1) + fib(n - 2)\n\n"
     "Question: what is the capital of France? Answer: Paris. Once upon a time there was a king who had three daughters."
 )
-#: The most tokens of it that are used.
+#: The most tokens of the text that are used.
 NUM_TOKENS = 16

@@ -1,8 +1,8 @@
 """Reads and writes tokenizer.model, a SentencePiece model, without the sentencepiece or protobuf packages.
 
-Of ModelProto, it reads pieces (1; each has its text (1), score (2) and type (3)), and the fields of trainer_spec (2)
-and normalizer_spec (3) that `Model` has. Other fields are skipped by their wire type. Input is hostile: every length is
-checked against the remaining bytes.
+Field numbers of ModelProto that are read: pieces (1), each with text (1), score (2) and type (3); the fields of
+trainer_spec (2) and normalizer_spec (3) that `Model` has. Other fields are skipped by their wire type. Input is
+hostile: every length is checked against the remaining bytes.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ def _parsed(data: memoryview) -> Model:
                     name = names[field][0]
                     found[name] = (bytes if kind == _BYTES else int if name == "model_type" else bool)(entry)
     if not pieces:
-        raise FormatError("no pieces: not a SentencePiece model")
+        raise FormatError("there are no pieces: the file is not a SentencePiece model")
     return Model(pieces, **found)
 
 

@@ -1,4 +1,4 @@
-"""Special tokens, merges and the chat template of a Hugging Face folder, read like the reference converter does.
+"""Special tokens, merges and the chat template of a Hugging Face folder, read as in the reference converter.
 
 The post_processor in tokenizer.json defines the tokens around a text. tokenizer_config.json, then config.json define
 the texts of roles. tokenizer.json's added_tokens define the ids of texts.
@@ -25,10 +25,10 @@ ID_NAMES = {"unk": "unknown", "sep": "seperator", "pad": "padding"}
 UNKEPT_ROLES = ("cls",)
 #: Roles with a key in GGUF that says whether the token is added.
 ADDED_ROLES = ("bos", "eos", "sep")
-#: The valid ids of a file.
+#: The largest id in a file.
 _MAX_ID = (1 << 32) - 1
 
-# Tokens that end a turn or a document. The files of chat models often name only some of theirs.
+# Tokens that end a turn or a document. The files of chat models often name only some of them.
 # fmt: off
 _ENDS = frozenset((
     "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>",
@@ -51,9 +51,9 @@ def wrong_key(key: str, expected: str, found: object = None) -> FormatError:
 
 
 def checked_special(key: str, value: Any, num_tokens: int) -> int | None:
-    """The id of a file's key; None for an id without a token.
+    """The id in a file's key; None for an id without a token.
 
-    Real files have the largest number, which is also -1, for "none". Raises FormatError for an invalid id.
+    Real files use the largest number (-1 as a signed one) for "none". Raises FormatError for an invalid id.
     """
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
         raise wrong_key(key, "an integer", f"{type(value).__name__} {quoted(value, 40)}")
@@ -75,17 +75,17 @@ def listed_ends(folder: Path, num_tokens: int, notes: list[str]) -> set[int]:
                 unknown.setdefault(shown(i, 40), []).append(path.name)
     for value, names in unknown.items():
         where = " and ".join(dict.fromkeys(names))
-        notes.append(f"{where}: eos_token_id names {value}, which none of the {num_tokens} tokens has: ignored")
+        notes.append(f"{where}: eos_token_id has {value}, but there are {num_tokens} tokens: ignored")
     return found
 
 
 def known_ends(ids: Mapping[str, int]) -> set[int]:
     """Added tokens whose names end a text.
 
-    Only added tokens: byte-level vocabularies have merged pieces such as "</s>", which are text.
+    Only added tokens count: byte-level vocabularies have merged pieces such as "</s>", which are text.
     """
     found = {text: i for text, i in ids.items() if text in _ENDS}
-    # Harmony and Solar close each message with <|end|>, and their turns otherwise; Gemma 4 has an unused </s>.
+    # Harmony and Solar end messages with <|end|>, but turns with other tokens; Gemma 4 has an unused </s>.
     names = found.keys()
     if {"<|return|>", "<|call|>"} <= names or (names & {"<|call|>", "<|calls|>"} and "<|flush|>" in names):
         found.pop("<|end|>", None)
@@ -196,7 +196,9 @@ def tokenizer_merges(tokenizer: dict[str, Any], folder: Path) -> list[str]:
             for merge in merges
         ]
     except (AttributeError, IndexError, TypeError):
-        raise FormatError("a merge is neither a string nor a pair of strings", path=folder / "tokenizer.json") from None
+        raise FormatError(
+            path=folder / "tokenizer.json", expected="a string or a pair of strings for each merge"
+        ) from None
 
 
 def special_tokens(

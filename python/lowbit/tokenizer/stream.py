@@ -16,7 +16,7 @@ _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 class Pieces(Protocol):
-    """Incremental decoder: it gets tokens and returns the text that cannot change any more."""
+    """An incremental decoder. It returns text that later tokens cannot change."""
 
     def push(self, token: str) -> str:
         """The text that is final after `token`."""
@@ -145,7 +145,7 @@ def piece_decoder(decoder: dict[str, Any] | None, decode: Callable[[list[str]], 
 class TextStream:
     """Decodes ids one by one.
 
-    `push(id)` returns the final text so far, possibly empty; `flush()` the rest. All pieces together are exactly
+    `push(id)` returns new final text, possibly empty; `flush()` returns the rest. All pieces together equal
     `tokenizer.decode(ids)`. No piece ends inside a character. Made by `Tokenizer.stream()`.
     """
 
@@ -186,7 +186,7 @@ class StopFilter:
         return self.stop is not None
 
     def push(self, text: str) -> str:
-        """The new part of the text that cannot belong to a stop string any more."""
+        """The text that is now certain not to belong to a stop string."""
         if self.stopped:
             return ""
         text = self._held + text
@@ -200,7 +200,7 @@ class StopFilter:
         return text[: len(text) - keep]
 
     def flush(self) -> str:
-        """The remaining text, when no more comes."""
+        """The remaining text, at the end."""
         held, self._held = self._held, ""
         return held
 

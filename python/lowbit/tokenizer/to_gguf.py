@@ -44,15 +44,15 @@ class TokenizerRules:
     byte_level_classes: tuple[str, ...] = ()
     #: with a tokenizer.model: tokenizer.json's added tokens count too, and added tokens are kept as they are spelled
     tokens_as_spelled: bool = False
-    #: a tokenizer.json with byte fallback becomes a SentencePiece vocabulary: its scores are all alike, or the ranks of
-    #: its merges; None: it stays one of byte-level BPE
+    #: a tokenizer.json with byte fallback becomes a SentencePiece vocabulary, with equal scores or the ranks of its
+    #: merges; None: it stays byte-level BPE
     byte_fallback: Literal["alike", "ranked"] | None = None
     keys_without_merges: Mapping[str, Any] = field(default_factory=dict)  #: for SentencePiece vocabularies
     keys_by_size: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)  #: for vocabularies known by their size
 
 
 def padding_text(token_id: int) -> str:
-    """GGUF's text for an id without a token."""
+    """The text in GGUF of an id without a token."""
     return f"[PAD{token_id}]"
 
 
@@ -74,7 +74,7 @@ def _base_vocab(tokenizer: dict[str, Any], path: Path) -> dict[int, str]:
     model = tokenizer.get("model")
     vocab = model.get("vocab") if isinstance(model, dict) else None
     if not isinstance(vocab, dict) or not vocab or model.get("type") != "BPE":  # type: ignore[union-attr]
-        raise FormatError("model is not a BPE vocabulary", path=path)
+        raise FormatError("model:", path=path, key="model", expected="a BPE vocabulary")
     found: dict[int, str] = {}
     for text, value in vocab.items():
         token_id = checked_id(value, path)
@@ -127,9 +127,11 @@ def _sentencepiece_keys(tokens: list[str], scores: list[float], types: list[int]
 def _sentencepiece(
     folder: Path, tokenizer: dict[str, Any], tokenizer_config: dict[str, Any], as_spelled: bool, vocab_size: int
 ) -> dict[str, Any]:
-    """Keys of tokenizer.model, with added_tokens.json and tokenizer_config.json on top. Ids past vocab_size are
-    left out, and ids without a piece become padding. as_spelled: tokenizer.json's added tokens count as well, and
-    every added token is kept as it is spelled."""
+    """Keys of tokenizer.model, updated from added_tokens.json and tokenizer_config.json.
+
+    Ids from vocab_size on are left out, ids without a piece become padding. as_spelled: the added tokens of
+    tokenizer.json are included, and added tokens keep their spelling.
+    """
     tokens = [padding_text(i) for i in range(vocab_size)]
     scores = [PADDING_SCORE] * vocab_size
     types = [UNUSED] * vocab_size
@@ -152,11 +154,11 @@ def _sentencepiece(
 
 
 def _byte_fallback(folder: Path, tokenizer: dict[str, Any], tokenizer_config: dict[str, Any]) -> dict[str, Any]:
-    """Keys of a tokenizer.json with a SentencePiece vocabulary: its scores are unknown, so all are equal."""
+    """Keys of a tokenizer.json with a SentencePiece vocabulary. The scores are unknown, so all are equal."""
     vocab = _base_vocab(tokenizer, folder / "tokenizer.json")
     size = len(vocab)
     if sorted(vocab) != list(range(size)):
-        raise FormatError(f"ids of the vocabulary are not 0 to {size - 1}", path=folder / "tokenizer.json")
+        raise FormatError("vocabulary:", path=folder / "tokenizer.json", expected=f"all ids from 0 to {size - 1}")
     special = named_tokens(tokenizer_config)
     tokens, types = [vocab[i] for i in range(size)], [NORMAL] * size
     for i, text in enumerate(tokens):
@@ -174,9 +176,11 @@ def _byte_fallback(folder: Path, tokenizer: dict[str, Any], tokenizer_config: di
 def _ranked(
     folder: Path, tokenizer: dict[str, Any], tokenizer_config: dict[str, Any], vocab_size: int
 ) -> dict[str, Any]:
-    """The same for an architecture whose files the reference makes of tokenizer.model only. A score is minus the
-    rank of the first merge that makes it: scores that order the merges as their ranks do. Longer than vocab_size or
-    with holes it is refused, shorter it is padded."""
+    """Keys of a tokenizer.json for an architecture whose files the reference makes only from tokenizer.model.
+
+    A token's score is minus the rank of the first merge that gives it, so the scores order the merges as their ranks
+    do. Raises FormatError for missing ids and ids from vocab_size on. A shorter vocabulary is padded.
+    """
     path = folder / "tokenizer.json"
     vocab = _base_vocab(tokenizer, path)
     added = json_added_tokens(folder, tokenizer, tokenizer_config)
@@ -209,7 +213,7 @@ def _is_byte_fallback(tokenizer: dict[str, Any]) -> bool:
 
 
 def _check_unique(tokens: list[str], folder: Path) -> None:
-    """Raises FormatError if two ids have one text, which readers of GGUF files refuse. Empty texts get names there."""
+    """Raises FormatError if two ids have one text: readers of GGUF files refuse that, except for empty texts."""
     seen: dict[str, int] = {}
     for i, text in enumerate(tokens):
         if text and seen.setdefault(text, i) != i:
@@ -222,7 +226,7 @@ def tokenizer_metadata(
     """The tokenizer.* keys of a Hugging Face folder, in the reference's order.
 
     config: config.json. rules: those of the architecture. vocab_size: rows of the embedding; shorter vocabularies are
-    padded. notes: gets what the keys cannot keep.
+    padded. notes: a list to which losses are appended.
     """
     if vocab_size > MAX_TOKENS:
         raise FormatError(
@@ -243,13 +247,13 @@ def tokenizer_metadata(
     if is_file(folder / "tokenizer.model") and not is_byte_level:
         result |= _sentencepiece(folder, tokenizer, tokenizer_config, rules.tokens_as_spelled, vocab_size)
     elif not tokenizer and is_file(folder / "vocab.json"):
-        from lowbit.tokenizer.files import byte_level_definition  # with the library of tokenizers
+        from lowbit.tokenizer.files import byte_level_definition  # imports the tokenizers library
 
         merges, tokenizer = True, byte_level_definition(folder, tokenizer_config)
         result |= _byte_level(folder, tokenizer, tokenizer_config, vocab_size)
     elif not tokenizer:
         raise FileError(
-            "no tokenizer.json and no tokenizer.model: save the tokenizer in the model's folder",
+            "no tokenizer.json or tokenizer.model: save the tokenizer in the model's folder",
             path=folder,
             errno=errno.ENOENT,
         )
@@ -264,8 +268,7 @@ def tokenizer_metadata(
     result |= special_tokens(folder, config, tokenizer, tokenizer_config, merges, num_tokens)
     if merges and "tokenizer.ggml.merges" not in result:
         raise FormatError(
-            "model has no merges, without which its vocabulary cannot tokenize: save the tokenizer again, or "
-            "download the file again",
+            "model has no merges, and BPE needs them: save the tokenizer again, or download the file again",
             path=folder / "tokenizer.json",
         )
     _check_unique(result["tokenizer.ggml.tokens"], folder)

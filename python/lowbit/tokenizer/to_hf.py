@@ -34,16 +34,16 @@ def tokenizer_files(metadata: Mapping[str, Any], context: int) -> tuple[Tokenize
 
 
 def _definition(tokenizer: Tokenizer) -> dict[str, Any]:
-    """tokenizer.json. Embedding rows without a token, which GGUF numbers, are not tokens here."""
+    """tokenizer.json. Rows of the embedding without a token, which have a text in GGUF, are left out."""
     definition: dict[str, Any] = json.loads(tokenizer.backend.to_str())
     vocab = definition["model"]["vocab"]
-    if isinstance(vocab, dict):  # a unigram model has a list, in which each id has its place
+    if isinstance(vocab, dict):  # a unigram model has a list, indexed by id
         definition["model"]["vocab"] = {text: i for text, i in vocab.items() if text != padding_text(i)}
     return definition
 
 
 def _sentencepiece(vocab: Vocab) -> dict[str, Any]:
-    """tokenizer.model with the scores, which tokenizer.json cannot hold, and the added tokens."""
+    """tokenizer.model with the scores (tokenizer.json cannot hold them) and the added tokens."""
     texts, scores, types = vocab.tokens, vocab.scores().tolist(), vocab.types.tolist()
     pieces = (Piece(text, score, kind) for text, score, kind in zip(texts, scores, types, strict=True))
     added = {text: i for i, (text, kind) in enumerate(zip(texts, types, strict=True)) if kind == USER_DEFINED}
@@ -57,7 +57,7 @@ def _config(tokenizer: Tokenizer, metadata: Mapping[str, Any], context: int) -> 
         added["add_prefix_space"] = prefix
     if wrong := [key for key, value in added.items() if isinstance(value, (list, np.ndarray))]:
         raise FormatError(
-            f"tokenizer.ggml: {wrong[0]} is an array", key=f"tokenizer.ggml.{wrong[0]}", expected="a boolean"
+            f"tokenizer.ggml.{wrong[0]}:", key=f"tokenizer.ggml.{wrong[0]}", expected="a boolean", found="an array"
         )
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -67,7 +67,7 @@ def _config(tokenizer: Tokenizer, metadata: Mapping[str, Any], context: int) -> 
         "model_max_length": context,
     }
     templates = tokenizer.chat_templates
-    # In this file, not in separate ones: template names come from metadata and must not become paths.
+    # Not in separate files: template names come from metadata and must not become paths.
     if templates.keys() == {"default"}:
         config["chat_template"] = templates["default"]
     elif templates:

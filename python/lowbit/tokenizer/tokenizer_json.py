@@ -1,7 +1,7 @@
 """tokenizer.json and tokenizer_config.json, with checked JSON types.
 
-Missing and null values are unchanged. A value of another type is a FormatError that names the file and the key. Ids are
-checked at their use.
+Missing and null values are unchanged. A value of another type raises FormatError with the file and the key. Ids are
+checked where they are used.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ def named_text(value: Any) -> str | None:
 
 
 def merged_config(folder: Path, notes: list[str]) -> dict[str, Any]:
-    """tokenizer_config.json with what transformers takes of special_tokens_map.json: all, unless the former lists added
-    tokens (added_tokens_decoder). What is left is noted."""
+    """tokenizer_config.json updated from special_tokens_map.json, as in transformers: unless the former lists added
+    tokens (added_tokens_decoder). Ignored differences are appended to notes."""
     config, legacy = tokenizer_config(folder), read_optional(folder / "special_tokens_map.json")
     is_old = "added_tokens_decoder" not in config
     differing = []
@@ -71,7 +71,7 @@ def merged_config(folder: Path, notes: list[str]) -> dict[str, Any]:
     if differing:
         files = ("special_tokens_map.json", "tokenizer_config.json")
         taken_of, left_of = files if is_old else files[::-1]
-        notes.append(f"{taken_of} is taken, {left_of} says otherwise: {listed(differing)}")
+        notes.append(f"{taken_of} is used, not {left_of}: {listed(differing)}")
     return {**config, **legacy} if is_old else config
 
 
@@ -84,7 +84,7 @@ def _typed(value: Any, kind: type, where: str) -> Any:
 
 
 def _part(values: Mapping[str, Any], name: str, kind: type, where: str = "") -> Any:
-    """The part with this name; an empty one for null."""
+    """The part with this name; an empty one for null or a missing key."""
     value = values.get(name)
     return kind() if value is None else _typed(value, kind, f"{where}: {name}" if where else name)
 

@@ -1,4 +1,4 @@
-"""Chat templates of a Hugging Face folder: those that transformers uses, and those that the reference converter uses.
+"""Chat templates of a Hugging Face folder, as used by transformers and by the reference converter.
 
 | in the folder | transformers, and lowbit for a folder | the reference converter, and GGUF files |
 | --- | --- | --- |
@@ -31,7 +31,7 @@ def folder_templates(folder: Path, config: Mapping[str, Any], notes: list[str]) 
     found = {name: _text(path) for name, path in files.items()}
     if found and configured and any(found.get(name) != template for name, template in configured.items()):
         names = ", ".join(str(path.relative_to(folder)) for path in files.values())
-        notes.append(f"chat templates are those of {names}; others in {config_path.name} are left")
+        notes.append(f"chat templates are those of {names}; those in {config_path.name} are ignored")
     if not found and not configured:
         path = folder / "chat_template.json"
         return _named(read_json(path).get("chat_template"), path) if is_file(path) else {}
@@ -110,8 +110,11 @@ def _named(value: Any, path: Path) -> dict[str, str]:
         templates = {entry["name"]: entry["template"] for entry in entries}
     except (TypeError, KeyError):
         raise FormatError(
-            "chat_template must be a string or a list of name and template", path=path, key="chat_template"
+            "chat_template:",
+            path=path,
+            key="chat_template",
+            expected="a string, or a list of objects with name and template",
         ) from None
     if not all(isinstance(part, str) for entry in templates.items() for part in entry):
-        raise FormatError("chat_template names and templates must be strings", path=path, key="chat_template")
+        raise FormatError("chat_template:", path=path, key="chat_template", expected="strings as names and templates")
     return templates

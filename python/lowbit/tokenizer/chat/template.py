@@ -1,8 +1,8 @@
 """Chat templates: untrusted Jinja from model files, rendered in a sandbox with limits.
 
-The environment has the functions that transformers offers. Jinja's sandbox protects Python's internals, but not time
-and memory. So loops, calls, operators and filters are counted and measured here. The limits are far above the needs of
-real conversations.
+The environment has the same functions as in transformers. Jinja's sandbox protects Python's internals, but it does not
+limit time and memory. So loops, calls, operators and filters are counted, and their results measured. The limits are
+far above the needs of real conversations.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _STRUCTURAL = frozenset((
     "unique",
 ))
 # fmt: on
-# Follows the message to continue; its space shows whether the template trims texts.
+# Appended to the message that is continued. If its final space is missing afterwards, the template trims texts.
 _END_MARK = "LOWBIT_END_OF_FINAL_MESSAGE "
 _WIDE_FIELD = re.compile(r"\d{6}")
 
@@ -90,7 +90,7 @@ def _check_size(size: int) -> None:
 
 
 def _made(value: Any) -> Any:
-    """Counts a new value: copying takes time, and it takes memory until the rendering ends."""
+    """Counts a new value: creating it takes time, and it can stay in memory until the rendering ends."""
     if isinstance(value, str):
         _check_size(len(value))
         _step(1 + (len(value) >> 8))
@@ -101,7 +101,7 @@ def _made(value: Any) -> Any:
 
 
 def _weigh(value: Any) -> None:
-    """Measures `value` before it is converted to text: shared parts count every time, because they are written every
+    """Measures `value` before it is converted to text. Shared parts count each time, because they are written each
     time."""
     size, waiting = 0, [value]
     while waiting:
@@ -253,7 +253,7 @@ class _Environment(ImmutableSandboxedEnvironment):
 def _limited(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     passed = 1 if getattr(function, "jinja_pass_arg", None) is not None else 0
 
-    @functools.wraps(function)  # keeps the mark that tells Jinja to pass its context or environment
+    @functools.wraps(function)  # keeps the attribute with which Jinja passes its context or environment
     def run(*args: Any, **kwargs: Any) -> Any:
         values = [*args[passed:], *kwargs.values()]
         if name == "join" and len(args) > passed and not isinstance(args[passed], (str, list, tuple)):
@@ -340,7 +340,7 @@ def render_chat(
         raise FormatError("chat template:", expected=f"a string of at most {_MAX_TEMPLATE} characters")
     is_list = isinstance(messages, Iterable) and not isinstance(messages, (str, Mapping))
     if not is_list or not all(isinstance(m, Mapping) and "role" in m for m in messages):
-        raise InputError("messages must be a sequence of mappings such as {'role': 'user', 'content': '...'}")
+        raise InputError("messages:", expected="a list of mappings such as {'role': 'user', 'content': '...'}")
     count = _steps.set(0)
     try:
         schemas = None if tools is None else [_tool(tool) for tool in tools]
@@ -359,7 +359,7 @@ def render_chat(
         raise
     except _RefusedError as cause:
         raise InputError(f"chat template refused the messages: {reason(cause)}") from None
-    except Exception as cause:  # any error of a template, including MemoryError and RecursionError
+    except Exception as cause:  # templates can raise any error, also MemoryError and RecursionError
         raise FormatError(f"chat template: {reason(cause)}") from cause
     finally:
         _steps.reset(count)
@@ -385,13 +385,13 @@ def _cut_at_mark(text: str) -> str:
     """The text before the mark. If the template trims texts, the spaces before it are removed too."""
     place = text.rfind(_END_MARK.strip())
     if place < 0:
-        raise InputError("continue_final_message: the template leaves the end of the last message out")
+        raise InputError("continue_final_message: the template omits the end of the last message")
     is_whole = text.startswith(_END_MARK, place)
     return text[:place] if is_whole else text[:place].rstrip()
 
 
 def template_warnings(key: str, value: object) -> list[str]:
-    """What is wrong with a value of a GGUF file's metadata, if its key holds a chat template: `check` of gguf.edit."""
+    """Warnings about a value in a GGUF file's metadata if the key is a chat template: `check` of gguf.edit."""
     if not key.startswith("tokenizer.chat_template") or not isinstance(value, str):
         return []
     try:

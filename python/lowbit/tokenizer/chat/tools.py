@@ -26,11 +26,12 @@ _CHOICES = re.compile(r"\(choices:\s*(.*?)\)\s*$", re.IGNORECASE)
 
 
 def json_schema(function: Callable[..., Any]) -> dict[str, Any]:
-    """The tool of `function`. Raises InputError for a type hint or description that is missing or has no JSON form."""
+    """The tool schema of `function`. Raises InputError for a missing type hint or description, or one without a JSON
+    form."""
     name = getattr(function, "__name__", "operation")
     doc = (inspect.getdoc(function) or "").strip()
     if not doc:
-        raise InputError(f"tool {name}:", expected="a docstring that says what it is for")
+        raise InputError(f"tool {name}:", expected="a docstring with its purpose")
     described = _descriptions(doc)
     try:
         hints = typing.get_type_hints(function)
@@ -90,7 +91,7 @@ def _described(schema: dict[str, Any], text: str) -> dict[str, Any]:
         try:
             values = json.loads(choices[1])
         except ValueError:
-            raise InputError(f"choices are no JSON list: {choices[1][:80]}") from None
+            raise InputError("choices:", expected="a JSON list", found=f"{choices[1]:.80}") from None
         schema = {**schema, "enum": [v.strip() if isinstance(v, str) else v for v in values]}
         text = text[: choices.start()].strip()
     return {**schema, "description": text}
@@ -131,6 +132,6 @@ def _union(args: tuple[Any, ...], where: str) -> dict[str, Any]:
 
 def _values(values: list[Any], where: str) -> dict[str, Any]:
     if not values or any(type(value) not in _SCALARS for value in values):
-        raise InputError(f"{where}:", expected="int, float, str, bool or None to choose from", found=f"{values!r:.80}")
+        raise InputError(f"{where}:", expected="choices of int, float, str, bool or None", found=f"{values!r:.80}")
     kinds = list(dict.fromkeys(_SIMPLE[type(value)]["type"] for value in values))
     return {"type": kinds[0] if len(kinds) == 1 else kinds, "enum": values}
