@@ -19,7 +19,7 @@ from chat_templates import CALLS, MESSAGES, TOOLS
 from transformers.utils.chat_template_utils import render_jinja_template
 
 import lowbit
-from lowbit.tokenizer.chat.template import render_chat
+from lowbit.chat.template import render_chat
 
 SEPARATOR = "\n__ggml_vocab_test__\n"
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}

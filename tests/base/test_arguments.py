@@ -62,7 +62,7 @@ BAD: dict[str, Any] = {
     "class": int,
 }
 #: What is the caller's own: objects of lowbit, and functions.
-LEFT_OUT = {"self", "model", "reference", "progress", "variables", "options", "callback", "check"}
+LEFT_OUT = {"self", "model", "reference", "progress", "variables", "options", "callback"}
 
 FLOATS = np.ones((2, 256), np.float32)
 
@@ -158,11 +158,6 @@ def parameters(case: Case) -> list[str]:
     found = inspect.signature(case.function).parameters.values()
     named = [p.name for p in found if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
     return [name for name in dict.fromkeys([*named, *case.right]) if name not in LEFT_OUT]
-
-
-def test_what_is_no_function() -> None:
-    with pytest.raises(lowbit.InputError, match="check: expected a function or None, got 3"):
-        lowbit.gguf.edit("x.gguf", set={}, check=3)  # type: ignore[arg-type]
 
 
 def test_no_exception_of_others(made: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def test_set_and_unset(path: Path, tmp_path: Path, run: Callable[..., Result]) -
     template = tmp_path / "t.jinja"
     template.write_text("{% if %}\n" + "{# long #}" * 100)
     report = run(path, "set", "tokenizer.chat_template", "--from-file", template, "--json", "--reserve", "50")
-    assert report.stderr.startswith("warning: key tokenizer.chat_template: chat template: ")
+    assert report.stderr.startswith("note: key tokenizer.chat_template: chat template: ")
     found = json.loads(report.stdout)
     assert (found["in_place"], found["padding"], found["bytes_written"]) == (False, 50, path.stat().st_size)
     assert typed(path, "tokenizer.chat_template") == template.read_text()
@@ -169,4 +169,4 @@ def test_special_tokens_are_set_by_their_text(path: Path, run: Callable[..., Res
 def test_warnings_about_templates_are_printed(path: Path, run: Callable[..., Result]) -> None:
     result = run(path, "set", "tokenizer.chat_template", "{% if %}")
     assert result.returncode == 0
-    assert "warning: key tokenizer.chat_template: chat template: " in result.stderr
+    assert "note: key tokenizer.chat_template: chat template: " in result.stderr

@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 import lowbit
 from lowbit.base.files import FileReader
 from lowbit.gguf import edit, rewriting
-from lowbit.tokenizer.chat.template import template_warnings
 
 METADATA: dict[str, Any] = {
     "general.architecture": "llama",
@@ -212,13 +211,14 @@ def test_types(path: Path) -> None:
         assert np.array_equal(found[key], value), key
 
 
-def test_warnings(path: Path) -> None:
+def test_warnings(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     values = {"tokenizer.ggml.eos_token_id": 199, "tokenizer.chat_template": "{{ bos_token }}x"}
-    assert edit(path, values, check=template_warnings).warnings == []
+    assert edit(path, values).warnings == []
     values = {"tokenizer.ggml.eos_token_id": 200, "tokenizer.chat_template": "{% if %}"}
-    found = edit(path, values, check=template_warnings).warnings
+    found = edit(path, values).warnings
     assert found[0] == "key tokenizer.ggml.eos_token_id: 200 is not the id of a token: expected 0 to 199"
     assert found[1].startswith("key tokenizer.chat_template: chat template: ")
+    assert caplog.messages == found
 
 
 def test_special_tokens_are_set_by_their_text(path: Path) -> None:

@@ -13,8 +13,8 @@ from transformers import PreTrainedTokenizerFast
 from transformers.utils import get_json_schema
 
 import lowbit
-from lowbit.tokenizer.chat.template import render_chat
-from lowbit.tokenizer.chat.tools import json_schema
+from lowbit.chat.template import render_chat
+from lowbit.chat.tools import json_schema
 
 pytestmark = pytest.mark.oracle
 

@@ -12,7 +12,7 @@ from tokenizer_cases import KINDS, REFERENCE, metadata
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import lowbit
-from lowbit.tokenizer.chat.template import render_chat
+from lowbit.chat.template import render_chat
 from lowbit.tokenizer.load import from_metadata
 
 pytestmark = pytest.mark.oracle

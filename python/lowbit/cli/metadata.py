@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lowbit.base.files import read_text
-from lowbit.base.quoting import one_line, shown
+from lowbit.base.quoting import shown
 from lowbit.cli.app import app, examples
-from lowbit.cli.console import note, print_json, size, value_text
+from lowbit.cli.console import print_json, size, value_text
 from lowbit.cli.options import Json, existing_file, gguf_argument, wrong_usage
 from lowbit.cli.tables import print_table
 
@@ -99,8 +99,6 @@ def metadata(
         else:
             print(f"{path}: {'an interrupted edit was undone' if recovered else 'no edit was interrupted'}")
         return
-    from lowbit.tokenizer.chat.template import template_warnings  # imports Jinja, which is not needed for listing
-
     changes = {operands[0]: _parsed(path, operands[0], operands[1], type, token)} if action == "set" else {}
     gone = operands if action == "unset" else []
     padding = gguf.RESERVED_BYTES if reserve is None else reserve
@@ -112,7 +110,6 @@ def metadata(
         reserve=padding,
         dry_run=dry_run,
         progress=True,
-        check=template_warnings,
     )
     _print_edit(report, dry_run, json)
 
@@ -165,8 +162,6 @@ def _get(path: Path, key: str, json: bool) -> None:
 def _print_edit(report: Edit, dry_run: bool, json: bool) -> None:
     from lowbit.evaluate.inspect import summary
 
-    for warning in report.warnings:
-        note(one_line(f"warning: {warning}"))
     if json:
         changes = [
             {"key": change.key, "before": summary(change.before), "after": summary(change.after)}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ from lowbit.base import arguments
 from lowbit.base.atomic import remove_stale
 from lowbit.base.errors import FormatError, InputError
 from lowbit.base.foreign import GGUF_MAGIC, named
+from lowbit.base.log import log_notes
 from lowbit.base.paths import checked
 from lowbit.base.progress import ProgressLike, steps
 from lowbit.base.quoting import listed, quoted, shown
@@ -82,7 +83,6 @@ def edit(
     reserve: int = RESERVED_BYTES,
     dry_run: bool = False,
     progress: ProgressLike = None,
-    check: Callable[[str, Any], Iterable[str]] | None = None,
 ) -> Edit:
     """Sets and unsets keys of a GGUF file, all or none of them.
 
@@ -93,8 +93,10 @@ def edit(
 
     set: key -> value as for Writer. An existing key keeps its place and type; a NumPy scalar or array selects another
     width. New keys go to the end; lists of bool, int and float become arrays of bool, int32 and float32. For the id of
-    a special token (tokenizer.ggml.eos_token_id), a str is the token's text in tokenizer.ggml.tokens. check: called
-    with each new key and value; returns sentences for `warnings`.
+    a special token (tokenizer.ggml.eos_token_id), a str is the token's text in tokenizer.ggml.tokens.
+
+    Chat templates that cannot be rendered and ids without a token are set all the same, with a warning in the report
+    and the log.
 
     A symbolic link is followed. With hard links, an edit in place changes all of them; a copy leaves the others
     unchanged. In a split model, the first file has the keys.
@@ -107,8 +109,6 @@ def edit(
     unset, dry_run = arguments.items("unset", unset), arguments.flag("dry_run", dry_run)
     in_place = arguments.flag("in_place", in_place)
     reserve = arguments.integer("reserve", reserve, 0, MAX_RESERVED_BYTES)
-    if check is not None and not callable(check):
-        raise arguments.wrong("check", "a function or None", check)
     target = os.path.realpath(checked(path))
     if not dry_run:
         remove_stale(target)
@@ -118,19 +118,21 @@ def edit(
         changes = header.changes(set, unset)
         entries = header.changed(changes)
         new = header.fitted(entries)
+        if new is None and in_place:
+            raise header.too_small(entries)
+        warnings = header.warnings(changes)
+        log_notes(warnings)
         if new is not None:
             written = difference(header.bytes, new.bytes)
             if written and not dry_run:
                 write_in_place(file, target, header.bytes, new.bytes)
-            return Edit(target, changes, True, len(written), new.padding, header.warnings(changes, check), recovered)
-        if in_place:
-            raise header.too_small(entries)
+            return Edit(target, changes, True, len(written), new.padding, warnings, recovered)
         new = header.copied(entries, reserve)
         num_bytes = len(new.bytes) + os.fstat(file.fileno()).st_size - header.data_begin
         if not dry_run:
             with steps("copy", "B", progress) as advance:
                 copy(target, new.bytes, header.data_begin, advance)
-        return Edit(target, changes, False, num_bytes, reserve, header.warnings(changes, check), recovered)
+        return Edit(target, changes, False, num_bytes, reserve, warnings, recovered)
 
 
 def edit_unfinished(path: Path, set: Mapping[str, Any]) -> None:
@@ -208,7 +210,7 @@ class _Header:
             changes.append(Change(key, before, typed(key, value, before)))
         return changes
 
-    def warnings(self, changes: Iterable[Change], check: Callable[[str, Any], Iterable[str]] | None) -> list[str]:
+    def warnings(self, changes: Iterable[Change]) -> list[str]:
         """Warnings about new values."""
         changes = [change for change in changes if change.after is not None]
         has_ids = any(is_token_key(change.key) for change in changes)
@@ -219,7 +221,10 @@ class _Header:
                 found.append(
                     f"key {shown(change.key)}: {change.after} is not the id of a token: expected 0 to {len(words) - 1}"
                 )
-            found += [] if check is None else check(change.key, change.after)
+            if change.key.startswith("tokenizer.chat_template") and isinstance(change.after, str):
+                from lowbit.chat.template import template_warnings  # imports Jinja, which other edits do not need
+
+                found += [f"key {shown(change.key)}: {text}" for text in template_warnings(change.after)]
         return found
 
     def _words(self, set: Mapping[str, Any]) -> list[str]:

@@ -24,7 +24,7 @@ from lowbit.base.quoting import listed, quoted, reason, shown
 from lowbit.hf.checkpoint import MAX_JSON_BYTES
 from lowbit.hf.hub import resolve
 from lowbit.tokenizer.backend import Backend, LibraryBackend
-from lowbit.tokenizer.chat.files import folder_templates, template_names
+from lowbit.tokenizer.chat_files import folder_templates, template_names
 from lowbit.tokenizer.limits import check_growth, state
 from lowbit.tokenizer.special import ROLES, id_key, known_ends, listed_ends
 from lowbit.tokenizer.stream import TextStream, piece_decoder
@@ -173,7 +173,7 @@ class Tokenizer:
         Raises UnsupportedError if there is no such template, InputError if it refuses the messages, FormatError if it
         is broken.
         """
-        from lowbit.tokenizer.chat.template import render_chat
+        from lowbit.chat.template import render_chat
 
         if chat_template is not None:
             chat_template = arguments.text("chat_template", chat_template)

@@ -10,7 +10,7 @@ import numpy as np
 
 from lowbit.base.paths import is_file
 from lowbit.base.quoting import listed, quoted, shown
-from lowbit.tokenizer.chat.files import folder_templates, key_name, template_names
+from lowbit.tokenizer.chat_files import folder_templates, key_name, template_names
 from lowbit.tokenizer.sentencepiece import CONTROL, SPACE, UNKNOWN, USER_DEFINED
 from lowbit.tokenizer.special import ROLES, UNKEPT_ROLES, id_key, known_ends, listed_ends
 from lowbit.tokenizer.tokenizer_json import merged_config, named_text, tokenizer_config

@@ -16,7 +16,7 @@ from lowbit.base.errors import FormatError
 from lowbit.base.paths import is_file
 from lowbit.base.quoting import quoted, shown
 from lowbit.hf.checkpoint import read_json
-from lowbit.tokenizer.chat.files import template_keys
+from lowbit.tokenizer.chat_files import template_keys
 
 ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 #: Names of id keys that differ from the role's. "seperator" is GGUF's spelling.

@@ -25,8 +25,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 from lowbit.base.errors import Error, FormatError, InputError
-from lowbit.base.quoting import reason, shown
-from lowbit.tokenizer.chat.tools import json_schema
+from lowbit.base.quoting import reason
+from lowbit.chat.tools import json_schema
 
 _MAX_STEPS = 1_000_000  # loop iterations, calls, operators and filters per rendering
 _MAX_SIZE = 16 << 20  # characters or items of one value, and of the output
@@ -390,14 +390,12 @@ def _cut_at_mark(text: str) -> str:
     return text[:place] if is_whole else text[:place].rstrip()
 
 
-def template_warnings(key: str, value: object) -> list[str]:
-    """Warnings about a value in a GGUF file's metadata if the key is a chat template: `check` of gguf.edit."""
-    if not key.startswith("tokenizer.chat_template") or not isinstance(value, str):
-        return []
+def template_warnings(template: str) -> list[str]:
+    """What is wrong with a template, found by rendering one message."""
     try:
-        render_chat(value, [{"role": "user", "content": "Hello"}])
+        render_chat(template, [{"role": "user", "content": "Hello"}])
     except FormatError as error:
-        return [f"key {shown(key)}: {error}"]
+        return [str(error)]
     except InputError:
         pass  # a template may need more than one message
     return []

@@ -7,7 +7,7 @@ import pytest
 from chat_templates import CALLS, CHATML, LLAMA3, MESSAGES, MISTRAL, REASONING, TOOLS
 
 import lowbit
-from lowbit.tokenizer.chat.template import render_chat
+from lowbit.chat.template import render_chat
 
 USER = [{"role": "user", "content": "x"}]
 
