@@ -478,7 +478,7 @@ def test_a_copy_that_fails_leaves_nothing(path: Path, monkeypatch: pytest.Monkey
 def test_an_interrupted_edit_is_named(path: Path) -> None:
     with path.open("r+b") as file:
         file.write(b"EDIT")
-    with pytest.raises(lowbit.FormatError, match="that was interrupted: `lowbit metadata FILE recover`"):
+    with pytest.raises(lowbit.FormatError, match="an edit was interrupted: `lowbit metadata FILE recover`"):
         lowbit.gguf.open(path)
 
 
