@@ -51,7 +51,7 @@ def test_which_formats_are_exact(tmp_path: Path, form: str, format: str) -> None
     folder = make_checkpoint(tmp_path / "a", form, shards=2)
     report = lowbit.convert(folder, tmp_path / "out.gguf", format, verify=False, provenance=False)
     assert bool(report.notes) == (format not in EXACT)
-    assert all("TQ1_0, TQ2_0 keep exactly" in note for note in report.notes)
+    assert all("TQ1_0, TQ2_0 would keep them exactly" in note for note in report.notes)
     reader = gguf.GGUFReader(tmp_path / "out.gguf")
     found = {tensor.name: gguf.quants.dequantize(tensor.data, tensor.tensor_type) for tensor in reader.tensors}
     stored = raw(folder)

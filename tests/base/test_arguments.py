@@ -208,10 +208,10 @@ REFUSED = [
     ({"tensor_types": ["a=F16"]}, "tensor_types: expected pairs of a regular expression and a format, got 'a=F16'"),
     (
         {"tensor_types": [("(" * 2000 + "a" + ")" * 2000, "F16")]},
-        "tensor type '.*': 4001 characters, expected at most 1000",
+        "tensor_types: '.*': expected at most 1000 characters, got 4001",
     ),
-    ({"tensor_types": [("(" * 490 + "a" + ")" * 490, "F16")]}, "tensor type '.*': not a regular expression"),
-    ({"tensor_types": [(f"a{{{10**30}}}", "F16")]}, "tensor type '.*': not a regular expression"),
+    ({"tensor_types": [("(" * 490 + "a" + ")" * 490, "F16")]}, "tensor_types: '.*': not a regular expression"),
+    ({"tensor_types": [(f"a{{{10**30}}}", "F16")]}, "tensor_types: '.*': not a regular expression"),
 ]
 
 
@@ -226,7 +226,7 @@ def test_refused_at_once(made: Path, options: dict[str, Any], message: str) -> N
 def test_a_file_of_tensor_types_with_nested_brackets(made: Path) -> None:
     types = made / "types"
     types.write_text("(" * 2000 + "a" + ")" * 2000 + "=Q8_0")
-    with pytest.raises(lowbit.Error, match="4001 characters, expected at most 1000"):
+    with pytest.raises(lowbit.Error, match="expected at most 1000 characters, got 4001"):
         lowbit.convert(made / "m", made / "o.gguf", "Q8_0", verify=False, provenance=False, tensor_type_file=types)
 
 

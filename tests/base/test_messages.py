@@ -198,9 +198,9 @@ PLACES: dict[str, tuple[Place, str]] = {
     "imatrix": (legacy_imatrix, "not an importance matrix"),
     "imatrix tensor": (
         lambda f, t: lowbit.imatrix.load_imatrix({t: np.ones((1, 1))}),
-        "expected one axis of finite numbers",
+        "expected finite, non-negative numbers in one dimension",
     ),
-    "pattern": (lambda f, t: converted(f, tensor_types=[("(" + t, "F16")]), "tensor type"),
+    "pattern": (lambda f, t: converted(f, tensor_types=[("(" + t, "F16")]), "tensor_types"),
     "pattern of nothing": (lambda f, t: lowbit.quantize_file(
         f / "m.gguf", f / "o.gguf", "Q8_0", tensor_types=[("^" + re.escape(t[:99]) + "$^", "F16")]
     ), "matches no tensor"),
@@ -210,7 +210,7 @@ PLACES: dict[str, tuple[Place, str]] = {
     "split size": (lambda f, t: converted(f, split_max_size=t), "expected a number of bytes"),
     "part of a name": (
         lambda f, t: converted(f, imatrix={"a": np.ones(1)}, include_weights=[t]),
-        "nothing to include",
+        "no name in the importance matrix contains",
     ),
     "format": (lambda f, t: lowbit.quantize(FLOATS, t), "format"),
     "mix": (lambda f, t: lowbit.convert(f / "m", f / "o.gguf", t, verify=False, provenance=False), "expected"),

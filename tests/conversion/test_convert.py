@@ -67,7 +67,7 @@ def test_the_file_of_the_reference_tools(tmp_path: Path, monkeypatch: pytest.Mon
                 lowbit.convert(folder, "out.gguf", format, **options)
                 assert difference(Path("out.gguf"), CONVERTED[name][key]) is None, key
             elif format not in FLOATS:
-                with pytest.raises(lowbit.InputError, match=r"garbage without importances|has no fallback"):
+                with pytest.raises(lowbit.InputError, match=r"unusable without importances|has no fallback"):
                     lowbit.convert(folder, "out.gguf", format, **options)
 
 
@@ -113,7 +113,8 @@ def test_a_file_that_differs_says_where(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("dtype", "format", "before", "rounded"),
-    [("BF16", "Q8_0", None, None), ("F16", "Q8_0", None, "F16 through BF16"), ("F32", "Q8_0", "F16", "F32 through F16"),
+    [("BF16", "Q8_0", None, None), ("F16", "Q8_0", None, "F16 weights are rounded to BF16"),
+     ("F32", "Q8_0", "F16", "F32 weights are rounded to F16"),
      ("F16", "Q8_0", "f16", None), ("F16", "Q8_0", "F32", None), ("F16", "BF16", None, None)],
 )  # fmt: skip
 def test_rounding_twice_is_said(
@@ -222,9 +223,9 @@ def test_fallbacks_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture
     assert formats["blk.1.ffn_down.weight"] in ("Q8_0", "Q5_0")
     assert formats["token_embd.weight"] == "Q8_0"
     assert len(report.fallbacks) == 15
-    assert "token_embd.weight: rows of 96 weights are no multiple of 256: Q6_K -> Q8_0" in caplog.text
+    assert "token_embd.weight: row length 96 is not a multiple of the block size 256: Q6_K -> Q8_0" in caplog.text
     lines = [line for line in caplog.messages if "attn_q" in line]
-    reason = "rows of 96 weights are no multiple of 256: Q4_K -> Q5_0, +1 bits a weight"
+    reason = "row length 96 is not a multiple of the block size 256: Q4_K -> Q5_0, +1 bits per weight"
     assert lines == [f"blk.*.attn_q.weight: {reason} (2 layers)"]
     odd = make_checkpoint(tmp_path / "b", hidden=80, ffn=160, head_dim=20)
     formats = {
@@ -278,7 +279,7 @@ def test_quantize_file_equals_convert(tmp_path: Path) -> None:
 
 def test_quantized_files_are_not_quantized_again(tmp_path: Path) -> None:
     lowbit.convert(make_checkpoint(tmp_path / "a"), tmp_path / "q8.gguf", "Q8_0", verify=False, provenance=False)
-    with pytest.raises(lowbit.InputError, match=r"token_embd\.weight is Q8_0 already"):
+    with pytest.raises(lowbit.InputError, match=r"token_embd\.weight is already quantized \(Q8_0\)"):
         lowbit.quantize_file(tmp_path / "q8.gguf", tmp_path / "out.gguf", "Q4_0")
     lowbit.quantize_file(tmp_path / "q8.gguf", tmp_path / "copy.gguf", "Q8_0")
     assert (tmp_path / "copy.gguf").read_bytes() == (tmp_path / "q8.gguf").read_bytes()
@@ -290,7 +291,7 @@ def test_imatrix(tmp_path: Path) -> None:
     report = lowbit.convert(
         folder, tmp_path / "out.gguf", "Q4_0", imatrix=tmp_path / "i.gguf", verify=False, provenance=False
     )
-    assert "the importance matrix has nothing for token_embd.weight: encoded without" in report.notes
+    assert "the importance matrix has no entries for token_embd.weight: encoded without them" in report.notes
     with lowbit.gguf.open(tmp_path / "out.gguf") as file:
         assert file.metadata["quantize.imatrix.entries_count"] == len(values)
         assert file.metadata["quantize.imatrix.chunks_count"] == 4
@@ -310,9 +311,9 @@ def test_imatrix(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"blk.0.attn_q.weight": np.ones(5)}, r"blk\.0\.attn_q\.weight has 5 values, expected 256"),
+        ({"blk.0.attn_q.weight": np.ones(5)}, r"blk\.0\.attn_q\.weight: expected 256 values, got 5"),
         ({"blk.0.attn_q.weight": np.full(256, np.nan)}, "finite"),
-        ({"blk.0.attn_q.weight": np.full(256, -1.0)}, "not negative"),
+        ({"blk.0.attn_q.weight": np.full(256, -1.0)}, "non-negative"),
     ],
 )
 def test_bad_imatrix(tmp_path: Path, change: dict[str, np.ndarray], message: str) -> None:
@@ -331,7 +332,7 @@ def test_files_that_are_no_imatrix(tmp_path: Path) -> None:
         )
     tensors = {"a.in_sum2": np.ones(4, np.float32), "b.counts": np.ones(1, np.float32)}
     lowbit.gguf.write(tmp_path / "odd.gguf", {"imatrix.chunk_count": 1}, tensors)
-    with pytest.raises(lowbit.FormatError, match=r"only one of \.in_sum2 and \.counts"):
+    with pytest.raises(lowbit.FormatError, match=r"expected both \.in_sum2 and \.counts"):
         lowbit.convert(
             folder, tmp_path / "out.gguf", "Q4_0", imatrix=tmp_path / "odd.gguf", verify=False, provenance=False
         )
@@ -393,7 +394,9 @@ def test_tensors_without_columns(tmp_path: Path) -> None:
     lowbit.gguf.write(tmp_path / "a.gguf", keys, tensors)
     for format in ("Q8_0", "Q4_K_M", "F16"):
         for dry_run in (False, True):
-            with pytest.raises(lowbit.UnsupportedError, match=r"tensor blk\.0\.extra\.weight is F32 \[4, 0\]"):
+            with pytest.raises(
+                lowbit.UnsupportedError, match=r"tensor blk\.0\.extra\.weight: F32 \[4, 0\] has empty rows"
+            ):
                 lowbit.quantize_file(tmp_path / "a.gguf", tmp_path / "b.gguf", format, dry_run=dry_run)
     for format in ("COPY", "F32"):
         lowbit.quantize_file(tmp_path / "a.gguf", tmp_path / "b.gguf", format)

@@ -179,7 +179,7 @@ def test_refusals_leave_nothing(tmp_path: Path, change: dict[str, Any], message:
 def test_unknown_keys_are_noted(tmp_path: Path) -> None:
     path = rewritten(make_gguf(tmp_path), {"qwen3.odd": 1})
     report = lowbit.export_hf(path, tmp_path / "hf")
-    assert report.notes == ["qwen3.odd is not kept: config.json has no place for it"]
+    assert report.notes == ["qwen3.odd is lost: config.json has no key for it"]
 
 
 def test_factors_that_no_setting_makes(tmp_path: Path) -> None:
@@ -199,7 +199,7 @@ def test_weights_that_float16_cannot_hold(tmp_path: Path) -> None:
 
 def test_wrong_arguments(tmp_path: Path) -> None:
     path = make_gguf(tmp_path)
-    with pytest.raises(lowbit.InputError, match="dtype is 'q8_0', expected one of F32, F16, BF16"):
+    with pytest.raises(lowbit.InputError, match="dtype: expected one of F32, F16, BF16, got 'q8_0'"):
         lowbit.export_hf(path, tmp_path / "hf", dtype="q8_0")
     with pytest.raises(lowbit.InputError, match="max_shard_size: expected at least 1, got 0"):
         lowbit.export_hf(path, tmp_path / "hf", max_shard_size=0)

@@ -178,7 +178,7 @@ def test_sums_of_an_importance_matrix_beyond_float32(tmp_path: Path, value: floa
     tensors = {"t.in_sum2": np.full(4, value, np.float32), "t.counts": np.float32([1])}
     lowbit.gguf.write(tmp_path / "i.gguf", {"imatrix.chunk_count": 1, "imatrix.chunk_size": 8}, tensors)
     sums = lowbit.imatrix.read(tmp_path / "i.gguf")
-    with pytest.raises(lowbit.FormatError, match="imatrix: t: expected one axis of finite numbers"):
+    with pytest.raises(lowbit.FormatError, match="imatrix: t: expected finite, non-negative numbers"):
         lowbit.imatrix.merge([sums, sums]).imatrix()
 
 

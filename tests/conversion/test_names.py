@@ -71,7 +71,7 @@ def test_a_folder_is_made_with_its_file(checkpoint: Path, tmp_path: Path, monkey
     for target in ("out/", "there/"):
         with pytest.raises(lowbit.InputError, match="without importances"):
             lowbit.convert(BARD, target, "IQ2_XXS")
-        with pytest.raises(lowbit.InputError, match="multiple of 256"):
+        with pytest.raises(lowbit.InputError, match="multiple of the block size 256"):
             lowbit.quantize_file(file, target, "Q4_K_M", strict=True)
         for call in (
             lambda: lowbit.convert(checkpoint, target, "F16", progress=stop),  # noqa: B023, called below

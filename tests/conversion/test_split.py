@@ -100,7 +100,9 @@ def test_limits_that_are_none(wholes: Path, tmp_path: Path, options: dict[str, A
 
 
 def test_kept_and_limited(wholes: Path, tmp_path: Path) -> None:
-    with pytest.raises(lowbit.InputError, match="keep_split and limits of a file exclude each other"):
+    with pytest.raises(
+        lowbit.InputError, match="keep_split and split_max_size or split_max_tensors exclude each other"
+    ):
         lowbit.quantize_file(wholes / "BF16.gguf", tmp_path / "m.gguf", "Q8_0", keep_split=True, split_max_tensors=3)
 
 

@@ -75,7 +75,7 @@ def test_options_in_one_value(tmp_path: Path) -> None:
     report = lowbit.convert(bard, tmp_path / "a.gguf", "Q4_0", options=options, dry_run=True)
     single = lowbit.convert(bard, tmp_path / "a.gguf", "Q4_0", pure=True, output_tensor_type="Q8_0", dry_run=True)
     assert report == single
-    with pytest.raises(lowbit.InputError, match="strict is given beside options"):
+    with pytest.raises(lowbit.InputError, match="strict and options exclude each other"):
         lowbit.convert(bard, tmp_path / "a.gguf", "Q4_0", options=options, strict=True)
     for wrong in ({"pure": True}, lowbit.QuantizeOptions()):
         with pytest.raises(lowbit.InputError, match="options: expected a ConvertOptions"):

@@ -136,7 +136,7 @@ def test_experts(tmp_path: Path) -> None:
     assert values.tolist() == [0.5] * 4 + [1.0] * 4 + [0.125, 0, 0.125, 0.125]
     (report,) = found.coverage()
     assert (report.matrices, report.matrices_seen, report.tokens, report.columns_unseen) == (3, 2, 8, [9])
-    assert "for 1 of 3 experts" in importances.notes["blk.0.ffn_up_exps.weight"]
+    assert "(1 of 3 experts)" in importances.notes["blk.0.ffn_up_exps.weight"]
     with lowbit.gguf.open(tmp_path / "i.gguf") as file:
         assert file.infos["blk.0.ffn_up_exps.weight.in_sum2"].shape == (3, 4)
         assert file.infos["blk.0.ffn_up_exps.weight.counts"].shape == (3, 1)
@@ -186,8 +186,8 @@ HOSTILE = {
     "twice": (old_file((b"a", 1, [1.0]), (b"a", 1, [1.0])), "a second tensor a"),
     "not UTF-8": (old_file((b"\xff", 1, [1.0])), "name: not UTF-8"),
     "cut end": (old_file((b"a", 1, [1.0]), end=struct.pack("<ii", 1, 9)), "text: expected 9 bytes, found 0"),
-    "not a number": (old_file((b"a", 1, [float("nan")])), "expected one axis of finite numbers"),
-    "negative": (old_file((b"a", 1, [-1.0])), "that are not negative"),
+    "not a number": (old_file((b"a", 1, [float("nan")])), "expected finite, non-negative numbers"),
+    "negative": (old_file((b"a", 1, [-1.0])), "finite, non-negative"),
 }
 
 
@@ -202,8 +202,8 @@ def test_hostile_old_files(case: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("sums", "counts", "message"),
     [
-        (np.ones(4), [np.inf], "counts are not numbers of tokens"),
-        (np.ones(4), [1e30], "counts are not numbers of tokens"),
+        (np.ones(4), [np.inf], "counts must be non-negative integers"),
+        (np.ones(4), [1e30], "counts must be non-negative integers"),
         (np.ones(4), [1, 1, 1], "4 sums for 3 counts"),
         (np.ones(0), [1], "0 sums for 1 counts"),
         (np.full(4, np.inf), [1], "finite"),
@@ -269,8 +269,8 @@ def test_conversion_names_what_was_not_seen(tmp_path: Path, tiny: lowbit.Model) 
     del sums.entries["blk.0.attn_k.weight"]
     report = lowbit.convert(tiny.path, tmp_path / "x.gguf", "Q4_0", imatrix=sums, verify=False, provenance=False)
     text = "\n".join(report.notes)
-    assert "has nothing for output.weight, token_embd.weight, blk.0.attn_k.weight" in text
-    assert "counted no token of blk.0.attn_q.weight: all its columns weigh the same" in text
+    assert "has no entries for output.weight, token_embd.weight, blk.0.attn_k.weight" in text
+    assert "has no tokens for blk.0.attn_q.weight: all its columns get the same weight" in text
     assert "only zeros for blk.0.ffn_up.weight" in text
     # As with equal importances, which is what llama-quantize has there.
     weights = np.asarray(tiny.weights["blk.0.attn_q.weight"])
@@ -312,7 +312,7 @@ def test_command_warns_of_what_was_not_seen(tmp_path: Path) -> None:
     result = run("imatrix", "--in-file", tmp_path / "i.gguf")
     assert result.returncode == 0
     assert result.stderr.count("\n") == 1
-    assert "no token of a for 1 of 2 experts" in result.stderr
+    assert "no tokens for a (1 of 2 experts)" in result.stderr
     assert "1 of 2" in result.stdout
 
 

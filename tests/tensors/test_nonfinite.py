@@ -31,7 +31,7 @@ def damaged(folder: Path, value: float, dtype: str = "BF16", name: str = UP, pla
 def test_quantizing(tmp_path: Path, value: float, word: str) -> None:
     folder = damaged(tmp_path / "a", value)
     expected = (
-        rf"tensor blk\.0\.ffn_up\.weight: row 300, column 7 is {word}, and Q8_0 has finite .* damaged, use another"
+        rf"tensor blk\.0\.ffn_up\.weight: row 300, column 7 is {word}, but Q8_0 .* finite .* damaged, use another"
     )
     with pytest.raises(lowbit.InputError, match=expected) as caught:
         lowbit.convert(folder, tmp_path / "out.gguf", "Q8_0", verify=False, provenance=False)
@@ -45,7 +45,7 @@ def test_quantizing(tmp_path: Path, value: float, word: str) -> None:
 
 def test_too_large_for_the_intermediate_format(tmp_path: Path) -> None:
     folder = damaged(tmp_path / "a", 1e6, "F32")
-    with pytest.raises(lowbit.InputError, match=r"row 300, column 7 is inf as F16: intermediate BF16 or F32"):
+    with pytest.raises(lowbit.InputError, match=r"row 300, column 7 is inf in F16: intermediate BF16 or F32"):
         lowbit.convert(folder, tmp_path / "out.gguf", "Q8_0", intermediate="F16", verify=False, provenance=False)
     lowbit.convert(folder, tmp_path / "out.gguf", "Q8_0", verify=False, provenance=False)
 
@@ -66,11 +66,11 @@ def test_verification_of_what_differs(tmp_path: Path) -> None:
     lowbit.convert(folder, tmp_path / "a.gguf", "BF16", verify=False, provenance=False)
     lowbit.convert(whole, tmp_path / "b.gguf", "Q8_0", verify=False, provenance=False)
     for path, source, message in (
-        ("a.gguf", whole, "blk.0.ffn_up.weight (BF16) is not finite in row 300, where the source is"),
+        ("a.gguf", whole, "blk.0.ffn_up.weight (BF16) is not finite in row 300, but the source is"),
         (
             "b.gguf",
             folder,
-            "blk.0.ffn_up.weight (Q8_0) has no error: in the source row 300, column 7 is nan; the weights",
+            "blk.0.ffn_up.weight (Q8_0) cannot be compared: in the source row 300, column 7 is nan; the weights",
         ),
     ):
         verdict = lowbit.verify(tmp_path / path, source)

@@ -70,19 +70,20 @@ def test_threads_change_nothing(here: Path, tmp_path: Path) -> None:
 REFUSED: dict[str, tuple[str, str, dict[str, Any], str]] = {
     "rows that do not fit": (
         "narrow.gguf", "Q4_0", {"tensor_types": [("attn_q", "Q4_K")]},
-        r"blk\.0\.attn_q\.weight: Q4_K was asked for, but rows of 96 weights are no multiple of 256",
+        r"attn_q\.weight: Q4_K was requested: expected a row length that is a multiple of the block size 256, got 96; "
+        "choose another format",
     ),
     "output that does not fit": (
-        "narrow.gguf", "Q4_0", {"output_tensor_type": "Q6_K"}, r"output\.weight: Q6_K was asked for",
+        "narrow.gguf", "Q4_0", {"output_tensor_type": "Q6_K"}, r"output\.weight: Q6_K was requested",
     ),
     "no such tensor": (
         "llama.gguf", "Q4_0", {"tensor_types": [("ffn", "Q8_0"), ("ffn_dwn", "Q4_K")]},
-        r"tensor type ffn_dwn=Q4_K: matches no tensor that can be quantized",
+        r"tensor_types: ffn_dwn=Q4_K matches no tensor that can be quantized",
     ),
-    "norms only": ("llama.gguf", "Q4_0", {"tensor_types": [("norm", "Q8_0")]}, r"norm=Q8_0: matches no tensor"),
+    "norms only": ("llama.gguf", "Q4_0", {"tensor_types": [("norm", "Q8_0")]}, r"norm=Q8_0 matches no tensor"),
     "not a format": ("llama.gguf", "Q4_0", {"tensor_types": [("ffn", "Q9")]}, "Q9"),
     "activations": (
-        "llama.gguf", "Q4_0", {"output_tensor_type": "q8_k"}, "Q8_K is a format of activations, not of tensors",
+        "llama.gguf", "Q4_0", {"output_tensor_type": "q8_k"}, "format Q8_K: for activations only, not for tensors",
     ),
     "not an expression": ("llama.gguf", "Q4_0", {"tensor_types": [("(", "Q8_0")]}, "not a regular expression"),
     "left and changed": (
@@ -90,7 +91,7 @@ REFUSED: dict[str, tuple[str, str, dict[str, Any], str]] = {
     ),
     "nothing to leave": (
         "qwen3.gguf", "Q4_0", {"leave_output_tensor": True},
-        r"there is no output\.weight; token_embd\.weight serves as output, and token_embedding_type sets its format",
+        r"the model has no output\.weight; token_embd\.weight is also the output matrix, and token_embedding_type sets",
     ),
     "included and excluded": (
         "llama.gguf", "Q4_0", {"imatrix": "imatrix.gguf", "include_weights": ["a"], "exclude_weights": ["b"]},
@@ -98,28 +99,28 @@ REFUSED: dict[str, tuple[str, str, dict[str, Any], str]] = {
     ),
     "nothing included": (
         "llama.gguf", "Q4_0", {"imatrix": "imatrix.gguf", "include_weights": ["attn", "nothing"]},
-        "'nothing' is in no name of the importance matrix",
+        "include_weights: no name in the importance matrix contains 'nothing'",
     ),
     "nothing to include from": (
-        "llama.gguf", "Q4_0", {"include_weights": ["attn"]}, "include_weights: there is no importance matrix",
+        "llama.gguf", "Q4_0", {"include_weights": ["attn"]}, "include_weights: expected an importance matrix",
     ),
-    "copy with a format": ("llama.gguf", "COPY", {"pure": True}, "COPY changes no tensor, so pure cannot be obeyed"),
-    "copy with an imatrix": ("llama.gguf", "COPY", {"imatrix": "imatrix.gguf"}, "so imatrix cannot be obeyed"),
+    "copy with a format": ("llama.gguf", "COPY", {"pure": True}, "pure: not possible with COPY"),
+    "copy with an imatrix": ("llama.gguf", "COPY", {"imatrix": "imatrix.gguf"}, "imatrix: not possible with COPY"),
     "quantized already": (
-        "q8.gguf", "Q4_0", {}, "output.weight is Q8_0 already: .* or with allow_requantize",
+        "q8.gguf", "Q4_0", {}, r"output.weight is already quantized \(Q8_0\): use .* or allow_requantize",
     ),
     "strict": (
         "narrow.gguf", "Q4_K_M", {"strict": True},
-        r"strict: output\.weight: rows of 96 weights are no multiple of 256: Q6_K -> Q8_0, \+1.9375 bits a weight "
-        r"\(and 8 more\)",
+        r"strict: output\.weight: row length 96 is not a multiple of the block size 256: Q6_K -> Q8_0, \+1.9375 bits "
+        r"per weight \(and 8 more\)",
     ),
     "no importances": (
-        "llama.gguf", "Q2_K_S", {}, r"blk\.0\.attn_k\.weight \(Q2_K\) and 27 more: garbage without importances, "
-        "and there is no importance matrix for them",
+        "llama.gguf", "Q2_K_S", {}, r"blk\.0\.attn_k\.weight \(Q2_K\) and 27 more: unusable without importances, "
+        "but there are none; collect them with lowbit imatrix",
     ),
     "importances for some": (
         "llama.gguf", "Q2_K_S", {"imatrix": "imatrix.gguf", "exclude_weights": ["blk.2.ffn_up"]},
-        r"blk\.2\.ffn_up\.weight \(Q2_K\): garbage without importances, and the importance matrix has none for it",
+        r"blk\.2\.ffn_up\.weight \(Q2_K\): unusable without importances, but the importance matrix has none for it",
     ),
     "no such layer": ("llama.gguf", "Q4_0", {"prune_layers": [1, 4]}, "layers 0 to 3, got 4"),
     "no layer left": ("llama.gguf", "Q4_0", {"prune_layers": range(4)}, "some but not all"),
@@ -129,7 +130,7 @@ REFUSED: dict[str, tuple[str, str, dict[str, Any], str]] = {
     ),
     "another kind of value": (
         "llama.gguf", "Q4_0", {"override_kv": {"llama.context_length": "long"}},
-        r"override of llama\.context_length: expected an int, as in the file, got a str",
+        r"override_kv: llama\.context_length: expected an int, as in the file, got a str",
     ),
     "an array": (
         "llama.gguf", "Q4_0", {"override_kv": {"tokenizer.ggml.tokens": "a"}}, "expected an array, as in the file",
@@ -183,8 +184,7 @@ def test_a_file_cut_short_meanwhile(sources: Path, tmp_path: Path, monkeypatch: 
 def test_a_dry_run_says_what_importances_are_missing(here: Path, tmp_path: Path) -> None:
     report = lowbit.quantize_file("llama.gguf", tmp_path / "out.gguf", "IQ2_XXS", dry_run=True)
     assert report.notes == [
-        "blk.0.attn_k.weight (IQ2_XXS) and 23 more: garbage without importances, and there is no importance matrix for "
-        "them"
+        "blk.0.attn_k.weight (IQ2_XXS) and 23 more: unusable without importances, but there are none"
     ]
 
 
@@ -217,7 +217,7 @@ def test_options_of_convert_are_those_of_the_two_steps(tmp_path: Path) -> None:
     for option in ("allow_requantize", "keep_split"):
         with pytest.raises(TypeError, match=option):
             lowbit.convert(folder, tmp_path / "z.gguf", "Q4_K_M", **{option: True})
-    with pytest.raises(lowbit.InputError, match="COPY is for GGUF files"):
+    with pytest.raises(lowbit.InputError, match="COPY works only for GGUF files"):
         lowbit.convert(folder, tmp_path / "z.gguf", "COPY", verify=False, provenance=False)
 
 
@@ -267,7 +267,7 @@ def test_tensors_of_integers_are_copied(tmp_path: Path) -> None:
     assert report.bits_per_weight == (6 * 32 + 64 * 64) / 70
     with lowbit.gguf.open(tmp_path / "out.gguf") as file:
         np.testing.assert_array_equal(file.tensors["blk.0.ids"], tensors["blk.0.ids"])
-    with pytest.raises(lowbit.UnsupportedError, match=r"blk\.0\.ffn_up\.weight is F64, which is not quantized"):
+    with pytest.raises(lowbit.UnsupportedError, match=r"blk\.0\.ffn_up\.weight: F64 cannot be quantized"):
         lowbit.quantize_file(tmp_path / "in.gguf", tmp_path / "out.gguf", "Q8_0")
 
 
@@ -282,8 +282,8 @@ def test_infinity_that_is_copied_is_no_loss(tmp_path: Path) -> None:
 def test_numbers_of_layers_are_checked(tmp_path: Path) -> None:
     tensors = {"blk.5.ffn_up.weight": np.ones((2, 32), np.float32)}
     for count, layer, message in (
-        (5, 1, r"blk\.5\.ffn_up\.weight is in none of the 5 layers"),
-        ("x", 1, "expected the number"),
+        (5, 1, r"blk\.5\.ffn_up\.weight: expected a layer from 0 to 4"),
+        ("x", 1, "expected an integer in the file"),
     ):
         metadata = {"general.architecture": "llama", "llama.block_count": count}
         lowbit.gguf.write(tmp_path / "in.gguf", metadata, tensors)
@@ -297,5 +297,5 @@ def test_numbers_of_layers_are_checked(tmp_path: Path) -> None:
     metadata["llama.rope.dimension_sections"] = np.zeros(4, np.int32)
     metadata["llama.block_count"] = 4
     lowbit.gguf.write(tmp_path / "in.gguf", metadata, tensors)
-    with pytest.raises(lowbit.UnsupportedError, match=r"llama\.rope\.dimension_sections has a value for each layer"):
+    with pytest.raises(lowbit.UnsupportedError, match=r"llama\.rope\.dimension_sections has one value per layer"):
         lowbit.quantize_file(tmp_path / "in.gguf", tmp_path / "out.gguf", "COPY", prune_layers=[1])

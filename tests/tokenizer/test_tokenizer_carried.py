@@ -91,7 +91,9 @@ def test_what_is_carried(changed: Any) -> None:
     keys, notes, source, result = changed
     assert list(keys) == [DEFINITION_KEY]
     assert len(notes) == 1
-    assert notes[0].startswith(f"{DEFINITION_KEY} keeps what GGUF has no key for; programs that ignore it tokenize ")
+    assert notes[0].startswith(
+        f"{DEFINITION_KEY} holds the parts of the tokenizer that have no GGUF key; programs that ignore it tokenize "
+    )
     assert tokenizer_differences(record(source), result).equal
 
 

@@ -1,1 +1,1 @@
-"""Conversion of checkpoints and GGUF files: open, plan, encode, write and verify; and export to a checkpoint."""
+"""Conversion of checkpoints and GGUF files (open, plan, encode, write, verify), and export to a checkpoint."""

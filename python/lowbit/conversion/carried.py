@@ -22,30 +22,28 @@ from lowbit.tokenizer.tokenizer_json import tokenizer_config, tokenizer_json
 
 
 def is_unnamed(metadata: Mapping[str, Any]) -> bool:
-    """Whether GGUF has no name for the pre-tokenizer, so that the file is wrong without the tokenizer's own
-    definition."""
+    """Whether GGUF has no name for the pre-tokenizer. The file then needs the tokenizer's own definition."""
     return metadata.get("tokenizer.ggml.model") == "gpt2" and metadata.get("tokenizer.ggml.pre") == UNKNOWN
 
 
 class Carried(NamedTuple):
-    """Keys for the end of a file. record: the results of the file's tokenizer with them; None if it cannot be
-    loaded."""
+    """Keys for the end of a file. record: results of the tokenizer with these keys; None if it cannot be loaded."""
 
     keys: dict[str, Any]
     record: TokenizerRecord | None
 
 
 class KnownTokenizer(NamedTuple):
-    """Metadata, and the results of its tokenizer."""
+    """Metadata, and the results of the tokenizer that it describes."""
 
     metadata: Mapping[str, Any]
     record: TokenizerRecord
 
 
 def carried_tokenizer(opened: OpenedCheckpoint, metadata: Mapping[str, Any], notes: list[str]) -> Carried:
-    """Keys that make `metadata`'s tokenizer give the checkpoint's ids; none if it already does.
+    """Keys with which the tokenizer in `metadata` gives the checkpoint's ids; no keys if it already does.
 
-    `tokenizer_differences` decides. `notes` gets a sentence on how other programs will differ.
+    The tokenizers are compared by `tokenizer_differences`. `notes` gets a sentence on programs that ignore the keys.
     """
     try:
         source = opened.tokenizer_record
@@ -70,7 +68,7 @@ def _carried_definition(
     keys: Mapping[str, Any],
     notes: list[str],
 ) -> Carried:
-    """`keys`, the definition, and merges if scores do not give them. bare: the differences without these keys."""
+    """`keys`, the definition, and merges if scores do not imply them. bare: the differences without these keys."""
     tokenizer = _definition(folder)
     with_frame = any(not difference.text for difference in bare.differences)
     carried: dict[str, Any] = {DEFINITION_KEY: definition(tokenizer, metadata, with_frame)}
@@ -81,13 +79,13 @@ def _carried_definition(
         found = record_of({**metadata, **carried}, source.texts)
         left = tokenizer_differences(source, found)
     notes.append(
-        f"{DEFINITION_KEY} keeps what GGUF has no key for; programs that ignore it tokenize "
-        f"{len(bare.differences)} of {bare.num_texts} test texts otherwise, as {bare.differences[0]}"
+        f"{DEFINITION_KEY} holds the parts of the tokenizer that have no GGUF key; programs that ignore it tokenize "
+        f"{len(bare.differences)} of {bare.num_texts} test texts differently, for example {bare.differences[0]}"
     )
     if left.differences:
         notes.append(
-            f"{len(left.differences)} of {left.num_texts} test texts are tokenized otherwise than by the source, as "
-            f"{left.differences[0]}"
+            f"{len(left.differences)} of {left.num_texts} test texts are tokenized differently from the source, for "
+            f"example {left.differences[0]}"
         )
     return Carried({**keys, **carried}, found)
 
@@ -100,14 +98,14 @@ def _definition(folder: Path) -> dict[str, Any]:
 
 
 def record_of(metadata: Mapping[str, Any], texts: Iterable[str]) -> TokenizerRecord:
-    """The results of the tokenizer that metadata describes, for the texts. Raises as `lowbit.load_tokenizer` does."""
+    """The results of the tokenizer in `metadata` for the texts. Raises the errors of `lowbit.load_tokenizer`."""
     found = record(from_metadata(metadata), texts, added=False)
     trim_heap()
     return found
 
 
 def _merges(tokenizer: dict[str, Any]) -> list[str]:
-    """The merges of a BPE model whose file has scores instead; [] if a space in a token prevents writing them."""
+    """The merges of a BPE model, for a file with scores; [] if a token has a space, so that they cannot be written."""
     merges = tokenizer["model"].get("merges") or []
     pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
     return [] if any(len(pair) != 2 or " " in "".join(pair) for pair in pairs) else [" ".join(pair) for pair in pairs]

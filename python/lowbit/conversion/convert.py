@@ -1,4 +1,4 @@
-"""`convert` and `quantize_file`: from a checkpoint or a GGUF file to a GGUF file in another format."""
+"""`convert` and `quantize_file`: convert a checkpoint or a GGUF file to a GGUF file in another format."""
 
 from __future__ import annotations
 
@@ -72,37 +72,45 @@ def convert(
 ) -> Report:
     """Converts a Hugging Face folder or hub id to a GGUF file.
 
-    The tensors equal those of the reference tools. `verify=False, provenance=False` gives the reference's file, byte
-    for byte; the defaults add keys at the end of the metadata.
+    The tensors equal those of the reference tools. With `verify=False, provenance=False` the whole file is the
+    reference's, byte for byte; the defaults add keys at the end of the metadata.
 
-    target: a file, or a folder, which exists, or ends in a slash and is made. In a folder the file is called
-        MODEL-FORMAT.gguf by the name of the hub id or of the checkpoint's folder. The report has its path.
-    format: a mix ("Q4_K_M"), a format ("Q8_0"), or "BF16", "F16", "F32".
-    imatrix: a file of llama-imatrix, the result of lowbit.imatrix.collect, or importances by tensor name.
-    lora: PEFT adapters to merge into the weights, one or a list, by folder or hub id.
-    lora_scale: a factor for the adapters, one for all or one for each.
-    like: a known class ("LlamaForCausalLM") that the checkpoint is read as, for classes that lowbit does not know. The
-        tensors have to fit. A note lists keys of config.json that the class does not have.
-    intermediate: the float format that weights are rounded to before they are quantized, as in the file between the
-        reference's two tools: "BF16" (the default), "F16", or "F32", which rounds nothing.
-    verify: compares the complete file with its source as `lowbit.verify` does, before the file gets its name, and
-        writes the result under lowbit.verify. None: verifies unless the model is split or pruned, and writes the file
-        also if only the tokenizer differs.
-    provenance: writes sources, hashes and options under lowbit.provenance, and under lowbit.tokenizer the parts of the
-        tokenizer that GGUF has no key for. (A pre-tokenizer without a name is always written.)
-    tensor_types ... strict: see `lowbit.ConvertOptions`. options: all of these in one value; with a single one beside
-        it that is not the default, an InputError.
-    dry_run: writes nothing; the report says what would be written.
-    progress: see `lowbit.ProgressLike`. The notes of the report are also logged, by the logger "lowbit".
+    path: a checkpoint folder, or a hub id ("org/name", "org/name@revision").
+    target: the file to write. In an existing folder, or with a slash at the end, the file is called MODEL-FORMAT.gguf
+        after the hub id or the checkpoint's folder; a missing folder is made. `Report.path` has the result.
+    format: a mix ("Q4_K_M"), a format ("Q8_0"), or "BF16", "F16", "F32"; upper or lower case.
+    imatrix: a file of llama-imatrix or lowbit imatrix, the result of `lowbit.imatrix.collect`, or a mapping from
+        tensor names to float arrays (columns,).
+    lora: PEFT adapters to merge into the weights: one folder or hub id, or a list.
+    lora_scale: factor for the adapters: one number for all, or one for each.
+    like: for a checkpoint of an unknown class, the known class ("LlamaForCausalLM") to read it as. The tensors must
+        fit. A note lists keys of config.json that the class does not have.
+    intermediate: format to which weights are rounded before they are quantized, as in the file between the
+        reference's two tools: "BF16" (the default), "F16", or "F32" (exact).
+    verify: True compares the complete file with its source as `lowbit.verify` does, before the file gets its name,
+        and writes the result to keys lowbit.verify.*. False does not. None verifies unless the model is split or
+        pruned, and also writes a file in which only the tokenizer differs.
+    provenance: writes sources, hashes and options to keys lowbit.provenance.*, and the parts of the tokenizer that
+        have no GGUF key to lowbit.tokenizer.*. (False still writes these for a pre-tokenizer without a GGUF name.)
+    tensor_types ... strict: see `lowbit.ConvertOptions`.
+    options: all of these options in one value. A single option beside it is an InputError.
+    dry_run: writes nothing; the report describes the file that would be written.
+    threads: number of threads; None: LOWBIT_THREADS, else one per processor.
+    progress: see `lowbit.ProgressLike`. The notes of the report are also logged by the logger "lowbit".
 
-    The file appears complete or not at all. Memory use is a few chunks of rows. Raises FileError, FormatError,
-    UnsupportedError (architecture, tokenizer, quantized checkpoint), InputError (format, options, NaN in the weights)
-    or VerificationError (its `verdict` lists the differences).
+    The file appears complete or not at all. Memory use is a few chunks of rows.
+
+    Raises FileError; FormatError for a malformed checkpoint; UnsupportedError for an unknown architecture or
+    tokenizer and for quantized checkpoints; InputError for a wrong format or option and for NaN or infinity in the
+    weights; VerificationError, whose `verdict` lists the differences.
+
+        report = lowbit.convert("HuggingFaceTB/SmolLM2-135M", "smol.gguf", "Q4_K_M")
+        print(report.path, report.file_bytes, report.bits_per_weight, report.notes)
     """
     chosen = chosen_options(ConvertOptions, options, locals())
     mix = find_mix(format)
     if mix.is_copy:
-        raise InputError("COPY is for GGUF files; for a checkpoint, use BF16, F16 or F32")
+        raise InputError("format: COPY works only for GGUF files; for a checkpoint, use BF16, F16 or F32")
     between = _intermediate(mix, intermediate)
     path, target = checked(path), checked(target)
     dry_run, provenance = arguments.flag("dry_run", dry_run), arguments.flag("provenance", provenance)
@@ -118,7 +126,7 @@ def convert(
     )
     importances, imatrix = _loaded(imatrix)
     sources = source_files(opened.origin, imatrix) if provenance else []
-    # From here on, since tokenizers keep only one thread busy.
+    # Hashing starts here, because work on the tokenizer uses only one thread.
     with Hashing([] if dry_run else sources) as hashing:
         plan, tokenizer = _plan(opened, mix, between, chosen, provenance)
         to = destination(target, f"{checkpoint_name(opened.origin)}-{mix.name}.gguf")
@@ -137,12 +145,12 @@ def convert(
 
 
 def _intermediate(mix: Mix, format: str | None) -> str:
-    """The format between the checkpoint's and the mix's."""
+    """The name of the intermediate format. Raises InputError."""
     found = "BF16" if format is None else arguments.text("intermediate", format).upper() or "BF16"
     if found not in FLOATS:
-        raise InputError(f"intermediate: {quoted(format)}", expected=f"one of {', '.join(FLOATS)}", found=format)
+        raise InputError("intermediate:", expected=f"one of {', '.join(FLOATS)}", found=quoted(format))
     if format and mix.is_float:
-        raise InputError(f"intermediate: {mix.name} is not quantized, so there is no intermediate format")
+        raise InputError(f"intermediate: {mix.name} is a float format, so there is no intermediate format")
     return found
 
 
@@ -151,9 +159,9 @@ def _plan(
 ) -> tuple[Plan, KnownTokenizer | None]:
     """The plan of a conversion, and the results of the file's tokenizer if it was compared.
 
-    with_tokenizer: also writes the parts of the tokenizer that GGUF has no key for.
+    with_tokenizer: also writes the parts of the tokenizer that have no GGUF key.
     """
-    # The library of tokenizers costs more to load than the rest of the package.
+    # These import the tokenizers library, which takes longer than the rest of the package.
     from lowbit.conversion.carried import KnownTokenizer, carried_tokenizer, is_unnamed
 
     sources = {tensor.name: tensor for tensor in opened.tensors}
@@ -163,16 +171,18 @@ def _plan(
     ]
     metadata = dict(opened.metadata)
     if mix.is_float:
-        metadata["general.file_type"] = mix.file_type  # where the reference converter has it
+        metadata["general.file_type"] = mix.file_type  # the reference converter writes it at this place
     else:
         metadata = _requantized(metadata, mix)
     notes = list(opened.notes)
     if opened.exact_formats and mix.default not in opened.exact_formats:
-        notes.append(f"{mix.name} rounds the layers' matrices, which {', '.join(opened.exact_formats)} keep exactly")
+        notes.append(
+            f"{mix.name} rounds the layers' matrices; {', '.join(opened.exact_formats)} would keep them exactly"
+        )
     if rounded := _rounded(sources.values(), mix, intermediate):
         notes.append(
-            f"weights go from {rounded} through {intermediate} before they are quantized, as they do between the "
-            f"reference's two tools; intermediate {rounded} (--intermediate) keeps what that rounds"
+            f"{rounded} weights are rounded to {intermediate} before they are quantized, as between the reference's "
+            f"two tools; intermediate {rounded} (--intermediate) prevents this"
         )
     tokenizer = None
     if with_tokenizer or is_unnamed(metadata):
@@ -187,9 +197,11 @@ def _is_verified(verify: bool | None, options: ConvertOptions) -> bool:
     if verify is None:
         return not options.prune_layers and not options.split_limits
     if verify and options.prune_layers:
-        raise InputError("verify: a model without some of its layers cannot be compared with its source")
+        raise InputError("verify: a pruned model cannot be compared with its source")
     if verify and options.split_limits:
-        raise InputError("verify: a split model is verified after it is written, with lowbit verify")
+        raise InputError(
+            "verify: a split model can only be verified after it is written; use lowbit.verify (lowbit verify)"
+        )
     return verify
 
 
@@ -251,17 +263,22 @@ def quantize_file(
     threads: int | None = None,
     progress: ProgressLike = None,
 ) -> Report:
-    """Quantizes a GGUF file of floats, as llama-quantize does. Parameters that `convert` has, too, mean the same.
+    """Quantizes a GGUF file of floats, as llama-quantize does.
 
-    format: also "COPY", which copies. A split model is read whole, whichever of its files `path` names.
-    allow_requantize, keep_split: see `lowbit.QuantizeOptions`, which `options` is.
+    path: a GGUF file, or any file of a split model, which is read as a whole.
+    format: as for `convert`, or "COPY", which copies all tensors.
+    allow_requantize, keep_split: see `lowbit.QuantizeOptions`. Other parameters are those of `convert`.
 
-    What lowbit.provenance says of `path` goes along, and this step is added: format, options, the importance matrix's
-    hash. There is no hash of `path`: the sources whose hashes are there make it again, and reading it twice costs as
-    much as many a format does. Where `path` says nothing, nothing is added to what llama-quantize writes.
+    If `path` has keys lowbit.provenance.*, they are kept, and this step is added: format, options, and the hash of the
+    importance matrix. `path` itself is not hashed: that would cost as much time as many formats, and it can be made
+    again from the sources whose hashes it has. Without these keys the file equals llama-quantize's, byte for byte.
 
-    Tensors that have the wanted format already are copied. Raises InputError for others that are quantized, unless
-    allow_requantize is set: what one format lost, the next takes for truth.
+    Tensors that already have the wanted format are copied. Other quantized tensors raise InputError unless
+    allow_requantize is set, because quantizing twice adds the losses of both formats.
+
+    Returns a Report. Raises FileError, FormatError, UnsupportedError and InputError like `convert`.
+
+        report = lowbit.quantize_file("model-bf16.gguf", "model-Q4_K_M.gguf", "Q4_K_M")
     """
     chosen = chosen_options(QuantizeOptions, options, locals())
     mix = find_mix(format)
@@ -290,7 +307,7 @@ def _loaded(imatrix: Importances | None) -> tuple[Imatrix | None, str | None]:
 
 
 def _rounded(sources: Iterable[TensorSource], mix: Mix, intermediate: str) -> str | None:
-    """The checkpoint's format, if the intermediate format cannot represent all of its values."""
+    """The checkpoint's float format if the intermediate format cannot hold all of its values, else None."""
     types = {source.dtype for source in sources if len(source.shape) > 1}
     lost = [name for name in FLOATS if FLOATS[name] in types and name != intermediate]
     return lost[0] if lost and not mix.is_float and intermediate != "F32" else None
@@ -320,7 +337,7 @@ def _own_last(metadata: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _requantized(metadata: dict[str, Any], mix: Mix) -> dict[str, Any]:
-    """Metadata as llama-quantize writes it: these two keys are last."""
+    """Metadata as llama-quantize writes it, with these two keys last."""
     last = {"general.quantization_version": np.uint32(2)}
     file_type = metadata.get("general.file_type") if mix.is_copy else mix.file_type
     if file_type is not None:

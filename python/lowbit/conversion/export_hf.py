@@ -39,7 +39,7 @@ _UNITS = {"TB": 10**12, "GB": 10**9, "MB": 10**6, "KB": 10**3, "B": 1}
 
 @dataclass(frozen=True)
 class ExportReport:
-    """The result of `export_hf`. notes: what the folder cannot represent, one sentence each."""
+    """The result of `export_hf`. notes: facts that the folder cannot hold, one sentence each."""
 
     path: str
     dtype: str
@@ -58,15 +58,21 @@ def export_hf(
     threads: int | None = None,
     progress: ProgressLike = None,
 ) -> ExportReport:
-    """Makes a Hugging Face folder of a GGUF file: config.json, generation_config.json, the tokenizer and safetensors.
+    """Converts a GGUF file to a Hugging Face folder: config.json, generation_config.json, tokenizer, safetensors files.
 
-    dtype: "BF16", "F16" or "F32" for all weights; by default that of the file's matrices if they are floats, else BF16.
-    Quantized weights are decoded and rounded to it; F32 holds them exactly. BitNet's ternary matrices are packed
-    instead, four weights in a byte, whatever the dtype. max_shard_size: begin another safetensors file
-    before the weights in one take more bytes than this; text such as "500MB" or "5GB" is a number of bytes, too.
+    target: the folder to write; it must be new or empty.
+    dtype: "BF16", "F16" or "F32" for all weights. None: the format of the file's matrices if all have the same float
+        format, else BF16. Quantized weights are decoded and rounded to it; F32 holds them exactly. BitNet's ternary
+        matrices are always packed, four weights in a byte.
+    max_shard_size: most bytes of weights per safetensors file, or text such as "500MB" or "5GB". A larger tensor gets
+        its own file.
 
-    The folder appears whole or not at all; one that is there must be empty. Memory stays at a few chunks of rows.
-    Raises FileError, FormatError, UnsupportedError (what no checkpoint can hold) or InputError.
+    The folder appears complete or not at all. Memory use is a few chunks of rows.
+
+    Raises FileError, FormatError, InputError for a wrong argument, UnsupportedError for a model that a checkpoint
+    cannot hold.
+
+        report = lowbit.export_hf("model-Q4_K_M.gguf", "model-hf", dtype="F32")
     """
     shard_bytes = parse_size(max_shard_size)
     path, target = checked(path), checked(target)
@@ -121,7 +127,7 @@ def _json(value: Any) -> bytes:
 def _format(file: gguf.File, dtype: str | None) -> str:
     if dtype is not None:
         if arguments.text("dtype", dtype).upper() not in FLOATS:
-            raise InputError(f"dtype is {quoted(dtype)}", expected=f"one of {', '.join(FLOATS)}", found=dtype)
+            raise InputError("dtype:", expected=f"one of {', '.join(FLOATS)}", found=quoted(dtype))
         return dtype.upper()
     matrices = {info.format for info in file.infos.values() if len(info.shape) > 1}
     return matrices.pop() if len(matrices) == 1 and matrices <= FLOATS.keys() else "BF16"
@@ -139,10 +145,10 @@ def _unkept(arch: Architecture, metadata: Mapping[str, Any], config: Config) -> 
         if not key.startswith(f"{arch.name}."):
             continue
         if key not in again:
-            notes.append(f"{key} is not kept: config.json has no place for it")
+            notes.append(f"{key} is lost: config.json has no key for it")
         elif not np.array_equal(_rounded(value), _rounded(again[key])):
             raise UnsupportedError(
-                f"{key} is {shown(value, 60)}, config.json would say {shown(again[key], 60)}", key=key
+                f"{key} is {shown(value, 60)}, but config.json can only express {shown(again[key], 60)}", key=key
             )
     return notes
 
@@ -154,7 +160,7 @@ def _rounded(value: Any) -> Any:
 
 
 def _generation(metadata: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
-    """generation_config.json: the tokens that end a text, and the sampling that the model's authors recommend."""
+    """generation_config.json: the tokens that end a text, and the recommended sampling."""
     first = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
     ends = [*first, *sorted(tokenizer.eos_ids - {*first})]
     ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": ends or None, "pad_token_id": tokenizer.pad_id}
@@ -173,7 +179,7 @@ def _generation(metadata: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, 
 
 @dataclass(frozen=True)
 class _Shard:
-    """A safetensors file to write; `write_files` accepts it like a GGUF file."""
+    """A safetensors file to write, in the form that `write_files` accepts."""
 
     path: str
     jobs: Sequence[Job]

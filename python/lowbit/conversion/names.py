@@ -1,4 +1,4 @@
-"""Names of files that are written into a folder: MODEL-FORMAT.gguf, as the hub's files are called."""
+"""Names of files in a target folder: MODEL-FORMAT.gguf, as usual on the hub."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SNAPSHOT = re.compile(r"models--.*--(?P<name>[^/\\]+)[/\\]snapshots[/\\][0-9a-f
 
 
 def checkpoint_name(origin: Origin) -> str:
-    """The name of a checkpoint's model: that of the hub id, or of the folder."""
+    """The model's name from the hub id or the folder of a checkpoint."""
     if origin.hub_id:
         return origin.hub_id.rpartition("/")[2]
     folder = origin.folder.resolve()
@@ -26,7 +26,7 @@ def checkpoint_name(origin: Origin) -> str:
 
 
 def model_name(path: str) -> str:
-    """The name of a GGUF file's or folder's model: without the file's number and its format."""
+    """The model's name from a GGUF file or folder, without the number of a split file and without the format."""
     name = whole_name(path)
     names = {*MIXES, *ALIASES, *(known.name for known in _core.formats()), "FP16", "FP32"}
     formats = "|".join(map(re.escape, names))

@@ -1,4 +1,4 @@
-"""Opens a Hugging Face folder: the metadata in memory and lazy tensors, as in its GGUF file.
+"""Opens a Hugging Face folder with the content of its GGUF file: metadata in memory, and lazy tensors.
 
 `lowbit.convert` writes them to a file; `lowbit.load` runs them directly.
 """
@@ -42,7 +42,7 @@ QUANTIZATION_VERSION = 2
 
 
 class Origin(NamedTuple):
-    """Folders and files of a checkpoint. hub_id: its id, if it was downloaded. adapters: folders of LoRA adapters."""
+    """The files of a checkpoint. hub_id: its id if it was downloaded. adapters: folders of LoRA adapters."""
 
     folder: Path
     hub_id: str | None
@@ -54,10 +54,12 @@ class Origin(NamedTuple):
 class OpenedCheckpoint:
     """A Hugging Face folder in the form of its GGUF file.
 
-    metadata: keys in file order, values as for lowbit.gguf.Writer, with the tokenizer. tensors: in file order, with
-    GGUF's values (float types only). notes: what GGUF cannot represent, one sentence each. exact_formats: the formats
-    that keep the layers' matrices exactly, if only some formats do (BitNet). origin: the files that were read.
-    recorded: the record of its tokenizer, or the error of loading it; None if it was not requested.
+    metadata: GGUF keys in file order, with the tokenizer; values as for `lowbit.gguf.Writer`.
+    tensors: lazy tensors in file order, with GGUF names and values; float types only.
+    notes: facts that GGUF cannot hold, one sentence each.
+    exact_formats: the formats that keep the layers' matrices exactly, if only some do (BitNet).
+    origin: the files that were read.
+    recorded: the results of its tokenizer, or the error of loading it; None if not requested.
     """
 
     metadata: dict[str, Any]
@@ -69,7 +71,7 @@ class OpenedCheckpoint:
 
     @property
     def folder(self) -> Path:
-        """The folder's path, in the hub's cache if it was downloaded."""
+        """The folder's path; in the hub's cache if it was downloaded."""
         return self.origin.folder
 
     @property
@@ -80,7 +82,7 @@ class OpenedCheckpoint:
 
     @cached_property
     def tokenizer_record(self) -> TokenizerRecord:
-        """The results of the checkpoint's own tokenizer. Raises as `lowbit.load_tokenizer` does."""
+        """The results of the checkpoint's own tokenizer. Raises the errors of `lowbit.load_tokenizer`."""
         found = self.recorded or _tokenizer_record(self.folder)
         if isinstance(found, Error):
             raise found
@@ -98,12 +100,18 @@ def open_checkpoint(
 ) -> OpenedCheckpoint:
     """Opens a Hugging Face folder or hub id, with LoRA adapters merged. Reads headers and the tokenizer, no weights.
 
-    like: a class ("LlamaForCausalLM") that the checkpoint is read as, whatever class config.json names. A note lists
-        keys of config.json that this class does not have. Tensors have to fit, as for a known class.
-    record_tokenizer: also makes the tokenizer's record. This happens before the metadata is read: a large vocabulary
-    takes 300 MB while its tokenizer is loaded, and 100 MB as metadata.
+    lora, lora_scale: as in `lowbit.convert`.
+    like: the class ("LlamaForCausalLM") to read the checkpoint as, instead of the class in config.json. Its tensors
+        must fit. A note lists keys of config.json that this class does not have.
+    record_tokenizer: also records the tokenizer's results for the test texts. This is done before the metadata is
+        read, to save memory: a large tokenizer takes 300 MB while it is loaded, and 100 MB as metadata.
+    progress: of a download; see `lowbit.ProgressLike`.
 
-    Raises FileError, FormatError, or UnsupportedError (architecture, tokenizer, quantized checkpoint).
+    Raises FileError; FormatError for a malformed checkpoint; UnsupportedError for an unknown architecture or tokenizer
+    and for quantized checkpoints; InputError for adapters that do not fit.
+
+        opened = lowbit.open_checkpoint("HuggingFaceTB/SmolLM2-135M")
+        print(opened.metadata["general.architecture"], [tensor.name for tensor in opened.tensors])
     """
     folder, hub_id = resolve(path, progress=progress)
     checkpoint = Checkpoint(folder)
@@ -124,9 +132,9 @@ def open_checkpoint(
     notes += merged.notes
     notes += read
     if checkpoint.config.get("auto_map"):
-        notes.append("auto_map in config.json is ignored: code that comes with a checkpoint is never run")
+        notes.append("auto_map in config.json is ignored: code in a checkpoint is never run")
     if skipped := [name for name in checkpoint.tensors if name.startswith(arch.left_out)]:
-        notes.append(f"{len(skipped)} tensors outside the text model are left out: {skipped[0]} and others")
+        notes.append(f"{len(skipped)} tensors outside the text model are left out, for example {skipped[0]}")
     tensors = arch.tensors(checkpoint, config)
     num_params = sum(num_elements(tensor.shape) for tensor in tensors)
     vocab_size = config.integer("vocab_size")
@@ -138,7 +146,7 @@ def open_checkpoint(
     pooling = _pooling(arch, folder, notes)
     is_tied = config.boolean("tie_word_embeddings", arch.tied_by_default)
     if not is_tied and all(tensor.name != "output.weight" for tensor in tensors):
-        notes.append("there is no lm_head.weight: logits are products with the embeddings, as llama.cpp computes them")
+        notes.append("there is no lm_head.weight: logits are computed with the embeddings, as in llama.cpp")
     metadata = {
         "general.architecture": arch.name,
         **arch.first_metadata(config),
@@ -158,7 +166,7 @@ def open_checkpoint(
 def _tokenizer_record(folder: Path) -> TokenizerRecord | Error:
     """The record, or the error of a tokenizer that cannot be loaded."""
     from lowbit.tokenizer.differences import record
-    from lowbit.tokenizer.load import read_tokenizer  # with a library that takes long to load
+    from lowbit.tokenizer.load import read_tokenizer  # imports the tokenizers library
 
     trim_heap()
     try:
@@ -170,18 +178,22 @@ def _tokenizer_record(folder: Path) -> TokenizerRecord | Error:
 
 
 def _pooling(arch: Architecture, folder: Path, notes: list[str]) -> dict[str, Any]:
-    """ARCH.pooling_type of an embedding model, for architectures for which the reference writes it."""
+    """The key ARCH.pooling_type of an embedding model, if the reference writes it for the architecture."""
     config = pooling_config(folder)
     if config is None:
         return {}
     if not arch.keeps_pooling:
-        notes.append(f"{MODULES} makes this an embedding model; the reference writes no pooling_type for {arch.name}")
+        notes.append(
+            f"{MODULES} describes an embedding model; pooling_type is not written for {arch.name}, as in the reference"
+        )
         return {}
-    notes.append(f"{MODULES} makes this an embedding model: pooling_type is kept, lowbit itself computes logits only")
+    notes.append(
+        f"{MODULES} describes an embedding model: pooling_type is written, but lowbit itself computes only logits"
+    )
     return {f"{arch.name}.pooling_type": pooling_type(config)}
 
 
 def _float_file_type(tensors: list[TensorSource]) -> int:
-    """general.file_type of the matrices as they are stored."""
+    """general.file_type for the format in which the matrices are stored."""
     matrices = [tensor.dtype for tensor in tensors if len(tensor.shape) > 1]
     return find_mix(FLOAT_NAMES[matrices[0]] if matrices else "F32").file_type or 0

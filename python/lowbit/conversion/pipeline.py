@@ -1,7 +1,7 @@
 """Streams tensors into GGUF files: rows are read, encoded and written at the same time, a few megabytes each.
 
-One thread reads ahead, one thread writes, and the caller's thread encodes with the core's threads. Memory holds a few
-chunks at any time, for models of any size.
+One thread reads ahead, one thread writes, and the calling thread encodes with the core's threads. Only a few chunks are
+in memory, for models of any size.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Job:
     format: str
     #: float32 (matrices, columns): a tensor may stack the matrices of several experts, whose rows follow each other.
     importance: np.ndarray | None = None
-    #: Weights pass through a file of this format before encoding, as with the reference's two tools.
+    #: Weights are rounded to this format before encoding, as in the file between the reference's two tools.
     through: str | None = None
 
     @property
@@ -86,24 +86,24 @@ class Job:
         return encoded
 
     def _explained(self, error: InputError, given: np.ndarray, matrix: np.ndarray, first_row: int) -> InputError:
-        """Why rows were not encoded. given: rows of the source. matrix: rows passed to the encoder."""
+        """The error for rows that cannot be encoded. given: rows of the source. matrix: rows passed to the encoder."""
         name = self.source.name
         if found := nonfinite.place(given, first_row):
             return InputError(
-                f"tensor {name}: {found}, and {self.format} has finite weights only: {nonfinite.ADVICE}", tensor=name
+                f"tensor {name}: {found}, but {self.format} can only hold finite weights: {nonfinite.ADVICE}",
+                tensor=name,
             )
         if found := nonfinite.place(matrix, first_row):
             return InputError(
-                f"tensor {name}: {found} as {self.through}: intermediate BF16 or F32 (--intermediate) has numbers of "
-                "that size",
+                f"tensor {name}: {found} in {self.through}: intermediate BF16 or F32 (--intermediate) can hold it",
                 tensor=name,
             )
         error.about(f"tensor {name}, rows from {first_row}: ", tensor=name)
         return error
 
     def _check(self, encoded: np.ndarray, first_row: int, threads: int) -> None:
-        """Refuses scales of NaN or infinity, which result from weights or importances too large for the format:
-        llama.cpp does not load them."""
+        """Refuses scales that are NaN or infinity, because llama.cpp does not load them. They result from weights or
+        importances that are too large for the format."""
         try:
             _core.check_scales(encoded, self.format, first_row, threads)
         except InputError as error:
@@ -140,7 +140,7 @@ class Target:
 
 
 class Appender(Protocol):
-    """An open file. The results of its jobs are appended in order; it gets its name when the `with` block succeeds."""
+    """An open file. Results of its jobs are appended in order. It gets its name if the `with` block succeeds."""
 
     def write(self, rows: np.ndarray) -> None:
         """Appends."""
@@ -171,8 +171,9 @@ def write_files(
     advance: Advance,
     finishing: Callable[[Sequence[Appender]], None] = lambda files: None,
 ) -> dict[str, int]:
-    """Writes the files, complete or not at all: no file has its name before all are written, and the first gets it
-    last. GGUF files replace those of an older set as `file_sets` describes.
+    """Writes the files, all of them or none: they get their names after all are written, the first file last.
+
+    GGUF files replace those of an older set as `file_sets` describes.
 
     `advance(done, total)` counts bytes read. `finishing` is called with the complete files before they get names.
     Returns the number of weights per tensor that were too large for float16.

@@ -1,4 +1,4 @@
-"""What a conversion is going to write: formats, metadata, files and jobs, with every refusal before the first byte."""
+"""Plans a conversion: formats, metadata, files and jobs. All refusals happen here, before the first byte is written."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from lowbit.base.folders import made
 from lowbit.base.log import log_notes
 from lowbit.base.operation import replacing
 from lowbit.base.progress import ProgressLike, steps
+from lowbit.base.quoting import quoted
 from lowbit.conversion.names import Destination
 from lowbit.conversion.pipeline import Appender, Job, Target, write_files
 from lowbit.gguf.splits import PADDED, file_name, other_sets, split_keys
@@ -33,10 +34,14 @@ if TYPE_CHECKING:
 
 @dataclass
 class Report:
-    """What a conversion wrote, or would write. verdict: what a verification found, if there was one.
+    """The result of a conversion, or of its dry run.
 
-    tensors: name, shape, format before, format, fallback and size of each, in file order. notes: what the file does not
-    keep of its source, and what else should be known. paths: the files, several where a split model is kept split.
+    path, paths: the file, or all files of a split model.
+    format: the mix.
+    file_bytes: size of all files together.
+    tensors: name, shape, format before, format, fallback and num_bytes of each tensor, in file order.
+    notes: warnings and facts of the source that the file does not hold, one sentence each.
+    verdict: the result of the verification; None if there was none.
     """
 
     path: str
@@ -49,19 +54,19 @@ class Report:
 
     @property
     def fallbacks(self) -> list[str]:
-        """Tensors that did not get the mix's format because its blocks do not divide their rows."""
+        """A sentence for each tensor whose row length is not a multiple of the block size of the mix's format."""
         return [tensor.fallback for tensor in self.tensors if tensor.fallback]
 
     @property
     def bits_per_weight(self) -> float:
-        """Bits a weight, over all tensors."""
+        """Bits per weight over all tensors."""
         return 8 * sum(t.num_bytes for t in self.tensors) / max(1, sum(math.prod(t.shape) for t in self.tensors))
 
 
 class Input(NamedTuple):
-    """A tensor to write: what it is before, and how to read it for a target format.
+    """A tensor to write. open: returns its source for a target format.
 
-    origin: its name in the source, by which importances go. file: which file of a split model it is in.
+    origin: its name in the source, which is its name in an importance matrix. file: index of its file in a split model.
     """
 
     stored: Stored
@@ -71,10 +76,11 @@ class Input(NamedTuple):
 
 
 class Finishing(NamedTuple):
-    """What is known when everything is written. reserved: the bytes its keys need at most, and what stays for edits.
+    """Keys that are known only when all tensors are written.
 
-    made_of: gives keys. verdict: is given where the complete file lies until it has its name; raises if it should not
-    get one.
+    reserved: bytes to reserve for the keys and for later edits.
+    made_of: returns the keys of the provenance.
+    verdict: verifies the complete file at its temporary path. Raises if the file must not get its name.
     """
 
     reserved: int
@@ -84,10 +90,10 @@ class Finishing(NamedTuple):
 
 @dataclass
 class Plan:
-    """Everything about what to write but the choices of formats.
+    """Everything that a conversion needs, except the tensors' formats.
 
-    intermediate: of a checkpoint, the format that weights take before they are quantized. num_files: how many, for a
-    model that stays split.
+    intermediate: for a checkpoint, the format to which weights are rounded before they are quantized.
+    num_files: number of files if a model stays split.
     """
 
     mix: Mix
@@ -151,16 +157,16 @@ class Plan:
         if chosen.format != before:
             if is_packed and not self.allow_requantize:
                 raise InputError(
-                    f"tensor {name} is {before} already: quantize from a file of floats, or with allow_requantize "
+                    f"tensor {name} is already quantized ({before}): use a file of floats, or allow_requantize "
                     "(--allow-requantize)",
                     tensor=name,
                 )
             if shape and not shape[-1]:
                 raise UnsupportedError(
-                    f"tensor {name} is {before} {list(shape)}: rows without a weight have no blocks", tensor=name
+                    f"tensor {name}: {before} {list(shape)} has empty rows, which have no blocks", tensor=name
                 )
             if not is_packed and before not in FLOATS:
-                raise UnsupportedError(f"tensor {name} is {before}, which is not quantized", tensor=name)
+                raise UnsupportedError(f"tensor {name}: {before} cannot be quantized", tensor=name)
         through = before if self.intermediate and before != "F32" and not self.mix.is_float else None
         job = Job(tensor.open(chosen.format), chosen.format, through=through)
         if importances and job.is_encoded:
@@ -172,21 +178,23 @@ class Plan:
     def _without_importances(
         self, tensors: list[Assignment], jobs: list[Job], importances: Imatrix | None, dry_run: bool
     ) -> list[str]:
-        """Notes on tensors that are encoded without importances. Raises InputError for those that cannot be."""
+        """Notes on tensors that are encoded without importances. Raises InputError if a format needs them."""
         bare = [t for t, job in zip(tensors, jobs, strict=True) if job.is_encoded and job.importance is None]
         needing = [t for t in bare if needs_imatrix(self.mix, t)]
         if needing:
             more = f" and {len(needing) - 1} more" if len(needing) > 1 else ""
-            there = "the importance matrix has none for" if importances else "there is no importance matrix for"
-            first = f"{needing[0].name} ({needing[0].format})"
-            reason = f"{first}{more}: garbage without importances, and {there} {'them' if more else 'it'}"
+            missing = (
+                f"the importance matrix has none for {'them' if more else 'it'}" if importances else "there are none"
+            )
+            reason = f"{needing[0].name} ({needing[0].format}){more}: unusable without importances, but {missing}"
             if not dry_run:
                 raise InputError(
-                    f"{reason}; lowbit imatrix collects them, imatrix (--imatrix) takes them", tensor=needing[0].name
+                    f"{reason}; collect them with lowbit imatrix and pass the file as imatrix (--imatrix)",
+                    tensor=needing[0].name,
                 )
             return [reason]
         if importances and bare:
-            return [f"the importance matrix has nothing for {', '.join(t.name for t in bare)}: encoded without"]
+            return [f"the importance matrix has no entries for {', '.join(t.name for t in bare)}: encoded without them"]
         return []
 
     def _targets(
@@ -194,7 +202,7 @@ class Plan:
     ) -> list[Target]:
         infos = [gguf.TensorInfo(tensor.name, tensor.shape, tensor.format) for tensor in tensors]
         num_files, limits = self.num_files, self.options.split_limits
-        # Of a checkpoint, floats are split as the reference converter does, all else as llama-gguf-split does.
+        # A checkpoint converted to floats is split as by the reference converter, all else as by llama-gguf-split.
         is_converter = self.intermediate and self.mix.is_float
         if limits:
             files = limits.files([tensor.num_bytes for tensor in tensors], 1 if is_converter else PADDED)
@@ -213,7 +221,7 @@ class Plan:
 
 
 def _grouped(fallbacks: Sequence[str]) -> list[str]:
-    """One line for the tensors of several layers that have the same fallback."""
+    """Merges the lines of layers that have the same fallback."""
     groups: dict[str, list[str]] = {}
     for line in fallbacks:
         groups.setdefault(re.sub(r"^blk\.\d+\.", "blk.*.", line), []).append(line)
@@ -221,11 +229,12 @@ def _grouped(fallbacks: Sequence[str]) -> list[str]:
 
 
 def choose_entries(importances: Imatrix, options: ConvertOptions) -> Imatrix | None:
-    """The entries to use, None if none is left. Raises InputError for a part of a name that no entry has."""
+    """The entries to use; None if none is left. Raises InputError for a part that is in no entry's name."""
     parts = options.include_weights or options.exclude_weights
     for part in parts:
         if not any(part in name for name in importances.values):
-            raise InputError(f"{part!r} is in no name of the importance matrix: nothing to include or exclude")
+            option = "include_weights" if options.include_weights else "exclude_weights"
+            raise InputError(f"{option}: no name in the importance matrix contains {quoted(part)}")
     wanted = bool(options.include_weights)
     values = {
         name: value
@@ -238,17 +247,19 @@ def choose_entries(importances: Imatrix, options: ConvertOptions) -> Imatrix | N
 def prune(
     inputs: Sequence[Input], metadata: dict[str, Any], options: ConvertOptions
 ) -> tuple[Sequence[Input], dict[str, Any]]:
-    """Leaves layers out and numbers the others anew. Raises InputError for layers that there are not."""
+    """Removes layers and renumbers the others. Raises InputError for layers that do not exist."""
     if not options.prune_layers:
         return inputs, metadata
     architecture = str(metadata.get("general.architecture"))
     key = f"{architecture}.block_count"
     count = metadata.get(key)
     if not isinstance(count, (int, np.integer)) or key in (options.override_kv or {}):
-        raise InputError("prune_layers:", key=key, expected=f"the number of layers in the file's {key}")
+        raise InputError(f"prune_layers: {key}:", key=key, expected="an integer in the file, not overridden")
     for name, value in metadata.items():
         if name.startswith(f"{architecture}.") and isinstance(value, (list, np.ndarray)) and len(value) == count:
-            raise UnsupportedError(f"prune_layers: {name} has a value for each layer", key=name)
+            raise UnsupportedError(
+                f"prune_layers: {name} has one value per layer, so layers cannot be removed", key=name
+            )
     gone = set(options.prune_layers)
     if max(gone) >= count or len(gone) == count:
         raise InputError("prune_layers:", expected=f"some but not all of the layers 0 to {count - 1}", found=max(gone))
@@ -261,7 +272,9 @@ def prune(
         if match:
             if layer >= count:
                 raise InputError(
-                    f"prune_layers: {tensor.stored.name} is in none of the {count} layers", tensor=tensor.stored.name
+                    f"prune_layers: tensor {tensor.stored.name}:",
+                    tensor=tensor.stored.name,
+                    expected=f"a layer from 0 to {count - 1}",
                 )
             number = layer - sum(other < layer for other in gone)
             name = f"{tensor.stored.name[: match.start(1)]}{number}{tensor.stored.name[match.end(1) :]}"

@@ -1,4 +1,4 @@
-"""lowbit.provenance.*: keys at the end of a file's metadata that say what it was made of, and how.
+"""lowbit.provenance.*: keys at the end of a file's metadata, with its sources and the steps that made it.
 
    source, revision            folder or hub id, and its commit if known
    files, sha256               name and hash of each file that was read
@@ -6,8 +6,8 @@
                                a JSON object with the options that differ from their defaults
 
 Source files are hashed during the conversion. A separate thread reads them through the page cache: the conversion reads
-rows in the target's order, and SHA-256 needs the order of the file. Large files in the hub's cache have their SHA-256
-as name; it is used without checking.
+rows in the target's order, and SHA-256 needs the order of the file. Large files in the hub's cache are named after
+their SHA-256, which is used without computing it again.
 """
 
 from __future__ import annotations
@@ -38,15 +38,14 @@ _CHUNK_BYTES = 1 << 20
 
 
 class SourceFile(NamedTuple):
-    """A file that a conversion reads, and its name in provenance (its path would reveal the user's folders)."""
+    """A file that a conversion reads, and its name in the keys, which do not reveal the user's folders."""
 
     name: str
     path: Path
 
 
 def source_files(origin: Origin, imatrix: str | None) -> list[SourceFile]:
-    """The files that a conversion reads: weights first, then those of LoRA adapters, and the importance matrix if it is
-    a file."""
+    """The files that a conversion reads: weights, then LoRA adapters, then the importance matrix if it is a file."""
     side = [origin.folder / name for name in SIDE_FILES if is_file(origin.folder / name)]
     files = [SourceFile(path.name, path) for path in (*origin.weights, *side)]
     for number, folder in enumerate(origin.adapters):
@@ -61,7 +60,7 @@ def _imatrix_file(path: str) -> SourceFile:
 
 
 class Hashing:
-    """Computes the SHA-256 of files in the background. A context manager: leaving it cancels the work."""
+    """Computes the SHA-256 of files in the background, as a context manager. Leaving it cancels the work."""
 
     def __init__(self, files: Sequence[SourceFile]) -> None:
         self.files = list(files)
@@ -80,7 +79,7 @@ class Hashing:
         self._pool.shutdown(cancel_futures=True)
 
     def metadata(self) -> dict[str, Any]:
-        """Keys with the names of the files and their hashes; waits for them. Raises FileError."""
+        """Waits for the hashes. Returns keys with the files' names and hashes. Raises FileError."""
         hashes = [future.result() for future in self._hashes]
         return {f"{PREFIX}files": [file.name for file in self.files], f"{PREFIX}sha256": hashes}
 
@@ -114,10 +113,12 @@ def _step(format: str, options: Mapping[str, Any]) -> dict[str, str]:
 
 
 def recipe_metadata(format: str, options: Mapping[str, Any], origin: Origin) -> dict[str, Any]:
-    """Keys of a conversion: its step, and its source."""
+    """Keys for the step and the source of a conversion."""
     keys: dict[str, Any] = {name: [value] for name, value in _step(format, options).items()}
     keys["source"] = origin.hub_id or origin.folder.resolve().name
-    if origin.hub_id and re.fullmatch("[0-9a-f]{40}", origin.folder.name):  # the cache calls a snapshot by its commit
+    if origin.hub_id and re.fullmatch(
+        "[0-9a-f]{40}", origin.folder.name
+    ):  # in the cache, a snapshot is named after its commit
         keys["revision"] = origin.folder.name
     return {PREFIX + key: value for key, value in keys.items()}
 
@@ -125,7 +126,7 @@ def recipe_metadata(format: str, options: Mapping[str, Any], origin: Origin) -> 
 def with_step(
     metadata: Mapping[str, Any], path: str, format: str, options: Mapping[str, Any], imatrix: str | None
 ) -> dict[str, Any]:
-    """The metadata of a file with one more step, if the file has provenance.
+    """The metadata of a file with one more step, if the file has keys lowbit.provenance.*.
 
     If the importance matrix is a file, it is added to the files. Raises FileError, and FormatError for malformed keys.
     """
@@ -148,5 +149,5 @@ def with_step(
 
 
 def reserved_bytes(files: Sequence[SourceFile], options: Mapping[str, Any]) -> int:
-    """The most bytes that the keys of this module take."""
+    """The largest size of this module's keys in bytes."""
     return 2048 + sum(128 + 4 * len(file.name) for file in files) + 4 * len(json.dumps(options, default=str))

@@ -23,7 +23,7 @@ from lowbit.gguf.splits import PADDED, SplitLimits, file_name, split_keys, whole
 
 @dataclass(frozen=True)
 class SplitReport:
-    """The files that were or would be written, with their sizes and numbers of tensors."""
+    """The files that were written, or would be: path, size in bytes and number of tensors of each."""
 
     paths: list[str]
     file_bytes: list[int]
@@ -41,13 +41,19 @@ def split_file(
     progress: ProgressLike = None,
     dry_run: bool = False,
 ) -> SplitReport:
-    """Splits a GGUF file into TARGET-00001-of-0000N.gguf and so on, which equal llama-gguf-split's.
+    """Splits a GGUF file into files TARGET-00001-of-0000N.gguf, which equal those of llama-gguf-split.
 
-    split_max_size: bytes of tensors per file, or text such as "2G" (2 * 10**9). split_max_tensors: tensors per file.
-    One of them is required. A larger tensor gets its own file. All files appear, or none.
-    If `target` is a folder, the files in it have the name of `path`.
+    target: the files' name without the number, or a folder; in a folder the files have the name of `path`.
+    split_max_size: most bytes of tensors per file, or text such as "2G" (2 * 10**9). A larger tensor gets its own file.
+    split_max_tensors: most tensors per file. Exactly one of the two limits is required.
+    no_tensor_first_split: writes only metadata to the first file.
+    dry_run: writes nothing; the report describes the files that would be written.
 
-    Raises InputError for invalid limits, and for a file that would replace one of those it reads.
+    Either all files appear or none. Raises FileError, FormatError, and InputError for invalid limits or if a file
+    would replace one that is read.
+
+        report = lowbit.split_file("model.gguf", "model", split_max_size="2G")
+        print(report.paths)
     """
     dry_run = arguments.flag("dry_run", dry_run)
     limits = SplitLimits.parsed(split_max_size, split_max_tensors, no_tensor_first_split)
@@ -69,12 +75,16 @@ def split_file(
 
 @operation()
 def merge_files(path: AnyPath, target: AnyPath, *, progress: ProgressLike = None, dry_run: bool = False) -> SplitReport:
-    """Merges a split model into one file, equal to llama-gguf-split's. `path` is any of its files. If `target` is a
-    folder, the file in it has the name of `path` without its number.
+    """Merges a split model into one file, which equals that of llama-gguf-split.
 
-    Like llama-gguf-split, it keeps split.no and split.tensors.count; split.count becomes 0, which means a whole model.
-    Raises InputError if the model is not split or the file would replace one of those it reads, FileError for a missing
-    file.
+    path: any file of the split model.
+    target: the file to write, or a folder; in a folder the file has the name of `path` without its number.
+
+    As in llama-gguf-split, split.no and split.tensors.count are kept, and split.count becomes 0 (a whole model).
+    Raises FileError for a missing file, FormatError, and InputError if the model is not split or the target would
+    replace one of its files.
+
+        lowbit.merge_files("model-00001-of-00003.gguf", "model.gguf")
     """
     dry_run = arguments.flag("dry_run", dry_run)
     with gguf.open(path) as file:

@@ -1,4 +1,4 @@
-"""Logits of networks whose matrices are read in pieces: one pass of a model of any size takes a few megabytes."""
+"""Logits of networks whose matrices are read in pieces. One pass of a model of any size takes a few megabytes."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from lowbit import _core
 from lowbit.arch.model_spec import ModelSpec
 from lowbit.tensors.qtensor import QTensor, bytes_of, format_of
 
-#: Rows [first, first + number) of a matrix, by name: their format and their bytes, or floats, (number, ...).
-#: The fourth argument is the sequence whose tokens they are multiplied with.
+#: Takes a matrix's name, first, number, and the sequence whose tokens the rows are multiplied with. Returns the format
+#: of rows [first, first + number), and their bytes or floats (number, ...).
 RowSource = Callable[[str, int, int, int], tuple[str, npt.NDArray[Any]]]
 
 
@@ -25,7 +25,7 @@ class Network(NamedTuple):
     matrices: Mapping[str, tuple[int, ...]]
 
     def equals(self, other: Network) -> bool:
-        """Whether the two networks can differ only in their matrices."""
+        """Whether the two networks are equal except for their matrices."""
         return (
             self.spec == other.spec
             and self.matrices == other.matrices

@@ -16,20 +16,22 @@ from lowbit.gguf.source import GgufTensor
 from lowbit.tensors import nonfinite
 from lowbit.tensors.source import TensorSource, num_elements, row_ranges
 
-#: The largest error of a weight that is rounded to half of its bits, relative to its magnitude.
+#: The largest relative error of a weight that is rounded to half of its bits.
 _ROUNDING = {"F32": 0.0, "F16": 2.0**-11, "BF16": 2.0**-8}
 #: The largest difference from another order of summation in merging, relative to the weights' root mean square.
 _MERGED = 2.0**-20
-#: The error of a row of zeros is 1; no encoder's error is as large.
+#: The relative error of a row of zeros. Every encoder's error is smaller.
 _ZEROS = 1 - 1e-6
 
 Rows = npt.NDArray[Any]
 
 
 class TensorErrors(NamedTuple):
-    """Relative root mean square error of a tensor and of its worst row. A row's error is relative to the larger of its
-    own and the tensor's root mean square, so nearly empty rows may become zero. problem: why the errors are too large.
-    odd: the place of a non-finite weight in the source."""
+    """Relative root mean square error of a tensor and of its worst row.
+
+    A row's error is relative to the larger of its own and the tensor's root mean square, so nearly empty rows may
+    become zero. problem: why the tensor fails, else None. odd: the place of a non-finite weight in the source.
+    """
 
     rmse: float
     worst_row: float
@@ -38,13 +40,13 @@ class TensorErrors(NamedTuple):
 
 
 class TensorPair:
-    """A tensor of a source and of a file. Both are read in pieces, neither is mapped.
+    """The same tensor in a source and in a file. Both are read in pieces; neither is mapped.
 
     Rows are those of the matrix (..., K) -> (rows, K); a vector is one row.
     """
 
     def __init__(self, source: TensorSource, tensor: GgufTensor, threads: int, exact: bool, merged: bool) -> None:
-        """exact: the format keeps some tensors of this source exactly. merged: adapters were merged into the source."""
+        """exact: the format can keep this source's tensors exactly. merged: adapters were merged into the source."""
         self.source = source
         self.format = tensor.info.format
         self.shape = source.shape if len(source.shape) > 1 else (1, *source.shape)
@@ -55,7 +57,7 @@ class TensorPair:
         num_rows = num_elements(self.shape[:-1])
         self._sums = np.zeros((num_rows, 3))
         self._compared = np.zeros(num_rows, bool)
-        # Formats that the source's weights may have had before they were written to a file of this float format.
+        # Formats to which the source's weights may have been rounded before they were written to this float format.
         self._intermediates: list[str | None] = [None, *FLOATS] if self.format in FLOATS else []
 
     @property
@@ -74,12 +76,12 @@ class TensorPair:
         return self._packed.rows(start, stop)
 
     def compare(self, start: int, rows: Rows, data: npt.NDArray[np.uint8]) -> None:
-        """Compares rows from `start` on, which are already read."""
+        """Compares rows that are already read, from row `start` on."""
         stop = start + len(rows)
         self._sums[start:stop] = _core.compare_rows(rows, data, self.format, self._threads)
         while self._intermediates and not self._gives(rows, self._intermediates[0], data):
             del self._intermediates[0]
-            self._compared[:] = False  # with the next format, the pieces before this one must match too
+            self._compared[:] = False  # the next format must also match the earlier pieces
         self._compared[start:stop] = True
 
     def complete(self) -> None:
@@ -103,12 +105,12 @@ class TensorPair:
         return TensorErrors(whole, row, self._problem(row, worst))
 
     def _errors_of_nonfinite(self) -> TensorErrors:
-        """Non-finite weights have no error; in a file with the source's floats they may be the source's."""
+        """The result for non-finite weights, which have no error. In a float format they may equal the source's."""
         first = int(np.flatnonzero(~np.isfinite(self._sums).all(axis=1))[0])
         odd = nonfinite.place(self.source_rows(first, first + 1), first)
         if odd is None:
-            return TensorErrors(math.nan, math.nan, f"is not finite in row {first}, where the source is")
-        problem = None if self._intermediates else f"has no error: in the source {odd}; {nonfinite.ADVICE}"
+            return TensorErrors(math.nan, math.nan, f"is not finite in row {first}, but the source is")
+        problem = None if self._intermediates else f"cannot be compared: in the source {odd}; {nonfinite.ADVICE}"
         return TensorErrors(0.0 if self._intermediates else math.nan, math.nan, problem, odd)
 
     def _gives(self, rows: Rows, through: str | None, data: npt.NDArray[np.uint8]) -> bool:
@@ -137,7 +139,7 @@ class TensorPair:
                 return None
             limit = 0.0 if FLOATS[self.format] == self.source.dtype else _ROUNDING[self.format]
             if row <= limit:
-                return f"has weights that are not the source's rounded to {self.format}"
+                return f"has weights other than the source's, rounded to {self.format}"
         else:
             limit = min(_ZEROS, float(8 * 2.0 ** -_core.Format(self.format).bits_per_weight))
             if self._exact and not self._loses(worst):
@@ -155,9 +157,10 @@ def tensor_pairs(
     exact: Container[str] = (),
     merged: bool = False,
 ) -> dict[str, TensorPair]:
-    """Pairs the tensors of a source with those of a file, which have the same names and shapes. exact: formats that
-    keep some of them exactly. merged: adapters were merged into the source; these sums depend on the number of rows and
-    on the CPU."""
+    """Pairs the tensors of a source and a file, which must have the same names and shapes.
+
+    exact: formats that keep some tensors exactly. merged: adapters were merged into the source; the last bits of these
+    sums depend on the number of rows and on the CPU."""
     return {
         name: TensorPair(source, tensors[name], threads, tensors[name].info.format in exact, merged)
         for name, source in sources.items()

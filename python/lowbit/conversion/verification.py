@@ -2,12 +2,13 @@
 
 Checks, and when they fail:
 
-- file: the file is opened again. The source's metadata must be there, key by key, except keys that options changed.
+- file: the file is opened again. It must have the source's metadata, except keys that options changed.
 - tensors: names, shapes and decoded values must match the source. Floats must equal the source's, rounded to the file's
-  format directly or through another float format, as with the reference's two tools. With b bits per weight, the error
-  of a row must be below `8 * 2 ** -b` of the larger of its own and the tensor's root mean square, several times the
-  loss of any encoder. It must also be below 1, the error of a row of zeros, and 0 if the format keeps the row exactly.
-  So exchanged, shifted and damaged rows fail; a wrong low bit of a code does not.
+  format directly or through another float format, as with the reference's two tools. In other formats, the error of a
+  row is measured relative to the larger of its own and the tensor's root mean square. It must be below `8 * 2 ** -b`
+  for b bits per weight, several times the loss of any encoder. It must also be below 1, the error of a row of zeros,
+  and 0 if the format keeps the row exactly. So exchanged, shifted and damaged rows fail; a wrong low bit of a code does
+  not.
 - tokenizer: `tokenizer_differences`, chat templates, and the ids that end a text. Any difference fails. If verification
   was not requested explicitly, the conversion still writes the file, with the verdict "differs", because GGUF cannot
   represent everything in tokenizer.json.
@@ -61,8 +62,8 @@ PREFIX = "lowbit.verify."
 _OWN_KEYS = ("general.file_type", "general.quantization_version")
 #: Equal weights give logits within this limit, for every order of sums in float32.
 _LOGITS_TOLERANCE = 1e-5
-#: From this many bits per weight on, quantization costs less than 0.001 nats, and wrong settings (rotary base, norms'
-#: epsilon) cost more than one. At 4 bits an untrained network of 28 layers is at 0.94 already.
+#: From this many bits per weight on, quantization costs less than 0.001 nats, while wrong settings (rotary base,
+#: epsilon of the norms) cost more than one. At 4 bits it alone cost 0.94 in an untrained network of 28 layers.
 _MANY_BITS, _DIVERGENCE = 8.0, 1.0
 
 
@@ -76,7 +77,7 @@ class VerificationError(Error):
 
 @dataclass(frozen=True)
 class Check:
-    """One comparison. ok: None if it could not be made. `detail`: the result, or why there is none."""
+    """One check. ok: None if it was impossible. detail: the result, or why there is none. figures: numbers by name."""
 
     name: str
     ok: bool | None
@@ -86,7 +87,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The result of `verify`."""
+    """The result of `verify`: the checks "file", "tensors", "tokenizer" and "logits", as far as they were made."""
 
     path: str
     source: str
@@ -94,18 +95,18 @@ class Verdict:
 
     @property
     def ok(self) -> bool:
-        """Whether no check failed. Checks that could not be made do not count."""
+        """True if no check failed. Checks that could not be made are ignored."""
         return all(check.ok is not False for check in self.checks)
 
     @property
     def word(self) -> str:
-        """ok, failed, or differs (only the tokenizer differs, part of which GGUF cannot represent)."""
+        """'ok', 'failed', or 'differs' if only the tokenizer differs, because GGUF cannot represent every tokenizer."""
         wrong = {check.name for check in self.checks if check.ok is False}
         return "ok" if not wrong else "differs" if wrong == {"tokenizer"} else "failed"
 
     @property
     def warnings(self) -> list[str]:
-        """Facts that are no difference: weights of the source that are not finite."""
+        """Warnings that are not differences: weights that are not finite in the source, either."""
         return [str(check.figures["not_finite"]) for check in self.checks if "not_finite" in check.figures]
 
     @property
@@ -140,10 +141,18 @@ def verify(
 ) -> Verdict:
     """Compares a GGUF file with its source: a Hugging Face folder or hub id, and LoRA adapters.
 
-    lora, lora_scale, like: those of the conversion.
+    Compares metadata, tensors, tokenizer and the logits of a built-in text, for which both networks run in float32.
+    Weights are read in pieces, so models of any size take little memory.
 
-    Differences are in the verdict. Both networks run in float32; weights are read in pieces. Raises FileError,
-    FormatError or UnsupportedError if the file or the source cannot be opened.
+    lora, lora_scale, like: those of the conversion.
+    threads: number of threads; None: LOWBIT_THREADS, else one per processor.
+    progress: see `lowbit.ProgressLike`.
+
+    Returns a Verdict, also if the two differ. Raises FileError, FormatError or UnsupportedError if the file or the
+    source cannot be opened.
+
+        verdict = lowbit.verify("model-Q4_K_M.gguf", "org/model")
+        assert verdict.ok, verdict.failures
     """
     path, source = checked(path), checked(source)
     with verifying(progress) as advance:
@@ -155,7 +164,7 @@ def verify(
 
 @contextmanager
 def verifying(progress: ProgressLike) -> Iterator[Advance]:
-    """The steps of a verification, the first of which says that it goes on: opening the source takes a while."""
+    """The progress of a verification. It starts at once, because opening the source takes some time."""
     with steps("verify", "weights", progress) as advance:
         advance(0, None)
         yield advance
@@ -174,8 +183,8 @@ def compare_with(
 ) -> Verdict:
     """`verify` for an open source.
 
-    shown: the file's final name. known: the results of a tokenizer with its metadata; another tokenizer is loaded.
-    changed: keys that options changed.
+    shown: the file's final name. known: metadata with the results of its tokenizer, which is not loaded again if the
+    file has the same. changed: keys that options changed.
     """
     count = num_threads(threads)
     trim_heap()
@@ -189,11 +198,11 @@ def compare_with(
         sources = {tensor.name: tensor for tensor in opened.tensors}
         merged = bool(opened.origin.adapters)
         pairs = tensor_pairs(sources, gguf_tensors(file), count, exact=opened.exact_formats, merged=merged)
-        # The networks read most of the tensors, which are compared on that occasion.
+        # The networks read most of the tensors, and these are compared in the same pass.
         networks = _Networks(file, metadata, opened, pairs, count, advance)
         logits = networks.logits(ids) if ids else None
         checks.append(_tensors(pairs, advance))
-    if checks[1].ok is False:  # what another network gives says nothing
+    if checks[1].ok is False:  # the logits of other weights mean nothing
         return Verdict(shown, source, checks)
     checks.append(tokenizer)
     if logits is not None:
@@ -205,7 +214,8 @@ def compare_with(
 def _file(path: str, opened: OpenedCheckpoint, changed: Sequence[str]) -> tuple[Check, Mapping[str, Any]]:
     """Checks that the file has the source's metadata, and no other keys on network, tokenizer and sampling.
 
-    Also returns the file's metadata. Equal values are the source's objects, so a vocabulary is in memory once.
+    Also returns the file's metadata. Values equal to the source's are the same objects, so the vocabulary is in memory
+    once.
     """
     left_out = {*_OWN_KEYS, *changed}
     expected = {key: value for key, value in opened.metadata.items() if key not in left_out}
@@ -221,8 +231,8 @@ def _file(path: str, opened: OpenedCheckpoint, changed: Sequence[str]) -> tuple[
     wrong += [key for key in found if key.startswith(prefixes) and key not in expected and key not in left_out]
     figures = {"keys": len(expected), "differences": len(wrong)}
     if wrong:
-        return Check("file", False, f"not as the source's: {listed(wrong)}", figures), found
-    return Check("file", True, f"{len(found)} keys, {len(expected)} of them the source's", figures), found
+        return Check("file", False, f"other than in the source: {listed(wrong)}", figures), found
+    return Check("file", True, f"{len(found)} keys, {len(expected)} of them from the source", figures), found
 
 
 def _equal(a: Any, b: Any) -> bool:
@@ -239,12 +249,12 @@ def _other_tensors(file: gguf.File, opened: OpenedCheckpoint) -> str | None:
         return f"only one of the two has {listed(odd)}"
     for name, shape in sources.items():
         if file.infos[name].shape != shape:
-            return f"{name} has shape {list(file.infos[name].shape)}, the source's has {list(shape)}"
+            return f"{name}: expected shape {list(shape)}, found {list(file.infos[name].shape)}"
     return None
 
 
 def _tensors(pairs: Mapping[str, TensorPair], advance: Advance) -> Check:
-    """Compares values, as far as they have not been compared."""
+    """Compares the values that have not been compared yet."""
     total = sum(num_elements(pair.shape) for pair in pairs.values())
     done = sum(pair.num_compared for pair in pairs.values())
     worst, worst_name, exact = 0.0, "", 0
@@ -290,7 +300,7 @@ def _tokenizer(
         is_known = known is not None and _is_same_tokenizer(metadata, known.metadata)
         result = known.record if known and is_known else record_of(metadata, texts)
     except Error as error:
-        return Check("tokenizer", False, f"the file's cannot be loaded: {error}"), []
+        return Check("tokenizer", False, f"the file's tokenizer cannot be loaded: {error}"), []
     ids = result.ids[texts.index(TEXT)][:NUM_TOKENS]
     if isinstance(source, Error):
         return Check("tokenizer", None, f"not run: {source}"), ids
@@ -315,9 +325,11 @@ def _compared_tokenizers(source: TokenizerRecord, result: TokenizerRecord, num_t
     if source.chat_templates != result.chat_templates:
         return Check("tokenizer", False, "the chat templates differ", figures)
     if missing := {token for token in source.eos_ids if token < num_tokens} ^ result.eos_ids:
-        return Check("tokenizer", False, f"only one of the two ends a text at {listed(sorted(missing))}", figures)
+        return Check(
+            "tokenizer", False, f"only one of the two ends a text at tokens {listed(sorted(missing))}", figures
+        )
     templates = "chat template equal" if source.chat_templates else "no chat template"
-    return Check("tokenizer", True, f"{report.num_texts} texts, none differs; {templates}", figures)
+    return Check("tokenizer", True, f"{report.num_texts} texts equal; {templates}", figures)
 
 
 class _Networks:
@@ -343,7 +355,7 @@ class _Networks:
         self._piece: tuple[tuple[str, int, int], npt.NDArray[Any]] = ("", 0, 0), np.empty(0)
 
     def logits(self, ids: list[int]) -> tuple[Logits, Logits] | Check:
-        """Logits of both, (tokens, vocabulary) each, or why there are none."""
+        """Logits of both, (tokens, vocabulary) each; or a check with the reason why there are none."""
         vectors = {tensor.name: tensor for tensor in self._opened.tensors if len(tensor.shape) == 1}
         try:
             source = self._network(self._opened.metadata, {name: read(tensor) for name, tensor in vectors.items()})
@@ -358,7 +370,7 @@ class _Networks:
                 (expected,) = source.logits(ids, self._of_source, 1, self._threads)
                 (found,) = result.logits(ids, self._of_file, 1, self._threads)
         except Error as error:
-            return Check("logits", False, f"the file does not run, which its source does: {error}")
+            return Check("logits", False, f"the source runs, but the file does not: {error}")
         return expected, found
 
     def _network(self, metadata: Mapping[str, Any], vectors: Mapping[str, Any]) -> Network:
@@ -392,15 +404,15 @@ class _Networks:
 def _logits(expected: Logits, found: Logits, limit: float, threads: int) -> Check:
     """limit: the largest mean divergence in nats; 0: equal weights, which must give equal logits."""
     if not np.isfinite(expected).all():
-        return Check("logits", None, "not run: those of the source are not finite")
+        return Check("logits", None, "not run: the source's logits are not finite")
     if not np.isfinite(found).all():
-        return Check("logits", False, "those of the file are not finite", {"tokens": len(expected)})
+        return Check("logits", False, "the file's logits are not finite", {"tokens": len(expected)})
     largest = float(np.abs(found - expected).max() / max(np.ptp(expected), np.finfo(np.float32).tiny))
     divergences, same_top = _core.kl_divergence(expected, found, threads)
     divergence, top1 = float(divergences.mean()), float(same_top.mean())
     figures = {"tokens": len(expected), "max_difference": largest, "top1": top1, "kl": divergence}
     detail = (
-        f"{len(expected)} tokens: largest difference {100 * largest:.2g} % of the range, same first choice "
-        f"{100 * top1:.3g} %, divergence {divergence:.2g}"
+        f"{len(expected)} tokens: largest difference {100 * largest:.2g} % of the range, same top token "
+        f"{100 * top1:.3g} %, divergence {divergence:.2g} nats"
     )
     return Check("logits", divergence <= limit if limit else largest <= _LOGITS_TOLERANCE, detail, figures)

@@ -1,1 +1,1 @@
-"""The format of each tensor: mixes, overrides, importances."""
+"""Choice of each tensor's format (mixes and overrides), and importance matrices."""

@@ -1,4 +1,8 @@
-"""Assigns formats to the tensors of a file: unchanged tensors, overrides, the mix's rules, and rows that do not fit."""
+"""Assigns formats to the tensors of a file.
+
+In this order: tensors that stay as they are, the user's overrides, the mix's rules, and another format if the block
+size does not divide the rows.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ from lowbit.base.errors import InputError, UnsupportedError
 from lowbit.quantization.options import ConvertOptions
 from lowbit.quantization.recipes import At, Mix, Network
 
-#: Format -> fallback for rows that its blocks do not divide. If that does not fit either: F16.
+#: Format -> fallback if the row length is not a multiple of its block size. If the fallback does not fit: F16.
 FALLBACKS = {
     **dict.fromkeys(("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_XS"), "IQ4_NL"),
     **dict.fromkeys(("Q2_0", "Q2_K", "Q3_K", "TQ1_0", "TQ2_0"), "Q4_0"),
@@ -25,8 +29,8 @@ OUTPUT_FALLBACK = "Q8_0"
 #: Formats with blocks up to this size fall back to F16 directly.
 SMALL_BLOCK = 32
 
-#: Part of a tensor's name -> its role; the first match counts. Fused projections contain values, so they count as
-#: values.
+#: Part of a tensor's name -> its role; the first match counts. Fused projections have the role of the values that they
+#: contain.
 ROLES = (
     ("attn_qkv.weight", "attn_v"),
     ("attn_kv_b.weight", "attn_v"),
@@ -55,13 +59,13 @@ KEPT = (
     "attn_rel_b.weight", ".position_embd", "sam.pos_embd", "sam.neck.", "sam.net_", ".rel_pos", ".patch_embd",
     ".patch_merger", "a.rvq.codebook", "mm.a.code_embd",
 )  # fmt: skip
-#: Formats that are unusable without an importance matrix, and the one that is so in a single mix.
+#: Formats that are unusable without an importance matrix in every mix, and in one mix only.
 NEED_IMATRIX = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS")
 MIXES_NEED_IMATRIX = {"Q2_K_S": "Q2_K"}
 
 
 class Stored(NamedTuple):
-    """A tensor before the mix: shape in NumPy order, and the format that it has or would have in a bf16 file."""
+    """A tensor before assignment: shape in NumPy order, and the format that it has, or would have in a bf16 file."""
 
     name: str
     shape: tuple[int, ...]
@@ -69,7 +73,7 @@ class Stored(NamedTuple):
 
 
 class Assignment(NamedTuple):
-    """A tensor's format in the file. `fallback` says why it is not the mix's format."""
+    """A tensor's format in the file. fallback: a sentence if the mix's format does not fit its rows, else None."""
 
     name: str
     shape: tuple[int, ...]
@@ -99,12 +103,12 @@ def can_quantize(name: str, shape: Sequence[int]) -> bool:
 
 
 def num_experts(shape: Sequence[int]) -> int:
-    """Number of matrices that a tensor stacks."""
+    """Number of experts whose matrices a tensor stacks; 1 for a single matrix."""
     return shape[-3] if len(shape) > 2 else 1
 
 
 def needs_imatrix(mix: Mix, tensor: Assignment) -> bool:
-    """Whether the tensor is unusable if encoded without importances."""
+    """Whether the tensor would be unusable if it were encoded without importances."""
     if tensor.name in WHOLE_NAMES:
         return bool(_core.Format(tensor.format).needs_imatrix)
     return tensor.format in NEED_IMATRIX or MIXES_NEED_IMATRIX.get(mix.name) == tensor.format
@@ -125,24 +129,27 @@ def _bits(format: str) -> float:
 
 
 def _fallback(tensor: Stored, wanted: str, fitting: str, unfit: str) -> str:
-    """A sentence for a tensor with a fallback: the blocks of `unfit` do not divide its rows."""
+    """The sentence for a fallback: the block size of `unfit` does not divide the tensor's rows."""
+    block_size = _core.tensor_block(unfit)[0]
     return (
-        f"{tensor.name}: rows of {tensor.shape[-1]} weights are no multiple of {_core.tensor_block(unfit)[0]}: "
-        f"{wanted} -> {fitting}, {_bits(fitting) - _bits(wanted):+g} bits a weight"
+        f"{tensor.name}: row length {tensor.shape[-1]} is not a multiple of the block size {block_size}: "
+        f"{wanted} -> {fitting}, {_bits(fitting) - _bits(wanted):+g} bits per weight"
     )
 
 
 def _fit(tensor: Stored, wanted: str) -> tuple[str, str | None]:
-    """A format that divides a tensor's rows, and a sentence if it is not the wanted one."""
+    """A format whose block size divides the tensor's rows, and a sentence if it is not the wanted format."""
     row = tensor.shape[-1]
     if _fits(wanted, row):
         return wanted, None
     block_size = _core.tensor_block(wanted)[0]
     if wanted not in FALLBACKS and block_size > SMALL_BLOCK:
         raise InputError(
-            f"{tensor.name}: rows of {row} weights are no multiple of {block_size}, and {wanted} has no fallback: "
-            "name another format for this tensor",
+            f"tensor {tensor.name}: {wanted} has no fallback:",
             tensor=tensor.name,
+            expected=f"a row length that is a multiple of the block size {block_size}",
+            found=row,
+            rest="; choose another format for this tensor",
         )
     fitting = FALLBACKS.get(wanted, wanted)
     fitting = fitting if _fits(fitting, row) else "F16"
@@ -150,7 +157,7 @@ def _fit(tensor: Stored, wanted: str) -> tuple[str, str | None]:
 
 
 class _Rules:
-    """A mix's choices. Counts tensors of each role in file order, which the rules use."""
+    """Applies a mix's rules. Some rules depend on the position among the tensors of a role, counted in file order."""
 
     def __init__(self, mix: Mix, tensors: Sequence[Stored], network: Network, has_imatrix: bool) -> None:
         self.mix = mix
@@ -202,26 +209,28 @@ class _Planner:
         self.is_tied = OUTPUT not in names
         if options.leave_output_tensor and self.is_tied:
             raise InputError(
-                f"leave_output_tensor: there is no {OUTPUT}; {EMBEDDING} serves as output, and token_embedding_type "
-                "sets its format",
+                f"leave_output_tensor: the model has no {OUTPUT}; {EMBEDDING} is also the output matrix, and "
+                "token_embedding_type sets its format",
                 tensor=OUTPUT,
             )
         needed = {"output_tensor_type": EMBEDDING if self.is_tied else OUTPUT, "token_embedding_type": EMBEDDING}
         for option, name in needed.items():
             if getattr(options, option) and name not in names:
-                raise InputError(f"{option}: there is no {name}", tensor=name)
+                raise InputError(f"{option}: the model has no {name}", tensor=name)
         plain = mix.is_float or options.pure
         self.rules = None if plain else _Rules(mix, tensors, Network.of(metadata), has_imatrix)
 
     def choose(self, tensor: Stored) -> tuple[str, str | None]:
-        """The format of a tensor that can be quantized, and a sentence if it is not the mix's."""
+        """The format of a tensor that can be quantized, and a sentence if the mix's format does not fit."""
         override = self._override(tensor)
         if override:
             if not _fits(override, tensor.shape[-1]):
                 raise InputError(
-                    f"{tensor.name}: {override} was asked for, but rows of {tensor.shape[-1]} weights are no multiple "
-                    f"of {_core.tensor_block(override)[0]}",
+                    f"tensor {tensor.name}: {override} was requested:",
                     tensor=tensor.name,
+                    expected=f"a row length that is a multiple of the block size {_core.tensor_block(override)[0]}",
+                    found=tensor.shape[-1],
+                    rest="; choose another format for this tensor",
                 )
             return override, None
         if self.rules is None:
@@ -240,7 +249,7 @@ class _Planner:
         return fitting, _fallback(tensor, self.mix.output, fitting, self.mix.default)
 
     def _override(self, tensor: Stored) -> str | None:
-        """The override for a tensor. All patterns are matched, so that each used one is recorded."""
+        """The override for a tensor, else None. All patterns are tried, to record which of them match."""
         named = None
         for index, (pattern, format) in enumerate(self.patterns):
             if pattern.search(tensor.name):
@@ -257,7 +266,7 @@ class _Planner:
         """Raises InputError for an override that matches no tensor."""
         for (pattern, format), matched in zip(self.patterns, self.matched, strict=True):
             if not matched:
-                raise InputError(f"tensor type {pattern.pattern}={format}: matches no tensor that can be quantized")
+                raise InputError(f"tensor_types: {pattern.pattern}={format} matches no tensor that can be quantized")
 
 
 def assign(
@@ -268,10 +277,12 @@ def assign(
     *,
     has_imatrix: bool = False,
 ) -> list[Assignment]:
-    """The format of every tensor. The order must be that of the file, because layers are counted in it.
+    """The format of every tensor.
 
-    metadata: GGUF keys of the model. Raises InputError for an override that is impossible, and for a fallback if
-    options are strict; UnsupportedError for an unknown model or format.
+    tensors: in the order of the file, because rules count them. metadata: GGUF keys of the model.
+
+    Raises InputError for an override that does not fit or matches nothing, and for a fallback if options are strict;
+    UnsupportedError for an unknown model or format.
     """
     options = options or ConvertOptions()
     planner = _Planner(mix, tensors, metadata, options, has_imatrix)

@@ -1,7 +1,7 @@
 """Importance matrices: for each column of a weight matrix, the mean square of its inputs.
 
-`Sums` has sums of squares, like a file of llama-imatrix. `load_imatrix` makes the importances for `quantize` and
-`convert` from them. `lowbit.evaluate.imatrix` collects them.
+`Sums` holds sums of squares, as a file of llama-imatrix does. `load_imatrix` computes the importances for `quantize`
+and `convert` from them. `lowbit.evaluate.imatrix` collects sums.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from lowbit.base.quoting import shown
 
 __all__ = ["Coverage", "Entry", "Imatrix", "Sums", "load_imatrix", "merge", "read"]
 
-#: The length of texts that llama-quantize keeps.
+#: llama-quantize truncates texts in metadata to this length.
 MAX_TEXT = 127
 #: Limits for files of the old form: bytes of a tensor's name, columns of all its experts, bytes of a text.
 MAX_NAME, MAX_COLUMNS, MAX_LEGACY_TEXT = 1 << 10, 1 << 26, 1 << 20
@@ -37,7 +37,7 @@ CHUNK_SIZE = 512
 class Imatrix:
     """Importances by tensor name, float32 (columns,), and their source.
 
-    notes: problems of a tensor's importances, by name.
+    notes: warnings about a tensor's importances, by tensor name.
     """
 
     values: dict[str, np.ndarray]
@@ -47,7 +47,7 @@ class Imatrix:
     notes: dict[str, str] = field(default_factory=dict)
 
     def metadata(self) -> dict[str, Any]:
-        """The metadata of a file quantized with it."""
+        """The keys quantize.imatrix.* of a file that is quantized with these importances."""
         result: dict[str, Any] = {}
         if self.path is not None:
             result["quantize.imatrix.file"] = _cut(self.path)
@@ -59,17 +59,16 @@ class Imatrix:
         return result
 
     def importance(self, name: str, columns: int) -> np.ndarray | None:
-        """Importances of a tensor's columns, None if there are none.
+        """Importances of a tensor's columns, float32 (columns,); None if there are none.
 
-        Raises InputError if their number differs. Embeddings are looked up, not multiplied; they then have none.
+        Raises InputError if their number differs, except for embeddings, which are looked up and not multiplied: these
+        have none then.
         """
         values = self.values.get(name)
         if values is not None and len(values) != columns:
             if name in ("token_embd.weight", "per_layer_token_embd.weight"):
                 return None
-            raise InputError(
-                f"imatrix: {name} has {len(values)} values", tensor=name, expected=columns, found=len(values)
-            )
+            raise InputError(f"imatrix: {name}:", tensor=name, expected=f"{columns} values", found=len(values))
         return values
 
 
@@ -78,16 +77,16 @@ def _cut(text: str) -> str:
 
 
 class Entry(NamedTuple):
-    """The data of one tensor: sums of squares, and the numbers of tokens in them.
+    """Sums of squares of one tensor's inputs, and the numbers of tokens in the sums.
 
-    A layer of experts has one matrix and one count per expert; other tensors have one matrix.
+    A layer of experts has one row of sums and one count per expert; other tensors have one.
     """
 
     sums: npt.NDArray[np.float32]  # (matrices, columns)
     counts: npt.NDArray[np.int64]  # (matrices,)
 
     def importances(self) -> npt.NDArray[np.float32]:
-        """Means, float32 (matrices * columns,); 1 in matrices without tokens, as in llama-quantize."""
+        """Mean squares, float32 (matrices * columns,); 1 for a matrix without tokens, as in llama-quantize."""
         counted = self.counts[:, None] > 0
         divisor = np.where(counted, self.counts[:, None], 1).astype(np.float32)
         with np.errstate(all="ignore"):
@@ -97,21 +96,21 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class Coverage:
-    """Coverage of a tensor by the text."""
+    """How much of a tensor the text has covered."""
 
     name: str
     columns: int
     matrices: int
-    matrices_seen: int  # with at least one token
-    tokens: int  # in the matrix with the most
-    columns_unseen: list[int]  # matrix * columns + column, where a matrix was seen and the sum is still zero
+    matrices_seen: int  # number of matrices with at least one token
+    tokens: int  # number of tokens of the matrix with the most
+    columns_unseen: list[int]  # matrix * columns + column, for sums of zero in matrices with tokens
 
     def note(self) -> str | None:
-        """A sentence if some columns will be weighted equally, because the matrix has no data for them."""
+        """A warning if columns will have equal weights because there is no data for them, else None."""
         if self.matrices_seen < self.matrices:
             missing = self.matrices - self.matrices_seen
-            which = "" if self.matrices == 1 else f" for {missing} of {self.matrices} experts"
-            return f"the importance matrix counted no token of {self.name}{which}: all its columns weigh the same"
+            which = "" if self.matrices == 1 else f" ({missing} of {self.matrices} experts)"
+            return f"the importance matrix has no tokens for {self.name}{which}: all its columns get the same weight"
         if self.matrices_seen and len(self.columns_unseen) == self.columns * self.matrices:
             return f"the importance matrix has only zeros for {self.name}"
         return None
@@ -119,15 +118,15 @@ class Coverage:
 
 @dataclass
 class Sums:
-    """Sums of squares by tensor name, and their text: the content of a file of llama-imatrix."""
+    """Sums of squares by tensor name, and the name of their text: the content of a file of llama-imatrix."""
 
     entries: dict[str, Entry]
     datasets: list[str] = field(default_factory=list)
     chunk_count: int = 0
-    chunk_size: int = CHUNK_SIZE  # 0 in files of the old form, whose counts are chunks
+    chunk_size: int = CHUNK_SIZE  # 0 in files of the old form, which count chunks instead of tokens
 
     def save(self, path: AnyPath) -> None:
-        """Writes the GGUF file that llama-imatrix would, completely or not at all. Raises FileError."""
+        """Writes a GGUF file equal to that of llama-imatrix, completely or not at all. Raises FileError."""
         metadata: dict[str, Any] = {
             "general.type": "imatrix",
             "imatrix.datasets": self.datasets,
@@ -143,7 +142,7 @@ class Sums:
         gguf.write(path, metadata, tensors)
 
     def coverage(self) -> list[Coverage]:
-        """One report per tensor, in the order of names."""
+        """One report per tensor, sorted by name."""
         result = []
         for name in sorted(self.entries, key=str.encode):
             sums, counts = self.entries[name]
@@ -153,17 +152,17 @@ class Sums:
         return result
 
     def imatrix(self, path: str | None = None) -> Imatrix:
-        """The importances. Raises FormatError for sums that are negative or not finite."""
+        """Computes the importances. Raises FormatError for sums that are negative or not finite."""
         values = {n: _checked(FormatError, n, e.importances(), path) for n, e in sorted(self.entries.items())}
         notes = {report.name: note for report in self.coverage() if (note := report.note())}
         return Imatrix(values, path, self.datasets, self.chunk_count, notes)
 
 
 def load_imatrix(imatrix: AnyPath | Mapping[str, Any] | Imatrix | Sums) -> Imatrix:
-    """Importances from a file of llama-imatrix (GGUF or old form), a result of `collect`, or a mapping of names to
-    arrays.
+    """Importances from a file of llama-imatrix (GGUF or the old form), a result of `collect`, or a mapping from tensor
+    names to arrays (columns,).
 
-    Raises InputError or FormatError for values that are negative or not finite.
+    Raises FileError for an unreadable file, FormatError for an invalid one, InputError for other invalid values.
     """
     if isinstance(imatrix, Imatrix):
         return imatrix
@@ -177,7 +176,9 @@ def load_imatrix(imatrix: AnyPath | Mapping[str, Any] | Imatrix | Sums) -> Imatr
             }
         )
     if not isinstance(imatrix, (str, bytes, os.PathLike)):
-        raise arguments.wrong("imatrix", "a path, importances by name, or what lowbit.imatrix gave", imatrix)
+        raise arguments.wrong(
+            "imatrix", "a path, a result of lowbit.imatrix, or a mapping from names to arrays", imatrix
+        )
     path = checked(imatrix)
     return read(path).imatrix(path)
 
@@ -185,13 +186,13 @@ def load_imatrix(imatrix: AnyPath | Mapping[str, Any] | Imatrix | Sums) -> Imatr
 def _checked(error: type[Error], name: str, values: np.ndarray, path: str | None = None) -> np.ndarray:
     if values.ndim != 1 or not np.all(np.isfinite(values)) or np.any(values < 0):
         raise error(
-            f"imatrix: {name}:", path=path, tensor=name, expected="one axis of finite numbers that are not negative"
+            f"imatrix: {name}:", path=path, tensor=name, expected="finite, non-negative numbers in one dimension"
         )
     return values
 
 
 def read(path: AnyPath) -> Sums:
-    """The content of a file of llama-imatrix: a GGUF file, or one of the older form (.dat).
+    """Reads a file of llama-imatrix: GGUF, or the older form (.dat).
 
     Raises FileError if it cannot be read, FormatError if it is not an importance matrix.
     """
@@ -204,9 +205,13 @@ def read(path: AnyPath) -> Sums:
         sums = {name.removesuffix(".in_sum2") for name in opened.infos if name.endswith(".in_sum2")}
         counts = {name.removesuffix(".counts") for name in opened.infos if name.endswith(".counts")}
         if not sums or "imatrix.chunk_count" not in opened.metadata:
-            raise FormatError("not an importance matrix: no tensors .in_sum2 or no key imatrix.chunk_count", path=path)
+            raise FormatError(
+                "not an importance matrix", path=path, expected="tensors .in_sum2 and the key imatrix.chunk_count"
+            )
         if odd := min(sums ^ counts, default=None):
-            raise FormatError(f"{odd} has only one of .in_sum2 and .counts", path=path, tensor=odd)
+            raise FormatError(
+                f"{odd}:", path=path, tensor=odd, expected="both .in_sum2 and .counts", found="one of them"
+            )
         entries = {
             name: _entry(path, name, opened.tensors[f"{name}.in_sum2"], opened.tensors[f"{name}.counts"])
             for name in sorted(sums)
@@ -225,18 +230,17 @@ def _entry(path: str, name: str, sums: Any, counts: Any) -> Entry:
         raise error("sums and counts are not F32")
     if sums.size == 0 or counts.size == 0 or sums.size % counts.size:
         raise error(f"{sums.size} sums for {counts.size} counts")
-    # Below 2^53 every integer is a double; no text has as many tokens.
+    # Every integer below 2^53 is exact as a double, and no text has more tokens.
     if not (np.abs(counts) < 1 << 53).all():
-        raise error("counts are not numbers of tokens")
+        raise error("counts must be non-negative integers")
     exact = counts.astype(np.float64).reshape(-1)
     return Entry(np.array(sums).reshape(len(exact), -1), np.trunc(exact + np.copysign(0.5, exact)).astype(np.int64))
 
 
 class _Legacy:
-    """The old form: 32-bit numbers and names, one tensor after another, sums already divided by tokens.
+    """A file of the old form: 32-bit numbers and names, one tensor after another, with sums divided by tokens.
 
-    Each part is read after the previous one was validated, so a large file of another kind is refused after its first
-    bytes.
+    Each part is checked before the next is read, so a large file of another kind is refused after its first bytes.
     """
 
     def __init__(self, file: FileReader) -> None:
@@ -244,7 +248,7 @@ class _Legacy:
         self.at = 0
 
     def sums(self) -> Sums:
-        """The whole file. If it has no chunk count, the sums are the importances."""
+        """Reads the whole file. If it has no chunk count, its sums already are the importances."""
         num = self._int("number of tensors", 1)
         entries: dict[str, Entry] = {}
         for _ in range(num):
@@ -255,7 +259,7 @@ class _Legacy:
             columns = self._int(f"columns of {name}", 1, MAX_COLUMNS)
             sums = np.frombuffer(self._bytes(4 * columns, f"sums of {name}"), "<f4").astype(np.float32)
             entries[name] = Entry(sums[None], np.array([max(calls, 1)], np.int64))
-        if self.at == self.file.size:  # later versions added the rest
+        if self.at == self.file.size:  # the older of two versions ends here
             return Sums(entries, [], 0, 0)
         chunks = max(self._int("number of chunks"), 0)
         text = self._text("text", 0, MAX_LEGACY_TEXT) if self.at < self.file.size else ""
@@ -286,16 +290,20 @@ class _Legacy:
             raise self._error(f"{what}: not UTF-8") from None
 
 
-@np.errstate(all="ignore")  # sums of damaged files; importances are checked
+@np.errstate(all="ignore")  # a damaged file can overflow; the importances are checked later
 def merge(parts: Iterable[Sums]) -> Sums:
-    """Merges the matrices of several texts: adds sums and counts, as llama-imatrix does with several --in-file.
+    """Merges importance matrices: adds sums and counts, as llama-imatrix does with several --in-file.
 
-    Files of the old form lack a chunk size. It is that of the last part that has one, or 512. Raises InputError if
-    there are no parts, or for a tensor with different numbers of columns or experts.
+    The chunk size is that of the last part that has one (files of the old form do not), else 512. Raises InputError if
+    there are no parts, or if a tensor has different numbers of columns or experts in two parts.
+
+        sums = lowbit.imatrix.merge([lowbit.imatrix.read("a.gguf"), lowbit.imatrix.read("b.dat")])
+        sums.save("both.gguf")
+
     """
     parts = arguments.items("parts", parts)
     if wrong_parts := [part for part in parts if not isinstance(part, Sums)]:
-        raise arguments.wrong("parts", "what lowbit.imatrix.read or collect gave", wrong_parts[0])
+        raise arguments.wrong("parts", "results of lowbit.imatrix.read or collect", wrong_parts[0])
     if not parts:
         raise InputError("merge:", expected="at least one importance matrix")
     chunk_size = next((part.chunk_size for part in reversed(parts) if part.chunk_size), CHUNK_SIZE)
@@ -310,7 +318,7 @@ def merge(parts: Iterable[Sums]) -> Sums:
 
 
 def _added(name: str, a: Entry, b: Entry) -> Entry:
-    """Adds two entries. If one has a single count, it applies to every expert."""
+    """Adds two entries. A single count applies to every expert."""
     matrices = max(len(a.counts), len(b.counts))
     if a.sums.size != b.sums.size or any(len(entry.counts) not in (1, matrices) for entry in (a, b)):
         shapes = " and ".join(f"{entry.sums.size} sums for {len(entry.counts)} counts" for entry in (a, b))

@@ -1,4 +1,4 @@
-"""What a file can be asked for beside its format: the options of `convert` and `quantize_file`."""
+"""Options of `convert` and `quantize_file`: `ConvertOptions` and `QuantizeOptions`."""
 
 from __future__ import annotations
 
@@ -18,33 +18,35 @@ from lowbit.gguf.splits import SplitLimits
 from lowbit.gguf.values import kind_name
 from lowbit.quantization.recipes import Mix
 
-#: Formats of activations, which no file holds.
+#: Formats of activations, which are not used in files.
 ACTIVATION_FORMATS = ("Q8_1", "Q8_K")
-#: The most that a file of tensor types may hold.
+#: The largest file of tensor types.
 MAX_TENSOR_TYPE_BYTES = 16 << 20
-#: The longest pattern of names, which have 63 bytes at most.
+#: The longest pattern for tensor names, which have at most 63 bytes.
 MAX_PATTERN = 1000
 _MOST_LAYERS = (1 << 31) - 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertOptions:
-    """Options of `lowbit.convert`. Each is obeyed exactly, or refused with an InputError that says why.
+    """Options of `lowbit.convert`. An option that cannot be applied raises InputError; none is ignored.
 
-    tensor_types: (regular expression, format) pairs that go before the mix. The first that is found in a tensor's name
-        counts, upper and lower case are the same. tensor_type_file: a file with more of them, REGEX=FORMAT between
-        blanks or line ends.
-    pure: the mix's main format for every matrix.
-    leave_output_tensor: output.weight stays as it is.
-    output_tensor_type: format of output.weight, or of token_embd.weight where that serves as output.
-    token_embedding_type: format of the token embeddings. Both go before tensor_types.
-    include_weights, exclude_weights: the only, or the last, entries of the importance matrix to use, by parts of names.
-    prune_layers: layers to leave out, counted from 0.
-    override_kv: metadata keys -> bool, int, float or str to write. What is there already keeps its kind of value.
-    split_max_size, split_max_tensors: write several files, OUT-00001-of-0000N.gguf, each with at most so many bytes of
-        tensors (or text such as "2G") or tensors. A larger tensor has a file of its own; one file keeps its name.
-    no_tensor_first_split: the first of them has metadata alone.
-    strict: refuse formats whose blocks do not divide the rows, instead of taking another one.
+    tensor_types: (regular expression, format) pairs with precedence over the mix. The first pattern that is found in a
+        tensor's name counts; case is ignored.
+    tensor_type_file: a file with more of them: REGEX=FORMAT, separated by blanks or line feeds.
+    pure: use the mix's main format for every matrix.
+    leave_output_tensor: keep output.weight as it is.
+    output_tensor_type: format of output.weight, or of token_embd.weight if the model has no output.weight.
+    token_embedding_type: format of token_embd.weight. Both have precedence over tensor_types.
+    include_weights: use only entries of the importance matrix whose names contain one of these texts.
+    exclude_weights: ignore entries of the importance matrix whose names contain one of these texts.
+    prune_layers: layers to remove, counted from 0.
+    override_kv: metadata to write: key -> bool, int, float or str. The value of an existing key must have its type.
+    split_max_size: write several files OUT-00001-of-0000N.gguf with at most this many bytes of tensors each (an int,
+        or text such as "2G"). A larger tensor gets its own file; a single file keeps its name. 0: no limit.
+    split_max_tensors: write several files with at most this many tensors each. 0: no limit.
+    no_tensor_first_split: write only metadata to the first of several files.
+    strict: raise InputError if a format does not fit a tensor's rows, instead of using another format.
     """
 
     tensor_types: Iterable[tuple[str, str]] = ()
@@ -87,62 +89,64 @@ class ConvertOptions:
 
     @property
     def split_limits(self) -> SplitLimits:
-        """The limits of a file, if there are any."""
+        """The limits of split_max_size and split_max_tensors; false without a limit."""
         return SplitLimits.parsed(self.split_max_size, self.split_max_tensors, self.no_tensor_first_split)
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
 
     def check(self, mix: Mix, has_imatrix: bool) -> None:
-        """Raises InputError for options that mean nothing with this mix or without an importance matrix."""
+        """Raises InputError for options without effect: with this mix, or without an importance matrix."""
         if mix.is_copy:
             of_formats = ("tensor_types", "pure", "leave_output_tensor", "output_tensor_type", "token_embedding_type")
             if given := [name for name in of_formats if getattr(self, name)] + ["imatrix"] * has_imatrix:
-                raise InputError(f"COPY changes no tensor, so {given[0]} cannot be obeyed")
+                raise InputError(f"{given[0]}: not possible with COPY, which changes no tensor")
         if not has_imatrix and (self.include_weights or self.exclude_weights):
             name = "include_weights" if self.include_weights else "exclude_weights"
-            raise InputError(f"{name}: there is no importance matrix to choose from")
+            raise InputError(f"{name}:", expected="an importance matrix (imatrix)")
 
     def patterns(self) -> list[tuple[re.Pattern[str], str]]:
-        """tensor_types, compiled. Raises InputError for what is no regular expression, or too long a one."""
+        """tensor_types with compiled patterns. Raises InputError for an invalid or too long pattern."""
         compiled = []
         for pattern, format in self.tensor_types:
             if len(pattern) > MAX_PATTERN:
                 raise InputError(
-                    f"tensor type {quoted(pattern)}: {len(pattern)} characters",
-                    expected=f"at most {MAX_PATTERN}",
+                    f"tensor_types: {quoted(pattern)}:",
+                    expected=f"at most {MAX_PATTERN} characters",
                     found=len(pattern),
                 )
             try:
                 compiled.append((re.compile(pattern, re.IGNORECASE), format))
             except (re.error, OverflowError, RecursionError) as error:
-                raise InputError(f"tensor type {quoted(pattern)}: not a regular expression ({reason(error)})") from None
+                raise InputError(
+                    f"tensor_types: {quoted(pattern)}: not a regular expression ({reason(error)})"
+                ) from None
         return compiled
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizeOptions(ConvertOptions):
-    """Options of `lowbit.quantize_file`: those of ConvertOptions, and two about the file it reads.
+    """Options of `lowbit.quantize_file`: those of ConvertOptions, and two more.
 
-    allow_requantize: decode tensors that are quantized already, and quantize what is left of them.
-    keep_split: write a file for each file of a split model, NAME-00001-of-0000N.gguf, with tensors in their order.
+    allow_requantize: decode and quantize tensors that are already quantized. The losses of both formats add up.
+    keep_split: write one file NAME-00001-of-0000N.gguf for each file of a split model, with tensors in its order.
     """
 
     allow_requantize: bool = False
     keep_split: bool = False
 
     def __post_init__(self) -> None:
-        """Raises InputError as ConvertOptions does, and for two ways to split."""
+        """Raises InputError as ConvertOptions does, and for keep_split together with limits."""
         super().__post_init__()
         if self.keep_split and self.split_limits:
-            raise InputError("keep_split and limits of a file exclude each other")
+            raise InputError("keep_split and split_max_size or split_max_tensors exclude each other")
 
 
 Options = TypeVar("Options", bound=ConvertOptions)
 
 
 def chosen_options(kind: type[Options], options: Options | None, given: Mapping[str, Any]) -> Options:
-    """`options`, or those in `given`, the arguments of a call: one of the two. Raises InputError for both."""
+    """`options`, or the options among `given`, the arguments of a call. Raises InputError if both are set."""
     names = [option.name for option in fields(kind)]
     single = kind(**{name: given[name] for name in names})
     if options is None:
@@ -152,7 +156,7 @@ def chosen_options(kind: type[Options], options: Options | None, given: Mapping[
     usual = kind()
     for name in names:
         if getattr(single, name) != getattr(usual, name):
-            raise InputError(f"{name} is given beside options: dataclasses.replace(options, {name}=...) has both")
+            raise InputError(f"{name} and options exclude each other; use dataclasses.replace(options, {name}=...)")
     return options
 
 
@@ -162,12 +166,12 @@ def _checked_format(format: str) -> str:
         raise InputError(f"unknown format {quoted(format)}{near}", found=format)
     name = str(_core.Format(format).name)
     if name in ACTIVATION_FORMATS:
-        raise InputError(f"{name} is a format of activations, not of tensors in a file")
+        raise InputError(f"format {name}: for activations only, not for tensors in a file")
     return name
 
 
 def parse_tensor_type(text: str) -> tuple[str, str]:
-    """REGEX=FORMAT as a pair; a regular expression may hold `=` itself. Raises InputError."""
+    """The two parts of REGEX=FORMAT. The regular expression may contain `=`. Raises InputError."""
     pattern, separator, format = text.rpartition("=")
     if not separator or not pattern or not format:
         raise InputError(f"{quoted(text)}:", expected="REGEX=FORMAT")
@@ -193,11 +197,11 @@ def _read_tensor_types(path: AnyPath | None) -> list[tuple[str, str]]:
 
 
 def parse_override(text: str) -> tuple[str, bool | int | float | str]:
-    """KEY=TYPE:VALUE with a type of int, float, bool and str, as a pair for override_kv. Raises InputError."""
+    """Key and value of KEY=TYPE:VALUE for override_kv. Raises InputError."""
     key, _, typed = text.partition("=")
     kind, separator, value = typed.partition(":")
     if not key or not separator or kind not in ("int", "float", "bool", "str"):
-        raise InputError(f"{quoted(text)}:", expected="KEY=TYPE:VALUE, TYPE one of int, float, bool, str")
+        raise InputError(f"{quoted(text)}:", expected="KEY=TYPE:VALUE with TYPE int, float, bool or str")
     if kind == "str":
         return key, value
     try:
@@ -205,21 +209,21 @@ def parse_override(text: str) -> tuple[str, bool | int | float | str]:
             value
         )
     except (KeyError, ValueError):
-        raise InputError(f"{quoted(text)}: {quoted(value)} is no {kind}", key=key) from None
+        raise InputError(f"{quoted(text)}:", key=key, expected=f"a value of type {kind}", found=quoted(value)) from None
 
 
 def override(metadata: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`metadata` with `changes` at its end. Raises InputError for keys of split files and values of another kind."""
+    """`metadata` with `changes` at its end. Raises InputError for keys of split files and values of another type."""
     for key, value in changes.items():
         if key in gguf.SPLIT_KEYS:
-            raise InputError(f"override of {shown(key)}: it follows from how the file is split", key=key)
+            raise InputError(f"override_kv: {shown(key)} cannot be set: it depends on how the file is split", key=key)
         if kind_name(value) not in ("a bool", "an int", "a float", "a str"):
             raise InputError(
-                f"override of {shown(key)}:", key=key, expected="bool, int, float or str", found=kind_name(value)
+                f"override_kv: {shown(key)}:", key=key, expected="bool, int, float or str", found=kind_name(value)
             )
         if key in metadata and kind_name(metadata[key]) != kind_name(value):
             raise InputError(
-                f"override of {shown(key)}:",
+                f"override_kv: {shown(key)}:",
                 key=key,
                 expected=f"{kind_name(metadata[key])}, as in the file",
                 found=kind_name(value),
@@ -228,5 +232,5 @@ def override(metadata: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, 
 
 
 def moved_last(metadata: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`metadata` with `changes` set and moved to its end, as the reference sets keys."""
+    """`metadata` with `changes` set and moved to its end, which is the order of the reference."""
     return {key: value for key, value in metadata.items() if key not in changes} | dict(changes)

@@ -26,7 +26,7 @@ SEVENTY_BILLION = (("llama", 80), ("qwen2", 80), ("deci", 80), ("olmo", 80), ("j
 
 @dataclass(frozen=True)
 class Network:
-    """The facts about a model that rules use."""
+    """Facts about a model on which rules depend."""
 
     architecture: str
     num_layers: int
@@ -41,21 +41,19 @@ class Network:
 
     @property
     def is_70b(self) -> bool:
-        """Llama 2 and 3 70B, and others that llama-quantize treats like them."""
+        """True for Llama 2 and 3 70B, and for others that llama-quantize treats in the same way."""
         if self.architecture == "llama" and self.num_heads == self.num_kv_heads:
             return False
         return (self.architecture, self.num_layers) in SEVENTY_BILLION
 
     @classmethod
     def of(cls, metadata: Mapping[str, Any]) -> Network:
-        """From GGUF metadata. Raises FormatError without an architecture, UnsupportedError for unknown rules."""
+        """Reads metadata. Raises FormatError without an architecture, UnsupportedError if its mixes are unknown."""
         name = metadata.get("general.architecture")
         if not isinstance(name, str):
-            raise FormatError(
-                "metadata has no general.architecture, by which a mix chooses formats", key="general.architecture"
-            )
+            raise FormatError("metadata has no general.architecture, which a mix needs", key="general.architecture")
         if name in UNKNOWN_ARCHITECTURES:
-            raise UnsupportedError(f"architecture {name}: its mixes are not known; pure=True needs none")
+            raise UnsupportedError(f"architecture {name}: its mixes are unknown; use pure (--pure)")
 
         def integer(key: str, default: int | None = None) -> int:
             value = metadata.get(f"{name}.{key}", default)
@@ -63,14 +61,15 @@ class Network:
                 value = value[0]  # one per layer: the reference uses the first
             if value is None:
                 raise UnsupportedError(
-                    f"metadata has no {name}.{key}, by which a mix chooses formats; pure=True needs none",
+                    f"metadata has no {name}.{key}, which a mix needs; use pure (--pure)",
                     key=f"{name}.{key}",
                 )
             if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)) or value < 0:
                 raise UnsupportedError(
-                    f"{name}.{key} is {quoted(value, 40)}: no mix is known for such a model",
+                    f"{name}.{key}:",
                     key=f"{name}.{key}",
-                    found=value,
+                    expected="a non-negative integer",
+                    found=quoted(value, 40),
                 )
             return int(value)
 
@@ -93,7 +92,7 @@ Condition = Callable[[At], bool]
 
 
 class Rule(NamedTuple):
-    """Tensors of a role with another format than the mix's default. The first rule that applies counts."""
+    """Gives tensors of a role another format than the mix's default. The first rule that applies counts."""
 
     role: str
     when: Condition
@@ -116,17 +115,17 @@ def between_eighths(at: At) -> bool:
 
 
 def shared_values(at: At) -> bool:
-    """Values that four or more query heads share: small and important."""
+    """Each value head is shared by four or more query heads, so the tensor is small and important."""
     return at.network.heads_per_kv >= 4
 
 
 def few_values(at: At) -> bool:
-    """Values that are small compared with the rest: shared by query heads, or with four or more experts."""
+    """Values are a small part of the model: shared by query heads, or beside four or more experts."""
     return shared_values(at) or at.network.num_experts >= 4
 
 
 def is_70b(at: At) -> bool:
-    """Eight query heads share each value head: more bits there cost almost nothing."""
+    """Eight query heads share each value head, so more bits for values cost almost nothing."""
     return at.network.is_70b
 
 
@@ -167,10 +166,10 @@ def both(one: Condition, other: Condition) -> Condition:
 
 @dataclass(frozen=True)
 class Mix:
-    """One row: general.file_type, the format of most matrices, that of the output matrix, and the exceptions.
+    """One mix: general.file_type, the default format of matrices, the format of the output matrix, and exceptions.
 
     With tied embeddings, the output matrix is the embedding. by_name: in mixtures of experts, layer numbers come from
-    the tensors' names, not from counting.
+    the tensors' names instead of a count.
     """
 
     name: str
@@ -202,8 +201,7 @@ def _mix(name: str, file_type: int, default: str, *rules: Rule, output: str = "Q
 
 
 def _tiny_mix(name: str, file_type: int, default: str, embedding: str, better: str, *rules: Rule) -> Mix:
-    """A mix of about two bits or less: values, and the down projections of the first layers, get the format
-    `better`."""
+    """A mix of about two bits or less. Values and the first layers' down projections get the format `better`."""
     shared = (
         Rule("token_embd", always, embedding),
         Rule("attn_v", few_values, "Q4_K"),
@@ -217,7 +215,7 @@ def _tiny_mix(name: str, file_type: int, default: str, embedding: str, better: s
 
 _MIXTRAL_OUTPUT = Rule("attn_output", eight_experts, "Q5_K")
 _EMBEDDING_4 = Rule("token_embd", always, "Q4_K")
-#: The first layers are bad even with an importance matrix, and only with one they profit from an offset.
+#: The first layers lose most. Formats with an offset help them only if there is an importance matrix.
 _FIRST_WITH_IMATRIX = both(first_part(8), with_imatrix)
 _FIRST_WITHOUT_IMATRIX = both(first_part(8), without_imatrix)
 
@@ -359,8 +357,7 @@ ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
 
 
 def find_mix(name: str) -> Mix:
-    """A mix by name, in any case, or by number (general.file_type). The InputError for an unknown one suggests
-    others."""
+    """A mix by name (in any case) or number (general.file_type). Raises InputError, with suggestions, if unknown."""
     key = ALIASES.get(arguments.text("format", name).upper(), name.upper())
     found = MIXES.get(key) or next((mix for mix in _MIXES if str(mix.file_type) == key), None)
     if found is None:
