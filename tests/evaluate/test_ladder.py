@@ -120,7 +120,7 @@ def test_bad_arguments(text: str, empty: Path) -> None:
 
 
 def test_importances_that_do_not_fit_leave_nothing(text: str, empty: Path) -> None:
-    with pytest.raises(lowbit.InputError, match=r"blk\.0\.attn_q\.weight has 2 values, expected 256"):
+    with pytest.raises(lowbit.InputError, match=r"blk\.0\.attn_q\.weight: expected 256 values, got 2"):
         ladder(BARD, text, rungs=["Q4_0"], imatrix={"blk.0.attn_q.weight": [1, 1]}, context=CONTEXT, chunks=1)
     assert list(empty.iterdir()) == []
 

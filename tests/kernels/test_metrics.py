@@ -97,7 +97,7 @@ def test_threads_change_no_bit() -> None:
 
 @pytest.mark.parametrize("target", [-1, 5, 2**62, -(2**63)])
 def test_target_outside_the_vocabulary(target: int) -> None:
-    with pytest.raises(lowbit.InputError, match=f"target of token 1 is {target}, expected 0 to 5 - 1"):
+    with pytest.raises(lowbit.InputError, match=f"target of token 1 is {target}, expected 0 to 4"):
         _core.log_probabilities(np.zeros((2, 5), np.float32), np.array([0, target]), 1)
 
 

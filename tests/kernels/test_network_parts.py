@@ -136,7 +136,7 @@ def test_a_sequence_keeps_its_rotary_table():
     assert not model.is_long(0)
     for start in (64, 60):
         model.truncate(0, start)
-        with pytest.raises(lowbit.InputError, match=rf"sequence 0 holds {start} tokens .* truncate it to 0 and begin"):
+        with pytest.raises(lowbit.InputError, match=rf"sequence 0 holds {start} tokens .* truncate it to 0 and start"):
             forward(model, ids[start:], start)
         assert model.length(0) == start
     model.truncate(0, 0)

@@ -1,1 +1,1 @@
-"""Running models."""
+"""Running models: weights, sequences, text in and out."""

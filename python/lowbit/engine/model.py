@@ -57,19 +57,26 @@ def load(
 ) -> Model:
     """Opens a GGUF file, or a Hugging Face folder or hub id, to run it.
 
-    Files stay mapped, and weights are used where they lie; those of a folder are read that change on the way (fp8,
-    adapters, rows that another order of rotary pairs exchanges). `compute` as in `lowbit.matmul`: with "f32" a result
-    never depends on what else is in a batch. `context`: tokens a sequence may hold, by default what the model
-    was trained on; more logs a warning. Memory is taken as sequences grow. `max_sequences`: how many may be held at
-    once, 65,536 at most. `lora`, `lora_scale`: adapters to merge into a checkpoint's weights, as in `lowbit.convert`.
-    `like`: a known class that a checkpoint is read as, also as in `lowbit.convert`. `progress` counts tensors,
-    and bytes of a download.
+    compute: arithmetic of matrix products: "auto", "int8", "bf16" or "f32", as in `lowbit.matmul`. With "f32" a result
+        does not depend on other sequences in a batch.
+    threads: number of threads; None: LOWBIT_THREADS, else one per processor.
+    context: tokens that a sequence can hold; None: the context that the model was trained on. More logs a warning.
+        Memory is allocated as sequences grow.
+    max_sequences: sequences that can be held at once, 1 to 65,536.
+    lora, lora_scale, like: for checkpoints, as in `lowbit.convert`.
+    progress: counts tensors, and bytes of a download; see `lowbit.ProgressLike`.
 
-    To replace a file that a model uses, write the new one beside it and rename it (as lowbit's writers do): the model
-    goes on with the old one. A file written anew in place (`cp` onto it, `wget -O`) or cut short makes the model's next
-    call raise FileError, and the one that is running; load it again.
+    Files stay mapped, and weights are used in place. Weights of a checkpoint that need conversion (fp8, LoRA, rotary
+    reordering) are read into memory.
 
-    Raises FileError, FormatError or UnsupportedError for what cannot be opened, InputError for a wrong argument.
+    To replace a file that a model uses, write a new file and rename it, as lowbit's writers do; the model keeps the old
+    one. If the file is overwritten in place (`cp` onto it, `wget -O`) or truncated, the running call and later calls
+    raise FileError; load the model again.
+
+    Raises FileError, FormatError or UnsupportedError if the model cannot be opened, InputError for a wrong argument.
+
+        model = lowbit.load("smol.gguf")
+        print(model.generate("Once upon a time", max_tokens=32))
     """
     options: dict[str, Any] = {
         "compute": compute,
@@ -80,9 +87,9 @@ def load(
     where = checked(path)
     if is_file(where) or where.endswith(".gguf"):
         if not isinstance(lora, Sequence) or lora:
-            raise InputError("adapters are merged into checkpoints, not into GGUF files", path=where)
+            raise InputError("lora works only for checkpoints, not for GGUF files", path=where)
         if like is not None:
-            raise InputError("like is for checkpoints; a GGUF file names its architecture", path=where)
+            raise InputError("like works only for checkpoints; a GGUF file names its architecture", path=where)
         file = gguf.open(where)
         tensors = {name: weight for name, weight in file.tensors.items() if _is_weight(weight)}
         with of_file(where), steps("load", "tensors", progress) as advance:
@@ -114,12 +121,12 @@ if hasattr(os, "register_at_fork"):
 
 
 def _options(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of `Model.tokens` among the arguments of a method that passes them on."""
+    """The options of `Model.tokens` among the arguments of a method that passes them to it."""
     return {name: given[name] for name in Model.tokens.__kwdefaults__ or ()}
 
 
 class _Sequences:
-    """Sequence ids of a model, each with the tokens that its cache still has.
+    """Sequence ids of a model, each with the tokens that are in its cache.
 
     A new prompt uses the idle sequence with the longest common prefix, so a chat computes only its new tokens.
     """
@@ -131,8 +138,8 @@ class _Sequences:
     def take(self, prompt: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
         with _CHOOSING:
             if not self._idle:
-                raise ContextFullError("all of the model's sequences are in use; see max_sequences")
-            # If none has a common prefix: the one that loses the fewest tokens.
+                raise ContextFullError("all sequences of the model are in use; load it with a larger max_sequences")
+            # Without a common prefix, the sequence with the fewest tokens is used.
             best = max(self._idle, key=lambda i: (_num_shared(self._idle[i], prompt), -len(self._idle[i])))
             held = self._idle.pop(best)
         try:
@@ -149,8 +156,11 @@ def _num_shared(a: Sequence[int], b: Sequence[int]) -> int:
 class Model:
     """A network with its weights, made by `load`.
 
-    Several threads may call it; computing calls run one after another. In a process that was forked while another
-    thread computed, calls raise InputError: load the model there.
+    Several threads can call it; calls that compute run one after another. If a process forks while another thread
+    computes, calls in the child raise InputError: load the model again there.
+
+    Attributes: `spec` (description of the network), `metadata` (GGUF keys), `weights` (by GGUF name), `tokenizer`,
+    `path`, `compute`, `threads`, `context` (tokens per sequence), `nbytes` (bytes of the weights).
     """
 
     def __init__(
@@ -185,7 +195,7 @@ class Model:
     def make_room(self, context: int) -> None:
         """Lets every sequence hold at least `context` tokens.
 
-        Logs a warning if the model was trained on fewer. Raises InputError for an invalid number.
+        Logs a warning if the model was trained on fewer tokens. Raises InputError for an invalid number.
         """
         context = arguments.integer("context", context, 1, MOST_INT32)
         if context <= self.context:
@@ -203,15 +213,19 @@ class Model:
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer of the model's files; loaded at first use."""
+        """The tokenizer of the model's files, loaded at first use. Raises the errors of `lowbit.load_tokenizer`."""
         if self._tokenizer is None:
             self._tokenizer = load_tokenizer(self.path)
         return self._tokenizer
 
     def logits(self, ids: Sequence[int] | npt.NDArray[np.integer[Any]], *, start: int = 0) -> npt.NDArray[np.float32]:
-        """Logits after each of `ids` from index `start` on: float32 (T - start, vocab).
+        """Logits after each token of `ids` from index `start` on: float32 (len(ids) - start, vocabulary).
 
-        Raises InputError for an id outside the vocabulary.
+        ids: a list or an integer array (tokens,). No token is added, so BOS must be among them if the model needs it.
+
+        Raises InputError for an id outside the vocabulary, ContextFullError for more ids than `context`.
+
+            model.logits(model.tokenizer.encode("Once upon a time"))[-1].argmax()
         """
         tokens = _as_ids(ids)
         start = arguments.integer("start", start, 0)
@@ -234,16 +248,19 @@ class Model:
         seed: int | None = None,
         ignore_eos: bool = False,
     ) -> Iterator[int]:
-        """Yields the ids that follow `prompt` (a text, or ids), without those that end a text.
+        """Yields the token ids that follow `prompt` (text or ids), up to a token that ends the text.
 
-        max_tokens: the most tokens; None: as many as fit in the context. temperature: 0 takes the most likely token;
-        higher values draw from the softmax of logits / temperature. top_k, top_p, min_p: draw only from the k most
-        likely tokens (0: all), from the fewest with a total probability of p, from those at least p times as likely as
-        the most likely one. repetition_penalty: above 1 makes tokens of the prompt and of the generated text less
-        likely (Keskar et al. 2019). seed: a seed always gives the same tokens; None: a new seed per call.
+        max_tokens: most tokens to generate; None: as many as fit into the context.
+        temperature: 0 takes the most likely token; above 0 samples from softmax(logits / temperature).
+        top_k: sample only from the k most likely tokens; 0: from all.
+        top_p: sample only from the fewest tokens with a total probability of p.
+        min_p: sample only from tokens with at least p times the highest probability.
+        repetition_penalty: above 1, tokens that occurred before become less likely (Keskar et al. 2019).
+        seed: the same seed gives the same tokens; None: a new seed for each call.
+        ignore_eos: continue after tokens that end a text.
 
         Raises InputError for an empty prompt or an option out of range, ContextFullError if prompt and max_tokens
-        together do not fit in the context.
+        together do not fit into the context.
         """
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else _as_ids(prompt)
         if not ids:
@@ -303,7 +320,11 @@ class Model:
     ) -> Iterator[str]:
         """Yields the text that follows `prompt` while it is generated, in pieces of whole characters.
 
-        `stop`: ends before the first of these texts. Other options as in `tokens`.
+        stop: a text or several; generation ends before the first of them. Other options and errors are those of
+            `tokens`.
+
+            for piece in model.stream("Once upon a time"):
+                print(piece, end="", flush=True)
         """
         options = _options(locals())
         return self._text(self.tokens(prompt, **options), stop, continuation=True)
@@ -333,7 +354,7 @@ class Model:
         ignore_eos: bool = False,
         stop: str | Iterable[str] | None = None,
     ) -> str:
-        """The text of `stream` as one string."""
+        """The text that follows `prompt` as one string. Options and errors are those of `stream`."""
         options = _options(locals())
         return "".join(self.stream(prompt, stop=stop, **options))
 
@@ -351,10 +372,11 @@ class Model:
         ignore_eos: bool = False,
         stop: str | Iterable[str] | None = None,
     ) -> Iterator[str]:
-        """Yields the answer to `messages` (each {"role": ..., "content": ...}), using the model's chat template.
+        """Yields the answer to `messages`, formatted with the model's chat template.
 
-        Options as in `stream`; the defaults are those of `lowbit chat`: the free context, drawn at temperature 0.7 from
-        95 % of the probability. Raises UnsupportedError if the model has no chat template.
+        messages: [{"role": "user", "content": "..."}, ...].
+        Options and errors are those of `stream`. The defaults are those of `lowbit chat`: as many tokens as fit into
+        the context, temperature 0.7, top_p 0.95. Raises UnsupportedError if the model has no chat template.
         """
         options = _options(locals())
         prompt = self.tokenizer.encode_chat(messages)
@@ -374,7 +396,10 @@ class Model:
         ignore_eos: bool = False,
         stop: str | Iterable[str] | None = None,
     ) -> str:
-        """The answer of `stream_chat` as one string."""
+        """The answer to `messages` as one string. Options and errors are those of `stream_chat`.
+
+        model.chat([{"role": "user", "content": "What is 2 + 2?"}])
+        """
         options = _options(locals())
         return "".join(self.stream_chat(messages, stop=stop, **options))
 
@@ -387,16 +412,19 @@ class Model:
         wants_logits: npt.ArrayLike | None = None,
         expected_length: int = 0,
     ) -> npt.NDArray[np.float32]:
-        """One step of many sequences: the lower level of `logits` and `tokens`.
+        """Computes one step of several sequences: the lower level of `logits` and `tokens`.
 
-        Four arrays of one length: token ids, positions, sequence ids, and which tokens' logits to return (default:
-        all). The positions of a sequence continue its cache; `truncate` shortens it. The other methods also use
-        sequence ids from 0 on: do not mix them on one model. Returns float32 (number wanted, vocab).
+        tokens, positions, sequences: integer arrays (tokens,). Positions must continue the sequence's cache, which
+            `truncate` shortens. At most max_sequences sequences are held at once.
+        wants_logits: bool array (tokens,): which tokens' logits to return; None: all.
+        expected_length: expected length of the sequences that start here. It matters for LongRoPE
+            (`spec.original_context` > 0), where a sequence keeps the rotary table, for short or for long sequences,
+            that it started with. A sequence that started short raises InputError when it gets long: truncate it to 0
+            and feed it again.
 
-        expected_length: the expected length of the sequences that start here. It matters for LongRoPE
-        (`spec.original_context` > 0): all tokens of a sequence use the table for short or for long sequences that it
-        started with. A sequence that started short raises InputError when it would become long: truncate it to 0 and
-        feed it again.
+        Returns float32 (tokens with wanted logits, vocabulary). The other methods also use sequence ids from 0 on, so
+        do not mix them with `forward` on one model. Raises InputError for wrong arrays, ContextFullError for positions
+        beyond the context.
         """
         ids = _as_int32("tokens", tokens)
         wants = (
@@ -412,19 +440,19 @@ class Model:
         self._core.truncate(sequence, arguments.integer("length", length, 0, MOST_INT32))
 
     def observe(self, callback: Callable[[str, npt.NDArray[np.float32]], None] | None) -> None:
-        """Calls `callback(name, x)` before each matrix product from now on; None stops it.
+        """Calls `callback(name, x)` before each matrix product from now on; None ends this.
 
-        `name`: that of the weight, "blk.0.ffn_down.weight". `x`: its input, float32 (tokens, K), which the callback may
-        keep. An exception of the callback ends the computing call. The callback must not call the model: that raises
-        InputError.
+        name: the weight's name, for example "blk.0.ffn_down.weight". x: a copy of the product's input, float32
+        (tokens, columns). An exception in the callback ends the call that computes. A callback that calls the model
+        gets an InputError.
         """
         if callback is not None and not callable(callback):
             raise arguments.wrong("callback", "a function or None", callback)
         self._core.set_observer(callback)
 
     def _read(self, sequence: int, held: list[int], ids: list[int]) -> npt.NDArray[np.float32]:
-        """Makes a sequence hold `ids` and returns the logits after them. Computes the tokens that are not in the cache,
-        or all if the cache was computed with another rotary table than this length needs."""
+        """Feeds `ids` to a sequence and returns the logits after the last. Computes the tokens that are not in the
+        cache, or all if the cache was computed with a rotary table for another length."""
         # The last token of the prompt is always computed, because its logits are needed, and always alone: in a batch
         # it could be rounded differently, and the same call with a filled cache would give another text.
         keep = min(_num_shared(held, ids), len(ids) - 1)
@@ -436,15 +464,14 @@ class Model:
         return self._feed(sequence, held, ids[-1:], len(ids))
 
     def _rewind(self, sequence: int, held: list[int], length: int) -> None:
-        # This order matters: after a Ctrl-C between the two, the cache has more tokens than recorded, which does no
-        # harm.
+        # In this order: Ctrl-C between the two then leaves more tokens in the cache than in `held`, which is harmless.
         del held[length:]
         self._core.truncate(sequence, length)
 
     def _feed(
         self, sequence: int, held: list[int], ids: list[int], expected_length: int = 0, wanted_from: int | None = None
     ) -> npt.NDArray[np.float32]:
-        """Logits of the positions from `wanted_from` on, or of the last."""
+        """Logits of the positions from `wanted_from` on, or of the last position."""
         num = len(ids)
         positions = np.arange(len(held), len(held) + num, dtype=np.int32)
         wants = positions >= (positions[-1] if wanted_from is None else wanted_from)
@@ -464,7 +491,7 @@ def _as_int32(name: str, values: npt.ArrayLike) -> npt.NDArray[np.int32]:
         raise InputError(f"{name}:", expected="integers in one dimension", found=f"{array.dtype} {array.shape}")
     bounds = np.iinfo(np.int32)
     if array.size and (array.min() < bounds.min or array.max() > bounds.max):
-        raise InputError(f"{name}: {array.min()} to {array.max()} are out of range")
+        raise InputError(f"{name}:", expected=f"{bounds.min} to {bounds.max}", found=f"{array.min()} to {array.max()}")
     return array.astype(np.int32)
 
 

@@ -1,4 +1,4 @@
-"""Measures of models on a text: perplexity, divergence, speed, and all of them by format (`lowbit.ladder`)."""
+"""Measures of models: perplexity, divergence, speed, and all of them for a series of formats (`lowbit.ladder`)."""
 
 from lowbit.evaluate.measures import Divergence, Figures, Perplexity, compare, kl_divergence, perplexity
 

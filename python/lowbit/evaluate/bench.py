@@ -1,4 +1,4 @@
-"""Speed of a model on this machine: reading a prompt and generating tokens."""
+"""Speed of a model on this machine: prefill (reading a prompt) and decode (generating tokens)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ __all__ = ["BenchReport", "bench"]
 
 @dataclass(frozen=True)
 class BenchReport:
-    """Medians over the runs; a spread is (slowest - fastest) / median of the times."""
+    """The result of `bench`. Speeds are medians over the repetitions, in tokens per second.
+
+    A spread is (slowest - fastest) / median of the times. load_s: seconds to load the model.
+    """
 
     model: str
     architecture: str
@@ -49,10 +52,18 @@ def bench(
     like: str | None = None,
     progress: ProgressLike = None,
 ) -> BenchReport:
-    """Times `repetitions` runs after one that is not counted. The prompt is random tokens from a fixed seed.
+    """Measures the speed of prefill and decode on this machine.
 
-    Decoding starts behind the prompt and feeds the likeliest token back. compute, like: as in `load`. progress counts
-    runs. Raises InputError if the tokens exceed the model's context or a run gives logits that are not finite.
+    prompt_tokens: tokens of the prompt, random ids from a fixed seed.
+    new_tokens: tokens generated after the prompt; each step feeds the most likely token back.
+    repetitions: measured runs, after one that is not counted.
+    threads, compute, like: as in `load`.
+    progress: counts runs; see `lowbit.ProgressLike`.
+
+    Returns a BenchReport. Raises InputError if the tokens exceed the model's context or the logits are not finite, and
+    the errors of `load`.
+
+        lowbit.bench("model.gguf", new_tokens=64).decode_tokens_per_s
     """
     if min(prompt_tokens, new_tokens, repetitions) < 1:
         raise InputError(

@@ -1,6 +1,6 @@
 """Importance matrices (`lowbit.imatrix`): `collect` computes one from a model and a text.
 
-`lowbit.quantization.imatrix` reads and merges them, and has the form that conversions use.
+`lowbit.quantization.imatrix` reads and merges them, and computes the importances for conversions.
 """
 
 from __future__ import annotations
@@ -36,21 +36,27 @@ def collect(
     dataset: str | None = None,
     progress: ProgressLike = None,
 ) -> Sums:
-    """Lets `model` read `text` and adds up the squares of what each matrix of its layers is multiplied with.
+    """Runs `model` on `text` and sums the squares of the inputs of each matrix in its layers.
 
-    The text is cut into chunks of `context` tokens as llama-imatrix does: what is left over at the end is dropped, and
-    where the tokenizer begins every text with a token (BOS), that token takes the place of the first of each chunk.
-    from_chunk: so many chunks are left out at the beginning; chunks: at most so many are read after them.
-    process_output: also for output.weight, where it is a matrix of its own. With `parse_special`, special tokens
-    written out in the text count as such. dataset: the text's name in the file. `progress` counts chunks.
-    `Model.observe` is in use meanwhile, and afterwards nobody's.
+    The text is cut into chunks as in llama-imatrix: the rest at the end is dropped, and if the tokenizer starts every
+    text with a token (BOS), that token replaces the first of each chunk.
 
-    The model computes with the precision it was loaded with: compute="f32" gives exact figures.
+    context: tokens per chunk, at least 1. It may exceed the model's context, as in `evaluate.compare`.
+    from_chunk: number of chunks to skip at the start.
+    chunks: most chunks to read after them; None: all.
+    process_output: also collect for output.weight.
+    parse_special: read special tokens in the text as tokens, not as text.
+    dataset: the text's name in the file.
+    progress: counts chunks; see `lowbit.ProgressLike`.
 
-    A chunk may be longer than the model's context, as in `evaluate.compare`.
+    The result depends on the precision of the model; load it with compute="f32" for exact figures. The function uses
+    `Model.observe`, and resets it at the end.
 
-    Raises InputError for a `context` below 1, for a text too short for one chunk, and where the sums are no longer
-    finite.
+    Returns Sums, for `imatrix=` of a conversion or `Sums.save`. Raises InputError for a wrong argument, a text that is
+    too short for one chunk, or sums that are not finite.
+
+        sums = lowbit.imatrix.collect(lowbit.load("model-bf16.gguf"), text, chunks=100)
+        lowbit.convert("org/model", "model.gguf", "IQ3_M", imatrix=sums)
     """
     context = arguments.integer("context", context, 1)
     from_chunk = arguments.integer("from_chunk", from_chunk, 0)
@@ -68,7 +74,7 @@ def collect(
     def add(name: str, x: npt.NDArray[np.float32]) -> None:
         if not name.startswith("blk.") and not (process_output and name == "output.weight"):
             return
-        # Squares in place, because x is a copy. Sums of a chunk are in float32, those of all chunks in float64.
+        # x is a copy, so it is squared in place. A chunk is summed in float32, all chunks in float64.
         with np.errstate(over="ignore", invalid="ignore"):
             total = np.square(x, out=x).sum(axis=0)
         if not np.isfinite(total).all():

@@ -17,13 +17,13 @@ from lowbit.hf import checkpoint
 
 __all__ = ["InspectReport", "TensorReport", "TensorTotal", "inspect"]
 
-# Longer arrays (a tokenizer's tokens) are reported by their length and first elements.
+# Of longer arrays (such as a tokenizer's tokens), only length and first elements are reported.
 _MOST_ELEMENTS = 16
 
 
 @dataclass(frozen=True)
 class TensorReport:
-    """A tensor: shape in NumPy's order, bytes of its data."""
+    """A tensor: shape in NumPy order, and the bytes of its data."""
 
     name: str
     shape: tuple[int, ...]
@@ -34,7 +34,7 @@ class TensorReport:
 
 @dataclass(frozen=True)
 class TensorTotal:
-    """Several tensors together."""
+    """Number, weights and bytes of several tensors."""
 
     tensors: int
     weights: int
@@ -44,7 +44,10 @@ class TensorTotal:
 
 @dataclass(frozen=True)
 class InspectReport:
-    """The result of `inspect`. `metadata` is plain Python; a long array is {"length": ..., "first": [...]}."""
+    """The result of `inspect`.
+
+    metadata: plain Python values; a long array is {"length": ..., "first": [...]}. formats: totals by format.
+    """
 
     path: str
     kind: str
@@ -56,9 +59,11 @@ class InspectReport:
 
 
 def inspect(path: AnyPath) -> InspectReport:
-    """Reads what a GGUF file, a safetensors file or the folder of a checkpoint says of itself.
+    """Reads metadata and tensor infos of a GGUF file, a safetensors file or a checkpoint folder, but no weights.
 
-    Raises FileError or FormatError for what cannot be read.
+    Returns an InspectReport. Raises FileError or FormatError if the file cannot be read.
+
+        lowbit.inspect("model.gguf").total.bits_per_weight
     """
     path = Path(checked(path))
     if is_dir(path) or path.suffix == ".safetensors":

@@ -1,4 +1,4 @@
-"""The ladder: one model in every format from 8 bits down to 1, with the size and the loss of each."""
+"""The ladder: one model in formats from 8 bits down to 1, with size, loss and speed of each."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ PROMPT_TOKENS, NEW_TOKENS = 128, 64
 
 @dataclass(frozen=True)
 class Rung:
-    """One format's figures; the original's divergence is 0."""
+    """The figures of one format. For the original, the divergence is 0 and same_top is 1."""
 
     format: str
     file_bytes: int
@@ -52,12 +52,15 @@ class Rung:
     same_top: float  # share of tokens with the same most likely prediction as the original
     prefill_tokens_per_s: float
     decode_tokens_per_s: float
-    fallbacks: int  # tensors whose row length the mix's format does not divide
+    fallbacks: int  # tensors whose row length is not a multiple of the format's block size
 
 
 @dataclass(frozen=True)
 class Ladder:
-    """The result of `ladder`. `importances`: their source."""
+    """The result of `ladder`: figures of the original and of each mix.
+
+    chunks, tokens: measured chunks and predicted tokens. importances: the source of the importances.
+    """
 
     model: str
     context: int
@@ -83,13 +86,21 @@ def ladder(
 ) -> Ladder:
     """Quantizes a checkpoint folder, hub id or GGUF file of floats to every mix of `rungs`, and measures each.
 
-    text: by default the text held out from the embedded model. Every rung is encoded with importances: those of
-    `imatrix`, or else collected from the text itself. Of its chunks of `context` tokens the first half is measured,
-    and the second half gives the importances; otherwise all are measured. chunks: at most so many of either.
-    compute, like: as in `load`. progress counts chunks.
+    text: text to measure on; None: the test text of the embedded model.
+    rungs: names of mixes; by default one for each step from 8 bits to 1.
+    imatrix: importances, as in `lowbit.convert`. None: the second half of the text's chunks gives the importances, and
+        only the first half is measured.
+    context: tokens per chunk, at least 3.
+    chunks: most chunks to measure, and most chunks for importances; None: all.
+    threads, compute, like: as in `load`.
+    progress: counts chunks; see `lowbit.ProgressLike`.
 
-    Files are made one at a time in a temporary folder and removed. Raises InputError for an unknown mix, no rungs, a
-    text too short, and what `convert`, `quantize_file`, `load` and `measures.compare` raise.
+    Files are made one at a time in a temporary folder and removed. Returns a Ladder. Raises InputError for an unknown
+    mix, no rungs or a text that is too short, and the errors of `convert`, `quantize_file`, `load` and
+    `evaluate.compare`.
+
+        for rung in lowbit.ladder("org/model", rungs=["Q8_0", "Q4_K_M"]).rungs:
+            print(rung.format, rung.bits_per_weight, rung.kl_divergence)
     """
     names = [find_mix(name).name for name in arguments.items("rungs", rungs)]
     if not names:
@@ -102,7 +113,7 @@ def ladder(
     file = Path(model) if is_file(model) else resolve(model, progress=progress)[0]
     original = load(file, compute=compute, threads=threads, like=like)
     measured, calibrating = _shares(original, text, context, chunks, given=imatrix is not None)
-    original.make_room(context)  # its warning once, and not for each rung
+    original.make_room(context)  # logs its warning once, not for each rung
     with steps("ladder", "chunks", progress) as advance, without_notes():
         counted = _Chunks(calibrating + (len(names) + 1) * measured, advance)
         if imatrix is None:
@@ -126,7 +137,7 @@ def ladder(
         report = inspect(file)
         top = meter.rung(next(iter(report.formats)), file, report.file_bytes, report.total.bits_per_weight, None)
         result = []
-        # A system that does not remove mapped files may leave one to its own cleaning.
+        # A mapped file may be impossible to remove (Windows); the system then cleans the folder up.
         with tempfile.TemporaryDirectory(prefix="lowbit-", ignore_cleanup_errors=True) as folder:
             for name in names:
                 made = Path(folder) / f"{name}.gguf"
@@ -138,7 +149,7 @@ def ladder(
 
 
 def _shares(model: Model, text: str, context: int, most: int | None, given: bool) -> tuple[int, int]:
-    """Number of measured chunks, and of the chunks after them for importances."""
+    """The number of chunks to measure, and of chunks after them for importances."""
     context = arguments.integer("context", context, 3)
     total = len(measures.chunks_of(model.tokenizer, text, context))
     if given:
@@ -151,7 +162,7 @@ def _shares(model: Model, text: str, context: int, most: int | None, given: bool
 
 
 class _Chunks:
-    """Counts the chunks of all parts together."""
+    """The progress over the chunks of all parts."""
 
     def __init__(self, total: int, advance: Advance) -> None:
         self.total = total
@@ -159,7 +170,7 @@ class _Chunks:
         self.advance = advance
 
     def part(self) -> Callable[[Progress], None]:
-        """The `progress` of one part."""
+        """The function to pass as `progress` of one part."""
         before = self.done
 
         def count(step: Progress) -> None:
@@ -170,7 +181,7 @@ class _Chunks:
 
 
 class _Meter:
-    """Compares files with the original."""
+    """Measures files, and compares them with the original."""
 
     def __init__(
         self,
@@ -193,7 +204,7 @@ class _Meter:
         self.tokens = 0
 
     def rung(self, format: str, path: Path, file_bytes: int, bits: float, fallbacks: Sequence[str] | None) -> Rung:
-        """The figures of a file; without a list of fallbacks, those of the original."""
+        """The figures of a file. fallbacks: None for the original."""
         models = {"original": self.original}
         if fallbacks is not None:
             models["rung"] = load(path, **self.options)

@@ -1,4 +1,4 @@
-"""The loss of quantization: perplexity on a text, and divergence of a model's predictions from another model's.
+"""The loss of quantization: perplexity on a text, and the divergence of one model's predictions from another's.
 
 The text is cut into chunks of `context` tokens without overlap; the rest at the end is dropped. If the tokenizer
 starts every text with a token (BOS), that token replaces the first of each chunk. The first half of a chunk is only
@@ -34,10 +34,10 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Perplexity:
-    """The exponential of the mean of `-log p` over the tokens predicted."""
+    """Perplexity: exp of the mean of `-log p` over the predicted tokens."""
 
     value: float
-    standard_error: float  # of `value`, taking tokens as independent
+    standard_error: float  # of `value`, as if tokens were independent
     tokens: int  # number of predictions
     chunks: int
     context: int  # tokens per chunk
@@ -45,14 +45,14 @@ class Perplexity:
 
 @dataclass(frozen=True)
 class Divergence:
-    """KL(reference || model) in nats over the whole vocabulary, one figure per predicted token."""
+    """KL(reference || model) in nats over the whole vocabulary: statistics over the predicted tokens."""
 
     mean: float
     standard_error: float  # of `mean`
     median: float
     percentile_99: float
     maximum: float
-    same_top: float  # share of tokens with the same most likely prediction
+    same_top: float  # share of tokens (0 to 1) for which both predict the same most likely token
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,10 @@ def perplexity(
     threads: int | None = None,
     progress: ProgressLike = None,
 ) -> Perplexity:
-    """Perplexity of `model` on `text`. Arguments and errors are those of `compare`."""
+    """Perplexity of `model` on `text`. Arguments and errors are those of `compare`.
+
+    lowbit.evaluate.perplexity(lowbit.load("model.gguf"), text, chunks=20).value
+    """
     figures = compare({"": model}, text, context=context, chunks=chunks, threads=threads, progress=progress)
     return figures[""].perplexity
 
@@ -87,7 +90,7 @@ def kl_divergence(
     threads: int | None = None,
     progress: ProgressLike = None,
 ) -> Divergence:
-    """Divergence of `model` from `reference` on `text`. Arguments and errors are those of `compare`."""
+    """KL divergence of `model` from `reference` on `text`, in nats. Arguments and errors are those of `compare`."""
     models = {"reference": reference, "model": model}
     figures = compare(models, text, context=context, chunks=chunks, threads=threads, progress=progress)
     divergence = figures["model"].divergence
@@ -104,20 +107,26 @@ def compare(
     threads: int | None = None,
     progress: ProgressLike = None,
 ) -> dict[str, Figures]:
-    """Perplexity of every model on the same chunks, and the divergence of all but the first from the first.
+    """Perplexity of every model on the same text, and the KL divergence of the other models from the first.
 
-    The first model's tokenizer cuts the text. One chunk is in work at a time, with the logits of two models, so memory
-    is about context * vocabulary floats. `chunks` leaves out the end of the text. `progress` counts chunks.
+    models: by name; all need vocabularies of one size. The tokenizer of the first is used.
+    context: tokens per chunk, at least 3. It may exceed a model's context, which then grows (`Model.make_room`); a
+        warning is logged if the model was trained on shorter texts.
+    chunks: most chunks to measure, from the start of the text; None: all.
+    threads: number of threads for the statistics; None: LOWBIT_THREADS, else one per processor.
+    progress: counts chunks; see `lowbit.ProgressLike`.
 
-    A chunk may be longer than a model's context: the model makes room (`Model.make_room`), and logs a warning if it
-    was trained on shorter texts.
+    Returns Figures by name. Memory use is about context * vocabulary floats: the logits of two models for one chunk.
 
-    Raises InputError for no models, vocabularies of different sizes, a `context` below 3 and a text too short for one
-    chunk.
+    Raises InputError for no models, vocabularies of different sizes, a wrong argument, a text that is too short for one
+    chunk, or predictions that are not finite.
+
+        models = {"bf16": lowbit.load("model-bf16.gguf"), "q4": lowbit.load("model-Q4_K_M.gguf")}
+        lowbit.evaluate.compare(models, text)["q4"].divergence.mean
     """
     for model in arguments.mapping("models", models).values():
         if not hasattr(model, "spec"):
-            raise arguments.wrong("models", "models that lowbit.load made", model)
+            raise arguments.wrong("models", "models of lowbit.load", model)
     if chunks is not None:
         chunks = arguments.integer("chunks", chunks, 1)
     if not models:
@@ -163,10 +172,11 @@ def compare(
 
 
 def chunks_of(tokenizer: Tokenizer, text: str, context: int, parse_special: bool = False) -> npt.NDArray[np.int64]:
-    """The tokens of `text` as rows of `context`, each with BOS in the first place if the tokenizer has it begin a text.
+    """The tokens of `text` in chunks: int64 (chunks, context).
 
-    Special tokens written out in the text are text, unless `parse_special`, as llama-perplexity and llama-imatrix have
-    it. Raises InputError for a text too short for one row.
+    If the tokenizer starts a text with BOS, the first token of each chunk is BOS. Special tokens in the text are read
+    as text unless `parse_special`, as in llama-perplexity and llama-imatrix. Raises InputError for a text that is too
+    short for one chunk.
     """
     tokens = np.asarray(tokenizer.encode(text, add_special_tokens=True, parse_special=parse_special), np.int64)
     if len(tokens) < context:
@@ -174,7 +184,7 @@ def chunks_of(tokenizer: Tokenizer, text: str, context: int, parse_special: bool
             f"text: {len(tokens)} tokens",
             expected=f"at least {shown(context)}, one chunk",
             found=len(tokens),
-            rest=": take a longer text or a smaller context",
+            rest="; use a longer text or a smaller context",
         )
     chunks: npt.NDArray[np.int64] = tokens[: len(tokens) // context * context].reshape(-1, context).copy()
     begin = tokenizer.encode("", add_special_tokens=True)[:1]

@@ -30,20 +30,20 @@ PLACES = [(7, 0), (-7, 0), (0, 10), (0, -10)] + [
 
 
 def check(path: AnyPath) -> None:
-    """Raises UnsupportedError if matplotlib is missing, InputError if `path` cannot be a picture."""
+    """Raises UnsupportedError without matplotlib, InputError if `path` has another extension or no folder."""
     path = Path(checked(path))
     if path.suffix.lower() not in SUFFIXES:
         raise InputError(path=path, expected=f"a name that ends in {', '.join(SUFFIXES)}")
     if not is_dir(path.absolute().parent):
         raise InputError("no such folder", path=path)
     if importlib.util.find_spec("matplotlib") is None:
-        raise UnsupportedError("drawing needs matplotlib: pip install 'lowbit[plot]'")
+        raise UnsupportedError("a plot needs matplotlib: pip install 'lowbit[plot]'")
 
 
 def draw(ladder: Ladder, path: AnyPath) -> None:
-    """Writes the picture, completely or not at all, in the format of the file's extension.
+    """Writes the plot, completely or not at all, in the format of the file's extension.
 
-    Raises as `check` does, and FileError if the system refuses.
+    Raises the errors of `check`, and FileError if the file cannot be written.
     """
     check(path)
     path = checked(path)
@@ -52,7 +52,7 @@ def draw(ladder: Ladder, path: AnyPath) -> None:
     from matplotlib.figure import Figure
 
     suffix = Path(path).suffix.lower()[1:]
-    # The same figures must give the same file.
+    # With these settings, the same figures give the same file.
     with matplotlib.rc_context({"svg.hashsalt": "lowbit", "font.size": 9, "axes.grid": True, "grid.alpha": 0.3}):
         figure = Figure(figsize=(8, 9), layout="constrained")
         FigureCanvasAgg(figure)  # measures the size of texts
@@ -91,7 +91,7 @@ def _panels(figure: Any, ladder: Ladder) -> None:
 
 
 def _shown(rungs: Sequence[Rung], figure: str) -> list[Rung]:
-    """Figures that can be shown on a logarithmic axis."""
+    """The rungs whose figure can be shown on a logarithmic axis."""
     return [rung for rung in rungs if 0 < getattr(rung, figure) < math.inf]
 
 
@@ -100,7 +100,7 @@ def _family(rung: Rung) -> str:
 
 
 def _points(axes: Any, rungs: Sequence[Rung], figure: str, title: str) -> None:
-    """A panel with one of the figures, and its standard error if there is one."""
+    """Draws one figure of all rungs, with its standard error if there is one."""
     axes.set_ylabel(title)
     for family, (colour, marker) in FAMILIES.items():
         inside = [rung for rung in _shown(rungs, figure) if _family(rung) == family]
@@ -113,7 +113,7 @@ def _points(axes: Any, rungs: Sequence[Rung], figure: str, title: str) -> None:
 
 
 def _sizes(axes: Any, rungs: Sequence[Rung]) -> None:
-    """A second scale of file sizes: bits per weight times the weights, plus the rest of the files."""
+    """Adds a scale of file sizes, which are linear in the bits per weight."""
     least, most = (choose(rungs, key=lambda rung: rung.bits_per_weight) for choose in (min, max))
     if least.bits_per_weight == most.bits_per_weight:
         return
