@@ -124,7 +124,7 @@ def test_a_table_without_rows(capsys: pytest.CaptureFixture[str]) -> None:
 def test_names_of_columns_are_folded_before_cells(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    columns = ["format", ">file", ">bits a weight", ">perplexity", ">KL divergence", ">same top token", ">tokens/s"]
+    columns = ["format", ">file", ">bits per weight", ">perplexity", ">KL divergence", ">same top token", ">tokens/s"]
     row = ["Q4_K_M", "2.41 MB", "5.07", "51.12 ± 16", "0.00471 ± 0.0006", "96.8%", "494"]
     monkeypatch.setenv("COLUMNS", "80")
     assert any("2.41 MB" in line and "0.00471 ± 0.0006" in line for line in printed(capsys, columns, [row]))

@@ -68,7 +68,7 @@ def test_attributes(q: lowbit.QTensor) -> None:
             assert_same(np.asarray(found)[()], expected)
     assert q.nbytes == q.data.nbytes
     assert q.T.T is q
-    assert repr(packed(2, 32).T) == "QTensor((2, 32), Q4_0, 36 B, 4.5 bits a weight).T"
+    assert repr(packed(2, 32).T) == "QTensor((2, 32), Q4_0, 36 B, 4.5 bits per weight).T"
 
 
 def test_functions_of_numpy_decode(q: lowbit.QTensor) -> None:

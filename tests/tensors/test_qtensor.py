@@ -22,9 +22,9 @@ def test_properties(w):
     assert q.nbytes == 4 * 6 * 36
     assert q.bits == 4.5
     assert len(q) == 4
-    assert repr(q) == "QTensor((4, 6, 64), Q4_0, 864 B, 4.5 bits a weight)"
+    assert repr(q) == "QTensor((4, 6, 64), Q4_0, 864 B, 4.5 bits per weight)"
     assert repr(lowbit.QTensor(np.zeros((3, 36 << 18), np.uint8), "Q4_0")).endswith(
-        "Q4_0, 27.0 MiB, 4.5 bits a weight)"
+        "Q4_0, 27.0 MiB, 4.5 bits per weight)"
     )
 
 

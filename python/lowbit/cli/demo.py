@@ -119,7 +119,7 @@ def _write(path: Path, threads: int | None) -> str:
 
 
 def _print(rows: list[Row], tokens: int) -> None:
-    columns = ["format", ">file", ">bits a weight", ">perplexity", ">KL to BF16", ">same top token", ">tokens/s"]
+    columns = ["format", ">file", ">bits per weight", ">perplexity", ">KL to BF16", ">same top token", ">tokens/s"]
     cells = [
         [
             row.format,

@@ -28,7 +28,7 @@ def formats_command(json: Json = False) -> None:
         print_json(rows)
         return
     print_table(
-        ["format", ">GGUF type", ">weights a block", ">bytes a block", ">bits a weight", "needs imatrix"],
+        ["format", ">GGUF type", ">weights per block", ">bytes per block", ">bits per weight", "needs imatrix"],
         [
             [
                 str(row["name"]),

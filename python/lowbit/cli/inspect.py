@@ -40,7 +40,7 @@ def inspect(
             [t.name, " x ".join(map(str, t.shape)), t.format, size(t.num_bytes), f"{t.bits_per_weight:.4g}"]
             for t in report.tensors
         ]
-        print_table(["tensor", ">shape", "format", ">size", ">bits a weight"], rows, "Tensors")
+        print_table(["tensor", ">shape", "format", ">size", ">bits per weight"], rows, "Tensors")
     _print_summary(report)
 
 
@@ -49,5 +49,5 @@ def _print_summary(report: InspectReport) -> None:
         [name, str(total.tensors), count(total.weights), size(total.num_bytes), f"{total.bits_per_weight:.4g}"]
         for name, total in [*report.formats.items(), ("all", report.total)]
     ]
-    columns = ["format", ">tensors", ">weights", ">size", ">bits a weight"]
+    columns = ["format", ">tensors", ">weights", ">size", ">bits per weight"]
     print_table(columns, rows, f"{report.path}: {report.kind}, {size(report.file_bytes)}")

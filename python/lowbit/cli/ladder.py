@@ -98,7 +98,7 @@ def ladder_command(
 
 
 def _print(found: Ladder) -> None:
-    columns = ["format", ">file", ">bits a weight", ">perplexity", ">KL divergence", ">same top token", ">tokens/s"]
+    columns = ["format", ">file", ">bits per weight", ">perplexity", ">KL divergence", ">same top token", ">tokens/s"]
     rows = [
         [
             rung.format + "*" * bool(rung.fallbacks),

@@ -100,7 +100,7 @@ def write(make: Callable[..., Report], given: dict[str, Any]) -> None:
     files = f" ({len(report.paths)} files)" if len(report.paths) > 1 else ""
     if report.verdict is not None:
         print_verdict(report.verdict)
-    print(f"{report.path}{files}: {report.format}, {done}, {report.bits_per_weight:.2f} bits a weight")
+    print(f"{report.path}{files}: {report.format}, {done}, {report.bits_per_weight:.2f} bits per weight")
 
 
 def _as_json(report: Report, seconds: float, written: bool) -> dict[str, Any]:

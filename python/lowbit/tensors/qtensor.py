@@ -212,7 +212,7 @@ class QTensor(PackedArray):
         return _matmul(other, self.dequantize())
 
     def __repr__(self) -> str:
-        return f"QTensor({self.shape}, {self.format}, {_human(self.nbytes)}, {self.bits:g} bits a weight)"
+        return f"QTensor({self.shape}, {self.format}, {_human(self.nbytes)}, {self.bits:g} bits per weight)"
 
 
 class Transposed(PackedArray):
