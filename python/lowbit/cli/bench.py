@@ -17,7 +17,9 @@ def bench(
     model: ModelPath,
     prompt_tokens: Annotated[int, typer.Option("-p", "--prompt-tokens", min=1, help="Tokens of the prompt.")] = 512,
     new_tokens: Annotated[int, typer.Option("-n", "--new-tokens", min=1, help="Tokens generated after it.")] = 128,
-    repetitions: Annotated[int, typer.Option("-r", "--repetitions", min=1, help="Runs; the median counts.")] = 3,
+    repetitions: Annotated[
+        int, typer.Option("-r", "--repetitions", min=1, help="Measured runs; the median is shown.")
+    ] = 3,
     like: Like = None,
     threads: Threads = None,
     compute: Compute = "auto",

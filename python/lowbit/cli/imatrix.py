@@ -46,9 +46,9 @@ def imatrix_command(
         list[str] | None,
         typer.Option("--in-file", metavar="FILE[,FILE...]", help="Files with importances to add; repeatable."),
     ] = None,
-    context: Annotated[int, typer.Option("--context", "-c", min=1, help="Tokens in a chunk.")] = 512,
-    chunks: Annotated[int | None, typer.Option("--chunks", min=1, help="Read at most so many chunks.")] = None,
-    from_chunk: Annotated[int, typer.Option("--from-chunk", min=0, help="Leave out so many chunks before them.")] = 0,
+    context: Annotated[int, typer.Option("--context", "-c", min=1, help="Tokens per chunk of the text.")] = 512,
+    chunks: Annotated[int | None, typer.Option("--chunks", min=1, help="Most chunks to read. [default: all]")] = None,
+    from_chunk: Annotated[int, typer.Option("--from-chunk", min=0, help="Number of chunks to skip first.")] = 0,
     process_output: Annotated[bool, typer.Option("--process-output", help="Also collect for output.weight.")] = False,
     parse_special: Annotated[
         bool, typer.Option("--parse-special", help="Read special tokens in TEXT as tokens, not as text.")

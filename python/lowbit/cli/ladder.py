@@ -47,8 +47,10 @@ def ladder_command(
             "--imatrix", parser=existing_file, help="File with importances. [default: collected from the text]"
         ),
     ] = None,
-    context: Annotated[int, typer.Option("--context", "-c", min=3, help="Tokens in a chunk.")] = 512,
-    chunks: Annotated[int | None, typer.Option("--chunks", min=1, help="Measure at most so many.")] = None,
+    context: Annotated[int, typer.Option("--context", "-c", min=3, help="Tokens per chunk of the text.")] = 512,
+    chunks: Annotated[
+        int | None, typer.Option("--chunks", min=1, help="Most chunks to measure. [default: all]")
+    ] = None,
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE", parser=any_path, help="Write a plot: .png, .svg or .pdf.")
     ] = None,

@@ -22,8 +22,10 @@ from lowbit.cli.tables import print_table
 def perplexity(
     model: ModelPath,
     text: ExistingFile,
-    context: Annotated[int, typer.Option("--context", "-c", min=3, help="Tokens in a chunk.")] = 512,
-    chunks: Annotated[int | None, typer.Option("--chunks", min=1, help="At most so many.")] = None,
+    context: Annotated[int, typer.Option("--context", "-c", min=3, help="Tokens per chunk of the text.")] = 512,
+    chunks: Annotated[
+        int | None, typer.Option("--chunks", min=1, help="Most chunks to measure. [default: all]")
+    ] = None,
     reference: Annotated[
         str | None,
         typer.Option("--reference", metavar="MODEL", help="Also measure the KL divergence from this model."),

@@ -43,7 +43,7 @@ TensorTypeFile = Annotated[
     typer.Option(
         "--tensor-type-file",
         parser=existing_file,
-        help="File with lines REGEX=FORMAT, used after those of --tensor-type.",
+        help="File with more REGEX=FORMAT, used after --tensor-type.",
     ),
 ]
 Pure = Annotated[bool, typer.Option("--pure", help="Use one format for all matrices instead of a mix.")]
