@@ -74,9 +74,7 @@ void QuantizeArray(const py::array& weights, const std::string& format_name, con
   if (importance) {
     if (!py::isinstance<py::array_t<float>>(*importance) || importance->ndim() != 1 ||
         importance->shape(0) != static_cast<py::ssize_t>(view.K) || (importance->flags() & kPlain) != kPlain) {
-      throw InputError("importance:")
-          .Expected("contiguous float32 array of shape (", view.K, ",)")
-          .Found(Describe(*importance));
+      throw InputError("imatrix:").Expected("float32 array of shape (", view.K, ",)").Found(Describe(*importance));
     }
     const auto* values = static_cast<const float*>(importance->data());
     columns.reset(new float[view.K]);

@@ -54,6 +54,9 @@ CONTENTS: dict[str, tuple[bytes, str]] = {
     "zstd": (b"\x28\xb5\x2f\xfd" + bytes(range(200)), "compressed with zstd"),
     "GGML": (b"lmgg" + bytes(200), "a GGML file from before August 2023: convert the model again"),
     "GGJT": (b"tjgg\x03\0\0\0" + bytes(200), "a GGJT file from before August 2023"),
+    "array": (b"\x93NUMPY\x01\0" + bytes(120), "an array of NumPy: lowbit reads safetensors and GGUF"),
+    "ONNX": (b"\x08\x0a\x12\x07pytorch" + bytes(200), "an ONNX model: lowbit reads safetensors and GGUF"),
+    "ONNX without a producer": (b"\x08\x08\x3a\xff\x01" + bytes(200), "an ONNX model"),
     "GGLA": (b"algg\x01\0\0\0" + bytes(200), "a GGLA adapter"),
 }
 
@@ -112,6 +115,13 @@ def test_a_gguf_file_in_place_of_weights(tmp_path: Path) -> None:
     lowbit.convert(folder, tmp_path / "a.gguf", "Q8_0", verify=False, provenance=False)
     (folder / "model.safetensors").write_bytes((tmp_path / "a.gguf").read_bytes())
     check(folder / "model.safetensors", lambda: Checkpoint(folder), "this is a GGUF file")
+
+
+def test_a_safetensors_file_in_place_of_a_gguf_file(tmp_path: Path) -> None:
+    file = make_checkpoint(tmp_path / "a", layers=1) / "model.safetensors"
+    check(file, lambda: lowbit.load(file), "this is a safetensors file: pass the folder of its checkpoint")
+    file.write_bytes(file.read_bytes()[:-1])
+    check(file, lambda: Checkpoint(file.parent), "the tensors end at byte .* it is cut off, download it again")
 
 
 def test_a_gguf_file_that_is_cut_off_says_so(tmp_path: Path) -> None:

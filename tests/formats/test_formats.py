@@ -314,7 +314,7 @@ def test_wrong_arguments(name):
         ({"w": np.float32(1)}, r"weights: expected at least one axis"),
         (
             {"w": x, "imatrix": np.ones(511)},
-            r"importance: expected .* shape \(512,\), got float32 array of shape \(511,\)",
+            r"imatrix: expected float32 array of shape \(512,\), got float32 array of shape \(511,\)",
         ),
         ({"w": x, "imatrix": np.full(512, -1.0)}, r"importance of column 0 is -1, expected a finite value"),
         ({"w": x, "imatrix": np.full(512, np.nan)}, r"importance of column 0 is nan"),
@@ -335,6 +335,8 @@ def test_wrong_arguments(name):
             lowbit.quantize(x, name)
     with pytest.raises(lowbit.InputError, match='unknown format "Q9_9"; known: F32, F16'):
         lowbit.quantize(x, "Q9_9")
+    with pytest.raises(lowbit.InputError, match=r"unknown format 'Q4_K_M', did you mean Q4_K\b"):
+        lowbit.quantize(x, "Q4_K_M")
 
 
 def test_smallest_scales(simd):

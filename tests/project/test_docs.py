@@ -14,7 +14,7 @@ from lowbit.cli.app import root_command
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted(DOCS.glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted(DOCS.glob("*.md")), ROOT / "findings" / "README.md"]
 
 
 def test_formats_page_is_up_to_date(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -123,6 +124,7 @@ def test_arithmetic_says_what_to_do(q: lowbit.QTensor, action: Callable[[Any], A
 
 def test_what_python_asks_of_containers(q: lowbit.QTensor) -> None:
     for each in (q, q.T):
+        assert weakref.ref(each)() is each
         with pytest.raises(ValueError, match="ambiguous"):
             bool(each)
         with pytest.raises(TypeError):

@@ -49,10 +49,10 @@ def text(name: str, value: Any) -> str:
     return value
 
 
-def flag(name: str, value: Any) -> bool:
-    """A bool, NumPy bool, 0 or 1."""
+def flag(name: str, value: Any, expected: str = "a bool") -> bool:
+    """A bool, NumPy bool, 0 or 1. `expected`: for the error, if the parameter takes other values too."""
     if not isinstance(value, (int, np.integer, np.bool_)) or value not in (0, 1):
-        raise wrong(name, "a bool", value)
+        raise wrong(name, expected, value)
     return bool(value)
 
 

@@ -18,7 +18,10 @@ _HEAD_BYTES = 1024  # a pointer has about 130
 _AGAIN = "download it again"
 _FLOATS = "lowbit reads safetensors and GGUF"
 
-GGUF_MAGIC, ZIP_MAGIC = b"GGUF", b"PK\x03\x04"
+#: How files begin, as regular expressions. A safetensors file has the length of its header in 8 bytes, then JSON.
+GGUF_MAGIC, ZIP_MAGIC, SAFETENSORS = b"GGUF", b"PK\x03\x04", rb"[\0-\xff]{6}\0\0\{"
+#: ir_version, then another field of ModelProto.
+_ONNX = re.compile(rb"\x08[\x01-\x1f][\x12\x1a\x22\x2a\x32\x3a\x42\x72]")
 #: First bytes of files -> the kind of file, with advice.
 _MAGICS: tuple[tuple[bytes, str], ...] = (
     (GGUF_MAGIC, "a GGUF file: pass it where a GGUF file is expected, not a checkpoint"),
@@ -37,6 +40,7 @@ _MAGICS: tuple[tuple[bytes, str], ...] = (
     (b"BZh", "a file compressed with bzip2: decompress it first"),
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive: unpack it first"),
     (b"\x89HDF\r\n", f"an HDF5 file, as Keras writes: {_FLOATS}"),
+    (b"\x93NUMPY", f"an array of NumPy: {_FLOATS}"),
     (b"%PDF", f"a PDF document: {_AGAIN}"),
 )
 _POINTER = re.compile(rb"version https?://[^\n]*git-lfs[^\n]*\n(?:[^\n]*\n)*?size (\d{1,20})\r?\n")
@@ -51,9 +55,9 @@ _TAR_AT, _TAR = 257, b"ustar"
 def what_is(head: bytes, size: int, expected: bytes = b"") -> str | None:
     """Describes a file by its first bytes and its size, with advice; None if it is unknown.
 
-    expected: how a file of the expected kind starts.
+    expected: how a file of the expected kind begins, a regular expression.
     """
-    if expected and head.startswith(expected):
+    if expected and re.match(expected, head):
         return None
     if size == 0:
         return f"the file is empty: {_AGAIN}"
@@ -72,6 +76,10 @@ def what_is(head: bytes, size: int, expected: bytes = b"") -> str | None:
     for magic, kind in _MAGICS:
         if head.startswith(magic):
             return f"this is {kind}"
+    if re.match(SAFETENSORS, head):
+        return "this is a safetensors file: pass the folder of its checkpoint where a checkpoint is expected"
+    if _ONNX.match(head):
+        return f"this is an ONNX model: {_FLOATS}"
     if head[_TAR_AT:].startswith(_TAR):
         return "this is a tar archive: unpack it first"
     if size >= _HEAD_BYTES and not head.strip(b"\0"):

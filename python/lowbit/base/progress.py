@@ -86,7 +86,7 @@ def _is_wanted(progress: object) -> bool:
         return bool(progress)
     from lowbit.base.arguments import flag  # imports NumPy, which the command's help does not need
 
-    return flag("progress", progress)
+    return flag("progress", progress, "a bool or a function")
 
 
 #: The bars on the terminal. Only the last is visible: rich shows one display at a time.

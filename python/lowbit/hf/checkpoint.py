@@ -20,7 +20,7 @@ import numpy as np
 from lowbit.base.dtypes import FLOATS
 from lowbit.base.errors import Error, FileError, FormatError, UnsupportedError
 from lowbit.base.files import FileReader, read_bytes
-from lowbit.base.foreign import ERROR_KEYS, named
+from lowbit.base.foreign import ERROR_KEYS, SAFETENSORS, named
 from lowbit.base.operation import reading
 from lowbit.base.paths import AnyPath, checked, is_dir, is_file
 from lowbit.base.quoting import listed, quoted, reason, shown
@@ -168,7 +168,7 @@ def _entry(file: FileReader, data_start: int, name: str, entry: Any) -> tuple[in
 def read_safetensors(path: AnyPath) -> dict[str, StoredTensor]:
     """The tensors of one safetensors file, ordered by name. Reads only the header. Raises FileError or FormatError."""
     where = Path(checked(path))
-    with named(where):
+    with named(where, expected=SAFETENSORS):
         return _tensors(FileReader(where))
 
 

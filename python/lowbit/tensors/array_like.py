@@ -23,7 +23,7 @@ class PackedArray(NDArrayOperatorsMixin):
     once.
     """
 
-    __slots__ = ()
+    __slots__ = ("__weakref__",)
     __hash__ = None  # type: ignore[assignment]
     __contains__ = None
 

@@ -7,6 +7,9 @@ from typing import TypeAlias
 from lowbit._core import Format
 from lowbit._core import formats as _registered
 from lowbit.base import arguments
+from lowbit.base.errors import InputError
+from lowbit.base.quoting import quoted
+from lowbit.base.suggest import did_you_mean
 
 #: A format or its name, in any case.
 AnyFormat: TypeAlias = str | Format
@@ -18,5 +21,13 @@ def formats() -> list[Format]:
 
 
 def find_format(format: AnyFormat) -> Format:
-    """The format with this name. Raises InputError with a list of all names for an unknown one."""
-    return format if isinstance(format, Format) else Format(arguments.text("format", format))
+    """The format with this name. Raises InputError with similar names or a list of all for an unknown one."""
+    if isinstance(format, Format):
+        return format
+    name = arguments.text("format", format)
+    try:
+        return Format(name)
+    except InputError:
+        if near := did_you_mean(name, (known.name for known in formats())):
+            raise InputError(f"unknown format {quoted(name)}{near}", found=name) from None
+        raise
