@@ -208,6 +208,10 @@ def test_ids_that_end_a_text(tmp_path: Path) -> None:
     assert report.verdict is not None
     assert report.verdict.word == "differs"
     assert "only one of the two ends a text at tokens 7" in detail(report.verdict, "tokenizer")
+    (source / "generation_config.json").unlink()
+    lowbit.gguf.edit(tmp_path / "a.gguf", {"tokenizer.ggml.eot_token_id": 7})
+    verdict = lowbit.verify(tmp_path / "a.gguf", source)
+    assert "only one of the two ends a text at tokens 7" in detail(verdict, "tokenizer")
     report = lowbit.convert(source, tmp_path / "b.gguf", "BF16", verify=True, provenance=True)
     assert lowbit.load_tokenizer(tmp_path / "b.gguf").eos_ids == lowbit.load_tokenizer(source).eos_ids
 

@@ -94,7 +94,7 @@ def test_divergence_is_the_definition() -> None:
     assert found.same_top == np.mean([p.argmax() == q.argmax() for p, q in zip(base, rows, strict=True)])
 
 
-def test_models_are_compared_on_the_same_windows(every_step: None) -> None:
+def test_models_are_compared_on_the_same_chunks(every_step: None) -> None:
     models = {name: Model(seed, Tokenizer(bos=21)) for seed, name in enumerate(("base", "one", "two"))}
     calls: list[tuple[int, int | None]] = []
     figures = evaluate.compare(
