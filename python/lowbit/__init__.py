@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
 
 from lowbit.base.version import __version__
 
+TYPE_CHECKING = False  # importing `typing` takes time, and Ctrl-C during it would print a traceback of the command
 if TYPE_CHECKING:
     from lowbit import arch, evaluate, gguf
     from lowbit._core import Format
@@ -122,10 +122,10 @@ _MODULES = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """Imports a public name when it is first used."""
     if name in _MODULES:
-        value: Any = importlib.import_module(f"lowbit.{_MODULES[name]}")
+        value: object = importlib.import_module(f"lowbit.{_MODULES[name]}")
     elif name in _HOMES:
         value = getattr(importlib.import_module(f"lowbit.{_HOMES[name]}"), name)
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import subprocess
 import sys
@@ -43,6 +44,14 @@ def test_ctrl_c_during_an_import(module: str, tmp_path: Path) -> None:
     arguments = ["convert", BARD, tmp_path / "x.gguf", "-f", "Q8_0"]
     assert ended("-c", PROGRAM, module, *arguments) == (130, "", "")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_little_is_imported_before_ctrl_c_is_heard() -> None:
+    """-S: modules of `site` come before anything of lowbit."""
+    code = f"import sys; sys.path[:] = {sys.path}; import lowbit.cli; print(sorted(sys.modules))"
+    _, loaded, _ = ended("-S", "-c", code)
+    assert "lowbit.cli" in loaded
+    assert not {"typing", "re", "contextlib"} & {*ast.literal_eval(loaded)}
 
 
 def test_ctrl_c_in_the_last_import() -> None:

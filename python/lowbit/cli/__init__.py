@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 
-TYPE_CHECKING = False  # importing `typing` takes time, and Ctrl-C during it would print a traceback
+TYPE_CHECKING = False  # as in lowbit/__init__.py
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import FrameType
