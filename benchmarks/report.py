@@ -19,6 +19,7 @@ TITLES = {
     "model": "Running models",
     "memory": "Memory",
     "tokenizer": "Loading tokenizers",
+    "onnx": "ONNX models",
 }
 
 Record = dict[str, Any]
@@ -135,12 +136,25 @@ def tokenizer_table(results: list[Record]) -> list[str]:
     return table(header, rows)
 
 
+def onnx_table(results: list[Record]) -> list[str]:
+    header = ["model", "error", "peer", "MB", "peer", "seconds", "peer", "ratio", "CPU seconds", "peer"]
+    return table(
+        [*header, "peak MB", "peer"], [[entry["name"], *_losses(entry), *_process(entry)] for entry in results]
+    )
+
+
+def _losses(entry: Record) -> list[str]:
+    errors, sizes = (entry["error"], entry["peer_error"]), (entry["bytes"], entry["peer_bytes"])
+    return [*map(number, errors), *(number(size / 1e6) for size in sizes)]
+
+
 TABLES = {
     "formats": format_table,
     "convert": convert_table,
     "model": model_table,
     "memory": memory_table,
     "tokenizer": tokenizer_table,
+    "onnx": onnx_table,
 }
 
 

@@ -8,7 +8,7 @@ from lowbit.base.version import __version__
 
 TYPE_CHECKING = False  # importing `typing` takes time, and Ctrl-C during it would print a traceback of the command
 if TYPE_CHECKING:
-    from lowbit import arch, evaluate, gguf
+    from lowbit import arch, evaluate, gguf, onnx
     from lowbit._core import Format
     from lowbit.base import simd
     from lowbit.base.errors import ContextFullError, Error, FileError, FormatError, InputError, UnsupportedError
@@ -22,7 +22,14 @@ if TYPE_CHECKING:
     from lowbit.engine.model import Model, load
     from lowbit.evaluate import imatrix
     from lowbit.evaluate.bench import BenchReport, bench
-    from lowbit.evaluate.inspect import InspectReport, TensorReport, TensorTotal, inspect
+    from lowbit.evaluate.inspect import (
+        InspectReport,
+        OnnxInspectReport,
+        TensorReport,
+        TensorTotal,
+        ValueReport,
+        inspect,
+    )
     from lowbit.evaluate.ladder import Ladder, Rung, ladder
     from lowbit.quantization.options import ConvertOptions, QuantizeOptions
     from lowbit.tensors.compare import Comparison, compare
@@ -47,6 +54,7 @@ __all__ = [
     "InspectReport",
     "Ladder",
     "Model",
+    "OnnxInspectReport",
     "Progress",
     "ProgressLike",
     "QTensor",
@@ -58,6 +66,7 @@ __all__ = [
     "TensorTotal",
     "Tokenizer",
     "UnsupportedError",
+    "ValueReport",
     "Verdict",
     "VerificationError",
     "__version__",
@@ -78,6 +87,7 @@ __all__ = [
     "load_tokenizer",
     "matmul",
     "merge_files",
+    "onnx",
     "open_checkpoint",
     "quantize",
     "quantize_file",
@@ -100,7 +110,7 @@ _NAMES = {
     "conversion.splitting": ("SplitReport", "merge_files", "split_file"),
     "conversion.verification": ("Verdict", "VerificationError", "verify"),
     "evaluate.bench": ("BenchReport", "bench"),
-    "evaluate.inspect": ("InspectReport", "TensorReport", "TensorTotal", "inspect"),
+    "evaluate.inspect": ("InspectReport", "OnnxInspectReport", "TensorReport", "TensorTotal", "ValueReport", "inspect"),
     "evaluate.ladder": ("Ladder", "Rung", "ladder"),
     "engine.model": ("Model", "load"),
     "quantization.options": ("ConvertOptions", "QuantizeOptions"),
@@ -118,6 +128,7 @@ _MODULES = {
     "evaluate": "evaluate",
     "gguf": "gguf",
     "imatrix": "evaluate.imatrix",
+    "onnx": "onnx",
     "simd": "base.simd",
 }
 

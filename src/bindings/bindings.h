@@ -20,6 +20,7 @@ void BindFiles(pybind11::module_& m);
 void BindFormats(pybind11::module_& m);
 void BindGguf(pybind11::module_& m);
 void BindMetrics(pybind11::module_& m);
+void BindOnnx(pybind11::module_& m);
 void BindSimd(pybind11::module_& m);
 void BindModel(pybind11::module_& m);
 void BindTokenizer(pybind11::module_& m);

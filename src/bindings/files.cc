@@ -56,6 +56,8 @@ void BindFiles(py::module_& m) {
 
   py::class_<AtomicWriter>(m, "AtomicWriter")
       .def(py::init<const std::string&>(), py::arg("path"), py::call_guard<GilRelease>())
+      .def_property_readonly("temporary_path",
+                             [](const AtomicWriter& writer) { return py::bytes(writer.temporary_path()); })
       .def("write", &WriteBuffer, py::arg("buffer"))
       .def("commit", &AtomicWriter::Commit, py::call_guard<GilRelease>())
       .def("abort", &AtomicWriter::Abort, py::call_guard<GilRelease>());

@@ -2,14 +2,17 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <initializer_list>
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 
 #include "src/base/error.h"
 #include "src/bindings/bindings.h"
 #include "src/bindings/gil.h"
 #include "src/formats/format.h"
+#include "src/kernels/blockwise.h"
 #include "src/kernels/compare.h"
 #include "src/kernels/quantize.h"
 
@@ -66,20 +69,21 @@ WeightView View(const py::array& weights) {
           static_cast<size_t>(weights.shape(1))};
 }
 
+std::unique_ptr<float[]> CopyImportance(const char* name, const py::array& importance, size_t K) {
+  if (!py::isinstance<py::array_t<float>>(importance) || importance.ndim() != 1 ||
+      importance.shape(0) != static_cast<py::ssize_t>(K) || (importance.flags() & kPlain) != kPlain) {
+    throw InputError(Str(name, ":")).Expected("float32 array of shape (", K, ",)").Found(Describe(importance));
+  }
+  std::unique_ptr<float[]> columns(new float[K]);
+  std::copy_n(static_cast<const float*>(importance.data()), K, columns.get());
+  return columns;
+}
+
 void QuantizeArray(const py::array& weights, const std::string& format_name, const std::optional<py::array>& importance,
                    py::array out, bool allow_nonfinite, py::ssize_t threads) {
   const Format& format = GetFormat(format_name);
   const WeightView view = View(weights);
-  std::unique_ptr<float[]> columns;
-  if (importance) {
-    if (!py::isinstance<py::array_t<float>>(*importance) || importance->ndim() != 1 ||
-        importance->shape(0) != static_cast<py::ssize_t>(view.K) || (importance->flags() & kPlain) != kPlain) {
-      throw InputError("imatrix:").Expected("float32 array of shape (", view.K, ",)").Found(Describe(*importance));
-    }
-    const auto* values = static_cast<const float*>(importance->data());
-    columns.reset(new float[view.K]);
-    std::copy_n(values, view.K, columns.get());
-  }
+  const std::unique_ptr<float[]> columns = importance ? CopyImportance("imatrix", *importance, view.K) : nullptr;
   uint8_t* bytes = Output<uint8_t>("out", out, weights.shape(0), static_cast<py::ssize_t>(format.RowBytes(view.K)));
   const size_t num_threads = Threads(threads);
   MapsInUse maps;
@@ -87,6 +91,53 @@ void QuantizeArray(const py::array& weights, const std::string& format_name, con
   const GilRelease release;
   QuantizeRows(view, format, columns.get(), allow_nonfinite, num_threads, bytes);
   maps.Check();
+}
+
+template <class T>
+T Choice(const char* name, const std::string& value, std::initializer_list<std::pair<const char*, T>> choices) {
+  std::string expected;
+  for (const auto& [text, choice] : choices) {
+    if (value == text) return choice;
+    expected += Str(expected.empty() ? "" : ", ", text);
+  }
+  throw InputError(Str(name, ":")).Expected("one of ", expected).Found(value);
+}
+
+// Codes, scales, zero points, and the squared error and squared weight.
+py::tuple QuantizeBlocks(const py::array& weights, int bits, size_t block_size, bool symmetric,
+                         const std::string& scale_type, const std::string& method, const std::string& layout,
+                         bool is_signed, const std::optional<py::array>& importance, py::ssize_t threads) {
+  using Method = BlockwiseSpec::Method;
+  using Layout = BlockwiseSpec::Layout;
+  const BlockwiseSpec spec = {
+      bits,
+      block_size,
+      symmetric,
+      Choice<bool>("scale_type", scale_type, {{"float32", false}, {"float16", true}}),
+      is_signed,
+      Choice<Method>("method", method, {{"round", Method::kRound}, {"search", Method::kSearch}, {"hqq", Method::kHqq}}),
+      Choice<Layout>("layout", layout, {{"rows", Layout::kRows}, {"columns", Layout::kColumns}})};
+  CheckBlockwise(spec);
+  const WeightView view = View(weights);
+  const std::unique_ptr<float[]> columns = importance ? CopyImportance("importances", *importance, view.K) : nullptr;
+  const auto num_rows = static_cast<py::ssize_t>(view.num_rows);
+  const auto num_blocks = static_cast<py::ssize_t>(spec.NumBlocks(view.K));
+  const bool in_rows = spec.layout == Layout::kRows;
+  const py::ssize_t shape[2] = {in_rows ? num_rows : num_blocks, in_rows ? num_blocks : num_rows};
+  py::array_t<uint8_t> codes(static_cast<py::ssize_t>(spec.CodeBytes(view.num_rows, view.K)));
+  py::array_t<float> scales({shape[0], shape[1]});
+  py::array_t<uint8_t> zero_points({shape[0], shape[1]});
+  const BlockwiseOutput out = {codes.mutable_data(), scales.mutable_data(), zero_points.mutable_data()};
+  const size_t num_threads = Threads(threads);
+  BlockwiseError error;
+  MapsInUse maps;
+  maps.Add(view.data);
+  {
+    const GilRelease release;
+    error = QuantizeBlockwise(view, spec, columns.get(), num_threads, out);
+  }
+  maps.Check();
+  return py::make_tuple(codes, scales, zero_points, error.squared_error, error.squared_weight);
 }
 
 // Rows of packed bytes, each contiguous. *K is the number of weights per row.
@@ -194,6 +245,9 @@ void BindFormats(py::module_& m) {
   m.def("formats", &Formats, py::return_value_policy::reference);
   m.def("quantize_rows", &QuantizeArray, py::arg("weights"), py::arg("format"), py::arg("importance").none(true),
         py::arg("out"), py::arg("allow_nonfinite"), py::arg("threads"));
+  m.def("quantize_blockwise", &QuantizeBlocks, py::arg("weights"), py::kw_only(), py::arg("bits"),
+        py::arg("block_size"), py::arg("symmetric"), py::arg("scale_type"), py::arg("method"), py::arg("layout"),
+        py::arg("is_signed"), py::arg("importance").none(true), py::arg("threads"));
   m.def("dequantize_rows", &DequantizeArray, py::arg("data"), py::arg("format"), py::arg("out"), py::arg("threads"));
   m.def("compare_rows", &CompareArrays, py::arg("weights"), py::arg("data"), py::arg("format"), py::arg("threads"));
   m.def("check_scales", &CheckScalesArray, py::arg("data"), py::arg("format"), py::arg("first_row"),

@@ -140,6 +140,8 @@ void MappedFile::Read(uint64_t offset, void* out, size_t num_bytes) const {
   std::memcpy(out, data_ + offset, num_bytes);
 }
 
+void MappedFile::Release(const void* /*memory*/, size_t /*num_bytes*/) {}
+
 void MappedFile::Check() const {}
 
 MapsInUse::~MapsInUse() = default;
@@ -257,6 +259,16 @@ void MappedFile::Read(uint64_t offset, void* out, size_t num_bytes) const {
     offset += static_cast<uint64_t>(num);
     num_bytes -= static_cast<size_t>(num);
   }
+}
+
+void MappedFile::Release(const void* memory, size_t num_bytes) {
+  const auto begin = reinterpret_cast<uintptr_t>(memory);
+  const Region* region = Region::At(begin);
+  if (region == nullptr) return;
+  const uintptr_t page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+  const uintptr_t first = (begin + page - 1) / page * page;
+  const uintptr_t last = std::min<uintptr_t>(begin + num_bytes, region->end) / page * page;
+  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
 }
 
 void MappedFile::Check() const {

@@ -33,6 +33,10 @@ class MappedFile {
   // Copies bytes from the file, not from the map. Throws FileError if the file was truncated.
   void Read(uint64_t offset, void* out, size_t num_bytes) const;
 
+  // Takes the pages inside [memory, memory + num_bytes) out of the process's memory, if they belong to a map. They are
+  // read from the file again when they are needed.
+  static void Release(const void* memory, size_t num_bytes);
+
   // Throws FileError if some bytes of the map are known to be lost.
   void Check() const;
 

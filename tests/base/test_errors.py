@@ -90,6 +90,10 @@ def example(hint: Any) -> Any:
         return args[0]
     if origin is tuple:
         return tuple(example(arg) for arg in args if arg is not ...)
+    if origin is np.dtype:
+        return np.dtype(np.float32)
+    if origin is Callable:
+        return np.zeros
     if origin is np.ndarray or hint is np.ndarray:
         return np.arange(3, dtype=np.float32)
     if origin in (list, Sequence, typing.Sequence):
@@ -108,7 +112,7 @@ def example(hint: Any) -> Any:
 VALID = {
     kind: {"tensor_types": [("ffn", "Q8_0")], "include_weights": ["a"], "prune_layers": [1], "override_kv": {"k": 3.5}}
     for kind in (lowbit.ConvertOptions, lowbit.QuantizeOptions)
-}
+} | {lowbit.onnx.OnnxOptions: {"mode": "static", "smooth": 0.5, "include_nodes": ["a*"]}}
 
 
 def made(kind: type) -> Any:
@@ -132,7 +136,7 @@ def content(value: Any) -> Any:
         return type(value), str(value), value.args, content(vars(value))
     if isinstance(value, np.ndarray):
         return value.dtype, value.tolist()
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {key: content(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [type(value), *map(content, value)]

@@ -55,7 +55,10 @@ CONTENTS: dict[str, tuple[bytes, str]] = {
     "GGML": (b"lmgg" + bytes(200), "a GGML file from before August 2023: convert the model again"),
     "GGJT": (b"tjgg\x03\0\0\0" + bytes(200), "a GGJT file from before August 2023"),
     "array": (b"\x93NUMPY\x01\0" + bytes(120), "an array of NumPy: lowbit reads safetensors and GGUF"),
-    "ONNX": (b"\x08\x0a\x12\x07pytorch" + bytes(200), "an ONNX model: lowbit reads safetensors and GGUF"),
+    "ONNX": (
+        b"\x08\x0a\x12\x07pytorch" + bytes(200),
+        "an ONNX model: lowbit inspect, lowbit onnx and",
+    ),
     "ONNX without a producer": (b"\x08\x08\x3a\xff\x01" + bytes(200), "an ONNX model"),
     "GGLA": (b"algg\x01\0\0\0" + bytes(200), "a GGLA adapter"),
 }

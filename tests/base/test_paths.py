@@ -269,7 +269,7 @@ def test_a_large_file_that_is_no_importance_matrix(tmp_path: Path) -> None:
     for content in (path.read_bytes(), b"\0" * 64 + b"x" * 1000, b"\x01\0\0\0\x01\0\0\0a\x01\0\0\0\xff\xff\xff\x7f"):
         path.write_bytes(content)
         os.truncate(path, 1 << 40)
-        with pytest.raises(lowbit.FormatError, match="not an importance matrix"):
+        with pytest.raises(lowbit.FormatError, match=r"not an importance matrix|this is a safetensors file"):
             imatrix.read(path)
 
 

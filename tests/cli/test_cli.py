@@ -23,7 +23,7 @@ DATA = Path(str(files("lowbit"))) / "data"
 COMMANDS = [
     "demo", "convert", "quantize", "run", "chat", "tokenize", "detokenize",
     "verify", "perplexity", "ladder", "bench", "imatrix",
-    "inspect", "diff", "metadata", "formats", "split", "merge", "export",
+    "inspect", "diff", "metadata", "formats", "split", "merge", "export", "onnx",
 ]
 # fmt: on
 

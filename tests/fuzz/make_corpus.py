@@ -1,6 +1,6 @@
 """Writes the files that each target accepts as corpus/TARGET/valid*: python tests/fuzz/make_corpus.py
 
-Those of text and formats are for the fuzzers in C++ alone; gguf serves both. Other files of the corpus are what
+Those of text and formats are for the fuzzers in C++ alone; gguf and onnx serve both. Other files of the corpus are what
 fuzzers found, and stay.
 """
 
@@ -12,10 +12,12 @@ from pathlib import Path
 
 import ml_dtypes
 import numpy as np
+from onnx_files import network, whole_model
 from targets import CORPUS, TARGETS, accepts, make_folder
 from tiny_checkpoint import make_checkpoint, write_safetensors
 
 import lowbit
+import lowbit.onnx
 from lowbit import gguf
 from lowbit.gguf import rewriting
 from lowbit.tensors import npz
@@ -90,6 +92,13 @@ def seeds(name: str, folder: Path) -> list[bytes]:
             path = folder / "made.npz"
             npz.save_npz(path, {"a": lowbit.quantize(np.ones((2, 32), np.float32), "Q4_0")})
             return [path.read_bytes()]
+        case "onnx":
+            path = folder / "made.onnx"
+            made = []
+            for model in (whole_model(), network(2)):
+                lowbit.onnx.write(path, model)
+                made.append(path.read_bytes())
+            return made
         case "gguf" | "gguf_edit":
             return [small_gguf(folder, family) for family in ("qwen3", "mistral")]
         case _:

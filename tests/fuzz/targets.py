@@ -5,6 +5,7 @@ Whatever the bytes are, only a lowbit.Error may come out, in bounded time and me
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 import lowbit
+import lowbit.onnx
 from lowbit import gguf, imatrix
 from lowbit.conversion.open import open_checkpoint
 from lowbit.evaluate.inspect import inspect
@@ -83,6 +85,16 @@ def _gguf(folder: Path) -> None:
     assert model.logits([0]).shape[0] == 1
 
 
+def _onnx(folder: Path) -> None:
+    path = folder / "model.onnx"
+    model = lowbit.onnx.open(path)
+    for graph in model.graph.graphs():
+        for tensor in graph.tensors.values():
+            assert tensor.array.shape == tensor.shape
+    lowbit.onnx.write(folder / "copy.onnx", dataclasses.replace(model, producer="another"), external_data=True)
+    inspect(path)
+
+
 def _edit(folder: Path) -> None:
     gguf.edit(folder / "model.gguf", {"general.name": "another", "general.new": np.arange(3)}, ["general.type"])
     gguf.edit(folder / "model.gguf", {"tokenizer.ggml.eos_token_id": 1})
@@ -118,6 +130,7 @@ TARGETS = {
     "adapter": Target("adapter_model.safetensors", lambda folder: _checkpoint(folder, (folder,))),
     "model_card": Target("README.md", _card),
     "gguf": Target("model.gguf", _gguf),
+    "onnx": Target("model.onnx", _onnx),
     "gguf_edit": Target("model.gguf", _edit),
     "undo": Target("model.gguf.lowbit-undo", _undo),
     "imatrix": Target("imatrix.gguf", lambda folder: imatrix.read(folder / "imatrix.gguf")),

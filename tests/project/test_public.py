@@ -103,6 +103,9 @@ COMMANDS: dict[str, tuple[Callable[..., object], ...]] = {
     "split": (lowbit.split_file,),
     "merge": (lowbit.merge_files,),
     "export hf": (lowbit.export_hf,),
+    "onnx quantize": (lowbit.onnx.quantize,),
+    "onnx optimize": (lowbit.onnx.optimize,),
+    "onnx sensitivity": (lowbit.onnx.sensitivity, lowbit.onnx.OnnxOptions),
 }
 #: Options with another name than the parameter's, and why.
 OTHER_NAMES = {
@@ -111,6 +114,7 @@ OTHER_NAMES = {
 }
 #: Options without a parameter, and why.
 WITHOUT_PARAMETER = {
+    "--node-bits": "the entries of bits, if it is a mapping",
     "--json": "how the result is printed",
     "demo --keep": "the folder of its files",
     "convert --revision": "a part of the path: org/name@REVISION",

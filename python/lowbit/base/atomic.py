@@ -26,6 +26,11 @@ class AtomicFile:
     def __init__(self, path: AnyPath) -> None:
         self._core = _core.AtomicWriter(target(path))
 
+    @property
+    def temporary_path(self) -> str:
+        """The path of the file until the block ends."""
+        return os.fsdecode(self._core.temporary_path)
+
     def write(self, data: Any) -> int:
         """Appends the bytes of a contiguous buffer; returns their number."""
         return self._core.write(data)

@@ -79,7 +79,7 @@ class Error(Exception):
         key: str | None = None,
     ) -> None:
         """Prepends a text to the message, and sets the given fields that are still None."""
-        self.args = (one_line(text + self.text),)
+        self.args = (one_line(text + self.text if self.text else text.rstrip()),)
         if self.path is None and path is not None:
             self.path = os.fspath(path)
         self.tensor = self.tensor or tensor

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from lowbit.base.errors import FormatError, UnsupportedError
 from lowbit.base.files import FileReader, read_text
+from lowbit.base.paths import is_file
 
 _HEAD_BYTES = 1024  # a pointer has about 130
 _AGAIN = "download it again"
@@ -20,8 +21,6 @@ _FLOATS = "lowbit reads safetensors and GGUF"
 
 #: How files begin, as regular expressions. A safetensors file has the length of its header in 8 bytes, then JSON.
 GGUF_MAGIC, ZIP_MAGIC, SAFETENSORS = b"GGUF", b"PK\x03\x04", rb"[\0-\xff]{6}\0\0\{"
-#: ir_version, then another field of ModelProto.
-_ONNX = re.compile(rb"\x08[\x01-\x1f][\x12\x1a\x22\x2a\x32\x3a\x42\x72]")
 #: First bytes of files -> the kind of file, with advice.
 _MAGICS: tuple[tuple[bytes, str], ...] = (
     (GGUF_MAGIC, "a GGUF file: pass it where a GGUF file is expected, not a checkpoint"),
@@ -50,6 +49,14 @@ _XML = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:\?xml|Error>)")
 ERROR_KEYS = frozenset({"error", "errors", "message", "detail", "status", "statusCode"})
 _JSON_ERROR = re.compile(rb"\s*\{\s*\"(?:%s)\"\s*:" % "|".join(sorted(ERROR_KEYS)).encode())
 _TAR_AT, _TAR = 257, b"ustar"
+#: ONNX has no magic bytes. All exporters write the IR version first, then the producer, the graph or another field of
+#: ModelProto.
+_ONNX = re.compile(rb"\x08[\x01-\x1f][\x12\x1a\x22\x28\x32\x3a\x42\x72]")
+
+
+def is_onnx(path: Path) -> bool:
+    """Whether a file is an ONNX model, by its suffix or its first bytes."""
+    return path.suffix == ".onnx" or (is_file(path) and _ONNX.match(_head(FileReader(path))) is not None)
 
 
 def what_is(head: bytes, size: int, expected: bytes = b"") -> str | None:
@@ -79,7 +86,7 @@ def what_is(head: bytes, size: int, expected: bytes = b"") -> str | None:
     if re.match(SAFETENSORS, head):
         return "this is a safetensors file: pass the folder of its checkpoint where a checkpoint is expected"
     if _ONNX.match(head):
-        return f"this is an ONNX model: {_FLOATS}"
+        return "this is an ONNX model: lowbit inspect, lowbit onnx and lowbit.onnx read it"
     if head[_TAR_AT:].startswith(_TAR):
         return "this is a tar archive: unpack it first"
     if size >= _HEAD_BYTES and not head.strip(b"\0"):
@@ -104,9 +111,13 @@ def named(*paths: str | os.PathLike[str], expected: bytes = b"") -> Iterator[Non
     except FormatError:
         for path in filter(Path.is_file, map(Path, paths)):
             file = FileReader(path)
-            if kind := what_is(file.read(0, min(file.size, _HEAD_BYTES)), file.size, expected):
+            if kind := what_is(_head(file), file.size, expected):
                 raise FormatError(kind, path=path) from None
         raise
+
+
+def _head(file: FileReader) -> bytes:
+    return file.read(0, min(file.size, _HEAD_BYTES))
 
 
 @contextmanager

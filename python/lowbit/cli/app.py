@@ -21,7 +21,7 @@ from lowbit.cli.options import existing_file
 SECTIONS = {
     "Convert and run": ("demo", "convert", "quantize", "run", "chat", "tokenize", "detokenize"),
     "Measure and verify": ("verify", "perplexity", "ladder", "bench", "imatrix"),
-    "Files": ("inspect", "diff", "metadata", "formats", "split", "merge", "export"),
+    "Files": ("inspect", "diff", "metadata", "formats", "split", "merge", "export", "onnx"),
 }
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,15 @@ from typing import Any
 import numpy as np
 
 from lowbit import gguf
+from lowbit.base.foreign import is_onnx
 from lowbit.base.paths import AnyPath, checked, is_dir
 from lowbit.hf import checkpoint
+from lowbit.onnx import reading
+from lowbit.onnx.dtypes import dtype_name
+from lowbit.onnx.graph import Graph, Model, Node, Value
+from lowbit.onnx.tensor import Tensor
 
-__all__ = ["InspectReport", "TensorReport", "TensorTotal", "inspect"]
+__all__ = ["InspectReport", "OnnxInspectReport", "TensorReport", "TensorTotal", "ValueReport", "inspect"]
 
 # Of longer arrays (such as a tokenizer's tokens), only length and first elements are reported.
 _MOST_ELEMENTS = 16
@@ -58,16 +64,50 @@ class InspectReport:
     total: TensorTotal
 
 
-def inspect(path: AnyPath) -> InspectReport:
-    """Reads metadata and tensor infos of a GGUF file, a safetensors file or a checkpoint folder, but no weights.
+@dataclass(frozen=True)
+class ValueReport:
+    """An input or output of an ONNX model.
 
-    Returns an InspectReport. Raises FileError or FormatError if the file cannot be read.
+    dtype: None if it is no tensor. shape: None if it is unknown; a dimension is a number, a name, or None.
+    """
+
+    name: str
+    dtype: str | None
+    shape: list[int | str | None] | None
+
+
+@dataclass(frozen=True)
+class OnnxInspectReport(InspectReport):
+    """The result of `inspect` for an ONNX model. `metadata`: its metadata_props.
+
+    `tensors`: initializers and constants, also those of subgraphs and functions. `operators`: how many nodes have each
+    operator, the most frequent first, in subgraphs and functions too. `functions`: the operators that the model
+    defines. `files`: sizes of the files beside the model that hold tensors.
+    """
+
+    ir_version: int
+    producer: str
+    opsets: dict[str, int]
+    inputs: list[ValueReport]
+    outputs: list[ValueReport]
+    operators: dict[str, int]
+    functions: list[str]
+    files: dict[str, int]
+
+
+def inspect(path: AnyPath) -> InspectReport:
+    """Reads metadata and tensor infos of a GGUF, safetensors or ONNX file or a checkpoint folder, but no weights.
+
+    Returns an InspectReport, of an ONNX model an OnnxInspectReport. Raises FileError, FormatError or UnsupportedError
+    if the file cannot be read.
 
         lowbit.inspect("model.gguf").total.bits_per_weight
     """
     path = Path(checked(path))
     if is_dir(path) or path.suffix == ".safetensors":
         return _inspect_safetensors(path)
+    if is_onnx(path):
+        return _inspect_onnx(path)
     with gguf.open(path) as file:
         tensors = [
             _tensor(info.name, info.shape, info.format, file.num_bytes(info.name)) for info in file.infos.values()
@@ -89,6 +129,62 @@ def _inspect_safetensors(path: Path) -> InspectReport:
     ]
     file_bytes = sum(file.stat().st_size for file in {t.file.path for t in stored.values()})
     return _report(path, kind, file_bytes, metadata, tensors)
+
+
+def _inspect_onnx(path: Path) -> OnnxInspectReport:
+    model = reading.open_model(path)
+    nodes = list(_nodes(model))
+    tensors = [
+        _tensor(name, tensor.shape, dtype_name(tensor.dtype), tensor.nbytes) for name, tensor in _tensors(model, nodes)
+    ]
+    files = {location: file.size for location, file in model.files.items()}
+    size = os.path.getsize(path) + sum(files.values())
+    report = _report(path, f"ONNX IR version {model.ir_version}", size, dict(model.metadata), tensors)
+    return OnnxInspectReport(
+        **vars(report),
+        ir_version=model.ir_version,
+        producer=f"{model.producer} {model.rest.get('producer_version', '')}".strip(),
+        opsets={domain or "ai.onnx": version for domain, version in model.opsets.items()},
+        inputs=[_value(value) for value in model.inputs],
+        outputs=[_value(value) for value in model.outputs],
+        operators=dict(Counter(node.operator for node in nodes).most_common()),
+        functions=[function.operator for function in model.functions],
+        files=files,
+    )
+
+
+def _graphs(model: Model) -> Iterator[Graph]:
+    yield from model.graph.graphs()
+    for function in model.functions:
+        for node in function.nodes:
+            for graph in node.subgraphs:
+                yield from graph.graphs()
+
+
+def _nodes(model: Model) -> Iterator[Node]:
+    for graph in _graphs(model):
+        yield from graph.nodes
+    for function in model.functions:
+        yield from function.nodes
+
+
+def _tensors(model: Model, nodes: Iterable[Node]) -> Iterator[tuple[str, Tensor]]:
+    """Tensors with their names. One in an attribute is called as the first output of its node."""
+    for graph in _graphs(model):
+        yield from graph.tensors.items()
+    for node in nodes:
+        for attribute in node.attributes.values():
+            for value in attribute.value if isinstance(attribute.value, tuple) else (attribute.value,):
+                if isinstance(value, Tensor):
+                    yield next(iter(node.outputs), node.name), value
+
+
+def _value(value: Value) -> ValueReport:
+    return ValueReport(
+        value.name,
+        None if value.dtype is None else dtype_name(value.dtype),
+        None if value.shape is None else list(value.shape),
+    )
 
 
 def _report(

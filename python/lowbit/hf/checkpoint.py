@@ -297,7 +297,10 @@ def _not_a_checkpoint(folder: Path, missing: str) -> Error:
             f"this folder has GGUF files, not a checkpoint: use the path {folder / name}", path=folder
         )
     if name := found("*.onnx", "onnx/*.onnx"):
-        return UnsupportedError(f"{name} is an ONNX model; lowbit reads safetensors", path=folder)
+        return UnsupportedError(
+            f"{name} is an ONNX model, of which lowbit makes no GGUF file: give it to lowbit inspect or lowbit onnx",
+            path=folder,
+        )
     if name := found("consolidated*", "params.json"):
         return UnsupportedError(
             f"{name} is in the format of the model's authors; use the checkpoint for transformers", path=folder
@@ -327,7 +330,8 @@ class Checkpoint:
         if is_file(self.folder):
             if self.folder.suffix in PICKLES:
                 raise _pickle(self.folder.parent, self.folder.name)
-            other = "; lowbit quantize takes GGUF files" if self.folder.suffix == ".gguf" else ""
+            commands = {".gguf": "; lowbit quantize takes GGUF files", ".onnx": "; lowbit onnx takes ONNX models"}
+            other = commands.get(self.folder.suffix, "")
             raise FileError(
                 "a file", path=self.folder, errno=errno.ENOTDIR, expected=f"the folder of a checkpoint{other}"
             )

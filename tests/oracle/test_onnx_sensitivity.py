@@ -1,0 +1,117 @@
+"""Errors of single nodes and `max_error`, measured on onnxruntime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_onnx_dynamic import Feeds, Maker, attention, errors, run
+
+import lowbit
+from lowbit.onnx import OnnxOptions
+
+pytestmark = pytest.mark.oracle
+
+
+def network(path: Path) -> tuple[Path, Feeds]:
+    """Three products; the activations of the second have an outlier that costs it most bits."""
+    make = Maker()
+    x = make.node("MatMul", "x", make.constant(make.normal(32, 32) / 6))
+    outlier = np.ones(32, np.float32)
+    outlier[3] = 1000
+    weight = make.normal(32, 32) / 6
+    weight[3] /= 1000
+    x = make.node("MatMul", make.node("Mul", x, make.constant(outlier)), make.constant(weight))
+    x = make.node("MatMul", make.node("Relu", x), make.constant(make.normal(32, 32) / 6))
+    return make.save(path, {"x": make.normal(8, 32)}, x)
+
+
+def alone(source: Path, target: Path, feeds: Feeds, name: str, **options: Any) -> float:
+    lowbit.onnx.quantize(source, target, mode="dynamic", include_nodes=[name], **options)
+    return max(errors(run(source, feeds), run(target, feeds)))
+
+
+def test_errors_of_single_nodes(tmp_path: Path) -> None:
+    source, feeds = network(tmp_path / "float.onnx")
+    report = lowbit.onnx.sensitivity(source, OnnxOptions(mode="dynamic"), inputs=[feeds])
+    assert sorted(node.name for node in report) == ["node0", "node2", "node4"]
+    assert report[0].name == "node2"
+    found = [node.error or 0 for node in report]
+    assert found == sorted(found, reverse=True)
+    for node in report:
+        assert node.error == pytest.approx(alone(source, tmp_path / "q.onnx", feeds, node.name), rel=1e-3)
+
+
+def test_inputs_of_npz_files_and_random_ones(tmp_path: Path) -> None:
+    source, feeds = network(tmp_path / "float.onnx")
+    options = OnnxOptions(mode="dynamic", exclude_nodes=["node0"])
+    np.savez(tmp_path / "inputs.npz", **feeds)  # type: ignore[arg-type]
+    of_file = lowbit.onnx.sensitivity(source, options, inputs=tmp_path / "inputs.npz")
+    assert [node.name for node in of_file] == ["node2", "node4"]
+    assert of_file == lowbit.onnx.sensitivity(source, options, inputs=[feeds])
+    of_random = lowbit.onnx.sensitivity(source, options)
+    assert [node.name for node in of_random] == ["node2", "node4"]
+    assert of_random == lowbit.onnx.sensitivity(source, options)
+    assert of_random != of_file
+
+
+def test_worst_nodes_stay_float(tmp_path: Path) -> None:
+    source, feeds = network(tmp_path / "float.onnx")
+    target = tmp_path / "q.onnx"
+    everything = lowbit.onnx.quantize(source, target, mode="dynamic", inputs=[feeds], max_error=1)
+    assert everything.kept == []
+    assert everything.error == pytest.approx(max(errors(run(source, feeds), run(target, feeds))), rel=1e-3)
+    report = lowbit.onnx.quantize(source, target, mode="dynamic", inputs=[feeds], max_error=0.02)
+    assert [node.name for node in report.kept] == ["node2"]
+    assert "changes the output by" in report.kept[0].reason
+    assert report.error is not None
+    assert report.error <= 0.02 < (everything.error or 0)
+    assert max(errors(run(source, feeds), run(target, feeds))) == pytest.approx(report.error, rel=1e-3)
+    report = lowbit.onnx.quantize(source, target, mode="dynamic", inputs=[feeds], max_error=0)
+    assert report.quantized == []
+    assert report.error == 0
+
+
+def test_names_with_signs_of_patterns(tmp_path: Path) -> None:
+    source, feeds = network(tmp_path / "float.onnx")
+    model = lowbit.onnx.open(source)
+    names = iter(["a[0]", "a0", "a*"])
+    nodes = [lowbit.onnx.Node(n.op_type, n.inputs, n.outputs, n.attributes, next(names))
+             if n.op_type == "MatMul" else n for n in model.nodes]  # fmt: skip
+    graph = lowbit.onnx.Graph("g", tuple(nodes), model.graph.tensors, model.graph.inputs, model.graph.outputs)
+    found = lowbit.onnx.sensitivity(model.with_graph(graph), OnnxOptions(mode="dynamic"), inputs=[feeds])
+    assert {node.name for node in found} == {"a[0]", "a0", "a*"}
+    expected = lowbit.onnx.sensitivity(source, OnnxOptions(mode="dynamic"), inputs=[feeds])
+    assert [node.error for node in found] == [node.error for node in expected]
+
+
+@pytest.mark.parametrize("mode", ["weight-only", "float16", "bfloat16", "static"])
+def test_other_modes(mode: str, tmp_path: Path) -> None:
+    source, feeds = attention(tmp_path / "float.onnx")
+    more: dict[str, Any] = {"calibration": [feeds]} if mode == "static" else {"inputs": [feeds]}
+    free = lowbit.onnx.quantize(source, tmp_path / "q.onnx", mode=mode, max_error=10, **more)
+    assert free.error
+    bound = free.error * 0.9
+    report = lowbit.onnx.quantize(source, tmp_path / "q.onnx", mode=mode, max_error=bound, **more)
+    assert report.error is not None
+    assert report.error <= bound
+    assert len(report.kept) > len(free.kept)
+
+
+def test_inputs_of_another_type(tmp_path: Path) -> None:
+    source, feeds = attention(tmp_path / "float.onnx")
+    report = lowbit.onnx.quantize(
+        source, tmp_path / "q.onnx", mode="float16", keep_io=False, max_error=0.01, inputs=[feeds]
+    )
+    assert 0 < (report.error or 0) < 0.01
+    assert report.kept == []
+
+
+def test_refusals(tmp_path: Path) -> None:
+    source, feeds = network(tmp_path / "float.onnx")
+    for options in ({"max_error": -1}, {"max_error": "small"}, {"inputs": [feeds]}):
+        with pytest.raises(lowbit.InputError):
+            lowbit.onnx.quantize(source, tmp_path / "q.onnx", mode="dynamic", **options)  # type: ignore[arg-type]
+    assert not (tmp_path / "q.onnx").exists()
