@@ -186,6 +186,8 @@ def test_each_option_arrives(
     assert {name: given[name] for name in expected} == expected
     run("quantize", source, tmp_path / "out.onnx", "--mode", "weight-only", "--bits", "2", "--node-bits", "a=b*=8")
     assert given["bits"] == {"a=b*": 8, "*": 2}
+    run("quantize", source, tmp_path / "out.onnx", "--mode", "weight-only", "--node-bits", "*=8")
+    assert given["bits"] == {"*": 8}
     np.savez(tmp_path / "i.npz", a=np.ones(3, np.float32))
     words = ["--block-size", "64", "--no-symmetric", "--accuracy-level", "0", "--standard"]
     run("quantize", source, tmp_path / "out.onnx", "--mode", "weight-only", *words, "--importances", tmp_path / "i.npz")

@@ -168,3 +168,15 @@ def test_onnxruntime_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_data_belongs_to_the_mode(tmp_path: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(lowbit.InputError, match=message):
         onnx.quantize(model(), tmp_path / "out.onnx", **options)
+
+
+def test_dimensions_below_zero_are_open(tmp_path: Path) -> None:
+    value = Value.of("x", np.float32, [-1, 3, -1])
+    graph = Graph("g", (Node.of("Identity", ["x"], ["y"]),), {}, (value,), (Value.of("y", np.float32),))
+    onnx.write(tmp_path / "a.onnx", Model(graph, {"": 17}, 8))
+    read_back = onnx.open(tmp_path / "a.onnx")
+    assert read_back.inputs[0].shape == (None, 3, None)
+    runs = [{"x": np.zeros((2, 3, 5), np.float32)}]
+    assert [feed["x"].shape for feed in feeds(runs, read_back)] == [(2, 3, 5)]
+    onnx.write(tmp_path / "b.onnx", read_back)
+    assert (tmp_path / "b.onnx").read_bytes() == (tmp_path / "a.onnx").read_bytes()

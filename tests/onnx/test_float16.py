@@ -128,3 +128,24 @@ def test_public(tmp_path: Path) -> None:
     for mode in ("float16", "bfloat16"):
         report = lowbit.onnx.quantize(source, tmp_path / "h.onnx", mode=mode)
         assert (tmp_path / "h.onnx").stat().st_size == report.bytes_after < report.bytes_before - 1500
+
+
+def test_bfloat16_inputs_need_the_opset_of_their_casts() -> None:
+    source = model([Node.of("Relu", ["x"], ["y"])], opset=12)
+    with pytest.raises(lowbit.UnsupportedError, match=r"keep_io=False.*expected opset 13.*found 12"):
+        converted(source, "bfloat16", keep_io=False)
+    result, _ = converted(source, "bfloat16")
+    assert operators(result) == ["Relu"]
+    result, _ = converted(model([Node.of("Relu", ["x"], ["y"])], opset=13), "bfloat16", keep_io=False)
+    assert operators(result) == ["Cast", "Relu", "Cast"]
+
+
+def test_only_masks_are_clamped() -> None:
+    """Variances above 65,504 occur in models of the wild; clamped ones make their channels wrong."""
+    names = ("scale", "bias", "mean", "variance")
+    nodes = [Node.of("BatchNormalization", ["x", *names], ["b"]), Node.of("Add", ["b", "mask"], ["y"])]
+    tensors = dict.fromkeys(names, np.ones(2, np.float32)) | {"variance": np.full(2, 1e8, np.float32)}
+    _, reports = converted(model(nodes, **tensors, mask=np.array([0, -3e38], np.float32)))
+    assert [(report.action, report.reason) for report in reports] == [
+        ("float", "variance has values beyond float16"), ("float16", ""),
+    ]  # fmt: skip

@@ -105,3 +105,16 @@ def test_size_of_the_files(tmp_path: Path) -> None:
         assert file_bytes(model, external_data=external_data) == size
         for path in tmp_path.iterdir():
             path.unlink()
+
+
+def test_wrong_types_are_named(tmp_path: Path) -> None:
+    target, options = tmp_path / "out.onnx", OnnxOptions(mode="dynamic")
+    with pytest.raises(lowbit.InputError, match=r"options: expected lowbit\.onnx.OnnxOptions, got 'dynamic'"):
+        onnx.sensitivity(two_products(), "dynamic")  # type: ignore[arg-type]
+    with pytest.raises(lowbit.InputError, match=r"model: expected a lowbit\.onnx.Model, got 3"):
+        onnx.write(target, 3)  # type: ignore[arg-type]
+    with pytest.raises(lowbit.InputError, match="external_data: expected a str, got 3"):
+        onnx.quantize(two_products(), target, mode=options.mode, external_data=3)  # type: ignore[arg-type]
+    with pytest.raises(lowbit.InputError, match="block_size: expected one of 16, 32, 64, 128, 256, got ndarray"):
+        OnnxOptions(mode="weight-only", block_size=np.array([16, 32]))  # type: ignore[arg-type]
+    assert not target.exists()

@@ -11,6 +11,7 @@ from test_onnx_dynamic import Feeds, Maker, attention, errors, run
 
 import lowbit
 from lowbit.onnx import OnnxOptions
+from lowbit.onnx.measuring import random_runs
 
 pytestmark = pytest.mark.oracle
 
@@ -115,3 +116,21 @@ def test_refusals(tmp_path: Path) -> None:
         with pytest.raises(lowbit.InputError):
             lowbit.onnx.quantize(source, tmp_path / "q.onnx", mode="dynamic", **options)  # type: ignore[arg-type]
     assert not (tmp_path / "q.onnx").exists()
+
+
+def test_random_inputs_of_many_open_dimensions_stay_small(tmp_path: Path) -> None:
+    """An image of 1,024 x 1,025 in each of 1,026 samples needs more memory than there is."""
+    node = lowbit.onnx.Node.of("Slice", ["x"], ["y"], axes=[1], starts=[0], ends=[1])
+    inputs = (lowbit.onnx.Value.of("x", np.float32, ["n", "a", "b", 64]),)
+    graph = lowbit.onnx.Graph("g", (node,), {}, inputs, (lowbit.onnx.Value.of("y", np.float32),))
+    sizes = []
+
+    class Session:
+        def run(self, feed: dict[str, Any]) -> dict[str, Any]:
+            sizes.append(feed["x"].size)
+            raise lowbit.UnsupportedError("no")
+
+    with pytest.raises(lowbit.InputError, match="does not run with random inputs"):
+        random_runs(lowbit.onnx.Model(graph, {"": 9}, 6), Session())  # type: ignore[arg-type]
+    assert len({*sizes}) >= 3
+    assert max(sizes) <= 1 << 20

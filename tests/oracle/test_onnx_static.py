@@ -293,6 +293,14 @@ def test_values_that_are_not_finite_stay_float(tmp_path: Path) -> None:
     assert [node.name for node in report.quantized] == ["b/MatMul"]
 
 
+def test_a_sum_behind_a_product_that_is_not_finite(tmp_path: Path) -> None:
+    """The sum was to be the product's bias, so that only the sum was observed."""
+    huge = np.full((1, 1, 28, 28), 3e38, np.float32)
+    report = lowbit.onnx.quantize(MNIST, tmp_path / "out.onnx", mode="static", calibration=[{"Input3": huge}])
+    assert "the calibration gave values that are not finite" in {node.reason for node in report.kept}
+    ort.InferenceSession(tmp_path / "out.onnx")
+
+
 def test_nodes_of_integers_and_of_float16_stay(tmp_path: Path) -> None:
     net = networks.Network(9)
     net.constant("w", net.rng.standard_normal((4, 4)).astype(np.float16))

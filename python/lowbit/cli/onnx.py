@@ -205,7 +205,8 @@ def _options(given: dict[str, Any]) -> dict[str, Any]:
     for name in _REPEATED:
         given[name] = tuple(given[name] or ())
     if node_bits := given.pop("node_bits"):
-        given["bits"] = {**dict(parsed("--node-bits", _node_bits, node_bits)), "*": given["bits"]}
+        patterns = dict(parsed("--node-bits", _node_bits, node_bits))
+        given["bits"] = {**patterns, "*": patterns.get("*", given["bits"])}
     if given["importances"] is not None:
         given["importances"] = load_arrays(given["importances"])
     with wrong_usage():

@@ -18,6 +18,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from lowbit.base.errors import UnsupportedError
 from lowbit.onnx.dtypes import Bytes, element_type, pack
 from lowbit.onnx.graph import Attribute, Graph, Model, Node, Value
 from lowbit.onnx.options import OnnxOptions
@@ -47,6 +48,11 @@ STAY_FLOAT: Mapping[str, str] = {
 }
 #: Inputs that are float32 whatever the type of the others is: sizes, not values.
 _FLOAT_INPUTS: Mapping[str, Sequence[int]] = {"Resize": (1, 2)}
+#: Operators whose constants are numbers to calculate with, and no masks that may be clamped.
+_NO_MASKS = (
+    "BatchNormalization", "Conv", "ConvTranspose", "Div", "GRU", "Gemm", "InstanceNormalization", "LSTM",
+    "LayerNormalization", "MatMul", "RNN",
+)  # fmt: skip
 #: Operators of com.microsoft whose values have one float type.
 _MICROSOFT = (
     "BiasGelu", "FastGelu", "FusedMatMul", "Gelu", "GroupQueryAttention", "MultiHeadAttention", "QuickGelu",
@@ -57,7 +63,13 @@ _BFLOAT16_OPSET = 13
 
 
 def float16(model: Model, options: OnnxOptions) -> tuple[Model, list[NodeReport]]:
-    """The model in 16 bits. options.mode: "float16" or "bfloat16". Also `keep_io`, `out_of_range`."""
+    """The model in 16 bits. options.mode: "float16" or "bfloat16". Also `keep_io`, `out_of_range`.
+
+    Raises UnsupportedError if inputs and outputs would be bfloat16 below the opset whose Cast knows it.
+    """
+    if options.mode == "bfloat16" and not options.keep_io and model.opset < _BFLOAT16_OPSET:
+        expected = f"opset {_BFLOAT16_OPSET}: use onnx.version_converter"
+        raise UnsupportedError("keep_io=False: bfloat16 inputs are cast:", expected=expected, found=model.opset)
     change = _Conversion(model, options)
     graph, _ = change.graph(model.graph, is_main=True)
     return with_added(replace(model, graph=graph), change.scope), change.reports
@@ -232,7 +244,7 @@ class _Conversion:
             )
             if not known:
                 return f"an operator of {node.domain}"
-        if self._options.out_of_range == "float":
+        if self._options.out_of_range == "float" or (node.operator in _NO_MASKS and not self._stores_only):
             for name in node.inputs:
                 tensor = self._initializer(name)
                 if tensor is not None and tensor.dtype == _FLOAT32 and _exceeds(tensor.array, self._low):

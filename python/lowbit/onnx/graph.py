@@ -269,8 +269,10 @@ def _read_type(encoded: Bytes | None) -> tuple[np.dtype[Any] | None, tuple[int |
 
 
 def _read_dimension(encoded: Bytes) -> int | str | None:
+    """A dimension. Numbers below 0 are unknown: Paddle's exporter writes -1 for open dimensions."""
     fields = _core.onnx_fields("TensorShapeProto.Dimension", encoded)
-    return fields.get("dim_value", fields.get("dim_param") or None)
+    number: int | None = fields.get("dim_value")
+    return fields.get("dim_param") or None if number is None or number < 0 else number
 
 
 @dataclass(frozen=True, eq=False)

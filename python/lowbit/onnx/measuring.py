@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import islice, product
 from typing import Any
@@ -16,7 +17,11 @@ from lowbit.onnx.running import Array, Feed, Session
 
 #: Sizes of open dimensions, and the number of sizes that a model is run with: results may depend on them.
 _SIZES = (2, 1, 5, 16, 64, 256, 1024)
+#: The largest size that is tried however large the inputs are.
+_ALWAYS = 2
 _RUNS = 3
+#: More elements of random inputs are not tried: values between nodes may be 100 times as many.
+_MOST_ELEMENTS = 1 << 20
 #: Random integers are below one of these: they may be indices, counts or flags.
 _BELOW = (100, 2)
 #: Runs of given inputs that are compared.
@@ -53,14 +58,13 @@ def _error(expected: Sequence[Array], found: Sequence[Array]) -> float:
     return float(np.sqrt(lost / total)) if total else (np.inf if lost else 0.0)
 
 
-def random_feed(model: Model, size: int, below: int, are_equal: bool) -> dict[str, Array]:
-    """Random values for each input of a model, integers below a bound.
+def random_feed(model: Model, size: int, below: int, are_equal: bool) -> dict[str, Array] | None:
+    """Random values for each input of a model, integers below a bound. None if they would be too many.
 
     Open dimensions get a size from `size` on: one for each name, or one for all.
     """
-    rng = np.random.default_rng(size)
     sizes: dict[str | int, int] = {}
-    feed = {}
+    shapes = []
     for value in model.inputs:
         if value.dtype is None or value.shape is None or value.dtype == object:
             raise InputError(f"input {shown(value.name)} has no type and shape to make values for: give inputs")
@@ -70,8 +74,15 @@ def random_feed(model: Model, size: int, below: int, are_equal: bool) -> dict[st
                 key = len(sizes) if dim is None else dim
                 dim = size if are_equal else sizes.setdefault(key, size + len(sizes))
             shape.append(dim)
-        feed[value.name] = _random(value.dtype, shape, below, rng)
-    return feed
+        shapes.append(shape)
+    if size > _ALWAYS and sum(map(math.prod, shapes)) > _MOST_ELEMENTS:
+        return None
+    rng = np.random.default_rng(size)
+    return {
+        value.name: _random(value.dtype, shape, below, rng)
+        for value, shape in zip(model.inputs, shapes, strict=True)
+        if value.dtype is not None
+    }
 
 
 def _random(dtype: np.dtype[Any], shape: list[int], below: int, rng: np.random.Generator) -> Array:
@@ -89,6 +100,8 @@ def random_runs(model: Model, session: Session) -> tuple[list[Feed], list[dict[s
     results: list[dict[str, Array]] = []
     for below, are_equal, size in product(_BELOW, (False, True), _SIZES):
         feed = random_feed(model, size, below, are_equal)
+        if feed is None:
+            continue
         try:
             results.append(session.run(feed))
         except UnsupportedError as error:

@@ -173,5 +173,5 @@ class OnnxOptions:
 
 
 def _check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
-    if value not in choices:
+    if not isinstance(value, (str, int, np.integer)) or value not in choices:
         raise arguments.wrong(name, f"one of {', '.join(map(str, choices))}", value)

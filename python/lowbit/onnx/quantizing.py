@@ -128,6 +128,8 @@ def sensitivity(
 
     inputs: what to measure with; see `quantize`, also for calibration. Needs the extra `onnx`. Raises as `quantize`.
     """
+    if not isinstance(options, OnnxOptions):
+        raise arguments.wrong("options", "lowbit.onnx.OnnxOptions", options)
     model = _opened(source, options)
     comparison = Comparison(model, calibration if inputs is None else inputs, num_threads(options.threads))
     return node_errors(options, _change(model, options, calibration, progress), comparison, progress)

@@ -111,6 +111,10 @@ def _calibrated(model: Model, options: OnnxOptions, calibration: CalibrationData
         elif not each.runs:
             refused[name] = "the calibration gave no values"
     plan = make_plan(model, options, scope, refused, session.matrices())
+    while lacking := [name for name in ranged(plan, scope) if name not in observed]:
+        # A product whose bias was an Add: the sum was observed, and stays float now.
+        refused |= dict.fromkeys(lacking, "the calibration gave values that are not finite behind it")
+        plan = make_plan(model, options, scope, refused, session.matrices())
     found = {}
     for name in ranged(plan, scope):
         low, high = observed[name].range(options.activations, options.symmetric_activations, options.percentile)

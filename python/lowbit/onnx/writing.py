@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any, TypeAlias
 
 from lowbit import _core
+from lowbit.base import arguments
 from lowbit.base.atomic import AtomicFile
 from lowbit.base.errors import FileError, InputError
 from lowbit.base.file_sets import replacing_set
@@ -56,6 +57,8 @@ def write(
     another model's.
     """
     where = checked(path)
+    if not isinstance(model, Model):
+        raise arguments.wrong("model", "a lowbit.onnx.Model", model)
     with operation():
         contents = _contents(model, where, external_data)
         folder = os.path.dirname(where)
@@ -81,7 +84,7 @@ def _contents(model: Model, path: str, external_data: bool | str | None) -> dict
         external_data = True
     if external_data is False:
         return {name: _checked(_encode(_with_tensors(model, _inside)), path, "less than 2 GiB, or external_data=True")}
-    beside = f"{name}.data" if external_data is True else str(external_data)
+    beside = f"{name}.data" if external_data is True else arguments.text("external_data", external_data)
     check_location(beside)
     beside = os.path.normpath(beside)
     if beside == name:
