@@ -9,6 +9,7 @@ from importlib.util import find_spec
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from random_network import make_spec, random_tensors
 
 import lowbit
@@ -26,6 +27,11 @@ if "LOWBIT_GGML" not in os.environ:
 
 # Shells start background jobs with Ctrl-C ignored, which programs inherit; some tests are about Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# hypothesis gives an example 0.2 seconds, which a busy machine does not keep.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 def pytest_report_header() -> str:

@@ -269,7 +269,7 @@ def test_any_blocks_decode(simd, name):
     np.testing.assert_array_equal(lowbit.dequantize(data, name), expected)
 
 
-@settings(deadline=None, max_examples=60, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(seed=st.integers(0, 2**32 - 1), rows=st.integers(1, 9), blocks=st.integers(1, 40), exponent=st.integers(-60, 60))
 @pytest.mark.parametrize("legacy", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "F16", "BF16"])
 def test_encode_as_the_gguf_package(legacy, seed, rows, blocks, exponent):

@@ -383,7 +383,7 @@ class TestWriter:
     )
     DATA = bytes(range(60)) + bytes(range(136)) + bytes(range(7))
 
-    @settings(deadline=None, max_examples=50)
+    @settings(max_examples=50)
     @given(cuts=st.lists(st.integers(0, 203), max_size=8))
     def test_pieces_of_any_size(self, tmp_path_factory: pytest.TempPathFactory, cuts: list[int]) -> None:
         path = tmp_path_factory.mktemp("pieces") / "x.gguf"

@@ -115,7 +115,7 @@ def test_there_and_back_again(path: Path) -> None:
     assert edit(path, {"general.name": "before"}).bytes_written == 0
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.lists(
         st.tuples(

@@ -69,7 +69,7 @@ def test_ids_of_the_test_texts(pair: Any) -> None:
         assert ours.encode(text, add_special_tokens=False) == theirs.encode(text), text
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(data=st.data())
 def test_ids_and_back(pair: Any, data: Any) -> None:
     ours, theirs, is_plain = pair

@@ -43,7 +43,7 @@ def pair(request, tmp_path_factory) -> tuple[lowbit.Tokenizer, PreTrainedTokeniz
     return lowbit.load_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(text=TEXT, special=st.booleans())
 def test_ids(pair, text, special):
     ours, theirs = pair
@@ -56,7 +56,7 @@ def test_ids_of_every_stored_text(pair):
         assert ours.encode(text, add_special_tokens=special) == theirs.encode(text, add_special_tokens=special)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(data=st.data(), skip=st.booleans())
 def test_decode(pair, data, skip):
     ours, theirs = pair

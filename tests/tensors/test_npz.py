@@ -169,7 +169,7 @@ np.savez(WHOLE, data=np.arange(68, dtype=np.uint8).reshape(2, 34), format=np.arr
 CHANGES = st.lists(st.tuples(st.integers(0, len(WHOLE.getvalue()) - 1), st.integers(0, 255)), max_size=6)
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=300, derandomize=True)
 @given(CHANGES, st.integers(0, 40))
 def test_damage_is_a_typed_error(tmp_path_factory, changes: list[tuple[int, int]], cut: int) -> None:
     data = bytearray(WHOLE.getvalue())

@@ -88,7 +88,7 @@ def test_round_trip(tokenizers, name):
 
 
 @pytest.mark.parametrize("name", ["bard", *KINDS])
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_stream_is_decode_in_pieces(tokenizers, name, data):
     t = tokenizers[name]
@@ -140,7 +140,7 @@ def test_stream_as_continuation_keeps_the_space(tokenizers):
         None,
     ],
 )  # fmt: skip
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(ids=st.lists(st.integers(0, 7), max_size=12))
 def test_stream_for_every_kind_of_decoder(tmp_path_factory, decoder, ids):
     vocab = {token: i for i, token in enumerate(["a", "##b", "\u2581c", "\u2581", " ", "<0xC3>", "<0xA9>", "."])}
@@ -163,7 +163,6 @@ def stopped(text: str, stops: list[str]) -> str:
     return text
 
 
-@settings(deadline=None)
 @given(st.text("abc", max_size=30), st.lists(st.text("abc", min_size=1, max_size=4), max_size=3), st.data())
 def test_stop_filter_cuts_wherever_the_text_is_cut(text, stops, data):
     filter_ = StopFilter(stops)

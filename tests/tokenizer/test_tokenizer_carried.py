@@ -97,7 +97,7 @@ def test_what_is_carried(changed: Any) -> None:
     assert tokenizer_differences(record(source), result).equal
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(text=st.text())
 def test_ids_are_the_sources(changed: Any, text: str) -> None:
     _, _, source, result = changed
