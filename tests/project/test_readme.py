@@ -41,13 +41,14 @@ def test_commands_and_programs(
     text = (DATA / "bard-valid.txt").read_text(encoding="utf-8")[:6000]
     for name in ("text.txt", "calibration.txt"):
         Path(name).write_text(text, encoding="utf-8")
+    shutil.copy(Path(__file__).parents[1] / "data" / "onnx" / "mnist.onnx", "model.onnx")
     commands = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("lowbit")]
-    assert len(commands) == 7
+    assert len(commands) == 8
     for command in commands:
         monkeypatch.setattr(sys, "stdin", io.StringIO("Hello\n/exit\n"))
         arguments = shlex.split(command.replace(" --plot ladder.svg", " --rungs Q8_0,Q2_K"))  # without matplotlib
         assert execute(arguments[1:]) == 0, (command, capfd.readouterr().err)
     programs = blocks("python")
-    assert len(programs) == 3
+    assert len(programs) == 4
     for program in programs:
         exec(compile(program, "README.md", "exec"), {})

@@ -112,10 +112,11 @@ class _Conversion:
             self._note(value.name, dtype, self._low if lowered else dtype)
             inputs.append(replace(value, dtype=self._low) if lowered else value)
         wanted = {value.name: self._low if lowers_io else _FLOAT32 for value in graph.outputs}
-        angles = _calculate_angles(graph)
+        reasons = dict.fromkeys(_calculate_angles(graph), "it calculates angles")
+        reasons |= dict.fromkeys(_move_batches(graph), "ONNX Runtime 1.32 cannot load it before a MatMul")
         nodes: list[Node] = []
         for node in graph.nodes:
-            self._convert(node, nodes, wanted, "it calculates angles" if id(node) in angles else "")
+            self._convert(node, nodes, wanted, reasons.get(id(node), ""))
         outputs = tuple(self._typed(value) for value in graph.outputs)
         values = tuple(self._typed(value) for value in graph.values)
         types = [self._types.get(value.name) for value in graph.outputs]
@@ -346,6 +347,22 @@ def _with_type(node: Node, low: np.dtype[Any]) -> Node:
             made = Attribute.of("value", Tensor.of("", lowered(array, low)))
             return replace(node, attributes={**node.attributes, "value": made})
     return node
+
+
+def _move_batches(graph: Graph) -> set[int]:
+    """The ids of the nodes that move the first axis before or behind the last one, for a MatMul.
+
+    ONNX Runtime 1.32 cannot load the two in float16.
+    """
+    factors = {name for node in graph.nodes if node.operator == "MatMul" for name in node.inputs}
+    found = set()
+    for node in graph.nodes:
+        perm = node.get("perm")
+        if node.operator == "Transpose" and isinstance(perm, tuple) and not factors.isdisjoint(node.outputs):
+            *axes, last = range(1, max(len(perm), 2))
+            if axes and perm in ((*axes, 0, last), (*axes, last, 0)):
+                found.add(id(node))
+    return found
 
 
 def _calculate_angles(graph: Graph) -> set[int]:
