@@ -67,8 +67,7 @@ class Tensor(Message):
         """
         array = np.asarray(array)
         if array.dtype == object or array.dtype.kind in "US":
-            texts = [text.encode() if isinstance(text, str) else bytes(text) for text in array.reshape(-1).tolist()]
-            return cls(name, np.dtype(object), array.shape, texts)
+            return cls(name, np.dtype(object), array.shape, [_text(name, each) for each in array.reshape(-1).tolist()])
         element_type(array.dtype)
         return cls(name, array.dtype.newbyteorder("="), array.shape, _Elements(array))
 
@@ -105,13 +104,16 @@ class Tensor(Message):
 
     @property
     def array(self) -> npt.NDArray[Any]:
-        """The elements: a read-only view of the file if it has them as an array, else a new array."""
+        """The elements, read-only: a view of the file if it has them as an array, else a new array."""
         try:
             if isinstance(self.source, list):
-                strings = np.empty(len(self.source), object)
-                strings[:] = self.source
-                return strings.reshape(self.shape)
-            return unpack(self.raw, self.dtype, self.shape)
+                elements: npt.NDArray[Any] = np.empty(len(self.source), object)
+                elements[:] = self.source
+                elements = elements.reshape(self.shape)
+            else:
+                elements = unpack(self.raw, self.dtype, self.shape).view()
+            elements.flags.writeable = False  # a change would be lost
+            return elements
         except ValueError as error:
             if isinstance(error, InputError):
                 raise
@@ -135,6 +137,13 @@ class Tensor(Message):
         if self.external is None:
             return fields | {"raw_data": self.raw if self.nbytes < _LATE else self}
         return fields | {"external_data": pairs(self.external.entries()), "data_location": _EXTERNAL}
+
+
+def _text(name: str, element: object) -> bytes:
+    if isinstance(element, (str, bytes)):
+        return element.encode() if isinstance(element, str) else element
+    found = type(element).__name__
+    raise InputError(f"tensor {shown(name)}:", tensor=name, expected="str or bytes", found=found)
 
 
 def read_tensor(encoded: Bytes, fetch: Fetch) -> Tensor:
