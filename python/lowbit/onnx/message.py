@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -13,7 +14,7 @@ _Message = TypeVar("_Message", bound="Message")
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
-class Message:
+class Message(ABC):
     """A frozen dataclass for one protobuf message (src/io/onnx_schema.h).
 
     A message that was read keeps its bytes, and is written as those. `dataclasses.replace` makes one without them,
@@ -31,9 +32,9 @@ class Message:
             if isinstance(value, dict):
                 object.__setattr__(self, name, MappingProxyType(dict(value)) if value else _NOTHING)
 
+    @abstractmethod
     def fields(self) -> dict[str, Any]:
         """The fields for `_core.encode_onnx`."""
-        raise NotImplementedError
 
     def content(self) -> dict[str, Any] | Bytes:
         """The message inside another one: its bytes if it is as it was read, else its fields."""

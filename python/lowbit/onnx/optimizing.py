@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lowbit.base import arguments
 from lowbit.base.errors import Error, FormatError, InputError
-from lowbit.base.operation import operation, reading, replacing
+from lowbit.base.operation import operation, replacing
 from lowbit.base.paths import AnyPath, checked
 from lowbit.base.progress import ProgressLike, steps
 from lowbit.base.quoting import reason
@@ -19,7 +19,7 @@ from lowbit.onnx.calibration import CalibrationData
 from lowbit.onnx.graph import Graph, Model, Node
 from lowbit.onnx.measuring import Comparison
 from lowbit.onnx.passes import FUSIONS, TRANSFORMERS_OPSET, Pass, passes
-from lowbit.onnx.reading import open_model
+from lowbit.onnx.reading import open_model, opened
 from lowbit.onnx.rewriting import Scope, rewrite
 from lowbit.onnx.writing import MOST_BYTES, file_bytes, write
 
@@ -98,9 +98,7 @@ def optimize(
             raise arguments.wrong("fusions", ", ".join(FUSIONS), name)
     tolerance = arguments.number("tolerance", tolerance, 0)
     target, dry_run, threads = checked(target), arguments.flag("dry_run", dry_run), num_threads(threads)
-    model = source if isinstance(source, Model) else open_model(source)
-    if model.path is not None:
-        reading(model.path)
+    model = opened(source)
     replacing([target])
     comparison = Comparison(model, inputs, threads)
     with tempfile.TemporaryDirectory(prefix="lowbit-", ignore_cleanup_errors=True) as folder:

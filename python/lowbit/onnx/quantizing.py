@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from lowbit.base import arguments
 from lowbit.base.errors import InputError
-from lowbit.base.operation import operation, reading, replacing
+from lowbit.base.operation import operation, replacing
 from lowbit.base.paths import AnyPath, checked
 from lowbit.base.progress import ProgressLike
 from lowbit.base.threads import num_threads
@@ -19,7 +19,7 @@ from lowbit.onnx.calibration import CalibrationData, repeatable
 from lowbit.onnx.graph import Model
 from lowbit.onnx.measuring import Comparison
 from lowbit.onnx.options import OnnxOptions
-from lowbit.onnx.reading import open_model
+from lowbit.onnx.reading import opened
 from lowbit.onnx.report import NodeReport, QuantizeReport
 from lowbit.onnx.sensitivities import Change, node_errors, within
 from lowbit.onnx.writing import file_bytes, write
@@ -136,9 +136,7 @@ def sensitivity(
 
 
 def _opened(source: AnyPath | Model, options: OnnxOptions) -> Model:
-    model = source if isinstance(source, Model) else open_model(source)
-    if model.path is not None:
-        reading(model.path)
+    model = opened(source)
     options.check(model)
     return model
 

@@ -8,6 +8,7 @@ from lowbit import _core
 from lowbit.base.errors import UnsupportedError
 from lowbit.base.files import FileReader
 from lowbit.base.foreign import named, of_file
+from lowbit.base.operation import reading
 from lowbit.base.paths import AnyPath, checked
 from lowbit.onnx.external import Files
 from lowbit.onnx.graph import Model, read_model
@@ -36,3 +37,11 @@ def open_model(path: AnyPath) -> Model:
             found = f"IR version {model.ir_version}"
             raise UnsupportedError(f"{found}:", expected=f"{IR_VERSIONS[0]} to {IR_VERSIONS[-1]}")
         return model
+
+
+def opened(source: AnyPath | Model) -> Model:
+    """The model of a path, or the given one, as what the operation reads (`lowbit.base.operation`)."""
+    model = source if isinstance(source, Model) else open_model(source)
+    if model.path is not None:
+        reading(model.path)
+    return model

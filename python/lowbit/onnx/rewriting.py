@@ -31,6 +31,13 @@ class Scope:
         #: What a rewrite notes of values, by any key: what it notes in a subgraph is forgotten at its end.
         self.notes: MutableMapping[Any, Any] = ChainMap()
 
+    @classmethod
+    def of_graph(cls, model: Model) -> Scope:
+        """What the nodes of the model's graph see."""
+        scope = cls(model)
+        scope.enter(model.graph)
+        return scope
+
     def constant(self, name: str) -> Tensor | None:
         """The value that a name always has: an initializer that is no input, or the result of a Constant node.
 

@@ -54,8 +54,7 @@ def static(
 def _smoothed(model: Model, options: OnnxOptions, calibration: CalibrationData, progress: ProgressLike) -> Model:
     """The model after SmoothQuant."""
     assert options.smooth is not None
-    scope = Scope(model)
-    scope.enter(model.graph)
+    scope = Scope.of_graph(model)
     session = Session(model, candidates(model, scope), threads=options.threads or 1)
     plan = make_plan(model, options, scope, _not_float(session), session.matrices())
     groups = smoothed_inputs(plan, scope)
@@ -89,8 +88,7 @@ def _runs(
 
 
 def _calibrated(model: Model, options: OnnxOptions, calibration: CalibrationData, progress: ProgressLike) -> Calibrated:
-    scope = Scope(model)
-    scope.enter(model.graph)
+    scope = Scope.of_graph(model)
     session = Session(model, candidates(model, scope), threads=options.threads or 1)
     refused = _not_float(session)
     plan = make_plan(model, options, scope, refused, session.matrices())

@@ -47,9 +47,7 @@ class Calibrated(NamedTuple):
 
     def again(self, model: Model) -> Calibrated:
         """The same for another rewriting of the model."""
-        scope = Scope(model)
-        scope.enter(model.graph)
-        return self._replace(scope=scope)
+        return self._replace(scope=Scope.of_graph(model))
 
 
 class _Weight(NamedTuple):
