@@ -12,9 +12,10 @@ import onnx_networks as networks
 import pytest
 
 from lowbit.onnx import Model, Node, OnnxOptions
+from lowbit.onnx.channel_values import ChannelValues, mean_shift, weight_importance
 from lowbit.onnx.channels import quantize_channels
 from lowbit.onnx.rewriting import Scope
-from lowbit.onnx.smooth import ChannelValues, importance, mean_shift, smoothed, smoothed_inputs
+from lowbit.onnx.smooth import smoothed, smoothed_inputs
 from lowbit.onnx.static_plan import make_plan
 
 Array = npt.NDArray[Any]
@@ -129,7 +130,7 @@ def test_errors_count_as_much_as_the_input_varies(per_channel: bool) -> None:
     rng = np.random.default_rng(0)
     weight = normal(64, 16)
     inputs = rng.standard_normal((1000, 64)) * np.exp(1.5 * rng.standard_normal(64)) + 1
-    counts = importance(Node.of("MatMul", ["x", "w"], ["y"]), weight.shape, seen(inputs))
+    counts = weight_importance(Node.of("MatMul", ["x", "w"], ["y"]), weight.shape, seen(inputs), True)
     assert counts is not None
     errors = []
     for each in (counts, None):
@@ -150,30 +151,32 @@ def test_errors_count_as_much_as_the_input_varies(per_channel: bool) -> None:
         ("ConvTranspose", (4, 3, 2, 2), {"group": 2}, 1),
     ],
 )
+@pytest.mark.parametrize("is_corrected", [True, False])
 def test_importance_of_each_weight(
-    operator: str, shape: tuple[int, ...], attributes: dict[str, int], axis: int
+    operator: str, shape: tuple[int, ...], attributes: dict[str, int], axis: int, is_corrected: bool
 ) -> None:
-    """Weights get the variance of the input channel that they are multiplied with."""
-    values = np.random.default_rng(0).standard_normal((50, 4)) * [1, 2, 3, 4]
+    """Weights get the variance, or mean square, of the input channel that they are multiplied with."""
+    values = (normal(50, 4) + np.array([2, 0, 1, 0])) * [1, 2, 3, 4]
     channels = seen(values[..., None] if axis == 1 else values, axis)
-    counts = importance(Node.of(operator, ["x", "w"], ["y"], **attributes), shape, channels)
+    counts = weight_importance(Node.of(operator, ["x", "w"], ["y"], **attributes), shape, channels, is_corrected)
     assert counts is not None
-    variances = values.var(axis=0)
-    variances += 0.05 * variances.mean()
+    expected = values.var(axis=0) if is_corrected else np.square(values).mean(axis=0)
+    expected += 0.05 * expected.mean()
+    expected /= expected.max()
     wide = np.broadcast_to(counts, shape)
     for index in np.ndindex(shape):
         if operator == "Conv":
             channel = index[1] + index[0] // (shape[0] // attributes.get("group", 1)) * shape[1]
         else:
             channel = index[1] if attributes.get("transB") else index[0]
-        assert wide[index] == pytest.approx(variances[channel])
+        assert wide[index] == pytest.approx(expected[channel])
 
 
 def test_inputs_that_never_vary_leave_the_counts_equal() -> None:
     node = Node.of("MatMul", ["x", "w"], ["y"])
-    assert importance(node, (4, 6), seen(np.ones((3, 4)))) is None
-    assert importance(node, (4, 6), ChannelValues(-1)) is None
-    assert importance(node, (2, 4, 6), seen(normal(3, 4))) is None
+    assert weight_importance(node, (4, 6), seen(np.ones((3, 4))), True) is None
+    assert weight_importance(node, (4, 6), ChannelValues(-1), True) is None
+    assert weight_importance(node, (2, 4, 6), seen(normal(3, 4)), True) is None
 
 
 def test_the_scale_is_the_best_one_for_its_codes() -> None:

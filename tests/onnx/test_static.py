@@ -14,10 +14,10 @@ import pytest
 
 import lowbit
 from lowbit.onnx import Model, Node, NodeReport, OnnxOptions, Tensor, Value
+from lowbit.onnx.channel_values import ChannelValues
 from lowbit.onnx.opsets import raised
 from lowbit.onnx.ranges import affine
 from lowbit.onnx.rewriting import Scope
-from lowbit.onnx.smooth import ChannelValues
 from lowbit.onnx.static_nodes import Calibrated, Rewriting
 from lowbit.onnx.static_plan import make_plan, ranged
 

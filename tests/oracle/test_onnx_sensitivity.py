@@ -10,7 +10,7 @@ import pytest
 from test_onnx_dynamic import Feeds, Maker, attention, errors, run
 
 import lowbit
-from lowbit.onnx import OnnxOptions
+from lowbit.onnx import OnnxOptions, static
 from lowbit.onnx.measuring import random_runs
 
 pytestmark = pytest.mark.oracle
@@ -99,6 +99,37 @@ def test_other_modes(mode: str, tmp_path: Path) -> None:
     assert report.error is not None
     assert report.error <= bound
     assert len(report.kept) > len(free.kept)
+
+
+def test_data_brings_outputs_closer(tmp_path: Path) -> None:
+    """Fitted to inputs whose channels differ, the outputs for those inputs are closer."""
+    make = Maker()
+    x = make.node("MatMul", "x", make.constant(make.normal(64, 64) / 8))
+    x = make.node("MatMul", make.node("Relu", x), make.constant(make.normal(64, 64) / 8))
+    feeds = {"x": (make.normal(32, 64) + 1) * np.exp(1.5 * make.normal(64))}
+    source, feeds = make.save(tmp_path / "float.onnx", feeds, x)
+    errors_of = []
+    for calibration in (None, [feeds]):
+        target = tmp_path / "q.onnx"
+        lowbit.onnx.quantize(source, target, mode="weight-only", bits=2, calibration=calibration)
+        errors_of.append(max(errors(run(source, feeds), run(target, feeds))))
+    assert errors_of[1] < 0.9 * errors_of[0]
+
+
+def test_static_observes_each_value_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, feeds = network(tmp_path / "float.onnx")
+    passes = []
+    observe = static.observe
+
+    def counted(*args: Any) -> Any:
+        passes.append(args[1])
+        return observe(*args)
+
+    monkeypatch.setattr(static, "observe", counted)
+    runs = iter([feeds])
+    report = lowbit.onnx.sensitivity(source, OnnxOptions(mode="static"), calibration=runs)
+    assert len(report) >= 3
+    assert len(passes) == 1
 
 
 def test_inputs_of_another_type(tmp_path: Path) -> None:

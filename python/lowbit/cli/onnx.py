@@ -75,14 +75,18 @@ PerChannel = Annotated[
 Calibration = Annotated[
     str | None,
     typer.Option(
-        "--calibration", metavar="PATH", help="static: typical inputs, an .npz file, a folder or a quoted pattern."
+        "--calibration",
+        metavar="PATH",
+        help="static, weight-only: typical inputs, an .npz file, a folder or a quoted pattern.",
     ),
 ]
 CalibrationMethod = Annotated[
     str, typer.Option("--calibration-method", help="static: minmax, average, percentile, entropy or mse.")
 ]
 Percentile = Annotated[float, typer.Option("--percentile", help="static: what the method percentile covers.")]
-BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="static: samples in a run of the calibration.")]
+BatchSize = Annotated[
+    int, typer.Option("--batch-size", min=1, help="static, weight-only: samples in a run of the calibration.")
+]
 Smooth = Annotated[
     float | None,
     typer.Option("--smooth", metavar="0..1", help="static: SmoothQuant, how much range moves into the weights."),
@@ -129,6 +133,7 @@ def _onnx() -> None:
         "lowbit onnx quantize model.onnx out.onnx --mode static --calibration 'samples/*.npz'",
         "lowbit onnx quantize model.onnx out.onnx --mode static --calibration data.npz --calibration-method mse --json",
         "lowbit onnx quantize model.onnx out.onnx --mode weight-only --bits 4 --node-bits '*lm_head*=8'",
+        "lowbit onnx quantize model.onnx out.onnx --mode weight-only --bits 2 --calibration data.npz",
         "lowbit onnx quantize model.onnx out.onnx --mode float16 --exclude-operators Softmax --dry-run",
         "lowbit onnx quantize model.onnx out.onnx --mode dynamic --max-error 0.01 --inputs data.npz",
     )

@@ -88,7 +88,7 @@ class OnnxOptions:
     per_channel: bool = _only(True, "static")
     calibration_method: str = _only("minmax", "static", choices=METHODS)
     percentile: float = _only(99.999, "static")
-    batch_size: int = _only(1, "static")
+    batch_size: int = _only(1, "static", "weight-only")
     smooth: float | None = _only(None, "static")
     bias_correction: bool = _only(True, "static")
     keep_io: bool = _only(True, "float16", "bfloat16")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -16,22 +16,19 @@ from lowbit.base.paths import AnyPath, checked
 from lowbit.base.progress import ProgressLike
 from lowbit.base.threads import num_threads
 from lowbit.onnx.calibration import CalibrationData, repeatable
+from lowbit.onnx.dynamic import dynamic
+from lowbit.onnx.float16 import float16
 from lowbit.onnx.graph import Model
 from lowbit.onnx.measuring import Comparison
+from lowbit.onnx.observing import observed_channels
 from lowbit.onnx.options import OnnxOptions
 from lowbit.onnx.reading import opened
 from lowbit.onnx.report import NodeReport, QuantizeReport
-from lowbit.onnx.sensitivities import Change, node_errors, within
+from lowbit.onnx.sensitivities import Change, Changed, node_errors, within
+from lowbit.onnx.static import Static
+from lowbit.onnx.variants import closest, variants
+from lowbit.onnx.weight_only import weight_only
 from lowbit.onnx.writing import file_bytes, write
-
-#: Mode -> module and its function, which returns the new model and the reports of the nodes. Imported when used.
-_MODES: Mapping[str, tuple[str, str]] = {
-    "dynamic": ("lowbit.onnx.dynamic", "dynamic"),
-    "static": ("lowbit.onnx.static", "static"),
-    "weight-only": ("lowbit.onnx.weight_only", "weight_only"),
-    "float16": ("lowbit.onnx.float16", "float16"),
-    "bfloat16": ("lowbit.onnx.float16", "float16"),
-}
 
 
 @operation()
@@ -78,10 +75,11 @@ def quantize(
     mode: "dynamic" (int8, activations quantized as the model runs), "static" (int8, activations calibrated),
         "weight-only", "float16" or "bfloat16".
     include_nodes ... out_of_range, threads: see `lowbit.onnx.OnnxOptions`.
-    calibration: for mode static, typical inputs: an .npz file, a folder or pattern ("data/*.npz") of those, or an
-        iterable with a mapping for each run. Arrays are called as the model's inputs. In files, the first axis of an
-        array counts samples if the model's first dimension is open; if that is a number, each run gets as many rows,
-        and an array with just so many goes to all runs. Needs the extra `onnx`.
+    calibration: typical inputs: an .npz file, a folder or pattern ("data/*.npz") of those, or an iterable with a
+        mapping for each run. Arrays are called as the model's inputs. In files, the first axis of an array counts
+        samples if the model's first dimension is open; if that is a number, each run gets as many rows, and an array
+        with just so many goes to all runs. Mode static needs it, mode weight-only can fit weights to it. Needs the
+        extra `onnx`.
     max_error: the largest relative error of an output. The nodes that cost most (`sensitivity`) stay float until it
         holds. Needs the extra `onnx`.
     inputs: what to measure that error with, as for calibration. If None, the data of the calibration, else random
@@ -102,13 +100,13 @@ def quantize(
         raise InputError("inputs are compared with max_error: give both, or none")
     model = _opened(source, options)
     replacing([target])
-    change = _change(model, options, calibration, progress)
+    calibration = None if calibration is None else repeatable(calibration)
+    options, change, made = _made(model, options, calibration, progress)
     error = None
-    if max_error is None:
-        quantized, nodes = change(options)
-    else:
+    if max_error is not None:
         comparison = Comparison(model, calibration if inputs is None else inputs, num_threads(options.threads))
-        quantized, nodes, error = within(max_error, options, change, comparison, progress)
+        made, error = within(max_error, options, change, made, comparison, progress)
+    quantized, nodes = made
     sizes = file_bytes(model), file_bytes(quantized, external_data=external_data)
     if not dry_run:
         write(target, quantized, external_data=external_data, progress=progress)
@@ -131,8 +129,10 @@ def sensitivity(
     if not isinstance(options, OnnxOptions):
         raise arguments.wrong("options", "lowbit.onnx.OnnxOptions", options)
     model = _opened(source, options)
+    calibration = None if calibration is None else repeatable(calibration)
+    options, change, (_, reports) = _made(model, options, calibration, progress)
     comparison = Comparison(model, calibration if inputs is None else inputs, num_threads(options.threads))
-    return node_errors(options, _change(model, options, calibration, progress), comparison, progress)
+    return node_errors(options, change, reports, comparison, progress)
 
 
 def _opened(source: AnyPath | Model, options: OnnxOptions) -> Model:
@@ -141,17 +141,30 @@ def _opened(source: AnyPath | Model, options: OnnxOptions) -> Model:
     return model
 
 
+def _made(
+    model: Model, options: OnnxOptions, calibration: CalibrationData | None, progress: ProgressLike
+) -> tuple[OnnxOptions, Change, Changed]:
+    """The quantized model with its reports, and the options and the function that made it.
+
+    With calibration data, the options are those of the closest variant.
+    """
+    change = _change(model, options, calibration, progress)
+    tried = variants(options)
+    if calibration is None or len(tried) == 1:
+        return options, change, change(options)
+    best, made = closest(tried, change, Comparison(model, calibration, num_threads(options.threads)))
+    return best, change, made
+
+
 def _change(model: Model, options: OnnxOptions, calibration: CalibrationData | None, progress: ProgressLike) -> Change:
     """What quantizes the model with options of this mode. Raises InputError for data that the mode does not use."""
-    if options.mode not in _MODES:
-        raise InputError(f"mode {options.mode} is not available")
-    module, name = _MODES[options.mode]
-    function = getattr(importlib.import_module(module), name)
-    if options.mode != "static":
-        if calibration is not None:
-            raise InputError("calibration:", expected=f"none in mode {options.mode}", found="data")
-        return lambda options: function(model, options)
-    if calibration is None:
-        raise InputError("calibration:", expected="typical inputs", found="none")
-    data = repeatable(calibration)
-    return lambda options: function(model, options, data, progress)
+    if options.mode == "static":
+        if calibration is None:
+            raise InputError("calibration:", expected="typical inputs", found="none")
+        return Static(model, options, calibration, progress)
+    if options.mode == "weight-only":
+        channels = {} if calibration is None else observed_channels(model, options, calibration, progress)
+        return partial(weight_only, model, channels=channels)
+    if calibration is not None:
+        raise InputError("calibration:", expected=f"none in mode {options.mode}", found="data")
+    return partial(dynamic if options.mode == "dynamic" else float16, model)

@@ -13,15 +13,24 @@ from lowbit.onnx.measuring import Comparison
 from lowbit.onnx.options import OnnxOptions
 from lowbit.onnx.report import NodeReport
 
+#: A quantized model, and the reports of its nodes.
+Changed: TypeAlias = tuple[Model, list[NodeReport]]
 #: Quantizes the model with other options.
-Change: TypeAlias = Callable[[OnnxOptions], tuple[Model, list[NodeReport]]]
+Change: TypeAlias = Callable[[OnnxOptions], Changed]
 
 
 def node_errors(
-    options: OnnxOptions, change: Change, comparison: Comparison, progress: ProgressLike = None
+    options: OnnxOptions,
+    change: Change,
+    reports: Sequence[NodeReport],
+    comparison: Comparison,
+    progress: ProgressLike = None,
 ) -> list[NodeReport]:
-    """The nodes that are quantized, the worst first, with the error of the output if only this one is."""
-    labels = {report.name: report for report in change(options)[1] if report.is_quantized}
+    """The nodes that are quantized, the worst first, with the error of the output if only this one is.
+
+    reports: of the model with all of them quantized.
+    """
+    labels = {report.name: report for report in reports if report.is_quantized}
     found = []
     with steps("sensitivity", "node", progress) as advance:
         for done, (label, report) in enumerate(labels.items(), 1):
@@ -32,18 +41,23 @@ def node_errors(
 
 
 def within(
-    max_error: float, options: OnnxOptions, change: Change, comparison: Comparison, progress: ProgressLike = None
-) -> tuple[Model, list[NodeReport], float]:
+    max_error: float,
+    options: OnnxOptions,
+    change: Change,
+    made: Changed,
+    comparison: Comparison,
+    progress: ProgressLike = None,
+) -> tuple[Changed, float]:
     """The model with so many of the worst nodes float that its error is at most max_error. Returns the error, too.
 
+    made: the model with all nodes quantized, and its reports.
     The number is found by bisection, as if each node that stays float made the error smaller. Where it does not, more
     nodes may stay float than have to; the error holds.
     """
-    model, reports = change(options)
-    error = comparison.error(model)
+    error = comparison.error(made[0])
     if error <= max_error:
-        return model, reports, error
-    worst = node_errors(options, change, comparison, progress)
+        return made, error
+    worst = node_errors(options, change, made[1], comparison, progress)
     few, many = 0, len(worst)
     found = _without(worst, options, change)
     error = comparison.error(found[0])
@@ -55,10 +69,10 @@ def within(
             many, found, error = middle, tried, lost
         else:
             few = middle
-    return *found, error
+    return found, error
 
 
-def _without(kept: Sequence[NodeReport], options: OnnxOptions, change: Change) -> tuple[Model, list[NodeReport]]:
+def _without(kept: Sequence[NodeReport], options: OnnxOptions, change: Change) -> Changed:
     """The model with some nodes float, which their reports say."""
     patterns = [glob.escape(report.name) for report in kept]
     model, reports = change(replace(options, exclude_nodes=[*options.exclude_nodes, *patterns]))

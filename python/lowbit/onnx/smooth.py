@@ -1,27 +1,24 @@
-"""What statistics of channels are used for: SmoothQuant, corrected biases, and how much errors of weights count.
+"""SmoothQuant: a part of an activation's range moves into the weights that it is multiplied with.
 
-SmoothQuant moves a part of an activation's range into the weights that it is multiplied with: x @ W is
-(x / s) @ (s * W), with s = max|x| ** smooth / max|W| ** (1 - smooth) for each channel. Channels with outliers then
-leave the other ones more codes. 1 / s goes into the normalization or product by a constant before, else into a new Mul.
+x @ W is (x / s) @ (s * W), with s = max|x| ** smooth / max|W| ** (1 - smooth) for each channel. Channels with outliers
+then leave the other ones more codes. 1 / s goes into the normalization or product by a constant before, else into a
+new Mul.
 """
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from lowbit.onnx.channel_values import Vector, channel_axis
 from lowbit.onnx.graph import Model, Node
 from lowbit.onnx.rewriting import Scope, without_unused
 from lowbit.onnx.static_plan import Plan
 from lowbit.onnx.tensor import Tensor
 
-Vector = npt.NDArray[np.float64]
 #: Operators before a product whose constants can take 1 / s: the inputs that have one value for each channel.
 _FOLDED = {
     "LayerNormalization": (1, 2),
@@ -29,90 +26,8 @@ _FOLDED = {
     "SimplifiedLayerNormalization": (1,),
     "com.microsoft.SimplifiedLayerNormalization": (1,),
 }
-#: The importance of a channel that is always the same, relative to the mean one.
-_LEAST_IMPORTANCE = 0.05
 #: The largest and, inverted, the least s.
 _MOST = 1e5
-
-
-class ChannelValues:
-    """The means, variances and largest magnitudes of the channels along an axis."""
-
-    def __init__(self, axis: int) -> None:
-        self._axis = axis
-        self._sums: Vector | None = None
-        self._squares: Vector = np.zeros(1)
-        self._count = 0
-        self.largest: Vector = np.zeros(1)
-
-    def add(self, values: npt.NDArray[Any]) -> None:
-        """The values of a run."""
-        if not values.size:
-            return
-        rows = np.moveaxis(values, self._axis, -1).reshape(-1, values.shape[self._axis]).astype(np.float64)
-        sums = rows.sum(axis=0)
-        self._sums = sums if self._sums is None else self._sums + sums
-        self._squares = self._squares + np.square(rows).sum(axis=0)
-        self._count += len(rows)
-        self.largest = np.maximum(self.largest, np.abs(rows).max(axis=0))
-
-    @property
-    def means(self) -> Vector | None:
-        """The mean of each channel, None if nothing was seen."""
-        return None if self._sums is None else self._sums / self._count
-
-    @property
-    def variances(self) -> Vector | None:
-        """The variance of each channel, None if nothing was seen."""
-        means = self.means
-        return None if means is None else np.maximum(self._squares / self._count - np.square(means), 0)
-
-
-def importance(node: Node, shape: tuple[int, ...], channels: ChannelValues) -> Vector | None:
-    """How much an error of each weight of a product counts, to be broadcast to the weight; None if it is unknown."""
-    variances = channels.variances
-    if variances is None or (len(shape) != 2 and node.op_type in ("MatMul", "Gemm")):
-        return None
-    values = variances + _LEAST_IMPORTANCE * variances.mean()  # channels that were not seen may come
-    if not values.any():
-        return None
-    if node.op_type in ("MatMul", "Gemm"):
-        wide = values if node.get("transB", 0) else values[:, None]
-    elif node.op_type == "ConvTranspose":
-        wide = values.reshape(-1, *(1 for _ in shape[1:]))
-    else:
-        groups = values.reshape(node.get("group", 1), -1)
-        wide = np.repeat(groups, shape[0] // len(groups), axis=0).reshape(shape[0], -1, *(1 for _ in shape[2:]))
-    return np.asarray(wide)
-
-
-def channel_axis(node: Node) -> int | None:
-    """The axis of a product's input that its sum runs over; None for Gemm with transA."""
-    if node.op_type in ("Conv", "ConvTranspose"):
-        return 1
-    return None if node.get("transA", 0) else -1
-
-
-def mean_shift(node: Node, difference: npt.NDArray[Any], means: Vector) -> Vector | None:
-    """The mean that a difference of the weight adds to each channel of a product's result."""
-    difference = difference.astype(np.float64)
-    if node.op_type in ("MatMul", "Gemm"):
-        if difference.ndim != 2:
-            return None
-        matrix = difference.T if node.get("transB", 0) else difference
-        return np.asarray(means @ matrix) if len(means) == len(matrix) else None
-    taps = difference.sum(axis=tuple(range(2, difference.ndim)))
-    groups = node.get("group", 1)
-    if node.op_type == "Conv":
-        if taps.shape[1] * groups != len(means):
-            return None
-        parts = zip(taps.reshape(groups, -1, taps.shape[1]), means.reshape(groups, -1), strict=True)
-        sums: Vector = np.concatenate([part @ mean for part, mean in parts])
-        return sums
-    parts = zip(taps.reshape(groups, -1, taps.shape[1]), means.reshape(groups, -1), strict=True)
-    # A position of the result gets one of the taps for each step of the stride.
-    sums = np.concatenate([mean @ part for part, mean in parts])
-    return np.asarray(sums / math.prod(node.get("strides", (1,))))
 
 
 def smoothed_inputs(plan: Plan, scope: Scope) -> dict[str, list[Node]]:

@@ -1,120 +1,116 @@
 """Mode "static": int8 weights, and activations in 8 or 16 bits whose ranges were calibrated.
 
-The model is run on typical inputs (calibration.py), values are observed (ranges.py), the nodes are chosen
-(static_plan.py) and rewritten (static_nodes.py). smooth.py has what needs statistics of channels.
+The model is run on typical inputs (observing.py), values are observed (ranges.py, channel_values.py), the nodes are
+chosen (static_plan.py) and rewritten (static_nodes.py). smooth.py has SmoothQuant.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
-from typing import Any
-
-import numpy.typing as npt
-
-from lowbit.base.progress import ProgressLike, steps
-from lowbit.onnx.calibration import CalibrationData, feeds, repeatable
+from lowbit.base.progress import ProgressLike
+from lowbit.onnx.calibration import CalibrationData
+from lowbit.onnx.channel_values import ChannelValues, channel_axis
 from lowbit.onnx.graph import Model
-from lowbit.onnx.measuring import Comparison
+from lowbit.onnx.observing import observe
 from lowbit.onnx.opsets import raised
 from lowbit.onnx.options import OnnxOptions
 from lowbit.onnx.ranges import Observed, affine
 from lowbit.onnx.report import NodeReport
 from lowbit.onnx.rewriting import Scope
 from lowbit.onnx.running import Session
-from lowbit.onnx.smooth import ChannelValues, channel_axis, smoothed, smoothed_inputs
+from lowbit.onnx.smooth import smoothed, smoothed_inputs
 from lowbit.onnx.static_nodes import LEAST_OPSET, Calibrated, Rewriting
-from lowbit.onnx.static_plan import PRODUCTS, candidates, make_plan, ranged
+from lowbit.onnx.static_plan import PRODUCTS, Plan, candidates, make_plan, ranged
 
 
-def static(
-    model: Model, options: OnnxOptions, calibration: CalibrationData, progress: ProgressLike = None
-) -> tuple[Model, list[NodeReport]]:
-    """The quantized model, and the reports of its nodes."""
-    model = raised(model, LEAST_OPSET)
-    if options.smooth is not None:
-        calibration = repeatable(calibration)
-        model = _smoothed(model, options, calibration, progress)
-    variants = [
-        replace(options, search=search, bias_correction=correction)
-        for search in dict.fromkeys((options.search, False))
-        for correction in dict.fromkeys((options.bias_correction, False))
-    ]
-    if len(variants) > 1:
-        calibration = repeatable(calibration)
-    calibrated = _calibrated(model, options, calibration, progress)
-    made = [Rewriting(model, variant, calibrated.again(model)).run() for variant in variants]
-    if len(made) == 1:
-        return made[0]
-    # Both bring the results of each node closer to the float ones, but errors of several nodes can cancel each other.
-    compared = Comparison(model, calibration, options.threads or 1)
-    return min(made, key=lambda found: compared.error(found[0]))
+class Static:
+    """A model with data to calibrate with. Called with options, it returns the quantized model and the reports.
 
+    The options may differ from those it was made with in the nodes that they select, `search` and `bias_correction`.
+    Each value is observed once.
+    """
 
-def _smoothed(model: Model, options: OnnxOptions, calibration: CalibrationData, progress: ProgressLike) -> Model:
-    """The model after SmoothQuant."""
-    assert options.smooth is not None
-    scope = Scope.of_graph(model)
-    session = Session(model, candidates(model, scope), threads=options.threads or 1)
-    plan = make_plan(model, options, scope, _not_float(session), session.matrices())
-    groups = smoothed_inputs(plan, scope)
-    found = {name: ChannelValues(-1) for name in groups}
-    for values in _runs(session, [*found], model, options, calibration, progress, "smooth"):
-        for name, each in found.items():
-            each.add(values[name])
-    largest = {name: each.largest for name, each in found.items()}
-    seen = {name: nodes for name, nodes in groups.items() if found[name].means is not None}
-    return smoothed(model, plan, scope, largest, seen, options.smooth)
+    def __init__(
+        self, model: Model, options: OnnxOptions, calibration: CalibrationData, progress: ProgressLike = None
+    ) -> None:
+        self._calibration, self._progress = calibration, progress
+        self._load(raised(model, LEAST_OPSET), options)
+        if options.smooth is not None:
+            self._load(self._smoothed(options, options.smooth), options)
 
+    def __call__(self, options: OnnxOptions) -> tuple[Model, list[NodeReport]]:
+        """The quantized model, and the reports of its nodes."""
+        plan = self._plan(options)
+        ranges = {}
+        for name in ranged(plan, self._scope):
+            low, high = self._ranges[name].range(options.activations, options.symmetric_activations, options.percentile)
+            ranges[name] = affine(low, high, options.activations, options.symmetric_activations)
+        calibrated = Calibrated(plan, Scope.of_graph(self._model), ranges, self._channels)
+        return Rewriting(self._model, options, calibrated).run()
 
-def _not_float(session: Session) -> dict[str, str]:
-    return dict.fromkeys({*session.outputs} - session.float_outputs(), "its values are not float32")
+    def _load(self, model: Model, options: OnnxOptions) -> None:
+        self._model = model
+        self._scope = Scope.of_graph(model)
+        self._session = Session(model, candidates(model, self._scope), threads=options.threads or 1)
+        names = {*self._session.outputs} - self._session.float_outputs()
+        self._refused = dict.fromkeys(names, "its values are not float32")
+        self._ranges: dict[str, Observed] = {}
+        self._channels: dict[tuple[str, int], ChannelValues] = {}
 
+    def _make_plan(self, options: OnnxOptions) -> Plan:
+        return make_plan(self._model, options, self._scope, self._refused, self._session.matrices())
 
-def _runs(
-    session: Session,
-    names: list[str],
-    model: Model,
-    options: OnnxOptions,
-    calibration: CalibrationData,
-    progress: ProgressLike,
-    title: str,
-) -> Iterator[dict[str, npt.NDArray[Any]]]:
-    """The values of each run of the calibration."""
-    with steps(title, "runs", progress) as advance:
-        for run, feed in enumerate(feeds(calibration, model, options.batch_size)):
-            yield session.run(feed, names)
-            advance(run + 1, None)
+    def _plan(self, options: OnnxOptions) -> Plan:
+        """A plan whose values were observed, and have ranges."""
+        while True:
+            plan = self._make_plan(options)
+            self._observe(plan, options)
+            names = ranged(plan, self._scope)
+            refused = {name: reason for name in names if (reason := _refusal(self._ranges[name]))}
+            if not refused:
+                return plan
+            self._refused |= refused
 
-
-def _calibrated(model: Model, options: OnnxOptions, calibration: CalibrationData, progress: ProgressLike) -> Calibrated:
-    scope = Scope.of_graph(model)
-    session = Session(model, candidates(model, scope), threads=options.threads or 1)
-    refused = _not_float(session)
-    plan = make_plan(model, options, scope, refused, session.matrices())
-    observed = {name: Observed(options.calibration_method) for name in ranged(plan, scope)}
-    channels: dict[tuple[str, int], ChannelValues] = {}
-    if options.bias_correction or options.search:
+    def _observe(self, plan: Plan, options: OnnxOptions) -> None:
+        """Runs the model if the plan needs values that were not observed yet."""
+        ranges = {
+            name: Observed(options.calibration_method) for name in ranged(plan, self._scope) if name not in self._ranges
+        }
+        channels = {}
         for step in plan.steps.values():
             if step.node.op_type in PRODUCTS and (axis := channel_axis(step.node)) is not None:
-                channels[step.node.inputs[0], axis] = ChannelValues(axis)
-    for values in _runs(session, [*observed], model, options, calibration, progress, "calibrate"):
-        for name, each in observed.items():
-            each.add(values[name])
-        for (name, _), of_channels in channels.items():
-            of_channels.add(values[name])
-    for name, each in observed.items():
-        if not each.is_finite:
-            refused[name] = "the calibration gave values that are not finite"
-        elif not each.runs:
-            refused[name] = "the calibration gave no values"
-    plan = make_plan(model, options, scope, refused, session.matrices())
-    while lacking := [name for name in ranged(plan, scope) if name not in observed]:
-        # A product whose bias was an Add: the sum was observed, and stays float now.
-        refused |= dict.fromkeys(lacking, "the calibration gave values that are not finite behind it")
-        plan = make_plan(model, options, scope, refused, session.matrices())
-    found = {}
-    for name in ranged(plan, scope):
-        low, high = observed[name].range(options.activations, options.symmetric_activations, options.percentile)
-        found[name] = affine(low, high, options.activations, options.symmetric_activations)
-    return Calibrated(plan, scope, found, channels)
+                key = step.node.inputs[0], axis
+                if key not in self._channels:
+                    channels[key] = ChannelValues(axis)
+        if not (options.search or options.bias_correction):
+            channels = {}
+        names = [*dict.fromkeys((*ranges, *(name for name, _ in channels)))]
+        if not names:
+            return
+        for values in observe(
+            self._session, names, self._model, options, self._calibration, self._progress, "calibrate"
+        ):
+            for name, observed in ranges.items():
+                observed.add(values[name])
+            for (name, _), of_channels in channels.items():
+                of_channels.add(values[name])
+        self._ranges |= ranges
+        self._channels |= channels
+
+    def _smoothed(self, options: OnnxOptions, share: float) -> Model:
+        """The model after SmoothQuant."""
+        plan = self._make_plan(options)
+        groups = smoothed_inputs(plan, self._scope)
+        found = {name: ChannelValues(-1) for name in groups}
+        for values in observe(self._session, found, self._model, options, self._calibration, self._progress, "smooth"):
+            for name, each in found.items():
+                each.add(values[name])
+        largest = {name: each.largest for name, each in found.items()}
+        seen = {name: nodes for name, nodes in groups.items() if found[name].means is not None}
+        return smoothed(self._model, plan, self._scope, largest, seen, share)
+
+
+def _refusal(observed: Observed) -> str:
+    """Why a value has no range, or nothing."""
+    if not observed.is_finite:
+        return "the calibration gave values that are not finite"
+    return "" if observed.runs else "the calibration gave no values"

@@ -16,13 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from lowbit.base.errors import InputError
+from lowbit.onnx.channel_values import Channels, Vector, channels_of, mean_shift, weight_importance
 from lowbit.onnx.channels import quantize_channels
 from lowbit.onnx.graph import Model, Node
 from lowbit.onnx.options import OnnxOptions
 from lowbit.onnx.ranges import Affine, affine
 from lowbit.onnx.report import FLOAT, NodeReport
 from lowbit.onnx.rewriting import Scope, without_unused
-from lowbit.onnx.smooth import ChannelValues, Vector, channel_axis, importance, mean_shift
 from lowbit.onnx.static_plan import BETWEEN, MOVING, PRODUCTS, TABLES, WITHOUT, Plan, Step
 from lowbit.onnx.tensor import Tensor
 
@@ -38,16 +38,12 @@ _MOST_BIAS = 2**31 - 1
 
 
 class Calibrated(NamedTuple):
-    """What calibration found: scales and zero points, and statistics of the channels of products' inputs, by axis."""
+    """What calibration found: scales and zero points, and statistics of the channels of products' inputs."""
 
     plan: Plan
     scope: Scope
     ranges: dict[str, Affine]
-    channels: Mapping[tuple[str, int], ChannelValues]
-
-    def again(self, model: Model) -> Calibrated:
-        """The same for another rewriting of the model."""
-        return self._replace(scope=Scope.of_graph(model))
+    channels: Channels
 
 
 class _Weight(NamedTuple):
@@ -202,8 +198,8 @@ class Rewriting:
         if key not in self._weights:
             array = tensor.array.astype(np.float32) * np.float32(factor)
             shared = tuple(each for each in range(array.ndim) if each != axis)
-            channels = self._channels.get((node.inputs[0], channel_axis(node) or 0))
-            counts = None if channels is None else importance(node, array.shape, channels)
+            channels = channels_of(node, self._channels)
+            counts = weight_importance(node, array.shape, channels, self.options.bias_correction)
             found = quantize_channels(array, shared, self.options.search, counts)
             if found is None:
                 raise InputError(f"weight {name}: values that are not finite", tensor=name)
@@ -277,7 +273,7 @@ class Rewriting:
 
     def _shift(self, node: Node, weight: _Weight, factor: float) -> Vector | None:
         """What rounding the weight adds to the mean of each channel, if that is to be corrected."""
-        channels = self._channels.get((node.inputs[0], channel_axis(node) or 0))
+        channels = channels_of(node, self._channels)
         if not self.options.bias_correction or channels is None or (means := channels.means) is None:
             return None
         tensor = self.scope.constant(node.inputs[1])

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ import numpy.typing as npt
 from lowbit.base.errors import InputError
 from lowbit.base.quoting import quoted
 from lowbit.onnx.blocks import BITS, BlockFormat, BlockTensors, block_tensors
+from lowbit.onnx.channel_values import Channels, channels_of, weight_importance
 from lowbit.onnx.graph import Graph, Model, Node
 from lowbit.onnx.options import OnnxOptions
 from lowbit.onnx.report import FLOAT, NodeReport, PendingReport
@@ -32,12 +34,15 @@ _STANDARD = {8: (21, 10), 4: (21, 10), 2: (25, 13)}
 _INT8_ACTIVATIONS = 4
 
 
-def weight_only(model: Model, options: OnnxOptions) -> tuple[Model, list[NodeReport]]:
+def weight_only(
+    model: Model, options: OnnxOptions, channels: Channels = MappingProxyType({})
+) -> tuple[Model, list[NodeReport]]:
     """The model with quantized weights. The errors of the reports are measured when they are asked for.
 
-    Raises InputError for bits and importances that do not fit.
+    channels: statistics of products' inputs, for importances that the options do not give. Raises InputError for bits
+    and importances that do not fit.
     """
-    change = _WeightOnly(model, options)
+    change = _WeightOnly(model, options, channels)
     changed = change.tied(rewrite(model, change))
     if change.ir_version > changed.ir_version:
         changed = replace(changed, ir_version=change.ir_version)
@@ -81,13 +86,14 @@ class _Weight:
 class _WeightOnly:
     """The change of each node, and the reports."""
 
-    def __init__(self, model: Model, options: OnnxOptions) -> None:
+    def __init__(self, model: Model, options: OnnxOptions, channels: Channels) -> None:
         self.reports: list[NodeReport] = []
         self.uses_microsoft = False
         self.ir_version = 0
         self._options = options
         self._opset = model.opset
         self._weights: dict[Any, _Weight] = {}
+        self._observed = _importances(model, channels) if options.method == "search" else {}
 
     def __call__(self, node: Node, scope: Scope) -> list[Node] | None:
         handler = _HANDLERS.get(node.operator)
@@ -120,6 +126,8 @@ class _WeightOnly:
         """The model with one initializer for codes that a product and a table use: the table gets a Reshape."""
         graph: Graph = model.graph
         for codes, rows in filter(None, (weight.tied for weight in self._weights.values())):
+            if not {codes, rows} <= graph.tensors.keys():
+                continue  # nothing reads the result of one
             tensors = dict(graph.tensors)
             table = tensors.pop(rows)
             shape = Tensor.of(f"{rows}_shape", np.array(table.shape, np.int64))
@@ -162,6 +170,8 @@ class _WeightOnly:
             tensor, outputs_first = self._constant(base, scope), not outputs_first
         outputs, inputs = tensor.shape if outputs_first else tensor.shape[::-1]
         importance = self._importance(node, inputs)
+        if importance is None:
+            importance = self._observed.get((tensor.sharing, outputs_first))
         key = (tensor.sharing, tensor.shape, outputs_first, format, factor, importance is not None and id(importance))
         weight = self._weights.get(key)
         if weight is None:
@@ -309,6 +319,27 @@ class _WeightOnly:
             quantize_axis=1,
         )
         return [gather], weight, format
+
+
+def _importances(model: Model, channels: Channels) -> dict[Any, npt.NDArray[np.float32]]:
+    """The importances of inputs for each constant, and whether it is [outputs, inputs]; the sum of its products'."""
+    scope = Scope.of_graph(model)
+    found: dict[Any, npt.NDArray[np.float32]] = {}
+    for node in model.graph.nodes:
+        weight = (
+            scope.constant(node.inputs[1]) if node.operator in ("MatMul", "Gemm") and len(node.inputs) > 1 else None
+        )
+        counts = (
+            weight_importance(node, weight.shape, channels_of(node, channels), False) if weight is not None else None
+        )
+        if weight is None or counts is None:
+            continue
+        outputs_first = bool(node.get("transB", 0))
+        if (base := scope.transposed(node.inputs[1])) is not None and (stored := scope.constant(base)) is not None:
+            weight, outputs_first = stored, not outputs_first
+        key = weight.sharing, outputs_first
+        found[key] = found.get(key, np.float32(0)) + counts.reshape(-1).astype(np.float32)
+    return found
 
 
 def _is_float(tensor: Tensor | None) -> bool:
