@@ -200,6 +200,7 @@ def test_raises_the_opset_to_11() -> None:
     result, (report,) = quantized(clipped)
     assert result is clipped
     assert "needs opset 11: node c: Clip" in report.reason
+    assert report.reason.endswith("lowbit onnx optimize IN OUT --opset 11")
     nothing = model([Node.of("MatMul", ["x", "y"], ["z"])], opset=8)
     assert quantized(nothing)[0] is nothing
 

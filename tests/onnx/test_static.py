@@ -372,8 +372,11 @@ def test_old_opsets() -> None:
     assert raised(networks.conv_network(8), 10).opset == 10
     assert raised(networks.conv_network(17), 10).opset == 17
     old = replace(net_with("Upsample", ["x", "w"], {"w": normal(4)}), opsets={"": 8})
-    with pytest.raises(lowbit.UnsupportedError, match=r"node y/Upsample: Upsample .* opset 8 .*expected opset 10"):
+    with pytest.raises(
+        lowbit.UnsupportedError, match=r"node y/Upsample: Upsample .* opset 8 .*expected opset 10"
+    ) as error:
         raised(old, 10)
+    assert str(error.value).endswith("found 8: raise it with: lowbit onnx optimize IN OUT --opset 10")
 
 
 def test_initializers_of_old_files_are_no_inputs() -> None:

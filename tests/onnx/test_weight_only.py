@@ -307,7 +307,7 @@ def test_what_stays_float_has_a_reason() -> None:
         "right": "",
     }
     _, reports = weight_only(model([nodes[-1]], {"w": made(64, 64)}, opset=20), options(standard=True))
-    assert "need opset 21, the model has 20" in reports[0].reason
+    assert "need opset 21, the model has 20: raise it with: lowbit onnx optimize IN OUT --opset 21" in reports[0].reason
 
 
 def test_nodes_with_the_wrong_number_of_inputs_stay() -> None:

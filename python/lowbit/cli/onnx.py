@@ -312,6 +312,7 @@ def sensitivity(
 @onnx.command(
     epilog=examples(
         "lowbit onnx optimize model.onnx optimized.onnx",
+        "lowbit onnx optimize model.onnx raised.onnx --opset 21",
         "lowbit onnx optimize model.onnx optimized.onnx --level all",
         "lowbit onnx optimize model.onnx optimized.onnx --fusions gelu,layer-norm --inputs data.npz",
     )
@@ -319,6 +320,10 @@ def sensitivity(
 def optimize(
     source: Source,
     target: Target,
+    opset: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Raise the model to this opset before, 7 to 28. [default: as it is]"),
+    ] = None,
     level: Annotated[
         str,
         typer.Option(
@@ -345,7 +350,7 @@ def optimize(
     threads: Threads = None,
     json: Json = False,
 ) -> None:
-    """Folds constants, removes what has no effect, and fuses nodes.
+    """Folds constants, removes what has no effect, and fuses nodes. Raises the opset if asked.
 
     The outputs are compared with those of the model before. Needs the extra onnx.
     """
@@ -354,7 +359,7 @@ def optimize(
     start = time.perf_counter()
     more: dict[str, Any] = {} if fusions is None else {"fusions": [name.strip() for name in fusions.split(",")]}
     report = lowbit.onnx.optimize(
-        source, target, level=level, inputs=inputs, tolerance=tolerance, external_data=external_data,
+        source, target, opset=opset, level=level, inputs=inputs, tolerance=tolerance, external_data=external_data,
         dry_run=dry_run, threads=threads, progress=True, **more,
     )  # fmt: skip
     seconds = time.perf_counter() - start
@@ -369,7 +374,8 @@ def optimize(
     print_table(["operator", ">before", ">after"], rows)
     nodes = f"{report.nodes_before} -> {report.nodes_after} nodes"
     sizes = f"{size(report.bytes_before)} -> {size(report.bytes_after)}"
-    print(f"{report.path}: {nodes}, {sizes}, error {report.error:.1e}, {seconds:.1f} s")
+    opsets = f"opset {report.opset_before} -> {report.opset_after}, " if opset is not None else ""
+    print(f"{report.path}: {opsets}{nodes}, {sizes}, error {report.error:.1e}, {seconds:.1f} s")
 
 
 app.add_typer(onnx, name="onnx")

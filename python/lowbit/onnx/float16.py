@@ -21,6 +21,7 @@ import numpy.typing as npt
 from lowbit.base.errors import UnsupportedError
 from lowbit.onnx.dtypes import Bytes, element_type, pack
 from lowbit.onnx.graph import Attribute, Graph, Model, Node, Value
+from lowbit.onnx.opsets import lacking, raise_with
 from lowbit.onnx.options import OnnxOptions
 from lowbit.onnx.report import FLOAT, NodeReport
 from lowbit.onnx.rewriting import Scope, with_added, with_subgraphs
@@ -68,8 +69,8 @@ def float16(model: Model, options: OnnxOptions) -> tuple[Model, list[NodeReport]
     Raises UnsupportedError if inputs and outputs would be bfloat16 below the opset whose Cast knows it.
     """
     if options.mode == "bfloat16" and not options.keep_io and model.opset < _BFLOAT16_OPSET:
-        expected = f"opset {_BFLOAT16_OPSET}: use onnx.version_converter"
-        raise UnsupportedError("keep_io=False: bfloat16 inputs are cast:", expected=expected, found=model.opset)
+        expected, rest = f"opset {_BFLOAT16_OPSET}", f": {raise_with(_BFLOAT16_OPSET)}"
+        raise UnsupportedError("keep_io=False: bfloat16 inputs:", expected=expected, found=model.opset, rest=rest)
     change = _Conversion(model, options)
     graph, _ = change.graph(model.graph, is_main=True)
     return with_added(replace(model, graph=graph), change.scope), change.reports
@@ -228,7 +229,7 @@ class _Conversion:
         if selected := self._options.selects(node):
             return selected
         if self._stores_only and self._opset < _BFLOAT16_OPSET:
-            return f"bfloat16 needs opset {_BFLOAT16_OPSET}, the model has {self._opset}"
+            return lacking("bfloat16 needs", _BFLOAT16_OPSET, self._opset)
         if reason and not self._stores_only:
             return reason
         if not self._stores_only or self._is_embedding(node):

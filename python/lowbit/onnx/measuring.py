@@ -12,7 +12,7 @@ import numpy as np
 from lowbit.base.errors import Error, InputError, UnsupportedError
 from lowbit.base.quoting import shown
 from lowbit.onnx.calibration import CalibrationData, feeds
-from lowbit.onnx.graph import Model
+from lowbit.onnx.graph import Model, Node
 from lowbit.onnx.running import Array, Feed, Session
 
 #: Sizes of open dimensions, and the number of sizes that a model is run with: results may depend on them.
@@ -89,7 +89,7 @@ def _random(dtype: np.dtype[Any], shape: list[int], below: int, rng: np.random.G
     if dtype.kind in "iu":
         return rng.integers(0, below, shape).astype(dtype)
     if dtype.kind == "b":
-        return rng.random(shape) < 0.5
+        return np.asarray(rng.random(shape) < 0.5)  # without axes, NumPy's scalar
     return rng.standard_normal(shape).astype(dtype)
 
 
@@ -135,6 +135,22 @@ class Comparison:
         types = {value.name: value.dtype for value in model.inputs}
         runs = [{name: _as(array, types.get(name)) for name, array in feed.items()} for feed in self._feeds]
         return relative_error(self._expected, [session.run(feed) for feed in runs])
+
+    def first_difference(self, before: Model, after: Model, tolerance: float) -> Node | None:
+        """The first node whose float results differ in another model, of those whose results both have.
+
+        None if there is no such node, or if the results between the nodes cannot be had.
+        """
+        later = {name for node in after.nodes for name in node.outputs}
+        names = [name for node in before.nodes for name in node.outputs if name and name in later]
+        try:
+            sessions = [Session(model, names, threads=self._threads) for model in (before, after)]
+            floats = sessions[0].float_outputs() & sessions[1].float_outputs()
+            expected, found = (session.run(self._feeds[0], [*floats]) for session in sessions)
+        except Error:
+            return None
+        differing = {name for name in floats if _error([expected[name]], [found[name]]) > tolerance}
+        return next((node for node in before.nodes if differing.intersection(node.outputs)), None)
 
 
 def _as(array: Array, dtype: np.dtype[Any] | None) -> Array:

@@ -15,7 +15,7 @@ from lowbit.onnx.graph import Graph, Model, Node
 from lowbit.onnx.tensor import Tensor
 
 #: Initializers of models before IR version 4 are inputs too, so a caller could replace them; nobody does.
-_CONSTANT_INPUTS_BEFORE = 4
+CONSTANT_INPUTS_BEFORE = 4
 
 
 class Scope:
@@ -26,7 +26,7 @@ class Scope:
         self._uses = Counter(name for graph in model.graph.graphs() for name in _used(graph))
         self._constants: list[dict[str, Tensor]] = []
         self._transposed: dict[str, str] = {}
-        self._with_inputs = model.ir_version < _CONSTANT_INPUTS_BEFORE
+        self._with_inputs = model.ir_version < CONSTANT_INPUTS_BEFORE
         self.added: dict[str, Tensor] = {}
         #: What a rewrite notes of values, by any key: what it notes in a subgraph is forgotten at its end.
         self.notes: MutableMapping[Any, Any] = ChainMap()
@@ -163,7 +163,7 @@ def with_added(model: Model, scope: Scope) -> Model:
         return model if graph is model.graph else replace(model, graph=graph)
     graph = without_unused(replace(model.graph, tensors={**model.graph.tensors, **scope.added}))
     # Before IR version 4, an initializer had to be an input, too.
-    return replace(model, graph=graph, ir_version=max(model.ir_version, _CONSTANT_INPUTS_BEFORE))
+    return replace(model, graph=graph, ir_version=max(model.ir_version, CONSTANT_INPUTS_BEFORE))
 
 
 def _rewritten(graph: Graph, change: Rewrite, scope: Scope) -> Graph:

@@ -22,6 +22,7 @@ from lowbit.base.quoting import quoted
 from lowbit.onnx.blocks import BITS, BlockFormat, BlockTensors, block_tensors
 from lowbit.onnx.channel_values import Channels, channels_of, weight_importance
 from lowbit.onnx.graph import Graph, Model, Node
+from lowbit.onnx.opsets import lacking
 from lowbit.onnx.options import OnnxOptions
 from lowbit.onnx.report import FLOAT, NodeReport, PendingReport
 from lowbit.onnx.rewriting import Scope, rewrite
@@ -283,10 +284,8 @@ class _WeightOnly:
         format = self._format(node, "columns")
         opset, ir_version = _STANDARD[format.bits]
         if self._opset < opset:
-            raise _StaysFloatError(
-                f"int{format.bits} blocks in DequantizeLinear need opset {opset}, the model has {self._opset}: "
-                "convert it with onnx.version_converter, or leave out standard"
-            )
+            why = lacking(f"int{format.bits} blocks in DequantizeLinear need", opset, self._opset)
+            raise _StaysFloatError(f"{why}, or leave out standard")
         weight, _ = self._weight(node, node.inputs[1], scope, format, outputs_first)
         nodes: list[Node] = []
         inputs = [weight.name("codes"), *weight.inputs]
