@@ -164,7 +164,7 @@ def methods(
         settings: dict[str, Any] = {"format": name, "calibration": data, "activations": "uint8"}
         theirs = partial(static, data=data, format=format, per_channel=True)
         yield f"static int8 {name}", ours(mode="static", **settings), theirs
-    yield "weight-only int4", ours(mode="weight-only", bits=4, block_size=32), nbits
+    yield "weight-only int4", ours(mode="weight-only", bits=4, block_size=32, calibration=data), nbits
     yield "float16", ours(mode="float16"), None
 
 
