@@ -49,6 +49,14 @@ def quantize_blockwise(
     threads: int,
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32], npt.NDArray[np.uint8], float, float]: ...
 def dequantize_rows(data: npt.NDArray[np.uint8], format: str, out: npt.NDArray[np.float32], threads: int) -> None: ...
+def unpack_rows(
+    data: npt.NDArray[np.uint8],
+    format: str,
+    levels: npt.NDArray[np.int8],
+    scales: npt.NDArray[np.float32],
+    minima: npt.NDArray[np.float32],
+    threads: int,
+) -> None: ...
 def compare_rows(
     weights: npt.NDArray[Any], data: npt.NDArray[np.uint8], format: str, threads: int
 ) -> npt.NDArray[np.float64]: ...

@@ -198,6 +198,26 @@ void DequantizeArray(const py::array& data, const std::string& format_name, py::
   maps.Check();
 }
 
+void UnpackArray(const py::array& data, const std::string& format_name, py::array levels, py::array scales,
+                 py::array minima, py::ssize_t threads) {
+  const Format& format = GetFormat(format_name);
+  size_t K;
+  const uint8_t* rows = PackedRows(data, format, &K);
+  const py::ssize_t num_rows = data.shape(0), columns = static_cast<py::ssize_t>(K);
+  int8_t* level = Output<int8_t>("levels", levels, num_rows, columns);
+  float* scale = Output<float>("scales", scales, num_rows, columns / 16);
+  float* minimum = Output<float>("minima", minima, num_rows, columns / 16);
+  const py::ssize_t stride = data.strides(0);
+  const size_t num_threads = Threads(threads);
+  MapsInUse maps;
+  maps.Add(rows);
+  {
+    const GilRelease release;
+    UnpackRows(rows, stride, format, static_cast<size_t>(num_rows), K, num_threads, level, scale, minimum);
+  }
+  maps.Check();
+}
+
 void CheckScalesArray(const py::array& data, const std::string& format_name, size_t first_row, py::ssize_t threads) {
   const Format& format = GetFormat(format_name);
   size_t K;
@@ -249,6 +269,8 @@ void BindFormats(py::module_& m) {
         py::arg("block_size"), py::arg("symmetric"), py::arg("scale_type"), py::arg("method"), py::arg("layout"),
         py::arg("is_signed"), py::arg("importance").none(true), py::arg("threads"));
   m.def("dequantize_rows", &DequantizeArray, py::arg("data"), py::arg("format"), py::arg("out"), py::arg("threads"));
+  m.def("unpack_rows", &UnpackArray, py::arg("data"), py::arg("format"), py::arg("levels"), py::arg("scales"),
+        py::arg("minima"), py::arg("threads"));
   m.def("compare_rows", &CompareArrays, py::arg("weights"), py::arg("data"), py::arg("format"), py::arg("threads"));
   m.def("check_scales", &CheckScalesArray, py::arg("data"), py::arg("format"), py::arg("first_row"),
         py::arg("threads"));

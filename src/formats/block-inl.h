@@ -42,6 +42,10 @@ struct BlockFormat {
                   size_t out_stride) {
     DotInt8<Codec>(rows, row_bytes, num_rows, x, out, out_stride);
   }
+
+  static void Levels(const uint8_t* blocks, size_t num_blocks, int8_t* levels, float* scales, float* minima) {
+    UnpackLevels<Codec>(blocks, num_blocks, levels, scales, minima);
+  }
 };
 
 // The largest magnitude of kNum weights. The order of comparisons has no effect, so the weights go across the lanes.

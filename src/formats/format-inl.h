@@ -98,6 +98,7 @@ HWY_INLINE void LoadHalves(const uint8_t* from, size_t stride, size_t n, float* 
 //     static constexpr size_t kGroup;               // weights that share a scale: 16, or 32 or more
 //     static constexpr bool kSigned;                // codes are int8 in [-128, 127]; else uint8 in [0, 127]
 //     static constexpr bool kHasOffset;
+//     static constexpr int kBias;                   // if not 0, offset is kBias * scale: a weight is scale * (code - kBias)
 //     static void Unpack(const uint8_t* blocks, size_t num_blocks, Unpacked& u);
 //   };
 //
@@ -230,6 +231,28 @@ void DotInt8(const uint8_t* rows, size_t row_bytes, size_t num_rows, const Activ
     size_t t = 0;
     for (; t + 4 <= x.num_tokens; t += 4) DotRow<Codec, 4>(row, x, t, out + n, out_stride);
     for (; t < x.num_tokens; ++t) DotRow<Codec, 1>(row, x, t, out + n, out_stride);
+  }
+}
+
+// Format::unpack for a codec.
+template <class Codec>
+void UnpackLevels(const uint8_t* blocks, size_t num_blocks, int8_t* HWY_RESTRICT levels, float* HWY_RESTRICT scales,
+                  float* HWY_RESTRICT minima) {
+  constexpr size_t kNum = 256 / Codec::kBlock, kRepeat = Codec::kGroup < 32 ? 1 : 2;
+  Unpacked u;
+  while (num_blocks != 0) {
+    const size_t num = HWY_MIN(num_blocks, kNum), n = num * Codec::kBlock;
+    Codec::Unpack(blocks, num, u);
+    for (size_t i = 0; i < n; ++i) levels[i] = static_cast<int8_t>(u.code[i] - Codec::kBias);
+    for (size_t g = 0; g < n / 16; ++g) {
+      scales[g] = u.scale[g / kRepeat];
+      minima[g] = Codec::kHasOffset && Codec::kBias == 0 ? u.offset[g / kRepeat] : 0.0f;
+    }
+    num_blocks -= num;
+    blocks += num * Codec::kBlockBytes;
+    levels += n;
+    scales += n / 16;
+    minima += n / 16;
   }
 }
 

@@ -33,6 +33,10 @@ struct Format {
   void (*dot_int8)(const uint8_t* rows, size_t row_bytes, size_t num_rows, const Activations& x, float* out,
                    size_t out_stride);
 
+  // Unpacks num_blocks blocks to small integers: weight i is scales[i / 16] * levels[i] - minima[i / 16], rounded once, to
+  // the value that `decode` returns. Scales of more than 16 weights are repeated. Null for float formats.
+  void (*unpack)(const uint8_t* blocks, size_t num_blocks, int8_t* levels, float* scales, float* minima);
+
   size_t RowBytes(size_t K) const { return K / block_size * block_bytes; }
   double BitsPerWeight() const { return 8.0 * block_bytes / block_size; }
 };
@@ -55,27 +59,31 @@ class RegisterFormat {
 
 }  // namespace lowbit
 
-// Registers a format with the functions lowbit::HWY_NAMESPACE::SCOPE::{Encode,Decode,Dot}. SCOPE is a namespace or a
+// Registers a format with the functions lowbit::HWY_NAMESPACE::SCOPE::{Encode,Decode,Dot,Levels}. SCOPE is a namespace or a
 // class; the other arguments are the first five fields of the descriptor. Use it in the HWY_ONCE part of the format's
 // file. The functions in the descriptor dispatch when they are called: Highway knows the CPU only after the program has
 // loaded.
 #define LOWBIT_REGISTER_FORMAT(SCOPE, ...)                                                                            \
   LOWBIT_DISPATCH_CODEC(SCOPE)                                                                                        \
   HWY_EXPORT_T(DotTable, SCOPE::Dot);                                                                                 \
+  HWY_EXPORT_T(LevelsTable, SCOPE::Levels);                                                                           \
   void Dot(const uint8_t* rows, size_t row_bytes, size_t num_rows, const Activations& x, float* out, size_t stride) { \
     HWY_DYNAMIC_DISPATCH_T(DotTable)(rows, row_bytes, num_rows, x, out, stride);                                      \
   }                                                                                                                   \
-  const Format kFormat = {__VA_ARGS__, Encode, Decode, Dot};                                                          \
+  void Levels(const uint8_t* blocks, size_t num_blocks, int8_t* levels, float* scales, float* minima) {               \
+    HWY_DYNAMIC_DISPATCH_T(LevelsTable)(blocks, num_blocks, levels, scales, minima);                                  \
+  }                                                                                                                   \
+  const Format kFormat = {__VA_ARGS__, Encode, Decode, Dot, Levels};                                                  \
   const RegisterFormat registered(kFormat);                                                                           \
   } /* namespace */                                                                                                   \
   } /* namespace lowbit */
 
-// The same for float formats, which have no Dot.
-#define LOWBIT_REGISTER_FLOAT_FORMAT(SCOPE, ...)                 \
-  LOWBIT_DISPATCH_CODEC(SCOPE)                                   \
-  const Format kFormat = {__VA_ARGS__, Encode, Decode, nullptr}; \
-  const RegisterFormat registered(kFormat);                      \
-  } /* namespace */                                              \
+// The same for float formats, which have neither Dot nor Levels.
+#define LOWBIT_REGISTER_FLOAT_FORMAT(SCOPE, ...)                          \
+  LOWBIT_DISPATCH_CODEC(SCOPE)                                            \
+  const Format kFormat = {__VA_ARGS__, Encode, Decode, nullptr, nullptr}; \
+  const RegisterFormat registered(kFormat);                               \
+  } /* namespace */                                                       \
   } /* namespace lowbit */
 
 #define LOWBIT_DISPATCH_CODEC(SCOPE)                                                                    \

@@ -192,6 +192,24 @@ void DequantizeRows(const uint8_t* rows, ptrdiff_t row_stride, const Format& for
   ParallelFor((num_rows + chunk_rows - 1) / chunk_rows, num_threads, task);
 }
 
+void UnpackRows(const uint8_t* rows, ptrdiff_t row_stride, const Format& format, size_t num_rows, size_t K,
+                size_t num_threads, int8_t* levels, float* scales, float* minima) {
+  CheckBlocks(format, K);
+  if (format.unpack == nullptr) {
+    throw InputError(Str(format.name, ":")).Expected("a format of blocks").Found("floats");
+  }
+  const size_t chunk_rows = ChunkRows(num_rows, K, num_threads);
+  const auto task = [&](size_t chunk) {
+    const size_t end = std::min(num_rows, (chunk + 1) * chunk_rows);
+    for (size_t r = chunk * chunk_rows; r < end; ++r) {
+      const size_t group = r * (K / 16);
+      format.unpack(rows + static_cast<ptrdiff_t>(r) * row_stride, K / format.block_size, levels + r * K,
+                    scales + group, minima + group);
+    }
+  };
+  ParallelFor((num_rows + chunk_rows - 1) / chunk_rows, num_threads, task);
+}
+
 void CheckScales(const uint8_t* rows, const Format& format, size_t num_rows, size_t K, size_t num_threads,
                  size_t first_row) {
   CheckBlocks(format, K);

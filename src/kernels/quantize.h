@@ -39,6 +39,11 @@ void QuantizeRows(const WeightView& weights, const Format& format, const float* 
 void DequantizeRows(const uint8_t* rows, ptrdiff_t row_stride, const Format& format, size_t num_rows, size_t K,
                     size_t num_threads, float* out);
 
+// Unpacks num_rows rows of K weights, row_stride bytes apart: levels [num_rows, K], scales and minima [num_rows, K / 16]
+// (Format::unpack). Throws InputError for float formats.
+void UnpackRows(const uint8_t* rows, ptrdiff_t row_stride, const Format& format, size_t num_rows, size_t K,
+                size_t num_threads, int8_t* levels, float* scales, float* minima);
+
 // Throws InputError for the first of num_rows contiguous packed rows with a block that decodes to NaN or infinity, i.e.
 // with a non-finite scale. The error names row first_row + r.
 void CheckScales(const uint8_t* rows, const Format& format, size_t num_rows, size_t K, size_t num_threads,

@@ -228,11 +228,11 @@ def test_search_loses_less_than_onnxruntimes_methods(bits: int, block: int) -> N
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("K", [128, 100])
 def test_standard_blocks_are_fused_and_right(tmp_path: Path, bits: int, symmetric: bool, K: int) -> None:
-    opset = 25 if bits == 2 else 21
+    opset, N = (25, 12) if bits == 2 else (21, 9)
     for transposed in (0, 1):
         rng = np.random.default_rng(2)
-        weight = rng.standard_normal((9, K) if transposed else (K, 9)).astype(np.float32)
-        bias = rng.standard_normal(9).astype(np.float32)
+        weight = rng.standard_normal((N, K) if transposed else (K, N)).astype(np.float32)
+        bias = rng.standard_normal(N).astype(np.float32)
         node = helper.make_node("Gemm", ["x", "w", "b"], ["y"], name="gemm", transB=transposed, alpha=0.5, beta=2.0)
         source = save(
             tmp_path / "in.onnx", [node], {"w": weight, "b": bias}, {"x": (TensorProto.FLOAT, 2)}, opset, rank=2
@@ -249,6 +249,17 @@ def test_standard_blocks_are_fused_and_right(tmp_path: Path, bits: int, symmetri
         quantize(source, packed, bits=bits, symmetric=symmetric, method="round")
         [decoded] = weights(packed).values()
         assert distance(exact, x.astype(np.float64) @ decoded.T + 2.0 * bias) < 1e-5
+        assert distance(run(target, {"x": x}), exact) < INT8_ACTIVATIONS
+
+
+def test_int2_columns_that_onnxruntime_mixes_up_stay_float(tmp_path: Path) -> None:
+    """findings/onnxruntime-two-bit-columns.sh: rows of 9 codes of 2 bits do not fill whole bytes."""
+    source, weight = matmul(tmp_path / "in.onnx", 64, 9, opset=25)
+    x = np.random.default_rng(2).standard_normal((1, 5, 64)).astype(np.float32)
+    [report] = quantize(source, tmp_path / "out.onnx", bits=2, standard=True).nodes
+    assert report.action == "float"
+    assert "9 outputs" in report.reason
+    assert distance(run(tmp_path / "out.onnx", {"x": x}), x @ weight) < 1e-5
 
 
 @pytest.mark.parametrize("alpha", [1.0, -0.5])

@@ -163,6 +163,8 @@ def test_equal(w):
     assert q != same
     assert q[:3] == same[:3]
     assert q != q[:3]
+    assert (q != q.copy()) is False
+    assert (q.T != q.copy().T) is False
     assert q != lowbit.QTensor(q.data.reshape(6, 4, 68), "Q8_0")
     assert q[:0] != q[:0, :1]
     # As many bytes a row, and the same bytes, but another format.

@@ -1,5 +1,10 @@
 """ONNX models: read, written, quantized and optimized."""
 
+from lowbit.onnx.block_matrix import BlockMatrix
+from lowbit.onnx.block_reading import block_matrix
+from lowbit.onnx.blocks_to_gguf import PackedBlocks, to_gguf
+from lowbit.onnx.fidelity import Fidelity
+from lowbit.onnx.gguf_blocks import GgufBlocks, PackedRows, from_gguf
 from lowbit.onnx.graph import Attribute, Function, Graph, Model, Node, Value
 from lowbit.onnx.optimizing import OptimizeReport, optimize
 from lowbit.onnx.options import OnnxOptions
@@ -11,20 +16,28 @@ from lowbit.onnx.writing import write
 
 __all__ = [
     "Attribute",
+    "BlockMatrix",
     "External",
+    "Fidelity",
     "Function",
+    "GgufBlocks",
     "Graph",
     "Model",
     "Node",
     "NodeReport",
     "OnnxOptions",
     "OptimizeReport",
+    "PackedBlocks",
+    "PackedRows",
     "QuantizeReport",
     "Tensor",
     "Value",
+    "block_matrix",
+    "from_gguf",
     "open",
     "optimize",
     "quantize",
     "sensitivity",
+    "to_gguf",
     "write",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,14 +14,24 @@ from lowbit import _core
 from lowbit.base.errors import Error
 from lowbit.base.threads import num_threads
 from lowbit.onnx.dtypes import Bytes, pack
+from lowbit.onnx.parts import Parts
 from lowbit.onnx.tensor import Tensor
 
 BITS = (2, 4, 8)
-#: Results of fewer bytes are kept: the writer asks for small tensors more than once.
-_KEPT = 1 << 20
+#: The opset and the IR version with integers of so many bits in blocks of DequantizeLinear.
+STANDARD = {8: (21, 10), 4: (21, 10), 2: (25, 13)}
 
-_SIGNED = {2: ml_dtypes.int2, 4: ml_dtypes.int4, 8: np.int8}
-_UNSIGNED = {2: ml_dtypes.uint2, 4: ml_dtypes.uint4, 8: np.uint8}
+SIGNED = {2: ml_dtypes.int2, 4: ml_dtypes.int4, 8: np.int8}
+UNSIGNED = {2: ml_dtypes.uint2, 4: ml_dtypes.uint4, 8: np.uint8}
+
+
+def multiplies_right(bits: int, outputs: int) -> bool:
+    """Whether ONNX Runtime multiplies right with a DequantizeLinear of [inputs, outputs].
+
+    Version 1.32 mixes up 2-bit codes when it fuses the two, unless each row of outputs fills whole bytes
+    (findings/onnxruntime-two-bit-columns.sh).
+    """
+    return bits != 2 or outputs % 4 == 0
 
 
 @dataclass(frozen=True)
@@ -57,7 +66,7 @@ class BlockFormat:
     @property
     def integer(self) -> np.dtype[Any]:
         """The dtype of codes and zero points with layout "columns"."""
-        dtype: np.dtype[Any] = np.dtype((_SIGNED if self.symmetric else _UNSIGNED)[self.bits])
+        dtype: np.dtype[Any] = np.dtype((SIGNED if self.symmetric else UNSIGNED)[self.bits])
         return dtype
 
     def nbytes(self, outputs: int, inputs: int, scale_bytes: int) -> int:
@@ -108,19 +117,19 @@ def block_tensors(
     in_rows = format.layout == "rows"
     if in_rows:
         row_bytes = format.block_size * format.bits // 8
-        codes = Tensor(f"{name}_codes", np.dtype(np.uint8), (outputs, blocks, row_bytes), _Part(work, 0))
-        zeros = Tensor(f"{name}_zeros", np.dtype(np.uint8), (outputs, format.zero_row(inputs)), _Part(work, 2))
+        codes = Tensor(f"{name}_codes", np.dtype(np.uint8), (outputs, blocks, row_bytes), work.parts.part(0))
+        zeros = Tensor(f"{name}_zeros", np.dtype(np.uint8), (outputs, format.zero_row(inputs)), work.parts.part(2))
     else:
-        codes = Tensor(f"{name}_codes", format.integer, (inputs, outputs), _Part(work, 0))
-        zeros = Tensor(f"{name}_zeros", format.integer, (blocks, outputs), _Part(work, 2))
+        codes = Tensor(f"{name}_codes", format.integer, (inputs, outputs), work.parts.part(0))
+        zeros = Tensor(f"{name}_zeros", format.integer, (blocks, outputs), work.parts.part(2))
     scale_shape = (outputs, blocks) if in_rows else (blocks, outputs)
-    scales = Tensor(f"{name}_scales", dtype, scale_shape, _Part(work, 1))
+    scales = Tensor(f"{name}_scales", dtype, scale_shape, work.parts.part(1))
     return BlockTensors(codes, scales, None if format.symmetric else zeros, work.error)
 
 
 @dataclass(eq=False)
 class _Work:
-    """Quantizes a matrix once, and forgets the bytes when each part was read, if they are many."""
+    """Quantizes a matrix: the bytes of codes, scales and zero points, and the error."""
 
     name: str
     matrix: Callable[[], npt.NDArray[Any]]
@@ -131,32 +140,16 @@ class _Work:
     factor: float
 
     def __post_init__(self) -> None:
-        self._parts: list[Bytes] = []
-        self._unread: set[int] = set()
+        self.parts = Parts(self._run)
         self._error: float | None = None
-        self._lock = threading.Lock()
-
-    def part(self, index: int) -> Bytes:
-        """The bytes of codes, scales or zero points."""
-        with self._lock:
-            if not self._parts:
-                self._run()
-            part = self._parts[index]
-            self._unread.discard(index)
-            if not self._unread and sum(each.nbytes for each in self._parts) >= _KEPT:
-                self._parts = []
-            return part
 
     def error(self) -> float:
         """The 2-norm of the difference, relative to that of the weights."""
-        with self._lock:
-            if self._error is None:
-                self._run()
-                if sum(part.nbytes for part in self._parts) >= _KEPT:
-                    self._parts = []
-            return self._error or 0.0
+        if self._error is None:
+            self.parts.make()
+        return self._error or 0.0
 
-    def _run(self) -> None:
+    def _run(self) -> list[Bytes]:
         format = self.format
         try:
             codes, scales, zeros, squared_error, squared_weight = _core.quantize_blockwise(
@@ -175,28 +168,18 @@ class _Work:
             error.about(f"tensor {self.name}: ", tensor=self.name)
             raise
         self._error = (squared_error / squared_weight) ** 0.5 if squared_weight else 0.0
-        self._parts = [codes, pack((scales * np.float32(self.factor)).astype(self.dtype))]
-        self._unread = {0, 1}
+        parts = [codes, pack((scales * np.float32(self.factor)).astype(self.dtype))]
         if not format.symmetric:
-            self._parts.append(_packed_rows(zeros, format.bits) if format.layout == "rows" else _packed(zeros, format))
-            self._unread.add(2)
+            parts.append(packed_rows(zeros, format.bits) if format.layout == "rows" else _packed(zeros, format))
+        return parts
 
 
-def _packed_rows(zeros: npt.NDArray[np.uint8], bits: int) -> Bytes:
+def packed_rows(zeros: npt.NDArray[np.uint8], bits: int) -> Bytes:
     """Zero points from the lowest bits on, with whole bytes for each row."""
     per_byte = 8 // bits
     padded = np.pad(zeros, ((0, 0), (0, -zeros.shape[1] % per_byte)))
-    return pack(padded.view(_UNSIGNED[bits]))
+    return pack(padded.view(UNSIGNED[bits]))
 
 
 def _packed(zeros: npt.NDArray[np.uint8], format: BlockFormat) -> Bytes:
     return pack(zeros.view(format.integer))
-
-
-@dataclass(frozen=True, eq=False)
-class _Part:
-    work: _Work
-    index: int
-
-    def __call__(self) -> Bytes:
-        return self.work.part(self.index)

@@ -89,19 +89,47 @@ def pack(array: npt.NDArray[Any]) -> Bytes:
     if bits >= 8:
         return raw
     num_bytes = -(-len(raw) * bits // 8)
-    group_bytes, shifts, word = _groups(bits)
-    codes = np.zeros((-(-len(raw) // len(shifts)), len(shifts)), word)
+    if bits in _WORDS:
+        return _packed_words(raw, bits)[:num_bytes]
+    codes = np.zeros((-(-len(raw) // len(_SHIFTS)), len(_SHIFTS)), np.uint32)
     codes.reshape(-1)[: len(raw)] = raw & (1 << bits) - 1
-    words = np.bitwise_or.reduce(codes << shifts, axis=1)
-    packed: Bytes = words.view(np.uint8).reshape(-1, words.itemsize)[:, :group_bytes].reshape(-1)[:num_bytes]
+    words = np.bitwise_or.reduce(codes << _SHIFTS, axis=1)
+    packed: Bytes = words.view(np.uint8).reshape(-1, 4)[:, :_GROUP].reshape(-1)[:num_bytes]
     return packed
 
 
-def _groups(bits: int) -> tuple[int, npt.NDArray[Any], type[np.uint8] | type[np.uint32]]:
-    """The smallest group of packed elements that fills whole bytes: its bytes, each element's first bit, its dtype."""
-    num_bits = math.lcm(bits, 8)
-    word = np.uint8 if num_bits == 8 else np.uint32
-    return num_bits // 8, np.arange(0, num_bits, bits, dtype=word), word
+#: Four elements of 6 bits fill 3 bytes.
+_GROUP = 3
+_SHIFTS = np.arange(0, 24, 6, dtype=np.uint32)
+#: Bits -> the word of the elements that fill a byte, and the steps that pack it: a mask, and a shift by which the upper
+#: half of what is left moves to the lower one.
+_WORDS: dict[int, tuple[np.dtype[Any], tuple[tuple[int, int], ...]]] = {
+    4: (np.dtype("<u2"), ((4, 0x0F0F),)),
+    2: (np.dtype("<u4"), ((6, 0x03030303), (12, 0x000F000F))),
+}
+
+
+def _packed_words(raw: Bytes, bits: int) -> Bytes:
+    """Elements of 2 or 4 bits, a byte each, in whole bytes: the neighbours of a word move together, pair by pair."""
+    word, steps = _WORDS[bits]
+    padded = raw if len(raw) % word.itemsize == 0 else np.pad(raw, (0, -len(raw) % word.itemsize))
+    words = padded.view(word)
+    for shift, mask in steps:
+        words = words & word.type(mask)
+        words |= words >> word.type(shift)
+    packed: Bytes = words.astype(np.uint8)
+    return packed
+
+
+def _unpacked_words(raw: Bytes, bits: int) -> Bytes:
+    """The inverse of `_packed_words`."""
+    word, steps = _WORDS[bits]
+    words = raw.astype(word)
+    for shift, mask in reversed(steps):
+        words |= words << word.type(shift)
+        words &= word.type(mask)
+    unpacked: Bytes = words.view(np.uint8)
+    return unpacked
 
 
 def unpack(raw: Bytes, dtype: np.dtype[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
@@ -112,10 +140,11 @@ def unpack(raw: Bytes, dtype: np.dtype[Any], shape: tuple[int, ...]) -> npt.NDAr
         elements = raw != 0  # another byte than 0 or 1 is no valid bool of NumPy
     elif bits >= 8:
         elements = raw.view(dtype)
+    elif bits in _WORDS:
+        elements = _unpacked_words(raw, bits)[: math.prod(shape)].view(dtype)
     else:
-        group_bytes, shifts, word = _groups(bits)
-        padded = np.zeros((-(-len(raw) // group_bytes), np.dtype(word).itemsize), np.uint8)
-        padded[:, :group_bytes] = np.resize(raw, (len(padded), group_bytes))
-        codes = (padded.view(word) >> shifts & word((1 << bits) - 1)).astype(np.uint8).reshape(-1)
+        padded = np.zeros((-(-len(raw) // _GROUP), 4), np.uint8)
+        padded[:, :_GROUP] = np.resize(raw, (len(padded), _GROUP))
+        codes = (padded.view(np.uint32) >> _SHIFTS & np.uint32((1 << bits) - 1)).astype(np.uint8).reshape(-1)
         elements = codes[: math.prod(shape)].view(dtype)
     return elements.reshape(shape)

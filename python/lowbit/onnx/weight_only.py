@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from lowbit.base.errors import InputError
 from lowbit.base.quoting import quoted
-from lowbit.onnx.blocks import BITS, BlockFormat, BlockTensors, block_tensors
+from lowbit.onnx.blocks import BITS, STANDARD, BlockFormat, BlockTensors, block_tensors, multiplies_right
 from lowbit.onnx.channel_values import Channels, channels_of, weight_importance
 from lowbit.onnx.graph import Graph, Model, Node
 from lowbit.onnx.opsets import lacking
@@ -29,8 +29,6 @@ from lowbit.onnx.rewriting import Scope, rewrite
 from lowbit.onnx.tensor import Tensor
 
 _MICROSOFT = "com.microsoft"
-#: The opset and the IR version with integers of so many bits in blocks.
-_STANDARD = {8: (21, 10), 4: (21, 10), 2: (25, 13)}
 #: ONNX Runtime rounds activations to 8 bits.
 _INT8_ACTIVATIONS = 4
 
@@ -282,10 +280,13 @@ class _WeightOnly:
         Runtimes fuse only this layout, and only if the result has one reader: each node gets its own DequantizeLinear.
         """
         format = self._format(node, "columns")
-        opset, ir_version = _STANDARD[format.bits]
+        opset, ir_version = STANDARD[format.bits]
         if self._opset < opset:
             why = lacking(f"int{format.bits} blocks in DequantizeLinear need", opset, self._opset)
             raise _StaysFloatError(f"{why}, or leave out standard")
+        outputs = self._constant(node.inputs[1], scope).shape[0 if outputs_first else 1]
+        if not multiplies_right(format.bits, outputs):
+            raise _StaysFloatError(f"{outputs} outputs: onnxruntime needs a multiple of 4 for int2 in DequantizeLinear")
         weight, _ = self._weight(node, node.inputs[1], scope, format, outputs_first)
         nodes: list[Node] = []
         inputs = [weight.name("codes"), *weight.inputs]

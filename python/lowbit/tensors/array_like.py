@@ -26,6 +26,7 @@ class PackedArray(NDArrayOperatorsMixin):
     __slots__ = ("__weakref__",)
     __hash__ = None  # type: ignore[assignment]
     __contains__ = None
+    __ne__ = object.__ne__  # the opposite of ==, not NumPy's ufunc
 
     @property
     @abstractmethod

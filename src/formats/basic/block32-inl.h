@@ -324,6 +324,7 @@ struct Block32 {
   // The codec for DotInt8. Unsigned codes with an offset are faster than signed codes.
   static constexpr size_t kGroup = 32;
   static constexpr bool kSigned = false, kHasOffset = true;
+  static constexpr int kBias = kAffine ? 0 : kHalf;
 
   static HWY_INLINE void Unpack(const uint8_t* blocks, size_t num_blocks, Unpacked& u) {
     const hn::CappedTag<float, 8> df;
@@ -338,6 +339,10 @@ struct Block32 {
   static void Dot(const uint8_t* rows, size_t row_bytes, size_t num_rows, const Activations& x, float* out,
                   size_t out_stride) {
     DotInt8<Block32>(rows, row_bytes, num_rows, x, out, out_stride);
+  }
+
+  static void Levels(const uint8_t* blocks, size_t num_blocks, int8_t* levels, float* scales, float* minima) {
+    UnpackLevels<Block32>(blocks, num_blocks, levels, scales, minima);
   }
 
  private:

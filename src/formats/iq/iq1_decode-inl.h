@@ -63,6 +63,7 @@ template <class Layout>
 struct Codec {
   static constexpr size_t kBlock = kSuper, kBlockBytes = Layout::kBlockBytes, kGroup = Layout::kGroupSize;
   static constexpr bool kSigned = false, kHasOffset = true;
+  static constexpr int kBias = kCentre;
 
   static HWY_INLINE void Unpack(const uint8_t* block, size_t /*num_blocks*/, Unpacked& u) {
     const hn::CappedTag<float, 8> df;

@@ -394,6 +394,10 @@ struct Format {
                   size_t out_stride) {
     DotInt8<Codec<Traits>>(rows, row_bytes, num_rows, x, out, out_stride);
   }
+
+  static void Levels(const uint8_t* blocks, size_t num_blocks, int8_t* levels, float* scales, float* minima) {
+    UnpackLevels<Codec<Traits>>(blocks, num_blocks, levels, scales, minima);
+  }
 };
 
 }  // namespace iq2

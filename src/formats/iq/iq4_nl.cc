@@ -73,6 +73,7 @@ void Decode(const uint8_t* blocks, size_t num_blocks, float* out) {
 struct Codec {
   static constexpr size_t kBlock = Encoder::kBlock, kBlockBytes = Encoder::kBlockBytes, kGroup = kGroupSize;
   static constexpr bool kSigned = true, kHasOffset = false;
+  static constexpr int kBias = 0;
 
   static HWY_INLINE void Unpack(const uint8_t* blocks, size_t num_blocks, Unpacked& u) {
     LoadHalves(blocks, kBlockBytes, num_blocks, u.scale);
@@ -84,6 +85,10 @@ struct Codec {
 
 void Dot(const uint8_t* rows, size_t row_bytes, size_t num_rows, const Activations& x, float* out, size_t out_stride) {
   DotInt8<Codec>(rows, row_bytes, num_rows, x, out, out_stride);
+}
+
+void Levels(const uint8_t* blocks, size_t num_blocks, int8_t* levels, float* scales, float* minima) {
+  UnpackLevels<Codec>(blocks, num_blocks, levels, scales, minima);
 }
 
 }  // namespace iq4_nl

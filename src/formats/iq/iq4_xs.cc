@@ -122,6 +122,7 @@ void Encode(const float* weights, const float* importance, size_t num_rows, size
 struct Codec {
   static constexpr size_t kBlock = kSuper, kBlockBytes = Encoder::kBlockBytes, kGroup = kGroupSize;
   static constexpr bool kSigned = true, kHasOffset = false;
+  static constexpr int kBias = 0;
 
   static HWY_INLINE void UnpackScales(const uint8_t* block, float* scales) {
     const hn::CappedTag<float, 8> df;
@@ -159,6 +160,10 @@ void Decode(const uint8_t* blocks, size_t num_blocks, float* out) {
 
 void Dot(const uint8_t* rows, size_t row_bytes, size_t num_rows, const Activations& x, float* out, size_t out_stride) {
   DotInt8<Codec>(rows, row_bytes, num_rows, x, out, out_stride);
+}
+
+void Levels(const uint8_t* blocks, size_t num_blocks, int8_t* levels, float* scales, float* minima) {
+  UnpackLevels<Codec>(blocks, num_blocks, levels, scales, minima);
 }
 
 }  // namespace iq4_xs
