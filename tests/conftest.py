@@ -18,7 +18,7 @@ from lowbit.arch.model_spec import ModelSpec
 
 # tests/oracle compares with these packages. Without the extra `oracle` there is nothing to compare with; CI installs it
 # and fails if one of these tests did not run.
-ORACLE_MODULES = ("torch", "transformers", "onnx", "onnxruntime")
+ORACLE_MODULES = ("torch", "transformers", "onnx", "onnxruntime", "onnxruntime_genai", "openvino")
 missing = [name for name in ORACLE_MODULES if find_spec(name) is None]
 collect_ignore = ["oracle"] if missing else []
 # One of them compares with ggml's own library, which oracle/get_ggml.sh builds.

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
         inspect,
     )
     from lowbit.evaluate.ladder import Ladder, Rung, ladder
+    from lowbit.export.exporting import ExportedMatrix, OnnxExportReport, export_onnx
+    from lowbit.export.from_onnx import OnnxImportReport, convert_onnx
     from lowbit.quantization.options import ConvertOptions, QuantizeOptions
     from lowbit.tensors.compare import Comparison, compare
     from lowbit.tensors.formats import formats
@@ -47,6 +49,7 @@ __all__ = [
     "ConvertOptions",
     "Error",
     "ExportReport",
+    "ExportedMatrix",
     "FileError",
     "Format",
     "FormatError",
@@ -54,6 +57,8 @@ __all__ = [
     "InspectReport",
     "Ladder",
     "Model",
+    "OnnxExportReport",
+    "OnnxImportReport",
     "OnnxInspectReport",
     "Progress",
     "ProgressLike",
@@ -74,9 +79,11 @@ __all__ = [
     "bench",
     "compare",
     "convert",
+    "convert_onnx",
     "dequantize",
     "evaluate",
     "export_hf",
+    "export_onnx",
     "formats",
     "gguf",
     "imatrix",
@@ -113,6 +120,8 @@ _NAMES = {
     "evaluate.inspect": ("InspectReport", "OnnxInspectReport", "TensorReport", "TensorTotal", "ValueReport", "inspect"),
     "evaluate.ladder": ("Ladder", "Rung", "ladder"),
     "engine.model": ("Model", "load"),
+    "export.exporting": ("ExportedMatrix", "OnnxExportReport", "export_onnx"),
+    "export.from_onnx": ("OnnxImportReport", "convert_onnx"),
     "quantization.options": ("ConvertOptions", "QuantizeOptions"),
     "tensors.compare": ("Comparison", "compare"),
     "tensors.matmul": ("matmul",),

@@ -37,6 +37,7 @@ CALLS: dict[str, tuple[Callable[..., Any], list[str]]] = {
         ["merge"],
     ),
     "export_hf": (lambda d, p: lowbit.export_hf(d / "a.gguf", d / "new", progress=p), ["export to BF16"]),
+    "export_onnx": (lambda d, p: lowbit.export_onnx(d / "a.gguf", d / "new", progress=p), ["write"]),
     "verify": (lambda d, p: lowbit.verify(d / "a.gguf", BARD, progress=p), ["verify", "read tokenizer"]),
     "edit": (lambda d, p: lowbit.gguf.edit(d / "a.gguf", {"new": "x" * 99999}, progress=p), ["copy"]),
     "diff": (lambda d, p: lowbit.gguf.diff(d / "a.gguf", d / "b.gguf", progress=p), ["compare"]),

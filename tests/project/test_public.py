@@ -85,7 +85,7 @@ def test_options_in_one_value(tmp_path: Path) -> None:
 #: Each command, and the functions whose parameters its options set: those of the first that has them.
 COMMANDS: dict[str, tuple[Callable[..., object], ...]] = {
     "demo": (lowbit.load,),
-    "convert": (lowbit.convert,),
+    "convert": (lowbit.convert, lowbit.convert_onnx),
     "quantize": (lowbit.quantize_file,),
     "run": (lowbit.Model.stream, lowbit.load),
     "chat": (lowbit.Model.stream_chat, lowbit.load),
@@ -103,6 +103,7 @@ COMMANDS: dict[str, tuple[Callable[..., object], ...]] = {
     "split": (lowbit.split_file,),
     "merge": (lowbit.merge_files,),
     "export hf": (lowbit.export_hf,),
+    "export onnx": (lowbit.export_onnx,),
     "onnx quantize": (lowbit.onnx.quantize,),
     "onnx optimize": (lowbit.onnx.optimize,),
     "onnx sensitivity": (lowbit.onnx.sensitivity, lowbit.onnx.OnnxOptions),

@@ -12,8 +12,8 @@ import lowbit
 PACKAGE = Path(lowbit.__file__).parent
 #: From the lowest on. What lies in the package itself (the public names, the command's entry) is above all of them.
 ROOMS = (
-    "base", "chat", "tensors", "gguf", "onnx", "hf", "tokenizer", "arch", "quantization", "conversion", "engine",
-    "evaluate", "cli",
+    "base", "chat", "tensors", "gguf", "onnx", "hf", "tokenizer", "arch", "quantization", "conversion", "export",
+    "engine", "evaluate", "cli",
 )  # fmt: skip
 MOST_LINES = 500
 

@@ -7,6 +7,7 @@ far above the needs of real conversations.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import json
@@ -66,7 +67,7 @@ class _LimitError(Exception):
     """A template exceeds the limits."""
 
 
-class _RefusedError(Exception):
+class RefusedError(Exception):
     """The template itself refused the messages, through raise_exception."""
 
 
@@ -89,7 +90,7 @@ def _check_size(size: int) -> None:
         raise _LimitError(f"a value larger than {_MAX_SIZE}")
 
 
-def _made(value: Any) -> Any:
+def made(value: Any) -> Any:
     """Counts a new value: creating it takes time, and it can stay in memory until the rendering ends."""
     if isinstance(value, str):
         _check_size(len(value))
@@ -100,7 +101,7 @@ def _made(value: Any) -> Any:
     return value
 
 
-def _weigh(value: Any) -> None:
+def weigh(value: Any) -> None:
     """Measures `value` before it is converted to text. Shared parts count each time, because they are written each
     time."""
     size, waiting = 0, [value]
@@ -122,7 +123,7 @@ def _check_growth(name: str, args: Sequence[Any]) -> None:
     if name in _GROWING:
         size = 1
         for value in args:
-            _weigh(value)
+            weigh(value)
             size *= max(_size(value), 1)
             _check_size(size)
     elif name in _FORMATTING:
@@ -131,7 +132,7 @@ def _check_growth(name: str, args: Sequence[Any]) -> None:
 
 def _check_format(values: Iterable[Any]) -> None:
     for value in values:
-        _weigh(value)
+        weigh(value)
         if isinstance(value, str) and _WIDE_FIELD.search(value):
             raise _LimitError("a format field wider than 99999")
         if isinstance(value, int) and abs(value) > _MAX_SIZE:
@@ -176,7 +177,7 @@ def _check_name(name: Any) -> None:
 
 
 def _raise_exception(message: Any = "") -> None:
-    raise _RefusedError(str(message))
+    raise RefusedError(str(message))
 
 
 def _strftime_now(form: str) -> str:
@@ -199,15 +200,15 @@ def _tojson(
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
-class _Environment(ImmutableSandboxedEnvironment):
-    """Counts every loop iteration, call, operator and filter, and measures their results."""
+class ChatEnvironment(ImmutableSandboxedEnvironment):
+    """Jinja as in transformers. Counts every loop iteration, call, operator and filter, and measures their results."""
 
     intercepted_binops = frozenset(["+", "*", "**", "%"])
 
     def __init__(self) -> None:
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Tracked, loopcontrols], finalize=_written)
         self.filters["tojson"] = _tojson
-        self.filters = {name: _limited(name, function) for name, function in self.filters.items()}
+        self.filters = {name: measured(name, function) for name, function in self.filters.items()}
         self.globals.pop("lipsum")
         self.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now, dict=_dict, namespace=_Names)
         self.counted = _counted
@@ -223,14 +224,16 @@ class _Environment(ImmutableSandboxedEnvironment):
         return tree
 
     def call(self, context: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:
+        """A call in a template."""
         # The sandbox wraps str.format; the method is inside the wrapper.
         owner = getattr(getattr(function, "__wrapped__", function), "__self__", None)
         name = getattr(function, "__name__", "")
         extra = [owner] if isinstance(owner, (str, list, tuple)) else []
         _check_growth(name if extra or name not in _GROWING else "", [*extra, *args, *kwargs.values()])
-        return _made(super().call(context, function, *args, **kwargs))
+        return made(super().call(context, function, *args, **kwargs))
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        """An operator of `intercepted_binops`."""
         _step()
         numbers = isinstance(left, (int, float)) and isinstance(right, (int, float))
         if operator == "**":
@@ -247,10 +250,11 @@ class _Environment(ImmutableSandboxedEnvironment):
             _check_size(_size(left) * _size(right))
         elif operator == "+":
             _check_size(_size(left) + _size(right))
-        return _made(super().call_binop(context, operator, left, right))
+        return made(super().call_binop(context, operator, left, right))
 
 
-def _limited(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+def measured(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """A filter whose inputs are checked and whose result is counted."""
     passed = 1 if getattr(function, "jinja_pass_arg", None) is not None else 0
 
     @functools.wraps(function)  # keeps the attribute with which Jinja passes its context or environment
@@ -260,22 +264,22 @@ def _limited(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
             values[0] = list(_counted(args[passed]))
             args = (*args[:passed], values[0], *args[passed + 1 :])
         if name not in _STRUCTURAL:
-            _weigh(values)
+            weigh(values)
         _check_growth(name, values)
         result = function(*args, **kwargs)
-        return _counted(result) if isinstance(result, Iterator) else _made(result)
+        return _counted(result) if isinstance(result, Iterator) else made(result)
 
     return run
 
 
 def _joined(*parts: Any) -> str:
-    _weigh(parts)
-    return str(_made("".join(map(str, parts))))
+    weigh(parts)
+    return str(made("".join(map(str, parts))))
 
 
 def _written(value: Any) -> Any:
     if not isinstance(value, str):
-        _weigh(value)
+        weigh(value)
     return value
 
 
@@ -318,7 +322,7 @@ def _message(message: Mapping[str, Any]) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=16)
 def _compiled(template: str) -> jinja2.Template:
-    return _Environment().from_string(template)
+    return ChatEnvironment().from_string(template)
 
 
 def render_chat(
@@ -341,23 +345,39 @@ def render_chat(
     is_list = isinstance(messages, Iterable) and not isinstance(messages, (str, Mapping))
     if not is_list or not all(isinstance(m, Mapping) and "role" in m for m in messages):
         raise InputError("messages:", expected="a list of mappings such as {'role': 'user', 'content': '...'}")
-    count = _steps.set(0)
-    try:
-        schemas = None if tools is None else [_tool(tool) for tool in tools]
-        names = {**_plain(variables), "messages": [_message(message) for message in messages], "tools": schemas}
+    with limited():
+        names = {**_plain(variables), "messages": [_message(message) for message in messages]}
+        names["tools"] = None if tools is None else [_tool(tool) for tool in tools]
         names.setdefault("documents", None)
         if continue_final_message:
             add_generation_prompt = False
             _mark_end(names["messages"])
-        pieces, size = [], 0
-        for piece in _compiled(template).generate(add_generation_prompt=add_generation_prompt, **names):
-            size += len(piece)
-            _check_size(size)
-            pieces.append(piece)
-        return _cut_at_mark("".join(pieces)) if continue_final_message else "".join(pieces)
+        text = rendered(_compiled(template), {**names, "add_generation_prompt": add_generation_prompt})
+        return _cut_at_mark(text) if continue_final_message else text
+
+
+def rendered(template: jinja2.Template, names: Mapping[str, Any]) -> str:
+    """The text of a template of a ChatEnvironment."""
+    pieces, size = [], 0
+    for piece in template.generate(names):
+        size += len(piece)
+        _check_size(size)
+        pieces.append(piece)
+    return "".join(pieces)
+
+
+@contextlib.contextmanager
+def limited() -> Iterator[None]:
+    """Counts the steps of one rendering.
+
+    Raises InputError if the template refuses its input, FormatError if it is wrong or exceeds the limits.
+    """
+    count = _steps.set(0)
+    try:
+        yield
     except Error:
         raise
-    except _RefusedError as cause:
+    except RefusedError as cause:
         raise InputError(f"chat template refused the messages: {reason(cause)}") from None
     except Exception as cause:  # templates can raise any error, also MemoryError and RecursionError
         raise FormatError(f"chat template: {reason(cause)}") from cause

@@ -1,13 +1,17 @@
-"""lowbit convert: converts a checkpoint to a GGUF file."""
+"""lowbit convert: converts a checkpoint, or a folder with an ONNX language model, to a GGUF file."""
 
 from __future__ import annotations
 
+import inspect
 import os
-from typing import Annotated
+import time
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
 from lowbit.cli.app import app, examples
+from lowbit.cli.console import print_json, size
 from lowbit.cli.options import DryRun, Json, Like, Lora, LoraScale, Threads, one_of, scale_of
 from lowbit.cli.splits import NoTensorFirst, SplitMaxSize, SplitMaxTensors
 from lowbit.cli.writing import (
@@ -42,10 +46,13 @@ Revision = Annotated[
         "lowbit convert ./model-f16 out.gguf --format Q6_K --intermediate f16",
         "lowbit convert ./model out.gguf --no-verify --no-provenance  # the reference's bytes, nothing added",
         "lowbit convert ./model tuned.gguf --lora ./adapter --lora-scale 0.5",
+        "lowbit convert ./model-onnx out.gguf --exact",
     )
 )
 def convert(
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Checkpoint folder or hub id.")],
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="Checkpoint folder or hub id, or a folder with an ONNX model.")
+    ],
     target: Annotated[str, typer.Argument(metavar="OUT.gguf", help="The file to write, or a folder for it.")],
     format: Annotated[
         str, typer.Option("--format", "-f", help="A mix (Q4_K_M), a format (Q8_0), or bf16, f16, f32.")
@@ -88,12 +95,20 @@ def convert(
             callback=one_of("bf16", "f16", "f32"),
         ),
     ] = None,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Of an ONNX model: refuse weights that no format holds exactly.")
+    ] = False,
     threads: Threads = None,
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
-    """Converts a checkpoint to a GGUF file."""
+    """Converts a checkpoint, or a folder with an ONNX language model, to a GGUF file."""
     given = dict(locals())
+    if _has_onnx_model(source):
+        _convert_onnx(given)
+        return
+    if given.pop("exact"):
+        raise typer.BadParameter("only for folders with an ONNX model", param_hint="--exact")
     if (pin := given.pop("revision")) is not None:
         if os.path.exists(source):
             raise typer.BadParameter(f"{source} is a folder, not a hub id", param_hint="--revision")
@@ -103,3 +118,31 @@ def convert(
     import lowbit
 
     write(lowbit.convert, given)
+
+
+def _has_onnx_model(source: str) -> bool:
+    """Whether a folder has an ONNX model and no checkpoint."""
+    folder = Path(source)
+    return folder.is_dir() and any(folder.glob("*.onnx")) and not any(folder.glob("*.safetensors"))
+
+
+def _convert_onnx(given: dict[str, Any]) -> None:
+    """Only these options apply: an ONNX model's weights keep their values."""
+    import lowbit
+
+    usual = {name: parameter.default for name, parameter in inspect.signature(convert).parameters.items()}
+    obeyed = ("source", "target", "exact", "threads", "json")
+    if ignored := [name for name, value in given.items() if name not in obeyed and value != usual[name]]:
+        option = f"--{ignored[0].replace('_', '-')}"
+        raise typer.BadParameter("not for an ONNX model: its weights keep their values", param_hint=option)
+    start = time.perf_counter()
+    report = lowbit.convert_onnx(
+        given["source"], given["target"], exact=given["exact"], threads=given["threads"], progress=True
+    )
+    seconds = time.perf_counter() - start
+    if given["json"]:
+        print_json({**vars(report), "seconds": seconds})
+        return
+    labels = [*report.fidelities.values()]
+    counts = ", ".join(f"{labels.count(label)} {label}" for label in dict.fromkeys(labels))
+    print(f"{report.path}: {size(report.num_bytes)} in {seconds:.1f} s, matrices: {counts}")

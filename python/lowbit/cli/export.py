@@ -1,4 +1,4 @@
-"""lowbit export: converts a GGUF file for other programs."""
+"""lowbit export: converts models for other programs."""
 
 from __future__ import annotations
 
@@ -10,14 +10,28 @@ import typer
 
 from lowbit.cli.app import app, examples
 from lowbit.cli.console import print_json, size
-from lowbit.cli.options import Json, Threads, gguf_argument, one_of, wrong_usage
+from lowbit.cli.options import (
+    DryRun,
+    Json,
+    Like,
+    Lora,
+    LoraScale,
+    ModelPath,
+    Threads,
+    gguf_argument,
+    one_of,
+    scale_of,
+    wrong_usage,
+)
+from lowbit.cli.tables import print_table
+from lowbit.cli.writing import Imatrix
 
 export = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
 
-@export.callback(epilog=examples("lowbit export hf model.gguf ./model"))
+@export.callback(epilog=examples("lowbit export hf model.gguf ./model", "lowbit export onnx model.gguf ./model-onnx"))
 def _export() -> None:
-    """Converts a GGUF file for other programs."""
+    """Converts models for other programs."""
 
 
 def _size(text: str) -> str:
@@ -72,6 +86,89 @@ def hf(
     files = f"{len(report.shards)} file{'s' if len(report.shards) > 1 else ''}"
     done = f"{len(report.tensors)} tensors, {size(report.num_bytes)} in {files}, {seconds:.1f} s"
     print(f"{report.path}: {report.dtype}, {done}")
+
+
+@export.command(
+    epilog=examples(
+        "lowbit export onnx HuggingFaceTB/SmolLM2-135M ./smol-onnx --format int4",
+        "lowbit export onnx model-Q4_K_M.gguf ./model-onnx",
+        "lowbit export onnx ./model ./model-onnx --format int8 --layout standard --opset 21",
+        "lowbit export onnx ./model ./model-onnx --format int4 --activations float16 --dry-run",
+    )
+)
+def onnx(
+    source: ModelPath,
+    target: Annotated[str, typer.Argument(metavar="DIR", help="The folder to write; it must be new or empty.")],
+    format: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            help="int4, int8, f32, f16, bf16, or a mix of GGUF: Q4_K_M. [default: int4; as it is for a GGUF file]",
+        ),
+    ] = None,
+    layout: Annotated[
+        str,
+        typer.Option(
+            "--layout",
+            help="genai: operators of com.microsoft, for onnxruntime-genai. standard: operators of ai.onnx only.",
+            callback=one_of("genai", "standard"),
+        ),
+    ] = "genai",
+    opset: Annotated[int, typer.Option("--opset", help="Opset of ai.onnx: 17 to 25, for genai from 23 on.")] = 23,
+    activations: Annotated[
+        str,
+        typer.Option(
+            "--activations", help="Type between nodes: float32 or float16.", callback=one_of("float32", "float16")
+        ),
+    ] = "float32",
+    block_size: Annotated[int, typer.Option("--block-size", help="int4, int8: weights per scale, 16 to 256.")] = 32,
+    symmetric: Annotated[
+        bool,
+        typer.Option("--symmetric/--no-symmetric", help="int4, int8: blocks have only a scale, or a zero point too."),
+    ] = True,
+    method: Annotated[str, typer.Option("--method", help="int4, int8: scales by search, round or hqq.")] = "search",
+    accuracy_level: Annotated[
+        int, typer.Option("--accuracy-level", help="genai: 4 rounds inputs of products to 8 bits, 0 is exact.")
+    ] = 4,
+    imatrix: Imatrix = None,
+    intermediate: Annotated[
+        str | None, typer.Option("--intermediate", help="Mixes: weights are rounded to BF16, F16 or F32 first.")
+    ] = None,
+    allow_requantize: Annotated[
+        bool, typer.Option("--allow-requantize", help="Quantize matrices of a GGUF file that are quantized already.")
+    ] = False,
+    lora: Lora = None,
+    lora_scale: LoraScale = None,
+    like: Like = None,
+    dry_run: DryRun = False,
+    threads: Threads = None,
+    json: Json = False,
+) -> None:
+    """Writes a folder with an ONNX model of a language model, for onnxruntime-genai, ONNX Runtime and OpenVINO."""
+    given = dict(locals())
+    import lowbit
+    from lowbit.export.options import ExportOptions
+
+    names = ("format", "layout", "opset", "activations", "block_size", "symmetric", "method", "accuracy_level")
+    with wrong_usage():
+        ExportOptions(**{name: given[name] for name in names})
+    for name in ("source", "target", "json"):
+        del given[name]
+    given |= {"lora": lora or (), "lora_scale": scale_of(lora_scale)}
+    start = time.perf_counter()
+    report = lowbit.export_onnx(source, target, **given, progress=True)
+    seconds = time.perf_counter() - start
+    if json:
+        matrices = [each._asdict() for each in report.matrices]
+        print_json({**vars(report), "matrices": matrices, "written": not dry_run, "seconds": seconds})
+        return
+    if dry_run:
+        rows = [[m.name, " x ".join(map(str, m.shape)), m.before, m.format, str(m.num_bytes)] for m in report.matrices]
+        print_table(["matrix", ">shape", "before", "format", ">bytes"], rows)
+    errors = [each.error for each in report.matrices if each.error is not None]
+    error = f", error of the weights up to {max(errors):.2g}" if errors else ""
+    done = f"would have {report.num_bytes} bytes" if dry_run else f"{size(report.num_bytes)} in {seconds:.1f} s"
+    print(f"{report.path}: {report.format}, layout {report.layout}, {done}{error}")
 
 
 app.add_typer(export, name="export")

@@ -111,7 +111,7 @@ def convert(
     mix = find_mix(format)
     if mix.is_copy:
         raise InputError("format: COPY works only for GGUF files; for a checkpoint, use BF16, F16 or F32")
-    between = _intermediate(mix, intermediate)
+    between = checked_intermediate(mix, intermediate)
     path, target = checked(path), checked(target)
     dry_run, provenance = arguments.flag("dry_run", dry_run), arguments.flag("provenance", provenance)
     verify = None if verify is None else arguments.flag("verify", verify)
@@ -144,8 +144,8 @@ def convert(
         return plan.run(to, importances, progress, num_threads(threads), dry_run)
 
 
-def _intermediate(mix: Mix, format: str | None) -> str:
-    """The name of the intermediate format. Raises InputError."""
+def checked_intermediate(mix: Mix, format: str | None) -> str:
+    """The name of the intermediate format; BF16 if none is given. Raises InputError."""
     found = "BF16" if format is None else arguments.text("intermediate", format).upper() or "BF16"
     if found not in FLOATS:
         raise InputError("intermediate:", expected=f"one of {', '.join(FLOATS)}", found=quoted(format))
@@ -164,32 +164,43 @@ def _plan(
     # These import the tokenizers library, which takes longer than the rest of the package.
     from lowbit.conversion.carried import KnownTokenizer, carried_tokenizer, is_unnamed
 
-    sources = {tensor.name: tensor for tensor in opened.tensors}
-    inputs = [
-        Input(Stored(name, sources[name].shape, _before(sources[name], intermediate)), _same(sources[name]), name)
-        for name in (sources if mix.is_float else file_order(sources))
-    ]
     metadata = dict(opened.metadata)
     if mix.is_float:
         metadata["general.file_type"] = mix.file_type  # the reference converter writes it at this place
     else:
         metadata = _requantized(metadata, mix)
-    notes = list(opened.notes)
-    if opened.exact_formats and mix.default not in opened.exact_formats:
-        notes.append(
-            f"{mix.name} rounds the layers' matrices; {', '.join(opened.exact_formats)} would keep them exactly"
-        )
-    if rounded := _rounded(sources.values(), mix, intermediate):
-        notes.append(
-            f"{rounded} weights are rounded to {intermediate} before they are quantized, as between the reference's "
-            f"two tools; intermediate {rounded} (--intermediate) prevents this"
-        )
+    notes = [*opened.notes, *mix_notes(opened, mix, intermediate)]
     tokenizer = None
     if with_tokenizer or is_unnamed(metadata):
         carried = carried_tokenizer(opened, metadata, notes)
         metadata |= carried.keys
         tokenizer = KnownTokenizer(metadata, carried.record) if carried.record else None
+    inputs = checkpoint_inputs(opened.tensors, mix, intermediate)
     return Plan(mix, inputs, metadata, notes, options, intermediate=intermediate), tokenizer
+
+
+def checkpoint_inputs(tensors: Sequence[TensorSource], mix: Mix, intermediate: str) -> list[Input]:
+    """A checkpoint's tensors in the order in which a mix counts them."""
+    sources = {tensor.name: tensor for tensor in tensors}
+    return [
+        Input(Stored(name, sources[name].shape, _before(sources[name], intermediate)), _same(sources[name]), name)
+        for name in (sources if mix.is_float else file_order(sources))
+    ]
+
+
+def mix_notes(opened: OpenedCheckpoint, mix: Mix, intermediate: str) -> list[str]:
+    """What a mix does to weights beside quantizing them."""
+    notes = []
+    if opened.exact_formats and mix.default not in opened.exact_formats:
+        notes.append(
+            f"{mix.name} rounds the layers' matrices; {', '.join(opened.exact_formats)} would keep them exactly"
+        )
+    if rounded := _rounded(opened.tensors, mix, intermediate):
+        notes.append(
+            f"{rounded} weights are rounded to {intermediate} before they are quantized, as between the reference's "
+            f"two tools; intermediate {rounded} (--intermediate) prevents this"
+        )
+    return notes
 
 
 def _is_verified(verify: bool | None, options: ConvertOptions) -> bool:
@@ -285,7 +296,7 @@ def quantize_file(
     path, target = checked(path), checked(target)
     dry_run = arguments.flag("dry_run", dry_run)
     with gguf.open(path) as file:
-        inputs = _inputs(file, chosen.keep_split)
+        inputs = file_inputs(file, chosen.keep_split)
         metadata = {key: file.typed(key) for key in file.metadata if key not in gguf.SPLIT_KEYS}
         num_files = len(file.paths) if chosen.keep_split else None
     importances, imatrix = _loaded(imatrix)
@@ -322,7 +333,8 @@ def _same(source: TensorSource) -> Callable[[str], TensorSource]:
     return lambda format: source
 
 
-def _inputs(file: gguf.File, keep_split: bool) -> list[Input]:
+def file_inputs(file: gguf.File, keep_split: bool = False) -> list[Input]:
+    """A file's tensors in the order in which a mix counts them; with keep_split, in that of the file."""
     tensors = gguf_tensors(file)
     names = file_order(file.infos)
     if keep_split:

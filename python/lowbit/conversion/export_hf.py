@@ -32,7 +32,7 @@ from lowbit.hf.safetensors_writer import SafetensorsWriter, TensorInfo
 from lowbit.tokenizer.load import Tokenizer
 from lowbit.tokenizer.to_hf import tokenizer_files
 
-__all__ = ["ExportReport", "export_hf"]
+__all__ = ["ExportReport", "export_hf", "generation_config"]
 
 _UNITS = {"TB": 10**12, "GB": 10**9, "MB": 10**6, "KB": 10**3, "B": 1}
 
@@ -85,7 +85,7 @@ def export_hf(
         notes = _unkept(arch, file.metadata, config)
         tokenizer, files = tokenizer_files(file.metadata, config.integer("max_position_embeddings"))
         notes += tokenizer.notes
-        generation = _generation(file.metadata, tokenizer)
+        generation = generation_config(file.metadata, tokenizer)
         card = card_text(file.metadata)
         format = _format(file, dtype)
     files |= {"config.json": {**values, "dtype": FLOATS[format].name}, "generation_config.json": generation}
@@ -159,7 +159,7 @@ def _rounded(value: Any) -> Any:
         return np.float32(value) if isinstance(value, float) else value
 
 
-def _generation(metadata: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
+def generation_config(metadata: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
     """generation_config.json: the tokens that end a text, and the recommended sampling."""
     first = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
     ends = [*first, *sorted(tokenizer.eos_ids - {*first})]
@@ -170,6 +170,8 @@ def _generation(metadata: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, 
         value = metadata.get(key)
         if isinstance(value, (list, np.ndarray)):
             raise FormatError(f"{key}:", key=key, expected="one value", found="an array")
+        if isinstance(value, np.generic):
+            value = value.item()
         if value is not None:
             sampling[keys[-1]] = decimal(value) if isinstance(value, float) else value
     if sampling:

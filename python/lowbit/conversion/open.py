@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,7 @@ from lowbit.arch.pooling import MODULES, pooling_config, pooling_type
 from lowbit.arch.registry import hf_classes, of_class
 from lowbit.arch.unknown import read_as, unknown_class
 from lowbit.base.dtypes import FLOAT_NAMES
-from lowbit.base.errors import Error
+from lowbit.base.errors import Error, InputError
 from lowbit.base.heap import trim_heap
 from lowbit.base.operation import reading
 from lowbit.base.paths import AnyPath
@@ -147,20 +147,43 @@ def open_checkpoint(
     is_tied = config.boolean("tie_word_embeddings", arch.tied_by_default)
     if not is_tied and all(tensor.name != "output.weight" for tensor in tensors):
         notes.append("there is no lm_head.weight: logits are computed with the embeddings, as in llama.cpp")
-    metadata = {
+    metadata = checkpoint_metadata(
+        arch, config, tokenizer, general_metadata(folder, checkpoint.config, num_params, hub_id, notes),
+        _float_file_type(tensors), pooling,
+    )  # fmt: skip
+    origin = Origin(folder, hub_id, sorted(weights), merged.folders)
+    return OpenedCheckpoint(metadata, tensors, notes, arch.exact_formats, origin, recorded)
+
+
+def checkpoint_metadata(
+    arch: Architecture,
+    config: Config,
+    tokenizer: Mapping[str, Any],
+    general: Mapping[str, Any],
+    file_type: int,
+    pooling: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The keys of a GGUF file in the reference's order. config: as `Architecture.text_config` makes it."""
+    return {
         "general.architecture": arch.name,
         **arch.first_metadata(config),
         "general.type": "model",
-        **general_metadata(folder, checkpoint.config, num_params, hub_id, notes),
+        **general,
         **arch.metadata(config),
-        "general.file_type": _float_file_type(tensors),
+        "general.file_type": file_type,
         **pooling,
         **arch.late_metadata(config),
         "general.quantization_version": QUANTIZATION_VERSION,
         **tokenizer,
     }
-    origin = Origin(folder, hub_id, sorted(weights), merged.folders)
-    return OpenedCheckpoint(metadata, tensors, notes, arch.exact_formats, origin, recorded)
+
+
+def refuse_checkpoint_options(path: str, lora: Adapters, like: str | None) -> None:
+    """Raises InputError for options of checkpoints that are given with a GGUF file."""
+    if not isinstance(lora, Sequence) or lora:
+        raise InputError("lora works only for checkpoints, not for GGUF files", path=path)
+    if like is not None:
+        raise InputError("like works only for checkpoints; a GGUF file names its architecture", path=path)
 
 
 def _tokenizer_record(folder: Path) -> TokenizerRecord | Error:

@@ -119,15 +119,13 @@ class Plan:
         inputs, metadata = prune(self.inputs, metadata, self.options)
         if self.finishing:
             metadata = moved_last(metadata, gguf.padding(self.finishing.reserved))
-        stored = [tensor.stored for tensor in inputs]
-        tensors = assign(self.mix, stored, model, self.options, has_imatrix=importances is not None)
-        jobs = [self._job(tensor, chosen, importances) for tensor, chosen in zip(inputs, tensors, strict=True)]
+        tensors, jobs = self.assigned(inputs, model, importances)
         targets = self._targets(to.path, metadata, [tensor.file for tensor in inputs], tensors, jobs)
         replacing(target.path for target in targets)
         file_bytes = sum(target.file_bytes for target in targets)
         paths = [target.path for target in targets]
         report = Report(to.path, self.mix.name, file_bytes, tensors, list(self.notes), paths)
-        report.notes += self._without_importances(tensors, jobs, importances, dry_run)
+        report.notes += self.without_importances(tensors, jobs, importances, dry_run)
         report.notes += other_sets(to.path, len(targets))
         if importances:
             used = (tensor.origin for tensor, job in zip(inputs, jobs, strict=True) if job.importance is not None)
@@ -141,6 +139,14 @@ class Plan:
             report.notes.extend(lost)
             log_notes(lost)
         return report
+
+    def assigned(
+        self, inputs: Sequence[Input], metadata: Mapping[str, Any], importances: Imatrix | None
+    ) -> tuple[list[Assignment], list[Job]]:
+        """The format of each tensor, and the job that encodes it. metadata: GGUF keys of the model."""
+        stored = [tensor.stored for tensor in inputs]
+        tensors = assign(self.mix, stored, metadata, self.options, has_imatrix=importances is not None)
+        return tensors, [self._job(tensor, chosen, importances) for tensor, chosen in zip(inputs, tensors, strict=True)]
 
     def _finish(self, report: Report, files: Sequence[Appender]) -> None:
         first = files[0]
@@ -156,11 +162,7 @@ class Plan:
         is_packed = before not in gguf.DTYPES
         if chosen.format != before:
             if is_packed and not self.allow_requantize:
-                raise InputError(
-                    f"tensor {name} is already quantized ({before}): use a file of floats, or allow_requantize "
-                    "(--allow-requantize)",
-                    tensor=name,
-                )
+                raise requantizing(name, before)
             if shape and not shape[-1]:
                 raise UnsupportedError(
                     f"tensor {name}: {before} {list(shape)} has empty rows, which have no blocks", tensor=name
@@ -175,7 +177,7 @@ class Plan:
             job = replace(job, importance=None if importance is None else importance.reshape(matrices, -1))
         return job
 
-    def _without_importances(
+    def without_importances(
         self, tensors: list[Assignment], jobs: list[Job], importances: Imatrix | None, dry_run: bool
     ) -> list[str]:
         """Notes on tensors that are encoded without importances. Raises InputError if a format needs them."""
@@ -218,6 +220,12 @@ class Plan:
             path = file_name(dst, i, num_files)
             targets.append(Target(path, keys, [infos[k] for k in inside], [jobs[k] for k in inside]))
         return targets
+
+
+def requantizing(name: str, format: str) -> InputError:
+    """The error for a tensor that would be quantized again."""
+    advice = "use a file of floats, or allow_requantize (--allow-requantize)"
+    return InputError(f"tensor {name} is already quantized ({format}): {advice}", tensor=name)
 
 
 def _grouped(fallbacks: Sequence[str]) -> list[str]:

@@ -39,16 +39,27 @@ class Network(NamedTuple):
         Every sequence has the same tokens; `rows` can give each sequence other weights. Each matrix is requested once,
         in the order of the products, except the embeddings of the tokens, which are requested first.
         """
-        tensors: dict[str, tuple[str, list[int], npt.NDArray[Any] | None]]
-        tensors = {name: (format_of(v), list(v.shape), bytes_of(v)) for name, v in self.vectors.items()}
-        tensors |= {name: ("", list(shape), None) for name, shape in self.matrices.items()}
         num = len(ids)
-        model = _core.Model(self.spec, tensors, "f32", threads, num, sequences, rows)
+        model = self._model(num, sequences, rows, threads)
         tokens = np.tile(np.asarray(ids, np.int32), sequences)
         positions = np.tile(np.arange(num, dtype=np.int32), sequences)
         owners = np.repeat(np.arange(sequences, dtype=np.int32), num)
         logits = model.forward(tokens, positions, owners, np.ones(len(tokens), bool), num)
         return logits.reshape(sequences, num, -1)
+
+    def check(self) -> None:
+        """Raises the errors of `lowbit.load` for tensors that are missing or do not fit the description."""
+        self._model(1, 1, _no_rows, 1)
+
+    def _model(self, length: int, sequences: int, rows: RowSource, threads: int) -> _core.Model:
+        tensors: dict[str, tuple[str, list[int], npt.NDArray[Any] | None]]
+        tensors = {name: (format_of(v), list(v.shape), bytes_of(v)) for name, v in self.vectors.items()}
+        tensors |= {name: ("", list(shape), None) for name, shape in self.matrices.items()}
+        return _core.Model(self.spec, tensors, "f32", threads, length, sequences, rows)
+
+
+def _no_rows(name: str, first: int, number: int, sequence: int) -> tuple[str, npt.NDArray[Any]]:
+    raise AssertionError("a network that is only checked multiplies nothing")
 
 
 def _same(a: QTensor | npt.NDArray[Any], b: QTensor | npt.NDArray[Any]) -> bool:

@@ -22,7 +22,7 @@ from lowbit.base.log import log_notes
 from lowbit.base.paths import AnyPath, checked, is_file
 from lowbit.base.progress import ProgressLike, steps
 from lowbit.base.threads import num_threads
-from lowbit.conversion.open import open_checkpoint
+from lowbit.conversion.open import open_checkpoint, refuse_checkpoint_options
 from lowbit.hf.checkpoint import mapped
 from lowbit.hf.lora import Adapters
 from lowbit.tensors import nonfinite
@@ -86,10 +86,7 @@ def load(
     }
     where = checked(path)
     if is_file(where) or where.endswith(".gguf"):
-        if not isinstance(lora, Sequence) or lora:
-            raise InputError("lora works only for checkpoints, not for GGUF files", path=where)
-        if like is not None:
-            raise InputError("like works only for checkpoints; a GGUF file names its architecture", path=where)
+        refuse_checkpoint_options(where, lora, like)
         file = gguf.open(where)
         tensors = {name: weight for name, weight in file.tensors.items() if _is_weight(weight)}
         with of_file(where), steps("load", "tensors", progress) as advance:

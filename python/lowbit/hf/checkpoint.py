@@ -99,7 +99,9 @@ def mapped(source: TensorSource) -> np.ndarray:
     """A whole tensor: mapped if a file has it unchanged, else read."""
     while type(source) is Renamed:  # classes derived from Renamed and StoredTensor change values
         source = source.source
-    return source.in_file.mapped() if type(source) is StoredTensor else read(source)
+    if type(source) is StoredTensor:
+        source = source.in_file
+    return source.mapped() if type(source) is FileRows else read(source)
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -298,7 +300,8 @@ def _not_a_checkpoint(folder: Path, missing: str) -> Error:
         )
     if name := found("*.onnx", "onnx/*.onnx"):
         return UnsupportedError(
-            f"{name} is an ONNX model, of which lowbit makes no GGUF file: give it to lowbit inspect or lowbit onnx",
+            f"{name} is an ONNX model: lowbit convert makes a GGUF file of a language model's folder, and lowbit "
+            "inspect and lowbit onnx take any model",
             path=folder,
         )
     if name := found("consolidated*", "params.json"):

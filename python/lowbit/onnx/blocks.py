@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import ml_dtypes
 import numpy as np
@@ -18,6 +18,10 @@ from lowbit.onnx.parts import Parts
 from lowbit.onnx.tensor import Tensor
 
 BITS = (2, 4, 8)
+#: Weights of which columns of codes are made at a time.
+_AT_ONCE = 1 << 24
+#: Codes, scales, zero points, and the sums of squared errors and weights.
+_Quantized: TypeAlias = "tuple[Bytes, npt.NDArray[np.float32], npt.NDArray[np.uint8], float, float]"
 #: The opset and the IR version with integers of so many bits in blocks of DequantizeLinear.
 STANDARD = {8: (21, 10), 4: (21, 10), 2: (25, 13)}
 
@@ -150,10 +154,42 @@ class _Work:
         return self._error or 0.0
 
     def _run(self) -> list[Bytes]:
+        format, matrix = self.format, self.matrix()
+        if format.layout == "columns" and matrix.flags.c_contiguous and len(matrix) * format.bits % 8 == 0:
+            codes, scales, zeros, squared_error, squared_weight = self._in_pieces(matrix)
+        else:
+            codes, scales, zeros, squared_error, squared_weight = self._quantized(matrix)
+        self._error = (squared_error / squared_weight) ** 0.5 if squared_weight else 0.0
+        parts = [codes, pack((scales * np.float32(self.factor)).astype(self.dtype))]
+        if not format.symmetric:
+            parts.append(packed_rows(zeros, format.bits) if format.layout == "rows" else _packed(zeros, format))
+        return parts
+
+    def _in_pieces(self, matrix: npt.NDArray[Any]) -> _Quantized:
+        """Codes in columns, made of some rows at a time, so that rows in a mapped file leave memory again."""
+        (outputs, inputs), bits = matrix.shape, self.format.bits
+        codes = np.empty((inputs, outputs * bits // 8), np.uint8)
+        step = max(8, _AT_ONCE // max(1, inputs) // 8 * 8)  # whole bytes
+        others = []
+        for first in range(0, outputs, step):
+            part = matrix[first : first + step]
+            columns, *other = self._quantized(part)
+            codes[:, first * bits // 8 : (first + len(part)) * bits // 8] = columns.reshape(inputs, -1)
+            others.append(other)
+        scales, zeros, squared_error, squared_weight = zip(*others, strict=True)
+        return (
+            codes.reshape(-1),
+            np.concatenate(scales, axis=1),
+            np.concatenate(zeros, axis=1),
+            sum(squared_error),
+            sum(squared_weight),
+        )
+
+    def _quantized(self, matrix: npt.NDArray[Any]) -> _Quantized:
         format = self.format
         try:
-            codes, scales, zeros, squared_error, squared_weight = _core.quantize_blockwise(
-                self.matrix(),
+            return _core.quantize_blockwise(
+                matrix,
                 bits=format.bits,
                 block_size=format.block_size,
                 symmetric=format.symmetric,
@@ -167,11 +203,6 @@ class _Work:
         except Error as error:
             error.about(f"tensor {self.name}: ", tensor=self.name)
             raise
-        self._error = (squared_error / squared_weight) ** 0.5 if squared_weight else 0.0
-        parts = [codes, pack((scales * np.float32(self.factor)).astype(self.dtype))]
-        if not format.symmetric:
-            parts.append(packed_rows(zeros, format.bits) if format.layout == "rows" else _packed(zeros, format))
-        return parts
 
 
 def packed_rows(zeros: npt.NDArray[np.uint8], bits: int) -> Bytes:

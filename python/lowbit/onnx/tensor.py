@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,6 +37,17 @@ class External:
         """The entries of TensorProto.external_data."""
         entries = {"location": self.location, "offset": str(self.offset)}
         return entries if self.length is None else entries | {"length": str(self.length)}
+
+
+@dataclass(frozen=True, eq=False)
+class InPieces:
+    """The source of a tensor that is never in memory as a whole when it is written. pieces: returns its bytes."""
+
+    pieces: Callable[[], Iterator[Bytes]]
+
+    def __call__(self) -> Bytes:
+        """All bytes."""
+        return np.concatenate([*self.pieces()])
 
 
 #: Returns the bytes of a place, of which a tensor needs so many.
@@ -101,6 +112,20 @@ class Tensor(Message):
         raw = self.source()
         _check_size(self, raw, FormatError)
         return np.ascontiguousarray(raw)
+
+    def pieces(self) -> Iterator[Bytes]:
+        """The bytes of `raw` one after the other; several if the source is InPieces."""
+        if not isinstance(self.source, InPieces):
+            yield self.raw
+            return
+        rest = self.nbytes
+        for piece in self.source.pieces():
+            rest -= len(piece)
+            yield piece
+        if rest:
+            found = str(self.nbytes - rest)
+            text = f"tensor {shown(self.name)}:"
+            raise FormatError(text, tensor=self.name, expected=f"{self.nbytes} bytes", found=found)
 
     @property
     def array(self) -> npt.NDArray[Any]:

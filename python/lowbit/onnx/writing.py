@@ -206,9 +206,10 @@ def _write_files(contents: Mapping[str, Sequence[Piece]], progress: ProgressLike
 
 def _written(piece: Piece, file: AtomicFile) -> Iterator[int]:
     """Writes a piece in parts: their numbers of bytes. Keeps nothing of it."""
-    raw: Any = memoryview(piece.raw if isinstance(piece, Tensor) else piece)  # type: ignore[arg-type]
-    for begin in range(0, len(raw), _WRITTEN_AT_ONCE):
-        yield file.write(raw[begin : begin + _WRITTEN_AT_ONCE])
+    for part in piece.pieces() if isinstance(piece, Tensor) else (piece,):
+        raw: Any = memoryview(part)  # type: ignore[arg-type]
+        for begin in range(0, len(raw), _WRITTEN_AT_ONCE):
+            yield file.write(raw[begin : begin + _WRITTEN_AT_ONCE])
 
 
 @contextmanager

@@ -1,0 +1,83 @@
+"""`lowbit export onnx` as a shell sees it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from tiny_checkpoint import make_checkpoint
+
+from lowbit.cli.execution import execute
+
+
+class Result(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+    def call(*arguments: object) -> Result:
+        status = execute(["export", "onnx", *map(str, arguments)])
+        return Result(status, *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return make_checkpoint(tmp_path / "m", layers=1)
+
+
+def test_it_writes_a_folder(tmp_path: Path, source: Path, run: Callable[..., Result]) -> None:
+    result = run(source, tmp_path / "out", "--format", "int8", "--layout", "standard")
+    assert result.returncode == 0
+    assert result.stdout.startswith(f"{tmp_path / 'out'}: int8, layout standard, ")
+    assert "error of the weights up to 0.00" in result.stdout
+    assert {"model.onnx", "model.onnx.data"} <= {path.name for path in (tmp_path / "out").iterdir()}
+
+
+def test_a_dry_run_lists_matrices(tmp_path: Path, source: Path, run: Callable[..., Result]) -> None:
+    result = run(source, tmp_path / "out", "--dry-run")
+    assert result.returncode == 0
+    (row,) = (line for line in result.stdout.splitlines() if "blk.0.ffn_down.weight" in line)
+    assert row.split() == ["blk.0.ffn_down.weight", "256", "x", "512", "BF16", "INT4", str(256 * 512 * 5 // 8)]
+    assert "would have" in result.stdout
+    assert not (tmp_path / "out").exists()
+
+
+def test_json(tmp_path: Path, source: Path, run: Callable[..., Result]) -> None:
+    report = json.loads(run(source, tmp_path / "out", "--format", "q4_k_m", "--json").stdout)
+    assert (report["format"], report["layout"], report["written"]) == ("q4_k_m", "genai", True)
+    assert {matrix["format"] for matrix in report["matrices"]} == {"Q4_K", "Q6_K"}
+    assert report["num_bytes"] > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--format", "q4k"], "unknown format 'q4k', did you mean Q4_K"),
+        (["--layout", "onnx"], "expected one of genai, standard"),
+        (["--opset", "17"], "layout genai: expected 23 or more"),
+        (["--method", "hqq"], "--no-symmetric"),
+    ],
+    ids=str,
+)
+def test_wrong_usage(
+    tmp_path: Path, source: Path, run: Callable[..., Result], options: list[str], message: str
+) -> None:
+    result = run(source, tmp_path / "out", *options)
+    assert result.returncode == 2
+    assert message in result.stderr
+
+
+def test_what_cannot_be_exported_is_one_line(tmp_path: Path, run: Callable[..., Result]) -> None:
+    source = make_checkpoint(tmp_path / "m", arch="llama", layers=1, head_dim=20, hidden=80)
+    result = run(source, tmp_path / "out")
+    assert result.returncode == 1
+    (line,) = (line for line in result.stderr.splitlines() if "lowbit:" in line)
+    assert line.endswith("20 values per head: expected a multiple of 8, found 20; use layout standard")
