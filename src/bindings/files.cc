@@ -23,6 +23,13 @@ uint64_t WriteBuffer(AtomicWriter& writer, const py::buffer& buffer) {
   return num_bytes;
 }
 
+void ReleaseBuffer(const py::buffer& buffer) {
+  Py_buffer view;
+  if (PyObject_GetBuffer(buffer.ptr(), &view, PyBUF_C_CONTIGUOUS) != 0) throw py::error_already_set();
+  const std::unique_ptr<Py_buffer, decltype(&PyBuffer_Release)> release_view(&view, PyBuffer_Release);
+  MappedFile::Release(view.buf, static_cast<size_t>(view.len));
+}
+
 // pybind11 holds only non-const pointers.
 std::shared_ptr<MappedFile> OfDescriptor(int descriptor, const std::string& path) {
   return std::const_pointer_cast<MappedFile>(MappedFile::OfDescriptor(descriptor, path));
@@ -52,6 +59,7 @@ py::array MappedBytes(std::shared_ptr<const MappedFile> file, const uint8_t* dat
 void BindFiles(py::module_& m) {
   py::class_<MappedFile, std::shared_ptr<MappedFile>>(m, "MappedFile")
       .def_static("of_descriptor", &OfDescriptor, py::arg("descriptor"), py::arg("path"))
+      .def_static("release", &ReleaseBuffer, py::arg("buffer"))
       .def("bytes", &Bytes, py::arg("offset"), py::arg("size"));
 
   py::class_<AtomicWriter>(m, "AtomicWriter")

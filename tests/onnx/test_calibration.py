@@ -96,11 +96,15 @@ def test_data_that_does_not_fit(tmp_path: Path, changed: dict[str, Any], message
     one = arrays(**{"fixed": np.zeros((2, 4), np.float32)} | changed)
     with pytest.raises(lowbit.InputError) as raised:
         read([arrays(fixed=np.zeros((2, 4), np.float32)), one])
-    assert f"calibration run 1: {message}" in str(raised.value)
+    assert str(raised.value).startswith(f"calibration, run 1: {message}")
     np.savez(tmp_path / "a.npz", **one)
     with pytest.raises(lowbit.InputError) as raised:
         read(tmp_path / "a.npz")
     assert str(raised.value).startswith(f"{tmp_path / 'a.npz'}: calibration: {message}")
+    for data, about in ((tmp_path / "a.npz", f"{tmp_path / 'a.npz'}: inputs"), ([one], "inputs, run 0")):
+        with pytest.raises(lowbit.InputError) as raised:
+            [*feeds(data, model(), about="inputs")]
+        assert str(raised.value).startswith(f"{about}: {message}")
 
 
 def test_rows_that_do_not_divide(tmp_path: Path) -> None:
@@ -142,6 +146,9 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npz.npy", np.zeros(3))
     (tmp_path / "a.npz.npy").rename(tmp_path / "a.npz")
     with pytest.raises(lowbit.FormatError, match=r"expected an \.npz file of arrays, found one array"):
+        read(tmp_path / "a.npz")
+    (tmp_path / "a.npz").write_bytes(b"no archive")
+    with pytest.raises(lowbit.FormatError, match=r"expected an \.npz file of arrays, found another file"):
         read(tmp_path / "a.npz")
     (tmp_path / "a.npz").write_bytes(b"PK\x03\x04 no archive")
     with pytest.raises(lowbit.FormatError, match=r"no \.npz file of arrays"):

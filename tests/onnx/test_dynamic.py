@@ -222,9 +222,20 @@ def test_search() -> None:
     plain, searched = quantize_channels(w, (0,), False), quantize_channels(w, (0,), True)
     assert plain is not None
     assert searched is not None
-    errors = [np.square(found.codes * found.scales - w).sum(0) for found in (plain, searched)]
+    errors = [np.square(found.codes(w) * found.scales - w).sum(0) for found in (plain, searched)]
     assert (errors[1] <= errors[0]).all()
     assert searched.error < plain.error
+    for factor in (1.02, 1, 0.975, 0.95, 0.9, 0.85, 0.8, 0.7):  # no cut of the largest value is better
+        codes = np.clip(np.rint(w / (plain.scales * np.float32(factor))), -127, 127)
+        scales = (codes * w).sum(0) / np.square(codes).sum(0)
+        assert (errors[1] <= 1.00001 * np.square(codes * scales - w).sum(0)).all()
+
+
+def test_an_empty_weight_has_scales() -> None:
+    for shape in ((0, 3), (3, 0)):
+        found = quantize_channels(np.zeros(shape, np.float32), (0,), True)
+        assert found is not None
+        assert (found.scales.shape, found.codes(np.zeros(shape)).shape, found.error) == ((1, shape[1]), shape, 0)
 
 
 def test_public(tmp_path: Path) -> None:

@@ -53,6 +53,21 @@ def test_one_cast_for_each_value() -> None:
     assert result.outputs[0].dtype == np.float32
 
 
+def test_results_in_other_types_than_the_first_input() -> None:
+    """Of Where, and the mean of LayerNormalization, which stays float32."""
+    nodes = [
+        Node.of("LayerNormalization", ["x", "w"], ["n", "mean"]), Node.of("Greater", ["x", "w"], ["c"]),
+        Node.of("Where", ["c", "n", "x"], ["a"]), Node.of("ReduceProd", ["a"], ["b"]),
+        Node.of("Add", ["b", "mean"], ["z"]),
+    ]  # fmt: skip
+    result, _ = converted(model(nodes, w=weight()[0]))
+    assert [(node.operator, node.inputs) for node in result.nodes if node.op_type != "Where"] == [
+        ("Cast", ("x",)), ("LayerNormalization", ("x_float16", "w_float16")), ("Greater", ("x_float16", "w_float16")),
+        ("Cast", ("a",)), ("ReduceProd", ("a_float32",)), ("Cast", ("b",)), ("Cast", ("mean",)),
+        ("Add", ("b_float16", "mean_float16")), ("Cast", ("z_float16",)),
+    ]  # fmt: skip
+
+
 def test_values_and_attributes() -> None:
     nodes = [
         Node.of("MatMul", ["x", "w"], ["a"]), Node.of("Cast", ["i"], ["b"], to=1), Node.of("Add", ["a", "b"], ["z"]),

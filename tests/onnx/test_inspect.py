@@ -95,6 +95,7 @@ def test_where_a_checkpoint_is_expected(tmp_path: Path) -> None:
         (b"GGUF\3\0\0\0" + bytes(99), "this is a GGUF file"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 123\n", "this is a git-lfs pointer"),
         (b"<!DOCTYPE html>", "this is an HTML page"),
+        (b"root:x:0:0:root:/root:/bin/bash", "this is no ONNX model: "),
     ],
 )
 def test_where_onnx_is_expected(tmp_path: Path, data: bytes, text: str) -> None:

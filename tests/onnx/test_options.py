@@ -81,12 +81,13 @@ def test_wrong_options(options: dict[str, Any], message: str) -> None:
     [
         ({"exclude_nodes": ["/layers.1/*"]}, "exclude_nodes: no node of the model matches '/layers.1/*'"),
         ({"include_nodes": ["rleu"]}, "include_nodes: no node of the model matches 'rleu', did you mean relu?"),
+        ({"importances": {"rel*": [1]}, "mode": "weight-only"}, "importances: no node of the model matches 'rel*'"),
         ({"include_operators": ["Matmul"]}, "include_operators: no node of the model matches 'Matmul', did you mean"),
     ],
 )
 def test_a_pattern_that_matches_nothing_is_a_mistake(options: dict[str, Any], message: str) -> None:
     with pytest.raises(lowbit.InputError, match=message.replace("*", r"\*").replace("?", r"\?")):
-        OnnxOptions(mode="dynamic", **options).check(two_products())
+        OnnxOptions(**{"mode": "dynamic"} | options).check(two_products())
 
 
 def test_report() -> None:
@@ -105,6 +106,20 @@ def test_size_of_the_files(tmp_path: Path) -> None:
         assert file_bytes(model, external_data=external_data) == size
         for path in tmp_path.iterdir():
             path.unlink()
+
+
+@pytest.mark.parametrize("mode", ["dynamic", "weight-only"])
+def test_size_of_what_was_read_and_written(mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the folder of a model with data beside it; mode weight-only changes nothing here, and copies."""
+    monkeypatch.chdir(tmp_path)
+    onnx.write("in.onnx", two_products(), external_data="weights")
+    before = sum(path.stat().st_size for path in tmp_path.iterdir())
+    data = True if mode == "dynamic" else None
+    (tmp_path / "beside").mkdir()
+    target = Path("beside", "a_long_name.onnx")
+    report = onnx.quantize("in.onnx", target, mode=mode, exclude_nodes=["*"] * (data is None), external_data=data)
+    after = sum(path.stat().st_size for path in target.parent.iterdir())
+    assert (report.bytes_before, report.bytes_after) == (before, after)
 
 
 def test_wrong_types_are_named(tmp_path: Path) -> None:

@@ -41,6 +41,17 @@ def test_constants_that_nodes_make() -> None:
     assert (scope.transposed("t"), scope.transposed("r"), scope.transposed("m")) == ("m", None, None)
 
 
+def test_transposed_constants_of_each_graph() -> None:
+    """Branches may give one name to different values."""
+    outer = model(Node.of("Transpose", ["m"], ["a"]), Node.of("Transpose", ["n"], ["b"]), m=MATRIX, n=MATRIX + 1)
+    scope = scope_of(outer)
+    scope.enter(Graph("then", (Node.of("Transpose", ["n"], ["t"]),), {}, (), ()))
+    assert [scope.transposed(name) for name in "abt"] == ["m", "n", "n"]
+    scope.leave()
+    scope.enter(Graph("else", (), {"t": Tensor.of("t", MATRIX)}, (), ()))
+    assert [scope.transposed(name) for name in "abt"] == ["m", "n", None]
+
+
 def test_an_input_of_a_new_file_is_no_constant() -> None:
     assert scope_of(model(inputs=("x", "m"), m=MATRIX)).constant("m") is None
     assert scope_of(model(inputs=("x", "m"), m=MATRIX, ir_version=3)).constant("m") is not None

@@ -136,7 +136,7 @@ def test_errors_count_as_much_as_the_input_varies(per_channel: bool) -> None:
     for each in (counts, None):
         found = quantize_channels(weight, (0,) if per_channel else (0, 1), True, each)
         assert found is not None
-        lost = inputs @ (found.codes * found.scales - weight)
+        lost = inputs @ (found.codes(weight) * found.scales - weight)
         errors.append(np.square(lost - lost.mean(axis=0)).sum())
     assert errors[0] < 0.97 * errors[1]
 
@@ -183,6 +183,6 @@ def test_the_scale_is_the_best_one_for_its_codes() -> None:
     weight, counts = normal(4, 200), np.exp(2 * normal(200, seed=1)).astype(np.float64)
     found = quantize_channels(weight, (1,), True, counts)
     assert found is not None
-    codes = found.codes.astype(np.float64)
+    codes = found.codes(weight).astype(np.float64)
     best = (counts * weight * codes).sum(axis=1) / (counts * codes * codes).sum(axis=1)
     np.testing.assert_allclose(found.scales[:, 0], best, rtol=1e-5)

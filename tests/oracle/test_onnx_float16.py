@@ -146,3 +146,18 @@ def test_a_batch_that_is_moved_before_a_product(perm: list[int], tmp_path: Path)
     report = converted(source, tmp_path / "half.onnx")
     assert [node.operator for node in report.kept] == ["Transpose"]
     assert max(errors(run(source, feeds), run(tmp_path / "half.onnx", feeds))) < 2e-3
+
+
+def test_sequences_stay_float(tmp_path: Path) -> None:
+    """What is in a sequence has a type that only the operators before it tell."""
+    make = Maker()
+    product = make.node("MatMul", "x", make.constant(make.normal(8, 8)))
+    parts = make.node("SplitToSequence", product, make.constant(np.array(4)), axis=1)
+    sequence = make.node("SequenceInsert", parts, make.node("Relu", product))
+    x = make.node("SequenceAt", sequence, make.constant(np.array(-1)))
+    y = make.node("MatMul", x, make.constant(make.normal(8, 8)))
+    source, feeds = make.save(tmp_path / "float.onnx", {"x": make.normal(3, 8)}, y)
+    target = tmp_path / "half.onnx"
+    report = lowbit.onnx.quantize(source, target, mode="float16")
+    assert {node.operator for node in report.kept} == {"SplitToSequence", "SequenceInsert", "SequenceAt"}
+    assert max(errors(run(source, feeds), run(target, feeds))) < 2e-3

@@ -231,6 +231,8 @@ def test_command(tmp_path: Path) -> None:
     assert report["operators_after"].keys() >= {"MatMul", "Add"}
     assert (report["written"], report["notes"]) == (False, [])
     assert len(lowbit.onnx.open(target).nodes) == 5
+    result = command("onnx", "optimize", str(source), str(tmp_path / "dry.onnx"), "--dry-run")
+    assert f"{tmp_path / 'dry.onnx'}: would be 10 -> 5 nodes" in result.stdout
     result = command("onnx", "optimize", str(source), str(target), "--fusions", "x")
     assert (result.returncode, result.stdout) == (1, "")
     assert "fusions" in result.stderr

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from test_onnx_dynamic import Feeds, Maker, attention, errors, run
 
 import lowbit
+from lowbit import _core
 from lowbit.onnx import OnnxOptions, static
 from lowbit.onnx.measuring import random_runs
 
@@ -56,6 +59,36 @@ def test_inputs_of_npz_files_and_random_ones(tmp_path: Path) -> None:
     assert [node.name for node in of_random] == ["node2", "node4"]
     assert of_random == lowbit.onnx.sensitivity(source, options)
     assert of_random != of_file
+
+
+def test_errors_name_the_data(tmp_path: Path) -> None:
+    source, feeds = network(tmp_path / "float.onnx")
+    for name, data, text in (
+        ("inputs", {"y": feeds["x"]}, "^inputs, run 0: the model has no input 'y'"),
+        ("calibration", {"y": feeds["x"]}, "^calibration, run 0: the model has no input 'y'"),
+        ("inputs", {"x": feeds["x"] * np.nan}, "^no output of the model has a finite value: give other inputs"),
+    ):
+        options: dict[str, Any] = {"mode": "static", "calibration": [feeds], "max_error": 1} | {name: [data]}
+        with pytest.raises(lowbit.InputError, match=text):
+            lowbit.onnx.quantize(source, tmp_path / "q.onnx", **options)
+
+
+def test_outputs_that_are_sequences(tmp_path: Path) -> None:
+    """Of tensors with different shapes. The second of these has no error."""
+    make = Maker()
+    x = make.node("MatMul", "x", make.constant(make.normal(32, 32)))
+    source, feeds = make.save(tmp_path / "float.onnx", {"x": make.normal(8, 32)}, x)
+    model = lowbit.onnx.open(source)
+    node = lowbit.onnx.Node.of("SequenceConstruct", [x, "w0"], ["s"])
+    sequence = onnx.helper.make_tensor_sequence_value_info("s", 1, None).SerializeToString()
+    output = replace(lowbit.onnx.Value("s"), rest=_core.onnx_fields("ValueInfoProto", np.frombuffer(sequence, "u1")))
+    both = model.with_graph(replace(model.graph, nodes=(*model.nodes, node), outputs=(output,)))
+    reports = [
+        lowbit.onnx.quantize(each, tmp_path / "q.onnx", mode="dynamic", inputs=[feeds], max_error=1)
+        for each in (model, both)
+    ]
+    assert [len(report.quantized) for report in reports] == [1, 1]
+    assert 0 < (reports[1].error or 0) < (reports[0].error or 0)
 
 
 def test_worst_nodes_stay_float(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import onnx
 import onnx_networks as networks
 import onnxruntime as ort
 import pytest
+from onnx import helper
 from onnxruntime import quantization as peer
 
 import lowbit
@@ -322,3 +323,52 @@ def test_a_model_that_onnxruntime_refuses(tmp_path: Path) -> None:
     with pytest.raises(lowbit.UnsupportedError, match="onnxruntime does not load the model"):
         lowbit.onnx.quantize(model, tmp_path / "out.onnx", mode="static", calibration=[{"x": np.ones(4, np.float32)}])
     assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("opset", [7, 10, 11, 28])
+def test_the_first_and_the_last_opsets(opset: int, tmp_path: Path) -> None:
+    """Below 11, a Gemm must have a bias, also one that a MatMul becomes. 28 has no kernel of QuantizeLinear."""
+    net = networks.Network(11)
+    net.add("Relu", [net.add("MatMul", ["x", net.weight("w1", 16, 16)], "h")], "r")
+    net.add("MatMul", ["r", net.weight("w2", 16, 16)], "y")
+    value = lowbit.onnx.Value.of
+    model = net.model([value("x", np.float32, ["n", 16])], [value("y", np.float32, ["n", 16])], opset, 8)
+    lowbit.onnx.write(tmp_path / "float.onnx", model)
+    case = Case(tmp_path / "float.onnx", networks.inputs(model, 4, 1), networks.inputs(model, 4, 2))
+    for options in ({}, {"bias_correction": False, "search": False}, {"format": "QOperator"}):
+        out = tmp_path / "out.onnx"
+        report = lowbit.onnx.quantize(case.path, out, mode="static", calibration=case.calibration, **options)
+        assert report.kept == []
+        assert case.error(out) < 0.05
+
+
+def test_empty_weights(tmp_path: Path) -> None:
+    net = networks.Network(12)
+    net.add("MatMul", ["x", net.constant("w", np.zeros((4, 0), np.float32))], "a")
+    net.add("MatMul", ["x", net.weight("v", 4, 4)], "b")
+    outputs = [lowbit.onnx.Value.of(name, np.float32) for name in "ab"]
+    model = net.model([lowbit.onnx.Value.of("x", np.float32, ["n", 4])], outputs)
+    data = [{"x": np.ones((2, 4), np.float32)}]
+    lowbit.onnx.quantize(model, tmp_path / "out.onnx", mode="static", calibration=data)
+    assert [array.shape for array in run(tmp_path / "out.onnx", data)[0]] == [(2, 0), (2, 4)]
+
+
+def test_sparse_weights(tmp_path: Path) -> None:
+    values, indices = helper.make_tensor("w", 1, [2], [1, 2]), helper.make_tensor("i", 7, [2], [0, 5])
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["h"]), helper.make_node("MatMul", ["h", "v"], ["y"])],
+        "g",
+        [value("x", 1, ["n", 4])],
+        [value("y", 1, ["n", 4])],
+        [helper.make_tensor("v", 1, [4, 4], [1] * 16)],
+        sparse_initializer=[helper.make_sparse_tensor(values, indices, [4, 4])],
+    )
+    opset = helper.make_opsetid("", 17)
+    onnx.save(helper.make_model(graph, opset_imports=[opset], ir_version=8), tmp_path / "in.onnx")
+    data = [{"x": np.ones((2, 4), np.float32)}]
+    with pytest.raises(lowbit.UnsupportedError, match="the value 'w' is no dense tensor: exclude the nodes"):
+        lowbit.onnx.quantize(tmp_path / "in.onnx", tmp_path / "out.onnx", mode="static", calibration=data)
+    options: dict[str, Any] = {"mode": "static", "calibration": data, "exclude_nodes": ["h"]}
+    lowbit.onnx.quantize(tmp_path / "in.onnx", tmp_path / "out.onnx", **options)
+    np.testing.assert_allclose(run(tmp_path / "out.onnx", data)[0][0], [[3] * 4] * 2, rtol=0.02)

@@ -312,6 +312,11 @@ def test_a_tied_embedding_is_stored_once(tmp_path: Path, bits: int, symmetric: b
     assert [node.is_quantized for node in report.nodes] == [True, True]
     assert sum(node.bytes_after for node in report.nodes) < table.nbytes * (bits + 2) / 32
     assert target.stat().st_size < table.nbytes * (bits + 2) / 32
+    importances = {"head": np.geomspace(1, 100, 64)}
+    weighted = quantize(source, tmp_path / "weighted.onnx", bits=bits, symmetric=symmetric, importances=importances)
+    assert weighted.bytes_after == report.bytes_after
+    errors = [(weights(path)["head"] - table) ** 2 @ importances["head"] for path in (target, weighted.path)]
+    assert errors[1].sum() < errors[0].sum()
     decoded = weights(target)["head"]
     ids = np.array([0, 7, 499])
     assert distance(run(target, {"x": ids}), decoded[ids] @ decoded.T) < INT8_ACTIVATIONS

@@ -34,7 +34,7 @@ def number(name: str, value: Any, least: float = -math.inf, most: float = math.i
     if not is_number or not abs(value) < math.inf:
         raise wrong(name, "a finite number", value)
     if not least <= value <= most:
-        raise wrong(name, f"{least:g} to {most:g}", value)
+        raise wrong(name, f"at least {least:g}" if most == math.inf else f"{least:g} to {most:g}", value)
     return float(value)
 
 

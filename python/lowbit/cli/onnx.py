@@ -374,8 +374,9 @@ def optimize(
     print_table(["operator", ">before", ">after"], rows)
     nodes = f"{report.nodes_before} -> {report.nodes_after} nodes"
     sizes = f"{size(report.bytes_before)} -> {size(report.bytes_after)}"
+    would = "would be " if dry_run else ""
     opsets = f"opset {report.opset_before} -> {report.opset_after}, " if opset is not None else ""
-    print(f"{report.path}: {opsets}{nodes}, {sizes}, error {report.error:.1e}, {seconds:.1f} s")
+    print(f"{report.path}: {would}{opsets}{nodes}, {sizes}, error {report.error:.1e}, {seconds:.1f} s")
 
 
 app.add_typer(onnx, name="onnx")

@@ -20,23 +20,28 @@ from lowbit.onnx.running import Array, Feed
 
 #: An .npz file, a folder or a pattern of those, or one mapping of inputs for each run.
 CalibrationData = AnyPath | Iterable[Mapping[str, Any]]
+#: How .npz and .npy files begin.
+_ZIP, _ARRAY = b"PK", b"\x93NUMPY"
 
 
-def feeds(data: CalibrationData, model: Model, batch_size: int = 1) -> Iterator[Feed]:
-    """The inputs of each run. Raises InputError or FormatError for data that does not fit the model."""
+def feeds(data: CalibrationData, model: Model, batch_size: int = 1, about: str = "calibration") -> Iterator[Feed]:
+    """The inputs of each run. Raises InputError or FormatError for data that does not fit the model.
+
+    about: what errors call the data.
+    """
     if isinstance(data, (str, bytes, os.PathLike)):
-        found = _from_files(checked(data), model, batch_size)
+        found = _from_files(checked(data), model, batch_size, about)
     elif isinstance(data, Iterable) and not isinstance(data, Mapping):
-        found = (_checked(feed, model.inputs, f"calibration run {at}") for at, feed in enumerate(data))
+        found = (_checked(feed, model.inputs, f"{about}, run {at}") for at, feed in enumerate(data))
     else:
         expected = "a path or an iterable of mappings from input to array"
-        raise InputError("calibration:", expected=expected, found=type(data).__name__)
+        raise InputError(f"{about}:", expected=expected, found=type(data).__name__)
     any_run = False
     for feed in found:
         any_run = True
         yield feed
     if not any_run:
-        raise InputError("calibration: there is no data", expected="at least one run")
+        raise InputError(f"{about}: there is no data", expected="at least one run")
 
 
 def repeatable(data: CalibrationData) -> CalibrationData:
@@ -44,22 +49,22 @@ def repeatable(data: CalibrationData) -> CalibrationData:
     return [*data] if isinstance(data, Iterator) else data
 
 
-def files(path: str) -> list[str]:
+def files(path: str, about: str) -> list[str]:
     """The .npz files of a path, a folder or a pattern, in the order of their names."""
     if is_dir(path):
         found = sorted(glob.glob(os.path.join(glob.escape(path), "*.npz")))
     else:
         found = [path] if os.path.exists(path) or not glob.has_magic(path) else sorted(glob.glob(path))
     if not found:
-        raise InputError("calibration: no .npz file", path=path)
+        raise InputError(f"{about}: no .npz file", path=path)
     return found
 
 
-def _from_files(path: str, model: Model, batch_size: int) -> Iterator[Feed]:
-    for file in files(path):
+def _from_files(path: str, model: Model, batch_size: int, about: str) -> Iterator[Feed]:
+    for file in files(path, about):
         arrays = load_arrays(file)
         try:
-            yield from _runs(_named(arrays, model.inputs, "calibration"), model.inputs, batch_size)
+            yield from _runs(_named(arrays, model.inputs, about), model.inputs, batch_size, about)
         except Error as error:
             error.about(path=file)
             raise
@@ -68,13 +73,14 @@ def _from_files(path: str, model: Model, batch_size: int) -> Iterator[Feed]:
 def load_arrays(path: str) -> dict[str, Array]:
     """The arrays of an .npz file."""
     with os.fdopen(open_file(path), "rb") as file:
+        magic = file.read(len(_ARRAY))
+        if not magic.startswith(_ZIP):
+            found = "one array" if magic == _ARRAY else "another file"
+            raise FormatError(path=path, expected="an .npz file of arrays", found=found)
+        file.seek(0)
         try:
             archive = np.load(file, allow_pickle=False)
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise FormatError(path=path, expected="an .npz file of arrays", found="one array")
             return {name: archive[name] for name in archive.files}
-        except Error:
-            raise
         except Exception as error:  # NumPy and zipfile raise a dozen kinds
             raise FormatError(f"no .npz file of arrays: {reason(error)}", path=path) from None
 
@@ -101,7 +107,7 @@ def _checked(feed: Any, inputs: tuple[Value, ...], about: str) -> Feed:
     return arrays
 
 
-def _runs(arrays: Mapping[str, Array], inputs: tuple[Value, ...], batch_size: int) -> Iterator[Feed]:
+def _runs(arrays: Mapping[str, Array], inputs: tuple[Value, ...], batch_size: int, about: str) -> Iterator[Feed]:
     """Cuts the arrays of a file along their first axis.
 
     The model's first dimension decides. If it is open, the axis counts samples, of which each run gets batch_size. If
@@ -112,18 +118,18 @@ def _runs(arrays: Mapping[str, Array], inputs: tuple[Value, ...], batch_size: in
         array = arrays[value.name]
         first = value.shape[0] if value.shape else None
         is_open = bool(value.shape) and not isinstance(first, int)
-        _check(array, value, "calibration", value.shape and (None, *value.shape[1:]))
+        _check(array, value, about, value.shape and (None, *value.shape[1:]))
         if array.ndim == 0 or first == array.shape[0]:
             continue
         size = batch_size if is_open or value.shape is None else int(first or 0)
         if not array.shape[0] or (not is_open and size and array.shape[0] % size):
             expected = "samples" if is_open else f"a multiple of {size} rows"
-            raise InputError(f"calibration: input {quoted(value.name)}:", expected=expected, found=array.shape[0])
+            raise InputError(f"{about}: input {quoted(value.name)}:", expected=expected, found=array.shape[0])
         pieces[value.name] = size
     counts = {name: -(-arrays[name].shape[0] // size) for name, size in pieces.items()}
     if len({*counts.values()}) > 1:
         found = ", ".join(f"{shown(name)} {count}" for name, count in counts.items())
-        raise InputError("calibration: the inputs have different numbers of runs:", expected="one number", found=found)
+        raise InputError(f"{about}: the inputs have different numbers of runs:", expected="one number", found=found)
     for run in range(next(iter(counts.values()), 1)):
         yield {
             name: array[run * pieces[name] : (run + 1) * pieces[name]] if name in pieces else array

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,18 +20,26 @@ _TRIED = (1.0, *(1.02 - 0.005 * step for step in range(17)), 0.9, 0.85, 0.8, 0.7
 _AT_ONCE = 1 << 18
 
 
-class Channels(NamedTuple):
-    """A quantized weight: `scales` has the shape of the codes, but 1 along the axes that share a scale."""
+class ChannelScales(NamedTuple):
+    """How a weight is quantized. Arrays have the shape of the weight, but 1 along the axes that share a scale."""
 
-    codes: npt.NDArray[np.int8]
     scales: Floats
+    divisors: Floats  #: of the weights before they are rounded: the scales are fitted to the codes that these give
     error: float  #: the norm of the difference to the weight, relative to the weight's norm
+
+    def codes(self, weight: npt.NDArray[Any]) -> npt.NDArray[np.int8]:
+        """The int8 codes of the weight that was given to `quantize_channels`."""
+        codes = np.empty(weight.shape, np.int8)
+        divisors = np.broadcast_to(self.divisors, weight.shape)
+        for part in _parts(weight.shape):
+            codes[part] = _rounded(np.asarray(weight[part], np.float32), divisors[part])
+        return codes
 
 
 def quantize_channels(
     weight: npt.NDArray[Any], shared: tuple[int, ...], search: bool, importance: npt.NDArray[Any] | None = None
-) -> Channels | None:
-    """The weight as int8 codes times scales, or None if a value is not finite. shared: axes that share a scale.
+) -> ChannelScales | None:
+    """The scales of a weight's int8 codes, or None if a value is not finite. shared: axes that share a scale.
 
     search: scales with the smallest squared error of the weights, not those that hold the largest value of a channel.
     The error of no channel gets larger by it. importance: factors of the squared errors, as NumPy broadcasts them.
@@ -39,50 +48,52 @@ def quantize_channels(
     kept = tuple(axis for axis in range(weight.ndim) if axis not in shared)
     moved = weight.transpose(kept + shared)
     channels = math.prod(moved.shape[: len(kept)])
-    rows = np.ascontiguousarray(moved, np.float32).reshape(channels, -1)
+    rows = np.ascontiguousarray(moved, np.float32).reshape(channels, math.prod(moved.shape[len(kept) :]))
     factors = None
     if importance is not None:
         wide = np.broadcast_to(importance.astype(np.float32), weight.shape).transpose(kept + shared)
         factors = np.ascontiguousarray(wide).reshape(rows.shape)
-    codes = np.empty(rows.shape, np.int8)
-    scales = np.ones(channels, np.float32)
+    scales, divisors = np.ones(channels, np.float32), np.ones(channels, np.float32)
     lost = total = 0.0
-    step = max(1, _AT_ONCE // max(rows.shape[1], 1))
-    for begin in range(0, channels if rows.size else 0, step):
-        part = slice(begin, begin + step)
+    for part in _parts(rows.shape):
         if not np.isfinite(rows[part]).all():
             return None
-        codes[part], scales[part] = _fitted(rows[part], search, None if factors is None else factors[part])
-        difference = rows[part] - codes[part] * scales[part, None]
+        scales[part], divisors[part] = _fitted(rows[part], search, None if factors is None else factors[part])
+        difference = rows[part] - _rounded(rows[part], divisors[part, None]) * scales[part, None]
         lost += float(np.square(difference, dtype=np.float64).sum())
         total += float(np.square(rows[part], dtype=np.float64).sum())
-    restored = codes.reshape(moved.shape).transpose(np.argsort(kept + shared))
     shape = tuple(1 if axis in shared else dim for axis, dim in enumerate(weight.shape))
     error = math.sqrt(lost / total) if total else 0.0
-    return Channels(np.ascontiguousarray(restored), scales.reshape(shape), error)
+    return ChannelScales(scales.reshape(shape), divisors.reshape(shape), error)
 
 
-def _fitted(rows: Floats, search: bool, factors: Floats | None) -> tuple[npt.NDArray[Any], Floats]:
-    """Codes, as floats, and the scale of each row."""
+def _parts(shape: tuple[int, ...]) -> Iterator[slice]:
+    """Parts of the first axis that have `_AT_ONCE` elements."""
+    step = max(1, _AT_ONCE // max(math.prod(shape[1:]), 1))
+    return (slice(begin, begin + step) for begin in range(0, shape[0] if math.prod(shape) else 0, step))
+
+
+def _fitted(rows: Floats, search: bool, factors: Floats | None) -> tuple[Floats, Floats]:
+    """The scale and the divisor of each row."""
     largest = np.abs(rows).max(axis=1)
     scales = (largest / np.float32(LARGEST)).astype(np.float32)
     scales[scales < np.finfo(np.float32).tiny] = 1
-    codes = _rounded(rows, scales)
     if not search:
-        return codes, scales
-    found, fitted, least = codes, scales, _lost(rows, codes, scales, factors)
+        return scales, scales
+    found, fitted, least = scales, scales, _lost(rows, _rounded(rows, scales[:, None]), scales, factors)
     for factor in _TRIED:
-        tried = _rounded(rows, np.maximum(scales * np.float32(factor), np.finfo(np.float32).tiny))
+        divisors = np.maximum(scales * np.float32(factor), np.finfo(np.float32).tiny)
+        tried = _rounded(rows, divisors[:, None])
         # The best scale for codes q of weights w is <w,q>/<q,q>.
         weighted = tried if factors is None else tried * factors
         square, product = np.einsum("ij,ij->i", tried, weighted), np.einsum("ij,ij->i", rows, weighted)
         scale = np.divide(product, square, out=scales.copy(), where=square > 0)
         lost = _lost(rows, tried, scale, factors)
         better = lost < least
-        found = np.where(better[:, None], tried, found)
+        found = np.where(better, divisors, found)
         fitted = np.where(better, scale, fitted).astype(np.float32)
         least = np.minimum(lost, least)
-    return found, fitted
+    return fitted, found
 
 
 def _lost(rows: Floats, codes: Floats, scales: Floats, factors: Floats | None) -> Floats:
@@ -92,6 +103,6 @@ def _lost(rows: Floats, codes: Floats, scales: Floats, factors: Floats | None) -
     return lost
 
 
-def _rounded(rows: Floats, scales: Floats) -> Floats:
-    codes: Floats = np.clip(np.rint(rows / scales[:, None]), -LARGEST, LARGEST)
+def _rounded(values: Floats, divisors: Floats) -> Floats:
+    codes: Floats = np.clip(np.rint(values / divisors), -LARGEST, LARGEST)
     return codes

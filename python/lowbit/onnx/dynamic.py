@@ -21,7 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from lowbit.base.errors import UnsupportedError
-from lowbit.onnx.channels import LARGEST, quantize_channels
+from lowbit.onnx.channels import LARGEST, ChannelScales, quantize_channels
+from lowbit.onnx.dtypes import Bytes, pack
 from lowbit.onnx.graph import Model, Node
 from lowbit.onnx.opsets import raised
 from lowbit.onnx.options import OnnxOptions
@@ -171,11 +172,11 @@ class _Dynamic:
         weight = self._weights.get(key)
         if weight is None:
             found = quantize_channels(tensor.array, shared, self._options.search)
+            tensor.release()
             if found is None:
                 raise _StaysFloatError("the weight has values that are not finite")
-            codes = found.codes if perm is None else np.ascontiguousarray(found.codes.transpose(perm))
-            stored = scope.add(Tensor.of(f"{tensor.name or name}_int8", codes))
-            weight = self._weights[key] = _Weight(stored, perm, found.scales, found.error, nodes._base)
+            codes = _codes(f"{tensor.name or name}_int8", tensor, found, perm)
+            weight = self._weights[key] = _Weight(scope.add(codes), perm, found.scales, found.error, nodes._base)
             self._bytes = self._bytes[0] + tensor.nbytes, self._bytes[1] + codes.nbytes + found.scales.nbytes
         if weight.perm == perm:
             return weight.codes, weight
@@ -322,6 +323,18 @@ class _Dynamic:
         scales = nodes.add("Gather", [nodes.constant("scales", weight.scales), indices], axis=axis)
         nodes.add("Mul", [rows, scales], node.outputs)
         return "int8 per row", weight
+
+
+def _codes(name: str, tensor: Tensor, found: ChannelScales, perm: tuple[int, ...] | None) -> Tensor:
+    """The codes of a weight with permuted axes; made when they are written."""
+    axes = perm or tuple(range(len(tensor.shape)))
+
+    def source() -> Bytes:
+        codes = pack(found.codes(tensor.array).transpose(axes))
+        tensor.release()
+        return codes
+
+    return Tensor(name, np.dtype(np.int8), tuple(tensor.shape[axis] for axis in axes), source)
 
 
 def _is_float(node: Node, scope: Scope) -> bool:

@@ -26,7 +26,7 @@ from lowbit.onnx.options import OnnxOptions
 from lowbit.onnx.report import FLOAT, NodeReport
 from lowbit.onnx.rewriting import Scope, with_added, with_subgraphs
 from lowbit.onnx.tensor import Tensor
-from lowbit.onnx.types import DType, output_types
+from lowbit.onnx.types import NO_TENSORS, DType, output_types
 from lowbit.onnx.writing import THRESHOLD
 
 _FLOAT32 = np.dtype(np.float32)
@@ -46,6 +46,7 @@ STAY_FLOAT: Mapping[str, str] = {
     **dict.fromkeys(("Bernoulli", "Multinomial"), _RANDOM),
     **dict.fromkeys(("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"), _QUANTIZED),
     **dict.fromkeys(("QLinearConv", "QLinearMatMul"), _QUANTIZED),
+    **dict.fromkeys(NO_TENSORS, "the types of what is in a sequence are unknown"),
 }
 #: Inputs that are float32 whatever the type of the others is: sizes, not values.
 _FLOAT_INPUTS: Mapping[str, Sequence[int]] = {"Resize": (1, 2)}
@@ -249,7 +250,7 @@ class _Conversion:
         if self._options.out_of_range == "float" or (node.operator in _NO_MASKS and not self._stores_only):
             for name in node.inputs:
                 tensor = self._initializer(name)
-                if tensor is not None and tensor.dtype == _FLOAT32 and _exceeds(tensor.array, self._low):
+                if tensor is not None and tensor.dtype == _FLOAT32 and _exceeds(tensor, self._low):
                     return f"{name} has values beyond {self._low}"
         return ""
 
@@ -311,7 +312,9 @@ class _Lowered:
         self._tensor, self._low = tensor, low
 
     def __call__(self) -> Bytes:
-        return pack(lowered(self._tensor.array, self._low))
+        raw = pack(lowered(self._tensor.array, self._low))
+        self._tensor.release()
+        return raw
 
 
 def lowered(array: npt.NDArray[Any], low: np.dtype[Any]) -> npt.NDArray[Any]:
@@ -332,8 +335,11 @@ def _limits(low: np.dtype[Any]) -> Any:
     return ml_dtypes.finfo(low)  # type: ignore[no-untyped-call]
 
 
-def _exceeds(array: npt.NDArray[Any], low: np.dtype[Any]) -> bool:
-    return bool((np.abs(array[np.isfinite(array)]) > np.float32(_limits(low).max)).any())
+def _exceeds(tensor: Tensor, low: np.dtype[Any]) -> bool:
+    """Whether a finite value is beyond the range."""
+    array = np.abs(tensor.array)
+    tensor.release()
+    return bool((np.isfinite(array) & (array > np.float32(_limits(low).max))).any())
 
 
 def _with_type(node: Node, low: np.dtype[Any]) -> Node:

@@ -58,6 +58,10 @@ def _error(expected: Sequence[Array], found: Sequence[Array]) -> float:
     return float(np.sqrt(lost / total)) if total else (np.inf if lost else 0.0)
 
 
+def _has_numbers(array: Array) -> bool:
+    return array.dtype.kind not in "fV" or not array.size or bool(np.isfinite(array).any())
+
+
 def random_feed(model: Model, size: int, below: int, are_equal: bool) -> dict[str, Array] | None:
     """Random values for each input of a model, integers below a bound. None if they would be too many.
 
@@ -118,7 +122,12 @@ def random_runs(model: Model, session: Session) -> tuple[list[Feed], list[dict[s
 class Comparison:
     """The outputs of a model, to compare others with."""
 
-    def __init__(self, model: Model, inputs: CalibrationData | None, threads: int = 1) -> None:
+    def __init__(
+        self, model: Model, inputs: CalibrationData | None, threads: int = 1, calibration: CalibrationData | None = None
+    ) -> None:
+        """inputs: what to run the models with; None: the data of the calibration, or else random values."""
+        about = "calibration" if inputs is None and calibration is not None else "inputs"
+        inputs = calibration if inputs is None else inputs
         self._threads = threads
         self._feeds: Sequence[Feed]
         self._expected: Sequence[Mapping[str, Array]]
@@ -126,8 +135,11 @@ class Comparison:
         if inputs is None:
             self._feeds, self._expected = random_runs(model, session)
         else:
-            self._feeds = [*islice(feeds(inputs, model), _MOST_RUNS)]
+            self._feeds = [*islice(feeds(inputs, model, about=about), _MOST_RUNS)]
             self._expected = [session.run(feed) for feed in self._feeds]
+        has_numbers = any(_has_numbers(array) for run in self._expected for array in run.values())
+        if about == "inputs" and not has_numbers:  # a calibration tells so for each node
+            raise InputError("no output of the model has a finite value: give other inputs")
 
     def error(self, model: Model) -> float:
         """The relative error of a model's worst output."""

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import cache
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from lowbit import _core
+from lowbit.base import arguments
+from lowbit.base.errors import InputError
+from lowbit.base.quoting import quoted, shown
 from lowbit.onnx.dtypes import Bytes
 
 _Message = TypeVar("_Message", bound="Message")
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
+#: What errors call the types of fields.
+_CONTAINERS: Mapping[Any, str] = {tuple: "a list", Mapping: "a mapping"}
 
 
 class Message(ABC):
@@ -28,6 +34,23 @@ class Message(ABC):
     encoded: Bytes | None = None
 
     def __post_init__(self) -> None:
+        """Raises InputError for fields that are not the messages that their types say. Lists become tuples."""
+        for name, (container, kind) in _kinds(type(self)).items():
+            value: Any = getattr(self, name)
+            if container is tuple and isinstance(value, list):
+                value = tuple(value)
+                object.__setattr__(self, name, value)
+            what = f"{type(self).__name__}.{name}"
+            if not isinstance(value, container):
+                raise arguments.wrong(what, _CONTAINERS.get(container, container.__name__), value)
+            for each in value.values() if container is Mapping else value if container is tuple else ():
+                if not isinstance(each, kind):
+                    raise arguments.wrong(what, kind.__name__, each)
+            if container is Mapping and kind is not object:
+                for key, each in value.items():
+                    if key != each.name:
+                        text = f"{what}: the key of {quoted(each.name)}:"
+                        raise InputError(text, expected="its name", found=shown(key))
         for name, value in vars(self).items():
             if isinstance(value, dict):
                 object.__setattr__(self, name, MappingProxyType(dict(value)) if value else _NOTHING)
@@ -54,6 +77,22 @@ class Message(ABC):
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self.__post_init__()
+
+
+@cache
+def _kinds(message: type[Message]) -> dict[str, tuple[Any, type]]:
+    """The fields of a class that are messages, tuples or mappings: the type of the field, and that of its values."""
+    found: dict[str, tuple[Any, type]] = {}
+    for name, hint in get_type_hints(message).items():
+        container = get_origin(hint) or hint
+        if container is tuple or container is Mapping:
+            kind = get_args(hint)[0 if container is tuple else 1]
+            if kind is not Any:
+                # Text and numbers are checked when they are encoded.
+                found[name] = (container, kind if issubclass(kind, Message) else object)
+        elif isinstance(container, type) and issubclass(container, Message):
+            found[name] = (container, container)
+    return found
 
 
 def with_bytes(message: _Message, encoded: Bytes) -> _Message:

@@ -131,7 +131,7 @@ def optimize(
                 advance(number + 1, len(planned))
         if external_data is None and not model.files and _nbytes(result) < _MOST_INSIDE:
             external_data = False  # the files of the passes had their tensors beside them
-        sizes = file_bytes(model), file_bytes(result, external_data=external_data)
+        sizes = file_bytes(model), file_bytes(result, target, external_data=external_data)
         opsets = model.opset, result.opset
         report = OptimizeReport(target, level, *opsets, count(model), count(result), *sizes, error, notes)
         if not dry_run:

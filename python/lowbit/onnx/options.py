@@ -167,7 +167,8 @@ class OnnxOptions:
             ("exclude_operators", self.exclude_operators, operators),
         ):
             for pattern in patterns:
-                if not any(fnmatchcase(each, pattern) if known is labels else each == pattern for each in known):
+                is_pattern = known is labels and name != "importances"
+                if not any(fnmatchcase(each, pattern) if is_pattern else each == pattern for each in known):
                     near = did_you_mean(pattern, known)
                     raise InputError(f"{name}: no node of the model matches {quoted(pattern)}{near}")
 

@@ -104,10 +104,10 @@ def quantize(
     options, change, made = _made(model, options, calibration, progress)
     error = None
     if max_error is not None:
-        comparison = Comparison(model, calibration if inputs is None else inputs, num_threads(options.threads))
+        comparison = Comparison(model, inputs, num_threads(options.threads), calibration)
         made, error = within(max_error, options, change, made, comparison, progress)
     quantized, nodes = made
-    sizes = file_bytes(model), file_bytes(quantized, external_data=external_data)
+    sizes = file_bytes(model), file_bytes(quantized, target, external_data=external_data)
     if not dry_run:
         write(target, quantized, external_data=external_data, progress=progress)
     return QuantizeReport(target, options.mode, [node.measured() for node in nodes], *sizes, error=error)
@@ -131,7 +131,7 @@ def sensitivity(
     model = _opened(source, options)
     calibration = None if calibration is None else repeatable(calibration)
     options, change, (_, reports) = _made(model, options, calibration, progress)
-    comparison = Comparison(model, calibration if inputs is None else inputs, num_threads(options.threads))
+    comparison = Comparison(model, inputs, num_threads(options.threads), calibration)
     return node_errors(options, change, reports, comparison, progress)
 
 
@@ -152,7 +152,7 @@ def _made(
     tried = variants(options)
     if calibration is None or len(tried) == 1:
         return options, change, change(options)
-    best, made = closest(tried, change, Comparison(model, calibration, num_threads(options.threads)))
+    best, made = closest(tried, change, Comparison(model, None, num_threads(options.threads), calibration))
     return best, change, made
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lowbit import _core
-from lowbit.base.errors import UnsupportedError
+from lowbit.base.errors import FormatError, UnsupportedError
 from lowbit.base.files import FileReader
 from lowbit.base.foreign import named, of_file
 from lowbit.base.operation import reading
@@ -30,7 +30,12 @@ def open_model(path: AnyPath) -> Model:
     with named(where, expected=_FIRST), of_file(where):
         file = FileReader(Path(where))
         encoded = file.map(0, file.size)
-        _core.check_onnx(encoded)
+        try:
+            _core.check_onnx(encoded)
+        except FormatError as error:
+            if bytes(encoded[:1]) != _FIRST:
+                error.about("this is no ONNX model: ")
+            raise
         files = Files(where)
         model = read_model(encoded, files, where, files.opened)
         if model.ir_version not in IR_VERSIONS:

@@ -25,7 +25,7 @@ class Scope:
         self._names = {name for graph in model.graph.graphs() for name in _names(graph)}
         self._uses = Counter(name for graph in model.graph.graphs() for name in _used(graph))
         self._constants: list[dict[str, Tensor]] = []
-        self._transposed: dict[str, str] = {}
+        self._transposed: list[dict[str, str]] = []
         self._with_inputs = model.ir_version < CONSTANT_INPUTS_BEFORE
         self.added: dict[str, Tensor] = {}
         #: What a rewrite notes of values, by any key: what it notes in a subgraph is forgotten at its end.
@@ -47,7 +47,8 @@ class Scope:
 
     def transposed(self, name: str) -> str | None:
         """The constant matrix whose transposition this name is, if it is one."""
-        return self._transposed.get(name)
+        seen = zip(reversed(self._constants), reversed(self._transposed), strict=True)
+        return next((transposed.get(name) for constants, transposed in seen if name in constants), None)
 
     def uses(self, name: str) -> int:
         """How many inputs of nodes and outputs of graphs have this name."""
@@ -73,6 +74,7 @@ class Scope:
         inputs = set() if self._with_inputs else {value.name for value in graph.inputs}
         found = {name: tensor for name, tensor in graph.tensors.items() if name not in inputs}
         self._constants.append(found)
+        self._transposed.append({})
         self.notes = ChainMap({}, *_maps(self.notes))
         for node in graph.nodes:
             if node.outputs and (tensor := self._result(node)) is not None:
@@ -81,6 +83,7 @@ class Scope:
     def leave(self) -> None:
         """Undoes the last `enter`."""
         self._constants.pop()
+        self._transposed.pop()
         self.notes = ChainMap(*_maps(self.notes)[1:])
 
     def _result(self, node: Node) -> Tensor | None:
@@ -99,7 +102,7 @@ class Scope:
         if node.operator == "Transpose":
             perm = node.get("perm", tuple(range(len(tensor.shape)))[::-1])
             if perm == (1, 0):
-                self._transposed[node.outputs[0]] = node.inputs[0]
+                self._transposed[-1][node.outputs[0]] = node.inputs[0]
             return _transpose(tensor, perm) if isinstance(perm, tuple) else None
         shape = constants[1] if len(constants) == 2 else None
         if shape is None or shape.dtype != np.int64:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lowbit.base.errors import UnsupportedError
-from lowbit.base.quoting import reason
+from lowbit.base.quoting import quoted, reason
 from lowbit.onnx.graph import Model, Value
 from lowbit.onnx.writing import write
 
@@ -33,7 +33,10 @@ def runtime() -> Any:
 
 
 class Session:
-    """A model that is ready to run. outputs: the values to return, also those between nodes; None: its outputs."""
+    """A model that is ready to run. outputs: the values to return, also those between nodes; None: its outputs.
+
+    A sequence of tensors becomes one array of all its elements. Maps are left out.
+    """
 
     def __init__(self, model: Model, outputs: Sequence[str] | None = None, *, threads: int = 1) -> None:
         ort = runtime()
@@ -52,7 +55,8 @@ class Session:
                 self._session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
             except Exception as error:
                 raise UnsupportedError(f"onnxruntime does not load the model: {reason(error)}") from None
-        self.outputs = [each.name for each in self._session.get_outputs()]
+        arrays = ("tensor", "seq(tensor")
+        self.outputs = [each.name for each in self._session.get_outputs() if each.type.startswith(arrays)]
 
     def float_outputs(self) -> set[str]:
         """The outputs whose elements are float32."""
@@ -71,4 +75,12 @@ class Session:
             found = self._session.run(names, dict(feed))
         except Exception as error:
             raise UnsupportedError(f"onnxruntime does not run the model: {reason(error)}") from None
-        return {name: np.asarray(array) for name, array in zip(names, found, strict=True)}
+        return {name: _array(name, value) for name, value in zip(names, found, strict=True)}
+
+
+def _array(name: str, value: Any) -> Array:
+    if isinstance(value, list):
+        return np.concatenate([np.ravel(each) for each in value]) if value else np.zeros(0, np.float32)
+    if not isinstance(value, (np.ndarray, np.generic)):
+        raise UnsupportedError(f"the value {quoted(name)} is no dense tensor: exclude the nodes that read it")
+    return np.asarray(value)

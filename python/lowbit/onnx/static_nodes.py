@@ -30,6 +30,10 @@ _MICROSOFT = "com.microsoft"
 _FLOAT = 1  # TensorProto.FLOAT
 #: The least opsets of QuantizeLinear: at all, with a scale for each channel, with 16 bits.
 LEAST_OPSET, _OPSET_AXIS, _OPSET_16 = 10, 13, 21
+#: ONNX Runtime 1.32 has no kernels for QuantizeLinear and DequantizeLinear of later opsets.
+_OPSET_LAST = 27
+#: The opset from which Gemm needs no bias.
+_OPSET_GEMM = 11
 #: The opset from which MaxPool takes 8 bits.
 _OPSET_POOL = 12
 #: The IR version from which initializers need not be inputs.
@@ -129,7 +133,7 @@ class Rewriting:
     def domain(self, dtype: np.dtype[Any], axis: int | None = None) -> str:
         """The domain of QuantizeLinear and DequantizeLinear: com.microsoft's exist for all opsets."""
         needed = _OPSET_16 if dtype.name in ("int16", "uint16") else LEAST_OPSET if axis is None else _OPSET_AXIS
-        return "" if self.model.opset >= needed else _MICROSOFT
+        return "" if needed <= self.model.opset <= _OPSET_LAST else _MICROSOFT
 
     # --- the forms of a value
 
@@ -204,7 +208,7 @@ class Rewriting:
             if found is None:
                 raise InputError(f"weight {name}: values that are not finite", tensor=name)
             scales = found.scales.reshape(-1 if axis is not None else ())
-            codes = found.codes
+            codes = found.codes(array)
             if least is not None and np.any(least > scales):
                 scales = np.maximum(scales, least.max() if axis is None else least).astype(np.float32)
                 wide = scales.reshape([-1 if each == axis else 1 for each in range(array.ndim)])
@@ -262,6 +266,8 @@ class Rewriting:
         weight = self.weight(node, axis, alpha, least)
         if (shift := self._shift(node, weight, alpha)) is not None:
             values = -shift if values is None else values - shift
+        if values is None and node.op_type == "Gemm" and self.model.opset < _OPSET_GEMM:
+            values = np.zeros(tensor.shape[0 if node.get("transB", 0) else 1])
         if values is None:
             return weight, None
         if node.op_type == "MatMul":
@@ -406,13 +412,14 @@ class Rewriting:
         if found is None:
             raise InputError(f"weight {table}: values that are not finite", tensor=table)
         base = node.label
-        codes = self.constant(f"{table}_quantized", found.codes)
+        array = found.codes(tensor.array)
+        codes = self.constant(f"{table}_quantized", array)
         rows = self.add("Gather", [codes, indices], self.fresh(base, "rows"))
         floats = self.add("Cast", [rows], self.fresh(base, "floats"), to=_FLOAT)
         scale = self.constant(f"{table}_scale", found.scales)
         scales = self.add("Gather", [scale, indices], self.fresh(base, "scales"))
         self.add("Mul", [floats, scales], node.outputs[0])
-        self._bytes, self._error = (tensor.nbytes, found.codes.nbytes + found.scales.nbytes), found.error
+        self._bytes, self._error = (tensor.nbytes, array.nbytes + found.scales.nbytes), found.error
         return "int8 per row"
 
     def fresh(self, base: str, part: str) -> str:

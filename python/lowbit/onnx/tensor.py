@@ -145,6 +145,11 @@ class Tensor(Message):
             text = f"tensor {shown(self.name)}: no array has the shape {list(self.shape)}"
             raise FormatError(text, tensor=self.name) from None
 
+    def release(self) -> None:
+        """Takes the elements out of memory if they are in a mapped file. They are read again when they are needed."""
+        if isinstance(self.source, _Raw):
+            _core.MappedFile.release(self.source.array)
+
     @property
     def sharing(self) -> tuple[Any, ...]:
         """Equal for tensors whose bytes are the same memory or come from the same source."""

@@ -20,7 +20,8 @@ _PREDICATES = (
     "And", "Equal", "Greater", "GreaterOrEqual", "IsInf", "IsNaN", "Less", "LessOrEqual", "Not", "Or", "Xor",
 )  # fmt: skip
 _INDICES = ("ArgMax", "ArgMin", "NonMaxSuppression", "NonZero", "Shape", "Size", "StringSplit")
-_NO_TENSORS = ("Optional", "SequenceConstruct", "SequenceEmpty", "SequenceInsert", "SequenceErase", "SplitToSequence")
+#: Operators whose results are sequences and optional values.
+NO_TENSORS = ("Optional", "SequenceConstruct", "SequenceEmpty", "SequenceInsert", "SequenceErase", "SplitToSequence")
 #: Operators whose outputs have the type of another input than the first.
 _LIKE = {"CastLike": 1, "DequantizeLinear": 1, "OneHot": 2, "QLinearConv": 7, "QLinearMatMul": 7, "Where": 1}
 #: Operators whose outputs have types of their own, from the second output on.
@@ -63,7 +64,7 @@ def _first_output(node: Node, type_of: Callable[[str], DType]) -> DType:
         return _INT32
     if operator == "DynamicQuantizeLinear":
         return _UINT8
-    if operator in _NO_TENSORS:
+    if operator in NO_TENSORS:
         return None
     if operator == "Constant":
         return _constant(node)

@@ -92,7 +92,8 @@ class _WeightOnly:
         self._options = options
         self._opset = model.opset
         self._weights: dict[Any, _Weight] = {}
-        self._observed = _importances(model, channels) if options.method == "search" else {}
+        given = options.importances or {}
+        self._importances = _importances(model, channels, given) if options.method == "search" else {}
 
     def __call__(self, node: Node, scope: Scope) -> list[Node] | None:
         handler = _HANDLERS.get(node.operator)
@@ -168,9 +169,7 @@ class _WeightOnly:
         if (base := scope.transposed(name)) is not None:
             tensor, outputs_first = self._constant(base, scope), not outputs_first
         outputs, inputs = tensor.shape if outputs_first else tensor.shape[::-1]
-        importance = self._importance(node, inputs)
-        if importance is None:
-            importance = self._observed.get((tensor.sharing, outputs_first))
+        importance = self._importances.get((tensor.sharing, outputs_first), self._importance(node, inputs))
         key = (tensor.sharing, tensor.shape, outputs_first, format, factor, importance is not None and id(importance))
         weight = self._weights.get(key)
         if weight is None:
@@ -321,20 +320,27 @@ class _WeightOnly:
         return [gather], weight, format
 
 
-def _importances(model: Model, channels: Channels) -> dict[Any, npt.NDArray[np.float32]]:
-    """The importances of inputs for each constant, and whether it is [outputs, inputs]; the sum of its products'."""
+def _importances(
+    model: Model, channels: Channels, given: Mapping[str, npt.NDArray[np.float32]]
+) -> dict[Any, npt.NDArray[np.float32]]:
+    """The importances of inputs for each constant, and whether it is [outputs, inputs]; the sum of its products'.
+
+    given: name of a node -> importances that take the place of those by the channels' statistics.
+    """
     scope = Scope.of_graph(model)
     found: dict[Any, npt.NDArray[np.float32]] = {}
     for node in model.graph.nodes:
         weight = (
             scope.constant(node.inputs[1]) if node.operator in ("MatMul", "Gemm") and len(node.inputs) > 1 else None
         )
-        counts = (
-            weight_importance(node, weight.shape, channels_of(node, channels), False) if weight is not None else None
-        )
-        if weight is None or counts is None:
+        if weight is None or len(weight.shape) != 2:
             continue
         outputs_first = bool(node.get("transB", 0))
+        counts: npt.NDArray[Any] | None = given.get(node.label)
+        if counts is None:
+            counts = weight_importance(node, weight.shape, channels_of(node, channels), False)
+        if counts is None or counts.size != weight.shape[int(outputs_first)]:
+            continue
         if (base := scope.transposed(node.inputs[1])) is not None and (stored := scope.constant(base)) is not None:
             weight, outputs_first = stored, not outputs_first
         key = weight.sharing, outputs_first

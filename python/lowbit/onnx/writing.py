@@ -65,9 +65,9 @@ def write(
         _write_files({os.path.join(folder, name): pieces for name, pieces in contents.items()}, progress)
 
 
-def file_bytes(model: Model, *, external_data: bool | str | None = None) -> int:
-    """The size of the files that `write` makes of a model."""
-    return sum(map(_size, _contents(model, "model.onnx", external_data).values()))
+def file_bytes(model: Model, path: str | None = None, *, external_data: bool | str | None = None) -> int:
+    """The size of the files that `write` makes of a model, or of those that it was read from. Raises as `write`."""
+    return sum(map(_size, _contents(model, path or model.path or "model.onnx", external_data).values()))
 
 
 def _contents(model: Model, path: str, external_data: bool | str | None) -> dict[str, Sequence[Piece]]:
@@ -205,11 +205,13 @@ def _write_files(contents: Mapping[str, Sequence[Piece]], progress: ProgressLike
 
 
 def _written(piece: Piece, file: AtomicFile) -> Iterator[int]:
-    """Writes a piece in parts: their numbers of bytes. Keeps nothing of it."""
+    """Writes a piece in parts: their numbers of bytes. Keeps nothing of it, nor of a mapped file in memory."""
     for part in piece.pieces() if isinstance(piece, Tensor) else (piece,):
         raw: Any = memoryview(part)  # type: ignore[arg-type]
         for begin in range(0, len(raw), _WRITTEN_AT_ONCE):
-            yield file.write(raw[begin : begin + _WRITTEN_AT_ONCE])
+            some = raw[begin : begin + _WRITTEN_AT_ONCE]
+            yield file.write(some)
+            _core.MappedFile.release(some)
 
 
 @contextmanager
