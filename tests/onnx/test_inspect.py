@@ -84,7 +84,7 @@ def test_where_a_checkpoint_is_expected(tmp_path: Path) -> None:
     path.write_bytes(MNIST.read_bytes())
     with pytest.raises(lowbit.FileError, match="expected the folder of a checkpoint; lowbit onnx takes ONNX models"):
         lowbit.open_checkpoint(path)
-    with pytest.raises(lowbit.UnsupportedError, match=r"model\.onnx is an ONNX model, .*lowbit inspect"):
+    with pytest.raises(lowbit.UnsupportedError, match=r"model\.onnx is an ONNX model: .*lowbit inspect"):
         lowbit.open_checkpoint(tmp_path)
 
 
