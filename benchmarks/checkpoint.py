@@ -34,6 +34,7 @@ PHI = {
 GEMMA = {
     "max_position_embeddings": 32768, "rope_theta": 1e6, "rope_local_base_freq": 1e4, "rms_norm_eps": 1e-6,
     "query_pre_attn_scalar": 256, "sliding_window_pattern": 6, "hidden_activation": "gelu_pytorch_tanh",
+    "model_type": "gemma3_text",
 }  # fmt: skip
 
 #: name -> class, (hidden, feed-forward, layers, heads, key-value heads, head size), whether tied, what else differs.
@@ -86,6 +87,7 @@ def config(model: str) -> dict[str, Any]:
     keys = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
     return {
         "architectures": [name],
+        "model_type": name.removesuffix("ForCausalLM").lower(),
         **dict(zip((*keys, "head_dim"), sizes, strict=True)),
         "hidden_act": "silu",
         "tie_word_embeddings": tied,

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
         inspect,
     )
     from lowbit.evaluate.ladder import Ladder, Rung, ladder
-    from lowbit.export.exporting import ExportedMatrix, OnnxExportReport, export_onnx
+    from lowbit.export.exporting import ExportedMatrix, OnnxExportReport, TargetReport, export_onnx
     from lowbit.export.from_onnx import OnnxImportReport, convert_onnx
     from lowbit.quantization.options import ConvertOptions, QuantizeOptions
     from lowbit.tensors.compare import Comparison, compare
@@ -67,6 +67,7 @@ __all__ = [
     "Report",
     "Rung",
     "SplitReport",
+    "TargetReport",
     "TensorReport",
     "TensorTotal",
     "Tokenizer",
@@ -120,7 +121,7 @@ _NAMES = {
     "evaluate.inspect": ("InspectReport", "OnnxInspectReport", "TensorReport", "TensorTotal", "ValueReport", "inspect"),
     "evaluate.ladder": ("Ladder", "Rung", "ladder"),
     "engine.model": ("Model", "load"),
-    "export.exporting": ("ExportedMatrix", "OnnxExportReport", "export_onnx"),
+    "export.exporting": ("ExportedMatrix", "OnnxExportReport", "TargetReport", "export_onnx"),
     "export.from_onnx": ("OnnxImportReport", "convert_onnx"),
     "quantization.options": ("ConvertOptions", "QuantizeOptions"),
     "tensors.compare": ("Comparison", "compare"),

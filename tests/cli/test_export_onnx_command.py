@@ -45,7 +45,8 @@ def test_a_dry_run_lists_matrices(tmp_path: Path, source: Path, run: Callable[..
     result = run(source, tmp_path / "out", "--dry-run")
     assert result.returncode == 0
     (row,) = (line for line in result.stdout.splitlines() if "blk.0.ffn_down.weight" in line)
-    assert row.split() == ["blk.0.ffn_down.weight", "256", "x", "512", "BF16", "INT4", str(256 * 512 * 5 // 8)]
+    before, after = str(256 * 512 * 2), str(256 * 512 * 5 // 8)
+    assert row.split() == ["blk.0.ffn_down.weight", "256", "x", "512", "BF16", before, "INT4", after, "lossy"]
     assert "would have" in result.stdout
     assert not (tmp_path / "out").exists()
 
@@ -57,9 +58,24 @@ def test_json(tmp_path: Path, source: Path, run: Callable[..., Result]) -> None:
     assert report["num_bytes"] > 0
 
 
+@pytest.mark.parametrize("name", ["cuda", "webgpu", "openvino", "qnn"])
+def test_targets(tmp_path: Path, source: Path, run: Callable[..., Result], name: str) -> None:
+    lines = run(source, tmp_path / "out", "--target", name).stdout.splitlines()
+    assert lines[1].startswith(f"target {name}: checked against ")
+    assert lines[1].endswith("; not executed here")
+    assert ["RMSNormalization has no kernel" in line for line in lines[2:]] == [True] * (name == "webgpu")
+    shapes = ("--tokens", 2, "--past", 6) if name == "qnn" else ()
+    found = json.loads(run(source, tmp_path / "json", "--target", name, *shapes, "--json").stdout)["target"]
+    assert (found["name"], found["note"]) == (name, lines[1])
+    assert [finding["what"] for finding in found["findings"]] == [line.split(": blk")[0] for line in lines[2:]]
+    assert json.loads(run(source, tmp_path / "none", "--json").stdout)["target"] is None
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--target", "tpu"], "unknown target 'tpu', expected one of cuda"),
+        (["--target", "qnn", "--layout", "genai"], "layout: target qnn: expected standard, got genai"),
         (["--format", "q4k"], "unknown format 'q4k', did you mean Q4_K"),
         (["--layout", "onnx"], "expected one of genai, standard"),
         (["--opset", "17"], "layout genai: expected 23 or more"),

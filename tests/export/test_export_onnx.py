@@ -118,7 +118,8 @@ def test_the_report(tmp_path: Path, qwen3: Path) -> None:
     report = lowbit.export_onnx(qwen3, tmp_path / "out", format="int8", block_size=64)
     assert (report.format, report.layout, report.path) == ("int8", "genai", str(tmp_path / "out"))
     embedding = next(matrix for matrix in report.matrices if matrix.name == "token_embd.weight")
-    assert embedding[:5] == ("token_embd.weight", (288, 256), "BF16", "INT8", 288 * 256 * 68 // 64)
+    sizes = (288 * 256 * 2, 288 * 256 * 68 // 64)
+    assert embedding[:7] == ("token_embd.weight", (288, 256), "BF16", "INT8", *sizes, "lossy")
     assert embedding.error is not None
     assert 0 < embedding.error < 0.01
     assert len(report.matrices) == 1 + 2 * 7
@@ -297,3 +298,49 @@ def test_the_same_source_gives_the_same_bytes(tmp_path: Path, llama: Path) -> No
         lowbit.export_onnx(llama, tmp_path / name, format="int4", threads=threads)
     for file in ("model.onnx", "model.onnx.data"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("stored", "format", "is_exact"),
+    [
+        ("BF16", "f32", True),
+        ("BF16", "bf16", True),
+        ("BF16", "f16", False),
+        ("BF16", "int8", False),
+        ("BF16", "Q8_0", False),
+        ("Q8_0", None, True),
+        ("Q8_0", "f32", True),
+        ("Q8_0", "f16", False),
+    ],
+)
+def test_labels_say_what_was_lost(tmp_path: Path, qwen3: Path, stored: str, format: str | None, is_exact: bool) -> None:
+    """The error of a matrix is that of its decoded values, and `exact` refuses what is not 0."""
+    source = qwen3 if stored == "BF16" else gguf(qwen3, tmp_path / "m.gguf", stored)
+    report = lowbit.export_onnx(source, tmp_path / "out", format=format)
+    assert {matrix.label for matrix in report.matrices} == {"exact" if is_exact else "lossy"}
+    for matrix in report.matrices:
+        assert (matrix.error is None) == is_exact
+        assert matrix.bytes_before == matrix.shape[0] * matrix.shape[1] * (16 if stored == "BF16" else 8.5) // 8
+    if is_exact:
+        lowbit.export_onnx(source, tmp_path / "exact", format=format, exact=True)
+        return
+    with pytest.raises(lowbit.UnsupportedError, match=f"{stored} as .* is not exact"):
+        lowbit.export_onnx(source, tmp_path / "exact", format=format, exact=True)
+    assert not (tmp_path / "exact").exists()
+    if stored == "BF16":
+        values = {tensor.name: read(tensor) for tensor in Checkpoint(source).tensors.values()}
+        found = next(matrix for matrix in report.matrices if matrix.name == "blk.0.ffn_up.weight")
+        weights = values["model.layers.0.mlp.up_proj.weight"].astype(np.float32)
+        if format == "f16":
+            lost = weights - weights.astype(np.float16).astype(np.float32)
+            assert found.error == pytest.approx(np.linalg.norm(lost) / np.linalg.norm(weights))
+        if format == "Q8_0":
+            lost = weights - np.asarray(lowbit.quantize(weights, "Q8_0"))
+            assert found.error == pytest.approx(np.linalg.norm(lost) / np.linalg.norm(weights), rel=1e-5)
+
+
+def test_costs_are_reported(tmp_path: Path, llama: Path) -> None:
+    report = lowbit.export_onnx(llama, tmp_path / "out", format="Q4_1")
+    costs = {matrix.name: matrix.costs for matrix in report.matrices}
+    assert costs["blk.0.ffn_up.weight"] == ("a second product with 1/32 of the weights, in float32",)
+    assert not any(matrix.costs for matrix in lowbit.export_onnx(llama, tmp_path / "b", format="Q8_0").matrices)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ import lowbit
 from lowbit import gguf
 from lowbit.export.exporting import export_onnx
 from lowbit.export.from_onnx import convert_onnx
+from lowbit.tensors.qtensor import bytes_of
 
 
 def folder_of(source: Path, folder: Path, **options: Any) -> Path:
@@ -25,9 +29,7 @@ def tensors(path: Path) -> dict[str, tuple[str, bytes]]:
     """Format and bytes of each tensor."""
     with gguf.open(path) as file:
         found = {name: file.tensors[name] for name in file.infos}
-        return {
-            name: (file.infos[name].format, getattr(tensor, "data", tensor).tobytes()) for name, tensor in found.items()
-        }
+        return {name: (file.infos[name].format, bytes_of(tensor).tobytes()) for name, tensor in found.items()}
 
 
 @pytest.mark.parametrize("layout", ["genai", "standard"])
@@ -48,14 +50,80 @@ def not_equal(first: Any, second: Any, key: str) -> bool:
     return not np.array_equal(first.metadata.get(key), second.metadata.get(key))
 
 
+@pytest.mark.parametrize("layout", ["genai", "standard"])
 @pytest.mark.parametrize("tied", [True, False])
-def test_q4_0_there_and_back(tmp_path: Path, tied: bool) -> None:
-    make_checkpoint(tmp_path / "model", "qwen3", tied=tied)
-    lowbit.convert(tmp_path / "model", tmp_path / "a.gguf", "Q4_0", pure=True)
-    folder = folder_of(tmp_path / "a.gguf", tmp_path / "onnx")
+@pytest.mark.parametrize("format", ["Q4_0", "Q4_1", "Q2_K", "Q4_K", "Q6_K", "F16", "BF16"])
+def test_formats_there_and_back(tmp_path: Path, format: str, tied: bool, layout: str) -> None:
+    make_checkpoint(tmp_path / "model", "qwen3", tied=tied, layers=1)
+    lowbit.convert(tmp_path / "model", tmp_path / "a.gguf", format, pure=format[-2:] not in ("16", "32"), verify=False)
+    folder = folder_of(tmp_path / "a.gguf", tmp_path / "onnx", layout=layout)
     report = convert_onnx(folder, tmp_path / "b.gguf", exact=True)
     assert set(report.fidelities.values()) == {"exact"}
     assert tensors(tmp_path / "a.gguf") == tensors(tmp_path / "b.gguf")
+    assert report.num_bytes == (tmp_path / "b.gguf").stat().st_size
+
+
+@pytest.mark.parametrize("layout", ["genai", "standard"])
+@pytest.mark.parametrize("options", [{}, {"symmetric": False}, {"format": "int8"}], ids=str)
+@pytest.mark.parametrize("tied", [True, False])
+def test_int4_and_int8(tmp_path: Path, tied: bool, options: dict[str, Any], layout: str) -> None:
+    """float32 scales become float16: the weights differ by that, and not more."""
+    make_checkpoint(tmp_path / "model", "qwen3", tied=tied, layers=1)
+    folder = folder_of(tmp_path / "model", tmp_path / "onnx", layout=layout, **options)
+    report = convert_onnx(folder, tmp_path / "b.gguf")
+    assert set(report.fidelities.values()) == {"bounded"}
+    export = {each.name: each for each in export_onnx(tmp_path / "model", tmp_path / "again", **options).matrices}
+    with gguf.open(tmp_path / "b.gguf") as file:
+        for name, tensor in lowbit.load(tmp_path / "model").weights.items():
+            if name in export:
+                assert lowbit.compare(np.asarray(tensor, np.float32), file.tensors[name]).relative == pytest.approx(
+                    export[name].error, rel=0.02
+                )
+
+
+def test_offsets_that_do_not_fit(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path / "model", "qwen3", layers=1)
+    lowbit.convert(tmp_path / "model", tmp_path / "a.gguf", "Q4_K", pure=True)
+    folder = folder_of(tmp_path / "a.gguf", tmp_path / "onnx")
+    model = lowbit.onnx.open(folder / "model.onnx")
+    name = "blk.0.ffn_up.weight_offsets"
+    wrong = lowbit.onnx.Tensor.of(name, np.zeros((8, 512), np.float32))
+    graph = dataclasses.replace(model.graph, tensors={**model.graph.tensors, name: wrong})
+    lowbit.onnx.write(tmp_path / "other.onnx", model.with_graph(graph), external_data=True)
+    for end in ("", ".data"):
+        (tmp_path / f"other.onnx{end}").rename(folder / f"other.onnx{end}")
+    config = json.loads((folder / "genai_config.json").read_text())
+    config["model"]["decoder"]["filename"] = "other.onnx"
+    write_json(folder / "genai_config.json", config)
+    with pytest.raises(lowbit.FormatError, match=rf"'{name}': expected float32 of shape \[512, 8\]"):
+        convert_onnx(folder, tmp_path / "b.gguf")
+
+
+PEAK = """
+import sys, lowbit
+def peak():
+    return next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith("VmHWM"))
+import lowbit.export.from_onnx, lowbit.engine.model
+small, large = sys.argv[1:3]
+for _ in range(3):
+    lowbit.convert_onnx(small, sys.argv[3], threads=1)
+before = peak()
+lowbit.convert_onnx(large, sys.argv[3], threads=1)
+print(peak() - before)
+"""
+
+if sys.platform == "linux":
+
+    @pytest.mark.parametrize(("layout", "format"), [("genai", "int4"), ("standard", "int4"), ("genai", "f32")])
+    def test_memory_does_not_grow_with_the_model(tmp_path: Path, layout: str, format: str) -> None:
+        """A matrix has 0.3 to 1 M weights. 12 more layers have 30 MB in blocks, 200 MB as floats."""
+        for name, layers in (("small", 1), ("large", 13)):
+            make_checkpoint(tmp_path / name, "qwen3", layers=layers, hidden=1024, ffn=1024)
+            folder_of(tmp_path / name, tmp_path / f"{name}-onnx", layout=layout, format=format)
+        paths = [tmp_path / "small-onnx", tmp_path / "large-onnx", tmp_path / "b.gguf"]
+        command = [sys.executable, "-c", PEAK, *paths]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert int(done.stdout) < 20e6
 
 
 def test_text_of_the_result(tmp_path: Path) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from tiny_checkpoint import make_checkpoint
 
 import lowbit
-from lowbit.export.exporting import export_onnx
-from lowbit.export.targets import TARGETS, Target, find_target, with_static_shapes
+from lowbit.export.targets import TARGETS, find_target, with_static_shapes
 from lowbit.onnx import Graph, Model, Node, Tensor, Value
 from lowbit.onnx.reading import open_model
 
@@ -70,24 +71,87 @@ def test_qnn() -> None:
     assert "open dimensions" in texts("qnn", is_open)[0]
 
 
-@pytest.mark.parametrize("target", TARGETS.values(), ids=[*TARGETS])
-def test_an_export_with_the_settings_of_a_target(tmp_path: Path, target: Target) -> None:
-    make_checkpoint(tmp_path / "model", "qwen3")
-    export_onnx(
-        tmp_path / "model", tmp_path / "onnx", format="int4", layout=target.layout, activations=target.activations,
-        opset=target.opset, block_size=target.block_size,
-    )  # fmt: skip
+@pytest.fixture(scope="module")
+def qwen3(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("models") / "qwen3", "qwen3")
+
+
+#: Layout, type of the caches and opset of an export for each target, and how many findings the check has.
+SETTINGS = {
+    "cuda": ("genai", "float16", 23, 0),
+    "webgpu": ("genai", "float16", 23, 1),
+    "openvino": ("standard", "float32", 23, 0),
+    "qnn": ("standard", "float32", 21, 0),
+}
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_an_export_for_a_target(tmp_path: Path, qwen3: Path, name: str) -> None:
+    report = lowbit.export_onnx(qwen3, tmp_path / "onnx", provider=name)
+    layout, activations, opset, findings = SETTINGS[name]
     model = open_model(tmp_path / "onnx" / "model.onnx")
-    found = target.check(with_static_shapes(model, 8, 0) if target.is_static else model)
-    refused = [finding for finding in found if "CPU" not in finding.what]
-    assert [str(finding) for finding in refused if target.name != "qnn"] == []
-    assert not any("open dimensions" in finding.what for finding in found)
-    assert "not executed here" in target.note
+    types = {str(value.dtype) for value in model.inputs if value.name.startswith("past")}
+    assert (report.layout, types, model.opset) == (layout, {activations}, opset)
+    assert report.target is not None
+    assert report.target.name == name
+    assert report.target.note.endswith("; not executed here")
+    assert len(report.target.findings) == findings
+    assert all("RMSNormalization" in finding.what for finding in report.target.findings)
+    if name != "qnn":
+        config = json.loads((tmp_path / "onnx" / "genai_config.json").read_text())
+        assert config["model"]["decoder"]["session_options"]["provider_options"] == [report.target.provider]
+
+
+def test_an_export_with_fixed_shapes(tmp_path: Path, qwen3: Path) -> None:
+    """Nothing asks for a shape, and genai, which runs none of these, gets no configuration."""
+    report = lowbit.export_onnx(qwen3, tmp_path / "onnx", provider="qnn", tokens=4, past=60)
+    model = open_model(tmp_path / "onnx" / "model.onnx")
+    shapes = {value.name: value.shape for value in (*model.inputs, *model.outputs)}
+    assert (shapes["input_ids"], shapes["attention_mask"]) == ((1, 4), (1, 64))
+    assert (shapes["past_key_values.0.key"], shapes["present.0.key"]) == ((1, 2, 60, 64), (1, 2, 64, 64))
+    assert "Shape" not in {node.op_type for node in model.nodes}
+    assert not (tmp_path / "onnx" / "genai_config.json").exists()
+    assert any("no genai_config.json" in note for note in report.notes)
+    lowbit.export_onnx(qwen3, tmp_path / "usual", provider="qnn")
+    usual = {value.name: value.shape for value in open_model(tmp_path / "usual" / "model.onnx").inputs}
+    context = min(lowbit.load(qwen3).spec.context_length, 1024)
+    assert (usual["input_ids"], usual["attention_mask"]) == ((1, 1), (1, context))
+
+
+def test_findings_in_a_report(tmp_path: Path, qwen3: Path) -> None:
+    report = lowbit.export_onnx(qwen3, tmp_path / "onnx", provider="qnn", format="int4", dry_run=True)
+    assert report.target is not None
+    (finding,) = report.target.findings
+    assert "DequantizeLinear with blocks" in finding.what
+    assert len(finding.nodes) == 2 * 7 + 1
+    assert lowbit.export_onnx(qwen3, tmp_path / "onnx", dry_run=True).target is None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"provider": "cuda", "activations": "float32"}, "activations: target cuda: expected float16, got float32"),
+        ({"provider": "cuda", "block_size": 256}, "block_size: target cuda: expected one of 32, 16, 64, 128, got 256"),
+        ({"provider": "qnn", "layout": "genai"}, "layout: target qnn: expected standard, got genai"),
+        ({"provider": "qnn", "opset": 23}, "opset: target qnn: expected one of 21, 17"),
+        ({"provider": "cude"}, "unknown target 'cude', did you mean cuda"),
+        ({"provider": 1}, "target: expected"),
+        ({"provider": "cuda", "past": 8}, "past fixes shapes, which only this target needs: qnn"),
+        ({"tokens": 8}, "tokens fixes shapes, which only this target needs: qnn"),
+        ({"provider": "qnn", "tokens": 0}, "tokens: expected at least 1"),
+        ({"provider": "qnn", "past": 10**6}, "tokens and past: expected at most"),
+    ],
+    ids=str,
+)
+def test_options_that_contradict_a_target(tmp_path: Path, qwen3: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(lowbit.InputError, match=message):
+        lowbit.export_onnx(qwen3, tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
 
 
 def test_static_shapes(tmp_path: Path) -> None:
     make_checkpoint(tmp_path / "model", "qwen3")
-    export_onnx(tmp_path / "model", tmp_path / "onnx", format="f32")
+    lowbit.export_onnx(tmp_path / "model", tmp_path / "onnx", format="f32")
     model = with_static_shapes(open_model(tmp_path / "onnx" / "model.onnx"), tokens=8, past=24)
     shapes = {value.name: value.shape for value in (*model.inputs, *model.outputs)}
     assert shapes["input_ids"] == (1, 8)

@@ -35,6 +35,14 @@ datasets: [https://huggingface.co/org/data]
 TEMPLATE = b"""{% for m in messages -%}
 <|im_start|>{{ m.role | upper }}{% if loop.last %}{{ m.content[:3] }}{% endif %}
 {%- endfor %}"""
+#: What onnxruntime-genai renders in its own way.
+GENAI_TEMPLATE = b"""{%- set ns = namespace(x=0) -%}
+{% macro show(m) %}{{ m.role }}: {{ m['content'] | trim }}{% endmacro %}
+{% for m in messages %}{% set last = m.role %}
+{% if 'a' in m.content and loop.first %}{{ (loop.index0 - 1) // 2 }}{{ 7 / 2 }}{% endif %}
+{{ show(m) }}{{ m.content[1:3] }}{{ m | tojson }}{% set ns.x = ns.x + 1 %}
+{% endfor %}{{ ns.x }}{{ none }}{{ [1, 2.5, 'a'] | join(',') }}{{ {'a': 1} }}{{ '\\x41' }}
+{% if tools is defined and tools %}{{ tools | length }}{% endif %}"""
 
 
 def main() -> None:
@@ -66,6 +74,16 @@ def seeds(name: str, folder: Path) -> list[bytes]:
             return [CARD]
         case "chat_template":
             return [TEMPLATE]
+        case "genai_template":
+            return [TEMPLATE, GENAI_TEMPLATE]
+        case "onnx_language_model":
+            path = folder / TARGETS[name].file
+            found = [path.read_bytes()]
+            for format, layout in (("int8", "standard"), ("Q4_K", "genai"), ("f16", "standard")):
+                lowbit.export_onnx(folder, folder / format, format=format, layout=layout)
+                lowbit.onnx.write(path, lowbit.onnx.open(folder / format / "model.onnx"), external_data=False)
+                found.append(path.read_bytes())
+            return found
         case "generation_config":
             return [b'{"temperature": 0.6, "top_k": 20, "eos_token_id": [1, 2], "bos_token_id": 1, "min_p": 0.1}']
         case "tensor_types":

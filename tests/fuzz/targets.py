@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,8 +17,12 @@ import numpy as np
 import lowbit
 import lowbit.onnx
 from lowbit import gguf, imatrix
+from lowbit.base.files import read_text
 from lowbit.conversion.open import open_checkpoint
 from lowbit.evaluate.inspect import inspect
+from lowbit.export.genai_differences import template_differences
+from lowbit.export.genai_syntax import GenaiRefusalError
+from lowbit.export.genai_template import genai_text
 from lowbit.gguf import rewriting
 from lowbit.hf.checkpoint import read_safetensors
 from lowbit.hf.model_card import general_metadata
@@ -95,6 +100,21 @@ def _onnx(folder: Path) -> None:
     inspect(path)
 
 
+def _onnx_language_model(folder: Path) -> None:
+    model = lowbit.onnx.open(folder / "onnx" / "model.onnx")
+    for node in model.nodes:
+        with suppress(lowbit.Error):
+            lowbit.onnx.block_matrix(node, model.graph.tensors)
+    lowbit.convert_onnx(folder / "onnx", folder / "out.gguf", threads=1)
+
+
+def _genai_template(folder: Path) -> None:
+    template = read_text(folder / "chat_template.jinja")
+    template_differences({"default": template}, {"bos_token": "<s>", "eos_token": "</s>"})
+    with suppress(GenaiRefusalError):
+        genai_text(template, {"messages": MESSAGES, "add_generation_prompt": True})
+
+
 def _edit(folder: Path) -> None:
     gguf.edit(folder / "model.gguf", {"general.name": "another", "general.new": np.arange(3)}, ["general.type"])
     gguf.edit(folder / "model.gguf", {"tokenizer.ggml.eos_token_id": 1})
@@ -131,6 +151,9 @@ TARGETS = {
     "model_card": Target("README.md", _card),
     "gguf": Target("model.gguf", _gguf),
     "onnx": Target("model.onnx", _onnx),
+    "onnx_language_model": Target("onnx/model.onnx", _onnx_language_model),
+    "genai_config": Target("onnx/genai_config.json", _onnx_language_model),
+    "genai_template": Target("chat_template.jinja", _genai_template),
     "gguf_edit": Target("model.gguf", _edit),
     "undo": Target("model.gguf.lowbit-undo", _undo),
     "imatrix": Target("imatrix.gguf", lambda folder: imatrix.read(folder / "imatrix.gguf")),
@@ -145,6 +168,10 @@ TARGETS = {
 def make_folder(folder: Path, target: Target) -> Path:
     """A folder in which every file but the target's is right."""
     make_checkpoint(folder, target.family, shards=target.shards, **SIZES)
+    if target.read is _onnx_language_model:
+        lowbit.export_onnx(folder, folder / "onnx")
+        if target.file.endswith(".json"):  # else sizes are those of this file
+            (folder / "onnx" / "config.json").unlink()
     if target.file.startswith("adapter"):
         module = "base_model.model.model.layers.0.mlp.up_proj.lora"
         factors = {f"{module}_{letter}.weight": np.ones(shape, np.float32) for letter, shape in _FACTORS.items()}

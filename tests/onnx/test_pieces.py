@@ -20,6 +20,20 @@ def model_of(tensor: Tensor) -> Model:
     return Model(Graph("g", (), {tensor.name: tensor}, (), ()), {"": 21}, 10)
 
 
+def test_large_tensors_need_little_padding(tmp_path: Path) -> None:
+    """They start at multiples of 64 KiB; behind each small one, there would be almost 64 KiB of zeros."""
+    sizes = {f"{kind}{i}": count for i in range(8) for kind, count in (("small", 300), ("large", 1 << 18))}
+    tensors = {name: Tensor.of(name, np.arange(count, dtype=np.float32)) for name, count in sizes.items()}
+    model = Model(Graph("g", (), tensors, (), ()), {"": 21}, 10)
+    lowbit.onnx.write(tmp_path / "m.onnx", model, external_data=True)
+    total = sum(tensor.nbytes for tensor in tensors.values())
+    assert 0 <= (tmp_path / "m.onnx.data").stat().st_size - total < 1 << 12
+    read = lowbit.onnx.open(tmp_path / "m.onnx").graph.tensors
+    assert [*read] == [*tensors]
+    for name, tensor in read.items():
+        np.testing.assert_array_equal(tensor.array, tensors[name].array)
+
+
 def test_pieces_are_written_one_after_the_other(tmp_path: Path) -> None:
     made: list[int] = []
     path = tmp_path / "m.onnx"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 from subprocess import run
@@ -10,6 +11,8 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
+import torch
+import transformers
 from tiny_checkpoint import make_checkpoint
 
 import lowbit
@@ -19,11 +22,25 @@ from lowbit.onnx.reading import open_model
 
 pytestmark = pytest.mark.oracle
 
+#: The builder. It does not read the rotary settings of Gemma 3, which transformers 5 has for each kind of layer.
+BUILDER = """
+import runpy, transformers
+read = transformers.AutoConfig.from_pretrained
+def with_one_rope(*args, **kwargs):
+    config = read(*args, **kwargs)
+    ropes = getattr(config, "rope_parameters", None) or {}
+    if "full_attention" in ropes:
+        config.rope_local_base_freq = ropes["sliding_attention"]["rope_theta"]
+        config.rope_parameters = {**ropes, **ropes["full_attention"]}
+    return config
+transformers.AutoConfig.from_pretrained = with_one_rope
+runpy.run_module("onnxruntime_genai.models.builder", run_name="__main__", alter_sys=True)
+"""
 BARD = Path(lowbit.__file__).parent / "data" / "bard"
 
 
 def built(source: Path, folder: Path, precision: str, *options: str) -> Path:
-    command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", source, "-o", folder, "-p", precision]
+    command = [sys.executable, "-c", BUILDER, "-i", source, "-o", folder, "-p", precision]
     run([*command, "-e", "cpu", "-c", folder / "cache", *options], check=True, capture_output=True)
     return folder
 
@@ -78,3 +95,49 @@ def test_rows_of_queries_and_keys(tmp_path: Path, arch: str) -> None:
         for name in a.infos:
             np.testing.assert_array_equal(a.tensors[name], b.tensors[name], name)
     assert open_model(folder / "model.onnx").nodes
+
+
+SIZES = {"vocab_size": 2048, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2,
+         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256,
+         "bos_token_id": 1, "eos_token_id": 0, "pad_token_id": 0}  # fmt: skip
+
+
+def saved(folder: Path, arch: str) -> Path:
+    """A checkpoint of random weights, as transformers saves it."""
+    torch.manual_seed(0)
+    if arch == "gemma3":
+        kinds = ["sliding_attention", "full_attention"]
+        gemma = transformers.Gemma3TextConfig(**SIZES, head_dim=64, sliding_window=16, layer_types=kinds)
+        model = transformers.Gemma3ForCausalLM(gemma)
+    else:
+        phi = transformers.Phi3Config(**SIZES, original_max_position_embeddings=256, tie_word_embeddings=False)
+        model = transformers.Phi3ForCausalLM(phi)
+    model.save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(BARD / name, folder)
+    return folder
+
+
+@pytest.mark.parametrize("arch", ["gemma3", "phi3"])
+def test_families_with_other_names(tmp_path: Path, arch: str) -> None:
+    """Gemma 3 has two tables of cosines, so it needs config.json. Phi 3's gate and up become one matrix again."""
+    source = saved(tmp_path / "model", arch)
+    lowbit.convert(source, tmp_path / "a.gguf", "F32", verify=False)
+    floats = built(source, tmp_path / "fp32", "fp32")
+    int4 = built(
+        source, tmp_path / "int4", "int4", "--extra_options", "int4_accuracy_level=1", "windowed_kv_cache=false"
+    )
+    if arch == "gemma3":
+        with pytest.raises(lowbit.UnsupportedError, match=r"put the checkpoint's config\.json into the folder"):
+            convert_onnx(floats, tmp_path / "b.gguf")
+        for folder in (floats, int4):
+            shutil.copy(source / "config.json", folder)
+    convert_onnx(floats, tmp_path / "b.gguf", exact=True)
+    with gguf.open(tmp_path / "a.gguf") as a, gguf.open(tmp_path / "b.gguf") as b:
+        assert a.infos.keys() == b.infos.keys()
+        for name in a.infos:
+            np.testing.assert_array_equal(a.tensors[name], b.tensors[name], name)
+    report = convert_onnx(int4, tmp_path / "c.gguf")
+    assert set(report.fidelities.values()) <= {"exact", "bounded"}
+    ids = [5, 900, 17, 4, 1200, 33]
+    assert error(lowbit.load(tmp_path / "c.gguf", compute="f32").logits(ids), logits(int4, ids)) < 3e-2

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import onnxruntime as ort
+import openvino
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
@@ -324,6 +325,26 @@ def test_a_tied_embedding_is_stored_once(tmp_path: Path, bits: int, symmetric: b
     model.graph.output.append(helper.make_tensor_value_info("h", TensorProto.FLOAT, None))
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     assert distance(session.run(["h"], {"x": ids})[0], decoded[ids]) < 1e-6
+
+
+def test_a_tied_embedding_beside_the_model(tmp_path: Path) -> None:
+    """Two initializers have the same bytes. OpenVINO refuses GatherBlockQuantized of a Reshape."""
+    table = np.random.default_rng(4).standard_normal((500, 64)).astype(np.float32)
+    nodes = [
+        helper.make_node("Gather", ["e", "x"], ["h"], name="embed"),
+        helper.make_node("Gemm", ["h", "e"], ["y"], name="head", transB=1),
+    ]
+    source = save(tmp_path / "in.onnx", nodes, {"e": table}, {"x": (TensorProto.INT64, 1)})
+    quantize(source, tmp_path / "out.onnx", bits=4, accuracy_level=0, external_data=True)
+    assert "Reshape" not in {node.op_type for node in onnx.load(tmp_path / "out.onnx").graph.node}
+    assert sum(path.stat().st_size for path in tmp_path.glob("out.onnx*")) < table.nbytes * 6 / 32
+    decoded = weights(tmp_path / "out.onnx")["head"]
+    ids = np.array([0, 7, 499])
+    expected = decoded[ids] @ decoded.T
+    assert distance(run(tmp_path / "out.onnx", {"x": ids}), expected) < 1e-5
+    exact = {"INFERENCE_PRECISION_HINT": "f32", "EXECUTION_MODE_HINT": "ACCURACY"}
+    compiled = openvino.Core().compile_model(tmp_path / "out.onnx", "CPU", exact)
+    assert distance(compiled({"x": ids})[0], expected) < 1e-5
 
 
 def transformer(path: Path, layers: int = 2, width: int = 256, vocabulary: int = 256) -> Path:

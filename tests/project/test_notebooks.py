@@ -14,13 +14,13 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
 def requirements(extra: str) -> set[str]:
-    """Names of the packages that the extra installs, with those of the extras that it names."""
+    """Modules of the packages that the extra installs, with those of the extras that it names."""
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     (listed,) = re.findall(rf"^{extra} = (\[.*?\])$", text, re.MULTILINE | re.DOTALL)
     found = set()
     for requirement in ast.literal_eval(listed):
         name, inner = re.fullmatch(r"([\w-]+)(?:\[([\w,]+)\])?.*", requirement).groups()
-        found |= {name} if inner is None else set().union(*map(requirements, inner.split(",")))
+        found |= {name.replace("-", "_")} if inner is None else set().union(*map(requirements, inner.split(",")))
     return found
 
 

@@ -111,6 +111,7 @@ COMMANDS: dict[str, tuple[Callable[..., object], ...]] = {
 #: Options with another name than the parameter's, and why.
 OTHER_NAMES = {
     "--tensor-type": ("tensor_types", "one pair an option, as in llama-quantize; lowbit.provenance has the plural"),
+    "--target": ("provider", "in functions, target is what is written"),
     "--temp": ("temperature", "beside --temperature, as in llama.cpp"),
 }
 #: Options without a parameter, and why.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
@@ -91,14 +92,15 @@ def hf(
 @export.command(
     epilog=examples(
         "lowbit export onnx HuggingFaceTB/SmolLM2-135M ./smol-onnx --format int4",
-        "lowbit export onnx model-Q4_K_M.gguf ./model-onnx",
+        "lowbit export onnx model-Q4_K_M.gguf ./model-onnx --exact",
         "lowbit export onnx ./model ./model-onnx --format int8 --layout standard --opset 21",
         "lowbit export onnx ./model ./model-onnx --format int4 --activations float16 --dry-run",
+        "lowbit export onnx ./model ./model-onnx --target cuda",
     )
 )
 def onnx(
     source: ModelPath,
-    target: Annotated[str, typer.Argument(metavar="DIR", help="The folder to write; it must be new or empty.")],
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="The folder to write; it must be new or empty.")],
     format: Annotated[
         str | None,
         typer.Option(
@@ -106,21 +108,40 @@ def onnx(
             help="int4, int8, f32, f16, bf16, or a mix of GGUF: Q4_K_M. [default: int4; as it is for a GGUF file]",
         ),
     ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            "--target",
+            help="cuda, webgpu, openvino or qnn: sets options as this execution provider documents, and checks the "
+            "graph. Nothing is executed.",
+        ),
+    ] = None,
     layout: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--layout",
-            help="genai: operators of com.microsoft, for onnxruntime-genai. standard: operators of ai.onnx only.",
+            help="genai: operators of com.microsoft, for onnxruntime-genai. standard: operators of ai.onnx only. "
+            "[default: genai]",
             callback=one_of("genai", "standard"),
         ),
-    ] = "genai",
-    opset: Annotated[int, typer.Option("--opset", help="Opset of ai.onnx: 17 to 25, for genai from 23 on.")] = 23,
+    ] = None,
+    opset: Annotated[
+        int | None, typer.Option("--opset", help="Opset of ai.onnx: 17 to 25, for genai from 23 on. [default: 23]")
+    ] = None,
     activations: Annotated[
-        str,
+        str | None,
         typer.Option(
-            "--activations", help="Type between nodes: float32 or float16.", callback=one_of("float32", "float16")
+            "--activations",
+            help="Type between nodes: float32 or float16. [default: float32]",
+            callback=one_of("float32", "float16"),
         ),
-    ] = "float32",
+    ] = None,
+    tokens: Annotated[
+        int | None, typer.Option("--tokens", help="--target qnn: new tokens in a run. [default: 1]")
+    ] = None,
+    past: Annotated[
+        int | None, typer.Option("--past", help="--target qnn: tokens in the caches. [default: 1023]")
+    ] = None,
     block_size: Annotated[int, typer.Option("--block-size", help="int4, int8: weights per scale, 16 to 256.")] = 32,
     symmetric: Annotated[
         bool,
@@ -137,6 +158,9 @@ def onnx(
     allow_requantize: Annotated[
         bool, typer.Option("--allow-requantize", help="Quantize matrices of a GGUF file that are quantized already.")
     ] = False,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Refuse matrices that would not have the source's values.")
+    ] = False,
     lora: Lora = None,
     lora_scale: LoraScale = None,
     like: Like = None,
@@ -149,26 +173,37 @@ def onnx(
     import lowbit
     from lowbit.export.options import ExportOptions
 
-    names = ("format", "layout", "opset", "activations", "block_size", "symmetric", "method", "accuracy_level")
+    names = (
+        "format", "layout", "opset", "activations", "block_size", "symmetric", "method", "accuracy_level", "tokens",
+        "past",
+    )  # fmt: skip
     with wrong_usage():
-        ExportOptions(**{name: given[name] for name in names})
-    for name in ("source", "target", "json"):
+        ExportOptions.of(target, **{name: given[name] for name in names})
+    for name in ("source", "folder", "target", "json"):
         del given[name]
-    given |= {"lora": lora or (), "lora_scale": scale_of(lora_scale)}
+    given |= {"provider": target, "lora": lora or (), "lora_scale": scale_of(lora_scale)}
     start = time.perf_counter()
-    report = lowbit.export_onnx(source, target, **given, progress=True)
+    report = lowbit.export_onnx(source, folder, **given, progress=True)
     seconds = time.perf_counter() - start
     if json:
         matrices = [each._asdict() for each in report.matrices]
         print_json({**vars(report), "matrices": matrices, "written": not dry_run, "seconds": seconds})
         return
     if dry_run:
-        rows = [[m.name, " x ".join(map(str, m.shape)), m.before, m.format, str(m.num_bytes)] for m in report.matrices]
-        print_table(["matrix", ">shape", "before", "format", ">bytes"], rows)
+        rows = [
+            [m.name, " x ".join(map(str, m.shape)), m.before, str(m.bytes_before), m.format, str(m.num_bytes), m.label]
+            for m in report.matrices
+        ]
+        print_table(["matrix", ">shape", "before", ">bytes", "format", ">bytes", "values"], rows)
     errors = [each.error for each in report.matrices if each.error is not None]
-    error = f", error of the weights up to {max(errors):.2g}" if errors else ""
+    is_exact = all(each.label == "exact" for each in report.matrices)
+    error = f", error of the weights up to {max(errors):.2g}" if errors else ", exact weights" if is_exact else ""
     done = f"would have {report.num_bytes} bytes" if dry_run else f"{size(report.num_bytes)} in {seconds:.1f} s"
     print(f"{report.path}: {report.format}, layout {report.layout}, {done}{error}")
+    for cost, count in Counter(cost for each in report.matrices for cost in each.costs).items():
+        print(f"{count} matrices: {cost}")
+    if report.target is not None:
+        print(report.target.note, *report.target.findings, sep="\n")
 
 
 app.add_typer(export, name="export")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,16 +21,19 @@ from lowbit.export.building import GraphBuilder
 from lowbit.export.decoder import Decoder
 from lowbit.export.genai import GenaiDecoder
 from lowbit.export.genai_files import GenaiFiles, genai_files
-from lowbit.export.matrices import make_matrices
-from lowbit.export.options import USUAL_OPSET, ExportOptions
+from lowbit.export.matrices import Chosen, make_matrices
+from lowbit.export.onnx_config import FILE as GENAI_CONFIG
+from lowbit.export.options import ExportOptions
 from lowbit.export.source import Source, open_source
 from lowbit.export.standard import StandardDecoder
+from lowbit.export.targets import Finding, Target, with_static_shapes
 from lowbit.hf.lora import Adapters
 from lowbit.onnx.graph import Model
 from lowbit.onnx.writing import file_bytes, write
 from lowbit.quantization.imatrix import load_imatrix
+from lowbit.tensors.formats import find_format
 
-__all__ = ["ExportedMatrix", "GraphFacts", "OnnxExportReport", "export_onnx"]
+__all__ = ["ExportedMatrix", "GraphFacts", "OnnxExportReport", "TargetReport", "export_onnx"]
 
 MODEL = "model.onnx"
 #: By layout.
@@ -37,16 +41,22 @@ DECODERS: Mapping[str, type[Decoder]] = {"genai": GenaiDecoder, "standard": Stan
 
 
 class ExportedMatrix(NamedTuple):
-    """A matrix of the graph. before: its format in the source. num_bytes: of its initializers, in all uses. error: of
-    its values in blocks, the 2-norm of the difference relative to that of the source's; None for floats, and in a dry
-    run."""
+    """A matrix of the graph.
+
+    before: its format in the source. bytes_before: in the source. num_bytes: of its initializers, in all uses. label:
+    "exact" if it has the source's values, else "lossy". error: the 2-norm of the difference relative to that of the
+    source's values; None in a dry run, and for what is exact. costs: what its form costs in speed, one sentence each.
+    """
 
     name: str
     shape: tuple[int, int]
     before: str
     format: str
+    bytes_before: int
     num_bytes: int
+    label: str
     error: float | None
+    costs: Sequence[str]
 
 
 class GraphFacts(NamedTuple):
@@ -60,11 +70,25 @@ class GraphFacts(NamedTuple):
 
 
 @dataclass(frozen=True)
+class TargetReport:
+    """The static check for a provider. Nothing was executed.
+
+    name: of the provider. note: what the check follows. provider: the session's options, by ONNX Runtime's name.
+    findings: what the provider does not run.
+    """
+
+    name: str
+    note: str
+    provider: Mapping[str, Mapping[str, str]]
+    findings: list[Finding]
+
+
+@dataclass(frozen=True)
 class OnnxExportReport:
     """The result of `export_onnx`.
 
     path: the folder. format: of most matrices. num_bytes: of all files. matrices: in the order of the source. notes:
-    facts that the folder does not hold, one sentence each.
+    facts that the folder does not hold, one sentence each. target: None without a provider.
     """
 
     path: str
@@ -73,6 +97,7 @@ class OnnxExportReport:
     num_bytes: int
     matrices: list[ExportedMatrix] = field(repr=False)
     notes: list[str]
+    target: TargetReport | None = None
 
 
 @operation()
@@ -81,9 +106,9 @@ def export_onnx(
     target: AnyPath,
     *,
     format: str | None = None,
-    layout: str = "genai",
-    opset: int = USUAL_OPSET,
-    activations: str = "float32",
+    layout: str | None = None,
+    opset: int | None = None,
+    activations: str | None = None,
     block_size: int = 32,
     symmetric: bool = True,
     method: str = "search",
@@ -91,6 +116,10 @@ def export_onnx(
     imatrix: Importances | None = None,
     intermediate: str | None = None,
     allow_requantize: bool = False,
+    exact: bool = False,
+    provider: str | None = None,
+    tokens: int | None = None,
+    past: int | None = None,
     lora: Adapters = (),
     lora_scale: float | Sequence[float] = 1.0,
     like: str | None = None,
@@ -125,17 +154,24 @@ def export_onnx(
         | a mix or format of GGUF ("Q4_K_M") | those of `lowbit.convert`, with the same values |
         | None | int4 for a checkpoint; as they are stored for a GGUF file |
 
-    layout: "genai", for onnxruntime-genai: GroupQueryAttention, MatMulNBits and other operators of com.microsoft, which
-        ONNX Runtime and OpenVINO have. "standard": operators of ai.onnx only.
-    opset: of ai.onnx. Layout standard: 17 to 25; below 23 attention, norms and rotation are made of simple operators.
-        int4 and int8 need 21, GGUF formats of 2 bits 25. Layout genai: 23 to 25.
-    activations: "float32" or "float16": between the nodes, and in the caches.
+    layout: "genai" (the default), for onnxruntime-genai: GroupQueryAttention, MatMulNBits and other operators of
+        com.microsoft, which ONNX Runtime and OpenVINO have. "standard": operators of ai.onnx only.
+    opset: of ai.onnx; the default is 23. Layout standard: 17 to 25; below 23 attention, norms and rotation are made of
+        simple operators. int4 and int8 need 21, GGUF formats of 2 bits 25. Layout genai: 23 to 25.
+    activations: "float32" (the default) or "float16": between the nodes, and in the caches.
     block_size, symmetric, method: of int4 and int8, as in `lowbit.onnx.OnnxOptions`.
     accuracy_level: of MatMulNBits: 4 lets ONNX Runtime round inputs of products to 8 bits, 0 is exact; for int8, 0 is
         100 times as slow.
     imatrix: importances, as in `lowbit.convert`, for int4 and int8 with method "search", and for mixes.
     intermediate: for mixes, as in `lowbit.convert`.
     allow_requantize: quantize matrices of a GGUF file that are quantized already. The losses add up.
+    provider: "cuda", "webgpu", "openvino" or "qnn": sets layout, activations and opset as the execution provider
+        documents, and its session's options in genai_config.json. The graph is checked, not executed: `report.target`
+        lists what the provider does not run. Options that it does not take are refused.
+    tokens, past: provider "qnn", which needs fixed shapes: the numbers of new tokens (default 1) and of tokens in the
+        caches (default: 1,024 with the new ones). Caches are filled from the left with tokens that attention_mask
+        hides.
+    exact: refuse matrices that would not have the source's values.
     lora, lora_scale, like: for checkpoints, as in `lowbit.convert`.
     dry_run: writes nothing; the report has the sizes.
     threads: number of threads; None: LOWBIT_THREADS, else one per processor.
@@ -148,10 +184,10 @@ def export_onnx(
 
         report = lowbit.export_onnx("HuggingFaceTB/SmolLM2-135M", "smol-onnx", format="int4")
     """
-    options = ExportOptions(
-        format=format, layout=layout, opset=opset, activations=activations, block_size=block_size,
-        symmetric=symmetric, method=method, accuracy_level=accuracy_level, intermediate=intermediate,
-        allow_requantize=allow_requantize, threads=threads,
+    options = ExportOptions.of(
+        provider, format=format, layout=layout, opset=opset, activations=activations, block_size=block_size,
+        tokens=tokens, past=past, symmetric=symmetric, method=method, accuracy_level=accuracy_level,
+        intermediate=intermediate, allow_requantize=allow_requantize, exact=exact, threads=threads,
     )  # fmt: skip
     path, target = checked(path), checked(target)
     dry_run = arguments.flag("dry_run", dry_run)
@@ -163,6 +199,7 @@ def export_onnx(
             f"activations {options.activations}: products of {source.spec.architecture} with codes of 8 bits exceed "
             "its range: use float32"
         )
+    shapes = options.static_shapes(source.spec.context_length)
     notes = list(source.notes)
     matrices = make_matrices(source, options, importances, dry_run, notes)
     if context := source.spec.original_context:
@@ -173,7 +210,9 @@ def export_onnx(
     graph = GraphBuilder(options.opset, options.dtype)
     made = {name: each.matrix for name, each in matrices.items()}
     model = kind(source.spec, source.vectors, made, graph).model(f"lowbit {__version__}")
-    files, differences = _files(source, model, options.layout, notes)
+    if shapes is not None:
+        model = with_static_shapes(model, *shapes)
+    files, differences = _files(source, model, options, notes)
     num_bytes = file_bytes(model, external_data=True)
     if not dry_run:
         with new_folder(Path(target)) as folder:
@@ -183,25 +222,38 @@ def export_onnx(
     notes += map(str, differences)
     notes += [note for each in made.values() for note in each.notes]
     log_notes(notes)
-    entries = [
-        ExportedMatrix(
-            name, each.matrix.shape, source.formats[name], each.format, each.matrix.nbytes,
-            None if dry_run else each.matrix.error,
-        )
-        for name, each in matrices.items()
-    ]  # fmt: skip
+    entries = [_entry(name, chosen, source.formats[name], dry_run) for name, chosen in matrices.items()]
     formats = [each.format for each in matrices.values()]
     most = options.format or max(formats, key=formats.count)
-    return OnnxExportReport(target, most.lower(), options.layout, num_bytes, entries, notes)
+    checked_for = None if options.target is None else _checked(options.target, model)
+    return OnnxExportReport(target, most.lower(), options.layout, num_bytes, entries, notes, checked_for)
 
 
-def _files(source: Source, model: Model, layout: str, notes: list[str]) -> GenaiFiles:
+def _entry(name: str, chosen: Chosen, stored: str, dry_run: bool) -> ExportedMatrix:
+    matrix, format = chosen.matrix, find_format(stored)
+    before = math.prod(matrix.shape) // format.block_size * format.block_bytes
+    label, error = ("exact", None) if chosen.is_exact else ("lossy", None if dry_run else matrix.error)
+    return ExportedMatrix(
+        name, matrix.shape, stored, chosen.format, before, matrix.nbytes, label, error, tuple(chosen.costs)
+    )
+
+
+def _checked(target: Target, model: Model) -> TargetReport:
+    return TargetReport(target.name, target.note, target.provider, target.check(model))
+
+
+def _files(source: Source, model: Model, options: ExportOptions, notes: list[str]) -> GenaiFiles:
     """The files for onnxruntime-genai. Other programs run the model without them."""
+    provider = None if options.target is None else options.target.provider
     try:
-        return genai_files(source, **graph_facts(model, layout)._asdict())
+        made = genai_files(source, **graph_facts(model, options.layout)._asdict(), provider=provider)
     except Error as error:
-        notes.append(f"the folder has no tokenizer and no genai_config.json: {error}")
+        notes.append(f"the folder has no tokenizer and no {GENAI_CONFIG}: {error}")
         return GenaiFiles({}, [])
+    if options.target is not None and options.target.is_static:
+        notes.append(f"the folder has no {GENAI_CONFIG}: onnxruntime-genai does not run models with fixed shapes")
+        return GenaiFiles({name: file for name, file in made.files.items() if name != GENAI_CONFIG}, [])
+    return made
 
 
 def graph_facts(model: Model, layout: str) -> GraphFacts:

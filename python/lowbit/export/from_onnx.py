@@ -6,26 +6,23 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from lowbit import gguf
 from lowbit.arch.registry import hf_classes
 from lowbit.arch.unknown import unknown_class
 from lowbit.base import arguments
-from lowbit.base.dtypes import FLOAT_NAMES
 from lowbit.base.log import log_notes
-from lowbit.base.operation import operation
+from lowbit.base.operation import operation, replacing
 from lowbit.base.paths import AnyPath, checked
-from lowbit.base.progress import ProgressLike
+from lowbit.base.progress import ProgressLike, steps
 from lowbit.base.threads import num_threads
 from lowbit.conversion.open import checkpoint_metadata
+from lowbit.conversion.pipeline import Job, Target, write_files
 from lowbit.export.onnx_config import model_path, network_config, read_genai_config
 from lowbit.export.onnx_weights import Weight, graph_weights
 from lowbit.hf.model_card import general_metadata
 from lowbit.onnx.reading import open_model
 from lowbit.quantization.recipes import MIXES
-from lowbit.tensors.qtensor import QTensor
-from lowbit.tensors.source import read
+from lowbit.tensors.source import num_elements
 from lowbit.tokenizer.to_gguf import tokenizer_metadata
 
 __all__ = ["OnnxImportReport", "convert_onnx"]
@@ -54,7 +51,7 @@ def convert_onnx(
 
     Weights in blocks become the format that holds their values, without fitting scales again where one does. A folder
     needs the tokenizer's files, and config.json or genai_config.json. exact: refuse weights that no format holds
-    exactly. Memory use is the size of the file.
+    exactly. Memory use is the blocks of the largest matrix, or a few chunks of rows.
 
     Raises FileError, FormatError; UnsupportedError for networks and weights that are not found, or not exact.
 
@@ -71,30 +68,29 @@ def convert_onnx(
     config = arch.text_config(config)
     notes = arch.check(config)
     weights = graph_weights(model, arch, config, exact=exact, threads=num_threads(threads), progress=progress)
-    extra = {source.name: Weight(source.name, read(source)) for source in arch.extra_tensors(config)}
+    extra = {source.name: Weight.of(source) for source in arch.extra_tensors(config)}
     weights = extra | weights
-    num_params = sum(int(np.prod(weight.data.shape)) for weight in weights.values())
+    num_params = sum(num_elements(weight.shape) for weight in weights.values())
     tokenizer = tokenizer_metadata(folder, config.values, arch.tokenizer_rules, config.integer("vocab_size"), notes)
     general = general_metadata(folder, config.values, num_params, None, notes)
     metadata = checkpoint_metadata(arch, config, tokenizer, general, _file_type(weights), {})
     notes += [
-        f"{weight.name} is {weight.fidelity.label}: {_format(weight)} does not hold its blocks"
+        f"{weight.name} is {weight.fidelity.label}: {weight.format} does not hold its blocks"
         for weight in weights.values()
         if weight.fidelity.label != "exact"
     ]
-    tensors = {name: weight.data for name, weight in weights.items()}
-    gguf.write(where, metadata, tensors)
+    infos = [gguf.TensorInfo(weight.name, weight.shape, weight.format) for weight in weights.values()]
+    file = Target(where, metadata, infos, [Job(weight.source, weight.format) for weight in weights.values()])
+    replacing([where])
+    with steps("write GGUF", "B", progress) as advance:
+        write_files([file], num_threads(threads), advance)
     log_notes(notes)
-    labels = {name: weight.fidelity.label for name, weight in weights.items() if len(weight.data.shape) > 1}
-    return OnnxImportReport(where, Path(where).stat().st_size, labels, notes)
-
-
-def _format(weight: Weight) -> str:
-    return weight.data.format if isinstance(weight.data, QTensor) else FLOAT_NAMES[weight.data.dtype]
+    labels = {name: weight.fidelity.label for name, weight in weights.items() if len(weight.shape) > 1}
+    return OnnxImportReport(where, file.file_bytes, labels, notes)
 
 
 def _file_type(weights: dict[str, Weight]) -> int:
     """general.file_type of the mix whose format most matrices have."""
-    formats = Counter(_format(weight) for weight in weights.values() if len(weight.data.shape) > 1)
+    formats = Counter(weight.format for weight in weights.values() if len(weight.shape) > 1)
     most = formats.most_common(1)[0][0]
     return next((mix.file_type for mix in MIXES.values() if mix.default == most and mix.file_type is not None), 0)

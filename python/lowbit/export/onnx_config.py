@@ -89,6 +89,7 @@ def _made(folder: Path, values: Mapping[str, Any], model: Model) -> dict[str, An
         "head_dim": decoder["head_size"],
         "vocab_size": values["vocab_size"],
         "max_position_embeddings": values["context_length"],
+        "original_max_position_embeddings": values["context_length"],  # the angles in cos_cache are not scaled
         "intermediate_size": _feed_forward(model, decoder["hidden_size"]),
         "rms_norm_eps": None if epsilon is None else float(f"{epsilon:.6g}"),
         "rope_theta": _rope_base(folder, model),

@@ -16,6 +16,9 @@ from lowbit.arch.base import Architecture
 #: The product of queries, keys and values, which the builder fuses, and its parts in order.
 QKV = "attn_qkv"
 QKV_PARTS = ("attn_q", "attn_k", "attn_v")
+#: The product of the feed-forward network that some architectures have in one, which the builder splits, and its parts.
+GATE_UP = "ffn_up"
+GATE_UP_PARTS = ("gate", "up")
 _OURS = re.compile(r"((?:blk\.\d{1,4}\.)?[a-z_]+\.(?:weight|bias|scale))(?:_[a-z_]+)?")
 _BUILDER = re.compile(r"/?model[./]layers\.(\d{1,4})[./](.+)")
 
@@ -28,6 +31,8 @@ class GraphNames:
         self._num_layers = num_layers
         #: Whether the architecture has separate queries, keys and values.
         self.splits_qkv = f"blk.0.{QKV}.weight" not in self._names.values()
+        #: Whether the architecture has gate and up in one matrix.
+        self.joins_gate_up = "blk.0.ffn_gate.weight" not in self._names.values()
 
     def of(self, name: str) -> str | None:
         """The GGUF name for a node with a weight, or for an initializer; None for others."""
@@ -49,4 +54,6 @@ class GraphNames:
         part = re.sub(r"^attn\.", "self_attn.", part)
         if part == "self_attn.qkv_proj" and self.splits_qkv:
             return f"blk.{layer}.{QKV}.{kind}"
+        if self.joins_gate_up and part in ("mlp.gate_proj", "mlp.up_proj"):
+            return f"blk.{layer}.{part.removeprefix('mlp.').removesuffix('_proj')}.{kind}"
         return self._names.get(f"model.layers.{layer}.{part}.{kind}")

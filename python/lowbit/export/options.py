@@ -14,9 +14,12 @@ from lowbit.base.quoting import quoted
 from lowbit.base.suggest import did_you_mean
 from lowbit.base.threads import num_threads
 from lowbit.export.building import OPSETS
+from lowbit.export.targets import TARGETS, Target, find_target
 from lowbit.onnx.blocks import BlockFormat
 from lowbit.quantization.recipes import ALIASES, MIXES, find_mix
 
+#: The tokens of a run and before it, for targets that need to know.
+STATIC_CONTEXT = 1024
 LAYOUTS = ("genai", "standard")
 #: Formats that are encoded in blocks by these options, and their bits.
 INTEGERS = {"INT4": 4, "INT8": 8}
@@ -38,7 +41,24 @@ class ExportOptions:
     accuracy_level: int = 4
     intermediate: str | None = None
     allow_requantize: bool = False
+    exact: bool = False
+    target: Target | None = None
+    tokens: int | None = None
+    past: int | None = None
     threads: int | None = None
+
+    @classmethod
+    def of(cls, provider: str | None, **given: Any) -> ExportOptions:
+        """The options for a provider; None: for any. given: options; those that are None get the provider's defaults.
+
+        Raises InputError for an unknown provider, and for options that it does not take.
+        """
+        given = {name: value for name, value in given.items() if value is not None}
+        if provider is None:
+            return cls(**given)
+        target = find_target(provider)
+        defaults = {name: choices[0] for name, choices in target.choices.items()} | {"format": target.format}
+        return cls(**defaults | given, target=target)
 
     def __post_init__(self) -> None:
         """Raises InputError for values that do not exist, and for options without effect."""
@@ -55,9 +75,10 @@ class ExportOptions:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (str, int, np.integer)) or value not in choices:
                 raise arguments.wrong(name, f"one of {', '.join(map(str, choices))}", value)
-        for name in ("symmetric", "allow_requantize"):
+        for name in ("symmetric", "allow_requantize", "exact"):
             self._set(name, arguments.flag(name, getattr(self, name)))
         self._set("threads", num_threads(self.threads))
+        self._check_target()
         if self.method == "hqq" and self.symmetric:
             raise InputError("method hqq fits zero points: it needs symmetric=False (--no-symmetric)")
         if self.layout == "genai" and self.opset < USUAL_OPSET:
@@ -67,6 +88,36 @@ class ExportOptions:
                 "accuracy_level is an attribute of MatMulNBits, which layout standard does not have: set the session "
                 "entry session.qdq_matmulnbits_accuracy_level instead"
             )
+
+    def _check_target(self) -> None:
+        target = self.target
+        if target is not None:
+            for name, values in target.choices.items():
+                if (found := getattr(self, name)) not in values:
+                    expected = f"{'' if len(values) == 1 else 'one of '}{', '.join(map(str, values))}"
+                    raise InputError(f"{name}: target {target.name}:", expected=expected, found=found)
+        for name, least in (("tokens", 1), ("past", 0)):
+            value = getattr(self, name)
+            if value is not None:
+                self._set(name, arguments.integer(name, value, least))
+                if target is None or not target.is_static:
+                    static = ", ".join(each.name for each in TARGETS.values() if each.is_static)
+                    raise InputError(f"{name} fixes shapes, which only this target needs: {static}")
+
+    def static_shapes(self, context: int) -> tuple[int, int] | None:
+        """The numbers of new and of past tokens, if the target needs them. context: the most tokens of the network.
+
+        Raises InputError for more than that.
+        """
+        if self.target is None or not self.target.is_static:
+            return None
+        tokens = 1 if self.tokens is None else self.tokens
+        past = max(0, min(context, STATIC_CONTEXT) - tokens) if self.past is None else self.past
+        if tokens + past > context:
+            raise InputError(
+                "tokens and past:", expected=f"at most {context}, the network's context", found=tokens + past
+            )
+        return tokens, past
 
     def check_format(self, format: str, has_importances: bool) -> None:
         """Raises InputError for options that a format does not obey."""

@@ -17,6 +17,7 @@ from lowbit.base.errors import InputError
 from lowbit.base.quoting import listed, quoted
 from lowbit.base.suggest import did_you_mean
 from lowbit.onnx.graph import Model, Node, Value
+from lowbit.onnx.tensor import Tensor
 
 _Rule = Callable[[Node, Mapping[str, Any]], str | None]
 
@@ -36,8 +37,9 @@ class Finding:
 class Target:
     """An execution provider.
 
-    layout, activations, opset, block_size, accuracy_level: for `lowbit.export_onnx`. provider: its name and options in
-    genai_config.json. source: what the check follows. is_static: it needs all shapes. lacks: operators without a
+    source: what the check follows. provider: its name and options in genai_config.json, and for a session of ONNX
+    Runtime. choices: option of `lowbit.export_onnx` -> the values that the provider takes; the first is the default.
+    format: the default; None: that of `lowbit.export_onnx`. is_static: it needs all shapes. lacks: operators without a
     kernel, and what that means.
     rules: on single nodes, given the dtypes of initializers and inputs by name; each returns what is wrong.
     """
@@ -45,11 +47,8 @@ class Target:
     name: str
     source: str
     provider: Mapping[str, Mapping[str, str]]
-    layout: str = "genai"
-    activations: str = "float16"
-    opset: int = 23
-    block_size: int = 32
-    accuracy_level: int = 4
+    choices: Mapping[str, tuple[Any, ...]]
+    format: str | None = None
     is_static: bool = False
     lacks: Mapping[str, str] = field(default_factory=dict)
     rules: tuple[_Rule, ...] = ()
@@ -88,6 +87,8 @@ def _is_static(value: Value) -> bool:
 def with_static_shapes(model: Model, tokens: int, past: int) -> Model:
     """The model with one text of `tokens` tokens after `past` others as the only shapes of inputs and outputs.
 
+    Shapes of inputs that nodes ask for become initializers.
+
     Raises InputError for a model with other open dimensions than those of `lowbit.export_onnx`.
     """
     sizes = {
@@ -111,7 +112,18 @@ def with_static_shapes(model: Model, tokens: int, past: int) -> Model:
 
     graph = model.graph
     inputs, outputs = (tuple(map(fixed, values)) for values in (graph.inputs, graph.outputs))
-    return model.with_graph(replace(graph, inputs=inputs, outputs=outputs, values=()))
+    known = {value.name: np.array(value.shape, np.int64) for value in inputs}
+    nodes, tensors = [], dict(graph.tensors)
+    for node in graph.nodes:
+        shape = known.get(node.inputs[0]) if node.operator == "Shape" else None
+        if shape is None:
+            nodes.append(node)
+        else:
+            name = node.outputs[0]
+            tensors[name] = Tensor.of(name, shape[node.get("start", 0) : node.get("end")])
+    return model.with_graph(
+        replace(graph, nodes=tuple(nodes), tensors=tensors, inputs=inputs, outputs=outputs, values=())
+    )
 
 
 def find_target(name: str) -> Target:
@@ -180,6 +192,8 @@ def _scales_in_rows(node: Node, types: Mapping[str, Any]) -> str | None:
 
 
 _ATTENTION, _PRODUCT = "com.microsoft.GroupQueryAttention", "com.microsoft.MatMulNBits"
+_LAYOUTS, _FLOATS = ("genai", "standard"), ("float32", "float16")
+_CUDA_BLOCKS = (32, 16, 64, 128)
 _ON_CPU = "its nodes run on the CPU, with copies"
 _FOLDED = "it must be folded before"
 _REFUSED = "the graph is cut here"
@@ -193,7 +207,8 @@ TARGETS: Mapping[str, Target] = {
             "cuda",
             "the table of CUDA kernels of ONNX Runtime",
             {"cuda": {"enable_cuda_graph": "0"}},
-            rules=(_half_caches, _bits((2, 4, 8), (16, 32, 64, 128))),
+            {"layout": _LAYOUTS, "activations": ("float16",), "block_size": _CUDA_BLOCKS},
+            rules=(_half_caches, _bits((2, 4, 8), _CUDA_BLOCKS)),
         ),
         # webgpu_execution_provider.cc and webgpu_contrib_kernels.cc of ONNX Runtime: kernels are for float32, float16,
         # int32 and uint32; MatMulNBits has 4 and 8 bits.
@@ -201,6 +216,7 @@ TARGETS: Mapping[str, Target] = {
             "webgpu",
             "the kernels that ONNX Runtime's WebGPU provider registers",
             {"webgpu": {}},
+            {"layout": _LAYOUTS, "activations": ("float16", "float32")},
             lacks=dict.fromkeys(("Max", "RMSNormalization", "Range", "Round", "Size"), _ON_CPU),
             rules=(_bits((4, 8)), _uint8_zero_points, _no_norms),
         ),
@@ -209,8 +225,7 @@ TARGETS: Mapping[str, Target] = {
             "openvino",
             "what OpenVINO 2026.4 was seen to refuse",
             {"OpenVINO": {"device_type": "CPU"}},
-            layout="standard",
-            activations="float32",
+            {"layout": ("standard", "genai"), "activations": _FLOATS},
             lacks={"TensorScatter": _REFUSED},
             rules=(_no_softcap, _no_two_bits),
         ),
@@ -220,9 +235,8 @@ TARGETS: Mapping[str, Target] = {
             "qnn",
             "the operators that ONNX Runtime's QNN provider builds",
             {"QNN": {"backend_path": "QnnHtp.dll", "htp_performance_mode": "burst"}},
-            layout="standard",
-            activations="float32",
-            opset=21,
+            {"layout": ("standard",), "activations": _FLOATS, "opset": (21, 17, 18, 19, 20, 22)},
+            format="f32",
             is_static=True,
             lacks={
                 **dict.fromkeys(("Range", "Shape", "Size"), _FOLDED),

@@ -28,6 +28,9 @@ from lowbit.tensors.source import TensorSource, read, row_ranges
 #: Weights that are converted at a time: 16 MiB as float32.
 CHUNK_WEIGHTS = 4 << 20
 
+#: The end of the name of codes that no operator of ai.onnx reads, as rows of bytes.
+TABLE = "_codes_table"
+
 
 class Matrix(ABC):
     """A matrix (outputs, inputs) of the network, under its GGUF name."""
@@ -89,12 +92,18 @@ class FloatMatrix(Matrix):
         self.as_rows = as_rows
         self._row_tensor: Tensor | None = None
         self._infinite = 0
+        self._lost = self._total = 0.0
 
     @property
     def notes(self) -> list[str]:
         """Weights that exceed float16."""
         n = self._infinite
         return [f"{self.name}: {n} weights exceed float16 and became infinite"] if n else []
+
+    @property
+    def error(self) -> float | None:
+        """Of weights that were rounded to fewer bits."""
+        return (self._lost / self._total) ** 0.5 if self._total else None
 
     def multiply(self, graph: GraphBuilder, x: str, name: str) -> str:
         """MatMul."""
@@ -125,6 +134,12 @@ class FloatMatrix(Matrix):
             floats = array.astype(self.dtype, copy=False)
         if self.dtype == np.float16 and array.dtype != np.float16:
             self._infinite += np.count_nonzero(np.isinf(floats)) - np.count_nonzero(np.isinf(array))
+        if self.dtype not in (np.float32, array.dtype):
+            wide, finite = array.astype(np.float64), np.isfinite(floats)
+            self._lost += float(
+                np.square(wide - floats.astype(np.float64), where=finite, out=np.zeros_like(wide)).sum()
+            )
+            self._total += float(np.square(wide).sum())
         return floats
 
     def row_pieces(self) -> Iterator[Bytes]:
@@ -215,7 +230,7 @@ class BlocksMatrix(Matrix):
         form, (outputs, inputs) = self.rows, self.shape
         assert form.scales is not None
         blocks, size = form.num_blocks, form.block_size
-        table = self._add(graph, renamed(form.codes, f"{form.codes.name}_table", (outputs, inputs * form.bits // 8)))
+        table = self._add(graph, renamed(form.codes, f"{self.rows.name}{TABLE}", (outputs, inputs * form.bits // 8)))
         codes = _unpacked(graph, table, ids, form.bits, f"{name}/codes")
         codes = graph.node("Reshape", [codes, graph.integers(0, 0, blocks, size)], f"{name}/codes_in_blocks")
         if form.zero_points is None:

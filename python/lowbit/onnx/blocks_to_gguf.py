@@ -8,16 +8,18 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+import numpy.typing as npt
 
 from lowbit import _core
 from lowbit.base.dtypes import FLOAT_NAMES, FLOATS
-from lowbit.base.errors import Error, InputError, UnsupportedError
+from lowbit.base.errors import Error, FormatError, InputError, UnsupportedError
 from lowbit.base.quoting import quoted
 from lowbit.base.threads import num_threads
 from lowbit.onnx.block_matrix import BlockMatrix
-from lowbit.onnx.block_rows import Floats, OpenBlocks
+from lowbit.onnx.block_rows import Floats, block_rows
 from lowbit.onnx.block_targets import BY_FORMAT, TARGETS, Target, packed
 from lowbit.onnx.fidelity import EXACT, Fidelity
+from lowbit.onnx.open_rows import OpenRows
 from lowbit.tensors.formats import AnyFormat, find_format
 from lowbit.tensors.qtensor import QTensor
 from lowbit.tensors.quantize import quantize
@@ -55,11 +57,81 @@ def to_gguf(
 
     Raises UnsupportedError for what `exact` refuses, InputError for rows that are no whole blocks of `format`.
     """
+    held = held_blocks(matrix, format=format, exact=exact, threads=threads)
+    weights = QTensor(held.rows(0, matrix.shape[0]), held.format)
+    return PackedBlocks(weights, held.fidelity, matrix.nbytes, weights.nbytes)
+
+
+@dataclass(frozen=True, eq=False)
+class HeldBlocks:
+    """The format of GGUF that holds the weights of an operator: a source of packed rows. fidelity: as in PackedBlocks.
+
+    target: None if the values are encoded anew. rounded: whether scales are rounded to float16.
+    """
+
+    matrix: BlockMatrix
+    format: str
+    fidelity: Fidelity
+    target: Target | None
+    rounded: bool
+    threads: int
+
+    @property
+    def name(self) -> str:
+        """The name of the codes."""
+        return self.matrix.name
+
+    @property
+    def dtype(self) -> np.dtype[np.uint8]:
+        """uint8."""
+        return np.dtype(np.uint8)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(rows, row bytes)."""
+        outputs, inputs = self.matrix.shape
+        kind = find_format(self.format)
+        return outputs, inputs // kind.block_size * kind.block_bytes
+
+    def rows(self, start: int, stop: int) -> npt.NDArray[np.uint8]:
+        """Packed rows."""
+        return np.concatenate([*self._pieces(start, stop)])
+
+    def _pieces(self, start: int, stop: int) -> Iterator[npt.NDArray[np.uint8]]:
+        if self.target is None:
+            for values in _values(self.matrix, start, stop):
+                yield _encoded(self.matrix, values, self.format, self.threads).data
+            return
+        for rows in block_rows(self.matrix, start, stop):
+            if (data := packed(self.target, rows, self.rounded)) is None:
+                raise FormatError(f"tensor {quoted(self.name)} changed while it was read", tensor=self.name)
+            yield data
+
+
+def held_blocks(
+    matrix: BlockMatrix, *, format: AnyFormat | None = None, exact: bool = False, threads: int | None = None
+) -> HeldBlocks:
+    """What `to_gguf` would return, with rows that are packed on demand."""
     if not math.prod(matrix.shape):
         raise InputError(f"tensor {quoted(matrix.name)}:", tensor=matrix.name, expected="weights", found="none")
-    search = _Search(matrix, None if format is None else find_format(format).name, num_threads(threads))
-    weights, fidelity = search.run(exact)
-    return PackedBlocks(weights, fidelity, matrix.nbytes, weights.nbytes)
+    name = None if format is None else find_format(format).name
+    return _Search(matrix, name, num_threads(threads)).run(exact)
+
+
+def _values(matrix: BlockMatrix, start: int, stop: int) -> Iterator[Floats]:
+    """The values of rows, some at a time."""
+    if matrix.scales is not None:
+        yield from (rows.decoded() for rows in block_rows(matrix, start, stop))
+    else:
+        yield OpenRows(matrix.codes, matrix.shape[0], by_columns=False).part(start, stop).astype(np.float32)
+
+
+def _encoded(matrix: BlockMatrix, values: Floats, format: str, threads: int) -> QTensor:
+    try:
+        return quantize(values, format, allow_nonfinite=format in FLOATS, threads=threads)
+    except Error as error:
+        error.about(f"tensor {quoted(matrix.name)}: ", tensor=matrix.name)
+        raise
 
 
 class _Search:
@@ -69,23 +141,23 @@ class _Search:
         self._matrix = matrix
         self._format = format
         self._threads = threads
-        self._blocks = None if matrix.scales is None else OpenBlocks(matrix)
 
-    def run(self, exact: bool) -> tuple[QTensor, Fidelity]:
-        """The packed weights, and what is known of their differences."""
+    def run(self, exact: bool) -> HeldBlocks:
+        """The first format that holds the values."""
         targets = self._targets()
-        if self._blocks is not None:
+        if self._matrix.scales is not None:
             for rounded in (False,) if exact else (False, True):
                 for target in targets:
-                    if (found := self._packed(target, rounded)) is not None and found[1].label != "lossy":
-                        return found
-        weights, fidelity = self._encoded()
+                    fidelity = self._tried(target, rounded)
+                    if fidelity is not None and fidelity.label != "lossy":
+                        return HeldBlocks(self._matrix, target.format, fidelity, target, rounded, self._threads)
+        format, fidelity = self._encoding()
         if exact and fidelity.label != "exact":
             name, wanted = self._matrix.name, self._format or "a packed format"
             text = f"tensor {quoted(name)}: {wanted} does not hold its {self._matrix.bits}-bit blocks:"
             expected = "exact values (F32 holds all)"
             raise UnsupportedError(text, tensor=name, expected=expected, found=f"{fidelity.label} ones")
-        return weights, fidelity
+        return HeldBlocks(self._matrix, format, fidelity, None, False, self._threads)
 
     def _targets(self) -> list[Target]:
         inputs = self._matrix.shape[1]
@@ -100,19 +172,10 @@ class _Search:
         fitting = [target for target in TARGETS if inputs % find_format(target.format).block_size == 0]
         return [target for target in fitting if target.format not in _ON_REQUEST]
 
-    def _pieces(self) -> Iterator[Floats]:
-        """The values, some rows at a time."""
-        if self._blocks is None:
-            yield self._matrix.codes.array.astype(np.float32)
-        else:
-            yield from (rows.decoded() for rows in self._blocks.pieces())
-
-    def _packed(self, target: Target, rounded: bool) -> tuple[QTensor, Fidelity] | None:
+    def _tried(self, target: Target, rounded: bool) -> Fidelity | None:
         """Codes and scales as they are, or with rounded scales; None if the format does not hold them."""
-        assert self._blocks is not None
-        pieces = []
         difference = _Difference()
-        for rows in self._blocks.pieces():
+        for rows in block_rows(self._matrix, 0, self._matrix.shape[0]):
             data = packed(target, rows, rounded)
             if data is None:
                 return None
@@ -120,8 +183,7 @@ class _Search:
             difference.add(rows.decoded(), found.dequantize(threads=self._threads), partial(self._terms, found))
             if difference.any and not rounded:
                 return None
-            pieces.append(data)
-        return QTensor(np.concatenate(pieces), target.format), difference.fidelity(_HALF_BOUND)
+        return difference.fidelity(_HALF_BOUND)
 
     def _terms(self, weights: QTensor) -> Floats:
         """|scale * level| + |minimum| of each weight."""
@@ -134,28 +196,22 @@ class _Search:
             terms = np.abs(blocks * scales[..., None]) + np.abs(minima)[..., None]
         return np.asarray(terms.reshape(outputs, inputs))
 
-    def _encoded(self) -> tuple[QTensor, Fidelity]:
-        """The values in a float format, or with scales that are fitted anew."""
-        format = self._format
-        if format is None and self._blocks is None:
-            format = FLOAT_NAMES[self._matrix.codes.dtype]
-        if format is None and self._matrix.shape[1] % find_format(_FALLBACK).block_size == 0:
+    def _encoding(self) -> tuple[str, Fidelity]:
+        """A float format for the values, or one with scales that are fitted anew."""
+        matrix, format = self._matrix, self._format
+        if format is None and matrix.scales is None:
+            format = FLOAT_NAMES[matrix.codes.dtype]
+        if format is None and matrix.shape[1] % find_format(_FALLBACK).block_size == 0:
             format = _FALLBACK
         for each in ("F16", "F32") if format is None else (format,):
-            difference, pieces = _Difference(), []
-            for values in self._pieces():
-                try:
-                    found = quantize(values, each, allow_nonfinite=each in FLOATS, threads=self._threads)
-                except Error as error:
-                    error.about(f"tensor {quoted(self._matrix.name)}: ", tensor=self._matrix.name)
-                    raise
-                decoded = found.dequantize(threads=self._threads)
+            difference = _Difference()
+            for values in _values(matrix, 0, matrix.shape[0]):
+                decoded = _encoded(matrix, values, each, self._threads).dequantize(threads=self._threads)
                 difference.add(values, decoded, partial(np.abs, decoded))
-                pieces.append(found.data)
             fidelity = difference.fidelity(_FLOAT_BOUNDS.get(each))
             if fidelity.label == "exact":
                 break
-        return QTensor(np.concatenate(pieces), each), fidelity
+        return each, fidelity
 
 
 #: Of rounding to a float format.

@@ -26,4 +26,6 @@ Without a minimum that is the size of the value. |
     max_error: float | None = None
 
 
+#: From the best to the worst.
+LABELS = ("exact", "bounded", "lossy")
 EXACT = Fidelity("exact", 0.0, 0.0, 0.0)

@@ -101,7 +101,7 @@ def quantize(
     model = _opened(source, options)
     replacing([target])
     calibration = None if calibration is None else repeatable(calibration)
-    options, change, made = _made(model, options, calibration, progress)
+    options, change, made = _made(model, options, calibration, progress, is_beside=bool(external_data))
     error = None
     if max_error is not None:
         comparison = Comparison(model, inputs, num_threads(options.threads), calibration)
@@ -142,13 +142,18 @@ def _opened(source: AnyPath | Model, options: OnnxOptions) -> Model:
 
 
 def _made(
-    model: Model, options: OnnxOptions, calibration: CalibrationData | None, progress: ProgressLike
+    model: Model,
+    options: OnnxOptions,
+    calibration: CalibrationData | None,
+    progress: ProgressLike,
+    is_beside: bool = False,
 ) -> tuple[OnnxOptions, Change, Changed]:
     """The quantized model with its reports, and the options and the function that made it.
 
-    With calibration data, the options are those of the closest variant.
+    is_beside: weights will be written beside the model, where initializers can share bytes. With calibration data, the
+    options are those of the closest variant.
     """
-    change = _change(model, options, calibration, progress)
+    change = _change(model, options, calibration, progress, is_beside)
     tried = variants(options)
     if calibration is None or len(tried) == 1:
         return options, change, change(options)
@@ -156,7 +161,9 @@ def _made(
     return best, change, made
 
 
-def _change(model: Model, options: OnnxOptions, calibration: CalibrationData | None, progress: ProgressLike) -> Change:
+def _change(
+    model: Model, options: OnnxOptions, calibration: CalibrationData | None, progress: ProgressLike, is_beside: bool
+) -> Change:
     """What quantizes the model with options of this mode. Raises InputError for data that the mode does not use."""
     if options.mode == "static":
         if calibration is None:
@@ -164,7 +171,7 @@ def _change(model: Model, options: OnnxOptions, calibration: CalibrationData | N
         return Static(model, options, calibration, progress)
     if options.mode == "weight-only":
         channels = {} if calibration is None else observed_channels(model, options, calibration, progress)
-        return partial(weight_only, model, channels=channels)
+        return partial(weight_only, model, channels=channels, is_beside=is_beside)
     if calibration is not None:
         raise InputError("calibration:", expected=f"none in mode {options.mode}", found="data")
     return partial(dynamic if options.mode == "dynamic" else float16, model)

@@ -34,15 +34,18 @@ _INT8_ACTIVATIONS = 4
 
 
 def weight_only(
-    model: Model, options: OnnxOptions, channels: Channels = MappingProxyType({})
+    model: Model, options: OnnxOptions, channels: Channels = MappingProxyType({}), is_beside: bool = False
 ) -> tuple[Model, list[NodeReport]]:
     """The model with quantized weights. The errors of the reports are measured when they are asked for.
 
-    channels: statistics of products' inputs, for importances that the options do not give. Raises InputError for bits
-    and importances that do not fit.
+    channels: statistics of products' inputs, for importances that the options do not give. is_beside: initializers with
+    the same bytes are stored once, because they are written beside the model. Raises InputError for bits and
+    importances that do not fit.
     """
     change = _WeightOnly(model, options, channels)
-    changed = change.tied(rewrite(model, change))
+    changed = rewrite(model, change)
+    if not is_beside:
+        changed = change.tied(changed)
     if change.ir_version > changed.ir_version:
         changed = replace(changed, ir_version=change.ir_version)
     if change.uses_microsoft:

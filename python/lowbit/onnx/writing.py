@@ -90,6 +90,7 @@ def _contents(model: Model, path: str, external_data: bool | str | None) -> dict
     if beside == name:
         raise InputError("external_data names the model itself", path=path)
     layout = _Layout(beside)
+    _with_tensors(model, layout.place_large)
     pieces = _encode(_with_tensors(model, layout.place))
     return {name: _checked(pieces, path, "less than 2 GiB without its initializers"), beside: layout.pieces}
 
@@ -126,13 +127,20 @@ def _size(pieces: Iterable[Piece]) -> int:
 
 
 class _Layout:
-    """The file beside a model: its pieces, with zeros between them."""
+    """The file beside a model: its pieces, with zeros between them.
+
+    Large tensors come first, in the model's order: behind a small one they would need up to 64 KiB of zeros.
+    """
 
     def __init__(self, location: str) -> None:
         self.pieces: list[Piece] = []
         self._location = location
         self._size = 0
         self._places: dict[Any, External] = {}
+
+    def place_large(self, tensor: Tensor, is_initializer: bool) -> Tensor:
+        """As `place`, for tensors that are not smaller than the distance between large ones."""
+        return tensor if tensor.nbytes < MAP_ALIGNMENT else self.place(tensor, is_initializer)
 
     def place(self, tensor: Tensor, is_initializer: bool) -> Tensor:
         """The tensor with a place in the file, if it is large enough, else in the model."""

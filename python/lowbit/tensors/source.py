@@ -102,6 +102,56 @@ class Renamed:
         return self.source.rows(start, stop)
 
 
+class ChosenRows(Renamed):
+    """Some rows of another source, in any order. chosen: their numbers; those of a chunk should be close together."""
+
+    def __init__(self, name: str, source: TensorSource, chosen: np.ndarray) -> None:
+        super().__init__(name, source)
+        self.chosen = chosen
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape in NumPy order."""
+        return len(self.chosen), *self.source.shape[1:]
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """Rows start..stop of those that were chosen."""
+        numbers = self.chosen[start:stop]
+        if not len(numbers):
+            return self.source.rows(0, 0)
+        first = numbers.min()
+        rows: np.ndarray = self.source.rows(first, numbers.max() + 1)[numbers - first]
+        return rows
+
+
+class Joined:
+    """The rows of two sources of the same dtype, one after the other."""
+
+    def __init__(self, name: str, first: TensorSource, second: TensorSource) -> None:
+        self.name = name
+        self.first = first
+        self.second = second
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape in NumPy order."""
+        return self.first.shape[0] + self.second.shape[0], *self.first.shape[1:]
+
+    @property
+    def dtype(self) -> np.dtype:
+        """That of both."""
+        return self.first.dtype
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """Rows start..stop of the first axis."""
+        num = self.first.shape[0]
+        if stop <= num:
+            return self.first.rows(start, stop)
+        if start >= num:
+            return self.second.rows(start - num, stop - num)
+        return np.concatenate([self.first.rows(start, num), self.second.rows(0, stop - num)])
+
+
 class AsFloat32(Renamed):
     """Another source as float32: norms and biases, which GGUF keeps exact."""
 
