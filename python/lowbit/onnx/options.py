@@ -40,7 +40,7 @@ class OnnxOptions:
         rest.
     block_size: weights along the input axis that share a scale: 16, 32, 64, 128 or 256.
     symmetric: weights have no zero points.
-    method: of finding scales: "search" tries about 70 and fits the best to the weights; "round" takes the range of the
+    method: of finding scales: "search" tries up to 24 and fits the best to the weights; "round" takes the range of the
         weights, and gives onnxruntime's bytes; "hqq" (half-quadratic) lets outliers count less, and needs
         symmetric=False.
     accuracy_level: attribute of MatMulNBits with 4 bits: 4 lets ONNX Runtime round activations to 8 bits, which is
