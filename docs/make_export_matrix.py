@@ -134,7 +134,11 @@ def run_all() -> None:
                     for entry in entries:
                         print(*entry.values(), flush=True)
                     results += entries
-    record = {"versions": {name: version(package) for name, package in ENGINES.items()}, "results": results}
+    record = {
+        "benchmark": "export_matrix",
+        "versions": {name: version(package) for name, package in ENGINES.items()},
+        "results": results,
+    }
     RESULTS.write_text(json.dumps(record, indent=1) + "\n")
 
 
