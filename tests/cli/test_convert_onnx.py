@@ -18,7 +18,7 @@ def test_convert(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["num_bytes"] == (tmp_path / "a.gguf").stat().st_size
-    assert set(report["fidelities"].values()) == {"exact"}
+    assert {fidelity["label"] for fidelity in report["fidelities"].values()} == {"exact"}
     assert lowbit.load(tmp_path / "a.gguf").generate("and", max_tokens=4)
 
 

@@ -39,7 +39,7 @@ def test_floats_there_and_back(tmp_path: Path, arch: str, layout: str) -> None:
     lowbit.convert(tmp_path / "model", tmp_path / "a.gguf", "F32")
     folder = folder_of(tmp_path / "model", tmp_path / "onnx", format="f32", layout=layout)
     report = convert_onnx(folder, tmp_path / "b.gguf", exact=True)
-    assert set(report.fidelities.values()) == {"exact"}
+    assert {fidelity.label for fidelity in report.fidelities.values()} == {"exact"}
     assert tensors(tmp_path / "a.gguf") == tensors(tmp_path / "b.gguf")
     with gguf.open(tmp_path / "a.gguf") as first, gguf.open(tmp_path / "b.gguf") as second:
         different = {key for key in first.metadata.keys() | second.metadata.keys() if not_equal(first, second, key)}
@@ -58,7 +58,7 @@ def test_formats_there_and_back(tmp_path: Path, format: str, tied: bool, layout:
     lowbit.convert(tmp_path / "model", tmp_path / "a.gguf", format, pure=format[-2:] not in ("16", "32"), verify=False)
     folder = folder_of(tmp_path / "a.gguf", tmp_path / "onnx", layout=layout)
     report = convert_onnx(folder, tmp_path / "b.gguf", exact=True)
-    assert set(report.fidelities.values()) == {"exact"}
+    assert {fidelity.label for fidelity in report.fidelities.values()} == {"exact"}
     assert tensors(tmp_path / "a.gguf") == tensors(tmp_path / "b.gguf")
     assert report.num_bytes == (tmp_path / "b.gguf").stat().st_size
 
@@ -71,7 +71,7 @@ def test_int4_and_int8(tmp_path: Path, tied: bool, options: dict[str, Any], layo
     make_checkpoint(tmp_path / "model", "qwen3", tied=tied, layers=1)
     folder = folder_of(tmp_path / "model", tmp_path / "onnx", layout=layout, **options)
     report = convert_onnx(folder, tmp_path / "b.gguf")
-    assert set(report.fidelities.values()) == {"bounded"}
+    assert {fidelity.label for fidelity in report.fidelities.values()} == {"bounded"}
     export = {each.name: each for each in export_onnx(tmp_path / "model", tmp_path / "again", **options).matrices}
     with gguf.open(tmp_path / "b.gguf") as file:
         for name, tensor in lowbit.load(tmp_path / "model").weights.items():
@@ -189,3 +189,98 @@ def test_without_config_json(tmp_path: Path) -> None:
         assert file.metadata["qwen3.rope.freq_base"] == pytest.approx(500000.0, rel=1e-3)
         assert file.metadata["qwen3.feed_forward_length"] == 512
         assert file.metadata["qwen3.attention.layer_norm_rms_epsilon"] == pytest.approx(1e-5)
+
+
+def with_tensor(folder: Path, name: str, array: np.ndarray) -> None:
+    """Adds an initializer to a folder's model, or replaces one."""
+    model = lowbit.onnx.open(folder / "model.onnx")
+    graph = dataclasses.replace(model.graph, tensors={**model.graph.tensors, name: lowbit.onnx.Tensor.of(name, array)})
+    lowbit.onnx.write(folder / "other.onnx", model.with_graph(graph))
+    config = json.loads((folder / "genai_config.json").read_text())
+    config["model"]["decoder"]["filename"] = "other.onnx"
+    write_json(folder / "genai_config.json", config)
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "message"),
+    [
+        ("blk.0.attn_norm.weight", np.arange(256), r"'blk\.0\.attn_norm\.weight': expected floats, found int64"),
+        (
+            "blk.0.attn_norm.weight",
+            np.array([b"x"] * 256, object),
+            r"'blk\.0\.attn_norm\.weight': expected floats, found object",
+        ),
+        ("blk.0.other.weight", np.ones(8, np.float32), r"'blk\.0\.other\.weight': expected a weight of qwen3"),
+        ("blk.2.attn_norm.weight", np.ones(256, np.float32), r"'blk\.2\.attn_norm\.weight'.* with 2 layers"),
+    ],
+)
+def test_weights_that_the_network_does_not_have(tmp_path: Path, name: str, array: np.ndarray, message: str) -> None:
+    make_checkpoint(tmp_path / "model", "qwen3")
+    folder = folder_of(tmp_path / "model", tmp_path / "onnx", format="f32")
+    with_tensor(folder, name, array)
+    with pytest.raises(lowbit.FormatError, match=message) as caught:
+        convert_onnx(folder, tmp_path / "b.gguf")
+    assert caught.value.path == str(folder / "other.onnx")
+    assert not (tmp_path / "b.gguf").exists()
+
+
+def test_fewer_layers_than_the_graph(tmp_path: Path) -> None:
+    """The network would be another one."""
+    make_checkpoint(tmp_path / "model", "qwen3")
+    folder = folder_of(tmp_path / "model", tmp_path / "onnx", format="f32")
+    edit_json(folder / "config.json", {"num_hidden_layers": 1})
+    with pytest.raises(lowbit.FormatError, match=r"'blk\.1\..* with 1 layer,"):
+        convert_onnx(folder, tmp_path / "b.gguf")
+
+
+@pytest.mark.parametrize("key", ["context_length", "vocab_size", "decoder.head_size", "decoder.num_hidden_layers"])
+def test_sizes_that_are_none(tmp_path: Path, key: str) -> None:
+    """The error has the key of genai_config.json, not that of config.json."""
+    make_checkpoint(tmp_path / "model", "qwen3")
+    folder = folder_of(tmp_path / "model", tmp_path / "onnx", format="f32")
+    (folder / "config.json").unlink()
+    values = json.loads((folder / "genai_config.json").read_text())
+    *parts, last = f"model.{key}".split(".")
+    part = values
+    for name in parts:
+        part = part[name]
+    part[last] = 0
+    write_json(folder / "genai_config.json", values)
+    with pytest.raises(lowbit.FormatError, match=f"'model.{key}' is '0', expected") as caught:
+        convert_onnx(folder, tmp_path / "b.gguf")
+    assert caught.value.key == f"model.{key}"
+
+
+def test_what_was_rounded(tmp_path: Path) -> None:
+    """One note for all matrices of a format, with the bound; the report has it for each."""
+    make_checkpoint(tmp_path / "model", "qwen3", layers=1)
+    folder = folder_of(tmp_path / "model", tmp_path / "onnx")
+    report = convert_onnx(folder, tmp_path / "b.gguf")
+    assert {fidelity.bound for fidelity in report.fidelities.values()} == {2.0**-11 + 2.0**-22}
+    (note,) = report.notes
+    assert note.startswith(f"{len(report.fidelities)} matrices as Q4_0 are bounded")
+    assert "0.00049" in note
+    with pytest.raises(lowbit.UnsupportedError, match=r"expected exact values, found rounded ones") as caught:
+        convert_onnx(folder, tmp_path / "c.gguf", exact=True)
+    assert "--exact" in str(caught.value)
+
+
+def test_a_folder_as_target(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path / "model", "qwen3", layers=1)
+    folder = folder_of(tmp_path / "model", tmp_path / "my-onnx", format="f32")
+    (tmp_path / "made").mkdir()
+    for target in (tmp_path / "made", f"{tmp_path}/new/"):
+        report = convert_onnx(folder, target)
+        assert Path(report.path) == Path(target) / "my-onnx-F32.gguf"
+        assert Path(report.path).is_file()
+
+
+def test_paths_that_are_no_folder_with_a_model(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path / "model", "qwen3", layers=1)
+    folder = folder_of(tmp_path / "model", tmp_path / "onnx", format="f32")
+    for path in (folder / "model.onnx", tmp_path / "nothing"):
+        with pytest.raises(lowbit.FileError, match="expected a folder with an ONNX model") as caught:
+            convert_onnx(path, tmp_path / "b.gguf")
+        assert caught.value.path == str(path)
+    with pytest.raises(lowbit.FileError, match=r"no model\.onnx.*lowbit\.convert"):
+        convert_onnx(tmp_path / "model", tmp_path / "b.gguf")

@@ -134,6 +134,7 @@ def test_findings_in_a_report(tmp_path: Path, qwen3: Path) -> None:
         ({"provider": "cuda", "block_size": 256}, "block_size: target cuda: expected one of 32, 16, 64, 128, got 256"),
         ({"provider": "qnn", "layout": "genai"}, "layout: target qnn: expected standard, got genai"),
         ({"provider": "qnn", "opset": 23}, "opset: target qnn: expected one of 21, 17"),
+        ({"provider": 5}, "provider: expected a str, got 5"),
         ({"provider": "cude"}, "unknown target 'cude', did you mean cuda"),
         ({"provider": 1}, "target: expected"),
         ({"provider": "cuda", "past": 8}, "past fixes shapes, which only this target needs: qnn"),

@@ -329,3 +329,17 @@ def test_dequantize_linear_of_other_shapes() -> None:
         dequantized(codes, scales.astype(ml_dtypes.bfloat16))
     with pytest.raises(lowbit.InputError, match="outputs_axis"):
         dequantized(codes, np.float32(1), outputs_axis=2)
+
+
+@pytest.mark.parametrize("matrix", [None, np.zeros((4, 32), np.float32)], ids=["None", "array"])
+def test_what_is_no_block_matrix(matrix: Any) -> None:
+    with pytest.raises(lowbit.InputError, match="matrix: expected a BlockMatrix, got "):
+        lowbit.onnx.to_gguf(matrix)
+
+
+def test_what_is_no_node_with_weights() -> None:
+    with pytest.raises(lowbit.InputError, match="node: expected a Node, got None"):
+        block_matrix(None, {})  # type: ignore[arg-type]
+    node = Node.of("MatMulNBits", ["x"], ["y"], name="n", domain="com.microsoft", N=4, K=32, bits=4, block_size=32)
+    with pytest.raises(lowbit.InputError, match="node n: expected an initializer with the codes, got none"):
+        block_matrix(node, {})

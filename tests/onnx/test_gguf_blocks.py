@@ -207,3 +207,15 @@ def test_table_of_the_page() -> None:
         assert bool(offsets) == (matrix.offsets is not None)
         sizes = [form.bytes_after * 8 / q.size for form in forms]
         assert sizes == [float(after), float(after), float(gather)]
+
+
+def test_arguments_of_other_types() -> None:
+    weights = lowbit.quantize(np.ones((4, 32), np.float32), "Q4_0")
+    with pytest.raises(lowbit.InputError, match="name: expected a str, got 5"):
+        from_gguf(5, weights)  # type: ignore[arg-type]
+    with pytest.raises(lowbit.InputError, match="exact: expected a bool, got 'yes'"):
+        from_gguf("w", weights, exact="yes")  # type: ignore[arg-type]
+    with pytest.raises(lowbit.InputError, match="rank: expected an integer, got 'a'"):
+        from_gguf("w", weights).matrix.product("x", "y", rank="a")  # type: ignore[arg-type]
+    with pytest.raises(lowbit.InputError, match="exact: expected a bool, got 'yes'"):
+        to_gguf(from_gguf("w", weights).matrix, exact="yes")  # type: ignore[arg-type]

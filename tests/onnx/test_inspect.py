@@ -82,7 +82,7 @@ def test_where_something_else_is_expected(tmp_path: Path, open_file: object) -> 
 def test_where_a_checkpoint_is_expected(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(MNIST.read_bytes())
-    with pytest.raises(lowbit.FileError, match="expected the folder of a checkpoint; lowbit onnx takes ONNX models"):
+    with pytest.raises(lowbit.FileError, match="lowbit onnx takes ONNX models, and lowbit convert the folder"):
         lowbit.open_checkpoint(path)
     with pytest.raises(lowbit.UnsupportedError, match=r"model\.onnx is an ONNX model: .*lowbit inspect"):
         lowbit.open_checkpoint(tmp_path)

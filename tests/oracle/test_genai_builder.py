@@ -77,7 +77,7 @@ def test_bard(tmp_path: Path, precision: str, options: list[str], most: float) -
         formats = {info.format for name, info in file.infos.items() if len(info.shape) > 1}
         assert file.metadata["general.architecture"] == "qwen3"
     assert formats == {"fp32": {"F32"}, "int4": {"Q4_0"}, "int8": {"Q8_0", "F32"}}[precision]
-    assert set(report.fidelities.values()) <= {"exact", "bounded"}
+    assert {fidelity.label for fidelity in report.fidelities.values()} <= {"exact", "bounded"}
 
 
 @pytest.mark.parametrize("arch", ["llama", "qwen2"])
@@ -138,6 +138,6 @@ def test_families_with_other_names(tmp_path: Path, arch: str) -> None:
         for name in a.infos:
             np.testing.assert_array_equal(a.tensors[name], b.tensors[name], name)
     report = convert_onnx(int4, tmp_path / "c.gguf")
-    assert set(report.fidelities.values()) <= {"exact", "bounded"}
+    assert {fidelity.label for fidelity in report.fidelities.values()} <= {"exact", "bounded"}
     ids = [5, 900, 17, 4, 1200, 33]
     assert error(lowbit.load(tmp_path / "c.gguf", compute="f32").logits(ids), logits(int4, ids)) < 3e-2

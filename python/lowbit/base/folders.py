@@ -23,6 +23,8 @@ def new_folder(path: Path) -> Iterator[Path]:
     try:
         if status(path) and (not is_dir(path) or any(path.iterdir())):
             raise FileError("there already", path=path, errno=errno.EEXIST, expected="a new or an empty folder")
+        if not is_dir(path.parent):
+            raise FileError("no such folder; make it first", path=path.parent, errno=errno.ENOENT)
         _remove_stale(path)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
         lock = locked(temporary)

@@ -143,6 +143,6 @@ def _convert_onnx(given: dict[str, Any]) -> None:
     if given["json"]:
         print_json({**vars(report), "seconds": seconds})
         return
-    labels = [*report.fidelities.values()]
+    labels = [fidelity.label for fidelity in report.fidelities.values()]
     counts = ", ".join(f"{labels.count(label)} {label}" for label in dict.fromkeys(labels))
     print(f"{report.path}: {size(report.num_bytes)} in {seconds:.1f} s, matrices: {counts}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from lowbit.arch.registry import hf_classes
-from lowbit.base.errors import FormatError, UnsupportedError
+from lowbit.base.errors import FileError, FormatError, UnsupportedError
 from lowbit.base.paths import is_file
 from lowbit.base.quoting import quoted
 from lowbit.export.genai_config import REQUIRED, TYPES
@@ -32,26 +33,22 @@ def read_genai_config(folder: Path) -> dict[str, Any] | None:
     values = read_json(path, MAX_CONFIG_BYTES)
     for key, (kind, meaning) in REQUIRED.items():
         value = _at(values, key)
-        if type(value) is not kind:
-            raise FormatError(
-                f"no {quoted(key)}" if value is None else f"{quoted(key)} is {quoted(value, 40)}",
-                path=path,
-                key=key,
-                expected=meaning,
-                found=value,
-                rest="; make the folder again, or add the key",
-            )
+        if type(value) is not kind or not value:
+            raise _wrong(folder, key, value, meaning, "; make the folder again, or add the key")
     return values
 
 
 def model_path(folder: Path, genai: Mapping[str, Any] | None) -> Path:
-    """The model's file. Raises FormatError for a name that is none in the folder."""
+    """The model's file. Raises FormatError for a name that is none in the folder, FileError if there is no file."""
     name = _MODEL if genai is None else genai["model"]["decoder"]["filename"]
     if Path(name).name != name or not name.endswith(".onnx"):
         raise FormatError(
             "'model.decoder.filename':", path=folder / FILE, key="model.decoder.filename",
             expected="the plain name of an .onnx file", found=quoted(name, 80),
         )  # fmt: skip
+    if not is_file(folder / name):
+        hint = "; lowbit.convert takes checkpoints" if genai is None else ""
+        raise FileError(f"no {name}{hint}", path=folder, errno=errno.ENOENT)
     return folder / name
 
 
@@ -76,11 +73,8 @@ def _made(folder: Path, values: Mapping[str, Any], model: Model) -> dict[str, An
         )  # fmt: skip
     keys = ("hidden_size", "num_attention_heads", "num_key_value_heads", "num_hidden_layers")
     for key in keys:
-        if type(decoder.get(key)) is not int:
-            raise FormatError(
-                f"no 'model.decoder.{key}'", path=folder / FILE, key=f"model.decoder.{key}", expected="an integer",
-                rest=_ADVICE,
-            )  # fmt: skip
+        if type(value := decoder.get(key)) is not int or not value:
+            raise _wrong(folder, f"model.decoder.{key}", value, "a positive integer", _ADVICE)
     epsilon = next((node.get("epsilon") for node in model.nodes if node.get("epsilon") is not None), None)
     return {
         "architectures": [hf_class],
@@ -125,6 +119,11 @@ def _rope_base(folder: Path, model: Model) -> float:
     if not np.isfinite(base) or not difference <= _MOST_DIFFERENCE or abs(np.hypot(cosines, sines) - 1).max() > 1e-3:
         raise UnsupportedError(f"the angles in cos_cache are scaled{_ADVICE}", path=folder)
     return float(f"{base:.4g}")
+
+
+def _wrong(folder: Path, key: str, value: Any, expected: str, advice: str) -> FormatError:
+    text = f"no {quoted(key)}" if value is None else f"{quoted(key)} is {quoted(value, 40)}"
+    return FormatError(text, path=folder / FILE, key=key, expected=expected, found=value, rest=advice)
 
 
 def _at(values: Any, key: str) -> Any:

@@ -187,6 +187,10 @@ def _vectors(model: Model, names: GraphNames, found: Mapping[str, Weight]) -> di
     for tensor in model.graph.tensors.values():
         name = names.of(tensor.name) if len(tensor.shape) == 1 else None
         if name is not None and name not in found:
+            if tensor.dtype not in _FLOAT_TYPES:
+                raise FormatError(
+                    f"tensor {quoted(tensor.name)}:", tensor=tensor.name, expected="floats", found=tensor.dtype
+                )
             vectors[name] = Weight.of(ArraySource(name, np.asarray(tensor.array).astype(np.float32)))
     return vectors
 
@@ -249,11 +253,13 @@ def _checked(
             expected="a model of lowbit export onnx or onnxruntime-genai's builder",
         )
     for name, weight in found.items():
-        shape = None if name not in table else tuple(sizes[size] for size in table[name].shape)
-        if shape is not None and weight.shape != shape:
+        if name not in table:
+            layers = f"{num_layers} layer{'s' if num_layers > 1 else ''}"
+            expected = f"a weight of {arch.name} with {layers}, as config.json or genai_config.json says"
+            raise FormatError(f"tensor {quoted(name)}:", tensor=name, expected=expected)
+        shape = tuple(sizes[size] for size in table[name].shape)
+        if weight.shape != shape:
             raise FormatError(
                 f"tensor {quoted(name)}:", tensor=name, expected=f"shape {list(shape)}", found=list(weight.shape)
             )
-    return {name: found[name] for name in table if name in found} | {
-        name: weight for name, weight in found.items() if name not in table
-    }
+    return {name: found[name] for name in table if name in found}

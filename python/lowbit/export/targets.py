@@ -128,7 +128,7 @@ def with_static_shapes(model: Model, tokens: int, past: int) -> Model:
 
 def find_target(name: str) -> Target:
     """The target with a name. Raises InputError."""
-    if arguments.text("target", name) not in TARGETS:
+    if arguments.text("provider", name) not in TARGETS:
         near = did_you_mean(name, [*TARGETS])
         raise InputError(
             f"unknown target {quoted(name)}{near}",

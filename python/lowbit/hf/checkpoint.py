@@ -333,7 +333,10 @@ class Checkpoint:
         if is_file(self.folder):
             if self.folder.suffix in PICKLES:
                 raise _pickle(self.folder.parent, self.folder.name)
-            commands = {".gguf": "; lowbit quantize takes GGUF files", ".onnx": "; lowbit onnx takes ONNX models"}
+            commands = {
+                ".gguf": "; lowbit quantize takes GGUF files",
+                ".onnx": "; lowbit onnx takes ONNX models, and lowbit convert the folder of a language model",
+            }
             other = commands.get(self.folder.suffix, "")
             raise FileError(
                 "a file", path=self.folder, errno=errno.ENOTDIR, expected=f"the folder of a checkpoint{other}"

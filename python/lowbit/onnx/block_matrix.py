@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lowbit.base import arguments
 from lowbit.base.errors import InputError
 from lowbit.base.quoting import quoted
 from lowbit.onnx.blocks import STANDARD
@@ -95,6 +96,7 @@ float32 [outputs, blocks] | [outputs, blocks] |
         """
         if self.layout == "Gather" and self.scales is not None:
             raise InputError(f"matrix {quoted(self.name)}:", expected="a layout for products", found=self.layout)
+        rank = arguments.integer("rank", rank, 1)
         part = _Builder(y, name or y)
         add_offsets = self.offsets is not None
         result = f"{y}_product" if add_offsets or (bias and not self._takes_bias) else y

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import ml_dtypes
 import numpy as np
 
+from lowbit.base import arguments
 from lowbit.base.errors import InputError, UnsupportedError
 from lowbit.base.quoting import shown
 from lowbit.onnx.block_matrix import BlockMatrix
@@ -37,6 +38,8 @@ def block_matrix(node: Node, tensors: Mapping[str, Tensor], *, outputs_axis: int
     Raises InputError for other nodes and for weights that are no initializers, UnsupportedError for weights that are no
     integers of 2, 4 or 8 bits or have more dimensions, and for scales of other types than float32 and float16.
     """
+    if not isinstance(node, Node):
+        raise arguments.wrong("node", "a Node", node)
     reader = _Reader(node, tensors)
     if node.operator == "com.microsoft.MatMulNBits":
         return reader.product()
@@ -165,7 +168,7 @@ class _Reader:
         name = self._node.inputs[index] if self._has(index) else ""
         tensor = self._tensors.get(name)
         if tensor is None:
-            self._fail(f"an initializer with the {what}", shown(name))
+            self._fail(f"an initializer with the {what}", shown(name) or "none")
         assert tensor is not None
         if kinds is not None and tensor.dtype not in kinds:
             found = tensor.dtype

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lowbit import _core
+from lowbit.base import arguments
 from lowbit.base.dtypes import FLOAT_NAMES, FLOATS
 from lowbit.base.errors import Error, FormatError, InputError, UnsupportedError
 from lowbit.base.quoting import quoted
@@ -53,11 +54,13 @@ def to_gguf(
 
     format: None for the smallest that holds the values exactly, else the smallest that holds the integers, with scales
     rounded to float16, else Q8_0 with scales fitted anew; F16 or F32 for rows that are no whole blocks. What came from
-    a K format gets its super-block scales back. exact: refuse what is not exact.
+    a K format gets its super-block scales back. exact: refuse what is not exact; F32 holds all values.
 
     Raises UnsupportedError for what `exact` refuses, InputError for rows that are no whole blocks of `format`.
     """
-    held = held_blocks(matrix, format=format, exact=exact, threads=threads)
+    if not isinstance(matrix, BlockMatrix):
+        raise arguments.wrong("matrix", "a BlockMatrix", matrix)
+    held = held_blocks(matrix, format=format, exact=arguments.flag("exact", exact), threads=threads)
     weights = QTensor(held.rows(0, matrix.shape[0]), held.format)
     return PackedBlocks(weights, held.fidelity, matrix.nbytes, weights.nbytes)
 
@@ -155,8 +158,8 @@ class _Search:
         if exact and fidelity.label != "exact":
             name, wanted = self._matrix.name, self._format or "a packed format"
             text = f"tensor {quoted(name)}: {wanted} does not hold its {self._matrix.bits}-bit blocks:"
-            expected = "exact values (F32 holds all)"
-            raise UnsupportedError(text, tensor=name, expected=expected, found=f"{fidelity.label} ones")
+            rest = "; they are rounded without exact (--exact)"
+            raise UnsupportedError(text, tensor=name, expected="exact values", found="rounded ones", rest=rest)
         return HeldBlocks(self._matrix, format, fidelity, None, False, self._threads)
 
     def _targets(self) -> list[Target]:

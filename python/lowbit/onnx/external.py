@@ -34,7 +34,7 @@ class Files:
         if place.offset > file.size or length > file.size - place.offset:
             raise FormatError(
                 f"bytes {place.offset} to {place.offset + length} of the file {quoted(place.location)}, which has "
-                f"{file.size} bytes",
+                f"{file.size} bytes: it is cut off, or of another model",
                 offset=place.offset,
             )
         return file.map(place.offset, length)

@@ -135,6 +135,7 @@ def from_gguf(
     Raises InputError for weights that are no matrix and for options that do not exist, UnsupportedError for what
     `exact` refuses.
     """
+    name, exact = arguments.text("name", name), arguments.flag("exact", exact)
     if layout not in LAYOUTS:
         raise InputError("layout:", expected=f"one of {', '.join(LAYOUTS)}", found=layout)
     if not isinstance(weights, QTensor) and not hasattr(weights, "rows"):
