@@ -104,6 +104,8 @@ def example(hint: Any) -> Any:
         return origin({example(args[0])})
     if is_data(hint):
         return made(hint)
+    if hint is lowbit.QTensor:
+        return lowbit.quantize(np.ones((1, 32), np.float32), "Q8_0")
     simple = {str: "text", int: 3, float: 0.5, bool: True, bytes: b"b", type(None): None, Any: "any", Path: Path("p")}
     return simple[hint]
 
@@ -136,6 +138,8 @@ def content(value: Any) -> Any:
         return type(value), str(value), value.args, content(vars(value))
     if isinstance(value, np.ndarray):
         return value.dtype, value.tolist()
+    if isinstance(value, lowbit.QTensor):
+        return value.format, value.data.tolist()
     if isinstance(value, Mapping):
         return {key: content(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import inspect
 import logging
+import shutil
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +24,16 @@ from lowbit.evaluate import bench, ladder
 
 BARD = Path(lowbit.__file__).parent / "data" / "bard"
 TEXT = "Now is the winter of our discontent\nMade glorious summer by this sun of York;\n" * 8
+
+
+@functools.cache
+def exported() -> Path:
+    """A folder with an ONNX model."""
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder)
+    lowbit.export_onnx(BARD, folder, format="int8")
+    return folder
+
 
 #: Each call, and the titles of its parts.
 CALLS: dict[str, tuple[Callable[..., Any], list[str]]] = {
@@ -38,6 +52,10 @@ CALLS: dict[str, tuple[Callable[..., Any], list[str]]] = {
     ),
     "export_hf": (lambda d, p: lowbit.export_hf(d / "a.gguf", d / "new", progress=p), ["export to BF16"]),
     "export_onnx": (lambda d, p: lowbit.export_onnx(d / "a.gguf", d / "new", progress=p), ["write"]),
+    "convert_onnx": (
+        lambda d, p: lowbit.convert_onnx(exported(), d / "new.gguf", progress=p),
+        ["read weights", "write GGUF"],
+    ),
     "verify": (lambda d, p: lowbit.verify(d / "a.gguf", BARD, progress=p), ["verify", "read tokenizer"]),
     "edit": (lambda d, p: lowbit.gguf.edit(d / "a.gguf", {"new": "x" * 99999}, progress=p), ["copy"]),
     "diff": (lambda d, p: lowbit.gguf.diff(d / "a.gguf", d / "b.gguf", progress=p), ["compare"]),

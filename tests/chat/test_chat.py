@@ -7,7 +7,7 @@ import pytest
 from chat_templates import CALLS, CHATML, LLAMA3, MESSAGES, MISTRAL, REASONING, TOOLS
 
 import lowbit
-from lowbit.chat.template import render_chat
+from lowbit.chat.template import at_most, render_chat
 
 USER = [{"role": "user", "content": "x"}]
 
@@ -119,6 +119,21 @@ def test_hostile_template(name):
     with pytest.raises(lowbit.FormatError, match=r"^chat template: ") as caught:
         render_chat(HOSTILE[name], USER)
     assert "\n" not in str(caught.value)
+
+
+LARGE = "{% set s = 'ab' * 500000 %}{% set t = s + '' %}{% set a = range(90000) | list %}"
+COSTLY = [
+    "-1 in a", "-1 is in a", "s == t", "s is eq t", "s < t", "s[1:]", "a[::-1]", "s.count('x')", "s.find('x')",
+    "s.strip('ab')", "a.index(89999)", "s | wordcount", "s | title", "a | max", "[s] | select('in', [t]) | list",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("expression", COSTLY)
+def test_what_is_read_costs_steps(expression):
+    """Not only what is made: each of these takes a millisecond or more."""
+    template = LARGE + f"{{% for i in range(1000) %}}{{% set x = {expression} %}}{{% endfor %}}"
+    with at_most(200_000), pytest.raises(lowbit.FormatError, match="more than 200000 steps"):
+        render_chat(template, USER)
 
 
 def test_templates_of_a_folder(tmp_path):

@@ -24,6 +24,7 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
+from jinja2.visitor import NodeTransformer
 
 from lowbit.base.errors import Error, FormatError, InputError
 from lowbit.base.quoting import reason
@@ -48,6 +49,11 @@ _GROWING = {
     "zfill",
 }
 _FORMATTING = {"format", "format_map"}
+# Functions that run Python code for each word or line.
+_SLOW = {"indent", "pprint", "striptags", "title", "urlize", "wordwrap"}
+# Tests that compare values.
+_COMPARING = {"!=", "<", "<=", "==", ">", ">=", "eq", "equalto", "ge", "greaterthan", "gt", "in", "le", "lessthan",
+              "lt", "ne"}  # fmt: skip
 # Filters that iterate over lists and mappings; all others convert them to text.
 # fmt: off
 _STRUCTURAL = frozenset((
@@ -61,6 +67,7 @@ _END_MARK = "LOWBIT_END_OF_FINAL_MESSAGE "
 _WIDE_FIELD = re.compile(r"\d{6}")
 
 _steps: ContextVar[int] = ContextVar("lowbit_chat_steps", default=0)
+_most_steps: ContextVar[int] = ContextVar("lowbit_chat_most_steps", default=_MAX_STEPS)
 
 
 class _LimitError(Exception):
@@ -73,9 +80,19 @@ class RefusedError(Exception):
 
 def _step(cost: int = 1) -> None:
     count = _steps.get() + cost
-    if count > _MAX_STEPS:
-        raise _LimitError(f"more than {_MAX_STEPS} steps")
+    if count > (most := _most_steps.get()):
+        raise _LimitError(f"more than {most} steps")
     _steps.set(count)
+
+
+@contextlib.contextmanager
+def at_most(steps: int) -> Iterator[None]:
+    """Allows so many steps in each rendering of the block."""
+    most = _most_steps.set(steps)
+    try:
+        yield
+    finally:
+        _most_steps.reset(most)
 
 
 def _size(value: Any) -> int:
@@ -90,20 +107,24 @@ def _check_size(size: int) -> None:
         raise _LimitError(f"a value larger than {_MAX_SIZE}")
 
 
+def _cost(value: Any) -> int:
+    """The steps that reading or writing `value` takes; parts of its parts aside."""
+    if isinstance(value, (str, bytes)):
+        return len(value) >> 8
+    return len(value) >> 3 if isinstance(value, (list, tuple, dict)) else 0
+
+
 def made(value: Any) -> Any:
     """Counts a new value: creating it takes time, and it can stay in memory until the rendering ends."""
-    if isinstance(value, str):
+    if isinstance(value, (str, list, tuple, dict)):
         _check_size(len(value))
-        _step(1 + (len(value) >> 8))
-    elif isinstance(value, (list, tuple, dict)):
-        _check_size(len(value))
-        _step(1 + (len(value) >> 3))
+        _step(1 + _cost(value))
     return value
 
 
-def weigh(value: Any) -> None:
-    """Measures `value` before it is converted to text. Shared parts count each time, because they are written each
-    time."""
+def weigh(value: Any) -> Any:
+    """Measures `value` before it is compared or converted to text, and returns it. Shared parts count each time,
+    because they are read each time."""
     size, waiting = 0, [value]
     while waiting:
         item = waiting.pop()
@@ -115,11 +136,15 @@ def weigh(value: Any) -> None:
             waiting += item
             if isinstance(item, dict):
                 waiting += item.values()
+    _step(size >> 8)
+    return value
 
 
-def _check_growth(name: str, args: Sequence[Any]) -> None:
-    """Checks before a filter or method `name` runs whether its result can be huge."""
-    _step()
+def check_call(name: str, args: Sequence[Any]) -> None:
+    """Counts what a filter or method `name` reads, and checks before it runs whether its result can be huge."""
+    _step(1 + sum(map(_cost, args)))
+    if name in _SLOW:
+        _step(sum(len(value) >> 2 for value in args if isinstance(value, str)))
     if name in _GROWING:
         size = 1
         for value in args:
@@ -188,6 +213,12 @@ def _dict(*args: Any, **kwargs: Any) -> dict[Any, Any]:
     return dict(*args, **kwargs)
 
 
+def check_widths(*widths: Any) -> None:
+    """Of an indent, or what is between values."""
+    if max(map(_size, widths)) > 100:
+        raise _LimitError("an indent or separator wider than 100")
+
+
 def _tojson(
     value: Any,
     ensure_ascii: bool = False,
@@ -195,8 +226,7 @@ def _tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    if max(map(_size, (indent, *(separators or ())))) > 100:
-        raise _LimitError("an indent or separator wider than 100")
+    check_widths(indent, *(separators or ()))
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
@@ -211,16 +241,14 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         self.filters = {name: measured(name, function) for name, function in self.filters.items()}
         self.globals.pop("lipsum")
         self.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now, dict=_dict, namespace=_Names)
-        self.counted = _counted
-        self.joined = _joined
+        self.tests |= {name: _weighed(test) for name, test in self.tests.items() if name in _COMPARING}
+        self.counted, self.joined, self.made, self.weighed = _counted, _joined, made, weigh
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
-        tree = super()._parse(source, name, filename)
-        for loop in list(tree.find_all(nodes.For)):
-            if loop.recursive:
-                raise _LimitError("a recursive loop")
-            loop.iter = nodes.Call(nodes.EnvironmentAttribute("counted"), [loop.iter], [], None, None)
-        _replace_concat(tree, self)
+        tree: nodes.Template = _Measured().visit(super()._parse(source, name, filename))
+        for node in tree.find_all(nodes.Node):
+            node.lineno = node.lineno or 1
+        tree.set_environment(self)
         return tree
 
     def call(self, context: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:
@@ -229,7 +257,7 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         owner = getattr(getattr(function, "__wrapped__", function), "__self__", None)
         name = getattr(function, "__name__", "")
         extra = [owner] if isinstance(owner, (str, list, tuple)) else []
-        _check_growth(name if extra or name not in _GROWING else "", [*extra, *args, *kwargs.values()])
+        check_call(name if extra or name not in _GROWING else "", [*extra, *args, *kwargs.values()])
         return made(super().call(context, function, *args, **kwargs))
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
@@ -265,7 +293,7 @@ def measured(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
             args = (*args[:passed], values[0], *args[passed + 1 :])
         if name not in _STRUCTURAL:
             weigh(values)
-        _check_growth(name, values)
+        check_call(name, values)
         result = function(*args, **kwargs)
         return _counted(result) if isinstance(result, Iterator) else made(result)
 
@@ -283,23 +311,42 @@ def _written(value: Any) -> Any:
     return value
 
 
-def _replace_concat(node: nodes.Node, environment: jinja2.Environment) -> None:
-    """`a ~ b` compiles to a plain join; a call can be measured."""
-    for child in list(node.iter_child_nodes()):
-        _replace_concat(child, environment)
-    for field, value in list(node.iter_fields()):
-        if isinstance(value, nodes.Concat):
-            setattr(node, field, _concat_call(value, environment))
-        elif isinstance(value, list):
-            value[:] = [_concat_call(item, environment) if isinstance(item, nodes.Concat) else item for item in value]
+def _weighed(test: Any) -> Callable[..., Any]:
+    return lambda *args: test(*map(weigh, args))
 
 
-def _concat_call(concat: nodes.Concat, environment: jinja2.Environment) -> nodes.Call:
-    call = nodes.Call(nodes.EnvironmentAttribute("joined"), list(concat.nodes), [], None, None)
-    for node in (call, call.node):
-        node.set_lineno(concat.lineno)
-        node.set_environment(environment)
-    return call
+class _Measured(NodeTransformer):
+    """Makes calls of the environment's methods of what Jinja compiles to plain Python."""
+
+    def visit_For(self, node: nodes.For) -> nodes.Node:
+        """Each pass is a step."""
+        if node.recursive:
+            raise _LimitError("a recursive loop")
+        node.iter = environment_call("counted", node.iter)
+        return self.generic_visit(node)
+
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
+        """`a ~ b`."""
+        self.generic_visit(node)
+        return environment_call("joined", *node.nodes)
+
+    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
+        """Slices are new values."""
+        self.generic_visit(node)
+        return environment_call("made", node) if isinstance(node.arg, nodes.Slice) else node
+
+    def visit_Compare(self, node: nodes.Compare) -> nodes.Node:
+        """`==`, `<`, `in` and others read their operands."""
+        self.generic_visit(node)
+        node.expr = environment_call("weighed", node.expr)
+        for operand in node.ops:
+            operand.expr = environment_call("weighed", operand.expr)
+        return node
+
+
+def environment_call(method: str, *args: nodes.Node) -> nodes.Call:
+    """A call of a method of the environment."""
+    return nodes.Call(nodes.EnvironmentAttribute(method), [*args], [], None, None)
 
 
 def _plain(value: Any) -> Any:

@@ -122,8 +122,10 @@ def convert(
 
 def _has_onnx_model(source: str) -> bool:
     """Whether a folder has an ONNX model and no checkpoint."""
+    from lowbit.base.paths import is_dir
+
     folder = Path(source)
-    return folder.is_dir() and any(folder.glob("*.onnx")) and not any(folder.glob("*.safetensors"))
+    return is_dir(source) and any(folder.glob("*.onnx")) and not any(folder.glob("*.safetensors"))
 
 
 def _convert_onnx(given: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from tokenizers import AddedToken, models
 
 from lowbit.base.errors import FormatError, InputError
 from lowbit.base.quoting import quoted
-from lowbit.chat.template import render_chat
+from lowbit.chat.template import at_most, render_chat
 from lowbit.export.genai_syntax import GenaiRefusalError
 from lowbit.export.genai_template import ALL, RULES, genai_text
 from lowbit.export.genai_tokenizer import PRE_TOKENIZERS, GenaiTokenizer, is_known_regex
@@ -28,6 +28,9 @@ _MOST_TEXT, _MOST_IDS = 50, 8
 _BEFORE = 10
 #: Most added tokens of each kind in a probe.
 _MOST_ADDED = 4
+#: Of a template that is compared, and steps of each of the 200 renderings. The longest templates have 30,000
+#: characters, and take some hundred steps.
+_MOST_CHARACTERS, _MOST_STEPS = 1 << 16, 20_000
 _FLAGS = ("lstrip", "rstrip", "single_word", "normalized")
 #: Short texts that show a cause alone.
 _PROBES = (
@@ -189,7 +192,12 @@ def template_differences(templates: Mapping[str, str], special_tokens: Mapping[s
             GenaiDifference("template", "gets no chat template, because the model has none: apply_chat_template fails")
         ]
     others = sorted(templates.keys() - {"default"})
-    found = [*_prompt_differences(template, special_tokens)]
+    if len(template) > _MOST_CHARACTERS:
+        what = f"gets a chat template of {len(template)} characters; it was not compared, as it has over"
+        found = [GenaiDifference("template", f"{what} {_MOST_CHARACTERS}")]
+    else:
+        with at_most(_MOST_STEPS):
+            found = [*_prompt_differences(template, special_tokens)]
     if others:
         what = f"knows one chat template: {', '.join(map(quoted, others))} are left out"
         found.append(GenaiDifference("template", what))

@@ -13,6 +13,7 @@ from jinja2 import nodes
 from jinja2.visitor import NodeTransformer
 
 from lowbit.base.errors import UnsupportedError
+from lowbit.chat.template import environment_call
 
 #: Tests after `is`.
 TESTS = frozenset(
@@ -80,7 +81,7 @@ class GenaiSyntax(NodeTransformer):
         if self._lacking and node.args:
             raise GenaiRefusalError(f"it has no test {node.name} with an argument")
         if self._lacking and node.name not in TESTS:
-            return _call("refuse", nodes.Const(f"test {node.name}"))
+            return environment_call("refuse", nodes.Const(f"test {node.name}"))
         if node.name in TESTS:
             node.name = f"is {node.name}"
         return node
@@ -96,7 +97,7 @@ class GenaiSyntax(NodeTransformer):
         self.generic_visit(node)
         if isinstance(node.arg, nodes.Slice):
             parts = (part or nodes.Const(None) for part in (node.arg.start, node.arg.stop, node.arg.step))
-            return _call("sliced", node.node, *parts)
+            return environment_call("sliced", node.node, *parts)
         return node
 
     def _check_owner(self, owner: nodes.Node) -> None:
@@ -108,24 +109,24 @@ class GenaiSyntax(NodeTransformer):
         self.generic_visit(node)
         first = node.ops[0]
         if "in" in self._rules and len(node.ops) == 1 and first.op in ("in", "notin"):
-            found = _call("contains", first.expr, node.expr)
+            found = environment_call("contains", first.expr, node.expr)
             return nodes.Not(found) if first.op == "notin" else found
         return node
 
     def visit_And(self, node: nodes.And) -> nodes.Node:
         """`and` gives True or False."""
         self.generic_visit(node)
-        return _call("as_boolean", node) if "truth" in self._rules else node
+        return environment_call("as_boolean", node) if "truth" in self._rules else node
 
     def visit_Dict(self, node: nodes.Dict) -> nodes.Node:
         """A mapping is true."""
         self.generic_visit(node)
-        return _call("mapping", node) if "truth" in self._rules else node
+        return environment_call("mapping", node) if "truth" in self._rules else node
 
     def visit_Div(self, node: nodes.BinExpr) -> nodes.Node:
         """Integers stay integers."""
         self.generic_visit(node)
-        return _call("divided", nodes.Const(node.operator), node.left, node.right)
+        return environment_call("divided", nodes.Const(node.operator), node.left, node.right)
 
     visit_FloorDiv = visit_Mod = visit_Div
 
@@ -139,11 +140,11 @@ class GenaiSyntax(NodeTransformer):
         targets = _names(node.target)
         if names := frozenset(name for name in _assigned(node.body) if not name.startswith(_OWN)) - targets:
             node.body = [_LoopVariables(space, names).visit(part) for part in node.body]
-        listed = nodes.Assign(nodes.Name(items, "store"), _call("listed", node.iter))
+        listed = nodes.Assign(nodes.Name(items, "store"), environment_call("listed", node.iter))
         node.iter = nodes.Name(items, "load")
         last = nodes.Getitem(nodes.Name(items, "load"), nodes.Const(-1), "load")
         after = nodes.If(nodes.Name(items, "load"), [nodes.Assign(_copied(node.target), last)], [], [])
-        return [nodes.Assign(nodes.Name(space, "store"), _call("loop_variables")), listed, node, after]
+        return [nodes.Assign(nodes.Name(space, "store"), environment_call("loop_variables")), listed, node, after]
 
 
 class _LoopVariables(NodeTransformer):
@@ -159,7 +160,7 @@ class _LoopVariables(NodeTransformer):
             return node
         if node.ctx == "store":
             return nodes.NSRef(self._space, f"v_{node.name}")
-        return _call("loop_variable", nodes.Name(self._space, "load"), nodes.Const(f"v_{node.name}"), node)
+        return environment_call("loop_variable", nodes.Name(self._space, "load"), nodes.Const(f"v_{node.name}"), node)
 
     def visit_For(self, node: nodes.For) -> nodes.Node:
         """A loop inside: its own variable hides one of this loop."""
@@ -173,10 +174,6 @@ class _LoopVariables(NodeTransformer):
     def visit_Macro(self, node: nodes.Macro) -> nodes.Node:
         """A macro has its own variables."""
         return node
-
-
-def _call(method: str, *args: nodes.Node) -> nodes.Call:
-    return nodes.Call(nodes.EnvironmentAttribute(method), [*args], [], None, None)
 
 
 def _names(target: nodes.Node) -> frozenset[str]:

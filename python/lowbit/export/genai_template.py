@@ -17,7 +17,7 @@ from jinja2.lexer import TokenStream
 from jinja2.runtime import Undefined
 from jinja2.utils import Namespace
 
-from lowbit.chat.template import ChatEnvironment, limited, measured, rendered, weigh
+from lowbit.chat.template import ChatEnvironment, check_call, check_widths, limited, made, measured, rendered, weigh
 from lowbit.export.genai_syntax import TESTS, GenaiRefusalError, GenaiSyntax, checked_tokens, with_genai_escapes
 
 #: What genai does differently, for a message.
@@ -231,7 +231,8 @@ class _GenaiEnvironment(ChatEnvironment):
             ):
                 self.refuse(f"method {name} of a {kind.__name__} with these arguments")
         if "functions" in self.rules and kind is str and name in _TEXT_METHODS:
-            return _TEXT_METHODS[name](owner, *args)
+            check_call(name, [owner, *args])
+            return made(_TEXT_METHODS[name](owner, *args))
         if "functions" in self.rules and isinstance(owner, dict) and name == "get" and len(args) == 1:
             return owner[args[0]] if args[0] in owner else self.undefined()
         return super().call(context, function, *args, **kwargs)
@@ -323,7 +324,7 @@ class _GenaiEnvironment(ChatEnvironment):
         @functools.wraps(function)
         def run(context: Any, items: Any, *args: Any, **kwargs: Any) -> Any:
             if len(args) == 1:
-                return [self.getitem(item, args[0]) for item in items]
+                return [self.getitem(item, args[0]) for item in self._base_counted(items)]
             return function(context, items, *args, **kwargs)
 
         return run
@@ -383,6 +384,7 @@ def _quoted(text: str) -> str:
 
 
 def _tojson(value: Any, indent: int = -1, level: int = 0) -> str:
+    check_widths(indent)
     line = "\n" + " " * (indent * (level + 1)) if indent > 0 else ""
     between = ", " if indent < 0 else "," + line
     end = "\n" + " " * (indent * level) if indent > 0 else ""
