@@ -1,6 +1,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <memory>
 
 #include "src/base/error.h"
@@ -225,12 +226,15 @@ class Model {
     return py::reinterpret_steal<py::object>(result);
   }
 
-  // The observer gets a copy, which it may keep. The copy is cheap compared with the product.
+  // The observer gets a copy, which it may keep. The copy is cheap compared with the product. NumPy would release the
+  // lock to copy, and the thread could end there, outside CallPython.
   void Observe(const std::string& name, const float* x, size_t num_tokens, size_t K) {
     const GilAcquire acquire;
     const py::object callback = observer_;
     if (!callback) return;  // cleared by the collector
-    Call(callback, py::str(name), py::array_t<float>({num_tokens, K}, x));
+    py::array_t<float> values({num_tokens, K});
+    std::copy_n(x, num_tokens * K, values.mutable_data());
+    Call(callback, py::str(name), values);
   }
 
   // Rows from the callback; each piece is kept until the next.
