@@ -136,7 +136,7 @@ def test_findings_in_a_report(tmp_path: Path, qwen3: Path) -> None:
         ({"provider": "qnn", "opset": 23}, "opset: target qnn: expected one of 21, 17"),
         ({"provider": 5}, "provider: expected a str, got 5"),
         ({"provider": "cude"}, "unknown target 'cude', did you mean cuda"),
-        ({"provider": 1}, "target: expected"),
+        ({"provider": 1}, "provider: expected a str, got 1"),
         ({"provider": "cuda", "past": 8}, "past fixes shapes, which only this target needs: qnn"),
         ({"tokens": 8}, "tokens fixes shapes, which only this target needs: qnn"),
         ({"provider": "qnn", "tokens": 0}, "tokens: expected at least 1"),

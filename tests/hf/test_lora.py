@@ -328,3 +328,10 @@ def test_scales(tmp_path: Path, scales: Any, message: str) -> None:
 def test_an_adapter_in_place_of_the_model(tmp_path: Path) -> None:
     with pytest.raises(lowbit.UnsupportedError, match="--lora and this folder"):
         lowbit.convert(make_adapter(tmp_path / "a", GOOD), tmp_path / "out.gguf", verify=False, provenance=False)
+
+
+def test_a_scale_without_an_adapter(tmp_path: Path) -> None:
+    base = Checkpoint(make_checkpoint(tmp_path / "base", layers=1))
+    with pytest.raises(lowbit.InputError, match=r"lora_scale has no effect without lora \(--lora\)"):
+        lora.merge(base, (), 2.0)
+    assert lora.merge(base, (), 1.0).folders == []

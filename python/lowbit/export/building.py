@@ -17,6 +17,8 @@ from lowbit.onnx.tensor import Tensor
 #: The first IR version that has each opset.
 _IR_VERSIONS = {17: 8, 18: 8, 19: 9, 20: 9, 21: 10, 22: 10, 23: 11, 24: 12, 25: 13}
 OPSETS = tuple(_IR_VERSIONS)
+#: The first opset in which axes of reductions are inputs; ReduceSum has them in all.
+_AXES_ARE_INPUTS = 18
 
 
 class GraphBuilder:
@@ -79,6 +81,18 @@ class GraphBuilder:
                 name += "_"
             self._constants[key] = self.tensor(Tensor.of(name, array))
         return self._constants[key]
+
+    def reduced(self, op_type: str, value: str, name: str) -> str:
+        """The result of ReduceMax, ReduceMean, ... along the last axis, which stays."""
+        if self.opset < _AXES_ARE_INPUTS:
+            return self.node(op_type, [value], name, axes=[-1], keepdims=1)
+        return self.node(op_type, [value, self.integers(-1)], name, keepdims=1)
+
+    def capped(self, value: str, cap: float, name: str) -> str:
+        """cap * tanh(value / cap)."""
+        ratio = self.node("Mul", [value, self.number(1 / cap)], f"{name}/ratio")
+        bounded = self.node("Tanh", [ratio], f"{name}/tanh")
+        return self.node("Mul", [bounded, self.number(cap)], f"{name}/capped")
 
     def cast(self, value: str, dtype: npt.DTypeLike, name: str) -> str:
         """The value in another dtype."""

@@ -51,7 +51,7 @@ class Decoder(ABC):
             branch = self._feed_forward_branch(prefix, normed)
         _, normed = self.add_and_norm(x, branch, "output_norm")
         self._logits(normed)
-        caches = [(f"{part}", i) for i in range(spec.num_layers) for part in ("key", "value")]
+        caches = [(part, i) for i in range(spec.num_layers) for part in ("key", "value")]
         past, total = self._cache_shape("past_sequence_length"), self._cache_shape("total_sequence_length")
         inputs = [
             Value.of("input_ids", np.int64, ("batch_size", "sequence_length")),
@@ -134,14 +134,12 @@ class Decoder(ABC):
         return graph.node("Mul", [x, graph.node("Sigmoid", [x], f"{name}/sigmoid")], name)
 
     def _logits(self, normed: str) -> None:
-        graph, cap = self.graph, self.spec.logit_softcap
+        graph = self.graph
         name = "output" if "output.weight" in self.matrices else "token_embd"
         last = f"{name}/logits"
         logits = self._biased(self.matrices[f"{name}.weight"].multiply(graph, normed, last), name, last)
-        if cap:
-            ratio = graph.node("Mul", [logits, graph.number(1 / cap)], f"{last}/ratio")
-            bounded = graph.node("Tanh", [ratio], f"{last}/tanh")
-            logits = graph.node("Mul", [bounded, graph.number(cap)], f"{last}/capped")
+        if cap := self.spec.logit_softcap:
+            logits = graph.capped(logits, cap, last)
         graph.cast(logits, np.float32, "logits")  # runtimes remove it if it changes nothing
 
     def _linear(self, names: list[str], x: str) -> list[str]:
@@ -170,10 +168,7 @@ class Decoder(ABC):
         """Codes from -128 to 127 for each token, and the factor that makes values of them."""
         graph = self.graph
         magnitudes = graph.node("Abs", [x], f"{name}/magnitudes")
-        if graph.opset < 18:
-            most = graph.node("ReduceMax", [magnitudes], f"{name}/most", axes=[-1], keepdims=1)
-        else:
-            most = graph.node("ReduceMax", [magnitudes, graph.integers(-1)], f"{name}/most", keepdims=1)
+        most = graph.reduced("ReduceMax", magnitudes, f"{name}/most")
         bounded = graph.node("Max", [most, graph.number(_LEAST_MAGNITUDE)], f"{name}/bounded")
         steps = graph.node("Div", [graph.number(127), bounded], f"{name}/steps")
         scaled = graph.node("Mul", [x, steps], f"{name}/in_steps")

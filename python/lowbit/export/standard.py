@@ -2,7 +2,7 @@
 
 | opset | norms | rotation | attention |
 | --- | --- | --- | --- |
-| 23, 24 | RMSNormalization | RotaryEmbedding | Attention |
+| 23 to 25 | RMSNormalization | RotaryEmbedding | Attention |
 | 17 to 22 | Pow, ReduceMean, Sqrt, Div | Split, Mul, Concat | MatMul, Softmax |
 
 One mask for each window says which keys a token sees: those before it, in its window, and not masked in attention_mask.
@@ -18,8 +18,8 @@ from lowbit.export.positions import rotation, token_positions
 
 #: The first opset with the operators of language models.
 _OPERATORS = 23
-#: The first opset with Gelu, and the first in which axes of reductions are inputs.
-_GELU, _AXES_ARE_INPUTS = 20, 18
+#: The first opset with Gelu.
+_GELU = 20
 
 
 class StandardDecoder(Decoder):
@@ -71,10 +71,7 @@ class StandardDecoder(Decoder):
             return graph.node("RMSNormalization", [x, weight], name, axis=-1, epsilon=eps)
         floats = x if graph.dtype == np.float32 else graph.cast(x, np.float32, f"{name}/floats")
         squares = graph.node("Pow", [floats, graph.number(2, np.float32)], f"{name}/squares")
-        if graph.opset < _AXES_ARE_INPUTS:
-            mean = graph.node("ReduceMean", [squares], f"{name}/mean", axes=[-1], keepdims=1)
-        else:
-            mean = graph.node("ReduceMean", [squares, graph.integers(-1)], f"{name}/mean", keepdims=1)
+        mean = graph.reduced("ReduceMean", squares, f"{name}/mean")
         shifted = graph.node("Add", [mean, graph.number(eps, np.float32)], f"{name}/shifted")
         root = graph.node("Sqrt", [shifted], f"{name}/root")
         normed = graph.node("Div", [floats, root], f"{name}/normed")
@@ -152,9 +149,7 @@ class StandardDecoder(Decoder):
         columns = graph.node("Transpose", [present_name(layer, "key")], f"{name}/key_columns", perm=[0, 1, 3, 2])
         scores = graph.node("MatMul", [queries, columns], f"{name}/scores")
         if cap := spec.attention_softcap:
-            scores = graph.node("Mul", [scores, graph.number(1 / cap)], f"{name}/ratio")
-            scores = graph.node("Tanh", [scores], f"{name}/tanh")
-            scores = graph.node("Mul", [scores, graph.number(cap)], f"{name}/capped")
+            scores = graph.capped(scores, cap, name)
         by_head = graph.node("Reshape", [scores, graph.integers(0, heads, -1, 0)], f"{name}/by_head")
         masked = graph.node("Add", [by_head, self._masks[spec.windows[layer]]], f"{name}/masked")
         shares = graph.node("Softmax", [masked], f"{name}/shares", axis=-1)

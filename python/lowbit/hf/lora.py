@@ -158,6 +158,8 @@ def merge(
     paths = [adapters] if isinstance(adapters, (str, bytes, os.PathLike)) else list(adapters)
     given = scales if isinstance(scales, Sequence) else [scales]
     factors = [arguments.number("lora_scale", factor, -MOST_FLOAT32, MOST_FLOAT32) for factor in given]
+    if not paths and any(factor != 1 for factor in factors):
+        raise InputError("lora_scale has no effect without lora (--lora)")
     factors = factors if given is scales else factors * len(paths)
     if len(factors) != len(paths):
         raise InputError(
