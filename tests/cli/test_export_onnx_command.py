@@ -5,27 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
+from shell import Result, runner
 from tiny_checkpoint import make_checkpoint
-
-from lowbit.cli.execution import execute
-
-
-class Result(NamedTuple):
-    returncode: int
-    stdout: str
-    stderr: str
 
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
-    def call(*arguments: object) -> Result:
-        status = execute(["export", "onnx", *map(str, arguments)])
-        return Result(status, *capsys.readouterr())
-
-    return call
+    return runner(capsys, "export", "onnx")
 
 
 @pytest.fixture

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
+from shell import Result, runner
 
 import lowbit
-from lowbit.cli.execution import execute
 
 KEYS: dict[str, Any] = {
     "general.architecture": "llama",
@@ -29,21 +29,9 @@ def path(tmp_path: Path) -> Path:
     return path
 
 
-class Result(NamedTuple):
-    returncode: int
-    stdout: str
-    stderr: str
-
-
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
-    """Runs the command in this process, which is much faster than in one of its own."""
-
-    def call(path: Path, *arguments: object) -> Result:
-        status = execute(["metadata", str(path), *map(str, arguments)])
-        return Result(status, *capsys.readouterr())
-
-    return call
+    return runner(capsys, "metadata")
 
 
 def typed(path: Path, key: str) -> Any:

@@ -8,32 +8,20 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import onnx_networks as networks
 import pytest
+from shell import Result, runner
 
 import lowbit
 from lowbit.cli import onnx as command
-from lowbit.cli.execution import execute
-
-
-class Result(NamedTuple):
-    returncode: int
-    stdout: str
-    stderr: str
 
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
-    """Runs the command in this process, which is much faster than in one of its own."""
-
-    def call(*arguments: object) -> Result:
-        status = execute(["onnx", *map(str, arguments)])
-        return Result(status, *capsys.readouterr())
-
-    return call
+    return runner(capsys, "onnx")
 
 
 @pytest.fixture

@@ -7,33 +7,25 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
+from shell import Result, runner
 from tokenizer_cases import REFERENCE, metadata
 
 import lowbit
-from lowbit.cli.execution import execute
 
 BARD = Path(lowbit.__file__).parent / "data" / "bard"
 HOWEVER_IT_LOOKS = " <s>Größe  \r\n\t🫠</s>\n"
 
 
-class Result(NamedTuple):
-    returncode: int
-    stdout: str
-    stderr: str
-
-
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
-    """Runs a command in this process, which is much faster than in one of its own."""
+    command = runner(capsys)
 
     def call(*arguments: object, input: bytes = b"") -> Result:
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(input)))
-        status = execute([*map(str, arguments)])
-        return Result(status, *capsys.readouterr())
+        return command(*arguments)
 
     return call
 
