@@ -76,13 +76,10 @@ class Static:
             name: Observed(options.calibration_method) for name in ranged(plan, self._scope) if name not in self._ranges
         }
         channels = {}
-        for step in plan.steps.values():
-            if step.node.op_type in PRODUCTS and (axis := channel_axis(step.node)) is not None:
-                key = step.node.inputs[0], axis
-                if key not in self._channels:
-                    channels[key] = ChannelValues(axis)
-        if not (options.search or options.bias_correction):
-            channels = {}
+        products = [step.node for step in plan.steps.values() if step.node.op_type in PRODUCTS]
+        for node in products if options.search or options.bias_correction else ():
+            if (axis := channel_axis(node)) is not None and (node.inputs[0], axis) not in self._channels:
+                channels[node.inputs[0], axis] = ChannelValues(axis)
         names = [*dict.fromkeys((*ranges, *(name for name, _ in channels)))]
         if not names:
             return
