@@ -10,6 +10,7 @@ import pytest
 from tiny_checkpoint import TEMPLATE, edit_json, make_checkpoint, write_json
 
 import lowbit
+from lowbit.export.genai_config import GraphFacts
 from lowbit.export.genai_files import GenaiFiles, genai_files
 from lowbit.export.source import open_source
 
@@ -18,19 +19,16 @@ TYPES = {
 }  # fmt: skip
 
 
-def graph(layers: int) -> dict[str, Any]:
+def graph(layers: int) -> GraphFacts:
     caches = [f"{i}.{part}" for i in range(layers) for part in ("key", "value")]
-    return {
-        "file": "model.onnx",
-        "inputs": ["input_ids", "attention_mask", *(f"past_key_values.{cache}" for cache in caches)],
-        "outputs": ["logits", *(f"present.{cache}" for cache in caches)],
-        "shares_cache": True,
-    }
+    inputs = ["input_ids", "attention_mask", *(f"past_key_values.{cache}" for cache in caches)]
+    return GraphFacts("model.onnx", inputs, ["logits", *(f"present.{cache}" for cache in caches)], True)
 
 
 def made(path: Path, **changes: Any) -> GenaiFiles:
     source = open_source(str(path), (), 1.0, None, None)
-    return genai_files(source, **{**graph(2), **changes})
+    provider = changes.pop("provider", None)
+    return genai_files(source, graph(2)._replace(**changes), provider)
 
 
 def config(path: Path, **changes: Any) -> Any:

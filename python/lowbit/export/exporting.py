@@ -20,6 +20,7 @@ from lowbit.conversion.convert import Importances
 from lowbit.export.building import GraphBuilder
 from lowbit.export.decoder import Decoder
 from lowbit.export.genai import GenaiDecoder
+from lowbit.export.genai_config import GraphFacts
 from lowbit.export.genai_files import GenaiFiles, genai_files
 from lowbit.export.matrices import Chosen, make_matrices
 from lowbit.export.onnx_config import FILE as GENAI_CONFIG
@@ -33,7 +34,7 @@ from lowbit.onnx.writing import file_bytes, write
 from lowbit.quantization.imatrix import load_imatrix
 from lowbit.tensors.formats import find_format
 
-__all__ = ["ExportedMatrix", "GraphFacts", "OnnxExportReport", "TargetReport", "export_onnx"]
+__all__ = ["ExportedMatrix", "OnnxExportReport", "TargetReport", "export_onnx"]
 
 MODEL = "model.onnx"
 #: By layout.
@@ -57,16 +58,6 @@ class ExportedMatrix(NamedTuple):
     label: str
     error: float | None
     costs: Sequence[str]
-
-
-class GraphFacts(NamedTuple):
-    """What other files of the folder say about the model: its file, the names of its inputs and outputs, and whether
-    the caches before and after a run may share a buffer."""
-
-    file: str
-    inputs: Sequence[str]
-    outputs: Sequence[str]
-    shares_cache: bool
 
 
 @dataclass(frozen=True)
@@ -246,7 +237,7 @@ def _files(source: Source, model: Model, options: ExportOptions, notes: list[str
     """The files for onnxruntime-genai. Other programs run the model without them."""
     provider = None if options.target is None else options.target.provider
     try:
-        made = genai_files(source, **graph_facts(model, options.layout)._asdict(), provider=provider)
+        made = genai_files(source, _graph_facts(model, options.layout), provider)
     except Error as error:
         notes.append(f"the folder has no tokenizer and no {GENAI_CONFIG}: {error}")
         return GenaiFiles({}, [])
@@ -256,7 +247,7 @@ def _files(source: Source, model: Model, options: ExportOptions, notes: list[str
     return made
 
 
-def graph_facts(model: Model, layout: str) -> GraphFacts:
+def _graph_facts(model: Model, layout: str) -> GraphFacts:
     """The facts of a model that was made for a layout."""
     inputs, outputs = ([value.name for value in values] for values in (model.inputs, model.outputs))
     return GraphFacts(MODEL, inputs, outputs, shares_cache=layout == "genai")

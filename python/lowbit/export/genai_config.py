@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from lowbit.arch.model_spec import ModelSpec
 
@@ -51,21 +51,29 @@ _OUTPUTS = {
 }
 
 
+class GraphFacts(NamedTuple):
+    """What the files beside a model say about it.
+
+    file: the model's file. inputs, outputs: names of the graph. shares_cache: whether the caches before and after a run
+    may be the same buffer.
+    """
+
+    file: str
+    inputs: Sequence[str]
+    outputs: Sequence[str]
+    shares_cache: bool
+
+
 def genai_config(
     spec: ModelSpec,
     generation: Mapping[str, Any],
-    *,
-    file: str,
-    inputs: Sequence[str],
-    outputs: Sequence[str],
-    shares_cache: bool,
+    graph: GraphFacts,
     provider: Mapping[str, Mapping[str, str]] | None = None,
 ) -> dict[str, Any]:
     """The content of genai_config.json.
 
     spec: the network. generation: the content of generation_config.json (`conversion.export_hf.generation_config`).
-    file: the model's file. inputs, outputs: names of the graph. shares_cache: whether the caches before and after a run
-    may be the same buffer. provider: name of an execution provider -> its options; None: the CPU's.
+    provider: name of an execution provider -> its options; None: the CPU's.
     """
     return {
         "model": {
@@ -74,21 +82,21 @@ def genai_config(
             "vocab_size": spec.vocab_size,
             **_token_ids(generation, spec.vocab_size),
             "decoder": {
-                "filename": file,
+                "filename": graph.file,
                 "hidden_size": spec.hidden_size,
                 "head_size": spec.head_dim,
                 "num_attention_heads": spec.num_heads,
                 "num_key_value_heads": spec.num_kv_heads,
                 "num_hidden_layers": spec.num_layers,
-                "inputs": _names(_INPUTS, inputs),
-                "outputs": _names(_OUTPUTS, outputs),
+                "inputs": _names(_INPUTS, graph.inputs),
+                "outputs": _names(_OUTPUTS, graph.outputs),
                 "session_options": {"provider_options": [] if provider is None else [provider]},
             },
         },
         "search": {
             **{key: generation.get(key, default) for key, default in _SEARCH.items()},
             "max_length": spec.context_length,
-            "past_present_share_buffer": shares_cache,
+            "past_present_share_buffer": graph.shares_cache,
         },
     }
 

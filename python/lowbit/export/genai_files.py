@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +24,7 @@ from lowbit.base.files import read_bytes
 from lowbit.base.foreign import of_file
 from lowbit.base.paths import is_file
 from lowbit.conversion.export_hf import generation_config
-from lowbit.export.genai_config import genai_config
+from lowbit.export.genai_config import GraphFacts, genai_config
 from lowbit.export.genai_differences import GenaiDifference, template_differences, tokenizer_differences
 from lowbit.export.source import Source
 from lowbit.gguf.source import gguf_tensors
@@ -51,13 +51,7 @@ class GenaiFiles(NamedTuple):
 
 
 def genai_files(
-    source: Source,
-    *,
-    file: str,
-    inputs: Sequence[str],
-    outputs: Sequence[str],
-    shares_cache: bool,
-    provider: Mapping[str, Mapping[str, str]] | None = None,
+    source: Source, graph: GraphFacts, provider: Mapping[str, Mapping[str, str]] | None = None
 ) -> GenaiFiles:
     """All files of the folder but the model.
 
@@ -67,9 +61,7 @@ def genai_files(
     read = _read_gguf if source.is_gguf else _read_checkpoint
     tokenizer, definition, config, generation, network = read(source)
     config = _config(config, tokenizer)
-    settings = genai_config(
-        source.spec, generation, file=file, inputs=inputs, outputs=outputs, shares_cache=shares_cache, provider=provider
-    )
+    settings = genai_config(source.spec, generation, graph, provider)
     differences = [
         *_end_differences(settings["model"]),
         *tokenizer_differences(tokenizer, config["tokenizer_class"]),
