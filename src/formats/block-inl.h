@@ -38,9 +38,10 @@ struct BlockFormat {
     DecodeUnpacked<Codec>(blocks, num_blocks, out);
   }
 
-  static void Dot(const uint8_t* rows, size_t row_bytes, size_t num_rows, const Activations& x, float* out,
-                  size_t out_stride) {
-    DotInt8<Codec>(rows, row_bytes, num_rows, x, out, out_stride);
+  static constexpr PanelKind PanelOf() { return PanelKindOf<Codec>(); }
+
+  static void ToPanel(PackedRows rows, size_t num_blocks, Panel& panel) {
+    UnpackPanel<Codec>(rows, num_blocks, panel);
   }
 
   static void Levels(const uint8_t* blocks, size_t num_blocks, int8_t* levels, float* scales, float* minima) {

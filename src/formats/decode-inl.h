@@ -13,13 +13,13 @@
 
 #include "hwy/highway.h"
 #include "src/formats/format-inl.h"
+#include "src/formats/panel-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace lowbit {
 namespace HWY_NAMESPACE {
 
-// The order of operations is that of the reference. If Codec::kBias is not 0: scale * (code - kBias); Unpack's offset
-// is then scale * kBias, which lets the product use unsigned codes. Otherwise: scale * code - offset.
+// The order of operations is that of the reference.
 template <class Codec>
 void DecodeUnpacked(const uint8_t* blocks, size_t num_blocks, float* HWY_RESTRICT out) {
   constexpr size_t kGroup = HWY_MIN(Codec::kGroup, size_t{32}), kNum = 256 / Codec::kBlock;
@@ -37,7 +37,7 @@ void DecodeUnpacked(const uint8_t* blocks, size_t num_blocks, float* HWY_RESTRIC
       auto code = hn::PromoteTo(di32, loaded);
       if constexpr (Codec::kBias != 0) code = hn::Sub(code, hn::Set(di32, Codec::kBias));
       auto value = hn::Mul(hn::Set(df, u.scale[i / kGroup]), hn::ConvertTo(df, code));
-      if constexpr (Codec::kHasOffset && Codec::kBias == 0) value = hn::Sub(value, hn::Set(df, u.offset[i / kGroup]));
+      if constexpr (Codec::kHasMinima) value = hn::Sub(value, hn::Set(df, u.minimum[i / kGroup]));
       hn::StoreU(value, df, out + i);
     }
     num_blocks -= num;
@@ -60,8 +60,7 @@ HWY_INLINE void StorePair(V16 low, V16 high, uint8_t* codes) {
   }
 }
 
-// Loads the scales of num blocks with at least 32 weights: one float16 per block, kBlockBytes apart. For codecs with
-// unsigned codes and an offset of kBias scales. The scales are joined in registers: a vector load after narrow stores
+// Loads the scales of num blocks with at least 32 weights: one float16 per block, kBlockBytes apart. The scales are joined in registers: a vector load after narrow stores
 // would wait until all of them reach the cache.
 template <class Codec>
 HWY_INLINE void UnpackScales(const uint8_t* from, size_t num, Unpacked& u) {
@@ -75,9 +74,7 @@ HWY_INLINE void UnpackScales(const uint8_t* from, size_t num, Unpacked& u) {
   }
   const auto* halves = reinterpret_cast<const hwy::float16_t*>(joined);
   for (size_t j = 0; j < 8; j += hn::Lanes(df)) {
-    const auto scale = PromoteHalves(df, hn::Load(dh, halves + j));
-    hn::Store(scale, df, u.scale + j);
-    hn::Store(hn::Mul(scale, hn::Set(df, float{Codec::kBias})), df, u.offset + j);
+    hn::Store(PromoteHalves(df, hn::Load(dh, halves + j)), df, u.scale + j);
   }
 }
 

@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "src/formats/activations.h"
+#include "src/formats/panel.h"
 
 namespace lowbit {
 
@@ -27,11 +27,10 @@ struct Format {
   // Decodes num_blocks blocks, bit-identical to ggml's to_float.
   void (*decode)(const uint8_t* blocks, size_t num_blocks, float* out);
 
-  // Matrix product of one or a few tokens with rows as stored in the file: out[t * out_stride + n] is the inner product
-  // of row n (of num_rows, row_bytes apart) and token t (of x.num_tokens). Integer products are exact in each group of
-  // 32, and scaled in float. Null for float formats (F32, F16, BF16), which are multiplied as floats.
-  void (*dot_int8)(const uint8_t* rows, size_t row_bytes, size_t num_rows, const Activations& x, float* out,
-                   size_t out_stride);
+  // Unpacks num_blocks blocks (up to Panel::kMaxK weights) of each of PanelRows() rows for the integer products. Null
+  // for float formats (F32, F16, BF16), which are multiplied as floats.
+  void (*unpack_panel)(PackedRows rows, size_t num_blocks, Panel& panel);
+  PanelKind panel;
 
   // Unpacks num_blocks blocks to small integers: weight i is scales[i / 16] * levels[i] - minima[i / 16], rounded once, to
   // the value that `decode` returns. Scales of more than 16 weights are repeated. Null for float formats.
@@ -59,29 +58,29 @@ class RegisterFormat {
 
 }  // namespace lowbit
 
-// Registers a format with the functions lowbit::HWY_NAMESPACE::SCOPE::{Encode,Decode,Dot,Levels}. SCOPE is a namespace or a
+// Registers a format with the functions lowbit::HWY_NAMESPACE::SCOPE::{Encode,Decode,ToPanel,Levels,PanelOf}. SCOPE is a namespace or a
 // class; the other arguments are the first five fields of the descriptor. Use it in the HWY_ONCE part of the format's
 // file. The functions in the descriptor dispatch when they are called: Highway knows the CPU only after the program has
 // loaded.
-#define LOWBIT_REGISTER_FORMAT(SCOPE, ...)                                                                            \
-  LOWBIT_DISPATCH_CODEC(SCOPE)                                                                                        \
-  HWY_EXPORT_T(DotTable, SCOPE::Dot);                                                                                 \
-  HWY_EXPORT_T(LevelsTable, SCOPE::Levels);                                                                           \
-  void Dot(const uint8_t* rows, size_t row_bytes, size_t num_rows, const Activations& x, float* out, size_t stride) { \
-    HWY_DYNAMIC_DISPATCH_T(DotTable)(rows, row_bytes, num_rows, x, out, stride);                                      \
-  }                                                                                                                   \
-  void Levels(const uint8_t* blocks, size_t num_blocks, int8_t* levels, float* scales, float* minima) {               \
-    HWY_DYNAMIC_DISPATCH_T(LevelsTable)(blocks, num_blocks, levels, scales, minima);                                  \
-  }                                                                                                                   \
-  const Format kFormat = {__VA_ARGS__, Encode, Decode, Dot, Levels};                                                  \
-  const RegisterFormat registered(kFormat);                                                                           \
-  } /* namespace */                                                                                                   \
+#define LOWBIT_REGISTER_FORMAT(SCOPE, ...)                                                                      \
+  LOWBIT_DISPATCH_CODEC(SCOPE)                                                                                  \
+  HWY_EXPORT_T(PanelTable, SCOPE::ToPanel);                                                                     \
+  HWY_EXPORT_T(LevelsTable, SCOPE::Levels);                                                                     \
+  void ToPanel(PackedRows rows, size_t num_blocks, Panel& panel) {                                              \
+    HWY_DYNAMIC_DISPATCH_T(PanelTable)(rows, num_blocks, panel);                                                \
+  }                                                                                                             \
+  void Levels(const uint8_t* blocks, size_t num_blocks, int8_t* levels, float* scales, float* minima) {         \
+    HWY_DYNAMIC_DISPATCH_T(LevelsTable)(blocks, num_blocks, levels, scales, minima);                            \
+  }                                                                                                             \
+  const Format kFormat = {__VA_ARGS__, Encode, Decode, ToPanel, HWY_NAMESPACE::SCOPE::PanelOf(), Levels};       \
+  const RegisterFormat registered(kFormat);                                                                     \
+  } /* namespace */                                                                                             \
   } /* namespace lowbit */
 
-// The same for float formats, which have neither Dot nor Levels.
+// The same for float formats, which have neither ToPanel nor Levels.
 #define LOWBIT_REGISTER_FLOAT_FORMAT(SCOPE, ...)                          \
   LOWBIT_DISPATCH_CODEC(SCOPE)                                            \
-  const Format kFormat = {__VA_ARGS__, Encode, Decode, nullptr, nullptr}; \
+  const Format kFormat = {__VA_ARGS__, Encode, Decode, nullptr, {}, nullptr}; \
   const RegisterFormat registered(kFormat);                               \
   } /* namespace */                                                       \
   } /* namespace lowbit */

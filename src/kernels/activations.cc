@@ -34,8 +34,8 @@ void RoundToken(const float* HWY_RESTRICT x, size_t K, float* HWY_RESTRICT codes
 
 // If `given` is not null, x has codes and *given is their scale.
 void QuantizeGroups(const float* HWY_RESTRICT x, size_t num_groups, const float* given, int8_t* HWY_RESTRICT q,
-                    float* HWY_RESTRICT scale, float* HWY_RESTRICT scale16, float* HWY_RESTRICT sum16,
-                    float* HWY_RESTRICT sum32) {
+                    float* HWY_RESTRICT scale, float* HWY_RESTRICT sum16, float* HWY_RESTRICT sum32,
+                    int32_t* HWY_RESTRICT q16, int32_t* HWY_RESTRICT q32) {
   const hn::CappedTag<float, 16> df;
   const hn::Rebind<int32_t, decltype(df)> di32;
   const hn::Rebind<int8_t, decltype(df)> di8;
@@ -56,7 +56,6 @@ void QuantizeGroups(const float* HWY_RESTRICT x, size_t num_groups, const float*
       d = *given;
       inverse = 1.0f;
     }
-    float halves[2];
     for (size_t half = 0; half < 2; ++half) {
       auto sum = hn::Zero(di32);
       for (size_t i = half * kGroup / 2; i < (half + 1) * kGroup / 2; i += N) {
@@ -64,12 +63,12 @@ void QuantizeGroups(const float* HWY_RESTRICT x, size_t num_groups, const float*
         sum = hn::Add(sum, codes);
         hn::StoreU(hn::DemoteTo(di8, codes), di8, q + i);
       }
-      halves[half] = static_cast<float>(hn::ReduceSum(di32, sum));
+      q16[2 * g + half] = hn::ReduceSum(di32, sum);
+      sum16[2 * g + half] = d * static_cast<float>(q16[2 * g + half]);
     }
-    scale[g] = scale16[2 * g] = scale16[2 * g + 1] = d;
-    sum16[2 * g] = d * halves[0];
-    sum16[2 * g + 1] = d * halves[1];
-    sum32[g] = d * (halves[0] + halves[1]);
+    scale[g] = d;
+    q32[g] = q16[2 * g] + q16[2 * g + 1];
+    sum32[g] = d * static_cast<float>(q32[g]);
   }
 }
 
@@ -92,17 +91,18 @@ Activations ActivationBuffer::Quantize(const float* x, size_t num_tokens, size_t
   const size_t groups = K / Activations::kGroup;
   if (q_.size() < num_tokens * K) {
     q_.resize(num_tokens * K);
-    scale_.resize(num_tokens * groups);
-    scale16_.resize(num_tokens * groups * 2);
+    for (hwy::AlignedVector<float>* buffer : {&scale_, &sum32_}) buffer->resize(num_tokens * groups);
     sum16_.resize(num_tokens * groups * 2);
-    sum32_.resize(num_tokens * groups);
+    q16_.resize(num_tokens * groups * 2);
+    q32_.resize(num_tokens * groups);
   }
   ParallelFor(num_tokens, num_tokens < 8 ? 1 : num_threads, [&](size_t t) {
+    const size_t g = t * groups;
     HWY_DYNAMIC_DISPATCH(QuantizeGroups)
-    (x + t * K, groups, token_scales ? token_scales + t : nullptr, q_.data() + t * K, scale_.data() + t * groups,
-     scale16_.data() + t * groups * 2, sum16_.data() + t * groups * 2, sum32_.data() + t * groups);
+    (x + t * K, groups, token_scales ? token_scales + t : nullptr, q_.data() + t * K, scale_.data() + g,
+     sum16_.data() + 2 * g, sum32_.data() + g, q16_.data() + 2 * g, q32_.data() + g);
   });
-  return {num_tokens, K, q_.data(), scale_.data(), scale16_.data(), sum16_.data(), sum32_.data()};
+  return {num_tokens, K, q_.data(), scale_.data(), sum16_.data(), sum32_.data(), q16_.data(), q32_.data()};
 }
 
 }  // namespace lowbit

@@ -23,10 +23,8 @@ class ActivationBuffer {
 
  private:
   hwy::AlignedVector<int8_t> q_;
-  hwy::AlignedVector<float> scale_;
-  hwy::AlignedVector<float> scale16_;
-  hwy::AlignedVector<float> sum16_;
-  hwy::AlignedVector<float> sum32_;
+  hwy::AlignedVector<float> scale_, sum16_, sum32_;
+  hwy::AlignedVector<int32_t> q16_, q32_;
 };
 
 }  // namespace lowbit

@@ -101,7 +101,7 @@ HWY_EXPORT(RoundToBf16);
 
 namespace {
 
-// From this many tokens on, decoding a panel for the bf16 kernel costs less than multiplying packed rows by each token.
+// From this many tokens on, "auto" rounds float weights to bfloat16.
 constexpr size_t kMinBf16Tokens = 9;
 
 // Weights that need no decoding.
@@ -142,8 +142,12 @@ const hwy::bfloat16_t* DecodeBf16(const Matrix& w, size_t first, size_t num_rows
 }
 
 Compute Resolve(Compute compute, const Format& format, size_t num_tokens) {
-  if (compute == Compute::kAuto) compute = num_tokens < kMinBf16Tokens ? Compute::kInt8 : Compute::kBf16;
-  const bool float_as_int8 = compute == Compute::kInt8 && format.dot_int8 == nullptr;
+  const bool is_packed = format.unpack_panel != nullptr;
+  if (compute == Compute::kAuto) {
+    if (is_packed) return Compute::kInt8;
+    compute = num_tokens < kMinBf16Tokens ? Compute::kF32 : Compute::kBf16;
+  }
+  const bool float_as_int8 = compute == Compute::kInt8 && !is_packed;
   const bool rounds_f32 = compute == Compute::kBf16 && IsF32(format);
   return float_as_int8 || rounds_f32 ? Compute::kF32 : compute;
 }
@@ -151,13 +155,15 @@ Compute Resolve(Compute compute, const Format& format, size_t num_tokens) {
 // Rows per task: few enough to balance the work, enough to amortise the loop overhead.
 size_t RowsPerTask(const Matrix& w, Compute how, size_t num_threads) {
   if (how != Compute::kInt8) return 32;
-  return std::clamp<size_t>(w.N / (num_threads * 4), 8, 256);
+  const size_t strip = StripRows();
+  return std::clamp<size_t>(w.N / (num_threads * 4) / strip, 1, 8) * strip;
 }
 
 // A product and the tasks [first_task, next part's first_task) that compute it.
 struct Part {
   const Product* product;
   Compute how;
+  const int32_t* starts;
   size_t rows_per_task;
   size_t first_task;
 };
@@ -185,17 +191,24 @@ void Matmul::operator()(const float* x, size_t num_tokens, const std::vector<Pro
   }
   std::vector<Part> parts;
   size_t num_tasks = 0;
-  bool need_int8 = false, need_bf16 = false;
-  for (const Product& p : products) {
-    const Compute how = Resolve(compute_, *p.weights.format, num_tokens);
-    need_int8 |= how == Compute::kInt8;
+  Activations int8{};
+  bool need_bf16 = false;
+  if (starts_.size() < products.size()) starts_.resize(products.size());
+  for (size_t i = 0; i < products.size(); ++i) {
+    const Product& p = products[i];
+    const Format& format = *p.weights.format;
+    const Compute how = Resolve(compute_, format, num_tokens);
+    const int32_t* starts = nullptr;
+    if (how == Compute::kInt8) {
+      if (int8.q == nullptr) int8 = int8_.Quantize(x, num_tokens, K, num_threads_, token_scales);
+      const bool same = i != 0 && parts.back().starts && products[i - 1].weights.format == &format;
+      starts = same ? parts.back().starts : starts_[i].Compute(format, int8);
+    }
     need_bf16 |= how == Compute::kBf16;
     const size_t rows = RowsPerTask(p.weights, how, num_threads_);
-    parts.push_back({&p, how, rows, num_tasks});
+    parts.push_back({&p, how, starts, rows, num_tasks});
     num_tasks += (p.weights.N + rows - 1) / rows;
   }
-  Activations int8{};
-  if (need_int8) int8 = int8_.Quantize(x, num_tokens, K, num_threads_, token_scales);
   if (need_bf16) {
     if (bf16_.size() < num_tokens * K) bf16_.resize(num_tokens * K);
     HWY_DYNAMIC_DISPATCH(RoundToBf16)(x, num_tokens * K, bf16_.data());
@@ -209,7 +222,7 @@ void Matmul::operator()(const float* x, size_t num_tokens, const std::vector<Pro
     float* out = parts[i].product->out + first;
     const size_t stride = parts[i].product->out_stride;
     if (parts[i].how == Compute::kInt8) {
-      w.format->dot_int8(w.Row(first), w.RowBytes(), num_rows, int8, out, stride);
+      MultiplyInt8(w, first, num_rows, int8, parts[i].starts, out, stride);
       return;
     }
     if (parts[i].how == Compute::kBf16) {

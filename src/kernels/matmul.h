@@ -8,6 +8,7 @@
 #include "hwy/aligned_allocator.h"
 #include "src/base/tensor.h"
 #include "src/kernels/activations.h"
+#include "src/kernels/int8_matmul.h"
 
 namespace lowbit {
 
@@ -16,8 +17,9 @@ namespace lowbit {
 //   kF32   weights decoded to float, float products. A result depends only on its own row and token, not on the batch
 //          or the number of threads, so a sequence gives the same bits alone and in a batch.
 //   kBf16  weights and activations rounded to bfloat16, float sums. F32 weights use kF32.
-//   kInt8  weights as stored, activations in 8 bits (src/formats/activations.h). Float weights use kF32.
-//   kAuto  kInt8 for few tokens, kBf16 for many.
+//   kInt8  weights as stored, activations in 8 bits (src/formats/activations.h). Float weights use kF32. A result depends
+//          only on its own row and token, as with kF32.
+//   kAuto  kInt8 for packed weights. Float weights: kF32 for few tokens, kBf16 for many.
 enum class Compute { kAuto, kInt8, kBf16, kF32 };
 
 // "auto", "int8", "bf16", "f32"; throws InputError for anything else.
@@ -46,6 +48,7 @@ class Matmul {
   Compute compute_;
   size_t num_threads_;
   ActivationBuffer int8_;
+  std::vector<GroupStarts> starts_;  // of each product
   hwy::AlignedVector<hwy::bfloat16_t> bf16_;
   hwy::AlignedVector<float> codes_, token_scales_;  // of RoundTokens
 };

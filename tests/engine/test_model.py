@@ -86,11 +86,14 @@ def test_greedy_tokens_are_those_of_transformers(source, reference):
         assert tokens == expected["greedy"].tolist()
 
 
-def test_pieces_and_company_change_no_bit(bard, reference):
+@pytest.mark.parametrize(("compute", "format"), [("f32", None), ("int8", "Q4_K_M"), ("auto", "Q8_0"), ("int8", "Q2_K")])
+def test_pieces_and_company_change_no_bit(gguf_file, reference, compute, format):
     ids = [expected["ids"] for expected in reference]
-    whole = [bard.logits(i) for i in ids]
+    path = BARD if format is None else gguf_file(format)
+    alone = lowbit.load(path, compute=compute)
+    whole = [alone.logits(i) for i in ids]
     at = 100  # sequences of our own, away from those that the model hands out
-    model = lowbit.load(BARD, compute="f32", max_sequences=3)
+    model = lowbit.load(path, compute=compute, max_sequences=3)
     for i, s in enumerate(ids):
         for a, b in pairwise([0, *range(1, len(s), 50), len(s)]):
             piece = model.forward(s[a:b], np.arange(a, b), np.full(b - a, at + i))
@@ -128,7 +131,7 @@ def test_quantized_layers(gguf_file, reference, format, compute):
     model = lowbit.load(gguf_file(format), compute=compute)
     seen: dict[str, np.ndarray] = {}
     model.observe(seen.__setitem__)
-    num = 6 if compute == "auto" else 30  # "auto" takes int8 for up to 8 tokens
+    num = 30
     logits = model.logits(reference[2]["ids"][:num])
     model.observe(None)
     products = {}

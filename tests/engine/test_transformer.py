@@ -56,11 +56,15 @@ def test_peaked_attention(simd):
     assert relative_error(forward(make_model(spec, tensors), ids), reference_logits(spec, tensors, ids)) < 1e-3
 
 
-def test_pieces_and_company_change_no_bit(simd):
-    """compute="f32": whole, in pieces, and among other sequences."""
+@pytest.mark.parametrize(("compute", "format"), [("f32", "F32"), ("int8", "F32"), ("int8", "Q8_0"), ("auto", "Q4_0")])
+def test_pieces_and_company_change_no_bit(simd, compute, format):
+    """Whole, in pieces, and among other sequences."""
     for fields in SPECS.values():
         spec = make_spec(**fields)
-        model = make_model(spec, random_tensors(spec, extras=True))
+        columns = (spec.hidden_size, spec.intermediate_size, spec.num_heads * spec.head_dim)
+        if format != "F32" and any(size % 32 for size in columns):
+            continue
+        model = make_model(spec, packed(random_tensors(spec, extras=True), format), compute)
         ids = [random_ids(spec, num, seed=num) for num in (140, 64, 65, 3)]
         whole = [forward(model, s, sequence=i) for i, s in enumerate(ids)]
         for i in range(len(ids)):

@@ -6,6 +6,7 @@
 
 #include "src/formats/format.h"
 #include "src/kernels/activations.h"
+#include "src/kernels/int8_matmul.h"
 
 namespace {
 
@@ -19,12 +20,22 @@ void DecodeAndMultiply(const Format& format, const uint8_t* data, size_t size) {
   format.decode(blocks.data(), num_blocks, values.data());
 
   const size_t K = values.size() / 32 * 32;
-  if (format.dot_int8 == nullptr || K == 0 || K != values.size()) return;
+  if (format.unpack_panel == nullptr || K == 0 || K != values.size()) return;
   std::vector<float> x(K);
   for (size_t i = 0; i < K; ++i) x[i] = static_cast<float>(static_cast<int>(i % 255) - 127);
   lowbit::ActivationBuffer buffer;
+  lowbit::GroupStarts starts;
+  const lowbit::Activations rounded = buffer.Quantize(x.data(), 1, K, 1);
   float product = 0;
-  format.dot_int8(blocks.data(), blocks.size(), 1, buffer.Quantize(x.data(), 1, K, 1), &product, 1);
+  lowbit::MultiplyInt8({&format, blocks.data(), 1, K}, 0, 1, rounded, starts.Compute(format, rounded), &product, 1);
+  // As many rows as are unpacked without a copy.
+  const size_t num_rows = lowbit::StripRows(), row_blocks = num_blocks / num_rows, row = row_blocks * format.block_size;
+  if (row == 0 || row % 32 != 0) return;
+  const std::vector<uint8_t> rows(data, data + num_rows * format.RowBytes(row));
+  const lowbit::Activations part = buffer.Quantize(x.data(), 1, row, 1);
+  std::vector<float> products(num_rows);
+  lowbit::MultiplyInt8({&format, rows.data(), num_rows, row}, 0, num_rows, part, starts.Compute(format, part),
+                       products.data(), num_rows);
 }
 
 void Encode(const Format& format, const uint8_t* data, size_t size) {

@@ -22,9 +22,10 @@ FORMATS = {f.name: f for f in lowbit.formats()}
 FLOATS = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 PACKED = [name for name in FORMATS if name not in FLOATS]
 COMPUTE = ("f32", "bf16", "int8", "auto")
-MAX_TOKENS = 20
-#: "auto" multiplies up to so many tokens as "int8", more as "bf16".
-AUTO_INT8_TOKENS = 8
+#: Numbers of tokens: tiles of every size, and what they leave.
+NUM_TOKENS = (*range(1, 14), 16, 19, 33, 65)
+#: "auto" multiplies packed weights as "int8", and float weights as "f32" for up to so many tokens, as "bf16" for more.
+AUTO_F32_TOKENS = 8
 
 
 @pytest.fixture(params=list(FORMATS))
@@ -33,7 +34,7 @@ def name(request) -> str:
 
 
 def sizes(name: str) -> list[tuple[int, int]]:
-    """(N, K): rows that no tile divides, columns that end in the middle of a vector or of 256."""
+    """(N, K): rows that no strip divides, columns that end in the middle of a vector or of 256."""
     block = FORMATS[name].block_size
     if block == 1:
         return [(1, 1), (3, 7), (4, 16), (6, 33), (37, 131), (5, 640)]
@@ -104,12 +105,14 @@ def expected_and_bound(name: str, how: str, x: np.ndarray, w: np.ndarray) -> tup
 def test_product(simd, name, compute):
     for N, K in sizes(name):
         packed, w = weights(name, N, K)
-        x = activations(MAX_TOKENS, K)
+        x = activations(max(NUM_TOKENS), K)
         results = {how: expected_and_bound(name, how, x, w) for how in ("f32", "bf16", "int8")}
-        for num in range(1, MAX_TOKENS + 1):
+        for num in NUM_TOKENS:
             how = compute
-            if compute == "auto":
-                how = "int8" if num <= AUTO_INT8_TOKENS else "bf16"
+            if compute == "auto" and name in FLOATS:
+                how = "f32" if num <= AUTO_F32_TOKENS else "bf16"
+            elif compute == "auto":
+                how = "int8"
             expected, bound = (r[:num] for r in results[how])
             error = np.abs(lowbit.matmul(x[:num], packed, compute=compute, threads=2) - expected)
             assert (error <= bound).all(), (N, K, num, (error / bound).max())
@@ -153,16 +156,27 @@ def test_threads_change_no_bit(simd, name, compute):
             assert one.tobytes() == lowbit.matmul(x, packed, compute=compute, threads=threads).tobytes()
 
 
-def test_f32_rows_do_not_know_each_other(simd, name):
-    """compute="f32": a token gives the same bits alone and in company, a weight row alone and among others."""
+@pytest.mark.parametrize("compute", ["f32", "int8"])
+def test_rows_do_not_know_each_other(simd, name, compute):
+    """A token gives the same bits alone and in company, a weight row alone and among others."""
     for N, K in sizes(name):
         packed, _ = weights(name, N, K)
-        x = activations(11, K, seed=5)
-        together = lowbit.matmul(x, packed, compute="f32")
-        alone = np.concatenate([lowbit.matmul(row[None], packed, compute="f32") for row in x])
-        assert together.tobytes() == alone.tobytes()
-        columns = [lowbit.matmul(x, packed[n : n + 1], compute="f32") for n in range(N)]
+        x = activations(65, K, seed=5)
+        together = lowbit.matmul(x, packed, compute=compute)
+        for num in (1, 2, 3, 4, 5, 6, 7, 13, 64):
+            pieces = [lowbit.matmul(x[t : t + num], packed, compute=compute) for t in range(0, len(x), num)]
+            assert together.tobytes() == np.concatenate(pieces).tobytes(), num
+        columns = [lowbit.matmul(x, packed[n : n + 1], compute=compute) for n in range(N)]
         assert together.tobytes() == np.concatenate(columns, axis=1).tobytes()
+
+
+def test_tokens_of_several_blocks(simd):
+    """More tokens than a thread keeps the sums of."""
+    packed, _ = weights("Q4_K", 37, 256)
+    x = activations(1030, 256, seed=11)
+    together = lowbit.matmul(x, packed, compute="int8", threads=2)
+    pieces = [lowbit.matmul(x[t : t + 100], packed, compute="int8") for t in range(0, len(x), 100)]
+    assert together.tobytes() == np.concatenate(pieces).tobytes()
 
 
 @pytest.mark.parametrize("compute", COMPUTE)

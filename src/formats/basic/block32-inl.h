@@ -39,6 +39,12 @@ namespace HWY_NAMESPACE {
 // Multipliers to try with importances, in affine formats.
 constexpr AffineGrid kBlock32Grid = {-0.9f, 0.05f, 36};
 
+// Byte j of each of four words, four times.
+HWY_ALIGN constexpr uint8_t kFifthByte[4][16] = {{0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12},
+                                                 {1, 1, 1, 1, 5, 5, 5, 5, 9, 9, 9, 9, 13, 13, 13, 13},
+                                                 {2, 2, 2, 2, 6, 6, 6, 6, 10, 10, 10, 10, 14, 14, 14, 14},
+                                                 {3, 3, 3, 3, 7, 7, 7, 7, 11, 11, 11, 11, 15, 15, 15, 15}};
+
 template <int kBits, bool kAffine>
 struct Block32 {
   static constexpr size_t kBlock = 32;
@@ -321,33 +327,46 @@ struct Block32 {
     }
   }
 
-  // The codec for DotInt8. Unsigned codes with an offset are faster than signed codes.
   static constexpr size_t kGroup = 32;
-  static constexpr bool kSigned = false, kHasOffset = true;
+  static constexpr bool kSigned = false, kHasMinima = kAffine;
   static constexpr int kBias = kAffine ? 0 : kHalf;
+
+  static void ToPanel(PackedRows rows, size_t num_blocks, Panel& panel) {
+    const PanelBytes d8;
+    const auto fifth = hn::Set(d8, 16);
+    for (size_t b = 0; b < num_blocks; ++b, rows.data += kBlockBytes) {
+      StoreGroup(LoadPanelHalves(rows, 0), b, panel.scales);
+      if constexpr (kAffine) StoreGroup(hn::Neg(LoadPanelHalves(rows, 2)), b, panel.minima);
+      WordsV words[4];  // the first has the fifth bits
+      if constexpr (kBits == 5) LoadWords(rows, kFifthAt, words);
+      UnpackNibblePanel(rows, kNibblesAt, b, [&](WordsV codes, size_t quad) HWY_ATTR {
+        if constexpr (kBits == 5) {
+          // Byte q / 2 of a row's word has the bits of quad q, those of odd ones in the upper half.
+          const size_t q = quad % 8;
+          const auto bytes = hn::TableLookupBytes(hn::BitCast(d8, words[0]), hn::LoadDup128(d8, kFifthByte[q / 2]));
+          const auto bits = hn::BitCast(d8, hn::Set(PanelWords(), q % 2 ? 0x80402010 : 0x08040201));
+          codes = hn::Or(codes, hn::BitCast(PanelWords(), hn::IfThenElseZero(hn::TestBit(bytes, bits), fifth)));
+        }
+        StoreQuad(codes, quad, panel);
+      });
+    }
+  }
 
   static HWY_INLINE void Unpack(const uint8_t* blocks, size_t num_blocks, Unpacked& u) {
     const hn::CappedTag<float, 8> df;
     LoadHalves(blocks, kBlockBytes, num_blocks, u.scale);
-    if constexpr (kAffine) LoadHalves(blocks + 2, kBlockBytes, num_blocks, u.offset);
-    const float* from = kAffine ? u.offset : u.scale;
-    const VF8 factor = hn::Set(df, kAffine ? -1.0f : static_cast<float>(kHalf));
-    for (size_t i = 0; i < 8; i += hn::Lanes(df)) hn::Store(hn::Mul(hn::Load(df, from + i), factor), df, u.offset + i);
+    if constexpr (kAffine) {
+      LoadHalves(blocks + 2, kBlockBytes, num_blocks, u.minimum);
+      for (size_t i = 0; i < 8; i += hn::Lanes(df)) hn::Store(hn::Neg(hn::Load(df, u.minimum + i)), df, u.minimum + i);
+    }
     for (size_t b = 0; b < num_blocks; ++b) UnpackCodes(blocks + b * kBlockBytes, u.code + b * kBlock);
   }
 
-  static void Dot(const uint8_t* rows, size_t row_bytes, size_t num_rows, const Activations& x, float* out,
-                  size_t out_stride) {
-    DotInt8<Block32>(rows, row_bytes, num_rows, x, out, out_stride);
-  }
+  static constexpr PanelKind PanelOf() { return PanelKindOf<Block32>(); }
 
   static void Levels(const uint8_t* blocks, size_t num_blocks, int8_t* levels, float* scales, float* minima) {
     UnpackLevels<Block32>(blocks, num_blocks, levels, scales, minima);
-  }
-
- private:
-  using VF8 = hn::Vec<hn::CappedTag<float, 8>>;
-};
+  }};
 
 }  // namespace HWY_NAMESPACE
 }  // namespace lowbit

@@ -28,13 +28,24 @@ template <bool kHasSum>
 struct Block8 {
   static constexpr size_t kCodesAt = kHasSum ? 4 : 2;
   static constexpr size_t kBlock = 32, kBlockBytes = kCodesAt + kBlock, kGroup = 32;
-  static constexpr bool kSigned = true, kHasOffset = false;
-  static constexpr int kBias = 0;
+  static constexpr bool kSigned = true, kHasMinima = false;
+  static constexpr int kBias = 0, kTop = 127;
 
   static HWY_INLINE void EncodeBlock(const float* x, uint8_t* out) {
     const Rounded rounded = RoundBlock<kBlock>(x, 127.0f, 0, out + kCodesAt);
     StoreHalf(rounded.d, out);
     if constexpr (kHasSum) StoreHalf(static_cast<float>(rounded.sum) * rounded.d, out + 2);
+  }
+
+  static HWY_INLINE void ToPanel(PackedRows rows, size_t num_blocks, Panel& panel) {
+    for (size_t b = 0; b < num_blocks; ++b, rows.data += kBlockBytes) {
+      StoreGroup(LoadPanelHalves(rows, 0), b, panel.scales);
+      for (size_t k = 0; k < 2; ++k) {
+        WordsV words[4];
+        LoadWords(rows, kCodesAt + 16 * k, words);
+        for (size_t i = 0; i < 4; ++i) StoreLevels(words[i], 8 * b + 4 * k + i, panel);
+      }
+    }
   }
 
   static HWY_INLINE void Unpack(const uint8_t* blocks, size_t num_blocks, Unpacked& u) {

@@ -8,7 +8,7 @@
 // Importances are not used. Source: ggml-common.h (block_q1_0), quantize_row_q1_0_ref, dequantize_row_q1_0.
 
 // Fit and packing: Functions::Encode in this file.
-// Product: Codec::Unpack in this file, DotInt8 in format-inl.h.
+// Product: Codec::Unpack in this file, UnpackPanel in panel-inl.h.
 
 #include "src/formats/format.h"
 
@@ -31,8 +31,8 @@ HWY_ALIGN constexpr uint8_t kByteOf[32] = {0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1
 struct Codec {
   static constexpr size_t kBitsAt = 2;
   static constexpr size_t kBlock = 128, kBlockBytes = 18, kGroup = 128;
-  static constexpr bool kSigned = false, kHasOffset = true;
-  static constexpr int kBias = 1;  // codes are 0 and 2
+  static constexpr bool kSigned = false, kHasMinima = false;
+  static constexpr int kBias = 1, kTop = 2;  // codes are 0 and 2
 
   static HWY_INLINE void Unpack(const uint8_t* blocks, size_t num_blocks, Unpacked& u) {
     UnpackScales<Codec>(blocks, num_blocks, u);

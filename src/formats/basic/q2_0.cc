@@ -10,7 +10,7 @@
 
 // Fit: Codec::EncodeBlock in this file, MaxMagnitude in block-inl.h.
 // Packing: Codec::EncodeBlock.
-// Product: Codec::Unpack in this file, DotInt8 in format-inl.h.
+// Product: Codec::Unpack in this file, UnpackPanel in panel-inl.h.
 
 #include "src/formats/format.h"
 
@@ -28,8 +28,8 @@ namespace q2_0 {
 struct Codec {
   static constexpr size_t kCodesAt = 2;
   static constexpr size_t kBlock = 64, kBlockBytes = 18, kGroup = 64;
-  static constexpr bool kSigned = false, kHasOffset = true;
-  static constexpr int kBias = 1;
+  static constexpr bool kSigned = false, kHasMinima = false;
+  static constexpr int kBias = 1, kTop = 3;
 
   // Scalar reference of the codes, for NaN and infinity. Returns d.
   static HWY_NOINLINE float ReferenceCodes(const float* x, uint8_t* codes) {

@@ -11,7 +11,7 @@
 // Fit: basic/block32-inl.h; without importances Plain, with importances Weighted and FitSymmetric in
 //   search/search-inl.h.
 // Packing: Block32::Pack in basic/block32-inl.h.
-// Product: Block32::Unpack there, DotInt8 in format-inl.h.
+// Product: Block32::Unpack there, UnpackPanel in panel-inl.h.
 
 #include "src/formats/format.h"
 

@@ -8,7 +8,7 @@
 // Importances are not used. Source: ggml-common.h (block_q8_0), quantize_row_q8_0_ref.
 
 // Fit and packing: Block8::EncodeBlock in basic/block8-inl.h, RoundBlock in block-inl.h.
-// Product: Block8::Unpack in basic/block8-inl.h, DotInt8 in format-inl.h.
+// Product: Block8::Unpack in basic/block8-inl.h, UnpackPanel in panel-inl.h.
 
 #include "src/formats/format.h"
 

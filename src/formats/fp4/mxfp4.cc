@@ -11,7 +11,7 @@
 
 // Fit: Exponent in this file, Codes in fp4/fp4-inl.h.
 // Packing: Codec::EncodeBlock in this file.
-// Product: Codec::Unpack in this file, DotInt8 in format-inl.h.
+// Product: Codec::Unpack in this file, UnpackPanel in panel-inl.h.
 
 #include "src/formats/format.h"
 
@@ -43,11 +43,20 @@ inline float HalfScale(uint8_t e) {
   return hwy::BitCastScalar<float>(e < 2 ? uint32_t{0x00200000} << e : static_cast<uint32_t>(e - 1) << 23);
 }
 
+// The same for a vector.
+template <class DF, class DU32 = hn::RebindToUnsigned<DF>>
+HWY_INLINE hn::Vec<DF> HalfScales(DF df, hn::Vec<DU32> e) {
+  const DU32 d;
+  const auto normal = hn::ShiftLeft<23>(hn::Sub(e, hn::Set(d, 1)));
+  const auto denormal = hn::ShiftLeft<21>(hn::Add(e, hn::Set(d, 1)));  // for e = 0 and 1
+  return hn::BitCast(df, hn::IfThenElse(hn::Lt(e, hn::Set(d, 2)), denormal, normal));
+}
+
 struct Codec {
   static constexpr size_t kNibblesAt = 1;
   static constexpr size_t kBlock = 32, kBlockBytes = 17, kGroup = 32;
-  static constexpr bool kSigned = true, kHasOffset = false;
-  static constexpr int kBias = 0;
+  static constexpr bool kSigned = true, kHasMinima = false;
+  static constexpr int kBias = 0, kTop = 127;
 
   // Scalar reference of the codes, for NaN and infinity. Returns the exponent.
   static HWY_NOINLINE uint8_t ReferenceCodes(const float* x, uint8_t* codes) {
@@ -76,6 +85,15 @@ struct Codec {
     hn::StoreU(hn::Or(hn::Load(d, codes), high), d, block + kNibblesAt);
   }
 
+  static HWY_INLINE void ToPanel(PackedRows rows, size_t num_blocks, Panel& panel) {
+    for (size_t b = 0; b < num_blocks; ++b, rows.data += kBlockBytes) {
+      HWY_ALIGN uint32_t exponents[Panel::kMaxRows];
+      for (size_t r = 0; r < LanesOfPanel(); ++r) exponents[r] = rows.data[r * rows.stride];
+      StoreGroup(HalfScales(PanelFloats(), hn::Load(PanelWords(), exponents)), b, panel.scales);
+      UnpackLevelPanel(rows, kNibblesAt, b, fp4::kLevels, panel);
+    }
+  }
+
   static HWY_INLINE void Unpack(const uint8_t* blocks, size_t num_blocks, Unpacked& u) {
     const hn::FixedTag<uint8_t, 16> d;
     HWY_ALIGN uint64_t exponents = 0;
@@ -90,10 +108,7 @@ struct Codec {
     const hn::Rebind<uint8_t, decltype(df)> du8;
     for (size_t j = 0; j < 8; j += hn::Lanes(df)) {
       const auto e = hn::PromoteTo(du32, hn::LoadU(du8, reinterpret_cast<const uint8_t*>(&exponents) + j));
-      const auto normal = hn::ShiftLeft<23>(hn::Sub(e, hn::Set(du32, 1)));
-      const auto denormal = hn::ShiftLeft<21>(hn::Add(e, hn::Set(du32, 1)));  // for e = 0 and 1
-      const auto bits = hn::IfThenElse(hn::Lt(e, hn::Set(du32, 2)), denormal, normal);
-      hn::Store(hn::BitCast(df, bits), df, u.scale + j);
+      hn::Store(HalfScales(df, e), df, u.scale + j);
     }
   }
 };

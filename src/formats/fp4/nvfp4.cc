@@ -13,7 +13,7 @@
 
 // Fit: ScaleCode in this file, Codes in fp4/fp4-inl.h.
 // Packing: Codec::EncodeBlock in this file.
-// Product: Codec::Unpack in this file, DotInt8 in format-inl.h.
+// Product: Codec::Unpack in this file, UnpackPanel in panel-inl.h.
 
 #include "src/formats/format.h"
 
@@ -58,8 +58,8 @@ HWY_INLINE hn::Vec<hn::FixedTag<float, 4>> HalfScales(const uint8_t* codes) {
 struct Codec {
   static constexpr size_t kNibblesAt = 4;
   static constexpr size_t kBlock = 64, kBlockBytes = 36, kGroup = kGroupSize;
-  static constexpr bool kSigned = true, kHasOffset = false;
-  static constexpr int kBias = 0;
+  static constexpr bool kSigned = true, kHasMinima = false;
+  static constexpr int kBias = 0, kTop = 127;
 
   static HWY_INLINE void EncodeBlock(const float* x, uint8_t* block) {
     HWY_ALIGN float scales[kGroups];

@@ -62,8 +62,8 @@ HWY_INLINE void DecodePoints(const uint8_t* HWY_RESTRICT blocks, size_t num_bloc
 template <class Layout>
 struct Codec {
   static constexpr size_t kBlock = kSuper, kBlockBytes = Layout::kBlockBytes, kGroup = Layout::kGroupSize;
-  static constexpr bool kSigned = false, kHasOffset = true;
-  static constexpr int kBias = kCentre;
+  static constexpr bool kSigned = false, kHasMinima = false;
+  static constexpr int kBias = kCentre, kTop = 2 * kCentre;
 
   static HWY_INLINE void Unpack(const uint8_t* block, size_t /*num_blocks*/, Unpacked& u) {
     const hn::CappedTag<float, 8> df;
@@ -72,9 +72,7 @@ struct Codec {
     constexpr uint64_t kUp = 0x0202020202020202;
     Layout::Scales(block, u.scale);
     for (size_t j = 0; j < kGroups; j += hn::Lanes(df)) {
-      const auto scale = hn::Mul(hn::Load(df, u.scale + j), hn::Set(df, kEighth));
-      hn::Store(scale, df, u.scale + j);
-      hn::Store(hn::Mul(scale, hn::Set(df, float{kCentre})), df, u.offset + j);
+      hn::Store(hn::Mul(hn::Load(df, u.scale + j), hn::Set(df, kEighth)), df, u.scale + j);
     }
     auto* code = reinterpret_cast<uint64_t*>(u.code);
     for (size_t i = 0; i < kSuper / 8; i += 4) {

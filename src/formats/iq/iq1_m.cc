@@ -16,7 +16,7 @@
 // Fit: Encoder::Fit in this file, with the split of iq/iq1_split-inl.h and the grid points of iq/iq1-inl.h; scalar
 //   reference: iq/iq1.cc.
 // Packing: Encoder::Pack in this file.
-// Product: Layout in this file, Codec in iq/iq1_decode-inl.h, DotInt8 in format-inl.h.
+// Product: Layout in this file, Codec in iq/iq1_decode-inl.h, UnpackPanel in panel-inl.h.
 
 #include "src/formats/format.h"
 

@@ -108,8 +108,8 @@ void DecodeSuperBlocks(const uint8_t* blocks, size_t num_blocks, float* HWY_REST
 template <class Traits>
 struct Codec {
   static constexpr size_t kBlock = kSuper, kBlockBytes = Traits::kBlockBytes, kGroup = Traits::kSearch.group;
-  static constexpr bool kSigned = true, kHasOffset = false;
-  static constexpr int kBias = 0;
+  static constexpr bool kSigned = true, kHasMinima = false;
+  static constexpr int kBias = 0, kTop = 127;
 
   // A byte has one level in bits 2k and 2k + 1. It is folded to a nibble, which indexes the table of values.
   static HWY_INLINE void Unpack(const uint8_t* bytes, size_t /*num_blocks*/, Unpacked& u) {

@@ -15,7 +15,7 @@
 
 // Fit: iq/iq2-inl.h, with the grid search of iq/grid-inl.h; scalar reference: iq/iq2.cc.
 // Packing: Traits::Pack in this file.
-// Product: Traits::Unpack in this file, Codec in iq/iq2_decode-inl.h, DotInt8 in format-inl.h.
+// Product: Traits::Unpack in this file, Codec in iq/iq2_decode-inl.h, UnpackPanel in panel-inl.h.
 
 #include "src/formats/format.h"
 

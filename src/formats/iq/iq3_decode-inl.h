@@ -31,8 +31,8 @@ namespace iq3 {
 template <class Layout>
 struct Codec {
   static constexpr size_t kBlock = 256, kBlockBytes = Layout::kBlockBytes, kGroup = kIq3Group;
-  static constexpr bool kSigned = true, kHasOffset = false;
-  static constexpr int kBias = 0;
+  static constexpr bool kSigned = true, kHasMinima = false;
+  static constexpr int kBias = 0, kTop = 127;
 
   static HWY_INLINE uint64_t TwoPoints(const uint8_t* block, size_t j, size_t k) {
     return Layout::Value(block, j, k) | static_cast<uint64_t>(Layout::Value(block, j, k + 1)) << 32;

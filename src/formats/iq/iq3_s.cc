@@ -17,7 +17,7 @@
 
 // Fit: iq/iq3-inl.h; scalar reference: iq/iq3.cc.
 // Packing: Traits::Pack in this file.
-// Product: Layout in this file, Codec in iq/iq3_decode-inl.h, DotInt8 in format-inl.h.
+// Product: Layout in this file, Codec in iq/iq3_decode-inl.h, UnpackPanel in panel-inl.h.
 
 #include "src/formats/format.h"
 

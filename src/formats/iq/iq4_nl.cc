@@ -10,7 +10,7 @@
 
 // Fit: Encoder::Fit in this file, FitScale in iq/iq4-inl.h; scalar reference: Encoder::Reference in this file.
 // Packing: Encoder::Pack in this file, PackNibbles in iq/iq4-inl.h.
-// Product: Codec::Unpack in this file, DotInt8 in format-inl.h.
+// Product: Codec::Unpack in this file, UnpackPanel in panel-inl.h.
 
 #include "src/formats/format.h"
 
@@ -72,8 +72,15 @@ void Decode(const uint8_t* blocks, size_t num_blocks, float* out) {
 
 struct Codec {
   static constexpr size_t kBlock = Encoder::kBlock, kBlockBytes = Encoder::kBlockBytes, kGroup = kGroupSize;
-  static constexpr bool kSigned = true, kHasOffset = false;
-  static constexpr int kBias = 0;
+  static constexpr bool kSigned = true, kHasMinima = false;
+  static constexpr int kBias = 0, kTop = 127;
+
+  static HWY_INLINE void ToPanel(PackedRows rows, size_t num_blocks, Panel& panel) {
+    for (size_t b = 0; b < num_blocks; ++b, rows.data += kBlockBytes) {
+      StoreGroup(LoadPanelHalves(rows, 0), b, panel.scales);
+      UnpackLevelPanel(rows, kNibblesAt, b, iq4::kLevels, panel);
+    }
+  }
 
   static HWY_INLINE void Unpack(const uint8_t* blocks, size_t num_blocks, Unpacked& u) {
     LoadHalves(blocks, kBlockBytes, num_blocks, u.scale);
@@ -83,8 +90,10 @@ struct Codec {
   }
 };
 
-void Dot(const uint8_t* rows, size_t row_bytes, size_t num_rows, const Activations& x, float* out, size_t out_stride) {
-  DotInt8<Codec>(rows, row_bytes, num_rows, x, out, out_stride);
+constexpr PanelKind PanelOf() { return PanelKindOf<Codec>(); }
+
+void ToPanel(PackedRows rows, size_t num_blocks, Panel& panel) {
+  UnpackPanel<Codec>(rows, num_blocks, panel);
 }
 
 void Levels(const uint8_t* blocks, size_t num_blocks, int8_t* levels, float* scales, float* minima) {

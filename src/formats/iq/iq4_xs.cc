@@ -13,7 +13,7 @@
 
 // Fit: Encoder::Fit in this file, FitScale in iq/iq4-inl.h; scalar reference: Encoder::Reference in this file.
 // Packing: Encoder::Pack and Encoder::PackScales in this file, PackNibbles in iq/iq4-inl.h.
-// Product: Codec::Unpack in this file, DotInt8 in format-inl.h.
+// Product: Codec::Unpack in this file, UnpackPanel in panel-inl.h.
 
 #include "src/formats/format.h"
 
@@ -121,8 +121,8 @@ void Encode(const float* weights, const float* importance, size_t num_rows, size
 
 struct Codec {
   static constexpr size_t kBlock = kSuper, kBlockBytes = Encoder::kBlockBytes, kGroup = kGroupSize;
-  static constexpr bool kSigned = true, kHasOffset = false;
-  static constexpr int kBias = 0;
+  static constexpr bool kSigned = true, kHasMinima = false;
+  static constexpr int kBias = 0, kTop = 127;
 
   static HWY_INLINE void UnpackScales(const uint8_t* block, float* scales) {
     const hn::CappedTag<float, 8> df;
@@ -142,6 +142,23 @@ struct Codec {
     }
   }
 
+  static HWY_INLINE void ToPanel(PackedRows rows, size_t /*num_blocks*/, Panel& panel) {
+    const PanelWords d;
+    WordsV words[4];
+    LoadWords(rows, 0, words);
+    const FloatsV scale = LowHalves(words[0]);
+    const auto four = hn::Set(d, 15), top = hn::Set(d, 0x30);
+    auto high = hn::ShiftRight<12>(words[0]), low = words[1];  // the first two bits from bit 4 on
+    for (size_t g = 0; g < kGroups; ++g) {
+      const auto code = hn::BitCast(PanelInts(), hn::Or(hn::And(low, four), hn::And(high, top)));
+      StoreGroup(hn::Mul(scale, hn::ConvertTo(PanelFloats(), hn::Sub(code, hn::Set(PanelInts(), kScaleHalf)))), g,
+                 panel.scales);
+      low = hn::ShiftRight<4>(low);
+      high = hn::ShiftRight<2>(high);
+      UnpackLevelPanel(rows, kNibblesAt + 16 * g, g, iq4::kLevels, panel);
+    }
+  }
+
   static HWY_INLINE void Unpack(const uint8_t* block, size_t /*num_blocks*/, Unpacked& u) {
     UnpackScales(block, u.scale);
     for (size_t g = 0; g < kGroups; ++g) iq4::UnpackLevels(block + kNibblesAt + 16 * g, u.code + 32 * g);
@@ -158,8 +175,10 @@ void Decode(const uint8_t* blocks, size_t num_blocks, float* out) {
   }
 }
 
-void Dot(const uint8_t* rows, size_t row_bytes, size_t num_rows, const Activations& x, float* out, size_t out_stride) {
-  DotInt8<Codec>(rows, row_bytes, num_rows, x, out, out_stride);
+constexpr PanelKind PanelOf() { return PanelKindOf<Codec>(); }
+
+void ToPanel(PackedRows rows, size_t num_blocks, Panel& panel) {
+  UnpackPanel<Codec>(rows, num_blocks, panel);
 }
 
 void Levels(const uint8_t* blocks, size_t num_blocks, int8_t* levels, float* scales, float* minima) {

@@ -12,7 +12,7 @@
 // Fit: affine_k::Encoder in k/affine_k-inl.h, with FitAffine in search/affine-inl.h for groups and FitPositive in
 //   search/search-inl.h for scales; scalar reference: search/search.h.
 // Packing: codes in this file (Traits::Pack), scales in this file (Traits::PackScales).
-// Product: Codec::Unpack in this file, DotInt8 in format-inl.h.
+// Product: Codec::Unpack in this file, UnpackPanel in panel-inl.h.
 
 #include "src/formats/format.h"
 
@@ -52,11 +52,23 @@ struct Traits {
 
 struct Codec {
   static constexpr size_t kBlock = kSuper, kBlockBytes = Traits::kBlockBytes, kGroup = Traits::kGroupSize;
-  static constexpr bool kSigned = false, kHasOffset = true;
-  static constexpr int kBias = 0;
+  static constexpr bool kSigned = false, kHasMinima = true;
+  static constexpr int kBias = 0, kTop = Traits::kTop;
+
+  static HWY_INLINE void ToPanel(PackedRows rows, size_t /*num_blocks*/, Panel& panel) {
+    const auto four = hn::Set(PanelWords(), 0x0F0F0F0F);
+    const FloatsV scale = LoadPanelHalves(rows, Traits::kDAt), minimum = LoadPanelHalves(rows, Traits::kDAt + 2);
+    WordsV words[4];
+    LoadWords(rows, 0, words);
+    for (size_t i = 0; i < 4; ++i) {
+      StoreByteGroups(scale, hn::And(words[i], four), 4 * i, panel.scales);
+      StoreByteGroups(minimum, hn::And(hn::ShiftRight<4>(words[i]), four), 4 * i, panel.minima);
+    }
+    UnpackTwoBitPanel(rows, kCodesAt, [&](WordsV codes, size_t quad) HWY_ATTR { StoreQuad(codes, quad, panel); });
+  }
 
   static HWY_INLINE void Unpack(const uint8_t* block, size_t /*num_blocks*/, Unpacked& u) {
-    affine_k::UnpackHeader<Traits>(block, u.scale, u.offset);
+    affine_k::UnpackHeader<Traits>(block, u.scale, u.minimum);
     UnpackTwoBits(block + kCodesAt, u.code);
   }
 };

@@ -14,7 +14,7 @@
 // Fit: Encoder::Fit in this file; with importances FitSymmetric in search/search-inl.h, without FitGroupsByDescent in
 //   search/descent-inl.h; scalar reference: Encoder::Reference in this file.
 // Packing: Encoder::Pack and PackScales in this file.
-// Product: Codec::Unpack in this file, DotInt8 in format-inl.h.
+// Product: Codec::Unpack in this file, UnpackPanel in panel-inl.h.
 
 #include "src/formats/format.h"
 
@@ -174,10 +174,10 @@ HWY_NOINLINE void Encoder::Fit(SearchTag df, const float* x, const float* const*
 
 struct Codec {
   static constexpr size_t kBlock = kSuper, kBlockBytes = Encoder::kBlockBytes, kGroup = kGroupSize;
-  static constexpr bool kSigned = false, kHasOffset = true;
-  static constexpr int kBias = kHalf;
+  static constexpr bool kSigned = false, kHasMinima = false;
+  static constexpr int kBias = kHalf, kTop = 2 * kHalf - 1;
 
-  static HWY_INLINE void UnpackScales(const uint8_t* block, float* scale, float* offset) {
+  static HWY_INLINE void UnpackScales(const uint8_t* block, float* scale) {
     const hn::CappedTag<float, 8> df;
     const hn::Rebind<int32_t, decltype(df)> di32;
     const hn::Rebind<uint8_t, decltype(df)> du8;
@@ -193,14 +193,38 @@ struct Codec {
     const auto d = BroadcastHalf(df, block + kDAt);
     for (size_t j = 0; j < kGroups; j += hn::Lanes(df)) {
       const auto code = hn::PromoteTo(di32, hn::LoadU(du8, reinterpret_cast<const uint8_t*>(codes) + j));
-      const auto value = hn::Mul(d, hn::ConvertTo(df, hn::Sub(code, hn::Set(di32, kScaleHalf))));
-      hn::Store(value, df, scale + j);
-      hn::Store(hn::Mul(value, hn::Set(df, float{kHalf})), df, offset + j);
+      hn::Store(hn::Mul(d, hn::ConvertTo(df, hn::Sub(code, hn::Set(di32, kScaleHalf)))), df, scale + j);
     }
   }
 
+  static HWY_INLINE void ToPanel(PackedRows rows, size_t /*num_blocks*/, Panel& panel) {
+    const PanelWords d;
+    const auto four = hn::Set(d, 0x0F0F0F0F), top = hn::Set(d, 0x30303030), third = hn::Set(d, 0x04040404);
+    const FloatsV scale = LoadPanelHalves(rows, kDAt);
+    WordsV scales[4];
+    LoadWords(rows, kScalesAt - 4, scales);  // the scales are words 1 to 3
+    const auto store = [&](WordsV low, WordsV high, size_t group) HWY_ATTR {
+      StoreByteGroups<-kScaleHalf>(scale, hn::Or(hn::And(low, four), hn::And(high, top)), group, panel.scales);
+    };
+    store(scales[1], hn::ShiftLeft<4>(scales[3]), 0);
+    store(scales[2], hn::ShiftLeft<2>(scales[3]), 4);
+    store(hn::ShiftRight<4>(scales[1]), scales[3], 8);
+    store(hn::ShiftRight<4>(scales[2]), hn::ShiftRight<2>(scales[3]), 12);
+    WordsV high[8];
+    for (size_t k = 0; k < 2; ++k) {
+      WordsV words[4];
+      LoadWords(rows, 16 * k, words);
+      for (size_t i = 0; i < 4; ++i) high[4 * k + i] = words[i];
+    }
+    UnpackTwoBitPanel(rows, kLowAt, [&](WordsV codes, size_t quad) HWY_ATTR {
+      // Bit 4 * h + p of byte k is the third bit of code 128 * h + 32 * p + k.
+      const auto bit = hn::ShiftRightSame(high[quad % 8], static_cast<int>(quad / 8));
+      StoreQuad(hn::Or(codes, hn::And(hn::ShiftLeft<2>(bit), third)), quad, panel);
+    });
+  }
+
   static HWY_INLINE void Unpack(const uint8_t* block, size_t /*num_blocks*/, Unpacked& u) {
-    UnpackScales(block, u.scale, u.offset);
+    UnpackScales(block, u.scale);
     const hn::CappedTag<uint8_t, 32> d;
     const auto two = hn::Set(d, 3), third = hn::Set(d, 4);
     for (size_t k = 0; k < 32; k += hn::Lanes(d)) {

@@ -12,7 +12,7 @@
 // Fit: affine_k::Encoder in k/affine_k-inl.h, with FitAffine in search/affine-inl.h for groups and FitPositive in
 //   search/search-inl.h for scales; scalar reference: search/search.h.
 // Packing: codes in this file (Traits::Pack), scales in k/affine_k-inl.h (SixBitScales).
-// Product: Codec::Unpack in this file, DotInt8 in format-inl.h.
+// Product: Codec::Unpack in this file, UnpackPanel in panel-inl.h.
 
 #include "src/formats/format.h"
 
@@ -49,12 +49,26 @@ struct Traits : affine_k::SixBitScales {
 
 struct Codec {
   static constexpr size_t kBlock = kSuper, kBlockBytes = Traits::kBlockBytes, kGroup = Traits::kGroupSize;
-  static constexpr bool kSigned = false, kHasOffset = true;
-  static constexpr int kBias = 0;
+  static constexpr bool kSigned = false, kHasMinima = true;
+  static constexpr int kBias = 0, kTop = Traits::kTop;
+
+  static HWY_INLINE void ToPanel(PackedRows rows, size_t /*num_blocks*/, Panel& panel) {
+    const auto four = hn::Set(PanelWords(), 0x0F0F0F0F);
+    affine_k::UnpackPanelHeader(rows, panel);
+    for (size_t k = 0; k < 8; ++k) {
+      WordsV words[4];
+      LoadWords(rows, kCodesAt + 16 * k, words);
+      const size_t quad = k / 2 * 16 + k % 2 * 4;
+      for (size_t i = 0; i < 4; ++i) {
+        StoreQuad(hn::And(words[i], four), quad + i, panel);
+        StoreQuad(hn::And(hn::ShiftRight<4>(words[i]), four), quad + 8 + i, panel);
+      }
+    }
+  }
 
   static HWY_INLINE void Unpack(const uint8_t* block, size_t /*num_blocks*/, Unpacked& u) {
     const hn::CappedTag<uint8_t, 32> d;
-    affine_k::UnpackHeader<Traits>(block, u.scale, u.offset);
+    affine_k::UnpackHeader<Traits>(block, u.scale, u.minimum);
     const auto low = hn::Set(d, 15);
     for (size_t p = 0; p < 4; ++p) {
       for (size_t k = 0; k < 32; k += hn::Lanes(d)) {

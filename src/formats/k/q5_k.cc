@@ -14,7 +14,7 @@
 // Fit: affine_k::Encoder in k/affine_k-inl.h, with FitAffine in search/affine-inl.h for groups and FitPositive in
 //   search/search-inl.h for scales; scalar reference: search/search.h.
 // Packing: codes in this file (Traits::Pack), scales in k/affine_k-inl.h (SixBitScales).
-// Product: Codec::Unpack in this file, DotInt8 in format-inl.h.
+// Product: Codec::Unpack in this file, UnpackPanel in panel-inl.h.
 
 #include "src/formats/format.h"
 
@@ -56,12 +56,31 @@ struct Traits : affine_k::SixBitScales {
 
 struct Codec {
   static constexpr size_t kBlock = kSuper, kBlockBytes = Traits::kBlockBytes, kGroup = Traits::kGroupSize;
-  static constexpr bool kSigned = false, kHasOffset = true;
-  static constexpr int kBias = 0;
+  static constexpr bool kSigned = false, kHasMinima = true;
+  static constexpr int kBias = 0, kTop = Traits::kTop;
+
+  static HWY_INLINE void ToPanel(PackedRows rows, size_t /*num_blocks*/, Panel& panel) {
+    const auto four = hn::Set(PanelWords(), 0x0F0F0F0F), fifth = hn::Set(PanelWords(), 0x10101010);
+    affine_k::UnpackPanelHeader(rows, panel);
+    for (size_t half = 0; half < 2; ++half) {
+      WordsV high[4], low[4];
+      LoadWords(rows, kHighAt + 16 * half, high);
+      for (size_t p = 0; p < 4; ++p) {
+        LoadWords(rows, kLowAt + 32 * p + 16 * half, low);
+        for (size_t i = 0; i < 4; ++i) {
+          const size_t quad = 16 * p + 4 * half + i;
+          const auto a = hn::And(hn::ShiftLeft<4>(high[i]), fifth), b = hn::And(hn::ShiftLeft<3>(high[i]), fifth);
+          StoreQuad(hn::Or(hn::And(low[i], four), a), quad, panel);
+          StoreQuad(hn::Or(hn::And(hn::ShiftRight<4>(low[i]), four), b), quad + 8, panel);
+          high[i] = hn::ShiftRight<2>(high[i]);
+        }
+      }
+    }
+  }
 
   static HWY_INLINE void Unpack(const uint8_t* block, size_t /*num_blocks*/, Unpacked& u) {
     const hn::CappedTag<uint8_t, 32> d;
-    affine_k::UnpackHeader<Traits>(block, u.scale, u.offset);
+    affine_k::UnpackHeader<Traits>(block, u.scale, u.minimum);
     const auto nibble = hn::Set(d, 15), fifth = hn::Set(d, 16);
     for (size_t k = 0; k < 32; k += hn::Lanes(d)) {
       auto high = hn::LoadU(d, block + kHighAt + k);

@@ -14,7 +14,7 @@
 // Fit: Encoder::Fit in this file, FitSymmetric in search/search-inl.h; scalar reference: Encoder::Reference in this
 //   file.
 // Packing: Encoder::Pack in this file.
-// Product: Codec::Unpack in this file, DotInt8 in format-inl.h.
+// Product: Codec::Unpack in this file, UnpackPanel in panel-inl.h.
 
 #include "src/formats/format.h"
 
@@ -134,8 +134,36 @@ HWY_NOINLINE void Encoder::Fit(SearchTag df, const float* x, const float* const*
 
 struct Codec {
   static constexpr size_t kBlock = kSuper, kBlockBytes = Encoder::kBlockBytes, kGroup = kGroupSize;
-  static constexpr bool kSigned = false, kHasOffset = true;
-  static constexpr int kBias = kHalf;
+  static constexpr bool kSigned = false, kHasMinima = false;
+  static constexpr int kBias = kHalf, kTop = 2 * kHalf - 1;
+
+  static HWY_INLINE void ToPanel(PackedRows rows, size_t /*num_blocks*/, Panel& panel) {
+    const PanelWords d;
+    const auto four = hn::Set(d, 0x0F0F0F0F), top = hn::Set(d, 0x30303030), sign = hn::Set(d, 0x80808080);
+    const FloatsV scale = LoadPanelHalves(rows, kDAt);
+    WordsV words[4];
+    LoadWords(rows, kScaleAt, words);
+    for (size_t i = 0; i < 4; ++i) StoreByteGroups<-128>(scale, hn::Xor(words[i], sign), 4 * i, panel.scales);
+    for (size_t h = 0; h < 2; ++h) {
+      for (size_t k = 0; k < 2; ++k) {
+        WordsV high[4], a[4], b[4];
+        LoadWords(rows, kHighAt + 32 * h + 16 * k, high);
+        LoadWords(rows, 64 * h + 16 * k, a);
+        LoadWords(rows, 64 * h + 32 + 16 * k, b);
+        for (size_t i = 0; i < 4; ++i) {
+          const size_t quad = 32 * h + 4 * k + i;
+          const auto c0 = hn::Or(hn::And(a[i], four), hn::And(hn::ShiftLeft<4>(high[i]), top));
+          const auto c1 = hn::Or(hn::And(b[i], four), hn::And(hn::ShiftLeft<2>(high[i]), top));
+          const auto c2 = hn::Or(hn::And(hn::ShiftRight<4>(a[i]), four), hn::And(high[i], top));
+          const auto c3 = hn::Or(hn::And(hn::ShiftRight<4>(b[i]), four), hn::And(hn::ShiftRight<2>(high[i]), top));
+          StoreQuad(c0, quad, panel);
+          StoreQuad(c1, quad + 8, panel);
+          StoreQuad(c2, quad + 16, panel);
+          StoreQuad(c3, quad + 24, panel);
+        }
+      }
+    }
+  }
 
   static HWY_INLINE void Unpack(const uint8_t* block, size_t /*num_blocks*/, Unpacked& u) {
     const hn::CappedTag<float, 8> df;
@@ -144,9 +172,7 @@ struct Codec {
     const auto factor = BroadcastHalf(df, block + kDAt);
     for (size_t j = 0; j < kGroups; j += hn::Lanes(df)) {
       const auto code = hn::LoadU(di8, reinterpret_cast<const int8_t*>(block + kScaleAt + j));
-      const auto scale = hn::Mul(factor, hn::ConvertTo(df, hn::PromoteTo(di32, code)));
-      hn::Store(scale, df, u.scale + j);
-      hn::Store(hn::Mul(scale, hn::Set(df, float{kHalf})), df, u.offset + j);
+      hn::Store(hn::Mul(factor, hn::ConvertTo(df, hn::PromoteTo(di32, code))), df, u.scale + j);
     }
     const hn::CappedTag<uint8_t, 32> d;
     const auto nibble = hn::Set(d, 15), upper = hn::Set(d, 0x30);

@@ -10,7 +10,7 @@
 // ggml-common.h (block_q8_K), quantize_row_q8_K_ref, dequantize_row_q8_K.
 
 // Fit and packing: Codec::EncodeBlock in this file.
-// Product: Codec::Unpack in this file, DotInt8 in format-inl.h.
+// Product: Codec::Unpack in this file, UnpackPanel in panel-inl.h.
 
 #include "src/formats/format.h"
 
@@ -29,8 +29,8 @@ namespace q8_k {
 struct Codec {
   static constexpr size_t kCodesAt = 4, kSumsAt = 260;
   static constexpr size_t kBlock = 256, kBlockBytes = 292, kGroup = 256;
-  static constexpr bool kSigned = true, kHasOffset = false;
-  static constexpr int kBias = 0;
+  static constexpr bool kSigned = true, kHasMinima = false;
+  static constexpr int kBias = 0, kTop = 127;
 
   // The weight of largest magnitude (the first of equals) gets the code -127.
   static HWY_INLINE void EncodeBlock(const float* x, uint8_t* block) {

@@ -13,7 +13,7 @@
 
 // Fit: RoundBlock in block-inl.h.
 // Packing: Codec::EncodeBlock in this file.
-// Product: Codec::Unpack in this file, DotInt8 in format-inl.h.
+// Product: Codec::Unpack in this file, UnpackPanel in panel-inl.h.
 
 #include "src/formats/format.h"
 
@@ -61,8 +61,8 @@ HWY_INLINE V FirstTrit(D d, V fraction) {
 struct Codec {
   static constexpr size_t kSecondAt = 32, kThirdAt = 48, kDAt = 52;
   static constexpr size_t kBlock = 256, kBlockBytes = 54, kGroup = 256;
-  static constexpr bool kSigned = false, kHasOffset = true;
-  static constexpr int kBias = 1;
+  static constexpr bool kSigned = false, kHasMinima = false;
+  static constexpr int kBias = 1, kTop = 2;
 
   static HWY_INLINE void EncodeBlock(const float* x, uint8_t* block) {
     HWY_ALIGN uint8_t codes[kBlock];

@@ -9,7 +9,7 @@
 
 // Fit: RoundBlock in block-inl.h.
 // Packing: Codec::EncodeBlock in this file.
-// Product: Codec::Unpack in this file, DotInt8 in format-inl.h.
+// Product: Codec::Unpack in this file, UnpackPanel in panel-inl.h.
 
 #include "src/formats/format.h"
 
@@ -28,13 +28,19 @@ namespace tq2_0 {
 struct Codec {
   static constexpr size_t kDAt = 64;
   static constexpr size_t kBlock = 256, kBlockBytes = 66, kGroup = 256;
-  static constexpr bool kSigned = false, kHasOffset = true;
-  static constexpr int kBias = 1;
+  static constexpr bool kSigned = false, kHasMinima = false;
+  static constexpr int kBias = 1, kTop = 2;
 
   static HWY_INLINE void EncodeBlock(const float* x, uint8_t* block) {
     HWY_ALIGN uint8_t codes[kBlock];
     StoreHalf(RoundBlock<kBlock>(x, 1.0f, kBias, codes).d, block + kDAt);
     PackTwoBits(codes, block);
+  }
+
+  static HWY_INLINE void ToPanel(PackedRows rows, size_t /*num_blocks*/, Panel& panel) {
+    const FloatsV scale = LoadPanelHalves(rows, kDAt);
+    for (size_t g = 0; g < kBlock / 32; ++g) StoreGroup(scale, g, panel.scales);
+    UnpackTwoBitPanel(rows, 0, [&](WordsV codes, size_t quad) HWY_ATTR { StoreQuad(codes, quad, panel); });
   }
 
   static HWY_INLINE void Unpack(const uint8_t* block, size_t num_blocks, Unpacked& u) {

@@ -1,0 +1,180 @@
+#include "src/kernels/int8_matmul.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "src/formats/panel.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "src/kernels/int8_matmul.cc"
+// clang-format off
+#include "hwy/foreach_target.h"  // must come before the others
+#include "hwy/cache_control.h"
+#include "hwy/highway.h"
+#include "src/kernels/int8_tile-inl.h"
+// clang-format on
+
+HWY_BEFORE_NAMESPACE();
+namespace lowbit {
+namespace HWY_NAMESPACE {
+
+// Vectors of rows in a strip, and tokens in the largest tile: as many sums as registers can hold.
+constexpr size_t kStripVectors = 2;
+constexpr size_t kTileTokens = HWY_MAX_BYTES == 64 || HWY_ARCH_ARM_A64 ? 6 : 2;
+
+// Tokens whose sums a thread keeps.
+constexpr size_t kMostTokens = 512;
+
+size_t StripRows() { return kStripVectors * LanesOfPanel(); }
+
+int Bias(const PanelKind& kind) {
+  if (kind.top == PanelKind::kSigned) return kUnsignedCodes ? kind.bias : 0;
+  return kind.bias;
+}
+
+// One piece of up to Panel::kMaxK columns.
+struct Piece {
+  const Panel* panels;
+  size_t num_vectors;
+  size_t num_groups;
+  size_t k;
+};
+
+template <class Kind, size_t kVectors, size_t kTokens>
+HWY_INLINE void Tile(const Piece& piece, const Activations& x, const int32_t* starts, size_t token, float* sums) {
+  constexpr size_t kScales = Kind::kTwoScales ? 2 : 1;
+  const size_t group = (token * x.K + piece.k) / 32;
+  const float* x_sums = Kind::kTwoScales ? x.sum16 : x.sum32;
+  MultiplyTile<Kind, kVectors, kTokens>(piece.panels, piece.num_groups, x.K, x.q + token * x.K + piece.k,
+                                        x.scale + group, x_sums + group * kScales, starts + group * kScales,
+                                        sums + token * StripRows(), StripRows());
+}
+
+template <class Kind, size_t kVectors>
+HWY_NOINLINE void Tiles(const Piece& piece, const Activations& x, const int32_t* starts, size_t first, size_t num,
+                        float* sums) {
+  const size_t end = first + num;
+  sums -= first * StripRows();
+  size_t t = first;
+  if constexpr (kTileTokens >= 6) {
+    for (; t + 6 <= end; t += 6) Tile<Kind, kVectors, 6>(piece, x, starts, t, sums);
+    for (; t + 4 <= end; t += 4) Tile<Kind, kVectors, 4>(piece, x, starts, t, sums);
+  }
+  for (; t + 2 <= end; t += 2) Tile<Kind, kVectors, 2>(piece, x, starts, t, sums);
+  for (; t < end; ++t) Tile<Kind, kVectors, 1>(piece, x, starts, t, sums);
+}
+
+template <class Kind>
+HWY_INLINE void AnyVectors(const Piece& piece, const Activations& x, const int32_t* starts, size_t first, size_t num,
+                           float* sums) {
+  if (piece.num_vectors == kStripVectors) {
+    Tiles<Kind, kStripVectors>(piece, x, starts, first, num, sums);
+  } else {
+    Tiles<Kind, 1>(piece, x, starts, first, num, sums);
+  }
+}
+
+template <int kRun>
+HWY_INLINE void AnyScales(const PanelKind& kind, const Piece& piece, const Activations& x, const int32_t* starts,
+                          size_t first, size_t num, float* sums) {
+  const bool two_scales = kind.group == 16;
+  if (two_scales && kind.has_minima) AnyVectors<TileKind<kRun, true, true>>(piece, x, starts, first, num, sums);
+  if (two_scales && !kind.has_minima) AnyVectors<TileKind<kRun, true, false>>(piece, x, starts, first, num, sums);
+  if (!two_scales && kind.has_minima) AnyVectors<TileKind<kRun, false, true>>(piece, x, starts, first, num, sums);
+  if (!two_scales && !kind.has_minima) AnyVectors<TileKind<kRun, false, false>>(piece, x, starts, first, num, sums);
+}
+
+void MultiplyPiece(const PanelKind& kind, const Piece& piece, const Activations& x, const int32_t* starts, size_t first,
+                   size_t num, float* sums) {
+#if LOWBIT_PAIRS_OF_BYTES
+  if (kind.top == PanelKind::kSigned) return AnyScales<kSignedRun>(kind, piece, x, starts, first, num, sums);
+  if (kind.top > 63) return AnyScales<1>(kind, piece, x, starts, first, num, sums);
+  if (kind.top > 15) return AnyScales<2>(kind, piece, x, starts, first, num, sums);
+  AnyScales<8>(kind, piece, x, starts, first, num, sums);
+#else
+  AnyScales<1>(kind, piece, x, starts, first, num, sums);
+#endif
+}
+
+// Unpacks one vector of rows of a piece. Rows that do not exist are zero bytes, which are weights without NaN.
+HWY_INLINE void UnpackRows(const Matrix& weights, size_t first, size_t num_rows, size_t k, size_t num_k, Panel& panel) {
+  const Format& format = *weights.format;
+  const size_t at = k / format.block_size * format.block_bytes, num_blocks = num_k / format.block_size;
+  const uint8_t* data = weights.Row(first) + at;
+  const size_t R = LanesOfPanel();
+  if (HWY_LIKELY(num_rows >= R)) {
+    format.unpack_panel({data, weights.RowBytes()}, num_blocks, panel);
+    return;
+  }
+  const size_t bytes = num_blocks * format.block_bytes;
+  thread_local hwy::AlignedVector<uint8_t> copy;
+  copy.assign(R * bytes, 0);
+  for (size_t r = 0; r < num_rows; ++r) std::memcpy(copy.data() + r * bytes, data + r * weights.RowBytes(), bytes);
+  format.unpack_panel({copy.data(), bytes}, num_blocks, panel);
+}
+
+// Rows of one strip, all tokens.
+void MultiplyStrip(const Matrix& weights, size_t first_row, size_t num_rows, const uint8_t* next, const Activations& x,
+                   const int32_t* starts, size_t first, size_t num, float* sums) {
+  Panel panels[kStripVectors];
+  const size_t R = LanesOfPanel(), K = weights.K, block = weights.format->block_size;
+  const size_t next_bytes = next ? weights.RowBytes() * num_rows : 0;
+  std::memset(sums, 0, num * StripRows() * sizeof(float));
+  for (size_t k = 0; k < K; k += Panel::kMaxK) {
+    const size_t num_k = HWY_MIN(Panel::kMaxK, K - k);
+    const size_t num_vectors = HWY_MIN(kStripVectors, (num_rows + R - 1) / R);
+    for (size_t v = 0; v < num_vectors; ++v) UnpackRows(weights, first_row + v * R, num_rows - v * R, k, num_k, panels[v]);
+    // The part of the next strip that corresponds to this piece.
+    const size_t from = next_bytes / block * k / (K / block), to = next_bytes / block * (k + num_k) / (K / block);
+    for (size_t i = from; i < to; i += 64) hwy::Prefetch(next + i);
+    MultiplyPiece(weights.format->panel, {panels, num_vectors, num_k / 32, k}, x, starts, first, num, sums);
+  }
+}
+
+void MultiplyRows(const Matrix& weights, size_t first_row, size_t num_rows, const Activations& x, const int32_t* starts,
+                  float* out, size_t out_stride) {
+  thread_local hwy::AlignedVector<float> sums;
+  const size_t S = StripRows();
+  if (sums.size() < HWY_MIN(kMostTokens, x.num_tokens) * S) sums.resize(HWY_MIN(kMostTokens, x.num_tokens) * S);
+  for (size_t t = 0; t < x.num_tokens; t += kMostTokens) {
+    const size_t num = HWY_MIN(kMostTokens, x.num_tokens - t);
+    for (size_t n = 0; n < num_rows; n += S) {
+      const size_t rows = HWY_MIN(S, num_rows - n);
+      // With few tokens, memory is the limit, and each strip's rows are many streams.
+      const uint8_t* next = num <= 16 && n + 2 * S <= num_rows ? weights.Row(first_row + n + S) : nullptr;
+      MultiplyStrip(weights, first_row + n, rows, next, x, starts, t, num, sums.data());
+      for (size_t i = 0; i < num; ++i) {
+        std::memcpy(out + (t + i) * out_stride + n, sums.data() + i * S, rows * sizeof(float));
+      }
+    }
+  }
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace lowbit
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace lowbit {
+HWY_EXPORT(StripRows);
+HWY_EXPORT(Bias);
+HWY_EXPORT(MultiplyRows);
+
+size_t StripRows() { return HWY_DYNAMIC_DISPATCH(StripRows)(); }
+
+const int32_t* GroupStarts::Compute(const Format& format, const Activations& x) {
+  const int32_t bias = HWY_DYNAMIC_DISPATCH(Bias)(format.panel);
+  const int32_t* sums = format.panel.group == 16 ? x.q16 : x.q32;
+  const size_t num = x.num_tokens * x.K / format.panel.group;
+  if (starts_.size() < num) starts_.resize(num);
+  for (size_t i = 0; i < num; ++i) starts_[i] = -bias * sums[i];
+  return starts_.data();
+}
+
+void MultiplyInt8(const Matrix& weights, size_t first, size_t num_rows, const Activations& x, const int32_t* starts,
+                  float* out, size_t out_stride) {
+  HWY_DYNAMIC_DISPATCH(MultiplyRows)(weights, first, num_rows, x, starts, out, out_stride);
+}
+
+}  // namespace lowbit
+#endif  // HWY_ONCE
