@@ -1,34 +1,71 @@
-// A thread pool that runs one loop at a time.
+// One team of threads for all parallel work.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
+#include <cstdint>
 #include <type_traits>
 
 namespace lowbit {
 
-// A reference to a callable void(size_t task); the callable must outlive the call it is passed to.
-class TaskRef {
+// A reference to a callable; the callable must outlive the call it is passed to.
+template <typename Argument>
+class FunctionRef {
  public:
-  template <typename F, typename = std::enable_if_t<!std::is_same_v<std::decay_t<F>, TaskRef>>>
-  TaskRef(F&& f)  // NOLINT: implicit on purpose, so that lambdas pass as arguments
-      : object_(const_cast<void*>(static_cast<const void*>(&f))),
-        call_([](void* object, size_t task) { (*static_cast<std::remove_reference_t<F>*>(object))(task); }) {}
+  template <typename F, typename = std::enable_if_t<!std::is_same_v<std::decay_t<F>, FunctionRef>>>
+  FunctionRef(F&& f)  // NOLINT: implicit on purpose, so that lambdas pass as arguments
+      : object_(const_cast<void*>(static_cast<const void*>(&f))), call_([](void* object, Argument argument) {
+          (*static_cast<std::remove_reference_t<F>*>(object))(static_cast<Argument>(argument));
+        }) {}
 
-  void operator()(size_t task) const { call_(object_, task); }
+  void operator()(Argument argument) const { call_(object_, static_cast<Argument>(argument)); }
 
  private:
   void* object_;
-  void (*call_)(void*, size_t);
+  void (*call_)(void*, Argument);
 };
 
-// Calls task(0) ... task(num_tasks - 1) on up to num_threads threads, including the caller's, and returns when all are
-// done. Tasks start in order, one at a time. The first exception of a task is rethrown here, and tasks that have not
-// started are dropped. Calls from several threads run one after another. Tasks must not call ParallelFor or Python.
-// Threads are kept for later loops; those that are not needed for a while end.
-void ParallelFor(size_t num_tasks, size_t num_threads, TaskRef task);
+using TaskRef = FunctionRef<size_t>;
 
-// The number of threads for element-wise loops over rows: waking threads costs more than a few rows.
-inline size_t RowThreads(size_t num_rows, size_t num_threads) { return num_rows < 4 ? 1 : num_threads; }
+class Team;
+
+// One of the threads that run a body together. All must make the same calls of Share and Barrier in the same order.
+class Worker {
+ public:
+  // A single worker, whose tasks run on up to num_threads threads. Its body may call Python, and takes longer.
+  explicit Worker(size_t num_threads) : num_threads_(num_threads) {}
+
+  size_t id() const { return id_; }  // 0: the thread that called RunTeam
+  size_t num() const { return num_; }
+
+  // Calls task(0) ... task(num_tasks - 1), each once, on the workers. Each worker has a contiguous part, the same in each
+  // call with as many tasks, and then helps others. Returns when no task is left to start.
+  void Share(size_t num_tasks, TaskRef task);
+
+  // Returns when all workers have come here. What they wrote before can be read after it.
+  void Barrier();
+
+ private:
+  friend class Team;
+  Worker(Team* team, size_t id, size_t num, uint32_t stage) : team_(team), id_(id), num_(num), stage_(stage) {}
+
+  Team* team_ = nullptr;  // null for a single worker
+  size_t id_ = 0, num_ = 1;
+  uint32_t stage_ = 0;      // number of the next Share
+  uint32_t phase_ = 0;      // number of the next Barrier
+  size_t num_threads_ = 1;  // of a single worker
+};
+
+// Calls body(worker) on up to num_threads workers, the caller's thread included, and returns when all have returned; their
+// number is lower if the system refuses threads. The first exception is rethrown here: the other workers leave at their
+// next Share or Barrier. Calls from several threads run one after another; a call from inside a body runs on one worker.
+// Bodies must not call Python. Threads are kept; those that are idle sleep, and end if they are not
+// needed for a while.
+void RunTeam(size_t num_threads, FunctionRef<Worker&> body);
+
+// Calls task(0) ... task(num_tasks - 1) on up to num_threads workers. After an exception, tasks that have not started are
+// dropped.
+void ParallelFor(size_t num_tasks, size_t num_threads, TaskRef task);
 
 // Number of processors that this process may use, at least 1.
 size_t AvailableThreads();

@@ -44,6 +44,10 @@ struct BlockFormat {
     UnpackPanel<Codec>(rows, num_blocks, panel);
   }
 
+  static void One(PackedRows rows, size_t K, const Activations& x, const int32_t* starts, float* sums) {
+    MultiplyOne<Codec>(rows, K, x, starts, sums);
+  }
+
   static void Levels(const uint8_t* blocks, size_t num_blocks, int8_t* levels, float* scales, float* minima) {
     UnpackLevels<Codec>(blocks, num_blocks, levels, scales, minima);
   }

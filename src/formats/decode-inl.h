@@ -13,7 +13,7 @@
 
 #include "hwy/highway.h"
 #include "src/formats/format-inl.h"
-#include "src/formats/panel-inl.h"
+#include "src/formats/one_token-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace lowbit {

@@ -6,8 +6,8 @@
 
 namespace lowbit {
 
-// How a format's weights look in a panel: weight = scale * (code - bias) - minimum. Codes are 0 to top. With kSigned, the
-// codes are levels from -128 to 127: as such, or plus 128 on targets whose products have an unsigned operand.
+// How a format's weights look to a product: weight = scale * (code - bias) - minimum. Codes are 0 to top. With kSigned,
+// the codes are levels from -128 to 127: as such, or plus 128 on targets whose products have an unsigned operand.
 struct PanelKind {
   static constexpr int kSigned = 255;
 
@@ -17,9 +17,9 @@ struct PanelKind {
   uint32_t group = 32;  // weights that share a scale and a minimum: 16 or 32
 };
 
-// R rows side by side, where R is the number of 32-bit lanes of a vector (PanelRows): lane r of each vector belongs to row
-// r, so a sum over K needs no step across lanes, and has the same order for any number of tokens. num_k weights of each
-// row, a multiple of 32, at most kMaxK.
+// R rows side by side, where R is the number of 32-bit lanes of a vector (PanelRows): lane r of each vector belongs to
+// row r. So a sum over K needs no step across lanes, and has the same order for any number of tokens. A panel has num_k
+// weights of each row, a multiple of 32, at most kMaxK.
 //
 //   codes   [num_k / 4][R][4]
 //   scales  [num_k / group][R]
@@ -34,8 +34,11 @@ struct Panel {
 
 // The same piece of R rows in a file's layout.
 struct PackedRows {
-  const uint8_t* data;  // of the first row
-  size_t stride;        // bytes from row to row
+  const uint8_t* data;   // of the first row
+  size_t stride;         // bytes from row to row
+  const uint8_t* ahead;  // bytes that are needed soon: as many are prefetched as are read. Any address.
+
+  void Skip(size_t bytes) { data += bytes; }
 };
 
 }  // namespace lowbit

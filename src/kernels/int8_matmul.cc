@@ -9,7 +9,6 @@
 #define HWY_TARGET_INCLUDE "src/kernels/int8_matmul.cc"
 // clang-format off
 #include "hwy/foreach_target.h"  // must come before the others
-#include "hwy/cache_control.h"
 #include "hwy/highway.h"
 #include "src/kernels/int8_tile-inl.h"
 // clang-format on
@@ -96,53 +95,65 @@ void MultiplyPiece(const PanelKind& kind, const Piece& piece, const Activations&
 #endif
 }
 
-// Unpacks one vector of rows of a piece. Rows that do not exist are zero bytes, which are weights without NaN.
-HWY_INLINE void UnpackRows(const Matrix& weights, size_t first, size_t num_rows, size_t k, size_t num_k, Panel& panel) {
-  const Format& format = *weights.format;
-  const size_t at = k / format.block_size * format.block_bytes, num_blocks = num_k / format.block_size;
+// The bytes [at, at + bytes) of the rows from `first` on. Rows that do not exist are zero bytes, which are weights without
+// NaN.
+HWY_INLINE PackedRows Rows(const Matrix& weights, size_t first, size_t num_rows, size_t at, size_t bytes,
+                           const uint8_t* ahead) {
   const uint8_t* data = weights.Row(first) + at;
   const size_t R = LanesOfPanel();
-  if (HWY_LIKELY(num_rows >= R)) {
-    format.unpack_panel({data, weights.RowBytes()}, num_blocks, panel);
-    return;
-  }
-  const size_t bytes = num_blocks * format.block_bytes;
+  if (HWY_LIKELY(num_rows >= R)) return {data, weights.RowBytes(), ahead};
   thread_local hwy::AlignedVector<uint8_t> copy;
   copy.assign(R * bytes, 0);
   for (size_t r = 0; r < num_rows; ++r) std::memcpy(copy.data() + r * bytes, data + r * weights.RowBytes(), bytes);
-  format.unpack_panel({copy.data(), bytes}, num_blocks, panel);
+  return {copy.data(), bytes, copy.data()};
+}
+
+// Where to prefetch from while the `num` rows from `first` on are multiplied: at the rows after them, if they exist.
+HWY_INLINE const uint8_t* Ahead(const Matrix& weights, size_t first, size_t num, size_t end) {
+  return weights.Row(first + 2 * num <= end ? first + num : first);
 }
 
 // Rows of one strip, all tokens.
-void MultiplyStrip(const Matrix& weights, size_t first_row, size_t num_rows, const uint8_t* next, const Activations& x,
+void MultiplyStrip(const Matrix& weights, size_t first_row, size_t num_rows, size_t end_row, const Activations& x,
                    const int32_t* starts, size_t first, size_t num, float* sums) {
   Panel panels[kStripVectors];
-  const size_t R = LanesOfPanel(), K = weights.K, block = weights.format->block_size;
-  const size_t next_bytes = next ? weights.RowBytes() * num_rows : 0;
+  const Format& format = *weights.format;
+  const size_t R = LanesOfPanel(), num_vectors = HWY_MIN(kStripVectors, (num_rows + R - 1) / R);
   std::memset(sums, 0, num * StripRows() * sizeof(float));
-  for (size_t k = 0; k < K; k += Panel::kMaxK) {
-    const size_t num_k = HWY_MIN(Panel::kMaxK, K - k);
-    const size_t num_vectors = HWY_MIN(kStripVectors, (num_rows + R - 1) / R);
-    for (size_t v = 0; v < num_vectors; ++v) UnpackRows(weights, first_row + v * R, num_rows - v * R, k, num_k, panels[v]);
-    // The part of the next strip that corresponds to this piece.
-    const size_t from = next_bytes / block * k / (K / block), to = next_bytes / block * (k + num_k) / (K / block);
-    for (size_t i = from; i < to; i += 64) hwy::Prefetch(next + i);
-    MultiplyPiece(weights.format->panel, {panels, num_vectors, num_k / 32, k}, x, starts, first, num, sums);
+  const uint8_t* ahead = Ahead(weights, first_row, StripRows(), end_row);
+  for (size_t k = 0; k < weights.K; k += Panel::kMaxK) {
+    const size_t num_k = HWY_MIN(Panel::kMaxK, weights.K - k);
+    const size_t at = format.RowBytes(k), bytes = format.RowBytes(num_k);
+    for (size_t v = 0; v < num_vectors; ++v, ahead += R * bytes) {
+      const PackedRows rows = Rows(weights, first_row + v * R, num_rows - v * R, at, bytes, ahead);
+      format.unpack_panel(rows, num_k / format.block_size, panels[v]);
+    }
+    MultiplyPiece(format.panel, {panels, num_vectors, num_k / 32, k}, x, starts, first, num, sums);
+  }
+}
+
+void MultiplyOneToken(const Matrix& weights, size_t first_row, size_t num_rows, const Activations& x,
+                      const int32_t* starts, float* out) {
+  const size_t R = LanesOfPanel(), end = first_row + num_rows, bytes = weights.RowBytes();
+  for (size_t n = first_row; n < end; n += R) {
+    HWY_ALIGN float sums[Panel::kMaxRows] = {};
+    const PackedRows rows = Rows(weights, n, end - n, 0, bytes, Ahead(weights, n, R, end));
+    weights.format->multiply_one(rows, weights.K, x, starts, sums);
+    std::memcpy(out + n - first_row, sums, HWY_MIN(R, end - n) * sizeof(float));
   }
 }
 
 void MultiplyRows(const Matrix& weights, size_t first_row, size_t num_rows, const Activations& x, const int32_t* starts,
                   float* out, size_t out_stride) {
+  if (x.num_tokens == 1) return MultiplyOneToken(weights, first_row, num_rows, x, starts, out);
   thread_local hwy::AlignedVector<float> sums;
-  const size_t S = StripRows();
+  const size_t S = StripRows(), end_row = first_row + num_rows;
   if (sums.size() < HWY_MIN(kMostTokens, x.num_tokens) * S) sums.resize(HWY_MIN(kMostTokens, x.num_tokens) * S);
   for (size_t t = 0; t < x.num_tokens; t += kMostTokens) {
     const size_t num = HWY_MIN(kMostTokens, x.num_tokens - t);
     for (size_t n = 0; n < num_rows; n += S) {
       const size_t rows = HWY_MIN(S, num_rows - n);
-      // With few tokens, memory is the limit, and each strip's rows are many streams.
-      const uint8_t* next = num <= 16 && n + 2 * S <= num_rows ? weights.Row(first_row + n + S) : nullptr;
-      MultiplyStrip(weights, first_row + n, rows, next, x, starts, t, num, sums.data());
+      MultiplyStrip(weights, first_row + n, rows, end_row, x, starts, t, num, sums.data());
       for (size_t i = 0; i < num; ++i) {
         std::memcpy(out + (t + i) * out_stride + n, sums.data() + i * S, rows * sizeof(float));
       }

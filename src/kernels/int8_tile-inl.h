@@ -36,9 +36,6 @@ struct TileKind {
   static constexpr bool kTwoScales = kTwoScalesOf, kMinima = kMinimaOf;
 };
 
-using IntsV = hn::Vec<PanelInts>;
-using PanelLevels = hn::RebindToSigned<PanelBytes>;
-
 // Adds the products of kQuads quads of codes and of activations to the sums: codes[i][v] with x[t][i].
 template <class Kind, size_t kQuads, size_t kVectors, size_t kTokens>
 HWY_INLINE void AddQuads(const Panel* HWY_RESTRICT panels, size_t quad, const int8_t* HWY_RESTRICT q, size_t stride,

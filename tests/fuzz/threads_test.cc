@@ -61,6 +61,56 @@ void TestExceptions() {
   }
 }
 
+// A body with stages: what workers wrote before a barrier, all can read after it.
+void TestStages() {
+  for (const size_t num_threads : {1, 2, 3, 8}) {
+    std::vector<size_t> values(40, 1), sums(40, 0);
+    lowbit::RunTeam(num_threads, [&](lowbit::Worker& worker) {
+      Expect(worker.id() < worker.num(), "workers have numbers");
+      for (size_t stage = 0; stage < 100; ++stage) {
+        worker.Share(values.size(), [&](size_t task) {
+          sums[task] = 0;
+          for (const size_t value : values) sums[task] += value;
+        });
+        worker.Barrier();
+        worker.Share(values.size(), [&](size_t task) { values[task] = sums[task] % 1009 + task; });
+        worker.Barrier();
+      }
+    });
+    static const std::vector<size_t> expected = values;
+    Expect(values == expected, "any number of workers computes the same");
+  }
+}
+
+// One worker's exception ends the others, wherever they wait.
+void TestExceptionsInStages() {
+  for (size_t i = 0; i < 50; ++i) {
+    bool caught = false;
+    try {
+      lowbit::RunTeam(4, [&](lowbit::Worker& worker) {
+        for (size_t stage = 0; stage < 20; ++stage) {
+          if (stage == i % 20 && worker.id() == i % worker.num()) throw std::runtime_error("on purpose");
+          if (stage % 2 == 0) worker.Share(16, [](size_t) {});
+          worker.Barrier();
+        }
+      });
+    } catch (const std::runtime_error&) {
+      caught = true;
+    }
+    Expect(caught, "an exception of a body reaches the caller");
+    Loop(30, 4);
+  }
+}
+
+// A loop inside a body runs on the worker that calls it.
+void TestNestedLoops() {
+  std::vector<size_t> results(64, 0);
+  lowbit::ParallelFor(8, 4, [&](size_t outer) {
+    lowbit::ParallelFor(8, 4, [&](size_t inner) { results[8 * outer + inner] += 1; });
+  });
+  for (const size_t result : results) Expect(result == 1, "each inner task has run once");
+}
+
 // A child that was forked between loops computes. One that was forked during a loop computes or refuses, and ends.
 void TestForks() {
   const auto child_ends_well = [] {
@@ -98,6 +148,9 @@ int main() {
   TestNumbersOfThreads();
   TestManyCallers();
   TestExceptions();
+  TestStages();
+  TestExceptionsInStages();
+  TestNestedLoops();
   TestForks();
   std::puts("the thread pool's tests passed");
   return 0;

@@ -331,15 +331,17 @@ struct Block32 {
   static constexpr bool kSigned = false, kHasMinima = kAffine;
   static constexpr int kBias = kAffine ? 0 : kHalf;
 
-  static void ToPanel(PackedRows rows, size_t num_blocks, Panel& panel) {
+  template <class Sink>
+  static HWY_INLINE void UnpackRows(PackedRows& rows, size_t num_blocks, Sink& sink) {
     const PanelBytes d8;
     const auto fifth = hn::Set(d8, 16);
-    for (size_t b = 0; b < num_blocks; ++b, rows.data += kBlockBytes) {
-      StoreGroup(LoadPanelHalves(rows, 0), b, panel.scales);
-      if constexpr (kAffine) StoreGroup(hn::Neg(LoadPanelHalves(rows, 2)), b, panel.minima);
+    HWY_UNROLL(8)
+    for (size_t b = 0; b < num_blocks; ++b, rows.Skip(kBlockBytes)) {
+      sink.Scale(LoadHalfOfRows(rows, 0), b);
+      if constexpr (kAffine) sink.Minimum(hn::Neg(LoadHalfOfRows(rows, 2)), b);
       WordsV words[4];  // the first has the fifth bits
       if constexpr (kBits == 5) LoadWords(rows, kFifthAt, words);
-      UnpackNibblePanel(rows, kNibblesAt, b, [&](WordsV codes, size_t quad) HWY_ATTR {
+      UnpackNibbleRows(rows, kNibblesAt, b, [&](WordsV codes, size_t quad) HWY_ATTR {
         if constexpr (kBits == 5) {
           // Byte q / 2 of a row's word has the bits of quad q, those of odd ones in the upper half.
           const size_t q = quad % 8;
@@ -347,7 +349,7 @@ struct Block32 {
           const auto bits = hn::BitCast(d8, hn::Set(PanelWords(), q % 2 ? 0x80402010 : 0x08040201));
           codes = hn::Or(codes, hn::BitCast(PanelWords(), hn::IfThenElseZero(hn::TestBit(bytes, bits), fifth)));
         }
-        StoreQuad(codes, quad, panel);
+        sink.Quad(codes, quad);
       });
     }
   }
@@ -363,6 +365,14 @@ struct Block32 {
   }
 
   static constexpr PanelKind PanelOf() { return PanelKindOf<Block32>(); }
+
+  static void ToPanel(PackedRows rows, size_t num_blocks, Panel& panel) {
+    UnpackPanel<Block32>(rows, num_blocks, panel);
+  }
+
+  static void One(PackedRows rows, size_t K, const Activations& x, const int32_t* starts, float* sums) {
+    MultiplyOne<Block32>(rows, K, x, starts, sums);
+  }
 
   static void Levels(const uint8_t* blocks, size_t num_blocks, int8_t* levels, float* scales, float* minima) {
     UnpackLevels<Block32>(blocks, num_blocks, levels, scales, minima);

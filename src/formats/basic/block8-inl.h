@@ -37,13 +37,16 @@ struct Block8 {
     if constexpr (kHasSum) StoreHalf(static_cast<float>(rounded.sum) * rounded.d, out + 2);
   }
 
-  static HWY_INLINE void ToPanel(PackedRows rows, size_t num_blocks, Panel& panel) {
-    for (size_t b = 0; b < num_blocks; ++b, rows.data += kBlockBytes) {
-      StoreGroup(LoadPanelHalves(rows, 0), b, panel.scales);
+  template <class Sink>
+  static HWY_INLINE void UnpackRows(PackedRows& rows, size_t num_blocks, Sink& sink) {
+    HWY_UNROLL(8)
+    for (size_t b = 0; b < num_blocks; ++b, rows.Skip(kBlockBytes)) {
+      sink.Scale(LoadHalfOfRows(rows, 0), b);
+      HWY_UNROLL(8)
       for (size_t k = 0; k < 2; ++k) {
         WordsV words[4];
         LoadWords(rows, kCodesAt + 16 * k, words);
-        for (size_t i = 0; i < 4; ++i) StoreLevels(words[i], 8 * b + 4 * k + i, panel);
+        for (size_t i = 0; i < 4; ++i) sink.Levels(words[i], 8 * b + 4 * k + i);
       }
     }
   }

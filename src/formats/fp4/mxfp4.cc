@@ -85,12 +85,14 @@ struct Codec {
     hn::StoreU(hn::Or(hn::Load(d, codes), high), d, block + kNibblesAt);
   }
 
-  static HWY_INLINE void ToPanel(PackedRows rows, size_t num_blocks, Panel& panel) {
-    for (size_t b = 0; b < num_blocks; ++b, rows.data += kBlockBytes) {
+  template <class Sink>
+  static HWY_INLINE void UnpackRows(PackedRows& rows, size_t num_blocks, Sink& sink) {
+    HWY_UNROLL(8)
+    for (size_t b = 0; b < num_blocks; ++b, rows.Skip(kBlockBytes)) {
       HWY_ALIGN uint32_t exponents[Panel::kMaxRows];
       for (size_t r = 0; r < LanesOfPanel(); ++r) exponents[r] = rows.data[r * rows.stride];
-      StoreGroup(HalfScales(PanelFloats(), hn::Load(PanelWords(), exponents)), b, panel.scales);
-      UnpackLevelPanel(rows, kNibblesAt, b, fp4::kLevels, panel);
+      sink.Scale(HalfScales(PanelFloats(), hn::Load(PanelWords(), exponents)), b);
+      UnpackLevelRows(rows, kNibblesAt, b, fp4::kLevels, sink);
     }
   }
 

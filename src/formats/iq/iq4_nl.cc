@@ -75,10 +75,12 @@ struct Codec {
   static constexpr bool kSigned = true, kHasMinima = false;
   static constexpr int kBias = 0, kTop = 127;
 
-  static HWY_INLINE void ToPanel(PackedRows rows, size_t num_blocks, Panel& panel) {
-    for (size_t b = 0; b < num_blocks; ++b, rows.data += kBlockBytes) {
-      StoreGroup(LoadPanelHalves(rows, 0), b, panel.scales);
-      UnpackLevelPanel(rows, kNibblesAt, b, iq4::kLevels, panel);
+  template <class Sink>
+  static HWY_INLINE void UnpackRows(PackedRows& rows, size_t num_blocks, Sink& sink) {
+    HWY_UNROLL(8)
+    for (size_t b = 0; b < num_blocks; ++b, rows.Skip(kBlockBytes)) {
+      sink.Scale(LoadHalfOfRows(rows, 0), b);
+      UnpackLevelRows(rows, kNibblesAt, b, iq4::kLevels, sink);
     }
   }
 
@@ -94,6 +96,10 @@ constexpr PanelKind PanelOf() { return PanelKindOf<Codec>(); }
 
 void ToPanel(PackedRows rows, size_t num_blocks, Panel& panel) {
   UnpackPanel<Codec>(rows, num_blocks, panel);
+}
+
+void One(PackedRows rows, size_t K, const Activations& x, const int32_t* starts, float* sums) {
+  MultiplyOne<Codec>(rows, K, x, starts, sums);
 }
 
 void Levels(const uint8_t* blocks, size_t num_blocks, int8_t* levels, float* scales, float* minima) {

@@ -142,20 +142,22 @@ struct Codec {
     }
   }
 
-  static HWY_INLINE void ToPanel(PackedRows rows, size_t /*num_blocks*/, Panel& panel) {
+  template <class Sink>
+  static HWY_INLINE void UnpackRows(PackedRows& rows, size_t /*num_blocks*/, Sink& sink) {
     const PanelWords d;
     WordsV words[4];
     LoadWords(rows, 0, words);
     const FloatsV scale = LowHalves(words[0]);
     const auto four = hn::Set(d, 15), top = hn::Set(d, 0x30);
     auto high = hn::ShiftRight<12>(words[0]), low = words[1];  // the first two bits from bit 4 on
+    HWY_UNROLL(8)
     for (size_t g = 0; g < kGroups; ++g) {
       const auto code = hn::BitCast(PanelInts(), hn::Or(hn::And(low, four), hn::And(high, top)));
-      StoreGroup(hn::Mul(scale, hn::ConvertTo(PanelFloats(), hn::Sub(code, hn::Set(PanelInts(), kScaleHalf)))), g,
-                 panel.scales);
+      const auto level = hn::ConvertTo(PanelFloats(), hn::Sub(code, hn::Set(PanelInts(), kScaleHalf)));
+      sink.Scale(hn::Mul(scale, level), g);
       low = hn::ShiftRight<4>(low);
       high = hn::ShiftRight<2>(high);
-      UnpackLevelPanel(rows, kNibblesAt + 16 * g, g, iq4::kLevels, panel);
+      UnpackLevelRows(rows, kNibblesAt + 16 * g, g, iq4::kLevels, sink);
     }
   }
 
@@ -179,6 +181,10 @@ constexpr PanelKind PanelOf() { return PanelKindOf<Codec>(); }
 
 void ToPanel(PackedRows rows, size_t num_blocks, Panel& panel) {
   UnpackPanel<Codec>(rows, num_blocks, panel);
+}
+
+void One(PackedRows rows, size_t K, const Activations& x, const int32_t* starts, float* sums) {
+  MultiplyOne<Codec>(rows, K, x, starts, sums);
 }
 
 void Levels(const uint8_t* blocks, size_t num_blocks, int8_t* levels, float* scales, float* minima) {

@@ -57,18 +57,19 @@ HWY_INLINE void UnpackHeader(const uint8_t* block, float* scale, float* offset) 
   }
 }
 
-// The same for panels, of the layout of SixBitScales.
-HWY_INLINE void UnpackPanelHeader(PackedRows rows, Panel& panel) {
+// The same for rows side by side, of the layout of SixBitScales.
+template <class Sink>
+HWY_INLINE void UnpackRowHeaders(PackedRows& rows, Sink& sink) {
   const PanelWords d;
   const auto six = hn::Set(d, 0x3F3F3F3F), four = hn::Set(d, 0x0F0F0F0F), top = hn::Set(d, 0x30303030);
   WordsV words[4];
   LoadWords(rows, 0, words);
   const FloatsV scale = LowHalves(words[0]), minimum = LowHalves(hn::ShiftRight<16>(words[0]));
-  StoreByteGroups(scale, hn::And(words[1], six), 0, panel.scales);
-  StoreByteGroups(minimum, hn::And(words[2], six), 0, panel.minima);
-  StoreByteGroups(scale, hn::Or(hn::And(words[3], four), hn::And(hn::ShiftRight<2>(words[1]), top)), 4, panel.scales);
-  StoreByteGroups(minimum, hn::Or(hn::And(hn::ShiftRight<4>(words[3]), four), hn::And(hn::ShiftRight<2>(words[2]), top)),
-                  4, panel.minima);
+  StoreScales(scale, hn::And(words[1], six), 0, sink);
+  StoreMinima(minimum, hn::And(words[2], six), 0, sink);
+  const auto top_scales = hn::And(hn::ShiftRight<2>(words[1]), top), top_minima = hn::And(hn::ShiftRight<2>(words[2]), top);
+  StoreScales(scale, hn::Or(hn::And(words[3], four), top_scales), 4, sink);
+  StoreMinima(minimum, hn::Or(hn::And(hn::ShiftRight<4>(words[3]), four), top_minima), 4, sink);
 }
 
 template <class Traits>

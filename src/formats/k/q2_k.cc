@@ -55,16 +55,18 @@ struct Codec {
   static constexpr bool kSigned = false, kHasMinima = true;
   static constexpr int kBias = 0, kTop = Traits::kTop;
 
-  static HWY_INLINE void ToPanel(PackedRows rows, size_t /*num_blocks*/, Panel& panel) {
+  template <class Sink>
+  static HWY_INLINE void UnpackRows(PackedRows& rows, size_t /*num_blocks*/, Sink& sink) {
     const auto four = hn::Set(PanelWords(), 0x0F0F0F0F);
-    const FloatsV scale = LoadPanelHalves(rows, Traits::kDAt), minimum = LoadPanelHalves(rows, Traits::kDAt + 2);
+    const FloatsV scale = LoadHalfOfRows(rows, Traits::kDAt), minimum = LoadHalfOfRows(rows, Traits::kDAt + 2);
     WordsV words[4];
     LoadWords(rows, 0, words);
+    HWY_UNROLL(8)
     for (size_t i = 0; i < 4; ++i) {
-      StoreByteGroups(scale, hn::And(words[i], four), 4 * i, panel.scales);
-      StoreByteGroups(minimum, hn::And(hn::ShiftRight<4>(words[i]), four), 4 * i, panel.minima);
+      StoreScales(scale, hn::And(words[i], four), 4 * i, sink);
+      StoreMinima(minimum, hn::And(hn::ShiftRight<4>(words[i]), four), 4 * i, sink);
     }
-    UnpackTwoBitPanel(rows, kCodesAt, [&](WordsV codes, size_t quad) HWY_ATTR { StoreQuad(codes, quad, panel); });
+    UnpackTwoBitRows(rows, kCodesAt, [&](WordsV codes, size_t quad) HWY_ATTR { sink.Quad(codes, quad); });
   }
 
   static HWY_INLINE void Unpack(const uint8_t* block, size_t /*num_blocks*/, Unpacked& u) {

@@ -197,14 +197,15 @@ struct Codec {
     }
   }
 
-  static HWY_INLINE void ToPanel(PackedRows rows, size_t /*num_blocks*/, Panel& panel) {
+  template <class Sink>
+  static HWY_INLINE void UnpackRows(PackedRows& rows, size_t /*num_blocks*/, Sink& sink) {
     const PanelWords d;
     const auto four = hn::Set(d, 0x0F0F0F0F), top = hn::Set(d, 0x30303030), third = hn::Set(d, 0x04040404);
-    const FloatsV scale = LoadPanelHalves(rows, kDAt);
+    const FloatsV scale = LoadHalfOfRows(rows, kDAt);
     WordsV scales[4];
     LoadWords(rows, kScalesAt - 4, scales);  // the scales are words 1 to 3
     const auto store = [&](WordsV low, WordsV high, size_t group) HWY_ATTR {
-      StoreByteGroups<-kScaleHalf>(scale, hn::Or(hn::And(low, four), hn::And(high, top)), group, panel.scales);
+      StoreScales<-kScaleHalf>(scale, hn::Or(hn::And(low, four), hn::And(high, top)), group, sink);
     };
     store(scales[1], hn::ShiftLeft<4>(scales[3]), 0);
     store(scales[2], hn::ShiftLeft<2>(scales[3]), 4);
@@ -216,10 +217,10 @@ struct Codec {
       LoadWords(rows, 16 * k, words);
       for (size_t i = 0; i < 4; ++i) high[4 * k + i] = words[i];
     }
-    UnpackTwoBitPanel(rows, kLowAt, [&](WordsV codes, size_t quad) HWY_ATTR {
+    UnpackTwoBitRows(rows, kLowAt, [&](WordsV codes, size_t quad) HWY_ATTR {
       // Bit 4 * h + p of byte k is the third bit of code 128 * h + 32 * p + k.
       const auto bit = hn::ShiftRightSame(high[quad % 8], static_cast<int>(quad / 8));
-      StoreQuad(hn::Or(codes, hn::And(hn::ShiftLeft<2>(bit), third)), quad, panel);
+      sink.Quad(hn::Or(codes, hn::And(hn::ShiftLeft<2>(bit), third)), quad);
     });
   }
 

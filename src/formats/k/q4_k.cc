@@ -52,16 +52,19 @@ struct Codec {
   static constexpr bool kSigned = false, kHasMinima = true;
   static constexpr int kBias = 0, kTop = Traits::kTop;
 
-  static HWY_INLINE void ToPanel(PackedRows rows, size_t /*num_blocks*/, Panel& panel) {
+  template <class Sink>
+  static HWY_INLINE void UnpackRows(PackedRows& rows, size_t /*num_blocks*/, Sink& sink) {
     const auto four = hn::Set(PanelWords(), 0x0F0F0F0F);
-    affine_k::UnpackPanelHeader(rows, panel);
+    affine_k::UnpackRowHeaders(rows, sink);
+    HWY_UNROLL(8)
     for (size_t k = 0; k < 8; ++k) {
       WordsV words[4];
       LoadWords(rows, kCodesAt + 16 * k, words);
       const size_t quad = k / 2 * 16 + k % 2 * 4;
+      HWY_UNROLL(8)
       for (size_t i = 0; i < 4; ++i) {
-        StoreQuad(hn::And(words[i], four), quad + i, panel);
-        StoreQuad(hn::And(hn::ShiftRight<4>(words[i]), four), quad + 8 + i, panel);
+        sink.Quad(hn::And(words[i], four), quad + i);
+        sink.Quad(hn::And(hn::ShiftRight<4>(words[i]), four), quad + 8 + i);
       }
     }
   }

@@ -59,19 +59,23 @@ struct Codec {
   static constexpr bool kSigned = false, kHasMinima = true;
   static constexpr int kBias = 0, kTop = Traits::kTop;
 
-  static HWY_INLINE void ToPanel(PackedRows rows, size_t /*num_blocks*/, Panel& panel) {
+  template <class Sink>
+  static HWY_INLINE void UnpackRows(PackedRows& rows, size_t /*num_blocks*/, Sink& sink) {
     const auto four = hn::Set(PanelWords(), 0x0F0F0F0F), fifth = hn::Set(PanelWords(), 0x10101010);
-    affine_k::UnpackPanelHeader(rows, panel);
+    affine_k::UnpackRowHeaders(rows, sink);
+    HWY_UNROLL(8)
     for (size_t half = 0; half < 2; ++half) {
       WordsV high[4], low[4];
       LoadWords(rows, kHighAt + 16 * half, high);
+      HWY_UNROLL(8)
       for (size_t p = 0; p < 4; ++p) {
         LoadWords(rows, kLowAt + 32 * p + 16 * half, low);
+        HWY_UNROLL(8)
         for (size_t i = 0; i < 4; ++i) {
           const size_t quad = 16 * p + 4 * half + i;
           const auto a = hn::And(hn::ShiftLeft<4>(high[i]), fifth), b = hn::And(hn::ShiftLeft<3>(high[i]), fifth);
-          StoreQuad(hn::Or(hn::And(low[i], four), a), quad, panel);
-          StoreQuad(hn::Or(hn::And(hn::ShiftRight<4>(low[i]), four), b), quad + 8, panel);
+          sink.Quad(hn::Or(hn::And(low[i], four), a), quad);
+          sink.Quad(hn::Or(hn::And(hn::ShiftRight<4>(low[i]), four), b), quad + 8);
           high[i] = hn::ShiftRight<2>(high[i]);
         }
       }

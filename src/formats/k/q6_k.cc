@@ -137,29 +137,34 @@ struct Codec {
   static constexpr bool kSigned = false, kHasMinima = false;
   static constexpr int kBias = kHalf, kTop = 2 * kHalf - 1;
 
-  static HWY_INLINE void ToPanel(PackedRows rows, size_t /*num_blocks*/, Panel& panel) {
+  template <class Sink>
+  static HWY_INLINE void UnpackRows(PackedRows& rows, size_t /*num_blocks*/, Sink& sink) {
     const PanelWords d;
     const auto four = hn::Set(d, 0x0F0F0F0F), top = hn::Set(d, 0x30303030), sign = hn::Set(d, 0x80808080);
-    const FloatsV scale = LoadPanelHalves(rows, kDAt);
+    const FloatsV scale = LoadHalfOfRows(rows, kDAt);
     WordsV words[4];
     LoadWords(rows, kScaleAt, words);
-    for (size_t i = 0; i < 4; ++i) StoreByteGroups<-128>(scale, hn::Xor(words[i], sign), 4 * i, panel.scales);
+    HWY_UNROLL(8)
+    for (size_t i = 0; i < 4; ++i) StoreScales<-128>(scale, hn::Xor(words[i], sign), 4 * i, sink);
+    HWY_UNROLL(8)
     for (size_t h = 0; h < 2; ++h) {
+      HWY_UNROLL(8)
       for (size_t k = 0; k < 2; ++k) {
         WordsV high[4], a[4], b[4];
         LoadWords(rows, kHighAt + 32 * h + 16 * k, high);
         LoadWords(rows, 64 * h + 16 * k, a);
         LoadWords(rows, 64 * h + 32 + 16 * k, b);
+        HWY_UNROLL(8)
         for (size_t i = 0; i < 4; ++i) {
           const size_t quad = 32 * h + 4 * k + i;
           const auto c0 = hn::Or(hn::And(a[i], four), hn::And(hn::ShiftLeft<4>(high[i]), top));
           const auto c1 = hn::Or(hn::And(b[i], four), hn::And(hn::ShiftLeft<2>(high[i]), top));
           const auto c2 = hn::Or(hn::And(hn::ShiftRight<4>(a[i]), four), hn::And(high[i], top));
           const auto c3 = hn::Or(hn::And(hn::ShiftRight<4>(b[i]), four), hn::And(hn::ShiftRight<2>(high[i]), top));
-          StoreQuad(c0, quad, panel);
-          StoreQuad(c1, quad + 8, panel);
-          StoreQuad(c2, quad + 16, panel);
-          StoreQuad(c3, quad + 24, panel);
+          sink.Quad(c0, quad);
+          sink.Quad(c1, quad + 8);
+          sink.Quad(c2, quad + 16);
+          sink.Quad(c3, quad + 24);
         }
       }
     }

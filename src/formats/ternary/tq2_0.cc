@@ -37,10 +37,11 @@ struct Codec {
     PackTwoBits(codes, block);
   }
 
-  static HWY_INLINE void ToPanel(PackedRows rows, size_t /*num_blocks*/, Panel& panel) {
-    const FloatsV scale = LoadPanelHalves(rows, kDAt);
-    for (size_t g = 0; g < kBlock / 32; ++g) StoreGroup(scale, g, panel.scales);
-    UnpackTwoBitPanel(rows, 0, [&](WordsV codes, size_t quad) HWY_ATTR { StoreQuad(codes, quad, panel); });
+  template <class Sink>
+  static HWY_INLINE void UnpackRows(PackedRows& rows, size_t /*num_blocks*/, Sink& sink) {
+    const FloatsV scale = LoadHalfOfRows(rows, kDAt);
+    for (size_t g = 0; g < kBlock / 32; ++g) sink.Scale(scale, g);
+    UnpackTwoBitRows(rows, 0, [&](WordsV codes, size_t quad) HWY_ATTR { sink.Quad(codes, quad); });
   }
 
   static HWY_INLINE void Unpack(const uint8_t* block, size_t num_blocks, Unpacked& u) {
