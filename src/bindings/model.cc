@@ -65,14 +65,17 @@ void MatmulArrays(const Dense<float>& x, const std::string& format_name, const p
   if (out.shape(0) != x.shape(0) || static_cast<size_t>(out.shape(1)) != weights.N) {
     throw InputError("matmul:").Expected("out of shape (", num_tokens, ", ", weights.N, ")");
   }
-  const Product product = {weights, out.mutable_data(), weights.N};
+  Product product;
+  product.weights = weights;
+  product.out = out.mutable_data();
+  product.out_stride = weights.N;
   const float* rows = x.data();
   Matmul matmul(ParseCompute(compute), Threads(threads));
   MapsInUse maps;
   maps.Add(rows);
   maps.Add(weights.data);
   const GilRelease release;
-  matmul(rows, num_tokens, {product});
+  matmul(rows, num_tokens, product);
   maps.Check();
 }
 

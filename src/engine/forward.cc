@@ -100,108 +100,131 @@ void Transformer::TruncateAll(const std::map<int32_t, size_t>& lengths) {
   for (const auto& [sequence, length] : lengths) cache_.Truncate(sequence, length);
 }
 
-std::vector<Transformer::Segment> Transformer::Segments(const Token* tokens, size_t num) {
+std::vector<Transformer::Segment> Transformer::Segments(const Token* tokens, const std::vector<size_t>& rows) {
   std::vector<Segment> segments;
-  for (size_t t = 0; t < num; ++t) {
-    if (segments.empty() || segments.back().sequence != tokens[t].sequence) segments.push_back({tokens[t].sequence, 0});
+  for (const size_t row : rows) {
+    const int32_t sequence = tokens[row].sequence;
+    if (segments.empty() || segments.back().sequence != sequence) segments.push_back({sequence, 0});
     ++segments.back().num_tokens;
   }
   return segments;
 }
 
-void Transformer::MultiplyStreamed(const Linear& linear, const float* x, float* out, bool round_tokens) {
+// The rows of a streamed matrix are requested in pieces.
+void Transformer::MultiplyStreamed(const Projection& projection, bool round_tokens) {
+  const Linear& linear = *projection.linear;
   const auto [format, data, N, K] = linear.weights;
   const size_t step = std::max<size_t>(1, kStreamedWeights / std::max<size_t>(1, K));
   for (size_t first = 0; first < N; first += step) {
+    const float* bias = linear.bias.empty() ? nullptr : linear.bias.data() + first;
     size_t t = 0;
     for (const Segment& segment : segments_) {
       const Matrix rows = rows_(linear.name, linear.first_row + first, std::min(step, N - first), segment.sequence);
-      matmul_(x + t * K, segment.num_tokens, {{rows, out + t * N + first, N}}, round_tokens);
+      matmul_(inputs_.data() + t * K, segment.num_tokens,
+              {rows, projection.out + t * N + first, N, linear.scale, bias, projection.add}, round_tokens);
       t += segment.num_tokens;
     }
   }
 }
 
-void Transformer::Multiply(const float* x, size_t num, std::initializer_list<std::pair<const Linear*, float*>> products,
-                           bool round_tokens) {
-  std::vector<Product> list;
+void Transformer::Observe(size_t num, size_t K, Source input, const Projection* projections, size_t num_projections) {
+  if (inputs_.size() < num * K) inputs_.resize(num * K);
+  for (size_t t = 0; t < num; ++t) input({t, inputs_.data() + t * K});
   const std::string* observed = nullptr;  // rows of one tensor are observed once
-  for (const auto& [linear, out] : products) {
-    if (observer_ && (!observed || *observed != linear->name)) observer_(linear->name, x, num, linear->weights.K);
-    observed = &linear->name;
-    if (linear->weights.data) {
-      list.push_back({linear->weights, out, linear->weights.N});
-    } else {
-      MultiplyStreamed(*linear, x, out, round_tokens);
+  for (size_t i = 0; observer_ && i < num_projections; ++i) {
+    const std::string& name = projections[i].linear->name;
+    if (!observed || *observed != name) observer_(name, inputs_.data(), num, K);
+    observed = &name;
+  }
+}
+
+void Transformer::Project(Worker& worker, size_t num, Source input, std::initializer_list<Projection> projections,
+                          bool round_tokens, const FunctionRef<Matmul::Range>* finish) {
+  const size_t K = projections.begin()->linear->weights.K, N = projections.begin()->linear->weights.N;
+  if (CallsBack()) Observe(num, K, input, projections.begin(), projections.size());
+  const auto observed = [&](Matmul::Row row) { std::copy_n(inputs_.data() + row.token * K, K, row.x); };
+  Product products[3];
+  size_t num_products = 0;
+  for (const Projection& projection : projections) {
+    const Linear& linear = *projection.linear;
+    if (!linear.weights.data) {
+      MultiplyStreamed(projection, round_tokens);
+      continue;
     }
+    const float* bias = linear.bias.empty() ? nullptr : linear.bias.data();
+    products[num_products++] = {linear.weights, projection.out, linear.weights.N, linear.scale, bias, projection.add};
   }
-  matmul_(x, num, list, round_tokens);
-  for (const auto& [linear, out] : products) {
-    const size_t rows = linear->weights.N;
-    if (linear->scale != 1.0f) ScaleBy(out, linear->scale, num * rows);
-    if (linear->bias.empty()) continue;
-    for (size_t t = 0; t < num; ++t) AddTo(out + t * rows, linear->bias.data(), rows);
-  }
+  const bool all = num_products == projections.size();
+  matmul_.Run(worker, num, CallsBack() ? Source(observed) : input, products, num_products, round_tokens,
+              all ? finish : nullptr);
+  if (!all && finish) (*finish)({0, N});
 }
 
-void Transformer::Embed(const Token* tokens, size_t num) {
-  const Matrix& table = weights_.token_embd.weights;
-  const auto embed = [&](size_t t, const Format& format, const uint8_t* packed) {
-    float* row = &x_[t * table.K];
-    format.decode(packed, table.K / format.block_size, row);
-    if (spec_.embedding_scale != 1.0f) ScaleBy(row, spec_.embedding_scale, table.K);
-  };
-  if (table.data) {
-    ParallelFor(num, RowThreads(num, matmul_.num_threads()),
-                [&](size_t t) { embed(t, *table.format, table.Row(tokens[t].id)); });
-    return;
+void Transformer::EmbedToken(const Token& token, size_t t) {
+  Matrix row = weights_.token_embd.weights;
+  if (row.data) {
+    row.data = row.Row(token.id);
+  } else {
+    row = rows_(weights_.token_embd.name, token.id, 1, token.sequence);
   }
-  for (size_t t = 0; t < num; ++t) {
-    const Matrix row = rows_(weights_.token_embd.name, tokens[t].id, 1, tokens[t].sequence);
-    embed(t, *row.format, row.data);
-  }
+  float* x = &x_[t * row.K];
+  row.format->decode(row.data, row.K / row.format->block_size, x);
+  if (spec_.embedding_scale != 1.0f) ScaleBy(x, spec_.embedding_scale, row.K);
 }
 
-void Transformer::RotaryAngles(const Token* tokens, size_t num) {
+void Transformer::RotaryAngles(const Token& token, size_t t, size_t num) {
   const size_t pairs = spec_.rope_dim / 2;
-  float* cos = cos_.data();
-  float* sin = sin_.data();
-  for (const RopeTable& rope : spec_.ropes) {
-    for (size_t t = 0; t < num; ++t, cos += pairs, sin += pairs) {
-      const bool is_long = !rope.long_frequencies.empty() && cache_.IsLong(tokens[t].sequence);
-      const float* frequencies = is_long ? rope.long_frequencies.data() : rope.frequencies.data();
-      const float magnitude = is_long ? rope.long_magnitude : rope.magnitude;
-      for (size_t i = 0; i < pairs; ++i) {
-        const float angle = static_cast<float>(tokens[t].position) * frequencies[i];
-        cos[i] = std::cos(angle) * magnitude;
-        sin[i] = std::sin(angle) * magnitude;
-      }
+  for (size_t r = 0; r < spec_.ropes.size(); ++r) {
+    const RopeTable& rope = spec_.ropes[r];
+    float* cos = cos_.data() + (r * num + t) * pairs;
+    float* sin = sin_.data() + (r * num + t) * pairs;
+    const bool is_long = !rope.long_frequencies.empty() && cache_.IsLong(token.sequence);
+    const float* frequencies = is_long ? rope.long_frequencies.data() : rope.frequencies.data();
+    const float magnitude = is_long ? rope.long_magnitude : rope.magnitude;
+    for (size_t i = 0; i < pairs; ++i) {
+      const float angle = static_cast<float>(token.position) * frequencies[i];
+      cos[i] = std::cos(angle) * magnitude;
+      sin[i] = std::sin(angle) * magnitude;
     }
   }
 }
 
-void Transformer::Norm(const float* x, const std::vector<float>& weight, size_t num, float* out) {
-  const size_t width = weight.size();
-  ParallelFor(num, RowThreads(num, matmul_.num_threads()),
-              [&](size_t t) { RmsNorm(x + t * width, weight.data(), width, spec_.norm_eps, out + t * width); });
+void Transformer::Embed(Worker& worker, const Token* tokens, size_t num) {
+  const auto embed = [&](size_t t) {
+    EmbedToken(tokens[t], t);
+    RotaryAngles(tokens[t], t, num);
+  };
+  if (weights_.token_embd.weights.data) {
+    worker.Share(num, embed);
+  } else {
+    for (size_t t = 0; t < num; ++t) embed(t);  // they call back, so there is one worker
+  }
+  worker.Barrier();
 }
 
-// Returns the position of the next chunk's logits.
-float* Transformer::Logits(const Token* tokens, size_t num, float* logits) {
-  const size_t hidden = spec_.hidden_size;
-  std::vector<Token> wanting;
-  for (size_t t = 0; t < num; ++t) {
-    if (!tokens[t].wants_logits) continue;
-    std::copy_n(&x_[t * hidden], hidden, &x_[wanting.size() * hidden]);
-    wanting.push_back(tokens[t]);
+void Transformer::Logits(Worker& worker, float* logits) {
+  const size_t hidden = spec_.hidden_size, vocab = spec_.vocab_size, num = wanting_.size();
+  const auto normed = [&](Matmul::Row row) {
+    RmsNorm(&x_[wanting_[row.token] * hidden], weights_.output_norm.data(), hidden, spec_.norm_eps, row.x);
+  };
+  const auto cap = [&](Matmul::Range rows) {
+    for (size_t t = 0; t < num; ++t) SoftCap(logits + t * vocab + rows.first, 1.0f, spec_.logit_softcap, rows.num);
+  };
+  const FunctionRef<Matmul::Range> finish = cap;
+  Project(worker, num, normed, {{&weights_.output, logits}}, /*round_tokens=*/false,
+          spec_.logit_softcap != 0 ? &finish : nullptr);
+  worker.Barrier();
+}
+
+void Transformer::Chunk(Worker& worker, const Token* tokens, size_t num, float* logits) {
+  Embed(worker, tokens, num);
+  for (size_t layer = 0; layer < spec_.num_layers; ++layer) {
+    AttentionBranch(worker, layer, tokens, num);
+    FeedForwardBranch(worker, weights_.layers[layer], num);
   }
-  const size_t wanted = wanting.size();
-  if (wanted == 0) return logits;
-  segments_ = Segments(wanting.data(), wanted);
-  Norm(x_.data(), weights_.output_norm, wanted, normed_.data());
-  Multiply(normed_.data(), wanted, {{&weights_.output, logits}}, /*round_tokens=*/false);
-  if (spec_.logit_softcap != 0) SoftCap(logits, 1.0f, spec_.logit_softcap, wanted * spec_.vocab_size);
-  return logits + wanted * spec_.vocab_size;
+  if (wanting_.empty()) return;
+  if (worker.id() == 0 && rows_) segments_ = Segments(tokens, wanting_);
+  Logits(worker, logits);
 }
 
 void Transformer::Forward(const Batch& batch, float* logits) {
@@ -224,7 +247,7 @@ void Transformer::Run(const Batch& batch, float* logits) {
   const auto grow = [&](hwy::AlignedVector<float>& buffer, size_t columns) {
     if (buffer.size() < rows * columns) buffer.resize(rows * columns);
   };
-  for (hwy::AlignedVector<float>* buffer : {&x_, &normed_}) grow(*buffer, spec_.hidden_size);
+  for (hwy::AlignedVector<float>* buffer : {&x_, &branch_}) grow(*buffer, spec_.hidden_size);
   for (hwy::AlignedVector<float>* buffer : {&q_, &attended_}) grow(*buffer, spec_.num_heads * spec_.head_dim);
   for (hwy::AlignedVector<float>* buffer : {&k_, &v_}) grow(*buffer, spec_.num_kv_heads * spec_.head_dim);
   for (hwy::AlignedVector<float>* buffer : {&gate_, &up_}) grow(*buffer, spec_.intermediate_size);
@@ -233,14 +256,19 @@ void Transformer::Run(const Batch& batch, float* logits) {
   for (size_t first = 0; first < tokens.size(); first += kMaxChunk) {
     const Token* chunk = tokens.data() + first;
     const size_t num = std::min(kMaxChunk, tokens.size() - first);
-    segments_ = Segments(chunk, num);
-    Embed(chunk, num);
-    RotaryAngles(chunk, num);
-    for (size_t layer = 0; layer < spec_.num_layers; ++layer) {
-      AttentionBranch(layer, chunk, num);
-      FeedForwardBranch(weights_.layers[layer], num);
+    wanting_.clear();
+    for (size_t t = 0; t < num; ++t) wanting_.push_back(t);
+    segments_ = Segments(chunk, wanting_);
+    wanting_.erase(std::remove_if(wanting_.begin(), wanting_.end(), [&](size_t t) { return !chunk[t].wants_logits; }),
+                   wanting_.end());
+    const auto body = [&](Worker& worker) { Chunk(worker, chunk, num, logits); };
+    if (CallsBack()) {
+      Worker alone(matmul_.num_threads());
+      body(alone);
+    } else {
+      RunTeam(matmul_.num_threads(), body);
     }
-    logits = Logits(chunk, num, logits);
+    logits += wanting_.size() * spec_.vocab_size;
   }
 }
 

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "src/base/fork.h"
+#include "src/base/threads.h"
 #include "src/engine/kv_cache.h"
 #include "src/engine/spec.h"
 #include "src/engine/weights.h"
@@ -95,33 +96,56 @@ class Transformer {
     size_t num_tokens;
   };
 
+  // A linear map of the rows of an input, to be written to or added to `out`.
+  struct Projection {
+    const Linear* linear;
+    float* out;
+    bool add = false;
+  };
+
+  // Writes a row of the input of a projection.
+  using Source = FunctionRef<Matmul::Row>;
+
   std::map<int32_t, size_t> Admit(const Batch& batch);
   void TruncateAll(const std::map<int32_t, size_t>& lengths);
   void Run(const Batch& batch, float* logits);
-  void Embed(const Token* tokens, size_t num);
-  void RotaryAngles(const Token* tokens, size_t num);
-  void AttentionBranch(size_t layer, const Token* tokens, size_t num);
-  void FeedForwardBranch(const LayerWeights& w, size_t num);
+  bool CallsBack() const { return observer_ || rows_; }
+
+  // Parts of the body that all workers run together (RunTeam). Each ends with a barrier.
+  void Chunk(Worker& worker, const Token* tokens, size_t num, float* logits);
+  void Embed(Worker& worker, const Token* tokens, size_t num);
+  void AttentionBranch(Worker& worker, size_t layer, const Token* tokens, size_t num);
+  void FeedForwardBranch(Worker& worker, const LayerWeights& w, size_t num);
+  void Logits(Worker& worker, float* logits);
+  // Adds linear * input to the residual stream. With a norm of the branch's result, that is added.
+  void AddBranch(Worker& worker, size_t num, Source input, const Linear& linear, const std::vector<float>& post_norm,
+                 bool round_tokens);
+  // Without a barrier at the end. finish: as for Matmul::Run.
+  void Project(Worker& worker, size_t num, Source input, std::initializer_list<Projection> projections,
+               bool round_tokens, const FunctionRef<Matmul::Range>* finish = nullptr);
+
+  void EmbedToken(const Token& token, size_t t);
+  void RotaryAngles(const Token& token, size_t t, size_t num);
   void FinishQueryKeyValue(size_t layer, const Token& token, size_t t, size_t num);
-  void AddBranch(const std::vector<float>& post_norm, size_t num);
-  void Norm(const float* x, const std::vector<float>& weight, size_t num, float* out);
-  float* Logits(const Token* tokens, size_t num, float* logits);
-  static std::vector<Segment> Segments(const Token* tokens, size_t num);
-  void MultiplyStreamed(const Linear& linear, const float* x, float* out, bool round_tokens);
-  void Multiply(const float* x, size_t num, std::initializer_list<std::pair<const Linear*, float*>> products,
-                bool round_tokens);
+  void Observe(size_t num, size_t K, Source input, const Projection* projections, size_t num_projections);
+  void MultiplyStreamed(const Projection& projection, bool round_tokens);
+  static std::vector<Segment> Segments(const Token* tokens, const std::vector<size_t>& rows);
 
   ModelSpec spec_;
   Weights weights_;
   KvCache cache_;
   Matmul matmul_;
+  AttentionPlan attention_;
   Observer observer_;
   RowSource rows_;
-  std::vector<Segment> segments_;  // of the rows that are multiplied now
+  std::vector<AttentionQuery> queries_;
+  std::vector<size_t> wanting_;    // rows of the chunk whose logits are wanted
+  std::vector<Segment> segments_;  // of the rows that are multiplied now, if matrices are streamed
   ForkMutex mutex_{"the model"};
 
   // One row per token of the chunk.
-  hwy::AlignedVector<float> x_, normed_, q_, k_, v_, attended_, gate_, up_;
+  hwy::AlignedVector<float> x_, branch_, q_, k_, v_, attended_, gate_, up_;
+  hwy::AlignedVector<float> inputs_;     // of a projection, if it is observed or streamed
   hwy::AlignedVector<float> cos_, sin_;  // [ropes][tokens of the chunk][rope_dim / 2]
 };
 

@@ -38,45 +38,76 @@ void Transformer::FinishQueryKeyValue(size_t layer, const Token& token, size_t t
   cache_.Store(token.sequence, token.position, layer, key, &v_[t * spec_.num_kv_heads * dim]);
 }
 
-// Adds the result of a branch, which is in normed_.
-void Transformer::AddBranch(const std::vector<float>& post_norm, size_t num) {
-  if (!post_norm.empty()) Norm(normed_.data(), post_norm, num, normed_.data());
-  AddTo(x_.data(), normed_.data(), num * spec_.hidden_size);
+void Transformer::AddBranch(Worker& worker, size_t num, Source input, const Linear& linear,
+                            const std::vector<float>& post_norm, bool round_tokens) {
+  const size_t hidden = spec_.hidden_size;
+  const bool normed = !post_norm.empty();
+  Project(worker, num, input, {{&linear, normed ? branch_.data() : x_.data(), /*add=*/!normed}}, round_tokens);
+  worker.Barrier();
+  if (!normed) return;
+  worker.Share(num, [&](size_t t) {
+    float* branch = &branch_[t * hidden];
+    RmsNorm(branch, post_norm.data(), hidden, spec_.norm_eps, branch);
+    AddTo(&x_[t * hidden], branch, hidden);
+  });
+  worker.Barrier();
 }
 
-void Transformer::AttentionBranch(size_t layer, const Token* tokens, size_t num) {
+void Transformer::AttentionBranch(Worker& worker, size_t layer, const Token* tokens, size_t num) {
   const LayerWeights& w = weights_.layers[layer];
-  const size_t threads = matmul_.num_threads();
-  const size_t q_dim = spec_.num_heads * spec_.head_dim;
+  const size_t hidden = spec_.hidden_size, q_dim = spec_.num_heads * spec_.head_dim;
   const bool round = spec_.int8_activations;
-
-  Norm(x_.data(), w.attn_norm, num, normed_.data());
-  Multiply(normed_.data(), num, {{&w.attn_q, q_.data()}, {&w.attn_k, k_.data()}, {&w.attn_v, v_.data()}}, round);
-  ParallelFor(num, RowThreads(num, threads), [&](size_t t) { FinishQueryKeyValue(layer, tokens[t], t, num); });
-  std::vector<AttentionQuery> queries;
-  const size_t window = spec_.windows[layer] == 0 ? SIZE_MAX : spec_.windows[layer];
-  for (size_t t = 0; t < num; ++t) {
-    const size_t num_keys = static_cast<size_t>(tokens[t].position) + 1;
-    queries.push_back({&q_[t * q_dim], &attended_[t * q_dim], cache_.Pages(tokens[t].sequence).data(),
-                       num_keys > window ? num_keys - window : 0, num_keys});
+  const auto normed = [&](Matmul::Row row) {
+    RmsNorm(&x_[row.token * hidden], w.attn_norm.data(), hidden, spec_.norm_eps, row.x);
+  };
+  Project(worker, num, normed, {{&w.attn_q, q_.data()}, {&w.attn_k, k_.data()}, {&w.attn_v, v_.data()}}, round);
+  worker.Barrier();
+  worker.Share(num, [&](size_t t) { FinishQueryKeyValue(layer, tokens[t], t, num); });
+  if (worker.id() == 0) {
+    queries_.clear();
+    const size_t window = spec_.windows[layer] == 0 ? SIZE_MAX : spec_.windows[layer];
+    for (size_t t = 0; t < num; ++t) {
+      const size_t num_keys = static_cast<size_t>(tokens[t].position) + 1;
+      queries_.push_back({&q_[t * q_dim], &attended_[t * q_dim], cache_.Pages(tokens[t].sequence).data(),
+                          num_keys > window ? num_keys - window : 0, num_keys});
+    }
+    attention_.Plan(cache_.layout(), spec_.num_heads, queries_);
   }
-  Attention(cache_.layout(), layer, spec_.num_heads, {spec_.attention_scale, spec_.attention_softcap}, queries,
-            threads);
-  if (!w.attn_sub_norm.empty()) Norm(attended_.data(), w.attn_sub_norm, num, attended_.data());
-  Multiply(attended_.data(), num, {{&w.attn_output, normed_.data()}}, round);
-  AddBranch(w.attn_post_norm, num);
+  worker.Barrier();
+  attention_.Run(worker, cache_.layout(), layer, {spec_.attention_scale, spec_.attention_softcap});
+  worker.Barrier();
+  const auto attended = [&](Matmul::Row row) {
+    const float* of_token = &attended_[row.token * q_dim];
+    if (w.attn_sub_norm.empty()) {
+      std::copy_n(of_token, q_dim, row.x);
+    } else {
+      RmsNorm(of_token, w.attn_sub_norm.data(), q_dim, spec_.norm_eps, row.x);
+    }
+  };
+  AddBranch(worker, num, attended, w.attn_output, w.attn_post_norm, round);
 }
 
-void Transformer::FeedForwardBranch(const LayerWeights& w, size_t num) {
-  const size_t inner = spec_.intermediate_size;
+void Transformer::FeedForwardBranch(Worker& worker, const LayerWeights& w, size_t num) {
+  const size_t hidden = spec_.hidden_size, inner = spec_.intermediate_size;
   const bool round = spec_.int8_activations;
-  Norm(x_.data(), w.ffn_norm, num, normed_.data());
-  Multiply(normed_.data(), num, {{&w.ffn_gate, gate_.data()}, {&w.ffn_up, up_.data()}}, round);
-  ParallelFor(num, RowThreads(num, matmul_.num_threads()),
-              [&](size_t t) { Gate(spec_.activation, &gate_[t * inner], &up_[t * inner], inner); });
-  if (!w.ffn_sub_norm.empty()) Norm(gate_.data(), w.ffn_sub_norm, num, gate_.data());
-  Multiply(gate_.data(), num, {{&w.ffn_down, normed_.data()}}, round);
-  AddBranch(w.ffn_post_norm, num);
+  const auto normed = [&](Matmul::Row row) {
+    RmsNorm(&x_[row.token * hidden], w.ffn_norm.data(), hidden, spec_.norm_eps, row.x);
+  };
+  const auto gate = [&](Matmul::Range rows) {
+    for (size_t at = rows.first; at < num * inner; at += inner) Gate(spec_.activation, &gate_[at], &up_[at], rows.num);
+  };
+  const FunctionRef<Matmul::Range> finish = gate;
+  Project(worker, num, normed, {{&w.ffn_gate, gate_.data()}, {&w.ffn_up, up_.data()}}, round, &finish);
+  worker.Barrier();
+  const auto gated = [&](Matmul::Row row) {
+    const float* of_token = &gate_[row.token * inner];
+    if (w.ffn_sub_norm.empty()) {
+      std::copy_n(of_token, inner, row.x);
+    } else {
+      RmsNorm(of_token, w.ffn_sub_norm.data(), inner, spec_.norm_eps, row.x);
+    }
+  };
+  AddBranch(worker, num, gated, w.ffn_down, w.ffn_post_norm, round);
 }
 
 }  // namespace lowbit

@@ -1,7 +1,5 @@
 #include "src/kernels/activations.h"
 
-#include "src/base/threads.h"
-
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "src/kernels/activations.cc"
 #include "hwy/foreach_target.h"  // must come before highway.h
@@ -12,7 +10,7 @@ namespace lowbit {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-void RoundToken(const float* HWY_RESTRICT x, size_t K, float* HWY_RESTRICT codes, float* HWY_RESTRICT scale) {
+float RoundToken(float* HWY_RESTRICT x, size_t K) {
   const hn::CappedTag<float, 16> df;
   const hn::RebindToSigned<decltype(df)> di32;
   const size_t N = hn::Lanes(df);
@@ -27,9 +25,9 @@ void RoundToken(const float* HWY_RESTRICT x, size_t K, float* HWY_RESTRICT codes
   for (size_t i = 0; i < K; i += N) {
     const size_t n = HWY_MIN(N, K - i);
     const auto rounded = hn::Round(hn::Mul(hn::LoadN(df, x + i, n), hn::Set(df, s)));
-    hn::StoreN(hn::Clamp(rounded, lo, hi), df, codes + i, n);
+    hn::StoreN(hn::Clamp(rounded, lo, hi), df, x + i, n);
   }
-  *scale = 1.0f / s;
+  return 1.0f / s;
 }
 
 // If `given` is not null, x has codes and *given is their scale.
@@ -81,27 +79,27 @@ namespace lowbit {
 HWY_EXPORT(RoundToken);
 HWY_EXPORT(QuantizeGroups);
 
-void RoundTokens(const float* x, size_t num_tokens, size_t K, size_t num_threads, float* codes, float* scales) {
-  ParallelFor(num_tokens, num_tokens < 8 ? 1 : num_threads,
-              [&](size_t t) { HWY_DYNAMIC_DISPATCH(RoundToken)(x + t * K, K, codes + t * K, scales + t); });
+float RoundToken(float* x, size_t K) { return HWY_DYNAMIC_DISPATCH(RoundToken)(x, K); }
+
+void ActivationBuffer::Reserve(size_t num_tokens, size_t K) {
+  const size_t num = num_tokens * K;
+  if (q_.size() < num) q_.resize(num);
+  for (hwy::AlignedVector<float>* buffer : {&scale_, &sum32_}) {
+    if (buffer->size() < num / 32) buffer->resize(num / 32);
+  }
+  if (q32_.size() < num / 32) q32_.resize(num / 32);
+  if (sum16_.size() < num / 16) sum16_.resize(num / 16);
+  if (q16_.size() < num / 16) q16_.resize(num / 16);
 }
 
-Activations ActivationBuffer::Quantize(const float* x, size_t num_tokens, size_t K, size_t num_threads,
-                                       const float* token_scales) {
-  const size_t groups = K / Activations::kGroup;
-  if (q_.size() < num_tokens * K) {
-    q_.resize(num_tokens * K);
-    for (hwy::AlignedVector<float>* buffer : {&scale_, &sum32_}) buffer->resize(num_tokens * groups);
-    sum16_.resize(num_tokens * groups * 2);
-    q16_.resize(num_tokens * groups * 2);
-    q32_.resize(num_tokens * groups);
-  }
-  ParallelFor(num_tokens, num_tokens < 8 ? 1 : num_threads, [&](size_t t) {
-    const size_t g = t * groups;
-    HWY_DYNAMIC_DISPATCH(QuantizeGroups)
-    (x + t * K, groups, token_scales ? token_scales + t : nullptr, q_.data() + t * K, scale_.data() + g,
-     sum16_.data() + 2 * g, sum32_.data() + g, q16_.data() + 2 * g, q32_.data() + g);
-  });
+void ActivationBuffer::Round(const float* x, size_t t, size_t K, const float* token_scale) {
+  const size_t groups = K / Activations::kGroup, g = t * groups;
+  HWY_DYNAMIC_DISPATCH(QuantizeGroups)
+  (x, groups, token_scale, q_.data() + t * K, scale_.data() + g, sum16_.data() + 2 * g, sum32_.data() + g,
+   q16_.data() + 2 * g, q32_.data() + g);
+}
+
+Activations ActivationBuffer::View(size_t num_tokens, size_t K) const {
   return {num_tokens, K, q_.data(), scale_.data(), sum16_.data(), sum32_.data(), q16_.data(), q32_.data()};
 }
 

@@ -5,21 +5,26 @@
 
 #include "hwy/aligned_allocator.h"
 #include "src/formats/activations.h"
+#include "src/formats/format.h"
 
 namespace lowbit {
 
-// Rounds num_tokens rows of K floats to integers with one scale per row, as in BitNet (Ma et al. 2024) and
-// transformers: codes = clamp(round to even(x * s), -128, 127), s = 127 / max(max|x|, 1e-5), x = scales * codes, scales
-// = 1 / s. The codes are stored as floats.
-void RoundTokens(const float* x, size_t num_tokens, size_t K, size_t num_threads, float* codes, float* scales);
+// Rounds a row of K floats to integers with one scale, as in BitNet (Ma et al. 2024) and transformers: codes =
+// clamp(round to even(x * s), -128, 127), s = 127 / max(max|x|, 1e-5), x = scale * codes, scale = 1 / s. The codes
+// replace x, as floats. Returns the scale.
+float RoundToken(float* x, size_t K);
 
 // Storage for Activations, reused by later calls. It grows to the largest one.
 class ActivationBuffer {
  public:
-  // x: num_tokens rows of K floats; K is a multiple of 32. The result points into this buffer. With `token_scales`, x
-  // has the codes of RoundTokens and `token_scales` their scales; both are used unchanged.
-  Activations Quantize(const float* x, size_t num_tokens, size_t K, size_t num_threads,
-                       const float* token_scales = nullptr);
+  // Makes room for num_tokens rows of K values; K is a multiple of 32.
+  void Reserve(size_t num_tokens, size_t K);
+
+  // Rounds row t. With `token_scale`, x has the codes of RoundToken, and both are used unchanged.
+  void Round(const float* x, size_t t, size_t K, const float* token_scale = nullptr);
+
+  // The first num_tokens rows.
+  Activations View(size_t num_tokens, size_t K) const;
 
  private:
   hwy::AlignedVector<int8_t> q_;

@@ -3,7 +3,6 @@
 #include <algorithm>
 
 #include "hwy/aligned_allocator.h"
-#include "src/base/threads.h"
 #include "src/formats/format.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -225,10 +224,9 @@ void StoreKeyValue(const KvLayout& layout, uint8_t* page, size_t slot, size_t la
   StoreElements(layout, page, slot, layer, halves.data(), halves.data() + num);
 }
 
-void Attention(const KvLayout& layout, size_t layer, size_t num_heads, AttentionScores how,
-               const std::vector<AttentionQuery>& queries, size_t num_threads) {
+void AttentionPlan::Plan(const KvLayout& layout, size_t num_heads, const std::vector<AttentionQuery>& queries) {
   const size_t group = num_heads / layout.num_kv_heads;
-  std::vector<AttentionTile> tiles;
+  tiles_.clear();
   for (size_t h = 0; h < layout.num_kv_heads; ++h) {
     AttentionTile tile{};
     tile.kv_head = h;
@@ -236,7 +234,7 @@ void Attention(const KvLayout& layout, size_t layer, size_t num_heads, Attention
       const AttentionQuery& query = queries[i];
       for (size_t g = 0; g < group; ++g) {
         if (tile.num_rows == AttentionTile::kMaxRows || (tile.num_rows != 0 && tile.pages != query.pages)) {
-          tiles.push_back(tile);
+          tiles_.push_back(tile);
           tile.num_rows = 0;
         }
         tile.pages = query.pages;
@@ -246,10 +244,13 @@ void Attention(const KvLayout& layout, size_t layer, size_t num_heads, Attention
         tile.num_keys[tile.num_rows++] = query.num_keys;
       }
     }
-    if (tile.num_rows != 0) tiles.push_back(tile);
+    if (tile.num_rows != 0) tiles_.push_back(tile);
   }
-  ParallelFor(tiles.size(), num_threads, [&](size_t i) {
-    const AttentionTile& tile = tiles[i];
+}
+
+void AttentionPlan::Run(Worker& worker, const KvLayout& layout, size_t layer, AttentionScores how) const {
+  worker.Share(tiles_.size(), [&](size_t i) {
+    const AttentionTile& tile = tiles_[i];
     const size_t padded = (tile.EndKey() - tile.FirstKey() + kPage - 1) / kPage * kPage;
     thread_local hwy::AlignedVector<float> scores;
     if (scores.size() < tile.num_rows * padded) scores.resize(tile.num_rows * padded);

@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "src/base/threads.h"
+
 namespace lowbit {
 
 // Sizes and layout of a page: 64 consecutive tokens of one sequence, all layers. In each layer, for each head:
@@ -61,13 +63,23 @@ struct AttentionScores {
   float cap;  // 0: none
 };
 
-// out = softmax(s) v for every query. num_heads is a multiple of num_kv_heads. The result of a head depends only on its
-// own query and keys. Other tokens in the tile get weight 0. A non-finite value there still produces NaN.
-//
-// Cost: 2 * (num_keys - first_key) * head_dim multiply-adds per head, and up to one page more. Keys are read once for 8
-// rows.
-void Attention(const KvLayout& layout, size_t layer, size_t num_heads, AttentionScores how,
-               const std::vector<AttentionQuery>& queries, size_t num_threads);
+// out = softmax(s) v for queries of one step. Reused by later steps.
+class AttentionPlan {
+ public:
+  // Divides the work into tiles. num_heads is a multiple of num_kv_heads.
+  void Plan(const KvLayout& layout, size_t num_heads, const std::vector<AttentionQuery>& queries);
+
+  // Part of a body of RunTeam, called by all workers after Plan and a barrier. No barrier follows. The result of a head
+  // depends only on its own query and keys. Other tokens in the tile get weight 0. A non-finite value there still produces
+  // NaN.
+  //
+  // Cost: 2 * (num_keys - first_key) * head_dim multiply-adds per head, and up to one page more. Keys are read once for 8
+  // rows.
+  void Run(Worker& worker, const KvLayout& layout, size_t layer, AttentionScores how) const;
+
+ private:
+  std::vector<AttentionTile> tiles_;
+};
 
 // Writes one token's key and value, num_kv_heads * head_dim floats each, into slot `slot` of a page.
 void StoreKeyValue(const KvLayout& layout, uint8_t* page, size_t slot, size_t layer, const float* key,

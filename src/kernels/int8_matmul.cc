@@ -173,13 +173,17 @@ HWY_EXPORT(MultiplyRows);
 
 size_t StripRows() { return HWY_DYNAMIC_DISPATCH(StripRows)(); }
 
-const int32_t* GroupStarts::Compute(const Format& format, const Activations& x) {
-  const int32_t bias = HWY_DYNAMIC_DISPATCH(Bias)(format.panel);
-  const int32_t* sums = format.panel.group == 16 ? x.q16 : x.q32;
+void GroupStarts::Reserve(const Format& format, const Activations& x) {
   const size_t num = x.num_tokens * x.K / format.panel.group;
   if (starts_.size() < num) starts_.resize(num);
-  for (size_t i = 0; i < num; ++i) starts_[i] = -bias * sums[i];
-  return starts_.data();
+}
+
+void GroupStarts::Compute(const Format& format, const Activations& x, size_t t) {
+  const int32_t bias = HWY_DYNAMIC_DISPATCH(Bias)(format.panel);
+  const size_t groups = x.K / format.panel.group;
+  const int32_t* sums = (format.panel.group == 16 ? x.q16 : x.q32) + t * groups;
+  int32_t* starts = starts_.data() + t * groups;
+  for (size_t g = 0; g < groups; ++g) starts[g] = -bias * sums[g];
 }
 
 void MultiplyInt8(const Matrix& weights, size_t first, size_t num_rows, const Activations& x, const int32_t* starts,

@@ -10,12 +10,16 @@
 
 namespace lowbit {
 
-// The integer that each sum of products of a group starts with: -bias * (sum of the group's activations), which takes
-// the bias off the codes. Reused by later calls.
+// The integers that sums of products of a group start with: -bias * (sum of the group's activations), which takes the
+// bias off the codes. Reused by later calls.
 class GroupStarts {
  public:
-  // [num_tokens][K / group] for weights of this format. The result points into this buffer.
-  const int32_t* Compute(const Format& format, const Activations& x);
+  // Makes room for x and weights of this format.
+  void Reserve(const Format& format, const Activations& x);
+  // Computes those of token t.
+  void Compute(const Format& format, const Activations& x, size_t t);
+  // [num_tokens][K / group]
+  const int32_t* data() const { return starts_.data(); }
 
  private:
   hwy::AlignedVector<int32_t> starts_;

@@ -4,7 +4,6 @@
 #include <type_traits>
 
 #include "src/base/error.h"
-#include "src/base/threads.h"
 #include "src/io/text.h"
 #include "src/kernels/elementwise.h"
 
@@ -115,10 +114,11 @@ bool IsBf16(const Format& format) {
   return &format == &bf16;
 }
 
-// Decoded rows of one panel: one buffer per thread, reused by later calls.
+// A buffer of the thread, reused by later calls. Those that are in use at the same time have different slots.
 template <typename T>
-T* ThreadBuffer(size_t num) {
-  thread_local hwy::AlignedVector<T> buffer;
+T* ThreadBuffer(size_t num, size_t slot = 0) {
+  thread_local hwy::AlignedVector<T> buffers[2];
+  hwy::AlignedVector<T>& buffer = buffers[slot];
   if (buffer.size() < num) buffer.resize(num);
   return buffer.data();
 }
@@ -152,21 +152,14 @@ Compute Resolve(Compute compute, const Format& format, size_t num_tokens) {
   return float_as_int8 || rounds_f32 ? Compute::kF32 : compute;
 }
 
-// Rows per task: few enough to balance the work, enough to amortise the loop overhead.
-size_t RowsPerTask(const Matrix& w, Compute how, size_t num_threads) {
-  if (how != Compute::kInt8) return 32;
-  const size_t strip = StripRows();
-  return std::clamp<size_t>(w.N / (num_threads * 4) / strip, 1, 8) * strip;
-}
+// Up to this many tokens each worker prepares the input for itself, which takes less time than a barrier.
+constexpr size_t kMostOwnTokens = 4;
 
-// A product and the tasks [first_task, next part's first_task) that compute it.
-struct Part {
-  const Product* product;
-  Compute how;
-  const int32_t* starts;
-  size_t rows_per_task;
-  size_t first_task;
-};
+// Rows per task: few enough to balance the work, enough to amortise the loop overhead.
+size_t RowsPerTask(size_t num_rows, size_t num_workers) {
+  const size_t strip = StripRows();
+  return std::clamp<size_t>(num_rows / (num_workers * 4) / strip, 1, 8) * strip;
+}
 
 }  // namespace
 
@@ -178,60 +171,129 @@ Compute ParseCompute(const std::string& name) {
   throw InputError("compute:").Expected("auto, int8, bf16 or f32").Found(Quoted(name));
 }
 
-void Matmul::operator()(const float* x, size_t num_tokens, const std::vector<Product>& products, bool round_tokens) {
-  if (num_tokens == 0 || products.empty()) return;
+void Matmul::Reserve(MatmulInput& input, size_t num_tokens, const Product* products, size_t num_products) const {
   const size_t K = products[0].weights.K;
-  const float* token_scales = nullptr;
-  if (round_tokens) {
-    if (codes_.size() < num_tokens * K) codes_.resize(num_tokens * K);
-    if (token_scales_.size() < num_tokens) token_scales_.resize(num_tokens);
-    RoundTokens(x, num_tokens, K, num_threads_, codes_.data(), token_scales_.data());
-    x = codes_.data();
-    token_scales = token_scales_.data();
-  }
-  std::vector<Part> parts;
-  size_t num_tasks = 0;
-  Activations int8{};
-  bool need_bf16 = false;
-  if (starts_.size() < products.size()) starts_.resize(products.size());
-  for (size_t i = 0; i < products.size(); ++i) {
-    const Product& p = products[i];
-    const Format& format = *p.weights.format;
-    const Compute how = Resolve(compute_, format, num_tokens);
-    const int32_t* starts = nullptr;
-    if (how == Compute::kInt8) {
-      if (int8.q == nullptr) int8 = int8_.Quantize(x, num_tokens, K, num_threads_, token_scales);
-      const bool same = i != 0 && parts.back().starts && products[i - 1].weights.format == &format;
-      starts = same ? parts.back().starts : starts_[i].Compute(format, int8);
+  input.num_tokens = num_tokens;
+  input.K = K;
+  if (input.token_scales.size() < num_tokens) input.token_scales.resize(num_tokens);
+  if (input.starts.size() < num_products) input.starts.resize(num_products);
+  for (size_t i = 0; i < num_products; ++i) {
+    const Format& format = *products[i].weights.format;
+    switch (Resolve(compute_, format, num_tokens)) {
+      case Compute::kInt8:
+        input.int8.Reserve(num_tokens, K);
+        input.starts[i].Reserve(format, input.int8.View(num_tokens, K));
+        break;
+      case Compute::kBf16:
+        if (input.bf16.size() < num_tokens * K) input.bf16.resize(num_tokens * K);
+        break;
+      default:
+        if (input.f32.size() < num_tokens * K) input.f32.resize(num_tokens * K);
     }
-    need_bf16 |= how == Compute::kBf16;
-    const size_t rows = RowsPerTask(p.weights, how, num_threads_);
-    parts.push_back({&p, how, starts, rows, num_tasks});
-    num_tasks += (p.weights.N + rows - 1) / rows;
   }
-  if (need_bf16) {
-    if (bf16_.size() < num_tokens * K) bf16_.resize(num_tokens * K);
-    HWY_DYNAMIC_DISPATCH(RoundToBf16)(x, num_tokens * K, bf16_.data());
+}
+
+void Matmul::PrepareRow(MatmulInput& input, size_t t, FunctionRef<Row> row, const Product* products,
+                        size_t num_products) const {
+  const size_t K = input.K;
+  float* x = ThreadBuffer<float>(K);
+  row({t, x});
+  if (input.rounded) input.token_scales[t] = RoundToken(x, K);
+  bool has_int8 = false, has_bf16 = false, has_f32 = false;
+  for (size_t i = 0; i < num_products; ++i) {
+    const Format& format = *products[i].weights.format;
+    const Compute how = Resolve(compute_, format, input.num_tokens);
+    if (how == Compute::kInt8) {
+      if (!has_int8) input.int8.Round(x, t, K, input.rounded ? &input.token_scales[t] : nullptr);
+      input.starts[i].Compute(format, input.int8.View(input.num_tokens, K), t);
+    } else if (how == Compute::kBf16 && !has_bf16) {
+      HWY_DYNAMIC_DISPATCH(RoundToBf16)(x, K, input.bf16.data() + t * K);
+    } else if (how == Compute::kF32 && !has_f32) {
+      std::copy_n(x, K, input.f32.data() + t * K);
+    }
+    has_int8 |= how == Compute::kInt8;
+    has_bf16 |= how == Compute::kBf16;
+    has_f32 |= how == Compute::kF32;
   }
-  ParallelFor(num_tasks, num_threads_, [&](size_t task) {
-    size_t i = parts.size() - 1;
-    while (parts[i].first_task > task) --i;
-    const Matrix& w = parts[i].product->weights;
-    const size_t first = (task - parts[i].first_task) * parts[i].rows_per_task;
-    const size_t num_rows = std::min(parts[i].rows_per_task, w.N - first);
-    float* out = parts[i].product->out + first;
-    const size_t stride = parts[i].product->out_stride;
-    if (parts[i].how == Compute::kInt8) {
-      MultiplyInt8(w, first, num_rows, int8, parts[i].starts, out, stride);
+}
+
+void Matmul::MultiplyRows(const MatmulInput& input, size_t index, const Product& product, Range rows) const {
+  const Matrix& w = product.weights;
+  const size_t num_tokens = input.num_tokens;
+  float* out = product.out + rows.first;
+  float* result = product.add ? ThreadBuffer<float>(num_tokens * rows.num, /*slot=*/1) : out;
+  const size_t stride = product.add ? rows.num : product.out_stride;
+  const Compute how = Resolve(compute_, *w.format, num_tokens);
+  if (how == Compute::kInt8) {
+    MultiplyInt8(w, rows.first, rows.num, input.int8.View(num_tokens, w.K), input.starts[index].data(), result, stride);
+  } else {
+    // In panels of 32 decoded rows.
+    for (size_t n = 0; n < rows.num; n += 32) {
+      const size_t first = rows.first + n, num = std::min<size_t>(32, rows.num - n);
+      if (how == Compute::kBf16) {
+        const hwy::bfloat16_t* panel = DecodeBf16(w, first, num);
+        HWY_DYNAMIC_DISPATCH(PanelBf16)(panel, num, input.bf16.data(), num_tokens, w.K, result + n, stride);
+      } else {
+        const float* panel = DecodeF32(w, first, num);
+        HWY_DYNAMIC_DISPATCH(PanelF32)(panel, num, input.f32.data(), num_tokens, w.K, result + n, stride);
+      }
+    }
+  }
+  for (size_t t = 0; t < num_tokens; ++t) {
+    float* of_token = result + t * stride;
+    if (input.rounded && how != Compute::kInt8) ScaleBy(of_token, input.token_scales[t], rows.num);
+    if (product.scale != 1.0f) ScaleBy(of_token, product.scale, rows.num);
+    if (product.bias) AddTo(of_token, product.bias + rows.first, rows.num);
+    if (product.add) AddTo(out + t * product.out_stride, of_token, rows.num);
+  }
+}
+
+void Matmul::Run(Worker& worker, size_t num_tokens, FunctionRef<Row> row, const Product* products, size_t num_products,
+                 bool round_tokens, const FunctionRef<Range>* finish) {
+  if (num_tokens == 0 || num_products == 0) return;
+  const bool alone = num_tokens <= kMostOwnTokens || worker.num() == 1;
+  MatmulInput& input = alone ? own_[worker.id()] : shared_;
+  if (alone || worker.id() == 0) {
+    Reserve(input, num_tokens, products, num_products);
+    input.rounded = round_tokens;
+  }
+  const auto prepare = [&](size_t t) { PrepareRow(input, t, row, products, num_products); };
+  if (alone && worker.num() != 1) {
+    for (size_t t = 0; t < num_tokens; ++t) prepare(t);
+  } else {
+    worker.Barrier();
+    worker.Share(num_tokens, prepare);
+    worker.Barrier();
+  }
+  // Tasks of all products, one after another, or of all at once.
+  const size_t num_parts = finish ? 1 : num_products;
+  size_t num_tasks = 0;
+  for (size_t i = 0; i < num_parts; ++i) {
+    const size_t rows = RowsPerTask(products[i].weights.N, num_threads_);
+    num_tasks += (products[i].weights.N + rows - 1) / rows;
+  }
+  worker.Share(num_tasks, [&](size_t task) {
+    for (size_t i = 0; i < num_parts; ++i) {
+      const size_t N = products[i].weights.N, step = RowsPerTask(N, num_threads_), num = (N + step - 1) / step;
+      if (task >= num) {
+        task -= num;
+        continue;
+      }
+      const Range rows = {task * step, std::min(step, N - task * step)};
+      MultiplyRows(input, i, products[i], rows);
+      if (finish) {
+        for (size_t other = 1; other < num_products; ++other) MultiplyRows(input, other, products[other], rows);
+        (*finish)(rows);
+      }
       return;
     }
-    if (parts[i].how == Compute::kBf16) {
-      HWY_DYNAMIC_DISPATCH(PanelBf16)(DecodeBf16(w, first, num_rows), num_rows, bf16_.data(), num_tokens, K, out,
-                                      stride);
-    } else {
-      HWY_DYNAMIC_DISPATCH(PanelF32)(DecodeF32(w, first, num_rows), num_rows, x, num_tokens, K, out, stride);
-    }
-    for (size_t t = 0; round_tokens && t < num_tokens; ++t) ScaleBy(out + t * stride, token_scales[t], num_rows);
+  });
+}
+
+void Matmul::operator()(const float* x, size_t num_tokens, const Product& product, bool round_tokens) {
+  const size_t K = product.weights.K;
+  RunTeam(num_threads_, [&](Worker& worker) {
+    Run(worker, num_tokens, [&](Row row) { std::copy_n(x + row.token * K, K, row.x); }, &product, 1, round_tokens);
   });
 }
 

@@ -7,6 +7,7 @@
 
 #include "hwy/aligned_allocator.h"
 #include "src/base/tensor.h"
+#include "src/base/threads.h"
 #include "src/kernels/activations.h"
 #include "src/kernels/int8_matmul.h"
 
@@ -25,32 +26,65 @@ enum class Compute { kAuto, kInt8, kBf16, kF32 };
 // "auto", "int8", "bf16", "f32"; throws InputError for anything else.
 Compute ParseCompute(const std::string& name);
 
-// One product of a call: out[t * out_stride + n] = sum over k of weights[n][k] * x[t][k].
+// One product: out[t * out_stride + n] = scale * (sum over k of weights[n][k] * x[t][k]) + bias[n], or that added to it.
 struct Product {
   Matrix weights;
   float* out;
   size_t out_stride;
+  float scale = 1;
+  const float* bias = nullptr;  // null: none
+  bool add = false;
+};
+
+// The input of some products, in the forms that they need. Reused by later calls.
+struct MatmulInput {
+  size_t num_tokens = 0, K = 0;
+  hwy::AlignedVector<float> f32;
+  hwy::AlignedVector<hwy::bfloat16_t> bf16;
+  ActivationBuffer int8;
+  std::vector<GroupStarts> starts;             // of each product
+  hwy::AlignedVector<float> token_scales;      // of RoundToken
+  bool rounded = false;                        // by RoundToken
 };
 
 class Matmul {
  public:
-  Matmul(Compute compute, size_t num_threads) : compute_(compute), num_threads_(num_threads) {}
+  // A row of the input, to be written.
+  struct Row {
+    size_t token;
+    float* x;
+  };
 
-  // x: num_tokens rows of K floats. All products share x and K, and run as one parallel loop. round_tokens: x is first
-  // rounded by RoundTokens (src/kernels/activations.h). All compute modes multiply the rounded values exactly: the
-  // codes are exact in 8 bits and in bfloat16.
-  void operator()(const float* x, size_t num_tokens, const std::vector<Product>& products, bool round_tokens = false);
+  // Rows of the outputs that are complete.
+  struct Range {
+    size_t first, num;
+  };
+
+  Matmul(Compute compute, size_t num_threads) : compute_(compute), num_threads_(num_threads), own_(num_threads) {}
+
+  // x: num_tokens rows of K floats.
+  void operator()(const float* x, size_t num_tokens, const Product& product, bool round_tokens = false);
+
+  // Part of a body of RunTeam, called by all workers: products with the same input, whose rows `row` writes. They are
+  // computed by all workers, or by each for itself if there are few. round_tokens: rows are rounded by RoundToken; all ways
+  // of computing multiply the rounded values exactly, because the codes are exact in 8 bits and in bfloat16. finish: if
+  // given, all products have as many rows, and it is called for parts of them when those of all products are complete. No
+  // barrier follows.
+  void Run(Worker& worker, size_t num_tokens, FunctionRef<Row> row, const Product* products, size_t num_products,
+           bool round_tokens, const FunctionRef<Range>* finish = nullptr);
 
   Compute compute() const { return compute_; }
   size_t num_threads() const { return num_threads_; }
 
  private:
+  void Reserve(MatmulInput& input, size_t num_tokens, const Product* products, size_t num_products) const;
+  void PrepareRow(MatmulInput& input, size_t t, FunctionRef<Row> row, const Product* products, size_t num_products) const;
+  void MultiplyRows(const MatmulInput& input, size_t index, const Product& product, Range rows) const;
+
   Compute compute_;
   size_t num_threads_;
-  ActivationBuffer int8_;
-  std::vector<GroupStarts> starts_;  // of each product
-  hwy::AlignedVector<hwy::bfloat16_t> bf16_;
-  hwy::AlignedVector<float> codes_, token_scales_;  // of RoundTokens
+  MatmulInput shared_;
+  std::vector<MatmulInput> own_;  // of each worker
 };
 
 }  // namespace lowbit

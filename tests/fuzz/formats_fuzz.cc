@@ -21,21 +21,28 @@ void DecodeAndMultiply(const Format& format, const uint8_t* data, size_t size) {
 
   const size_t K = values.size() / 32 * 32;
   if (format.unpack_panel == nullptr || K == 0 || K != values.size()) return;
-  std::vector<float> x(K);
-  for (size_t i = 0; i < K; ++i) x[i] = static_cast<float>(static_cast<int>(i % 255) - 127);
-  lowbit::ActivationBuffer buffer;
-  lowbit::GroupStarts starts;
-  const lowbit::Activations rounded = buffer.Quantize(x.data(), 1, K, 1);
-  float product = 0;
-  lowbit::MultiplyInt8({&format, blocks.data(), 1, K}, 0, 1, rounded, starts.Compute(format, rounded), &product, 1);
-  // As many rows as are unpacked without a copy.
-  const size_t num_rows = lowbit::StripRows(), row_blocks = num_blocks / num_rows, row = row_blocks * format.block_size;
-  if (row == 0 || row % 32 != 0) return;
-  const std::vector<uint8_t> rows(data, data + num_rows * format.RowBytes(row));
-  const lowbit::Activations part = buffer.Quantize(x.data(), 1, row, 1);
-  std::vector<float> products(num_rows);
-  lowbit::MultiplyInt8({&format, rows.data(), num_rows, row}, 0, num_rows, part, starts.Compute(format, part),
-                       products.data(), num_rows);
+  std::vector<float> x(K + 3);
+  for (size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(static_cast<int>(i % 255) - 127);
+  // One row, and as many rows as are unpacked without a copy.
+  for (const size_t num_rows : {size_t{1}, lowbit::StripRows()}) {
+    const size_t row = num_blocks / num_rows * format.block_size;
+    if (row == 0 || row % 32 != 0) continue;
+    const std::vector<uint8_t> rows(data, data + num_rows * format.RowBytes(row));
+    const lowbit::Matrix weights = {&format, rows.data(), num_rows, row};
+    for (const size_t num_tokens : {1, 3}) {
+      lowbit::ActivationBuffer buffer;
+      lowbit::GroupStarts starts;
+      buffer.Reserve(num_tokens, row);
+      const lowbit::Activations rounded = buffer.View(num_tokens, row);
+      starts.Reserve(format, rounded);
+      for (size_t t = 0; t < num_tokens; ++t) {
+        buffer.Round(x.data() + t, t, row);
+        starts.Compute(format, rounded, t);
+      }
+      std::vector<float> products(num_tokens * num_rows);
+      lowbit::MultiplyInt8(weights, 0, num_rows, rounded, starts.data(), products.data(), num_rows);
+    }
+  }
 }
 
 void Encode(const Format& format, const uint8_t* data, size_t size) {
