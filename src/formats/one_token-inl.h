@@ -41,17 +41,22 @@ HWY_INLINE IntsV AddQuad(WordsV codes, hn::Vec<PanelLevels> x, IntsV sum) {
 #endif
 }
 
-// Integer products of up to 256 weights of each row, and the scales. For the loops of codecs to unroll, and the sums to
-// stay in registers, codecs call Quad with constants.
+// The activations of a quad, in every lane.
+HWY_INLINE hn::Vec<PanelLevels> LoadQuad(const int8_t* x, size_t quad) {
+  int32_t four;
+  hwy::CopyBytes<4>(x + 4 * quad, &four);
+  return hn::BitCast(PanelLevels(), hn::Set(PanelInts(), four));
+}
+
+// Integer products of 256 weights of each row, and the scales. Codecs unroll their loops, so that Quad is called with
+// constants and the sums stay in registers.
 template <class Codec>
 struct OneTokenSink {
   static constexpr PanelKind kKind = PanelKindOf<Codec>();
   static constexpr size_t kGroups = Panel::kMaxK / kKind.group, kQuads = kKind.group / 4;
 
-  OneTokenSink(const int8_t* activations, const int32_t* starts, size_t num_groups) : x(activations) {
-    for (size_t g = 0; g < kGroups; ++g) {
-      sums[g] = hn::Set(PanelInts(), HWY_LIKELY(g < num_groups) ? starts[g] : 0);
-    }
+  OneTokenSink(const int8_t* activations, const int32_t* starts) : x(activations) {
+    for (size_t g = 0; g < kGroups; ++g) sums[g] = hn::Set(PanelInts(), starts[g]);
   }
 
   HWY_INLINE void Quad(WordsV codes, size_t quad) { Add<false>(codes, quad); }
@@ -64,10 +69,7 @@ struct OneTokenSink {
 
   template <bool kSigned>
   HWY_INLINE void Add(WordsV codes, size_t quad) {
-    int32_t four;
-    hwy::CopyBytes<4>(x + 4 * quad, &four);
-    const auto factors = hn::BitCast(PanelLevels(), hn::Set(PanelInts(), four));
-    sums[quad / kQuads] = AddQuad<kSigned>(codes, factors, sums[quad / kQuads]);
+    sums[quad / kQuads] = AddQuad<kSigned>(codes, LoadQuad(x, quad), sums[quad / kQuads]);
   }
 
   const int8_t* x;
@@ -76,35 +78,74 @@ struct OneTokenSink {
   FloatsV minima[kKind.has_minima ? kGroups : 1];
 };
 
-// Format::multiply_one for a codec. The additions are those of MultiplyTile (src/kernels/int8_tile-inl.h).
+// Adds one group of 32. sums(i), scales(i) and minima(i) are those of its one or two parts. The additions are those of
+// MultiplyTile (src/kernels/int8_tile-inl.h).
+template <class Codec, class Sums, class Scales, class Minima>
+HWY_INLINE FloatsV AddGroup(const Activations& x, size_t group, Sums sums, Scales scales, Minima minima, FloatsV sum) {
+  constexpr PanelKind kKind = PanelKindOf<Codec>();
+  constexpr size_t kParts = 32 / kKind.group;
+  const PanelFloats df;
+  FloatsV product = hn::Mul(hn::ConvertTo(df, sums(0)), scales(0));
+  if constexpr (kParts == 2) product = hn::MulAdd(hn::ConvertTo(df, sums(1)), scales(1), product);
+  sum = hn::MulAdd(product, hn::Set(df, x.scale[group]), sum);
+  if constexpr (kKind.has_minima) {
+    const float* x_sums = (kParts == 2 ? x.sum16 : x.sum32) + group * kParts;
+    for (size_t i = 0; i < kParts; ++i) sum = hn::NegMulAdd(minima(i), hn::Set(df, x_sums[i]), sum);
+  }
+  return sum;
+}
+
+// The weights after the last 256 of a row, by way of a panel.
+template <class Codec>
+HWY_NOINLINE FloatsV MultiplyRest(PackedRows rows, size_t k, size_t K, const Activations& x, const int32_t* starts,
+                                  FloatsV sum) {
+  constexpr PanelKind kKind = PanelKindOf<Codec>();
+  constexpr size_t kParts = 32 / kKind.group, kQuads = kKind.group / 4;
+  const size_t R = LanesOfPanel();
+  Panel panel;
+  UnpackPanel<Codec>(rows, (K - k) / Codec::kBlock, panel);
+  const auto load = [&](const float* from) HWY_ATTR { return hn::Load(PanelFloats(), from); };
+  for (size_t g = 0; g < (K - k) / 32; ++g) {
+    IntsV sums[kParts];
+    for (size_t i = 0; i < kParts; ++i) {
+      sums[i] = hn::Set(PanelInts(), starts[k / kKind.group + g * kParts + i]);
+      for (size_t quad = (g * kParts + i) * kQuads; quad < (g * kParts + i + 1) * kQuads; ++quad) {
+        const auto codes = hn::BitCast(PanelWords(), hn::Load(PanelBytes(), panel.codes + quad * 4 * R));
+        sums[i] = AddQuad<Codec::kSigned && !kUnsignedCodes>(codes, LoadQuad(x.q + k, quad), sums[i]);
+      }
+    }
+    sum = AddGroup<Codec>(
+        x, k / 32 + g, [&](size_t i) HWY_ATTR { return sums[i]; },
+        [&](size_t i) HWY_ATTR { return load(panel.scales + (g * kParts + i) * R); },
+        [&](size_t i) HWY_ATTR { return load(panel.minima + (g * kParts + i) * R); }, sum);
+  }
+  return sum;
+}
+
+// Format::multiply_one for a codec.
 template <class Codec>
 void MultiplyOne(PackedRows rows, size_t K, const Activations& x, const int32_t* starts, float* HWY_RESTRICT out) {
   using Sink = OneTokenSink<Codec>;
-  constexpr size_t kScales = 32 / Sink::kKind.group;
-  const PanelFloats df;
-  const float* x_sums = kScales == 2 ? x.sum16 : x.sum32;
-  FloatsV sum = hn::Load(df, out);
-  for (size_t k = 0; k < K; k += Panel::kMaxK) {
-    const size_t num_groups = HWY_MIN(Panel::kMaxK, K - k) / 32, num_blocks = num_groups * 32 / Codec::kBlock;
-    Sink sink(x.q + k, starts + k / Sink::kKind.group, num_groups * kScales);
-    PackedRows piece = {rows.data + k / Codec::kBlock * Codec::kBlockBytes, rows.stride, rows.ahead};
-    RowUnpacker<Codec, Sink>::Call(piece, num_blocks, sink);
-    rows.ahead = piece.ahead;
+  constexpr size_t kParts = 32 / Sink::kKind.group, kBlocks = Panel::kMaxK / Codec::kBlock;
+  FloatsV sum = hn::Load(PanelFloats(), out);
+  size_t k = 0;
+  for (; k + Panel::kMaxK <= K; k += Panel::kMaxK) {
+    Sink sink(x.q + k, starts + k / Sink::kKind.group);
+    PackedRows piece = rows;
+    RowUnpacker<Codec, Sink>::Call(piece, kBlocks, sink);
+    rows = {rows.data + kBlocks * Codec::kBlockBytes, rows.stride, piece.ahead};
     HWY_UNROLL(8)
     for (size_t g = 0; g < 8; ++g) {
-      if (HWY_UNLIKELY(g >= num_groups)) break;
-      const size_t s = g * kScales, at = k / 32 + g;
-      FloatsV product = hn::Mul(hn::ConvertTo(df, sink.sums[s]), sink.scales[s]);
-      if constexpr (kScales == 2) product = hn::MulAdd(hn::ConvertTo(df, sink.sums[s + 1]), sink.scales[s + 1], product);
-      sum = hn::MulAdd(product, hn::Set(df, x.scale[at]), sum);
-      if constexpr (Sink::kKind.has_minima) {
-        for (size_t i = 0; i < kScales; ++i) {
-          sum = hn::NegMulAdd(sink.minima[s + i], hn::Set(df, x_sums[at * kScales + i]), sum);
-        }
-      }
+      sum = AddGroup<Codec>(
+          x, k / 32 + g, [&](size_t i) HWY_ATTR { return sink.sums[g * kParts + i]; },
+          [&](size_t i) HWY_ATTR { return sink.scales[g * kParts + i]; },
+          [&](size_t i) HWY_ATTR { return sink.minima[g * kParts + i]; }, sum);
     }
   }
-  hn::Store(sum, df, out);
+  if constexpr (kBlocks > 1) {
+    if (k < K) sum = MultiplyRest<Codec>(rows, k, K, x, starts, sum);
+  }
+  hn::Store(sum, PanelFloats(), out);
 }
 
 }  // namespace HWY_NAMESPACE
