@@ -166,12 +166,11 @@ class Runs:
 
     def prefill(self, tokens: int) -> float:
         """Seconds for a prompt of so many tokens, in one call, up to the logits of the last."""
-        sequence = self._batch
         ids = self._random(tokens)
+        self._model.truncate(self._batch)
         start = time.perf_counter()
-        logits = self._read(sequence, ids, tokens)
+        logits = self._read(self._batch, ids, tokens)
         seconds = time.perf_counter() - start
-        self._model.truncate(sequence)
         self._check(logits)
         return seconds
 
