@@ -107,6 +107,7 @@ def measure(
             part=test.part,
             setting=test.setting,
             opponent=peer.name,
+            version=peer.version,
             **facts,
         )
         if limit is not None:

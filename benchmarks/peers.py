@@ -5,6 +5,7 @@ Each has a name and `prefill`, `decode` and `load`, which give a Sample of wall 
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -47,6 +48,7 @@ class Engine:
         **options: Any,
     ) -> None:
         self.name, self._options = name, options
+        self.version = importlib.metadata.version(PACKAGES[engine][0] if engine in PACKAGES else engine)
         self._command = [sys.executable, str(Path(__file__).with_name("engines.py")), engine, str(model), str(threads)]
         self._environment = {**os.environ, **(environment or {})}
         self._process: subprocess.Popen[str] | None = None
@@ -101,7 +103,7 @@ class LlamaCpp:
     """A build of llama.cpp: llama-bench, and llama-batched-bench for several sequences."""
 
     def __init__(self, peer: Peer, model: Path, threads: int) -> None:
-        self.name = f"llama.cpp {peer.build}"
+        self.name, self.version = f"llama.cpp {peer.build}", peer.facts()["version"]
         self._bench = LlamaBench(peer.program("llama-bench"), model, threads, peer.env)
         self._peer, self._model, self._threads = peer, model, threads
 
@@ -135,7 +137,9 @@ class LlamaCpp:
 
 def builds(folder: Path) -> list[Peer]:
     """The builds of llama.cpp in a folder; a link to another one is not counted."""
-    found = {path.resolve(): path.parent.parent.name for path in sorted(folder.glob("*/bin/llama-bench"))}
+    found: dict[Path, str] = {}
+    for path in sorted(folder.glob("*/bin/llama-bench")):
+        found.setdefault(path.resolve(), path.parent.parent.name)
     return [Peer(folder, name) for name in found.values()]
 
 
