@@ -46,12 +46,16 @@ def draw(results: Path, path: Path) -> None:
     colours = dict(zip(["lowbit", *dict.fromkeys(row["opponent"] for row in rows)], COLOURS * 9, strict=False))
     with matplotlib.rc_context({"svg.hashsalt": "lowbit", "font.size": 9, "axes.grid.axis": "x", "axes.grid": True}):
         bars = [sum(len(group) + 2 for group in groups(rows, part).values()) for part in parts]
-        figure = Figure(figsize=(8, 0.6 * len(parts) + 0.22 * sum(bars)), layout="constrained")
+        figure = Figure(figsize=(8, 0.6 * len(parts) + 0.22 * sum(bars) + 0.6), layout="constrained")
         FigureCanvasSVG(figure)
         panels = figure.subplots(len(parts), 1, height_ratios=bars, squeeze=False)[:, 0]
         for axes, part in zip(panels, parts, strict=True):
             _panel(axes, groups(rows, part), colours)
             axes.set_title(TITLES[part], loc="left")
+        handles: dict[str, Any] = {}
+        for axes in panels:
+            handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+        figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=4)
         figure.savefig(path, format="svg", metadata={"Date": None})
 
 
@@ -72,9 +76,7 @@ def _panel(axes: Any, found: dict[tuple[str, str, str], list[Row]], colours: dic
     axes.set_yticks(places, names)
     axes.invert_yaxis()
     axes.margins(x=0.08)
-    handles, labels = axes.get_legend_handles_labels()
-    unique = dict(zip(labels, handles, strict=True))
-    axes.legend(unique.values(), unique.keys(), fontsize=7)
+    axes.set_axisbelow(True)
 
 
 def main() -> None:

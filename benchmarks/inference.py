@@ -25,6 +25,8 @@ import harness
 from harness import Sample
 from peers import PACKAGES, TARGETS, Engine, LlamaCpp, builds, exported, packages
 
+import lowbit
+
 PARTS = ("prefill", "decode", "depth", "batch", "load")
 Runner = Engine | LlamaCpp
 Run = Callable[[Runner], Sample]
@@ -132,7 +134,9 @@ def measure_all(options: argparse.Namespace, recorder: harness.Recorder) -> None
     found = [build for build in builds(options.peers) if not options.builds or build.build in options.builds]
     targets: dict[str | None, list[Any]] = {}
     for build in found:
-        targets.setdefault(TARGETS.get(build.build), []).append(build)
+        target = TARGETS.get(build.build)
+        if target is None or target in lowbit.simd.targets():
+            targets.setdefault(target, []).append(build)
     if options.source and packages():
         targets.setdefault(None, [])
     if not targets:

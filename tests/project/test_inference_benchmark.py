@@ -97,12 +97,13 @@ def test_all_parts_in_one_file(monkeypatch: pytest.MonkeyPatch, folder: Path, ba
     out, svg = tmp_path / "out.json", tmp_path / "out.svg"
     common = ["--peers", folder, "--models", bard_gguf, "--threads", "1", "--pairs", "2", "--new", "2", "--json", out]
     small = ["--prompt", "8", "--depth", "5", "--batch", "1,2"]
-    run(monkeypatch, *common, *small, "--part", "prefill,depth,load", "--builds", "avx2")
+    build, simd = ("avx2", "AVX2") if "AVX2" in lowbit.simd.targets() else ("native", lowbit.simd.current())
+    run(monkeypatch, *common, *small, "--part", "prefill,depth,load", "--builds", build)
     record = json.loads(out.read_text())
     parts = [(row["part"], row["setting"]) for row in record["results"]]
     assert parts == [("prefill", "8"), ("depth", "5"), ("load", "with tokenizer")]
     assert {(row["opponent"], row["simd"], row["version"]) for row in record["results"]} == {
-        ("llama.cpp avx2", "AVX2" if "AVX2" in lowbit.simd.targets() else "", "7")
+        (f"llama.cpp {build}", simd, "7")
     }
     prefill, depth, load = record["results"]
     assert len(prefill["ours"]["wall_s"]) == len(prefill["peer"]["wall_s"]) == 2
@@ -113,8 +114,8 @@ def test_all_parts_in_one_file(monkeypatch: pytest.MonkeyPatch, folder: Path, ba
     assert "limit_per_s" not in load
     assert str(tmp_path) not in json.dumps(record)
     # Another part is added, and a part that is measured again takes its place.
-    run(monkeypatch, *common, *small, "--part", "batch", "--builds", "avx2")
-    run(monkeypatch, *common, *small, "--part", "prefill", "--builds", "avx2", "--chart", svg)
+    run(monkeypatch, *common, *small, "--part", "batch", "--builds", build)
+    run(monkeypatch, *common, *small, "--part", "prefill", "--builds", build, "--chart", svg)
     again = json.loads(out.read_text())
     assert [row["name"] for row in again["results"][:3]] == [row["name"] for row in record["results"]]
     assert [(row["part"], row["setting"], row["work"]) for row in again["results"][3:]] == [

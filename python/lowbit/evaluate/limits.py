@@ -14,7 +14,7 @@ __all__ = ["MachineLimits", "machine_limits", "read_rate"]
 #: Bytes of the buffer that is read. Caches are smaller.
 BUFFER_BYTES = 256 << 20
 #: Measurements of each rate; the best counts, because other programs can only lower it.
-PASSES = 16
+PASSES = 8
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def machine_limits(threads: int | None = None) -> MachineLimits:
 
     threads: number of threads; None: LOWBIT_THREADS, else one per processor.
 
-    Each rate is the best of 16 measurements, so that other programs disturb it less. Raises InputError for a wrong
+    Each rate is the best of 8 measurements, so that other programs disturb it less. Raises InputError for a wrong
     number of threads.
 
         lowbit.machine_limits(threads=2).read_bytes_per_s
