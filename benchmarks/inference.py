@@ -56,7 +56,9 @@ class Test:
         return runner.load()
 
     def is_for(self, runner: Runner) -> bool:
-        """llama.cpp always loads the tokenizer; the models of the others have none."""
+        """llama.cpp always loads the tokenizer; the models of the others have none. Some builds lack a program."""
+        if self.batch > 1 and isinstance(runner, LlamaCpp) and not runner.has_batches:
+            return False
         return self.part != "load" or (self.setting == "with tokenizer") == isinstance(runner, LlamaCpp)
 
     def limit(self, ours: Engine, limits: dict[str, Any]) -> tuple[str, float] | None:

@@ -105,6 +105,7 @@ class LlamaCpp:
     def __init__(self, peer: Peer, model: Path, threads: int) -> None:
         self.name, self.version = f"llama.cpp {peer.build}", peer.facts()["version"]
         self._bench = LlamaBench(peer.program("llama-bench"), model, threads, peer.env)
+        self.has_batches = Path(peer.program("llama-batched-bench")).exists()
         self._peer, self._model, self._threads = peer, model, threads
 
     def prefill(self, tokens: int) -> Sample:

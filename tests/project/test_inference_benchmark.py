@@ -86,6 +86,10 @@ def test_sequences_together_are_those_of_llama_batched_bench(folder: Path) -> No
     assert [call[8:] for call in found] == [["-p", "0", "-n", "4", "-d", "16"], ["-p", "8", "-n", "0"]]
     assert runner.load().wall_s > 0
     assert "--no-warmup" in calls(folder / "avx2/bin/llama-bench")[-1]
+    together = inference.Test("batch", "2", 4, batch=2)
+    assert together.is_for(runner)
+    (folder / "avx2/bin/llama-batched-bench").unlink()
+    assert not together.is_for(peers.LlamaCpp(build, Path("m.gguf"), 3))
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
