@@ -1,8 +1,8 @@
 """Running models, ours against every peer that is found, in turn, in one run.
 
 Peers: builds of llama.cpp (DIR/BUILD/bin/llama-bench and llama-batched-bench), and OpenVINO GenAI and ONNX Runtime
-GenAI if they are installed. The latter two run --source, exported as int4 into DIR/exported. A build named avx2 is
-compared with LOWBIT_SIMD=AVX2.
+GenAI if they are installed. The latter two run --source, exported by lowbit as int4 into DIR/exported, or folders of
+their own exporters: --openvino, --onnxruntime. A build named avx2 is compared with LOWBIT_SIMD=AVX2.
 
     inference.py --peers peer --models m-Q4_0.gguf m-Q8_0.gguf --source m-bf16.gguf --threads 2 --json inference.json
     inference.py --peers peer --models m-Q4_0.gguf --part decode,depth --json inference.json     # these rows anew
@@ -126,10 +126,15 @@ def opponents(options: argparse.Namespace, path: Path, is_own_target: bool, buil
     """The peers of one model: builds of llama.cpp, and the engines of the environment beside our best target."""
     with contextlib.ExitStack() as stack:
         found: list[Runner] = [LlamaCpp(build, path, options.threads) for build in builds_here]
-        for engine in packages() if options.source and is_own_target else ():
-            folder = exported(engine, options.source, options.peers / "exported")
+        for engine in _engines(options) if is_own_target else ():
+            folder = getattr(options, engine) or exported(engine, options.source, options.peers / "exported")
             found.append(stack.enter_context(Engine(engine, PACKAGES[engine][1], folder, options.threads)))
         yield found
+
+
+def _engines(options: argparse.Namespace) -> list[str]:
+    """The installed engines that there is a model for."""
+    return [engine for engine in packages() if options.source or getattr(options, engine)]
 
 
 def measure_all(options: argparse.Namespace, recorder: harness.Recorder) -> None:
@@ -139,7 +144,7 @@ def measure_all(options: argparse.Namespace, recorder: harness.Recorder) -> None
         target = TARGETS.get(build.build)
         if target is None or target in lowbit.simd.targets():
             targets.setdefault(target, []).append(build)
-    if options.source and packages():
+    if _engines(options):
         targets.setdefault(None, [])
     if not targets:
         raise SystemExit(f"{options.peers}: no peer: no BUILD/bin/llama-bench, and no --source for other engines")
@@ -174,6 +179,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--part", type=_parts, default=[*PARTS], metavar="PART,...", help=f"[default: {','.join(PARTS)}]"
     )
+    for engine, (_, name, _) in PACKAGES.items():
+        parser.add_argument(f"--{engine}", type=Path, metavar="FOLDER", help=f"model for {name}, in place of --source")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the rows to OUT; other rows in it are kept")
     parser.add_argument("--chart", type=Path, metavar="SVG", help="draw the rows of --json")
     parser.add_argument("--threads", type=int, default=2, metavar="N", help="threads of all [default: 2]")
