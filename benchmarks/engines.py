@@ -133,7 +133,10 @@ class OpenVino:
         inputs = self._genai.TokenizedInputs(self._openvino.Tensor(ids), self._openvino.Tensor(np.ones_like(ids)))
         settings = self._genai.GenerationConfig()
         settings.max_new_tokens, settings.ignore_eos, settings.do_sample = new, True, False
-        return self._pipeline.generate(inputs, settings).perf_metrics
+        metrics = self._pipeline.generate(inputs, settings).perf_metrics
+        if metrics.get_num_generated_tokens() != batch * new:
+            raise RuntimeError(f"expected {batch * new} tokens, got {metrics.get_num_generated_tokens()}")
+        return metrics
 
 
 class OnnxRuntime:
@@ -170,6 +173,8 @@ class OnnxRuntime:
         first = time.perf_counter()
         for _ in range(new):
             generator.generate_next_token()
+        if generator.token_count() != prompt + new + 1:
+            raise RuntimeError(f"expected {prompt + new + 1} tokens, got {generator.token_count()}")
         return first - start, time.perf_counter() - first
 
 
