@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything docs/benchmarks.md shows, anew: all.sh PEER CHECKPOINT, about fifteen minutes for 0.6 B parameters on 2 cores.
+# Everything docs/benchmarks.md and docs/performance.md show, anew: all.sh PEER CHECKPOINT, about an hour for 0.6 B parameters on 2 cores.
 # PYTHON names the interpreter, python3 by default; it has lowbit, torch and transformers. PAIRS: timed pairs of each.
 set -euo pipefail
 peer=$(realpath "${1:?usage: all.sh PEER CHECKPOINT}") checkpoint=$(realpath "${2:?usage: all.sh PEER CHECKPOINT}")
@@ -12,11 +12,11 @@ trap 'rm -rf "$models"' EXIT
 floats=$models/$(basename "$checkpoint")-bf16.gguf
 "$python" -m lowbit convert "$checkpoint" "$floats" --format bf16
 "$python" benchmarks/convert.py --peer "$peer" --threads 2 --pairs "$pairs" --json benchmarks/results/convert.json "$checkpoint" "$floats"
-rm "$floats"
 files=()
 for format in Q8_0 Q4_K_M; do
   files+=("$models/$(basename "$checkpoint")-$format.gguf")
   "$python" -m lowbit convert "$checkpoint" "${files[-1]}" --format "$format"
 done
-"$python" benchmarks/model.py --peer "$peer" --threads 2 --pairs "$pairs" --json benchmarks/results/model.json "${files[@]}"
+"$python" benchmarks/inference.py --peers "$peer" --threads 2 --pairs "$pairs" --source "$floats" --models "${files[@]}" \
+  --json benchmarks/results/inference.json --chart docs/performance.svg
 "$python" benchmarks/report.py

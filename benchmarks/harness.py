@@ -189,10 +189,22 @@ def _is_plain(value: Any) -> bool:
 
 
 class Recorder:
-    """Prints entries as they come and writes them all at the end."""
+    """Prints entries as they come and writes them all at the end.
 
-    def __init__(self, benchmark: str, options: argparse.Namespace, peer: Mapping[str, Any] | None = None) -> None:
+    update: writes after each entry, and keeps the entries of an existing file that this run has no others for: a
+    benchmark can be run in parts. The file must be of this benchmark and this machine.
+    """
+
+    def __init__(
+        self,
+        benchmark: str,
+        options: argparse.Namespace,
+        peer: Mapping[str, Any] | None = None,
+        *,
+        update: bool = False,
+    ) -> None:
         self._path = options.json
+        self._update = update
         if self._path is not None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
         settings = {k: v for k, v in vars(options).items() if _is_plain(v) and k != "peer_python"}
@@ -205,11 +217,29 @@ class Recorder:
             "peer": dict(peer or {}),
             "results": [],
         }
+        if update and self._path is not None and self._path.exists():
+            self._record["results"] = self._kept(json.loads(self._path.read_text()))
+
+    def _kept(self, old: Mapping[str, Any]) -> list[dict[str, Any]]:
+        for before, now in (
+            (old["benchmark"], self._record["benchmark"]),
+            (old["machine"]["cpu"], self._record["machine"]["cpu"]),
+        ):
+            if before != now:
+                raise SystemExit(f"{self._path}: has results of {before}, expected {now}; write another file")
+        return list(old["results"])
 
     def add(self, entry: dict[str, Any], line: str | None = None) -> None:
         """Takes an entry and prints a line on it, by default the rates of a comparison."""
-        self._record["results"].append(entry)
+        results = self._record["results"]
+        same = [i for i, old in enumerate(results) if self._update and old["name"] == entry["name"]]
+        if same:
+            results[same[0]] = entry
+        else:
+            results.append(entry)
         print(line or _rates(entry), flush=True)
+        if self._update:
+            self.finish()
 
     def finish(self) -> None:
         if self._path is not None:

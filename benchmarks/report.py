@@ -1,6 +1,6 @@
-"""Writes the tables of docs/benchmarks.md from the stored results.
+"""Writes the tables of docs/benchmarks.md and docs/performance.md from the stored results.
 
-`report.py` reads benchmarks/results/*.json and puts one table of each between the page's two marker lines.
+`report.py` reads benchmarks/results/*.json and puts one table of each between the two marker lines of its page.
 """
 
 from __future__ import annotations
@@ -16,11 +16,18 @@ BEGIN, END = "<!-- results: written by benchmarks/report.py -->", "<!-- end of r
 TITLES = {
     "formats": "Encoding and decoding",
     "convert": "Whole files",
-    "model": "Running models",
+    "model": "Running models, the first engine",
     "memory": "Memory",
     "tokenizer": "Loading tokenizers",
     "onnx": "ONNX models",
+    "inference": "Running models",
 }
+#: Pages of docs/ with the benchmarks that they show, and a picture of these if there is one.
+PAGES = {
+    "benchmarks.md": ("formats", "convert", "model", "memory", "tokenizer", "onnx"),
+    "performance.md": ("inference",),
+}
+PICTURES = {"performance.md": "![Speed of lowbit and others, and the limit of the machine](performance.svg)"}
 
 Record = dict[str, Any]
 
@@ -148,6 +155,41 @@ def _losses(entry: Record) -> list[str]:
     return [*map(number, errors), *(number(size / 1e6) for size in sizes)]
 
 
+PARTS = {
+    "prefill": "Prompt, tokens/s",
+    "decode": "Decoding, tokens/s",
+    "depth": "Decoding at a depth, tokens/s",
+    "batch": "Sequences together, tokens/s in sum",
+    "load": "Load and first token, seconds",
+}
+
+
+def inference_table(results: list[Record]) -> list[str]:
+    """A table of each part: our figure, the part of the limit that it reaches, and each peer's with the ratio."""
+    lines: list[str] = []
+    for part, title in PARTS.items():
+        rows = [entry for entry in results if entry["part"] == part]
+        peers = list(dict.fromkeys(entry["opponent"] for entry in rows))
+        groups: dict[tuple[str, str, str], dict[str, Record]] = {}
+        for entry in rows:
+            groups.setdefault((entry["file"], entry["setting"], entry["simd"]), {})[entry["opponent"]] = entry
+        header = [title, "lowbit", "of limit", *(cell for peer in peers for cell in (peer, "ratio"))]
+        cells = [[" ".join(key), *_against(found, peers)] for key, found in groups.items()]
+        lines += [*table(header, cells), ""] if cells else []
+    return lines[:-1]
+
+
+def _against(found: dict[str, Record], peers: list[str]) -> list[str]:
+    def figure(entry: Record, side: str) -> str:
+        rate = float(entry[side]["per_s"]["median"])
+        return number(1 / rate if entry["part"] == "load" else rate)
+
+    first = next(iter(found.values()))
+    share = f"{first['ours_share']:.0%} of {first['bound']}" if "bound" in first else "-"
+    theirs = [(figure(found[peer], "peer"), ratio(found[peer])) if peer in found else ("-", "-") for peer in peers]
+    return [figure(first, "ours"), share, *(cell for pair in theirs for cell in pair)]
+
+
 TABLES = {
     "formats": format_table,
     "convert": convert_table,
@@ -155,6 +197,7 @@ TABLES = {
     "memory": memory_table,
     "tokenizer": tokenizer_table,
     "onnx": onnx_table,
+    "inference": inference_table,
 }
 
 
@@ -171,7 +214,8 @@ def section(record: Record) -> str:
     blocks = {(e.get("format"), e.get("operation")): e.get("differing_blocks", 0) for e in record["results"]}
     differing = sum(blocks.values())
     pairs = f"; {threads}, {settings['pairs']} pairs" if "pairs" in settings else f"; {threads}"
-    against = f"; {peer['name']} {peer['version']}, build `{peer['build']}`" if peer else ""
+    opponents = dict.fromkeys(f"; {e['opponent']} {e['version']}" for e in record["results"] if "opponent" in e)
+    against = f"; {peer['name']} {peer['version']}, build `{peer['build']}`" if peer else "".join(opponents)
     facts = [
         f"{machine['cpu']}, {machine['cores']} cores, {machine['system']}{pairs}; "
         f"load {machine['load']:.2f} before and {machine['load_after']:.2f} after.",
@@ -183,21 +227,24 @@ def section(record: Record) -> str:
     return "\n".join(lines)
 
 
-def rewritten(page: str, records: Iterable[Record]) -> str:
-    """The page with these results between its markers."""
+def rewritten(name: str, page: str, records: Iterable[Record]) -> str:
+    """The page of PAGES with this name, with its results between its markers."""
     before, rest = page.split(BEGIN)
     after = rest.split(END)[1]
-    records = (record for record in records if record["benchmark"] in TABLES)  # others are on pages of their own
-    return "".join([before, BEGIN, "\n\n", "\n\n".join(map(section, records)), "\n\n", END, after])
+    sections = [section(record) for record in records if record["benchmark"] in PAGES[name]]
+    if sections and name in PICTURES:
+        sections.insert(0, PICTURES[name])
+    return "\n\n".join([before + BEGIN, *sections, END + after])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("results", type=Path, nargs="*", default=sorted((ROOT / "benchmarks/results").glob("*.json")))
-    parser.add_argument("--doc", type=Path, default=ROOT / "docs/benchmarks.md", help="[default: docs/benchmarks.md]")
     options = parser.parse_args()
     records = [json.loads(path.read_text()) for path in options.results]
-    options.doc.write_text(rewritten(options.doc.read_text(), records))
+    for name in PAGES:
+        page = ROOT / "docs" / name
+        page.write_text(rewritten(name, page.read_text(), records))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Iterator
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -44,6 +45,15 @@ def simd(request: pytest.FixtureRequest) -> Iterator[str]:
     """Every SIMD target that this CPU has, in turn."""
     with lowbit.simd.force(request.param):
         yield request.param
+
+
+@pytest.fixture(scope="session")
+def bard_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded checkpoint as a Q8_0 file."""
+    path = tmp_path_factory.mktemp("bard") / "bard.gguf"
+    bard = Path(lowbit.__file__).parent / "data" / "bard"
+    lowbit.convert(bard, path, "Q8_0", verify=False, provenance=False)
+    return path
 
 
 @pytest.fixture

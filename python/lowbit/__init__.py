@@ -31,6 +31,8 @@ if TYPE_CHECKING:
         inspect,
     )
     from lowbit.evaluate.ladder import Ladder, Rung, ladder
+    from lowbit.evaluate.limits import MachineLimits, machine_limits
+    from lowbit.evaluate.llama_bench import LlamaBenchReport
     from lowbit.export.exporting import ExportedMatrix, OnnxExportReport, TargetReport, export_onnx
     from lowbit.export.from_onnx import OnnxImportReport, convert_onnx
     from lowbit.quantization.options import ConvertOptions, QuantizeOptions
@@ -56,6 +58,8 @@ __all__ = [
     "InputError",
     "InspectReport",
     "Ladder",
+    "LlamaBenchReport",
+    "MachineLimits",
     "Model",
     "OnnxExportReport",
     "OnnxImportReport",
@@ -93,6 +97,7 @@ __all__ = [
     "load",
     "load_npz",
     "load_tokenizer",
+    "machine_limits",
     "matmul",
     "merge_files",
     "onnx",
@@ -120,6 +125,8 @@ _NAMES = {
     "evaluate.bench": ("BenchReport", "bench"),
     "evaluate.inspect": ("InspectReport", "OnnxInspectReport", "TensorReport", "TensorTotal", "ValueReport", "inspect"),
     "evaluate.ladder": ("Ladder", "Rung", "ladder"),
+    "evaluate.limits": ("MachineLimits", "machine_limits"),
+    "evaluate.llama_bench": ("LlamaBenchReport",),
     "engine.model": ("Model", "load"),
     "export.exporting": ("ExportedMatrix", "OnnxExportReport", "TargetReport", "export_onnx"),
     "export.from_onnx": ("OnnxImportReport", "convert_onnx"),

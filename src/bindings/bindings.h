@@ -19,6 +19,7 @@ namespace lowbit {
 void BindFiles(pybind11::module_& m);
 void BindFormats(pybind11::module_& m);
 void BindGguf(pybind11::module_& m);
+void BindLimits(pybind11::module_& m);
 void BindMetrics(pybind11::module_& m);
 void BindOnnx(pybind11::module_& m);
 void BindSimd(pybind11::module_& m);

@@ -72,6 +72,7 @@ PYBIND11_MODULE(_core, m) {
   lowbit::BindFiles(m);
   lowbit::BindFormats(m);
   lowbit::BindGguf(m);
+  lowbit::BindLimits(m);
   lowbit::BindMetrics(m);
   lowbit::BindOnnx(m);
   lowbit::BindModel(m);

@@ -8,21 +8,31 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lowbit.base import simd
+from lowbit.base import arguments, simd
 from lowbit.base.errors import InputError
-from lowbit.base.paths import AnyPath, checked
+from lowbit.base.paths import AnyPath, checked, is_file
 from lowbit.base.progress import ProgressLike, steps
 from lowbit.engine import model as models
+from lowbit.evaluate.limits import read_rate
+from lowbit.evaluate.llama_bench import LlamaBench, LlamaBenchReport, comparison, program_of, spread
+from lowbit.evaluate.work import step_bytes
 from lowbit.tensors import nonfinite
 
-__all__ = ["BenchReport", "bench"]
+__all__ = ["BenchReport", "Runs", "bench"]
 
 
 @dataclass(frozen=True)
 class BenchReport:
     """The result of `bench`. Speeds are medians over the repetitions, in tokens per second.
 
-    A spread is (slowest - fastest) / median of the times. load_s: seconds to load the model.
+    A spread is (slowest - fastest) / median of the times.
+
+    load_s: seconds to load the model.
+    decode_tokens_per_s: sum of the `batch` sequences.
+    step_bytes: bytes that a step of decoding reads at least, weights and caches, mean over the steps
+        (`lowbit.evaluate.work.step_bytes`).
+    read_bytes_per_s: step_bytes times the steps per second.
+    read_limit_bytes_per_s: what this machine reads, measured (`lowbit.machine_limits`); read_share: the part used.
     """
 
     model: str
@@ -33,12 +43,19 @@ class BenchReport:
     simd: str
     prompt_tokens: int
     new_tokens: int
+    depth: int
+    batch: int
     repetitions: int
     load_s: float
     prefill_tokens_per_s: float
     prefill_spread: float
     decode_tokens_per_s: float
     decode_spread: float
+    step_bytes: int
+    read_bytes_per_s: float
+    read_limit_bytes_per_s: float
+    read_share: float
+    compared: LlamaBenchReport | None
 
 
 def bench(
@@ -46,43 +63,64 @@ def bench(
     *,
     prompt_tokens: int = 512,
     new_tokens: int = 128,
+    depth: int | None = None,
+    batch: int = 1,
     repetitions: int = 3,
     threads: int | None = None,
     compute: str = "auto",
     like: str | None = None,
+    compare: str | None = None,
     progress: ProgressLike = None,
 ) -> BenchReport:
     """Measures the speed of prefill and decode on this machine.
 
     prompt_tokens: tokens of the prompt, random ids from a fixed seed.
-    new_tokens: tokens generated after the prompt; each step feeds the most likely token back.
+    new_tokens: tokens that each sequence generates; each step feeds the most likely token back.
+    depth: tokens of a sequence before these; None: prompt_tokens. They are read once, and not timed.
+    batch: sequences that generate together.
     repetitions: measured runs, after one that is not counted.
     threads, compute, like: as in `load`.
+    compare: "llama-bench=PATH" runs this program of llama.cpp on the same GGUF file in turn.
     progress: counts runs; see `lowbit.ProgressLike`.
 
-    Returns a BenchReport. Raises InputError if the tokens exceed the model's context or the logits are not finite, and
-    the errors of `load`.
+    Returns a BenchReport. Raises InputError if the tokens exceed the model's context, the logits are not finite, or
+    what is to be compared cannot be: batch above 1, or a checkpoint; FileError, FormatError or Error if llama-bench
+    fails; and the errors of `load`.
 
-        lowbit.bench("model.gguf", new_tokens=64).decode_tokens_per_s
+        lowbit.bench("model.gguf", new_tokens=64, depth=0).decode_tokens_per_s
     """
-    if min(prompt_tokens, new_tokens, repetitions) < 1:
-        raise InputError(
-            expected="at least one token and run", found=f"{prompt_tokens}, {new_tokens} and {repetitions}"
-        )
+    prompt_tokens = arguments.integer("prompt_tokens", prompt_tokens, 1)
+    new_tokens = arguments.integer("new_tokens", new_tokens, 1)
+    depth = prompt_tokens if depth is None else arguments.integer("depth", depth, 0)
+    batch = arguments.integer("batch", batch, 1, models.MOST_SEQUENCES - 1)
+    repetitions = arguments.integer("repetitions", repetitions, 1)
+    program = None if compare is None else _program(arguments.text("compare", compare), path, batch)
     start = time.perf_counter()
-    model = models.load(path, compute=compute, threads=threads, like=like, progress=progress)
+    model = models.load(path, compute=compute, threads=threads, max_sequences=batch + 1, like=like, progress=progress)
     load_seconds = time.perf_counter() - start
-    if prompt_tokens + new_tokens > model.context:
-        raise InputError(
-            f"{prompt_tokens} + {new_tokens} tokens:", expected=f"at most {model.context}, the model's context"
-        )
-    prompt = np.random.default_rng(0).integers(0, model.spec.vocab_size, prompt_tokens)
-    times: list[tuple[float, float]] = []
+    for text, tokens in ((f"{prompt_tokens}", prompt_tokens), (f"{depth} + {new_tokens}", depth + new_tokens)):
+        if tokens > model.context:
+            raise InputError(f"{text} tokens:", expected=f"at most {model.context}, the model's context")
+    runs = Runs(model, batch)
+    peer = None if program is None else LlamaBench(program, path, model.threads)
+    rounds: list[list[float]] = []
     with steps("bench", "runs", progress) as advance:
         for run in range(repetitions + 1):
-            times.append(_run(model, prompt, new_tokens))
+            times = [runs.prefill(prompt_tokens)]
+            times += [peer.prefill(prompt_tokens)] if peer else []
+            times += [runs.decode(new_tokens, depth)]
+            times += [peer.decode(new_tokens, depth)] if peer else []
+            rounds.append(times)
             advance(run + 1, repetitions + 1)
-    prefill, decode = zip(*times[1:], strict=True)
+    columns = list(zip(*rounds[1:], strict=True))
+    prefill, decode = columns[0], columns[2 if peer else 1]
+    step_time = statistics.median(decode) / new_tokens
+    lengths = range(depth + 1, depth + new_tokens + 1)
+    bytes_read = round(statistics.mean(step_bytes(model, [length] * batch) for length in lengths))
+    limit = read_rate(model.threads)
+    found = None
+    if peer:
+        found = comparison(peer.program, [prompt_tokens, new_tokens], [prefill, decode], [columns[1], columns[3]])
     return BenchReport(
         model=checked(path),
         architecture=model.spec.architecture,
@@ -92,33 +130,83 @@ def bench(
         simd=simd.current(),
         prompt_tokens=prompt_tokens,
         new_tokens=new_tokens,
+        depth=depth,
+        batch=batch,
         repetitions=repetitions,
         load_s=load_seconds,
         prefill_tokens_per_s=prompt_tokens / statistics.median(prefill),
-        prefill_spread=_spread(prefill),
-        decode_tokens_per_s=new_tokens / statistics.median(decode),
-        decode_spread=_spread(decode),
+        prefill_spread=spread(prefill),
+        decode_tokens_per_s=batch / step_time,
+        decode_spread=spread(decode),
+        step_bytes=bytes_read,
+        read_bytes_per_s=bytes_read / step_time,
+        read_limit_bytes_per_s=limit,
+        read_share=bytes_read / step_time / limit,
+        compared=found,
     )
 
 
-def _run(model: models.Model, prompt: np.ndarray, new_tokens: int) -> tuple[float, float]:
-    """Seconds for the prompt and for the new tokens."""
-    model.truncate(0)
-    last = np.zeros(len(prompt), bool)
-    last[-1] = True
-    length = len(prompt) + new_tokens
-    start = time.perf_counter()
-    logits = model.forward(
-        prompt, np.arange(len(prompt)), np.zeros(len(prompt), np.int32), wants_logits=last, expected_length=length
-    )
-    read = time.perf_counter()
-    for position in range(len(prompt), length):
-        logits = model.forward([logits[0].argmax()], [position], [0])
-    end = time.perf_counter()
-    if not np.isfinite(logits).all():
-        raise nonfinite.error("the model's logits are not finite", model.weights)
-    return read - start, end - read
+def _program(compare: str, path: AnyPath, batch: int) -> str:
+    """The path of llama-bench. Raises InputError if it cannot do the same."""
+    program = program_of(compare)
+    if not is_file(checked(path)):
+        raise InputError("llama-bench reads GGUF files only; lowbit convert makes one", path=checked(path))
+    if batch > 1:
+        raise InputError(f"llama-bench decodes one sequence: expected batch 1, got {batch}")
+    return program
 
 
-def _spread(seconds: tuple[float, ...]) -> float:
-    return (max(seconds) - min(seconds)) / statistics.median(seconds)
+class Runs:
+    """Timed runs of a model that is loaded for one sequence more than `batch`. They use `Model.forward`."""
+
+    def __init__(self, model: models.Model, batch: int = 1) -> None:
+        self._model, self._batch = model, batch
+        self._ids = np.random.default_rng(0)
+        self._depth = 0
+
+    def prefill(self, tokens: int) -> float:
+        """Seconds for a prompt of so many tokens, in one call, up to the logits of the last."""
+        ids = self._random(tokens)
+        self._model.truncate(self._batch)
+        start = time.perf_counter()
+        logits = self._read(self._batch, ids, tokens)
+        seconds = time.perf_counter() - start
+        self._check(logits)
+        return seconds
+
+    def decode(self, new_tokens: int, depth: int) -> float:
+        """Seconds for `new_tokens` steps, each with one token of every sequence, after `depth` tokens."""
+        length = depth + new_tokens
+        for sequence in range(self._batch):
+            if self._depth != depth:
+                self._model.truncate(sequence)
+                if depth:
+                    self._read(sequence, self._random(depth), length)
+            self._model.truncate(sequence, depth)
+        self._depth = depth
+        tokens = self._random(self._batch)
+        start = time.perf_counter()
+        for position in range(depth, length):
+            positions = np.full(self._batch, position)
+            logits = self._model.forward(tokens, positions, np.arange(self._batch), expected_length=length)
+            tokens = logits.argmax(-1)
+        seconds = time.perf_counter() - start
+        self._check(logits)
+        return seconds
+
+    def _random(self, num: int) -> np.ndarray:
+        return self._ids.integers(0, self._model.spec.vocab_size, num)
+
+    def _read(self, sequence: int, ids: np.ndarray, expected_length: int) -> np.ndarray:
+        positions = np.arange(len(ids))
+        return self._model.forward(
+            ids,
+            positions,
+            np.full(len(ids), sequence),
+            wants_logits=positions == len(ids) - 1,
+            expected_length=expected_length,
+        )
+
+    def _check(self, logits: np.ndarray) -> None:
+        if not np.isfinite(logits).all():
+            raise nonfinite.error("the model's logits are not finite", self._model.weights)
