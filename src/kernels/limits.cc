@@ -4,7 +4,7 @@
 #define HWY_TARGET_INCLUDE "src/kernels/limits.cc"
 #include "hwy/foreach_target.h"  // must come before highway.h
 #include "hwy/highway.h"
-#include "src/formats/format-inl.h"
+#include "src/formats/one_token-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace lowbit {
@@ -57,14 +57,11 @@ HWY_INLINE VSum Products(D d, const hn::TFromD<D>* HWY_RESTRICT operands, size_t
 // Each of these returns the number of its multiply-adds. *sum receives a value that depends on all of them. `operands`:
 // kOperands vectors, aligned. They come from outside so that the compiler does not know them.
 size_t Int8Products(const uint8_t* operands, size_t num_steps, double* sum) {
-  const hn::ScalableTag<uint8_t> du8;
-  const hn::RebindToSigned<decltype(du8)> di8;
-  const hn::Repartition<int32_t, decltype(du8)> di32;
-  const auto total = Products(du8, operands, num_steps, hn::Zero(di32), [&](auto a, auto b, auto s) HWY_ATTR {
-    return MulAddQuads<false>(di32, du8, b, hn::BitCast(di8, a), s);
+  const auto total = Products(PanelBytes(), operands, num_steps, hn::Zero(PanelInts()), [](auto a, auto b, auto s) HWY_ATTR {
+    return AddQuad<false>(hn::BitCast(PanelWords(), b), hn::BitCast(PanelLevels(), a), s);
   });
-  *sum = static_cast<double>(hn::ReduceSum(di32, total));
-  return num_steps * 12 * hn::Lanes(du8);
+  *sum = static_cast<double>(hn::ReduceSum(PanelInts(), total));
+  return num_steps * 12 * hn::Lanes(PanelBytes());
 }
 
 size_t Bf16Products(const uint8_t* operands, size_t num_steps, double* sum) {
