@@ -293,7 +293,7 @@ def from_metadata(metadata: Mapping[str, Any]) -> Tokenizer:
         ends = [i for name in ("eot", "eom") if (i := vocab.token_id(id_key(name))) is not None]
         ends += vocab.token_ids(EOS_IDS_KEY)
         templates = {name: vocab.text(key) for key, name in template_names(metadata).items()}
-        size = len(vocab.tokens)
+        size = len(vocab)
         if len(backend) != size:  # equal sizes: the ids are those of the file; listing them would be slow
             size = backend.num_ids(size)
         return Tokenizer(backend, roles, eos_ids=ends, vocab_size=size, chat_templates=templates, notes=vocab.notes)
