@@ -282,7 +282,7 @@ void Bpe::Encode(std::string_view word, Scratch* scratch, std::vector<uint32_t>*
   };
   const auto add = [&](uint32_t at) {
     const std::optional<Merges::Merge> merge = merges_->Find(symbols[at], symbols[next[at]]);
-    if (merge) queue.push_back({*merge, at});
+    if (merge) queue.push_back({*merge, at, symbols[at], symbols[next[at]]});
     return merge.has_value();
   };
   const auto push = [&](uint32_t at) {
@@ -298,11 +298,8 @@ void Bpe::Encode(std::string_view word, Scratch* scratch, std::vector<uint32_t>*
     const Scratch::Candidate top = queue.front();
     std::pop_heap(queue.begin(), queue.end(), is_after);
     queue.pop_back();
-    if (symbols[top.at] == kNoToken || next[top.at] == count)
-      continue;  // the symbol was merged into another, or is the last
     const uint32_t right = next[top.at];
-    const std::optional<Merges::Merge> merge = merges_->Find(symbols[top.at], symbols[right]);
-    if (!merge || merge->result != top.merge.result) continue;  // one of the two has changed since
+    if (symbols[top.at] != top.left || right == count || symbols[right] != top.right) continue;  // one was merged since
     symbols[top.at] = top.merge.result;
     symbols[right] = kNoToken;
     next[top.at] = next[right];

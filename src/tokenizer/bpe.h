@@ -124,7 +124,7 @@ class Bpe {
   struct Scratch {
     struct Candidate {
       Merges::Merge merge;
-      uint32_t at;
+      uint32_t at, left, right;  // the place of the left symbol, and the two symbols
     };
     std::vector<uint32_t> symbols, next, previous;
     std::vector<Candidate> queue;
