@@ -25,7 +25,7 @@ from lowbit.gguf.reading import strings
 from lowbit.hf.checkpoint import Checkpoint
 from lowbit.hf.config import Config
 from lowbit.tensors.source import AsFloat32, Renamed, TensorSource
-from lowbit.tokenizer.to_gguf import TokenizerRules
+from lowbit.tokenizer.rules import TokenizerRules
 
 #: Buffers in old checkpoints that no program reads.
 IGNORED_SUFFIXES = (".attention.masked_bias", ".attention.bias", ".rotary_emb.inv_freq")
