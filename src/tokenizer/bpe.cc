@@ -131,32 +131,48 @@ ListedMerges::ListedMerges(std::shared_ptr<const TokenIndex> index, const std::v
     throw FormatError(Str(lines.size(), " merges")).Expected("fewer than 2^32").Found(lines.size());
   pairs_.reserve(lines.size());
   slots_.resize(NumSlots(lines.size()));
-  std::string both;
-  for (uint32_t rank = 0; rank < lines.size(); ++rank) {
-    const std::string_view line = lines[rank];
-    const size_t cut = line.find(' ', 1);  // the left part may be a space
-    uint32_t left = kNoToken, right = kNoToken, result = kNoToken;
-    if (cut != line.npos) {
-      const std::string_view left_text = line.substr(0, cut), right_text = line.substr(cut + 1);
-      both.assign(left_text).append(right_text);
-      const uint64_t left_hash = this->index().Prefetched(left_text), right_hash = this->index().Prefetched(right_text);
-      const uint64_t hash = this->index().Prefetched(both);
-      left = this->index().Find(left_text, left_hash);
-      right = this->index().Find(right_text, right_hash);
-      result = this->index().Find(both, hash);
+  // Several lines in each step, so that the cache misses of their lookups overlap.
+  struct Line {
+    std::string both;
+    std::array<std::string_view, 3> texts;  // left, right, both
+    std::array<uint64_t, 3> hashes;
+    std::array<uint32_t, 3> ids;
+    size_t home;
+  };
+  std::array<Line, 16> batch;
+  for (size_t begin = 0; begin < lines.size(); begin += batch.size()) {
+    const size_t count = std::min(batch.size(), lines.size() - begin);
+    for (size_t i = 0; i < count; ++i) {
+      const std::string_view text = lines[begin + i];
+      const size_t cut = std::min(text.find(' ', 1), text.size());  // the left part may be a space
+      Line& line = batch[i];
+      line.texts = {text.substr(0, cut), text.substr(std::min(cut + 1, text.size())), {}};
+      line.texts[2] = line.both.assign(line.texts[0]).append(line.texts[1]);
+      for (size_t k = 0; k < 3; ++k) line.hashes[k] = this->index().Prefetched(line.texts[k]);
     }
-    if (left == kNoToken || right == kNoToken || result == kNoToken) {
-      throw FormatError(Str(key, ":"))
-          .Key(key)
-          .Expected("two tokens that merge into a third at index ", rank)
-          .Found(Quoted(line));
+    for (size_t i = 0; i < count; ++i) {
+      Line& line = batch[i];
+      for (size_t k = 0; k < 3; ++k) {
+        line.ids[k] = this->index().Find(line.texts[k], line.hashes[k]);
+        if (line.ids[k] == kNoToken) {
+          throw FormatError(Str(key, ":"))
+              .Key(key)
+              .Expected("two tokens that merge into a third at index ", begin + i)
+              .Found(Quoted(lines[begin + i]));
+        }
+      }
+      line.home = Home(line.ids[0], line.ids[1]);
+      hwy::Prefetch(&slots_[line.home]);
     }
-    pairs_.emplace_back(left, right);
-    size_t at = Home(left, right);
-    while (slots_[at].left != kNoToken && (slots_[at].left != left || slots_[at].right != right)) {
-      at = (at + 1) & (slots_.size() - 1);
+    for (size_t i = 0; i < count; ++i) {
+      const auto [left, right, result] = batch[i].ids;
+      pairs_.emplace_back(left, right);
+      size_t at = batch[i].home;
+      while (slots_[at].left != kNoToken && (slots_[at].left != left || slots_[at].right != right)) {
+        at = (at + 1) & (slots_.size() - 1);
+      }
+      slots_[at] = {left, right, static_cast<uint32_t>(begin + i), result};
     }
-    slots_[at] = {left, right, rank, result};
   }
 }
 
