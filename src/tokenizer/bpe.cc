@@ -54,10 +54,10 @@ uint64_t Hash(std::string_view text) {
   return Finished(Mixed(hash ^ word));
 }
 
-// A power of two, two to four times the number of entries.
+// A power of two, 1.5 to 3 times the number of entries.
 size_t NumSlots(size_t entries) {
   size_t slots = 8;
-  while (slots < 2 * entries) slots *= 2;
+  while (slots < entries + entries / 2) slots *= 2;
   return slots;
 }
 
