@@ -19,6 +19,7 @@ TITLES = {
     "model": "Running models, the first engine",
     "memory": "Memory",
     "tokenizer": "Loading tokenizers",
+    "loading": "From the start to the first token",
     "onnx": "ONNX models",
     "inference": "Running models",
 }
@@ -102,13 +103,9 @@ def convert_table(results: list[Record]) -> list[str]:
 
 
 def _process(entry: Record) -> list[str]:
-    def median(side: str, field: str, unit: float = 1.0) -> str:
-        values = sorted(entry[side][field])
-        return number(values[len(values) // 2] / unit)
-
     sides = ("ours", "peer")
-    seconds, cpu = ([median(side, field) for side in sides] for field in ("wall_s", "cpu_s"))
-    return [*seconds, ratio(entry), *cpu, *(median(side, "peak_rss", 1e6) for side in sides)]
+    seconds, cpu = ([_median(entry[side][field]) for side in sides] for field in ("wall_s", "cpu_s"))
+    return [*seconds, ratio(entry), *cpu, *(_median(entry[side]["peak_rss"], 1e6) for side in sides)]
 
 
 def model_table(results: list[Record]) -> list[str]:
@@ -141,6 +138,25 @@ def tokenizer_table(results: list[Record]) -> list[str]:
         for entry, seconds in zip(results, cpu, strict=True)
     ]
     return table(header, rows)
+
+
+def loading_table(results: list[Record]) -> list[str]:
+    """Medians: seconds of the stages and programs, and megabytes."""
+    stages = list(dict.fromkeys(entry["stage"] for entry in results if "stage" in entry))
+    programs = list(dict.fromkeys(entry["program"] for entry in results if "program" in entry))
+    memory = list(dict.fromkeys(entry["memory"] for entry in results if "memory" in entry))
+    header = ["file", *stages, *programs, *(f"MB {kind}" for kind in memory)]
+    rows = []
+    for file in dict.fromkeys(entry["file"] for entry in results):
+        found = {entry["name"]: entry for entry in results if entry["file"] == file}
+        seconds = [_median(found[f"{file} {name}"]["wall_s"]) for name in (*stages, *programs)]
+        sizes = [_median(found[f"{file} {kind} memory"]["bytes"], 1e6) for kind in memory]
+        rows.append([file, *seconds, *sizes])
+    return table(header, rows)
+
+
+def _median(values: list[float], unit: float = 1.0) -> str:
+    return number(sorted(values)[len(values) // 2] / unit) if values else "-"
 
 
 def onnx_table(results: list[Record]) -> list[str]:
@@ -196,6 +212,7 @@ TABLES = {
     "model": model_table,
     "memory": memory_table,
     "tokenizer": tokenizer_table,
+    "loading": loading_table,
     "onnx": onnx_table,
     "inference": inference_table,
 }

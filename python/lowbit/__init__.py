@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-
+from lowbit.base import lazy
 from lowbit.base.version import __version__
 
 TYPE_CHECKING = False  # importing `typing` takes time, and Ctrl-C during it would print a traceback of the command
@@ -139,7 +138,6 @@ _NAMES = {
     "tensors.quantize": ("dequantize", "quantize"),
     "tokenizer.load": ("Tokenizer", "load_tokenizer"),
 }
-_HOMES = {name: module for module, names in _NAMES.items() for name in names}
 _MODULES = {
     "arch": "arch",
     "evaluate": "evaluate",
@@ -148,18 +146,7 @@ _MODULES = {
     "onnx": "onnx",
     "simd": "base.simd",
 }
-
-
-def __getattr__(name: str) -> object:
-    """Imports a public name when it is first used."""
-    if name in _MODULES:
-        value: object = importlib.import_module(f"lowbit.{_MODULES[name]}")
-    elif name in _HOMES:
-        value = getattr(importlib.import_module(f"lowbit.{_HOMES[name]}"), name)
-    else:
-        raise AttributeError(f"module 'lowbit' has no attribute {name!r}")
-    globals()[name] = value
-    return value
+__getattr__ = lazy.names_of(__name__, _NAMES, _MODULES)
 
 
 def __dir__() -> list[str]:

@@ -12,9 +12,16 @@
 
 #include <memory>
 
+#include "src/io/gguf.h"
 #include "src/io/mapped_file.h"
 
 namespace lowbit {
+
+// An array of strings in a file's metadata, without a Python object for each string.
+struct GgufStrings {
+  std::shared_ptr<const Gguf> file;
+  const GgufValue* value;
+};
 
 void BindFiles(pybind11::module_& m);
 void BindFormats(pybind11::module_& m);

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -64,7 +65,13 @@ py::object ToPython(const GgufValue& value) {
   return list;
 }
 
-// The inverse. Arrays are contiguous and little-endian.
+std::optional<GgufStrings> Strings(const std::shared_ptr<Gguf>& gguf, size_t index) {
+  const GgufValue& value = gguf->values().at(index);
+  if (!value.is_array || value.type != GgufType::kString) return std::nullopt;
+  return GgufStrings{gguf, &value};
+}
+
+// The inverse of ToPython. Arrays are contiguous and little-endian.
 GgufEntry ToEntry(const std::string& key, const py::object& value) {
   GgufEntry entry{key, false, GgufType::kString, 1, {}};
   if (py::isinstance<py::str>(value)) {
@@ -156,6 +163,10 @@ void Write(GgufWriter& writer, const py::buffer& buffer) {
 }  // namespace
 
 void BindGguf(py::module_& m) {
+  py::class_<GgufStrings>(m, "GgufStrings").def("__len__", [](const GgufStrings& strings) {
+    return strings.value->count;
+  });
+
   py::class_<Gguf, std::shared_ptr<Gguf>>(m, "GgufFile")
       .def_static("open", &Gguf::Open, py::arg("path"), py::call_guard<GilRelease>())
       .def_static("open_one", &Gguf::OpenOne, py::arg("path"), py::call_guard<GilRelease>())
@@ -169,6 +180,7 @@ void BindGguf(py::module_& m) {
            })
       .def(
           "value", [](const Gguf& gguf, size_t index) { return ToPython(gguf.values().at(index)); }, py::arg("index"))
+      .def("strings", &Strings, py::arg("index"))
       .def("header", [](const Gguf& gguf) { return py::bytes(gguf.header()); })
       .def("entry_begins",
            [](const Gguf& gguf) {

@@ -1,6 +1,7 @@
 // A bounds-checked cursor over the untrusted bytes at the beginning of a file.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -38,7 +39,10 @@ class Reader {
     What(const char* field, Owner owner, std::string_view name) : field(field), owner(owner), name(name) {}
   };
 
-  explicit Reader(const MappedFile& file) : file_(file) {}
+  explicit Reader(const MappedFile& file) : file_(file) {
+    // Room for most headers, so that growing leaves no freed pieces in the heap. Unused pages take no memory.
+    bytes_.reserve(static_cast<size_t>(std::min(file.size(), uint64_t{16} << 20)));
+  }
 
   uint64_t offset() const { return offset_; }
   uint64_t remaining() const { return file_.size() - offset_; }

@@ -54,10 +54,10 @@ uint64_t Hash(std::string_view text) {
   return Finished(Mixed(hash ^ word));
 }
 
-// A power of two, two to four times the number of entries.
+// A power of two, 1.5 to 3 times the number of entries.
 size_t NumSlots(size_t entries) {
   size_t slots = 8;
-  while (slots < 2 * entries) slots *= 2;
+  while (slots < entries + entries / 2) slots *= 2;
   return slots;
 }
 
@@ -72,6 +72,10 @@ size_t CharacterBytes(std::string_view text) {
   size_t size = 1;
   while (size < text.size() && !BeginsCharacter(text[size])) ++size;
   return size;
+}
+
+bool IsBetter(const Merges::Merge& a, const Merges::Merge& b) {
+  return std::tie(b.score, b.left_characters, a.result) < std::tie(a.score, a.left_characters, b.result);
 }
 
 }  // namespace
@@ -120,105 +124,117 @@ uint32_t TokenIndex::Find(std::string_view text, uint64_t hash) const {
   return slot == 0 ? kNoToken : static_cast<uint32_t>(slot) - 1;
 }
 
-Merges::Merges(std::shared_ptr<const TokenIndex> index, const std::vector<std::string_view>& lines,
-               std::string_view key)
-    : index_(std::move(index)) {
+ListedMerges::ListedMerges(std::shared_ptr<const TokenIndex> index, const std::vector<std::string_view>& lines,
+                           std::string_view key)
+    : Merges(std::move(index)) {
+  if (lines.size() >= kNoToken)
+    throw FormatError(Str(lines.size(), " merges")).Expected("fewer than 2^32").Found(lines.size());
   pairs_.reserve(lines.size());
-  std::vector<uint32_t> results;
-  results.reserve(lines.size());
-  std::string both;
-  for (size_t i = 0; i < lines.size(); ++i) {
-    const std::string_view line = lines[i];
-    const size_t cut = line.find(' ', 1);  // the left part may be a space
-    uint32_t left = kNoToken, right = kNoToken, result = kNoToken;
-    if (cut != line.npos) {
-      left = index_->Find(line.substr(0, cut));
-      right = index_->Find(line.substr(cut + 1));
-      both.assign(line, 0, cut).append(line, cut + 1, line.npos);
-      result = index_->Find(both);
+  slots_.resize(NumSlots(lines.size()));
+  // Several lines in each step, so that the cache misses of their lookups overlap.
+  struct Line {
+    std::string both;
+    std::array<std::string_view, 3> texts;  // left, right, both
+    std::array<uint64_t, 3> hashes;
+    std::array<uint32_t, 3> ids;
+    size_t home;
+  };
+  std::array<Line, 16> batch;
+  for (size_t begin = 0; begin < lines.size(); begin += batch.size()) {
+    const size_t count = std::min(batch.size(), lines.size() - begin);
+    for (size_t i = 0; i < count; ++i) {
+      const std::string_view text = lines[begin + i];
+      const size_t cut = std::min(text.find(' ', 1), text.size());  // the left part may be a space
+      Line& line = batch[i];
+      line.texts = {text.substr(0, cut), text.substr(std::min(cut + 1, text.size())), {}};
+      line.texts[2] = line.both.assign(line.texts[0]).append(line.texts[1]);
+      for (size_t k = 0; k < 3; ++k) line.hashes[k] = this->index().Prefetched(line.texts[k]);
     }
-    if (left == kNoToken || right == kNoToken || result == kNoToken) {
-      throw FormatError(Str(key, ":"))
-          .Key(key)
-          .Expected("two tokens that merge into a third at index ", i)
-          .Found(Quoted(line));
+    for (size_t i = 0; i < count; ++i) {
+      Line& line = batch[i];
+      for (size_t k = 0; k < 3; ++k) {
+        line.ids[k] = this->index().Find(line.texts[k], line.hashes[k]);
+        if (line.ids[k] == kNoToken) {
+          throw FormatError(Str(key, ":"))
+              .Key(key)
+              .Expected("two tokens that merge into a third at index ", begin + i)
+              .Found(Quoted(lines[begin + i]));
+        }
+      }
+      line.home = Home(line.ids[0], line.ids[1]);
+      hwy::Prefetch(&slots_[line.home]);
     }
-    pairs_.emplace_back(left, right);
-    results.push_back(result);
+    for (size_t i = 0; i < count; ++i) {
+      const auto [left, right, result] = batch[i].ids;
+      pairs_.emplace_back(left, right);
+      size_t at = batch[i].home;
+      while (slots_[at].left != kNoToken && (slots_[at].left != left || slots_[at].right != right)) {
+        at = (at + 1) & (slots_.size() - 1);
+      }
+      slots_[at] = {left, right, static_cast<uint32_t>(begin + i), result};
+    }
   }
-  Insert(results);
 }
 
-Merges::Merges(std::shared_ptr<const TokenIndex> index, const double* scores, const uint8_t* is_mergeable)
-    : index_(std::move(index)) {
-  struct Found {
-    double score;
-    uint32_t cut, result, left, right;
-  };
-  struct Cut {
-    size_t at;
-    uint64_t hash;
-    uint32_t length;
-  };
-  std::vector<Found> found;
-  std::vector<Cut> cuts;
-  for (uint32_t id = 0; id < index_->size(); ++id) {
-    const std::string_view text = index_->text(id);
-    if (!is_mergeable[id] || text.empty()) continue;
-    const size_t characters = NumCharacters(text);
-    if (characters > kMaxPiece) {
+size_t ListedMerges::Home(uint32_t left, uint32_t right) const {
+  return Finished(Mixed(Keys().seed ^ (uint64_t{left} << 32 | right))) & (slots_.size() - 1);
+}
+
+std::optional<Merges::Merge> ListedMerges::Find(uint32_t left, uint32_t right) const {
+  for (size_t at = Home(left, right); slots_[at].left != kNoToken; at = (at + 1) & (slots_.size() - 1)) {
+    const Slot& slot = slots_[at];
+    if (slot.left == left && slot.right == right) return Merge{-static_cast<double>(slot.rank), 0, slot.result};
+  }
+  return std::nullopt;
+}
+
+ScoredMerges::ScoredMerges(std::shared_ptr<const TokenIndex> index, const double* scores, const uint8_t* is_mergeable)
+    : Merges(std::move(index)),
+      scores_(scores, scores + this->index().size()),
+      is_mergeable_(is_mergeable, is_mergeable + this->index().size()) {
+  for (uint32_t id = 0; id < this->index().size(); ++id) {
+    const std::string_view text = this->index().text(id);
+    const size_t characters = text.size() > kMaxPiece ? NumCharacters(text) : 0;
+    if (is_mergeable[id] && characters > kMaxPiece) {
       throw FormatError(Str(kTokensKey, ":"))
           .Key(kTokensKey)
           .Expected("at most ", kMaxPiece, " characters in token ", id)
           .Found(characters);
     }
-    cuts.clear();
-    for (size_t at = text.size() - 1, length = characters; at > 0; --at) {
-      if (!BeginsCharacter(text[at])) continue;
-      cuts.push_back({at, index_->Prefetched(text.substr(0, at)), static_cast<uint32_t>(--length)});
-    }
-    for (const Cut& cut : cuts) {
-      const uint32_t left = index_->Find(text.substr(0, cut.at), cut.hash);
-      const uint32_t right = left == kNoToken ? kNoToken : index_->Find(text.substr(cut.at));
-      if (right != kNoToken) found.push_back({scores[id], cut.length, id, left, right});
-    }
-  }
-  // Stable: ties are ordered by id. Scores often fall with the ids, and merge sort is fast for sorted runs.
-  std::stable_sort(found.begin(), found.end(),
-                   [](const Found& a, const Found& b) { return std::tie(b.score, b.cut) < std::tie(a.score, a.cut); });
-  pairs_.reserve(found.size());
-  std::vector<uint32_t> results;
-  results.reserve(found.size());
-  for (const Found& merge : found) {
-    pairs_.emplace_back(merge.left, merge.right);
-    results.push_back(merge.result);
-  }
-  Insert(results);
-}
-
-size_t Merges::Home(uint32_t left, uint32_t right) const {
-  return Finished(Mixed(Keys().seed ^ (uint64_t{left} << 32 | right))) & (slots_.size() - 1);
-}
-
-void Merges::Insert(const std::vector<uint32_t>& results) {
-  if (pairs_.size() >= kNoToken)
-    throw FormatError(Str(pairs_.size(), " merges")).Expected("fewer than 2^32").Found(pairs_.size());
-  slots_.resize(NumSlots(pairs_.size()));
-  for (uint32_t rank = 0; rank < pairs_.size(); ++rank) {
-    const auto [left, right] = pairs_[rank];
-    size_t at = Home(left, right);
-    while (slots_[at].left != kNoToken && (slots_[at].left != left || slots_[at].right != right)) {
-      at = (at + 1) & (slots_.size() - 1);
-    }
-    slots_[at] = {left, right, {rank, results[rank]}};
   }
 }
 
-const Merges::Merge* Merges::Find(uint32_t left, uint32_t right) const {
-  for (size_t at = Home(left, right); slots_[at].left != kNoToken; at = (at + 1) & (slots_.size() - 1)) {
-    if (slots_[at].left == left && slots_[at].right == right) return &slots_[at].merge;
+std::optional<Merges::Merge> ScoredMerges::Find(uint32_t left, uint32_t right) const {
+  const std::string_view left_text = index().text(left), right_text = index().text(right);
+  std::array<char, kMaxBytes> both;
+  const size_t size = left_text.size() + right_text.size();
+  if (size > both.size()) return std::nullopt;
+  std::copy(right_text.begin(), right_text.end(), std::copy(left_text.begin(), left_text.end(), both.begin()));
+  const uint32_t result = index().Find({both.data(), size});
+  if (result == kNoToken || !is_mergeable_[result]) return std::nullopt;
+  return Merge{scores_[result], static_cast<uint32_t>(NumCharacters(left_text)), result};
+}
+
+std::vector<std::pair<uint32_t, uint32_t>> ScoredMerges::Pairs() const {
+  struct Found {
+    Merge merge;
+    std::pair<uint32_t, uint32_t> pair;
+  };
+  std::vector<Found> found;
+  for (uint32_t id = 0; id < index().size(); ++id) {
+    const std::string_view text = index().text(id);
+    if (!is_mergeable_[id] || index().Find(text) != id) continue;
+    uint32_t characters = 1;
+    for (size_t cut = CharacterBytes(text); cut < text.size(); cut += CharacterBytes(text.substr(cut)), ++characters) {
+      const uint32_t left = index().Find(text.substr(0, cut));
+      const uint32_t right = left == kNoToken ? kNoToken : index().Find(text.substr(cut));
+      if (right != kNoToken) found.push_back({{scores_[id], characters, id}, {left, right}});
+    }
   }
-  return nullptr;
+  std::sort(found.begin(), found.end(), [](const Found& a, const Found& b) { return IsBetter(a.merge, b.merge); });
+  std::vector<std::pair<uint32_t, uint32_t>> pairs(found.size());
+  std::transform(found.begin(), found.end(), pairs.begin(), [](const Found& merge) { return merge.pair; });
+  return pairs;
 }
 
 Bpe::Bpe(std::shared_ptr<const Merges> merges, const BpeOptions& options)
@@ -277,13 +293,13 @@ void Bpe::Encode(std::string_view word, Scratch* scratch, std::vector<uint32_t>*
   next.resize(count);
   previous.resize(count);
   queue.clear();
-  const auto is_after = [](const Scratch::Candidate& a, const Scratch::Candidate& b) {  // orders by rank, then by place
-    return std::tie(b.rank, b.at) < std::tie(a.rank, a.at);
+  const auto is_after = [](const Scratch::Candidate& a, const Scratch::Candidate& b) {  // the best first, then by place
+    return IsBetter(b.merge, a.merge) || (!IsBetter(a.merge, b.merge) && b.at < a.at);
   };
   const auto add = [&](uint32_t at) {
-    const Merges::Merge* merge = merges_->Find(symbols[at], symbols[next[at]]);
-    if (merge != nullptr) queue.push_back({merge->rank, at, merge->result});
-    return merge != nullptr;
+    const std::optional<Merges::Merge> merge = merges_->Find(symbols[at], symbols[next[at]]);
+    if (merge) queue.push_back({*merge, at, symbols[at], symbols[next[at]]});
+    return merge.has_value();
   };
   const auto push = [&](uint32_t at) {
     if (add(at)) std::push_heap(queue.begin(), queue.end(), is_after);
@@ -298,12 +314,9 @@ void Bpe::Encode(std::string_view word, Scratch* scratch, std::vector<uint32_t>*
     const Scratch::Candidate top = queue.front();
     std::pop_heap(queue.begin(), queue.end(), is_after);
     queue.pop_back();
-    if (symbols[top.at] == kNoToken || next[top.at] == count)
-      continue;  // the symbol was merged into another, or is the last
     const uint32_t right = next[top.at];
-    const Merges::Merge* merge = merges_->Find(symbols[top.at], symbols[right]);
-    if (merge == nullptr || merge->result != top.result) continue;  // one of the two has changed since
-    symbols[top.at] = top.result;
+    if (symbols[top.at] != top.left || right == count || symbols[right] != top.right) continue;  // one was merged since
+    symbols[top.at] = top.merge.result;
     symbols[right] = kNoToken;
     next[top.at] = next[right];
     if (next[right] != count) previous[next[right]] = top.at;

@@ -43,7 +43,9 @@ def modules() -> list[ModuleType]:
 
 
 #: What type hints name, imported for type checkers only in some modules.
-NAMES = {name: value for module in modules() for name, value in vars(module).items() if isinstance(value, type)}
+NAMES = {
+    name: value for module in modules() for name, value in vars(module).items() if isinstance(value, (type, UnionType))
+}
 
 
 def hints_of(value: Any) -> dict[str, Any]:

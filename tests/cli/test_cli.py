@@ -55,6 +55,17 @@ print(*(m.split('.')[0] for m in sys.modules))
     assert not {"rich", "tokenizers", "jinja2", "huggingface_hub", "torch", "transformers", "numpy"} & set(loaded)
 
 
+def test_a_command_does_not_load_the_others() -> None:
+    code = """
+import sys
+from lowbit.cli.execution import execute
+execute(['run', '--help'])
+print(*(m for m in sys.modules if m.startswith('lowbit.cli.')))
+"""
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert {f"lowbit.cli.{name}" for name in COMMANDS} & set(loaded) == {"lowbit.cli.run"}
+
+
 def test_version() -> None:
     result = run("--version")
     assert (result.returncode, result.stderr) == (0, "")

@@ -29,7 +29,7 @@ main(sys.argv[2:])
 """
 #: What is imported by the command itself and by the work, in this order.
 MODULES = [
-    "typer", "lowbit.cli.execution", "lowbit.cli.console", "lowbit.cli.export", "lowbit.conversion.convert", "numpy",
+    "typer", "lowbit.cli.execution", "lowbit.cli.console", "lowbit.cli.convert", "lowbit.conversion.convert", "numpy",
     "numpy.linalg", "ml_dtypes", "lowbit.gguf.reading", "lowbit.tokenizer.load", "tokenizers",
 ]  # fmt: skip
 

@@ -174,6 +174,25 @@ def test_conversions_are_compared(tmp_path):
         conversion.check()
 
 
+def test_loading_is_measured_by_stages(monkeypatch, tmp_path):
+    benchmark, path = _module("loading"), tmp_path / "bard.gguf"
+    lowbit.convert(BARD, path, "Q8_0", verify=False)
+    options = ["--pairs", "2", "--threads", "1", "--json", str(tmp_path / "out.json")]
+    monkeypatch.setattr(sys, "argv", ["loading.py", str(path), *options])
+    benchmark.main()
+    record = json.loads((tmp_path / "out.json").read_text())
+    stages = {entry["stage"]: entry for entry in record["results"] if "stage" in entry}
+    assert tuple(stages) == benchmark.STAGES
+    assert all(len(entry["cpu_s"]) == len(entry["wall_s"]) == 2 for entry in stages.values())
+    (program,) = (entry for entry in record["results"] if "program" in entry)
+    assert len(program["peak_rss"]) == 2
+    assert "| bard | 0." in report.section(record)
+    command = [*benchmark.command(path, 1), "--stop", lowbit.load(path).generate("Hello", max_tokens=1)]
+    monkeypatch.setattr(benchmark, "command", lambda path, threads: command)
+    with pytest.raises(SystemExit, match="lowbit run gave"):
+        benchmark.main()
+
+
 def test_loaded_tokenizers_are_compared(monkeypatch, tmp_path):
     benchmark, path = _module("tokenizer"), tmp_path / "bard.gguf"
     lowbit.convert(BARD, path, "Q8_0", progress=False)

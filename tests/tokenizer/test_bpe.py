@@ -10,7 +10,7 @@ from tokenizer_cases import KINDS, metadata
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
 
 import lowbit
-from lowbit._core import Merges, TokenIndex
+from lowbit._core import Bpe, Merges, TokenIndex
 from lowbit.tokenizer.backend import BpeBackend, BpeModel, LibraryBackend, backend_of
 from lowbit.tokenizer.load import from_metadata
 
@@ -116,6 +116,39 @@ def test_scores_of_one_height():
     assert merges.pairs() == [("ab", "a"), ("a", "b"), ("b", "a"), ("a", "ba"), ("ba", "b"), ("b", "ab")]
 
 
+@pytest.mark.parametrize("seed", range(40))
+def test_ids_of_scores_are_those_of_the_library(seed):
+    """Of the pieces some are not mergeable, and many have one score. The library gets the list of pairs."""
+    rng = random.Random(seed)
+    letters = rng.sample(ALPHABET, 4)
+    words = {"".join(rng.choices(letters, k=rng.randint(2, 6))) for _ in range(80)}
+    tokens = ["<unk>", *letters, *sorted(words), "\u2581" * 70, "b" * 65]
+    rng.shuffle(tokens)
+    index = TokenIndex(tokens)
+    scores = np.array([-float(rng.randrange(1 + seed)) for _ in tokens])
+    is_mergeable = np.array([text != "<unk>" and rng.random() < 0.9 for text in tokens])
+    merges = Merges.of_scores(index, scores, is_mergeable)
+    model = BpeModel(index, merges, tokens.index("<unk>"), fuse_unk=seed % 2 == 0)
+    ours = backend_of(Tokenizer(models.BPE()), model, [])
+    theirs = Tokenizer(model.in_library())
+    assert isinstance(ours, BpeBackend)
+    for length in (0, 1, 2, 3, 10, 200):
+        for _ in range(20):
+            text = "".join(rng.choices([*letters, "z", *words], k=length))
+            assert ours.encode(text, False, True) == theirs.encode(text).ids, text
+
+
+def test_scores_make_long_pieces():
+    """Pieces up to the limit merge; a long control token, which is no piece, does not."""
+    pieces = ["a" * 2**i for i in range(11)]
+    index = TokenIndex([*pieces, "<" + "a" * 5000 + ">"])
+    merges = Merges.of_scores(index, np.arange(12, dtype=np.float64), np.array([True] * 11 + [False]))
+    bpe = Bpe(merges, [None], 11, False, False, False)
+    assert bpe.encode(["a" * 1024, "az", "z" * 3], [0, 0, 0], [0, 0, 0]) == [10, 0, 11, 11, 11, 11]
+    with pytest.raises(lowbit.FormatError, match="at most 1024 characters in token 0, found 1025"):
+        Merges.of_scores(TokenIndex(["\u00e9" * 1025]), np.zeros(1), np.ones(1, bool))
+
+
 @pytest.mark.parametrize(
     ("line", "shown"), [("a", '"a"'), ("a c", '"a c"'), ("", '""'), (" ", '" "'), ("b b", '"b b"')]
 )
@@ -131,6 +164,18 @@ def test_a_repeated_token_is_that_of_the_last_id():
     index = TokenIndex(["a", "", "b", "a", ""])
     assert (index.repeated, index.find("a"), index.text(0), index.text(3), index.text(9)) == (0, 3, None, "a", None)
     assert index.ids() == {"a": 3, "b": 2}
+    assert (index.blank(), index.spellings([0, 1, 3])) == ([1, 4], ["a", "", "a"])
+
+
+def test_other_texts_of_tokens():
+    index = TokenIndex(["a", "b", "c"], {1: "", 2: "d"})
+    assert (index.ids(), index.blank()) == ({"a": 0, "d": 2}, [1])
+    with pytest.raises(lowbit.FormatError, match="strings that UTF-8 can encode at index 1"):
+        TokenIndex(["a", "b"], {1: "\ud800"})
+    with pytest.raises(IndexError):
+        TokenIndex(["a"], {1: "b"})
+    with pytest.raises(IndexError):
+        index.spellings([3])
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -21,10 +21,11 @@ from lowbit.arch.rope import Tensors, original_context, rope_of
 from lowbit.arch.rope_keys import ROPE_FREQS, YARN_KEYS, rope_metadata, rope_tensors
 from lowbit.arch.table import CONFIG_KEYS, DENSE_GLOBAL, DENSE_LAYER, MAX_LAYERS, Sizes, Tensor, layer_of
 from lowbit.base.errors import FormatError, UnsupportedError
+from lowbit.gguf.reading import strings
 from lowbit.hf.checkpoint import Checkpoint
 from lowbit.hf.config import Config
 from lowbit.tensors.source import AsFloat32, Renamed, TensorSource
-from lowbit.tokenizer.to_gguf import TokenizerRules
+from lowbit.tokenizer.rules import TokenizerRules
 
 #: Buffers in old checkpoints that no program reads.
 IGNORED_SUFFIXES = (".attention.masked_bias", ".attention.bias", ".rotary_emb.inv_freq")
@@ -376,10 +377,10 @@ class Architecture:
             )
         windows = self.windows(get, num_layers)
         ropes, layer_ropes = self.ropes(get, tensors, dim=rope_dim, windows=windows)
-        tokens = metadata.get("tokenizer.ggml.tokens")
+        tokens = strings(metadata, "tokenizer.ggml.tokens")
         return ModelSpec(
             architecture=self.name,
-            vocab_size=get.integer("vocab_size", len(tokens) if isinstance(tokens, list) else None),
+            vocab_size=get.integer("vocab_size", None if tokens is None else len(tokens)),
             context_length=get.integer("context_length"),
             hidden_size=hidden,
             intermediate_size=get.integer("feed_forward_length"),

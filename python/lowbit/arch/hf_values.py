@@ -15,6 +15,7 @@ from lowbit.arch.keys import Keys
 from lowbit.arch.rope_keys import llama3_factors
 from lowbit.arch.table import MAX_LAYERS
 from lowbit.base.errors import FormatError, UnsupportedError
+from lowbit.gguf.reading import strings
 from lowbit.hf.config import MOST_FLOAT32
 from lowbit.tensors.source import TensorSource, read
 from lowbit.tokenizer.special import checked_special, id_key
@@ -45,8 +46,8 @@ def has_biases(tensors: Mapping[str, TensorSource], parts: tuple[str, ...]) -> b
 
 def token_ids(metadata: Mapping[str, Any]) -> dict[str, int]:
     """bos_token_id, eos_token_id and pad_token_id, if the file has them and their tokens exist."""
-    tokens = metadata.get("tokenizer.ggml.tokens")
-    count = len(tokens) if isinstance(tokens, list) else 0
+    tokens = strings(metadata, "tokenizer.ggml.tokens")
+    count = 0 if tokens is None else len(tokens)
     found: dict[str, int] = {}
     for role in ("bos", "eos", "pad"):
         if (value := metadata.get(id_key(role))) is not None:

@@ -9,7 +9,6 @@ from lowbit.arch.base import Architecture
 from lowbit.arch.model_spec import ModelSpec
 from lowbit.arch.registry import architectures
 from lowbit.arch.rope import Tensors
-from lowbit.arch.unknown import unknown_name
 from lowbit.base import arguments
 from lowbit.base.errors import FormatError, UnsupportedError
 
@@ -44,5 +43,7 @@ def of_metadata(metadata: Mapping[str, Any], tensors: Iterable[str] = ()) -> Arc
         raise FormatError("metadata has no general.architecture", key="general.architecture")
     arch = architectures().get(name)
     if arch is None:
+        from lowbit.arch.unknown import unknown_name
+
         raise unknown_name(name, tensors)
     return arch

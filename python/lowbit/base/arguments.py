@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Container, Iterable, Mapping
+import os
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -104,3 +105,16 @@ def wrong(name: str, expected: str, value: Any, rest: str = "") -> InputError:
     else:
         found = type(value).__name__
     return InputError(f"{name}:", expected=expected, found=found, rest=rest)
+
+
+def seed(value: int | None) -> int:
+    """A seed for random numbers; a new one for None."""
+    return int.from_bytes(os.urandom(8), "little") if value is None else integer("seed", value, 0, (1 << 64) - 1)
+
+
+def refuse_checkpoint_options(path: str, lora: object, like: object) -> None:
+    """Raises InputError for options of checkpoints that are given with a GGUF file."""
+    if not isinstance(lora, Sequence) or lora:
+        raise InputError("lora works only for checkpoints, not for GGUF files", path=path)
+    if like is not None:
+        raise InputError("like works only for checkpoints; a GGUF file names its architecture", path=path)

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
+from typing import TYPE_CHECKING
 
-_LOG = logging.getLogger("lowbit")
-_LOG.addHandler(logging.NullHandler())  # without any handler, logging would print warnings
-
+if TYPE_CHECKING:
+    from logging import Logger
 
 _IS_QUIET: ContextVar[bool] = ContextVar("lowbit_is_quiet", default=False)
+
+
+@cache
+def _log() -> Logger:
+    import logging  # 2 ms
+
+    log = logging.getLogger("lowbit")
+    log.addHandler(logging.NullHandler())  # without any handler, logging would print warnings
+    return log
 
 
 def log_notes(notes: Iterable[str]) -> None:
     """Logs each note as a warning."""
     if not _IS_QUIET.get():
         for note in notes:
-            _LOG.warning("%s", note)
+            _log().warning("%s", note)
 
 
 @contextmanager

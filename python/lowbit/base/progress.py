@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -199,4 +198,6 @@ class _NotebookBar:
     def _repr_html_(self) -> str:
         step = self._step
         share = "" if not step.total else f' value="{step.done / step.total:.4f}"'
+        import html  # 1 ms
+
         return f"<progress{share}></progress> {html.escape(repr(self))}"

@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _status(arguments: Sequence[str] | None) -> int:
-    from lowbit.cli.execution import execute  # imports all commands, and packages that are slow to import
+    from lowbit.cli.execution import execute  # imports packages that are slow to import
 
     if signal.getsignal(signal.SIGINT) is _leave:
         signal.signal(signal.SIGINT, _interrupt)

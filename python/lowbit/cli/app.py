@@ -58,9 +58,11 @@ app = typer.Typer(
 )
 
 
-def root_command() -> Any:
-    """The click command with all subcommands."""
-    for name in (name for names in SECTIONS.values() for name in names):
+def root_command(first: str = "") -> Any:
+    """The click command with all subcommands. first: the first argument; if it is a subcommand, only that is loaded,
+    which saves 0.05 s."""
+    names = [name for names in SECTIONS.values() for name in names]
+    for name in [first] if first in names else names:
         importlib.import_module(f"lowbit.cli.{name}")
     return get_command(app)
 

@@ -35,7 +35,7 @@ def execute(arguments: Sequence[str]) -> int:
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
         with operation():
-            status = root_command().main(list(arguments), prog_name="lowbit", standalone_mode=False)
+            status = root_command(*arguments[:1]).main(list(arguments), prog_name="lowbit", standalone_mode=False)
         sys.stdout.flush()
         status = status if isinstance(status, int) else 0
     except typer.Abort:  # click raises this for Ctrl-C

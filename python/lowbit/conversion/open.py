@@ -19,7 +19,7 @@ from lowbit.arch.pooling import MODULES, pooling_config, pooling_type
 from lowbit.arch.registry import hf_classes, of_class
 from lowbit.arch.unknown import read_as, unknown_class
 from lowbit.base.dtypes import FLOAT_NAMES
-from lowbit.base.errors import Error, InputError
+from lowbit.base.errors import Error
 from lowbit.base.heap import trim_heap
 from lowbit.base.operation import reading
 from lowbit.base.paths import AnyPath
@@ -176,14 +176,6 @@ def checkpoint_metadata(
         "general.quantization_version": QUANTIZATION_VERSION,
         **tokenizer,
     }
-
-
-def refuse_checkpoint_options(path: str, lora: Adapters, like: str | None) -> None:
-    """Raises InputError for options of checkpoints that are given with a GGUF file."""
-    if not isinstance(lora, Sequence) or lora:
-        raise InputError("lora works only for checkpoints, not for GGUF files", path=path)
-    if like is not None:
-        raise InputError("like works only for checkpoints; a GGUF file names its architecture", path=path)
 
 
 def _tokenizer_record(folder: Path) -> TokenizerRecord | Error:

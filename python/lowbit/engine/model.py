@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import itertools
 import os
-import secrets
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,13 +21,13 @@ from lowbit.base.log import log_notes
 from lowbit.base.paths import AnyPath, checked, is_file
 from lowbit.base.progress import ProgressLike, steps
 from lowbit.base.threads import num_threads
-from lowbit.conversion.open import open_checkpoint, refuse_checkpoint_options
-from lowbit.hf.checkpoint import mapped
-from lowbit.hf.lora import Adapters
 from lowbit.tensors import nonfinite
 from lowbit.tensors.qtensor import QTensor, bytes_of, format_of
-from lowbit.tokenizer.load import Tokenizer, load_tokenizer
 from lowbit.tokenizer.stream import StopFilter
+
+if TYPE_CHECKING:
+    from lowbit.hf.lora import Adapters
+    from lowbit.tokenizer.load import Tokenizer
 
 #: Tokens of a prompt per call of the core; Ctrl-C is handled between calls.
 PROMPT_PIECE = 512
@@ -78,22 +77,20 @@ def load(
         model = lowbit.load("smol.gguf")
         print(model.generate("Once upon a time", max_tokens=32))
     """
-    options: dict[str, Any] = {
-        "compute": compute,
-        "threads": threads,
-        "context": context,
-        "max_sequences": max_sequences,
-    }
+    options: Any = {"compute": compute, "threads": threads, "context": context, "max_sequences": max_sequences}
     where = checked(path)
     if is_file(where) or where.endswith(".gguf"):
-        refuse_checkpoint_options(where, lora, like)
+        arguments.refuse_checkpoint_options(where, lora, like)
         file = gguf.open(where)
         tensors = {name: weight for name, weight in file.tensors.items() if _is_weight(weight)}
         with of_file(where), steps("load", "tensors", progress) as advance:
             spec = arch.spec(file.metadata, tensors)
-            model = Model(spec, tensors, metadata=file.metadata, path=path, **options)
+            model = Model(spec, tensors, metadata=file.metadata, path=path, files=file, **options)
             advance(len(tensors), len(tensors))
             return model
+    from lowbit.conversion.open import open_checkpoint
+    from lowbit.hf.checkpoint import mapped
+
     opened = open_checkpoint(where, lora=lora, lora_scale=lora_scale, like=like, progress=progress)
     if like is not None:
         log_notes(opened.notes)
@@ -103,7 +100,7 @@ def load(
             weights[source.name] = mapped(source)
             advance(len(weights), len(opened.tensors))
     spec = arch.spec(opened.metadata, weights)
-    return Model(spec, weights, metadata=opened.metadata, path=opened.folder, **options)
+    return Model(spec, weights, metadata=opened.metadata, path=opened.folder, files=opened.folder, **options)
 
 
 def _is_weight(weight: Weight) -> bool:
@@ -167,6 +164,7 @@ class Model:
         *,
         metadata: Mapping[str, Any],
         path: AnyPath,
+        files: gguf.File | AnyPath,
         compute: str,
         threads: int | None,
         context: int | None,
@@ -180,6 +178,7 @@ class Model:
         self.compute = arguments.text("compute", compute)
         self.threads = num_threads(threads)
         self.weights = weights
+        self._files = files
         self._tokenizer: Tokenizer | None = None
         self._sequences = _Sequences(max_sequences)
         tensors = {name: (format_of(w), list(w.shape), bytes_of(w)) for name, w in weights.items()}
@@ -212,7 +211,9 @@ class Model:
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of the model's files, loaded at first use. Raises the errors of `lowbit.load_tokenizer`."""
         if self._tokenizer is None:
-            self._tokenizer = load_tokenizer(self.path)
+            from lowbit.tokenizer.load import load_tokenizer
+
+            self._tokenizer = load_tokenizer(self._files)
         return self._tokenizer
 
     def logits(self, ids: Sequence[int] | npt.NDArray[np.integer[Any]], *, start: int = 0) -> npt.NDArray[np.float32]:
@@ -275,7 +276,7 @@ class Model:
             top_p=arguments.number("top_p", top_p),
             min_p=arguments.number("min_p", min_p),
             repetition_penalty=arguments.number("repetition_penalty", repetition_penalty),
-            seed=secrets.randbits(64) if seed is None else arguments.integer("seed", seed, 0, (1 << 64) - 1),
+            seed=arguments.seed(seed),
         )
         ends = frozenset() if ignore_eos else frozenset(self.tokenizer.eos_ids)
         return self._generate(ids, room if max_tokens is None else max_tokens, sampler, ends)

@@ -11,13 +11,14 @@ import numpy as np
 from lowbit import gguf
 from lowbit.arch import metadata as gguf_metadata
 from lowbit.arch.model_spec import ModelSpec
+from lowbit.base import arguments
 from lowbit.base.dtypes import FLOAT_NAMES
 from lowbit.base.errors import InputError
 from lowbit.base.foreign import of_file
 from lowbit.base.paths import is_file
 from lowbit.base.progress import ProgressLike
 from lowbit.conversion.convert import checked_intermediate, checkpoint_inputs, file_inputs, mix_notes
-from lowbit.conversion.open import open_checkpoint, refuse_checkpoint_options
+from lowbit.conversion.open import open_checkpoint
 from lowbit.conversion.pipeline import Job
 from lowbit.conversion.plan import Input, Plan
 from lowbit.conversion.streamed import Network
@@ -84,7 +85,7 @@ def open_source(
     """Reads headers and vectors, and checks that the network is complete. Raises the errors of `lowbit.load`."""
     notes: list[str] = []
     if is_gguf := is_file(path) or path.endswith(".gguf"):
-        refuse_checkpoint_options(path, lora, like)
+        arguments.refuse_checkpoint_options(path, lora, like)
         file = gguf.open(path)  # stays open: metadata is read when it is asked for
         with of_file(path):
             metadata: Mapping[str, Any] = file.metadata

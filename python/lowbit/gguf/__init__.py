@@ -6,10 +6,16 @@ another program truncates an open file (`cp` onto it, `wget -O`), lowbit's calls
 view end the process (SIGBUS).
 """
 
-from lowbit.gguf.comparing import GgufDiff, KeyDiff, TensorDiff, diff
-from lowbit.gguf.editing import PADDING_KEY, RESERVED_BYTES, Change, Edit, edit, edit_unfinished, padding
-from lowbit.gguf.reading import DTYPES, SPLIT_KEYS, File, Place, TensorInfo, open
-from lowbit.gguf.writing import Writer, file_size, write
+from __future__ import annotations
+
+from lowbit.base import lazy
+
+TYPE_CHECKING = False  # as in lowbit/__init__.py
+if TYPE_CHECKING:
+    from lowbit.gguf.comparing import GgufDiff, KeyDiff, TensorDiff, diff
+    from lowbit.gguf.editing import PADDING_KEY, RESERVED_BYTES, Change, Edit, edit, edit_unfinished, padding
+    from lowbit.gguf.reading import DTYPES, SPLIT_KEYS, File, Place, TensorInfo, open
+    from lowbit.gguf.writing import Writer, file_size, write
 
 __all__ = [
     "DTYPES",
@@ -33,3 +39,40 @@ __all__ = [
     "padding",
     "write",
 ]
+
+#: The module of each name: reading a file does not load what edits and compares files.
+_NAMES = {
+    "comparing": (
+        "GgufDiff",
+        "KeyDiff",
+        "TensorDiff",
+        "diff",
+    ),
+    "editing": (
+        "PADDING_KEY",
+        "RESERVED_BYTES",
+        "Change",
+        "Edit",
+        "edit",
+        "edit_unfinished",
+        "padding",
+    ),
+    "reading": (
+        "DTYPES",
+        "SPLIT_KEYS",
+        "File",
+        "Place",
+        "TensorInfo",
+        "open",
+    ),
+    "writing": (
+        "Writer",
+        "file_size",
+        "write",
+    ),
+}
+__getattr__ = lazy.names_of(__name__, _NAMES)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

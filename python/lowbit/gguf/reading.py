@@ -51,6 +51,15 @@ class Place(NamedTuple):
     offset: int
 
 
+def strings(metadata: Mapping[str, Any], key: str) -> list[str] | _core.GgufStrings | None:
+    """An array of strings, of an open file without a Python object for each string; None for other values."""
+    if isinstance(metadata, _Metadata):
+        return metadata.strings(key)
+    value = metadata.get(key)
+    is_texts = isinstance(value, list) and all(issubclass(kind, str) for kind in set(map(type, value)))
+    return value if is_texts else None
+
+
 def _identity(path: str) -> Identity | None:
     """The identity of the file that now has this path, or None."""
     found = status(path)
@@ -185,6 +194,10 @@ class _Metadata(Mapping[str, Any]):
     def __getitem__(self, key: str) -> Any:
         value = self._file.typed(key)
         return value.item() if isinstance(value, np.generic) else value
+
+    def strings(self, key: str) -> _core.GgufStrings | None:
+        """See the function `strings`."""
+        return self._file._opened().strings(self._file._keys[key]) if key in self else None
 
     def __contains__(self, key: object) -> bool:
         return key in self._file._keys

@@ -14,7 +14,6 @@ from lowbit.base.dtypes import FLOAT_NAMES, FLOATS
 from lowbit.base.errors import InputError
 from lowbit.base.paths import AnyPath
 from lowbit.base.threads import num_threads
-from lowbit.tensors import npz_archive
 from lowbit.tensors.array_like import PackedArray
 from lowbit.tensors.formats import AnyFormat, find_format
 from lowbit.tensors.indexing import WHOLE, Part, axes_of, in_range, integers, parts_of
@@ -108,6 +107,8 @@ class QTensor(PackedArray):
 
         Raises FileError if the system refuses.
         """
+        from lowbit.tensors import npz_archive
+
         npz_archive.write(path, {"": (self._data, self.format)})
 
     @staticmethod
@@ -116,6 +117,8 @@ class QTensor(PackedArray):
 
         Raises FileError, FormatError or UnsupportedError as `load_npz` does, InputError if there is no tensor `name`.
         """
+        from lowbit.tensors import npz_archive
+
         return QTensor(*npz_archive.read_one(path, name))
 
     def copy(self) -> QTensor:

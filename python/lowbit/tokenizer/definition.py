@@ -79,14 +79,15 @@ def build_defined(vocab: Vocab) -> tuple[Backend, bool]:
         "model": {"type": "BPE", "vocab": {}, "merges": []},
         **{part: value.get(part) for part in (*_PARTS, "post_processor")},
     }
-    tokens = list(vocab.tokens)
+    contents: dict[int, str] = {}
     for token_id, text in _object(value, "contents").items():
-        if not token_id.isdecimal() or not int(token_id) < len(tokens) or not isinstance(text, str):
-            raise _error(f"contents has {quoted(token_id, 40)}", expected=f"ids below {len(tokens)}", found=token_id)
-        tokens[int(token_id)] = text
+        if not token_id.isdecimal() or not int(token_id) < len(vocab) or not isinstance(text, str):
+            raise _error(f"contents has {quoted(token_id, 40)}", expected=f"ids below {len(vocab)}", found=token_id)
+        contents[int(token_id)] = text
+    vocab = vocab.spelled(contents)
     steps = tokenizers.Tokenizer.from_str(json.dumps(skeleton))
-    model = _model(vocab, tokens, _object(value, "model"))
-    return backend_of(steps, model, _added(value.get("added_tokens"), tokens)), value.get("post_processor") is not None
+    model = _model(vocab, _object(value, "model"))
+    return backend_of(steps, model, _added(value.get("added_tokens"), vocab)), value.get("post_processor") is not None
 
 
 def _error(text: str, **fields: Any) -> FormatError:
@@ -112,7 +113,7 @@ def _object(value: dict[str, Any], name: str) -> dict[str, Any]:
     return part
 
 
-def _model(vocab: Vocab, tokens: list[str], options: dict[str, Any]) -> BpeModel | models.Model:
+def _model(vocab: Vocab, options: dict[str, Any]) -> BpeModel | models.Model:
     kind = options.get("type")
     if kind not in _MODEL_OPTIONS:
         raise UnsupportedError(
@@ -123,12 +124,11 @@ def _model(vocab: Vocab, tokens: list[str], options: dict[str, Any]) -> BpeModel
         )
     known = {name: options[name] for name in _MODEL_OPTIONS[kind] if options.get(name) is not None}
     if kind == "Unigram":
-        return models.Unigram(list(zip(tokens, vocab.scores().tolist(), strict=True)), **known)
+        return models.Unigram(list(zip(vocab.texts(), vocab.scores().tolist(), strict=True)), **known)
     # The file also numbers rows of the embedding that have no token.
-    tokens = tokens.copy()
-    for i in np.flatnonzero(vocab.types == UNUSED).tolist():
-        tokens[i] = "" if tokens[i] == f"[PAD{i}]" else tokens[i]
-    vocab = vocab.spelled(tokens)
+    unused = np.flatnonzero(vocab.types == UNUSED).tolist()
+    pairs = zip(unused, vocab.texts(unused), strict=True)
+    vocab = vocab.spelled({i: "" for i, text in pairs if text == f"[PAD{i}]"})
     key = next((key for key in (MERGES_KEY, "tokenizer.ggml.merges") if vocab.has(key)), None)
     model = BpeModel(vocab.index, vocab.score_merges() if key is None else vocab.merges(key))
     unknown = known.pop("unk_token", None)
@@ -140,17 +140,17 @@ def _model(vocab: Vocab, tokens: list[str], options: dict[str, Any]) -> BpeModel
     return model.in_library(unk_token=unknown, **known)
 
 
-def _added(rows: Any, tokens: list[str]) -> list[AddedToken]:
+def _added(rows: Any, vocab: Vocab) -> list[AddedToken]:
     added: list[AddedToken] = []
     for row in rows if isinstance(rows, list) else []:
         match row:
-            case [int(first), int(count), [*flags]] if first >= 0 and 0 <= count <= len(tokens) - first:
-                if len(added) + count > len(tokens):
-                    raise _error("added_tokens: too many", expected=f"at most {len(tokens)}, the number of tokens")
+            case [int(first), int(count), [*flags]] if first >= 0 and 0 <= count <= len(vocab) - first:
+                if len(added) + count > len(vocab):
+                    raise _error("added_tokens: too many", expected=f"at most {len(vocab)}, the number of tokens")
                 set_flags = {flag: flag in flags for flag in FLAGS}
-                added += [AddedToken(token, **set_flags) for token in tokens[first : first + count]]
+                added += [AddedToken(token, **set_flags) for token in vocab.texts(range(first, first + count))]
             case _:
                 raise _error(
-                    "added_tokens:", expected=f"[first id, count, flags] of {len(tokens)} tokens", found=quoted(row, 60)
+                    "added_tokens:", expected=f"[first id, count, flags] of {len(vocab)} tokens", found=quoted(row, 60)
                 )
     return added

@@ -157,12 +157,12 @@ def _model(vocab: Vocab, model: Model) -> models.Model:
     unknown = np.flatnonzero(vocab.types == UNKNOWN)
     has_bytes = model.byte_fallback and bool((vocab.types == BYTE).any())
     if model.model_type == UNIGRAM:
-        pieces = list(zip(vocab.tokens, vocab.scores().tolist(), strict=True))
+        pieces = list(zip(vocab.texts(), vocab.scores().tolist(), strict=True))
         return models.Unigram(pieces, int(unknown[0]) if len(unknown) else None, has_bytes)
     return models.BPE(
         vocab=vocab.index.ids(),
         merges=vocab.score_merges().pairs(),
-        unk_token=vocab.tokens[unknown[0]] if len(unknown) else None,
+        unk_token=vocab.texts([int(unknown[0])])[0] if len(unknown) else None,
         fuse_unk=True,
         byte_fallback=has_bytes,
     )

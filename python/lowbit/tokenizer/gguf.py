@@ -8,7 +8,7 @@ ranked by score, so the merges are computed from the scores here. Embedding mode
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from copy import copy
 from typing import Any, NamedTuple
 
@@ -16,9 +16,10 @@ import numpy as np
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 
-from lowbit._core import Merges, TokenIndex
+from lowbit._core import GgufStrings, Merges, TokenIndex
 from lowbit.base.errors import FormatError, UnsupportedError
 from lowbit.base.quoting import quoted
+from lowbit.gguf.reading import strings
 from lowbit.tokenizer.backend import Backend, BpeModel, backend_of
 from lowbit.tokenizer.regexes import PRE_TOKENIZERS, PreTokenizer
 from lowbit.tokenizer.sentencepiece import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, USER_DEFINED
@@ -28,28 +29,39 @@ _TOKENS, _SCORES = "tokenizer.ggml.tokens", "tokenizer.ggml.scores"
 
 
 class Vocab:
-    """The checked tokenizer arrays of a file: `tokens` list[str], `types` int (N,), `scores` float (N,) or None."""
+    """The checked tokenizer arrays of a file: `index` of the tokens, `types` int (N,), `scores` float (N,) or None."""
 
     def __init__(self, metadata: Mapping[str, Any]) -> None:
         self._metadata = metadata
         self._notes: dict[str, str] = {}
         self.model = self.text("tokenizer.ggml.model")
-        self.tokens = self._strings(_TOKENS)
-        if not self.tokens:
+        self.index = TokenIndex(self._strings(_TOKENS))
+        self._changed: dict[int, str] = {}
+        if not len(self):
             raise wrong_key(_TOKENS, "at least one token", "none")
-        if "" in self.tokens:
-            self.tokens = [token or f"[EMPTY_{i}]" for i, token in enumerate(self.tokens)]
-        self.index = TokenIndex(self.tokens)
+        self._spell({i: f"[EMPTY_{i}]" for i in self.index.blank()})
         if (twice := self.index.repeated) is not None:
-            raise FormatError(f"{_TOKENS}: the token {quoted(self.tokens[twice])} occurs more than once", key=_TOKENS)
+            (text,) = self.texts([twice])
+            raise FormatError(f"{_TOKENS}: the token {quoted(text)} occurs more than once", key=_TOKENS)
         types = self._numbers("tokenizer.ggml.token_type")
-        self.types = np.full(len(self.tokens), NORMAL, np.int64) if types is None else types.astype(np.int64)
+        self.types = np.full(len(self), NORMAL, np.int64) if types is None else types.astype(np.int64)
 
-    def spelled(self, tokens: list[str]) -> Vocab:
-        """The same arrays with other texts of the tokens; an empty text is not a token."""
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def _spell(self, changed: Mapping[int, str]) -> None:
+        if changed:
+            self._changed = {**self._changed, **changed}
+            self.index = TokenIndex(self._strings(_TOKENS), self._changed)
+
+    def texts(self, ids: Iterable[int] | None = None) -> list[str]:
+        """The texts of tokens, by default of all."""
+        return self.index.spellings(list(range(len(self)) if ids is None else ids))
+
+    def spelled(self, changed: Mapping[int, str]) -> Vocab:
+        """The same arrays with other texts of some tokens, by id; an empty text is not a token."""
         vocab = copy(self)
-        if tokens != self.tokens:
-            vocab.tokens, vocab.index = tokens, TokenIndex(tokens)
+        vocab._spell(changed)
         return vocab
 
     def text(self, key: str, default: str | None = None) -> str:
@@ -69,10 +81,10 @@ class Vocab:
     def token_id(self, key: str, default: int | None = None) -> int | None:
         """A special token's id in the file, or `default`. An id without a token is ignored with a note."""
         value = self._metadata.get(key)
-        found = None if value is None else checked_special(key, value, len(self.tokens))
+        found = None if value is None else checked_special(key, value, len(self))
         if found is None and value is not None:
-            self.note(key, f"is {value}, but the ids are 0 to {len(self.tokens) - 1}: ignored")
-        if found is None and default is not None and default < len(self.tokens):
+            self.note(key, f"is {value}, but the ids are 0 to {len(self) - 1}: ignored")
+        if found is None and default is not None and default < len(self):
             return default
         return found
 
@@ -81,8 +93,8 @@ class Vocab:
         value = self._metadata.get(key, np.empty(0, np.uint32))
         if not isinstance(value, np.ndarray) or value.dtype.kind not in "iu" or value.ndim != 1:
             raise wrong_key(key, "an array of integers", _kind(value))
-        if len(value) and not (value.min() >= 0 and value.max() < len(self.tokens)):
-            raise wrong_key(key, f"ids below {len(self.tokens)}", f"{value.min()} to {value.max()}")
+        if len(value) and not (value.min() >= 0 and value.max() < len(self)):
+            raise wrong_key(key, f"ids below {len(self)}", f"{value.min()} to {value.max()}")
         return [int(i) for i in value]
 
     def note(self, key: str, sentence: str) -> None:
@@ -127,11 +139,11 @@ class Vocab:
         """The merges that follow from the scores. The result of a merge is never a control, unknown or byte token."""
         return Merges.of_scores(self.index, self.scores(), ~np.isin(self.types, (UNKNOWN, CONTROL, BYTE)))
 
-    def _strings(self, key: str) -> list[str]:
-        value = self._metadata.get(key)
-        if not isinstance(value, list) or any(not issubclass(kind, str) for kind in set(map(type, value))):
-            raise wrong_key(key, "an array of strings", _kind(value))
-        return value
+    def _strings(self, key: str) -> list[str] | GgufStrings:
+        found = strings(self._metadata, key)
+        if found is None:
+            raise wrong_key(key, "an array of strings", _kind(self._metadata.get(key)))
+        return found
 
     def _numbers(self, key: str) -> np.ndarray | None:
         value = self._metadata.get(key)
@@ -141,8 +153,8 @@ class Vocab:
             value = np.asarray(value)
         if not isinstance(value, np.ndarray) or value.dtype.kind not in "iuf":
             raise wrong_key(key, "an array of numbers", _kind(value))
-        if value.ndim != 1 or len(value) != len(self.tokens):
-            raise wrong_key(key, f"{len(self.tokens)} values, one for each token", value.size)
+        if value.ndim != 1 or len(value) != len(self):
+            raise wrong_key(key, f"{len(self)} values, one for each token", value.size)
         return value
 
 
@@ -255,22 +267,22 @@ def _unigram(vocab: Vocab, steps: tokenizers.Tokenizer) -> models.Unigram:
     steps.normalizer = normalizers.Sequence([*chain, normalizers.Replace(" ", SPACE)])
     steps.decoder = decoders.Metaspace(SPACE, "always" if prefix else "never")
     unknown = vocab.token_id("tokenizer.ggml.unknown_token_id", 2)
-    pieces = list(zip(vocab.tokens, vocab.scores().tolist(), strict=True))
+    pieces = list(zip(vocab.texts(), vocab.scores().tolist(), strict=True))
     return models.Unigram(pieces, unknown, bool((vocab.types == BYTE).any()))
 
 
 def _word_piece(vocab: Vocab, steps: tokenizers.Tokenizer) -> models.WordPiece:
     """In the file, pieces that start a word have a mark; in the model, all other pieces have one."""
     unknown = vocab.token_id("tokenizer.ggml.unknown_token_id", 100)
-    ids = {_word_piece_text(token): i for i, token in enumerate(vocab.tokens)}
-    if unknown is None or len(ids) != len(vocab.tokens):
+    ids = {_word_piece_text(token): i for i, token in enumerate(vocab.texts())}
+    if unknown is None or len(ids) != len(vocab):
         raise wrong_key(_TOKENS, "an unknown token, and each word piece only once")
     lowercase = vocab.flag("tokenizer.ggml.normalizer.lowercase", True)
     accents = vocab.flag("tokenizer.ggml.normalizer.strip_accents", lowercase)
     steps.normalizer = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=accents)
     steps.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     steps.decoder = decoders.WordPiece()
-    return models.WordPiece(vocab=ids, unk_token=_word_piece_text(vocab.tokens[unknown]))
+    return models.WordPiece(vocab=ids, unk_token=_word_piece_text(*vocab.texts([unknown])))
 
 
 def _word_piece_text(token: str) -> str:
@@ -284,9 +296,10 @@ def _special(vocab: Vocab) -> list[AddedToken]:
     # llama.cpp recognises Phi-3 by its name; its special tokens absorb the white space after them.
     name = vocab.text("general.name", "").lower()
     phi3 = "phi-3" in name or "phi3" in name
+    ids = np.flatnonzero(np.isin(vocab.types, (UNKNOWN, CONTROL, USER_DEFINED))).tolist()
     tokens = []
-    for token_id in np.flatnonzero(np.isin(vocab.types, (UNKNOWN, CONTROL, USER_DEFINED))).tolist():
-        content = _word_piece_text(vocab.tokens[token_id]) if vocab.model == "bert" else vocab.tokens[token_id]
+    for token_id, text in zip(ids, vocab.texts(ids), strict=True):
+        content = _word_piece_text(text) if vocab.model == "bert" else text
         strip = phi3 and content not in ("<unk>", "<s>", "<|endoftext|>")
         special = bool(vocab.types[token_id] != USER_DEFINED)
         tokens.append(AddedToken(content, special=special, normalized=False, rstrip=strip))

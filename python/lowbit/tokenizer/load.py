@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import tokenizers
 from tokenizers import models, processors
 
+from lowbit import gguf
 from lowbit.base import arguments
 from lowbit.base.errors import Error, FileError, FormatError, InputError, UnsupportedError
 from lowbit.base.files import read_bytes
@@ -262,15 +263,14 @@ def read_tokenizer(path: AnyPath | _HasMetadata, progress: ProgressLike = None) 
     if not isinstance(path, (str, bytes, os.PathLike)):
         if not isinstance(getattr(path, "metadata", None), Mapping):
             raise InputError(expected="a path or an open GGUF file", found=type(path).__name__)
-        return from_metadata(path.metadata)
+        with of_file(path.path) if isinstance(path, gguf.File) else contextlib.nullcontext():
+            return from_metadata(path.metadata)
     where, _ = resolve(path, weights=False, progress=progress)
     if is_dir(where):
         return _from_folder(where)
     if not is_file(where):
         raise FileError("no such file or folder", path=where, errno=errno.ENOENT)
-    import lowbit.gguf
-
-    with lowbit.gguf.open(where) as file, of_file(where):
+    with gguf.open(where) as file, of_file(where):
         return from_metadata(file.metadata)
 
 
@@ -293,7 +293,7 @@ def from_metadata(metadata: Mapping[str, Any]) -> Tokenizer:
         ends = [i for name in ("eot", "eom") if (i := vocab.token_id(id_key(name))) is not None]
         ends += vocab.token_ids(EOS_IDS_KEY)
         templates = {name: vocab.text(key) for key, name in template_names(metadata).items()}
-        size = len(vocab.tokens)
+        size = len(vocab)
         if len(backend) != size:  # equal sizes: the ids are those of the file; listing them would be slow
             size = backend.num_ids(size)
         return Tokenizer(backend, roles, eos_ids=ends, vocab_size=size, chat_templates=templates, notes=vocab.notes)

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +20,7 @@ from lowbit.tokenizer.added import MAX_TOKENS, checked_id, json_added_tokens, na
 from lowbit.tokenizer.byte_level import BYTES
 from lowbit.tokenizer.naming import pre_tokenizer_name
 from lowbit.tokenizer.notes import tokenizer_notes
+from lowbit.tokenizer.rules import TokenizerRules
 from lowbit.tokenizer.sentencepiece import BYTE, CONTROL, NORMAL, SPACE, UNUSED, USER_DEFINED, read_model
 from lowbit.tokenizer.special import special_tokens, tokenizer_merges
 from lowbit.tokenizer.tokenizer_json import read_optional, tokenizer_json
@@ -33,22 +32,6 @@ PADDING_SCORE = -10000.0
 #: Control tokens that their authors did not mark as special.
 _SPECIAL_LOOKS = re.compile(r"<pad>|<mask>|<2mass>|\[@BOS@\]|<\|.*\|>|<\uff5c.*\uff5c>|<unused.*>", re.DOTALL)
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
-
-
-@dataclass(frozen=True)
-class TokenizerRules:
-    """Exceptions of the reference converter for the tokenizers of an architecture."""
-
-    keeps_space_prefix: bool = False  #: tokenizer_config.json's add_prefix_space becomes add_space_prefix
-    #: values of tokenizer_class for which a tokenizer.model is ignored
-    byte_level_classes: tuple[str, ...] = ()
-    #: with a tokenizer.model: tokenizer.json's added tokens count too, and added tokens are kept as they are spelled
-    tokens_as_spelled: bool = False
-    #: a tokenizer.json with byte fallback becomes a SentencePiece vocabulary, with equal scores or the ranks of its
-    #: merges; None: it stays byte-level BPE
-    byte_fallback: Literal["alike", "ranked"] | None = None
-    keys_without_merges: Mapping[str, Any] = field(default_factory=dict)  #: for SentencePiece vocabularies
-    keys_by_size: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)  #: for vocabularies known by their size
 
 
 def padding_text(token_id: int) -> str:

@@ -44,7 +44,7 @@ def _definition(tokenizer: Tokenizer) -> dict[str, Any]:
 
 def _sentencepiece(vocab: Vocab) -> dict[str, Any]:
     """tokenizer.model with the scores (tokenizer.json cannot hold them) and the added tokens."""
-    texts, scores, types = vocab.tokens, vocab.scores().tolist(), vocab.types.tolist()
+    texts, scores, types = vocab.texts(), vocab.scores().tolist(), vocab.types.tolist()
     pieces = (Piece(text, score, kind) for text, score, kind in zip(texts, scores, types, strict=True))
     added = {text: i for i, (text, kind) in enumerate(zip(texts, types, strict=True)) if kind == USER_DEFINED}
     prefix = vocab.flag("tokenizer.ggml.add_space_prefix", True)

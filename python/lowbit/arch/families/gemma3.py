@@ -21,7 +21,7 @@ from lowbit.arch.table import DENSE_LAYER, MAX_LAYERS, Tensor
 from lowbit.base.errors import FormatError, UnsupportedError
 from lowbit.hf.config import Config
 from lowbit.tensors.source import MinusOne, PlusOne, TensorSource
-from lowbit.tokenizer.to_gguf import TokenizerRules
+from lowbit.tokenizer.rules import TokenizerRules
 
 #: Keys that the text_config of a multimodal model may omit, with the defaults of transformers' Gemma3TextConfig.
 NESTED_DEFAULTS = {

@@ -10,7 +10,7 @@ from lowbit.arch.keys import Keys
 from lowbit.arch.table import Sizes
 from lowbit.hf.config import Config
 from lowbit.tensors.source import InterleavedHeads, SeparatedHeads, TensorSource
-from lowbit.tokenizer.to_gguf import TokenizerRules
+from lowbit.tokenizer.rules import TokenizerRules
 
 
 class Llama(Architecture):

@@ -15,7 +15,7 @@ from lowbit.arch.table import Sizes, Tensor
 from lowbit.base.errors import FormatError, UnsupportedError
 from lowbit.hf.config import MAX_SIZE, Config
 from lowbit.tensors.source import ArraySource, TensorSource, read
-from lowbit.tokenizer.to_gguf import TokenizerRules
+from lowbit.tokenizer.rules import TokenizerRules
 
 ATTN_FACTOR = "phi3.rope.scaling.attn_factor"
 #: original_max_position_embeddings of transformers' Phi3Config.
