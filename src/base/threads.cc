@@ -211,10 +211,10 @@ class Team {
   std::mutex error_mutex_;
   std::exception_ptr error_;
   std::atomic<bool> failed_{false};
-  std::atomic<size_t> arrived_{0};   // at the current barrier
-  std::atomic<uint32_t> phase_{0};   // barriers that all have passed
-  uint32_t first_stage_ = 1;         // of the current run
-  std::unique_ptr<Next[]> next_;     // of each worker's part
+  std::atomic<size_t> arrived_{0};  // at the current barrier
+  std::atomic<uint32_t> phase_{0};  // barriers that all have passed
+  uint32_t first_stage_ = 1;        // of the current run
+  std::unique_ptr<Next[]> next_;    // of each worker's part
   size_t num_parts_ = 0;
   std::vector<std::thread> threads_;
   size_t num_runs_ = 0;   // of the current window

@@ -14,12 +14,12 @@ struct Activations {
 
   size_t num_tokens;
   size_t K;
-  const int8_t* q;      // [num_tokens][K]
-  const float* scale;   // [num_tokens][K / 32]
-  const float* sum16;   // [num_tokens][K / 16]: scale * (sum of 16 q), for formats with a minimum for each 16 weights
-  const float* sum32;   // [num_tokens][K / 32]: the same for 32
-  const int32_t* q16;   // [num_tokens][K / 16]: sum of 16 q
-  const int32_t* q32;   // [num_tokens][K / 32]
+  const int8_t* q;     // [num_tokens][K]
+  const float* scale;  // [num_tokens][K / 32]
+  const float* sum16;  // [num_tokens][K / 16]: scale * (sum of 16 q), for formats with a minimum for each 16 weights
+  const float* sum32;  // [num_tokens][K / 32]: the same for 32
+  const int32_t* q16;  // [num_tokens][K / 16]: sum of 16 q
+  const int32_t* q32;  // [num_tokens][K / 32]
 };
 
 }  // namespace lowbit

@@ -40,9 +40,7 @@ struct BlockFormat {
 
   static constexpr PanelKind PanelOf() { return PanelKindOf<Codec>(); }
 
-  static void ToPanel(PackedRows rows, size_t num_blocks, Panel& panel) {
-    UnpackPanel<Codec>(rows, num_blocks, panel);
-  }
+  static void ToPanel(PackedRows rows, size_t num_blocks, Panel& panel) { UnpackPanel<Codec>(rows, num_blocks, panel); }
 
   static void One(PackedRows rows, size_t K, const Activations& x, const int32_t* starts, float* sums) {
     MultiplyOne<Codec>(rows, K, x, starts, sums);

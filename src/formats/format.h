@@ -66,31 +66,31 @@ class RegisterFormat {
 // class; the other arguments are the first five fields of the descriptor. Use it in the HWY_ONCE part of the format's
 // file. The functions in the descriptor dispatch when they are called: Highway knows the CPU only after the program has
 // loaded.
-#define LOWBIT_REGISTER_FORMAT(SCOPE, ...)                                                                      \
-  LOWBIT_DISPATCH_CODEC(SCOPE)                                                                                  \
-  HWY_EXPORT_T(PanelTable, SCOPE::ToPanel);                                                                     \
-  HWY_EXPORT_T(OneTable, SCOPE::One);                                                                           \
-  HWY_EXPORT_T(LevelsTable, SCOPE::Levels);                                                                     \
-  void ToPanel(PackedRows rows, size_t num_blocks, Panel& panel) {                                              \
-    HWY_DYNAMIC_DISPATCH_T(PanelTable)(rows, num_blocks, panel);                                                \
-  }                                                                                                             \
-  void One(PackedRows rows, size_t K, const Activations& x, const int32_t* starts, float* sums) {               \
-    HWY_DYNAMIC_DISPATCH_T(OneTable)(rows, K, x, starts, sums);                                                 \
-  }                                                                                                             \
-  void Levels(const uint8_t* blocks, size_t num_blocks, int8_t* levels, float* scales, float* minima) {         \
-    HWY_DYNAMIC_DISPATCH_T(LevelsTable)(blocks, num_blocks, levels, scales, minima);                            \
-  }                                                                                                             \
-  const Format kFormat = {__VA_ARGS__, Encode, Decode, ToPanel, One, HWY_NAMESPACE::SCOPE::PanelOf(), Levels};  \
-  const RegisterFormat registered(kFormat);                                                                     \
-  } /* namespace */                                                                                             \
+#define LOWBIT_REGISTER_FORMAT(SCOPE, ...)                                                                     \
+  LOWBIT_DISPATCH_CODEC(SCOPE)                                                                                 \
+  HWY_EXPORT_T(PanelTable, SCOPE::ToPanel);                                                                    \
+  HWY_EXPORT_T(OneTable, SCOPE::One);                                                                          \
+  HWY_EXPORT_T(LevelsTable, SCOPE::Levels);                                                                    \
+  void ToPanel(PackedRows rows, size_t num_blocks, Panel& panel) {                                             \
+    HWY_DYNAMIC_DISPATCH_T(PanelTable)(rows, num_blocks, panel);                                               \
+  }                                                                                                            \
+  void One(PackedRows rows, size_t K, const Activations& x, const int32_t* starts, float* sums) {              \
+    HWY_DYNAMIC_DISPATCH_T(OneTable)(rows, K, x, starts, sums);                                                \
+  }                                                                                                            \
+  void Levels(const uint8_t* blocks, size_t num_blocks, int8_t* levels, float* scales, float* minima) {        \
+    HWY_DYNAMIC_DISPATCH_T(LevelsTable)(blocks, num_blocks, levels, scales, minima);                           \
+  }                                                                                                            \
+  const Format kFormat = {__VA_ARGS__, Encode, Decode, ToPanel, One, HWY_NAMESPACE::SCOPE::PanelOf(), Levels}; \
+  const RegisterFormat registered(kFormat);                                                                    \
+  } /* namespace */                                                                                            \
   } /* namespace lowbit */
 
 // The same for float formats, which have only Encode and Decode.
-#define LOWBIT_REGISTER_FLOAT_FORMAT(SCOPE, ...)                          \
-  LOWBIT_DISPATCH_CODEC(SCOPE)                                            \
+#define LOWBIT_REGISTER_FLOAT_FORMAT(SCOPE, ...)                                       \
+  LOWBIT_DISPATCH_CODEC(SCOPE)                                                         \
   const Format kFormat = {__VA_ARGS__, Encode, Decode, nullptr, nullptr, {}, nullptr}; \
-  const RegisterFormat registered(kFormat);                               \
-  } /* namespace */                                                       \
+  const RegisterFormat registered(kFormat);                                            \
+  } /* namespace */                                                                    \
   } /* namespace lowbit */
 
 #define LOWBIT_DISPATCH_CODEC(SCOPE)                                                                    \

@@ -111,7 +111,7 @@ HWY_NOINLINE FloatsV MultiplyRest(PackedRows rows, size_t k, size_t K, const Act
       sums[i] = hn::Set(PanelInts(), starts[k / kKind.group + g * kParts + i]);
       for (size_t quad = (g * kParts + i) * kQuads; quad < (g * kParts + i + 1) * kQuads; ++quad) {
         const auto codes = hn::BitCast(PanelWords(), hn::Load(PanelBytes(), panel.codes + quad * 4 * R));
-        sums[i] = AddQuad<Codec::kSigned && !kUnsignedCodes>(codes, LoadQuad(x.q + k, quad), sums[i]);
+        sums[i] = AddQuad < Codec::kSigned && !kUnsignedCodes > (codes, LoadQuad(x.q + k, quad), sums[i]);
       }
     }
     sum = AddGroup<Codec>(

@@ -109,18 +109,18 @@ HWY_INLINE PackedRows Rows(const Matrix& weights, size_t first, size_t num_rows,
 }
 
 // Where to prefetch from while the `num` rows from `first` on are multiplied: at the rows after them, if they exist.
-HWY_INLINE const uint8_t* Ahead(const Matrix& weights, size_t first, size_t num, size_t end) {
-  return weights.Row(first + 2 * num <= end ? first + num : first);
+HWY_INLINE const uint8_t* Ahead(const Matrix& weights, size_t first, size_t num) {
+  return weights.Row(first + 2 * num <= weights.N ? first + num : first);
 }
 
 // Rows of one strip, all tokens.
-void MultiplyStrip(const Matrix& weights, size_t first_row, size_t num_rows, size_t end_row, const Activations& x,
+void MultiplyStrip(const Matrix& weights, size_t first_row, size_t num_rows, const Activations& x,
                    const int32_t* starts, size_t first, size_t num, float* sums) {
   Panel panels[kStripVectors];
   const Format& format = *weights.format;
   const size_t R = LanesOfPanel(), num_vectors = HWY_MIN(kStripVectors, (num_rows + R - 1) / R);
   std::memset(sums, 0, num * StripRows() * sizeof(float));
-  const uint8_t* ahead = Ahead(weights, first_row, StripRows(), end_row);
+  const uint8_t* ahead = Ahead(weights, first_row, StripRows());
   for (size_t k = 0; k < weights.K; k += Panel::kMaxK) {
     const size_t num_k = HWY_MIN(Panel::kMaxK, weights.K - k);
     const size_t at = format.RowBytes(k), bytes = format.RowBytes(num_k);
@@ -137,7 +137,7 @@ void MultiplyOneToken(const Matrix& weights, size_t first_row, size_t num_rows, 
   const size_t R = LanesOfPanel(), end = first_row + num_rows, bytes = weights.RowBytes();
   for (size_t n = first_row; n < end; n += R) {
     HWY_ALIGN float sums[Panel::kMaxRows] = {};
-    const PackedRows rows = Rows(weights, n, end - n, 0, bytes, Ahead(weights, n, R, end));
+    const PackedRows rows = Rows(weights, n, end - n, 0, bytes, Ahead(weights, n, R));
     weights.format->multiply_one(rows, weights.K, x, starts, sums);
     std::memcpy(out + n - first_row, sums, HWY_MIN(R, end - n) * sizeof(float));
   }
@@ -147,13 +147,13 @@ void MultiplyRows(const Matrix& weights, size_t first_row, size_t num_rows, cons
                   float* out, size_t out_stride) {
   if (x.num_tokens == 1) return MultiplyOneToken(weights, first_row, num_rows, x, starts, out);
   thread_local hwy::AlignedVector<float> sums;
-  const size_t S = StripRows(), end_row = first_row + num_rows;
+  const size_t S = StripRows();
   if (sums.size() < HWY_MIN(kMostTokens, x.num_tokens) * S) sums.resize(HWY_MIN(kMostTokens, x.num_tokens) * S);
   for (size_t t = 0; t < x.num_tokens; t += kMostTokens) {
     const size_t num = HWY_MIN(kMostTokens, x.num_tokens - t);
     for (size_t n = 0; n < num_rows; n += S) {
       const size_t rows = HWY_MIN(S, num_rows - n);
-      MultiplyStrip(weights, first_row + n, rows, end_row, x, starts, t, num, sums.data());
+      MultiplyStrip(weights, first_row + n, rows, x, starts, t, num, sums.data());
       for (size_t i = 0; i < num; ++i) {
         std::memcpy(out + (t + i) * out_stride + n, sums.data() + i * S, rows * sizeof(float));
       }

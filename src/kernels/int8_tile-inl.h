@@ -79,7 +79,7 @@ HWY_INLINE void AddQuads(const Panel* HWY_RESTRICT panels, size_t quad, const in
     }
   }
 #else
-  using Codes = hn::Vec<std::conditional_t<kUnsignedCodes, PanelBytes, PanelLevels>>;
+  using Codes = hn::Vec<std::conditional_t<kUnsignedCodes, PanelBytes, PanelLevels> >;
   HWY_UNROLL(8)
   for (size_t i = 0; i < kQuads; ++i) {
     Codes codes[kVectors];

@@ -57,9 +57,10 @@ HWY_INLINE VSum Products(D d, const hn::TFromD<D>* HWY_RESTRICT operands, size_t
 // Each of these returns the number of its multiply-adds. *sum receives a value that depends on all of them. `operands`:
 // kOperands vectors, aligned. They come from outside so that the compiler does not know them.
 size_t Int8Products(const uint8_t* operands, size_t num_steps, double* sum) {
-  const auto total = Products(PanelBytes(), operands, num_steps, hn::Zero(PanelInts()), [](auto a, auto b, auto s) HWY_ATTR {
-    return AddQuad<false>(hn::BitCast(PanelWords(), b), hn::BitCast(PanelLevels(), a), s);
-  });
+  const auto total =
+      Products(PanelBytes(), operands, num_steps, hn::Zero(PanelInts()), [](auto a, auto b, auto s) HWY_ATTR {
+        return AddQuad<false>(hn::BitCast(PanelWords(), b), hn::BitCast(PanelLevels(), a), s);
+      });
   *sum = static_cast<double>(hn::ReduceSum(PanelInts(), total));
   return num_steps * 12 * hn::Lanes(PanelBytes());
 }

@@ -42,9 +42,9 @@ struct MatmulInput {
   hwy::AlignedVector<float> f32;
   hwy::AlignedVector<hwy::bfloat16_t> bf16;
   ActivationBuffer int8;
-  std::vector<GroupStarts> starts;             // of each product
-  hwy::AlignedVector<float> token_scales;      // of RoundToken
-  bool rounded = false;                        // by RoundToken
+  std::vector<GroupStarts> starts;         // of each product
+  hwy::AlignedVector<float> token_scales;  // of RoundToken
+  bool rounded = false;                    // by RoundToken
 };
 
 class Matmul {
@@ -78,7 +78,8 @@ class Matmul {
 
  private:
   void Reserve(MatmulInput& input, size_t num_tokens, const Product* products, size_t num_products) const;
-  void PrepareRow(MatmulInput& input, size_t t, FunctionRef<Row> row, const Product* products, size_t num_products) const;
+  void PrepareRow(MatmulInput& input, size_t t, FunctionRef<Row> row, const Product* products,
+                  size_t num_products) const;
   void MultiplyRows(const MatmulInput& input, size_t index, const Product& product, Range rows) const;
 
   Compute compute_;

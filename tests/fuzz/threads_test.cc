@@ -105,9 +105,8 @@ void TestExceptionsInStages() {
 // A loop inside a body runs on the worker that calls it.
 void TestNestedLoops() {
   std::vector<size_t> results(64, 0);
-  lowbit::ParallelFor(8, 4, [&](size_t outer) {
-    lowbit::ParallelFor(8, 4, [&](size_t inner) { results[8 * outer + inner] += 1; });
-  });
+  lowbit::ParallelFor(
+      8, 4, [&](size_t outer) { lowbit::ParallelFor(8, 4, [&](size_t inner) { results[8 * outer + inner] += 1; }); });
   for (const size_t result : results) Expect(result == 1, "each inner task has run once");
 }
 

@@ -376,7 +376,8 @@ struct Block32 {
 
   static void Levels(const uint8_t* blocks, size_t num_blocks, int8_t* levels, float* scales, float* minima) {
     UnpackLevels<Block32>(blocks, num_blocks, levels, scales, minima);
-  }};
+  }
+};
 
 }  // namespace HWY_NAMESPACE
 }  // namespace lowbit

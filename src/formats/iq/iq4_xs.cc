@@ -179,9 +179,7 @@ void Decode(const uint8_t* blocks, size_t num_blocks, float* out) {
 
 constexpr PanelKind PanelOf() { return PanelKindOf<Codec>(); }
 
-void ToPanel(PackedRows rows, size_t num_blocks, Panel& panel) {
-  UnpackPanel<Codec>(rows, num_blocks, panel);
-}
+void ToPanel(PackedRows rows, size_t num_blocks, Panel& panel) { UnpackPanel<Codec>(rows, num_blocks, panel); }
 
 void One(PackedRows rows, size_t K, const Activations& x, const int32_t* starts, float* sums) {
   MultiplyOne<Codec>(rows, K, x, starts, sums);

@@ -67,7 +67,8 @@ HWY_INLINE void UnpackRowHeaders(PackedRows& rows, Sink& sink) {
   const FloatsV scale = LowHalves(words[0]), minimum = LowHalves(hn::ShiftRight<16>(words[0]));
   StoreScales(scale, hn::And(words[1], six), 0, sink);
   StoreMinima(minimum, hn::And(words[2], six), 0, sink);
-  const auto top_scales = hn::And(hn::ShiftRight<2>(words[1]), top), top_minima = hn::And(hn::ShiftRight<2>(words[2]), top);
+  const auto top_scales = hn::And(hn::ShiftRight<2>(words[1]), top),
+             top_minima = hn::And(hn::ShiftRight<2>(words[2]), top);
   StoreScales(scale, hn::Or(hn::And(words[3], four), top_scales), 4, sink);
   StoreMinima(minimum, hn::Or(hn::And(hn::ShiftRight<4>(words[3]), four), top_minima), 4, sink);
 }
