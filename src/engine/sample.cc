@@ -128,6 +128,7 @@ std::optional<size_t> Sampler::DrawFromLikeliest(const float* logits, size_t num
     // Even all tokens together that have less than this weight are not needed to sum to `enough`.
     least = std::max(least, (1 - share - 4 * rounding) * total / static_cast<double>(num));
   }
+  // With min-p alone, no weight that it keeps may vanish in the sum.
   if (least < kNegligible || (enough == kInfinity && least < rounding)) return std::nullopt;
   Rank(logits, num, LogitOf(least));
   const std::optional<size_t> reached = NumUntil(enough, margin);

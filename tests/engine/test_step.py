@@ -89,10 +89,13 @@ def test_tokens_are_those_of_logits(phi, start):
         text.append(token)
 
 
-def test_logits_are_computed_for_new_tokens_only(phi):
+@pytest.mark.parametrize("start", [30, 65])
+def test_a_prompt_is_read_once(phi, start):
+    """Every token goes through the layers once, and only new tokens need logits."""
     model = lowbit.load(phi, compute="f32")
     output = "output.weight" if "output.weight" in model.weights else "token_embd.weight"
-    rows: list[int] = []
-    model.observe(lambda name, x: rows.append(len(x)) if name == output else None)
-    assert len(list(model.tokens([1] * 30, max_tokens=5, ignore_eos=True))) == 5
-    assert rows == [1] * 5
+    rows: dict[str, list[int]] = {}
+    model.observe(lambda name, x: rows.setdefault(name, []).append(len(x)))
+    assert len(list(model.tokens([1] * start, max_tokens=5, ignore_eos=True))) == 5
+    assert rows[output] == [1] * 5
+    assert rows["blk.0.attn_output.weight"] == [start - 1, *[1] * 5]
