@@ -19,6 +19,7 @@ TITLES = {
     "model": "Running models",
     "memory": "Memory",
     "tokenizer": "Loading tokenizers",
+    "sampling": "Drawing tokens",
     "onnx": "ONNX models",
 }
 
@@ -126,14 +127,17 @@ def memory_table(results: list[Record]) -> list[str]:
 
 def tokenizer_table(results: list[Record]) -> list[str]:
     header = ["file", "tokens", "CPU seconds", "peer", "CPU ratio"]
-    cpu = [
-        [sorted(entry[side]["cpu_s"])[len(entry[side]["cpu_s"]) // 2] for side in ("ours", "peer")] for entry in results
-    ]
-    rows = [
-        [entry["name"], str(entry["work"]), *map(number, seconds), ratio(entry, "cpu_ratio")]
-        for entry, seconds in zip(results, cpu, strict=True)
-    ]
-    return table(header, rows)
+    return table(header, [[entry["name"], str(entry["work"]), *_cpu(entry)] for entry in results])
+
+
+def sampling_table(results: list[Record]) -> list[str]:
+    header = ["logits: options", "vocabulary", "CPU milliseconds", "peer", "CPU ratio"]
+    return table(header, [[entry["name"], str(entry["vocabulary"]), *_cpu(entry, 1e-3)] for entry in results])
+
+
+def _cpu(entry: Record, unit: float = 1.0) -> list[str]:
+    medians = [sorted(entry[side]["cpu_s"])[len(entry[side]["cpu_s"]) // 2] for side in ("ours", "peer")]
+    return [*(number(seconds / unit) for seconds in medians), ratio(entry, "cpu_ratio")]
 
 
 def onnx_table(results: list[Record]) -> list[str]:
@@ -154,6 +158,7 @@ TABLES = {
     "model": model_table,
     "memory": memory_table,
     "tokenizer": tokenizer_table,
+    "sampling": sampling_table,
     "onnx": onnx_table,
 }
 

@@ -49,7 +49,8 @@ HWY_INLINE V ExpOfNegative(D dd, V x) {
   const V r = hn::NegMulAdd(hn::Sub(exponent, shift), hn::Set(dd, 0.6931471805599453), x);
   // The Taylor series: r^11 / 11! < 3e-13 for r < 0.347.
   V sum = hn::Set(dd, 1.0 / 3628800);
-  for (double coefficient : {1.0 / 362880, 1.0 / 40320, 1.0 / 5040, 1.0 / 720, 1.0 / 120, 1.0 / 24, 1.0 / 6, 0.5, 1.0, 1.0})
+  for (double coefficient :
+       {1.0 / 362880, 1.0 / 40320, 1.0 / 5040, 1.0 / 720, 1.0 / 120, 1.0 / 24, 1.0 / 6, 0.5, 1.0, 1.0})
     sum = hn::MulAdd(sum, r, hn::Set(dd, coefficient));
   return hn::BitCast(dd, hn::Add(hn::BitCast(di, sum), hn::ShiftLeft<52>(hn::BitCast(di, exponent))));
 }
