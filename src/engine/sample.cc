@@ -18,6 +18,8 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr float kLowest = std::numeric_limits<float>::lowest();
 // Smaller weights are dropped. They would not change a sum, which is at least 1.
 constexpr double kNegligible = 1e-20;
+// So many tokens are sorted faster than divided into buckets.
+constexpr size_t kFew = size_t{1} << 14;
 
 void Check(bool ok, const char* name, double value, const char* expected) {
   if (!ok) throw InputError(Str(name, ":")).Expected(expected).Found(value);
@@ -64,11 +66,9 @@ float Sampler::LogitOf(double weight) const {
   return std::nextafter(static_cast<float>(std::max<double>(logit, kLowest)), kLowest);
 }
 
-// Makes candidates of the tokens with logits of at least `threshold`, the most likely first, the lowest id of equals
-// first: a radix sort by bits of the logits.
-void Sampler::Rank(const float* logits, size_t num, float threshold) {
-  ids_.resize(num + kLogitBlock);
-  const size_t found = FindAtLeast(logits, num, threshold, ids_.data());
+// Makes candidates of the first `found` of ids_, the most likely first, the lowest id of equals first: a radix sort by
+// bits of the logits.
+void Sampler::Rank(const float* logits, size_t found) {
   // Orders as unsigned numbers as the logits in descending order. The sum makes -0 a 0.
   const auto key = [](const Candidate& c) {
     const uint32_t bits = hwy::BitCastScalar<uint32_t>(c.logit + 0.0f);
@@ -92,16 +92,15 @@ void Sampler::Rank(const float* logits, size_t num, float threshold) {
   weights_.clear();
 }
 
-// The number of the first candidates whose weights sum to `enough`, or of all if they do not. None if a sum is closer to
-// it than `margin`.
-std::optional<size_t> Sampler::NumUntil(double enough, double margin) {
-  double sum = 0;
+// Adds weights of the first candidates to the sum until it is `enough`, and returns their number; of all if it never is.
+// None if a sum is closer to `enough` than `margin`.
+std::optional<size_t> Sampler::NumUntil(double* sum, double enough, double margin) {
   size_t i = 0;
   do {
     if (i == weights_.size()) weights_.push_back(Weight(candidates_[i].logit));
-    sum += weights_[i++];
-    if (std::abs(sum - enough) < margin) return std::nullopt;
-  } while (i < candidates_.size() && sum < enough);
+    *sum += weights_[i++];
+    if (std::abs(*sum - enough) < margin) return std::nullopt;
+  } while (i < candidates_.size() && *sum < enough);
   return i;
 }
 
@@ -116,25 +115,51 @@ size_t Sampler::DrawFrom(size_t num, double uniform) {
   return i;
 }
 
+// The candidate with which the sum of the weights of all tokens in order reaches `enough`, which becomes that sum. Sorts
+// only its bucket. None if rounding could matter.
+std::optional<size_t> Sampler::Locate(const float* logits, size_t num, double* enough, double margin) {
+  double sum = 0;
+  size_t bucket = 0;
+  while (bucket + 1 < kWeightBuckets && sum + mass_[bucket] < *enough - margin) sum += mass_[bucket++];
+  if (bucket + 1 == kWeightBuckets) return std::nullopt;
+  Rank(logits, FindInBucket(logits, num, {max_, options_.temperature}, bucket, ids_.data()));
+  const std::optional<size_t> reached = NumUntil(&sum, *enough, margin);
+  if (!reached || sum < *enough) return std::nullopt;
+  *enough = sum;
+  return *reached - 1;
+}
+
 // Without top-k. None if rounding of the sum of all weights could matter.
 std::optional<size_t> Sampler::DrawFromLikeliest(const float* logits, size_t num, double uniform) {
+  const bool has_top_p = options_.top_p < 1, has_min_p = options_.min_p > 0;
   const double rounding = static_cast<double>(num) * 0x1p-50 + 1e-11;  // several times the error of any sum
-  double least = options_.min_p, enough = kInfinity, margin = 0;
-  if (options_.min_p == 0 || options_.top_p < 1) {
-    const double total = SumExp(logits, num, max_, options_.temperature);
-    const double share = options_.top_p < 1 ? options_.top_p : uniform;
-    enough = share * total;
+  if (has_min_p && options_.min_p < rounding) return std::nullopt;     // kept weights could vanish in the sum
+  double total = kInfinity, margin = 0, least = std::max<double>(options_.min_p, kNegligible);
+  const double share = has_top_p   ? options_.top_p
+                       : has_min_p ? 1
+                                   : uniform;  // of the total, with which the search ends
+  if (has_top_p || !has_min_p) {
+    total = SumWeights(logits, num, {max_, options_.temperature});
     margin = rounding * total;
-    // Even all tokens together that have less than this weight are not needed to sum to `enough`.
+    // All tokens together that have less than this weight are less than the rest.
     least = std::max(least, (1 - share - 4 * rounding) * total / static_cast<double>(num));
   }
-  // With min-p alone, no weight that it keeps may vanish in the sum.
-  if (least < kNegligible || (enough == kInfinity && least < rounding)) return std::nullopt;
-  Rank(logits, num, LogitOf(least));
-  const std::optional<size_t> reached = NumUntil(enough, margin);
-  if (!reached) return std::nullopt;
-  if (options_.top_p == 1 && options_.min_p == 0) return *reached - 1;
-  return DrawFrom(*reached, uniform);
+  double enough = share * total;
+  const size_t found = FindAtLeast(logits, num, LogitOf(least), ids_.data());
+  if (has_min_p || found <= kFew) {
+    Rank(logits, found);
+    double sum = 0;
+    const std::optional<size_t> reached = NumUntil(&sum, enough, margin);
+    if (!reached) return std::nullopt;
+    return has_top_p || has_min_p ? DrawFrom(*reached, uniform) : *reached - 1;
+  }
+  mass_.resize(kWeightBuckets);
+  WeighBuckets(logits, num, {max_, options_.temperature}, mass_.data());
+  if (has_top_p) {
+    if (!Locate(logits, num, &enough, margin)) return std::nullopt;
+    enough *= uniform;
+  }
+  return Locate(logits, num, &enough, margin);
 }
 
 size_t Sampler::DrawFromTop(const float* logits, size_t num, size_t k, double uniform) {
@@ -143,7 +168,7 @@ size_t Sampler::DrawFromTop(const float* logits, size_t num, size_t k, double un
     std::nth_element(maxima_.begin(), maxima_.begin() + (k - 1), maxima_.end(), std::greater<float>());
     threshold = maxima_[k - 1];
   }
-  Rank(logits, num, threshold);
+  Rank(logits, FindAtLeast(logits, num, threshold, ids_.data()));
   candidates_.resize(std::min(k, candidates_.size()));
   double total = 0;
   for (const Candidate& c : candidates_) {
@@ -152,7 +177,8 @@ size_t Sampler::DrawFromTop(const float* logits, size_t num, size_t k, double un
     total += weights_.emplace_back(weight);
   }
   candidates_.resize(weights_.size());
-  return DrawFrom(*NumUntil(options_.top_p * total, 0), uniform);
+  double sum = 0;
+  return DrawFrom(*NumUntil(&sum, options_.top_p * total, 0), uniform);
 }
 
 std::optional<int32_t> Sampler::Sample(const float* logits, size_t num) {
@@ -168,6 +194,7 @@ std::optional<int32_t> Sampler::Sample(const float* logits, size_t num) {
   }
   // 53 random bits. std::uniform_real_distribution may differ between standard libraries.
   const double uniform = static_cast<double>(random_() >> 11) * 0x1p-53;
+  ids_.resize(num + kLogitBlock);
   const size_t k = options_.top_k == 0 ? num : std::min<uint64_t>(options_.top_k, num);
   std::optional<size_t> drawn;
   if (k == num) drawn = DrawFromLikeliest(logits, num, uniform);

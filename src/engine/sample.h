@@ -42,9 +42,10 @@ class Sampler {
   const float* Penalized(const float* logits, size_t num);
   double Weight(float logit) const;
   float LogitOf(double weight) const;
-  void Rank(const float* logits, size_t num, float threshold);
-  std::optional<size_t> NumUntil(double enough, double margin);
+  void Rank(const float* logits, size_t found);
+  std::optional<size_t> NumUntil(double* sum, double enough, double margin);
   size_t DrawFrom(size_t num, double uniform);
+  std::optional<size_t> Locate(const float* logits, size_t num, double* enough, double margin);
   std::optional<size_t> DrawFromLikeliest(const float* logits, size_t num, double uniform);
   size_t DrawFromTop(const float* logits, size_t num, size_t k, double uniform);
 
@@ -60,6 +61,7 @@ class Sampler {
   std::vector<int32_t> ids_;
   std::vector<Candidate> candidates_, unsorted_;  // candidates: some of the most likely tokens in order
   std::vector<double> weights_;                   // of the first candidates
+  std::vector<double> mass_;                      // of buckets
 };
 
 }  // namespace lowbit

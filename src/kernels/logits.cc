@@ -38,11 +38,14 @@ void BlockMaxima(const float* logits, size_t num, float* out) {
   *out = hn::ReduceMax(df, most);
 }
 
-// exp(x) for x <= 0, with a relative error below 5e-13. Below -50 it is exp(-50), about 2e-22.
+// Weights below exp(-50), about 2e-22, count as that.
+constexpr double kLeastExponent = -50;
+
+// exp(x) for x <= 0, with a relative error below 5e-13.
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE V ExpOfNegative(D dd, V x) {
   const hn::RebindToSigned<D> di;
-  x = hn::Max(x, hn::Set(dd, -50.0));
+  x = hn::Max(x, hn::Set(dd, kLeastExponent));
   // The low bits of the sum are the integer nearest to x / log(2): the exponent of the result.
   const V shift = hn::Set(dd, 0x1.8p52);
   const V exponent = hn::MulAdd(x, hn::Set(dd, 1.4426950408889634), shift);
@@ -55,40 +58,110 @@ HWY_INLINE V ExpOfNegative(D dd, V x) {
   return hn::BitCast(dd, hn::Add(hn::BitCast(di, sum), hn::ShiftLeft<52>(hn::BitCast(di, exponent))));
 }
 
-double SumExp(const float* logits, size_t num, float max, float temperature) {
+// The buckets of logits, as floats without a fraction.
+class Buckets {
+ public:
+  explicit Buckets(WeightScale scale)
+      : max_(hn::Set(DF(), scale.max)),
+        per_logit_(hn::Set(DF(), static_cast<float>(std::min<double>(kLast / (-kLeastExponent * scale.temperature),
+                                                                     std::numeric_limits<float>::max())))) {}
+
+  VF operator()(VF v) const {
+    return hn::Floor(hn::Min(hn::Mul(hn::Sub(max_, v), per_logit_), hn::Set(DF(), static_cast<float>(kLast))));
+  }
+
+ private:
+  static constexpr double kLast = kWeightBuckets - 1;
+
+  VF max_, per_logit_;
+};
+
+// The weights of logits, in two halves.
+class Weights {
+ public:
+  using DD = hn::Repartition<double, DF>;
+  using VD = hn::Vec<DD>;
+
+  explicit Weights(WeightScale scale)
+      : max_(hn::Set(DD(), scale.max)), inverse_(hn::Set(DD(), 1.0 / scale.temperature)) {}
+
+  VD Lower(VF v) const { return Of(hn::PromoteLowerTo(DD(), v)); }
+  VD Upper(VF v) const { return Of(hn::PromoteUpperTo(DD(), v)); }
+
+ private:
+  VD Of(VD v) const { return ExpOfNegative(DD(), hn::Mul(hn::Sub(v, max_), inverse_)); }
+
+  VD max_, inverse_;
+};
+
+double SumWeights(const float* logits, size_t num, WeightScale scale) {
   const DF df;
-  const hn::Repartition<double, DF> dd;
-  using VD = hn::Vec<decltype(dd)>;
-  const VD top = hn::Set(dd, max), inverse = hn::Set(dd, 1.0 / temperature);
-  VD sum0 = hn::Zero(dd), sum1 = hn::Zero(dd);
+  const Weights::DD dd;
+  const Weights weights(scale);
+  Weights::VD lower = hn::Zero(dd), upper = hn::Zero(dd);
   const auto add = [&](VF v) HWY_ATTR {
     v = Finite(v);
-    sum0 = hn::Add(sum0, ExpOfNegative(dd, hn::Mul(hn::Sub(hn::PromoteLowerTo(dd, v), top), inverse)));
-    sum1 = hn::Add(sum1, ExpOfNegative(dd, hn::Mul(hn::Sub(hn::PromoteUpperTo(dd, v), top), inverse)));
+    lower = hn::Add(lower, weights.Lower(v));
+    upper = hn::Add(upper, weights.Upper(v));
   };
   const size_t N = hn::Lanes(df);
   size_t i = 0;
   for (; i + N <= num; i += N) add(hn::LoadU(df, logits + i));
   if (i < num) add(hn::LoadNOr(hn::Inf(df), df, logits + i, num - i));
-  return hn::ReduceSum(dd, hn::Add(sum0, sum1));
+  return hn::ReduceSum(dd, hn::Add(lower, upper));
 }
 
-size_t FindAtLeast(const float* logits, size_t num, float threshold, int32_t* ids) {
+void WeighBuckets(const float* logits, size_t num, WeightScale scale, double* mass) {
   const DF df;
   const hn::RebindToSigned<DF> di;
-  const VF least = hn::Set(df, std::max(threshold, std::numeric_limits<float>::lowest())), infinity = hn::Inf(df);
+  const Weights::DD dd;
+  const Buckets buckets(scale);
+  const Weights weights(scale);
+  const size_t N = hn::Lanes(df);
+  HWY_ALIGN int32_t bucket[16] = {};
+  HWY_ALIGN double weight[16] = {};
+  std::fill_n(mass, kWeightBuckets, 0.0);
+  const auto add = [&](VF v, size_t lanes) HWY_ATTR {
+    v = Finite(v);
+    hn::Store(hn::ConvertTo(di, buckets(v)), di, bucket);
+    hn::Store(weights.Lower(v), dd, weight);
+    hn::Store(weights.Upper(v), dd, weight + N / 2);
+    for (size_t i = 0; i < lanes; ++i) mass[bucket[i]] += weight[i];
+  };
+  size_t i = 0;
+  for (; i + N <= num; i += N) add(hn::LoadU(df, logits + i), N);
+  if (i < num) add(hn::LoadN(df, logits + i, num - i), num - i);
+}
+
+// Writes the ids of the logits for which `is_wanted` is true.
+template <class IsWanted>
+HWY_INLINE size_t Find(const float* logits, size_t num, int32_t* ids, IsWanted is_wanted) {
+  const DF df;
+  const hn::RebindToSigned<DF> di;
   size_t found = 0;
   const auto find = [&](VF v, size_t first) HWY_ATTR {
-    const auto is_found = hn::And(hn::Ge(v, least), hn::Lt(v, infinity));
-    if (HWY_LIKELY(hn::AllFalse(df, is_found))) return;
+    const auto wanted = is_wanted(v);
+    if (HWY_LIKELY(hn::AllFalse(df, wanted))) return;
     const auto lanes = hn::Iota(di, static_cast<int32_t>(first));
-    found += hn::CompressStore(lanes, hn::RebindMask(di, is_found), di, ids + found);
+    found += hn::CompressStore(lanes, hn::RebindMask(di, wanted), di, ids + found);
   };
   const size_t N = hn::Lanes(df);
   size_t i = 0;
   for (; i + N <= num; i += N) find(hn::LoadU(df, logits + i), i);
-  if (i < num) find(hn::LoadNOr(infinity, df, logits + i, num - i), i);
+  if (i < num) find(hn::LoadNOr(hn::Inf(df), df, logits + i, num - i), i);
   return found;
+}
+
+size_t FindInBucket(const float* logits, size_t num, WeightScale scale, size_t bucket, int32_t* ids) {
+  const Buckets buckets(scale);
+  const VF wanted = hn::Set(DF(), static_cast<float>(bucket));
+  return Find(logits, num, ids, [&](VF v) HWY_ATTR { return hn::Eq(buckets(v), wanted); });
+}
+
+size_t FindAtLeast(const float* logits, size_t num, float threshold, int32_t* ids) {
+  const DF df;
+  const VF least = hn::Set(df, std::max(threshold, std::numeric_limits<float>::lowest())), infinity = hn::Inf(df);
+  return Find(logits, num, ids, [&](VF v) HWY_ATTR { return hn::And(hn::Ge(v, least), hn::Lt(v, infinity)); });
 }
 
 }  // namespace HWY_NAMESPACE
@@ -98,13 +171,23 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace lowbit {
 HWY_EXPORT(BlockMaxima);
-HWY_EXPORT(SumExp);
+HWY_EXPORT(SumWeights);
+HWY_EXPORT(WeighBuckets);
+HWY_EXPORT(FindInBucket);
 HWY_EXPORT(FindAtLeast);
 
 void BlockMaxima(const float* logits, size_t num, float* out) { HWY_DYNAMIC_DISPATCH(BlockMaxima)(logits, num, out); }
 
-double SumExp(const float* logits, size_t num, float max, float temperature) {
-  return HWY_DYNAMIC_DISPATCH(SumExp)(logits, num, max, temperature);
+double SumWeights(const float* logits, size_t num, WeightScale scale) {
+  return HWY_DYNAMIC_DISPATCH(SumWeights)(logits, num, scale);
+}
+
+void WeighBuckets(const float* logits, size_t num, WeightScale scale, double* mass) {
+  HWY_DYNAMIC_DISPATCH(WeighBuckets)(logits, num, scale, mass);
+}
+
+size_t FindInBucket(const float* logits, size_t num, WeightScale scale, size_t bucket, int32_t* ids) {
+  return HWY_DYNAMIC_DISPATCH(FindInBucket)(logits, num, scale, bucket, ids);
 }
 
 size_t FindAtLeast(const float* logits, size_t num, float threshold, int32_t* ids) {

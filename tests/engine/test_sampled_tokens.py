@@ -133,12 +133,15 @@ PLAIN = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition
 @pytest.mark.parametrize(
     "options",
     [
+        {},
         {"top_p": 0.95},
-        {"top_p": 0.95, "temperature": 5.0},
         {"top_p": 0.5},
+        {"temperature": 5.0},
+        {"top_p": 0.95, "temperature": 5.0},
+        {"top_p": 0.999999, "temperature": 5.0},
+        {"top_p": 0.9, "min_p": 0.4, "temperature": 5.0},
         {"min_p": 0.01, "temperature": 0.7},
         {"top_k": 40, "top_p": 0.9},
-        {},
     ],
     ids=str,
 )
@@ -147,7 +150,16 @@ def test_flat_and_peaked(simd: str, spread: float, options: dict[str, Any]) -> N
     """Equal and nearly equal tokens: with top_p 0.5 a sum is exactly half of all, and only sums in order decide."""
     rng = np.random.default_rng(5)
     logits = (rng.standard_normal(VOCABULARY) * spread).astype(np.float32)
+    logits[[*range(9), 50_000, 100_000, -1]] = [np.nan, np.inf, -np.inf] * 4
     check(rng, logits, 2, **{**PLAIN, **options, "seed": 11})
+
+
+@pytest.mark.parametrize("options", [{}, {"top_p": 0.95}, {"min_p": 0.5}], ids=str)
+def test_differences_that_overflow(simd: str, options: dict[str, Any]) -> None:
+    """Logits and a temperature at the end of float32: half of the tokens are nearly as likely as the other half."""
+    rng = np.random.default_rng(7)
+    logits = (rng.choice([-3.2e38, 3.2e38], VOCABULARY) * rng.uniform(0.9, 1, VOCABULARY)).astype(np.float32)
+    check(rng, logits, 3, **{**PLAIN, "temperature": 3.4e38, **options, "seed": 12})
 
 
 def test_a_draw_beyond_the_largest_weights(simd: str) -> None:
