@@ -135,9 +135,8 @@ std::optional<size_t> Sampler::DrawFromLikeliest(const float* logits, size_t num
   const double rounding = static_cast<double>(num) * 0x1p-50 + 1e-11;  // several times the error of any sum
   if (has_min_p && options_.min_p < rounding) return std::nullopt;     // kept weights could vanish in the sum
   double total = kInfinity, margin = 0, least = std::max<double>(options_.min_p, kNegligible);
-  const double share = has_top_p   ? options_.top_p
-                       : has_min_p ? 1
-                                   : uniform;  // of the total, with which the search ends
+  double share = uniform;  // of the total: where the search ends
+  if (has_top_p || has_min_p) share = options_.top_p;
   if (has_top_p || !has_min_p) {
     total = SumWeights(logits, num, {max_, options_.temperature});
     margin = rounding * total;

@@ -20,7 +20,7 @@ struct SamplingOptions {
 };
 
 // The result is defined by sums in double over all tokens, the most likely first. A seed gives the same tokens on every
-// machine. Few tokens are sorted: a sum in another order, whose error has a bound, shows how many matter. Only if a
+// machine. Few tokens are sorted: sums in another order, whose error has a bound, show which ones matter. Only if a
 // comparison is closer than that bound, all tokens are sorted.
 class Sampler {
  public:

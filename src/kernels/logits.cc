@@ -14,6 +14,8 @@ namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 using DF = hn::CappedTag<float, 16>;
 using VF = hn::Vec<DF>;
+using DD = hn::Repartition<double, DF>;
+using VD = hn::Vec<DD>;
 
 // Other values become -infinity.
 HWY_INLINE VF Finite(VF v) {
@@ -42,67 +44,46 @@ void BlockMaxima(const float* logits, size_t num, float* out) {
 constexpr double kLeastExponent = -50;
 
 // exp(x) for x <= 0, with a relative error below 5e-13.
-template <class D, class V = hn::Vec<D>>
-HWY_INLINE V ExpOfNegative(D dd, V x) {
-  const hn::RebindToSigned<D> di;
+HWY_INLINE VD ExpOfNegative(VD x) {
+  const DD dd;
+  const hn::RebindToSigned<DD> di;
   x = hn::Max(x, hn::Set(dd, kLeastExponent));
   // The low bits of the sum are the integer nearest to x / log(2): the exponent of the result.
-  const V shift = hn::Set(dd, 0x1.8p52);
-  const V exponent = hn::MulAdd(x, hn::Set(dd, 1.4426950408889634), shift);
-  const V r = hn::NegMulAdd(hn::Sub(exponent, shift), hn::Set(dd, 0.6931471805599453), x);
+  const VD shift = hn::Set(dd, 0x1.8p52);
+  const VD exponent = hn::MulAdd(x, hn::Set(dd, 1.4426950408889634), shift);
+  const VD r = hn::NegMulAdd(hn::Sub(exponent, shift), hn::Set(dd, 0.6931471805599453), x);
   // The Taylor series: r^11 / 11! < 3e-13 for r < 0.347.
-  V sum = hn::Set(dd, 1.0 / 3628800);
+  VD sum = hn::Set(dd, 1.0 / 3628800);
   for (double coefficient :
        {1.0 / 362880, 1.0 / 40320, 1.0 / 5040, 1.0 / 720, 1.0 / 120, 1.0 / 24, 1.0 / 6, 0.5, 1.0, 1.0})
     sum = hn::MulAdd(sum, r, hn::Set(dd, coefficient));
   return hn::BitCast(dd, hn::Add(hn::BitCast(di, sum), hn::ShiftLeft<52>(hn::BitCast(di, exponent))));
 }
 
-// The buckets of logits, as floats without a fraction.
-class Buckets {
- public:
-  explicit Buckets(WeightScale scale)
-      : max_(hn::Set(DF(), scale.max)),
-        per_logit_(hn::Set(DF(), static_cast<float>(std::min<double>(kLast / (-kLeastExponent * scale.temperature),
-                                                                     std::numeric_limits<float>::max())))) {}
+// The weights of logits in double.
+HWY_INLINE VD Weights(VD v, WeightScale scale) {
+  const DD dd;
+  const VD distance = hn::Sub(v, hn::Set(dd, scale.max));
+  return ExpOfNegative(hn::Mul(distance, hn::Set(dd, 1.0 / scale.temperature)));
+}
 
-  VF operator()(VF v) const {
-    return hn::Floor(hn::Min(hn::Mul(hn::Sub(max_, v), per_logit_), hn::Set(DF(), static_cast<float>(kLast))));
-  }
-
- private:
-  static constexpr double kLast = kWeightBuckets - 1;
-
-  VF max_, per_logit_;
-};
-
-// The weights of logits, in two halves.
-class Weights {
- public:
-  using DD = hn::Repartition<double, DF>;
-  using VD = hn::Vec<DD>;
-
-  explicit Weights(WeightScale scale)
-      : max_(hn::Set(DD(), scale.max)), inverse_(hn::Set(DD(), 1.0 / scale.temperature)) {}
-
-  VD Lower(VF v) const { return Of(hn::PromoteLowerTo(DD(), v)); }
-  VD Upper(VF v) const { return Of(hn::PromoteUpperTo(DD(), v)); }
-
- private:
-  VD Of(VD v) const { return ExpOfNegative(DD(), hn::Mul(hn::Sub(v, max_), inverse_)); }
-
-  VD max_, inverse_;
-};
+// The buckets of finite logits and -infinity, as floats without a fraction.
+HWY_INLINE VF Buckets(VF v, WeightScale scale) {
+  constexpr double kLast = kWeightBuckets - 1, kMost = std::numeric_limits<float>::max();
+  const DF df;
+  const auto per_logit = static_cast<float>(std::min(kLast / (-kLeastExponent * scale.temperature), kMost));
+  const VF bucket = hn::Mul(hn::Sub(hn::Set(df, scale.max), v), hn::Set(df, per_logit));
+  return hn::Floor(hn::Min(bucket, hn::Set(df, static_cast<float>(kLast))));
+}
 
 double SumWeights(const float* logits, size_t num, WeightScale scale) {
   const DF df;
-  const Weights::DD dd;
-  const Weights weights(scale);
-  Weights::VD lower = hn::Zero(dd), upper = hn::Zero(dd);
+  const DD dd;
+  VD lower = hn::Zero(dd), upper = hn::Zero(dd);
   const auto add = [&](VF v) HWY_ATTR {
     v = Finite(v);
-    lower = hn::Add(lower, weights.Lower(v));
-    upper = hn::Add(upper, weights.Upper(v));
+    lower = hn::Add(lower, Weights(hn::PromoteLowerTo(dd, v), scale));
+    upper = hn::Add(upper, Weights(hn::PromoteUpperTo(dd, v), scale));
   };
   const size_t N = hn::Lanes(df);
   size_t i = 0;
@@ -114,18 +95,16 @@ double SumWeights(const float* logits, size_t num, WeightScale scale) {
 void WeighBuckets(const float* logits, size_t num, WeightScale scale, double* mass) {
   const DF df;
   const hn::RebindToSigned<DF> di;
-  const Weights::DD dd;
-  const Buckets buckets(scale);
-  const Weights weights(scale);
+  const DD dd;
   const size_t N = hn::Lanes(df);
   HWY_ALIGN int32_t bucket[16] = {};
   HWY_ALIGN double weight[16] = {};
   std::fill_n(mass, kWeightBuckets, 0.0);
   const auto add = [&](VF v, size_t lanes) HWY_ATTR {
     v = Finite(v);
-    hn::Store(hn::ConvertTo(di, buckets(v)), di, bucket);
-    hn::Store(weights.Lower(v), dd, weight);
-    hn::Store(weights.Upper(v), dd, weight + N / 2);
+    hn::Store(hn::ConvertTo(di, Buckets(v, scale)), di, bucket);
+    hn::Store(Weights(hn::PromoteLowerTo(dd, v), scale), dd, weight);
+    hn::Store(Weights(hn::PromoteUpperTo(dd, v), scale), dd, weight + N / 2);
     for (size_t i = 0; i < lanes; ++i) mass[bucket[i]] += weight[i];
   };
   size_t i = 0;
@@ -153,9 +132,8 @@ HWY_INLINE size_t Find(const float* logits, size_t num, int32_t* ids, IsWanted i
 }
 
 size_t FindInBucket(const float* logits, size_t num, WeightScale scale, size_t bucket, int32_t* ids) {
-  const Buckets buckets(scale);
   const VF wanted = hn::Set(DF(), static_cast<float>(bucket));
-  return Find(logits, num, ids, [&](VF v) HWY_ATTR { return hn::Eq(buckets(v), wanted); });
+  return Find(logits, num, ids, [&](VF v) HWY_ATTR { return hn::Eq(Buckets(Finite(v), scale), wanted); });
 }
 
 size_t FindAtLeast(const float* logits, size_t num, float threshold, int32_t* ids) {
