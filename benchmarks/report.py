@@ -20,12 +20,13 @@ TITLES = {
     "memory": "Memory",
     "tokenizer": "Loading tokenizers",
     "loading": "From the start to the first token",
+    "sampling": "Drawing tokens",
     "onnx": "ONNX models",
     "inference": "Running models",
 }
 #: Pages of docs/ with the benchmarks that they show, and a picture of these if there is one.
 PAGES = {
-    "benchmarks.md": ("formats", "convert", "model", "memory", "tokenizer", "onnx"),
+    "benchmarks.md": ("formats", "convert", "model", "memory", "tokenizer", "loading", "sampling", "onnx"),
     "performance.md": ("inference",),
 }
 PICTURES = {"performance.md": "![Speed of lowbit and others, and the limit of the machine](performance.svg)"}
@@ -130,14 +131,17 @@ def memory_table(results: list[Record]) -> list[str]:
 
 def tokenizer_table(results: list[Record]) -> list[str]:
     header = ["file", "tokens", "CPU seconds", "peer", "CPU ratio"]
-    cpu = [
-        [sorted(entry[side]["cpu_s"])[len(entry[side]["cpu_s"]) // 2] for side in ("ours", "peer")] for entry in results
-    ]
-    rows = [
-        [entry["name"], str(entry["work"]), *map(number, seconds), ratio(entry, "cpu_ratio")]
-        for entry, seconds in zip(results, cpu, strict=True)
-    ]
-    return table(header, rows)
+    return table(header, [[entry["name"], str(entry["work"]), *_cpu(entry)] for entry in results])
+
+
+def sampling_table(results: list[Record]) -> list[str]:
+    header = ["logits: options", "vocabulary", "CPU milliseconds", "peer", "CPU ratio"]
+    return table(header, [[entry["name"], str(entry["vocabulary"]), *_cpu(entry, 1e-3)] for entry in results])
+
+
+def _cpu(entry: Record, unit: float = 1.0) -> list[str]:
+    medians = [sorted(entry[side]["cpu_s"])[len(entry[side]["cpu_s"]) // 2] for side in ("ours", "peer")]
+    return [*(number(seconds / unit) for seconds in medians), ratio(entry, "cpu_ratio")]
 
 
 def loading_table(results: list[Record]) -> list[str]:
@@ -213,6 +217,7 @@ TABLES = {
     "memory": memory_table,
     "tokenizer": tokenizer_table,
     "loading": loading_table,
+    "sampling": sampling_table,
     "onnx": onnx_table,
     "inference": inference_table,
 }

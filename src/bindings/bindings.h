@@ -31,6 +31,7 @@ void BindMetrics(pybind11::module_& m);
 void BindOnnx(pybind11::module_& m);
 void BindSimd(pybind11::module_& m);
 void BindModel(pybind11::module_& m);
+void BindSampler(pybind11::module_& m);
 void BindTokenizer(pybind11::module_& m);
 
 // The requested number of threads. Throws InputError unless it is from 1 to 1024.

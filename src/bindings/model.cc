@@ -3,12 +3,13 @@
 
 #include <algorithm>
 #include <memory>
+#include <optional>
 
 #include "src/base/error.h"
 #include "src/bindings/bindings.h"
 #include "src/bindings/gil.h"
+#include "src/bindings/sampler.h"
 #include "src/engine/forward.h"
-#include "src/engine/sample.h"
 #include "src/io/text.h"
 
 namespace py = pybind11;
@@ -162,6 +163,20 @@ class Model {
     return logits;
   }
 
+  // Adds a token to a sequence and draws the next one. The logits stay with the sampler.
+  std::optional<int32_t> Step(StepSampler& sampler, int32_t token, int32_t position, int32_t sequence) {
+    const size_t vocab_size = transformer_->spec().vocab_size;
+    const bool wants_logits = true;
+    MapsInUse maps;
+    for (const uint8_t* data : mapped_) maps.Add(data);
+    const GilRelease release;
+    sampler.logits.resize(vocab_size);
+    transformer_->Forward({1, &token, &position, &sequence, &wants_logits, 0}, sampler.logits.data());
+    maps.Check();
+    sampler.Accept(&token, 1);
+    return sampler.Sample(sampler.logits.data(), vocab_size);
+  }
+
   size_t Length(int32_t sequence) {
     const GilRelease release;
     return transformer_->Length(sequence);
@@ -267,14 +282,6 @@ class Model {
   std::unique_ptr<Transformer> transformer_;
 };
 
-int32_t SampleArray(Sampler& sampler, const Dense<float>& logits, const std::vector<int32_t>& seen) {
-  if (logits.ndim() != 1) throw InputError("sample:").Expected("logits of 1 dimension").Found(logits.ndim());
-  const float* values = logits.data();
-  const auto num = static_cast<size_t>(logits.size());
-  const GilRelease release;
-  return sampler.Sample(values, num, seen);
-}
-
 }  // namespace
 
 void BindModel(py::module_& m) {
@@ -294,19 +301,12 @@ void BindModel(py::module_& m) {
            py::arg("max_sequences"), py::arg("rows") = py::none())
       .def("forward", &Model::Forward, py::arg("tokens"), py::arg("positions"), py::arg("sequences"),
            py::arg("wants_logits"), py::arg("expected_length") = 0)
+      .def("step", &Model::Step, py::arg("sampler"), py::arg("token"), py::arg("position"), py::arg("sequence"))
       .def("is_long", &Model::IsLong, py::arg("sequence"))
       .def("length", &Model::Length, py::arg("sequence"))
       .def("truncate", &Model::Truncate, py::arg("sequence"), py::arg("length"))
       .def("raise_max_length", &Model::RaiseMaxLength, py::arg("max_length"))
       .def("set_observer", &Model::SetObserver, py::arg("callback"));
-
-  py::class_<Sampler>(m, "Sampler")
-      .def(
-          py::init([](float temperature, int64_t top_k, float top_p, float min_p, float repetition_penalty,
-                      uint64_t seed) { return Sampler({temperature, top_k, top_p, min_p, repetition_penalty}, seed); }),
-          py::kw_only(), py::arg("temperature"), py::arg("top_k"), py::arg("top_p"), py::arg("min_p"),
-          py::arg("repetition_penalty"), py::arg("seed"))
-      .def("sample", &SampleArray, py::arg("logits"), py::arg("seen"));
 }
 
 }  // namespace lowbit

@@ -75,6 +75,7 @@ PYBIND11_MODULE(_core, m) {
   lowbit::BindLimits(m);
   lowbit::BindMetrics(m);
   lowbit::BindOnnx(m);
+  lowbit::BindSampler(m);
   lowbit::BindModel(m);
   lowbit::BindTokenizer(m);
   if (const char* target = std::getenv("LOWBIT_SIMD")) lowbit::SimdForce(target);

@@ -283,24 +283,16 @@ class Model:
 
     def _generate(self, ids: list[int], num: int, sampler: _core.Sampler, ends: frozenset[int]) -> Iterator[int]:
         with self._sequences.take(ids) as (sequence, held):
-            logits = self._read(sequence, held, ids)
-            for i in range(num):
-                token = self._sampled(sampler, logits[-1], held)
+            # The last token of the prompt is always computed, because its logits are needed, and always alone: in a
+            # batch it could be rounded differently, and the same call with a filled cache would give another text.
+            self._read(sequence, held, ids[:-1], len(ids))
+            sampler.accept(ids)
+            token = ids[-1]
+            for _ in range(num):
+                token = self._step(sequence, held, token, sampler)
                 if token in ends:
                     return
                 yield token
-                if i + 1 == num:
-                    return
-                if self.spec.is_long(len(held) + 1) != self.spec.is_long(len(held)):
-                    logits = self._read(sequence, held, [*held, token])
-                else:
-                    logits = self._feed(sequence, held, [token])
-
-    def _sampled(self, sampler: _core.Sampler, logits: npt.NDArray[np.float32], held: list[int]) -> int:
-        try:
-            return sampler.sample(logits, held)
-        except InputError as error:
-            raise nonfinite.error(str(error), self.weights) from None
 
     def stream(
         self,
@@ -448,18 +440,24 @@ class Model:
             raise arguments.wrong("callback", "a function or None", callback)
         self._core.set_observer(callback)
 
-    def _read(self, sequence: int, held: list[int], ids: list[int]) -> npt.NDArray[np.float32]:
-        """Feeds `ids` to a sequence and returns the logits after the last. Computes the tokens that are not in the
-        cache, or all if the cache was computed with a rotary table for another length."""
-        # The last token of the prompt is always computed, because its logits are needed, and always alone: in a batch
-        # it could be rounded differently, and the same call with a filled cache would give another text.
-        keep = min(_num_shared(held, ids), len(ids) - 1)
-        if self._core.is_long(sequence) != self.spec.is_long(len(ids)):
-            keep = 0
+    def _read(self, sequence: int, held: list[int], ids: list[int], length: int) -> None:
+        """Makes `ids` the first tokens of a sequence of `length`. Computes those that are not in the cache, or all if
+        the cache was computed with a rotary table for another length."""
+        keep = 0 if self._core.is_long(sequence) != self.spec.is_long(length) else _num_shared(held, ids)
         self._rewind(sequence, held, keep)
-        for piece in _pieces(ids[keep:-1]):
-            self._feed(sequence, held, piece, len(ids))
-        return self._feed(sequence, held, ids[-1:], len(ids))
+        for piece in _pieces(ids[keep:]):
+            self._feed(sequence, held, piece, length, wanted_from=length)
+
+    def _step(self, sequence: int, held: list[int], token: int, sampler: _core.Sampler) -> int:
+        """Feeds one token to a sequence and returns the next."""
+        length = len(held) + 1
+        if self.spec.is_long(length) != self.spec.is_long(length - 1):
+            self._read(sequence, held, list(held), length)
+        following = self._core.step(sampler, token, length - 1, sequence)
+        held.append(token)
+        if following is None:
+            raise nonfinite.error(f"none of the {self.spec.vocab_size} logits is a finite number", self.weights)
+        return following
 
     def _rewind(self, sequence: int, held: list[int], length: int) -> None:
         # In this order: Ctrl-C between the two then leaves more tokens in the cache than in `held`, which is harmless.
@@ -467,14 +465,13 @@ class Model:
         self._core.truncate(sequence, length)
 
     def _feed(
-        self, sequence: int, held: list[int], ids: list[int], expected_length: int = 0, wanted_from: int | None = None
+        self, sequence: int, held: list[int], ids: list[int], length: int, wanted_from: int
     ) -> npt.NDArray[np.float32]:
-        """Logits of the positions from `wanted_from` on, or of the last position."""
-        num = len(ids)
-        positions = np.arange(len(held), len(held) + num, dtype=np.int32)
-        wants = positions >= (positions[-1] if wanted_from is None else wanted_from)
-        sequences = np.full(num, sequence, np.int32)
-        logits = self._core.forward(np.array(ids, np.int32), positions, sequences, wants, expected_length)
+        """Feeds tokens of a sequence of `length` and returns the logits of the positions from `wanted_from` on."""
+        positions = np.arange(len(held), len(held) + len(ids), dtype=np.int32)
+        sequences = np.full(len(ids), sequence, np.int32)
+        wants = positions >= wanted_from
+        logits = self._core.forward(np.array(ids, np.int32), positions, sequences, wants, length)
         held.extend(ids)
         return logits
 
