@@ -32,6 +32,7 @@ Transformer::Transformer(const ModelSpec& spec, const TensorMap& tensors, Comput
     : spec_(spec),
       weights_(LoadWeights(spec, tensors)),
       cache_(CacheLayout(spec, compute), max_length, max_sequences),
+      attention_(cache_.layout(), spec.num_heads, {spec.attention_scale, spec.attention_softcap}),
       matmul_(compute, num_threads),
       rows_(std::move(rows)) {
   CheckMaxLength(max_length);
@@ -107,6 +108,15 @@ std::vector<Transformer::Segment> Transformer::Segments(const Token* tokens, siz
     ++segments.back().num_tokens;
   }
   return segments;
+}
+
+// The chunk's segments with their pages.
+void Transformer::FindRuns(const Token* tokens) {
+  runs_.clear();
+  for (const Segment& segment : segments_) {
+    runs_.push_back({cache_.Pages(segment.sequence).data(), static_cast<size_t>(tokens->position), segment.num_tokens});
+    tokens += segment.num_tokens;
+  }
 }
 
 void Transformer::MultiplyStreamed(const Linear& linear, const float* x, float* out, bool round_tokens) {
@@ -234,6 +244,7 @@ void Transformer::Run(const Batch& batch, float* logits) {
     const Token* chunk = tokens.data() + first;
     const size_t num = std::min(kMaxChunk, tokens.size() - first);
     segments_ = Segments(chunk, num);
+    FindRuns(chunk);
     Embed(chunk, num);
     RotaryAngles(chunk, num);
     for (size_t layer = 0; layer < spec_.num_layers; ++layer) {

@@ -107,6 +107,7 @@ class Transformer {
   void Norm(const float* x, const std::vector<float>& weight, size_t num, float* out);
   float* Logits(const Token* tokens, size_t num, float* logits);
   static std::vector<Segment> Segments(const Token* tokens, size_t num);
+  void FindRuns(const Token* tokens);
   void MultiplyStreamed(const Linear& linear, const float* x, float* out, bool round_tokens);
   void Multiply(const float* x, size_t num, std::initializer_list<std::pair<const Linear*, float*>> products,
                 bool round_tokens);
@@ -114,10 +115,12 @@ class Transformer {
   ModelSpec spec_;
   Weights weights_;
   KvCache cache_;
+  Attention attention_;
   Matmul matmul_;
   Observer observer_;
   RowSource rows_;
-  std::vector<Segment> segments_;  // of the rows that are multiplied now
+  std::vector<Segment> segments_;   // of the rows that are multiplied now
+  std::vector<AttentionRun> runs_;  // of the chunk
   ForkMutex mutex_{"the model"};
 
   // One row per token of the chunk.

@@ -47,21 +47,12 @@ void Transformer::AddBranch(const std::vector<float>& post_norm, size_t num) {
 void Transformer::AttentionBranch(size_t layer, const Token* tokens, size_t num) {
   const LayerWeights& w = weights_.layers[layer];
   const size_t threads = matmul_.num_threads();
-  const size_t q_dim = spec_.num_heads * spec_.head_dim;
   const bool round = spec_.int8_activations;
 
   Norm(x_.data(), w.attn_norm, num, normed_.data());
   Multiply(normed_.data(), num, {{&w.attn_q, q_.data()}, {&w.attn_k, k_.data()}, {&w.attn_v, v_.data()}}, round);
   ParallelFor(num, RowThreads(num, threads), [&](size_t t) { FinishQueryKeyValue(layer, tokens[t], t, num); });
-  std::vector<AttentionQuery> queries;
-  const size_t window = spec_.windows[layer] == 0 ? SIZE_MAX : spec_.windows[layer];
-  for (size_t t = 0; t < num; ++t) {
-    const size_t num_keys = static_cast<size_t>(tokens[t].position) + 1;
-    queries.push_back({&q_[t * q_dim], &attended_[t * q_dim], cache_.Pages(tokens[t].sequence).data(),
-                       num_keys > window ? num_keys - window : 0, num_keys});
-  }
-  Attention(cache_.layout(), layer, spec_.num_heads, {spec_.attention_scale, spec_.attention_softcap}, queries,
-            threads);
+  attention_(layer, spec_.windows[layer], runs_, q_.data(), attended_.data(), threads);
   if (!w.attn_sub_norm.empty()) Norm(attended_.data(), w.attn_sub_norm, num, attended_.data());
   Multiply(attended_.data(), num, {{&w.attn_output, normed_.data()}}, round);
   AddBranch(w.attn_post_norm, num);
