@@ -13,6 +13,7 @@
 #include "src/engine/kv_cache.h"
 #include "src/engine/spec.h"
 #include "src/engine/weights.h"
+#include "src/kernels/attention.h"
 #include "src/kernels/matmul.h"
 
 namespace lowbit {

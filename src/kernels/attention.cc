@@ -4,7 +4,6 @@
 #include <limits>
 
 #include "src/base/threads.h"
-#include "src/formats/format.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "src/kernels/attention.cc"
@@ -14,8 +13,8 @@
 #include "hwy/highway.h"
 // clang-format on
 
-#ifndef LOWBIT_ATTENTION_STATE
-#define LOWBIT_ATTENTION_STATE
+#ifndef LOWBIT_KERNELS_ATTENTION_STATE_
+#define LOWBIT_KERNELS_ATTENTION_STATE_
 namespace lowbit {
 
 // What Attention() was called with.
@@ -35,9 +34,12 @@ struct AttentionState {
   float* sums;    // [rows][16], of weights: lane i has those of keys i, i + lanes, ...
   float* values;  // [rows][padded_dim], the sum of weight times value
 
-  static size_t Floats(const KvLayout& layout, size_t rows) { return (rows + 15) / 16 * 16 + rows * (16 + layout.PaddedDim()); }
+  static size_t Floats(const KvLayout& layout, size_t rows) {
+    return (rows + 15) / 16 * 16 + rows * (16 + layout.PaddedDim());
+  }
 
-  AttentionState(float* memory, size_t rows) : most(memory), sums(memory + (rows + 15) / 16 * 16), values(sums + 16 * rows) {}
+  AttentionState(float* memory, size_t rows)
+      : most(memory), sums(memory + (rows + 15) / 16 * 16), values(sums + 16 * rows) {}
 };
 
 // Memory of a task.
@@ -81,7 +83,7 @@ struct AttentionRows {
 };
 
 }  // namespace lowbit
-#endif  // LOWBIT_ATTENTION_STATE
+#endif  // LOWBIT_KERNELS_ATTENTION_STATE_
 
 HWY_BEFORE_NAMESPACE();
 namespace lowbit {
@@ -320,10 +322,18 @@ void AttendSpan(const AttentionCall& call, const AttentionTile& tile, const Atte
   }
 }
 
+// to = before * to + added * from, whole vectors.
+HWY_INLINE void AddScaled(float before, const float* from, float added, size_t num, float* to) {
+  const DF df;
+  const VF a = hn::Set(df, before), b = hn::Set(df, added);
+  for (size_t i = 0; i < num; i += hn::Lanes(df)) {
+    hn::StoreU(hn::MulAdd(b, hn::LoadU(df, from + i), hn::Mul(a, hn::LoadU(df, to + i))), df, to + i);
+  }
+}
+
 // Adds the result for later keys. That of no keys changes nothing.
 void AddState(const AttentionCall& call, size_t rows, const AttentionState& from, const AttentionState& to) {
-  const DF df;
-  const size_t N = hn::Lanes(df), dim = call.layout.PaddedDim();
+  const size_t N = hn::Lanes(DF()), dim = call.layout.PaddedDim();
   HWY_ALIGN float before[AttentionTile::kMaxRows + 16] = {}, added[AttentionTile::kMaxRows + 16] = {};
   for (size_t r = 0; r < rows; ++r) {
     const float most = HWY_MAX(to.most[r], from.most[r]);
@@ -335,12 +345,8 @@ void AddState(const AttentionCall& call, size_t rows, const AttentionState& from
   Factors(before, rows, how);
   Factors(added, rows, how);
   for (size_t r = 0; r < rows; ++r) {
-    const VF a = hn::Set(df, before[r]), b = hn::Set(df, added[r]);
-    const auto add = [&](float* x, const float* y) HWY_ATTR {
-      hn::StoreU(hn::MulAdd(b, hn::LoadU(df, y), hn::Mul(a, hn::LoadU(df, x))), df, x);
-    };
-    add(to.sums + 16 * r, from.sums + 16 * r);
-    for (size_t d = r * dim; d < (r + 1) * dim; d += N) add(to.values + d, from.values + d);
+    AddScaled(before[r], from.sums + 16 * r, added[r], N, to.sums + 16 * r);
+    AddScaled(before[r], from.values + r * dim, added[r], dim, to.values + r * dim);
   }
 }
 
@@ -395,39 +401,9 @@ HWY_AFTER_NAMESPACE();
 namespace lowbit {
 HWY_EXPORT(Attend);
 
-namespace {
-
-constexpr size_t kPage = KvLayout::kPageTokens;
-
-template <typename T>
-void StoreElements(const KvLayout& layout, uint8_t* page, size_t slot, size_t layer, const T* key, const T* value) {
-  for (size_t h = 0; h < layout.num_kv_heads; ++h) {
-    T* keys = reinterpret_cast<T*>(page) + layout.HeadOffset(layer, h);
-    T* values = keys + kPage * layout.head_dim + slot * layout.PaddedDim();
-    for (size_t d = 0; d < layout.head_dim; ++d) keys[d * kPage + slot] = key[h * layout.head_dim + d];
-    std::copy_n(value + h * layout.head_dim, layout.head_dim, values);
-  }
-}
-
-}  // namespace
-
-void StoreKeyValue(const KvLayout& layout, uint8_t* page, size_t slot, size_t layer, const float* key,
-                   const float* value) {
-  if (layout.is_f32) {
-    StoreElements(layout, page, slot, layer, key, value);
-    return;
-  }
-  const size_t num = layout.num_kv_heads * layout.head_dim;
-  static const Format& f16 = GetFormat("F16");
-  thread_local std::vector<hwy::float16_t> halves;
-  halves.resize(2 * num);
-  f16.encode(key, nullptr, 1, num, reinterpret_cast<uint8_t*>(halves.data()));
-  f16.encode(value, nullptr, 1, num, reinterpret_cast<uint8_t*>(halves.data() + num));
-  StoreElements(layout, page, slot, layer, halves.data(), halves.data() + num);
-}
-
-// Cuts the work into tiles, and tiles into tasks where there are too few tiles to keep all threads busy.
-void Attention::Plan(size_t window, const std::vector<AttentionRun>& runs, size_t num_threads) {
+// Cuts the work into tiles, and tiles into tasks where there are too few tiles to keep all threads busy. Returns the
+// number of threads that the work is worth.
+size_t Attention::Plan(size_t window, const std::vector<AttentionRun>& runs, size_t num_threads) {
   tiles_.clear();
   tasks_.clear();
   const size_t group = num_heads_ / layout_.num_kv_heads;
@@ -452,7 +428,10 @@ void Attention::Plan(size_t window, const std::vector<AttentionRun>& runs, size_
     run_token += run.num_tokens;
   }
   if (unfinished_.size() < tiles_.size()) unfinished_ = std::vector<std::atomic<size_t>>(tiles_.size());
+  // Multiply-adds that are worth waking a thread: some 10 us.
+  constexpr size_t kThreadWork = size_t{1} << 18;
   constexpr size_t kTasksPerThread = 8;
+  num_threads = std::min(num_threads, 1 + total * layout_.head_dim / kThreadWork);
   const size_t share = num_threads == 1 ? total : total / (num_threads * kTasksPerThread) + 1;
   size_t num_partials = 0;
   for (size_t t = 0; t < tiles_.size(); ++t) {
@@ -463,15 +442,17 @@ void Attention::Plan(size_t window, const std::vector<AttentionRun>& runs, size_
     if (tile.num_tasks != 1) num_partials += spans * AttentionState::Floats(layout_, tile.num_rows);
     unfinished_[t].store(tile.num_tasks, std::memory_order_relaxed);
     for (size_t i = 0; i < tile.num_tasks; ++i) {
-      tasks_.push_back({t, tile.first_span + spans * i / tile.num_tasks, tile.first_span + spans * (i + 1) / tile.num_tasks});
+      tasks_.push_back(
+          {t, tile.first_span + spans * i / tile.num_tasks, tile.first_span + spans * (i + 1) / tile.num_tasks});
     }
   }
   if (partials_.size() < num_partials) partials_.resize(num_partials);
+  return num_threads;
 }
 
 void Attention::operator()(size_t layer, size_t window, const std::vector<AttentionRun>& runs, const float* q,
                            float* out, size_t num_threads) {
-  Plan(window, runs, num_threads);
+  num_threads = Plan(window, runs, num_threads);
   const AttentionCall call{layout_, how_, num_heads_, layer, window, q, out};
   ParallelFor(tasks_.size(), num_threads, [&](size_t i) {
     const AttentionTile& tile = tiles_[tasks_[i].tile];
