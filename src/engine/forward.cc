@@ -32,6 +32,7 @@ Transformer::Transformer(const ModelSpec& spec, const TensorMap& tensors, Comput
     : spec_(spec),
       weights_(LoadWeights(spec, tensors)),
       cache_(CacheLayout(spec, compute), max_length, max_sequences),
+      attention_(cache_.layout(), spec.num_heads, {spec.attention_scale, spec.attention_softcap}),
       matmul_(compute, num_threads),
       rows_(std::move(rows)) {
   CheckMaxLength(max_length);
@@ -108,6 +109,15 @@ std::vector<Transformer::Segment> Transformer::Segments(const Token* tokens, con
     ++segments.back().num_tokens;
   }
   return segments;
+}
+
+// The chunk's segments with their pages.
+void Transformer::FindRuns(const Token* tokens) {
+  runs_.clear();
+  for (const Segment& segment : segments_) {
+    runs_.push_back({cache_.Pages(segment.sequence).data(), static_cast<size_t>(tokens->position), segment.num_tokens});
+    tokens += segment.num_tokens;
+  }
 }
 
 // The rows of a streamed matrix are requested in pieces.
@@ -259,6 +269,7 @@ void Transformer::Run(const Batch& batch, float* logits) {
     wanting_.clear();
     for (size_t t = 0; t < num; ++t) wanting_.push_back(t);
     segments_ = Segments(chunk, wanting_);
+    FindRuns(chunk);
     wanting_.erase(std::remove_if(wanting_.begin(), wanting_.end(), [&](size_t t) { return !chunk[t].wants_logits; }),
                    wanting_.end());
     const auto body = [&](Worker& worker) { Chunk(worker, chunk, num, logits); };

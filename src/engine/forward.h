@@ -14,6 +14,7 @@
 #include "src/engine/kv_cache.h"
 #include "src/engine/spec.h"
 #include "src/engine/weights.h"
+#include "src/kernels/attention.h"
 #include "src/kernels/matmul.h"
 
 namespace lowbit {
@@ -130,17 +131,18 @@ class Transformer {
   void Observe(size_t num, size_t K, Source input, const Projection* projections, size_t num_projections);
   void MultiplyStreamed(const Projection& projection, bool round_tokens);
   static std::vector<Segment> Segments(const Token* tokens, const std::vector<size_t>& rows);
+  void FindRuns(const Token* tokens);
 
   ModelSpec spec_;
   Weights weights_;
   KvCache cache_;
+  Attention attention_;
   Matmul matmul_;
-  AttentionPlan attention_;
   Observer observer_;
   RowSource rows_;
-  std::vector<AttentionQuery> queries_;
+  std::vector<AttentionRun> runs_;  // of the chunk
   std::vector<size_t> wanting_;    // rows of the chunk whose logits are wanted
-  std::vector<Segment> segments_;  // of the rows that are multiplied now, if matrices are streamed
+  std::vector<Segment> segments_;  // of the rows that are multiplied now
   ForkMutex mutex_{"the model"};
 
   // One row per token of the chunk.

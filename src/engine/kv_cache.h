@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "hwy/aligned_allocator.h"
-#include "src/kernels/attention.h"
+#include "src/kernels/kv_layout.h"
 
 namespace lowbit {
 

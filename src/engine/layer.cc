@@ -63,18 +63,9 @@ void Transformer::AttentionBranch(Worker& worker, size_t layer, const Token* tok
   Project(worker, num, normed, {{&w.attn_q, q_.data()}, {&w.attn_k, k_.data()}, {&w.attn_v, v_.data()}}, round);
   worker.Barrier();
   worker.Share(num, [&](size_t t) { FinishQueryKeyValue(layer, tokens[t], t, num); });
-  if (worker.id() == 0) {
-    queries_.clear();
-    const size_t window = spec_.windows[layer] == 0 ? SIZE_MAX : spec_.windows[layer];
-    for (size_t t = 0; t < num; ++t) {
-      const size_t num_keys = static_cast<size_t>(tokens[t].position) + 1;
-      queries_.push_back({&q_[t * q_dim], &attended_[t * q_dim], cache_.Pages(tokens[t].sequence).data(),
-                          num_keys > window ? num_keys - window : 0, num_keys});
-    }
-    attention_.Plan(cache_.layout(), spec_.num_heads, queries_);
-  }
+  if (worker.id() == 0) attention_.Plan(spec_.windows[layer], runs_, matmul_.num_threads());
   worker.Barrier();
-  attention_.Run(worker, cache_.layout(), layer, {spec_.attention_scale, spec_.attention_softcap});
+  attention_.Run(worker, layer, q_.data(), attended_.data());
   worker.Barrier();
   const auto attended = [&](Matmul::Row row) {
     const float* of_token = &attended_[row.token * q_dim];

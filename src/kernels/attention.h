@@ -1,61 +1,16 @@
 // Softmax attention over paged keys and values.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
 
+#include "hwy/aligned_allocator.h"
 #include "src/base/threads.h"
+#include "src/kernels/kv_layout.h"
 
 namespace lowbit {
-
-// Sizes and layout of a page: 64 consecutive tokens of one sequence, all layers. In each layer, for each head:
-//
-//   keys    [head_dim][64]       transposed, so that a product with a query processes 64 keys in parallel
-//   values  [64][padded_dim]     head_dim rounded up to 16
-//
-// Elements are float16, or float if products are exact.
-struct KvLayout {
-  static constexpr size_t kPageTokens = 64;
-
-  size_t num_layers = 0;
-  size_t num_kv_heads = 0;
-  size_t head_dim = 0;
-  bool is_f32 = false;
-
-  size_t PaddedDim() const { return (head_dim + 15) / 16 * 16; }
-  size_t ElementBytes() const { return is_f32 ? 4 : 2; }
-  size_t HeadElements() const { return kPageTokens * (head_dim + PaddedDim()); }
-  size_t PageBytes() const { return num_layers * num_kv_heads * HeadElements() * ElementBytes(); }
-  // The first element of a head in a layer. Its values start kPageTokens * head_dim later.
-  size_t HeadOffset(size_t layer, size_t head) const { return (layer * num_kv_heads + head) * HeadElements(); }
-};
-
-// A token with its query.
-struct AttentionQuery {
-  const float* q;         // [num_heads][head_dim]
-  float* out;             // [num_heads][head_dim]
-  uint8_t* const* pages;  // of its sequence
-  size_t first_key;       // attends to keys [first_key, num_keys)
-  size_t num_keys;
-};
-
-// The unit of work: up to kMaxRows heads of neighbouring tokens of one sequence that share a key-value head.
-struct AttentionTile {
-  static constexpr size_t kMaxRows = 8;
-
-  size_t num_rows;
-  const float* q[kMaxRows];
-  float* out[kMaxRows];
-  size_t first_key[kMaxRows];  // ascending
-  size_t num_keys[kMaxRows];   // ascending
-  uint8_t* const* pages;
-  size_t kv_head;
-
-  // The first key to read: the start of a page.
-  size_t FirstKey() const { return first_key[0] / KvLayout::kPageTokens * KvLayout::kPageTokens; }
-  size_t EndKey() const { return num_keys[num_rows - 1]; }
-};
 
 // Maps products of queries and keys to scores: s = q k^T * scale; with a cap, cap * tanh(s / cap).
 struct AttentionScores {
@@ -63,26 +18,67 @@ struct AttentionScores {
   float cap;  // 0: none
 };
 
-// out = softmax(s) v for queries of one step. Reused by later steps.
-class AttentionPlan {
- public:
-  // Divides the work into tiles. num_heads is a multiple of num_kv_heads.
-  void Plan(const KvLayout& layout, size_t num_heads, const std::vector<AttentionQuery>& queries);
-
-  // Part of a body of RunTeam, called by all workers after Plan and a barrier. No barrier follows. The result of a head
-  // depends only on its own query and keys. Other tokens in the tile get weight 0. A non-finite value there still produces
-  // NaN.
-  //
-  // Cost: 2 * (num_keys - first_key) * head_dim multiply-adds per head, and up to one page more. Keys are read once for 8
-  // rows.
-  void Run(Worker& worker, const KvLayout& layout, size_t layer, AttentionScores how) const;
-
- private:
-  std::vector<AttentionTile> tiles_;
+// Consecutive tokens of one sequence, whose keys and values are in its pages.
+struct AttentionRun {
+  uint8_t* const* pages;
+  size_t first_position;
+  size_t num_tokens;
 };
 
-// Writes one token's key and value, num_kv_heads * head_dim floats each, into slot `slot` of a page.
-void StoreKeyValue(const KvLayout& layout, uint8_t* page, size_t slot, size_t layer, const float* key,
-                   const float* value);
+// Rows of one run that share a key-value head. A row is a query, one head of one token. The rows of a run and a
+// key-value head are numbered token by token.
+struct AttentionTile {
+  static constexpr size_t kMaxRows = 48;
+
+  AttentionRun run;
+  size_t run_token;  // the place of the run's first token among all tokens
+  size_t kv_head;
+  size_t first_row, num_rows;
+  size_t first_span, end_span;  // with keys of any row
+  size_t cost;                  // of its computation, in no particular unit
+  size_t num_tasks;
+  size_t partials;  // the place of its spans' results, if it has several tasks
+};
+
+// Spans [first_span, end_span) of a tile.
+struct AttentionTask {
+  size_t tile, first_span, end_span;
+};
+
+// Softmax attention of a network's layers: out = softmax(s) v for every head of every token, over the keys of the token
+// and of those before it. Keeps its buffers from one call to the next, so one call at a time.
+//
+// The result of a head depends only on its own query, keys and values: it is the same bits with any number of threads,
+// whichever other tokens there are. Keys are taken in spans of kSpanTokens, counted from the first token of the
+// sequence. A span's result is built up page by page ("online softmax"), and spans are added up in order; several
+// threads can share a tile's spans. Other tokens in the tile get weight 0. A non-finite value there still produces NaN.
+//
+// Cost of a row: 2 * keys * head_dim multiply-adds, and an exponential a key. A page is read once for kMaxRows rows.
+class Attention {
+ public:
+  static constexpr size_t kSpanTokens = 4 * KvLayout::kPageTokens;
+
+  // num_heads is a multiple of layout.num_kv_heads.
+  Attention(const KvLayout& layout, size_t num_heads, AttentionScores how)
+      : layout_(layout), num_heads_(num_heads), how_(how) {}
+
+  // Divides the work of a layer among up to num_threads threads. window: how many tokens a token attends to, itself
+  // included; 0: all.
+  void Plan(size_t window, const std::vector<AttentionRun>& runs, size_t num_threads);
+
+  // Part of a body of RunTeam, called by all workers after Plan and a barrier. No barrier follows. q, out: [tokens of all
+  // runs][num_heads][head_dim].
+  void Run(Worker& worker, size_t layer, const float* q, float* out);
+
+ private:
+  KvLayout layout_;
+  size_t num_heads_;
+  size_t window_ = 0;
+  AttentionScores how_;
+  std::vector<AttentionTile> tiles_;
+  std::vector<AttentionTask> tasks_;
+  std::vector<std::atomic<size_t>> unfinished_;  // tasks of each tile
+  hwy::AlignedVector<float> partials_;
+};
 
 }  // namespace lowbit

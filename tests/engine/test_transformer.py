@@ -12,6 +12,7 @@ from reference_transformer import reference_logits
 
 import lowbit
 
+COMPUTES = ("f32", "int8", "bf16", "auto")
 VARIANTS = {"plain": {}, "extras": {"extras": True}, "fused": {"extras": True, "fused": True}}
 
 
@@ -51,12 +52,15 @@ def test_peaked_attention(simd):
     spec = make_spec(num_layers=1)
     tensors = random_tensors(spec)
     tensors["blk.0.attn_q.weight"] *= 1000
-    ids = random_ids(spec, 100)
+    ids = random_ids(spec, 600)
     # An error of 2**-24 of a score is one of the score's size times that in its weight.
     assert relative_error(forward(make_model(spec, tensors), ids), reference_logits(spec, tensors, ids)) < 1e-3
 
 
-@pytest.mark.parametrize(("compute", "format"), [("f32", "F32"), ("int8", "F32"), ("int8", "Q8_0"), ("auto", "Q4_0")])
+#: With float weights, int8 has the products of f32, and a cache of half precision.
+@pytest.mark.parametrize(
+    ("compute", "format"), [*((how, "F32") for how in COMPUTES), ("int8", "Q8_0"), ("auto", "Q4_0")]
+)
 def test_pieces_and_company_change_no_bit(simd, compute, format):
     """Whole, in pieces, and among other sequences."""
     for fields in SPECS.values():
@@ -81,6 +85,42 @@ def test_pieces_and_company_change_no_bit(simd, compute, format):
             assert logits[sequences == i].tobytes() == expected.tobytes()
 
 
+ATTENTION = {
+    "large-heads": {"num_heads": 4, "num_kv_heads": 1, "head_dim": 256},
+    "own-keys": {"num_heads": 3, "num_kv_heads": 3, "head_dim": 128},
+    "7-for-one": {"num_heads": 7, "num_kv_heads": 1, "head_dim": 20, "attention_softcap": 3.0},
+    "49-for-one": {"num_heads": 49, "num_kv_heads": 1, "head_dim": 3, "rope_dim": 2},
+    "window-300": {"num_heads": 6, "num_kv_heads": 2, "head_dim": 72, "windows": (300,)},
+}
+
+
+@pytest.mark.parametrize("compute", ["f32", "int8"])
+@pytest.mark.parametrize("fields", ATTENTION.values(), ids=ATTENTION.keys())
+def test_cuts_and_threads_change_no_bit_of_attention(simd, fields, compute):
+    """1 to 65 tokens at once, at the end of a context of several spans of keys, which threads share."""
+    spec = make_spec(num_layers=1, **fields)
+    tensors = random_tensors(spec)
+    ids = random_ids(spec, 860)
+    model = make_model(spec, tensors, compute, threads=1)
+    whole = forward(model, ids)
+    expected = reference_logits(spec, tensors, ids)
+    assert relative_error(whole, expected) < (1e-5 if compute == "f32" else 2e-3)
+    for threads in (1, 2, 3, 8):
+        model = make_model(spec, tensors, compute, threads)
+        forward(model, ids)
+        for num in range(threads, 66, 1 if threads == 3 else 9):
+            start = 860 - 11 * num
+            model.truncate(0, start)
+            logits = forward(model, ids[start : start + num], start)
+            assert logits.tobytes() == whole[start : start + num].tobytes(), (threads, num)
+    # Contexts of very different lengths together: some are cut into spans, others are not.
+    for i, length in enumerate((3, 64, 300, 700), start=1):
+        forward(model, ids[:length], sequence=i)
+    last = np.array([3, 64, 300, 700], np.int32)
+    together = model.forward(ids[last], last, np.arange(1, 5, dtype=np.int32), np.ones(4, bool))
+    assert together.tobytes() == whole[last].tobytes()
+
+
 def test_longer_than_a_chunk():
     """More tokens than go through the layers at once, and a context of many pages."""
     spec = make_spec(num_layers=1)
@@ -98,7 +138,7 @@ def test_longer_than_a_chunk():
     assert forward(model, ids, sequence=1, wants=np.zeros(1200, bool)).shape == (0, spec.vocab_size)
 
 
-@pytest.mark.parametrize("compute", ["f32", "int8", "bf16", "auto"])
+@pytest.mark.parametrize("compute", COMPUTES)
 @pytest.mark.parametrize("format", ["F32", "BF16", "Q8_0"])
 def test_threads_change_no_bit(compute, format):
     spec = make_spec()
