@@ -141,8 +141,8 @@ class Transformer {
   Observer observer_;
   RowSource rows_;
   std::vector<AttentionRun> runs_;  // of the chunk
-  std::vector<size_t> wanting_;    // rows of the chunk whose logits are wanted
-  std::vector<Segment> segments_;  // of the rows that are multiplied now
+  std::vector<size_t> wanting_;     // rows of the chunk whose logits are wanted
+  std::vector<Segment> segments_;   // of the rows that are multiplied now
   ForkMutex mutex_{"the model"};
 
   // One row per token of the chunk.

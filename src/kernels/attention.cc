@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <limits>
 
-
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "src/kernels/attention.cc"
 // clang-format off
