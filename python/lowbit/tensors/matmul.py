@@ -23,9 +23,10 @@ def matmul(
 
     - "f32": weights decoded to float32, float32 products. Each result depends only on its own row of x and of w.
     - "int8": x rounded to 8 bits with one scale for each 32 values; exact integer products with the packed weights. The
-      error in each group of 32 is at most sum(abs(w)) * max(abs(x)) / 254. Float weights use "f32".
+      error in each group of 32 is at most sum(abs(w)) * max(abs(x)) / 254. Each result depends only on its own row of x
+      and of w. Float weights use "f32".
     - "bf16": weights and x rounded to bfloat16, float32 sums. float32 weights use "f32".
-    - "auto": "int8" for up to eight rows of x, else "bf16".
+    - "auto": "int8" for packed weights. Float weights: "f32" for up to eight rows of x, else "bf16".
 
     `x @ w.T` is the same with "f32". Raises InputError if the shapes do not fit or an argument is not an array of real
     numbers.
