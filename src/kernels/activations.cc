@@ -4,6 +4,7 @@
 #define HWY_TARGET_INCLUDE "src/kernels/activations.cc"
 #include "hwy/foreach_target.h"  // must come before highway.h
 #include "hwy/highway.h"
+#include "src/kernels/token_tiles-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace lowbit {
@@ -30,16 +31,18 @@ float RoundToken(float* HWY_RESTRICT x, size_t K) {
   return 1.0f / s;
 }
 
-// If `given` is not null, x has codes and *given is their scale.
-void QuantizeGroups(const float* HWY_RESTRICT x, size_t num_groups, const float* given, int8_t* HWY_RESTRICT q,
-                    float* HWY_RESTRICT scale, float* HWY_RESTRICT sum16, float* HWY_RESTRICT sum32,
-                    int32_t* HWY_RESTRICT q16, int32_t* HWY_RESTRICT q32) {
+// If `given` is not null, x has codes and *given is their scale. The token is number `place` of a tile of n; the other
+// pointers are those of the tile (src/formats/activations.h).
+void QuantizeGroups(const float* HWY_RESTRICT x, size_t num_groups, const float* given, size_t place, size_t n,
+                    int8_t* HWY_RESTRICT q, float* HWY_RESTRICT scale, float* HWY_RESTRICT sum16,
+                    float* HWY_RESTRICT sum32, int32_t* HWY_RESTRICT q16, int32_t* HWY_RESTRICT q32) {
   const hn::CappedTag<float, 16> df;
   const hn::Rebind<int32_t, decltype(df)> di32;
   const hn::Rebind<int8_t, decltype(df)> di8;
   const size_t N = hn::Lanes(df);
   constexpr size_t kGroup = Activations::kGroup;
-  for (size_t g = 0; g < num_groups; ++g, x += kGroup, q += kGroup) {
+  for (size_t g = 0; g < num_groups; ++g, x += kGroup) {
+    HWY_ALIGN int8_t codes_of_group[kGroup];
     // Magnitudes are compared as integers, where NaN is the largest: the scale of its group, and so the product,
     // becomes NaN.
     auto max = hn::Zero(di32);
@@ -54,20 +57,37 @@ void QuantizeGroups(const float* HWY_RESTRICT x, size_t num_groups, const float*
       d = *given;
       inverse = 1.0f;
     }
+    int32_t halves[2];
     for (size_t half = 0; half < 2; ++half) {
       auto sum = hn::Zero(di32);
       for (size_t i = half * kGroup / 2; i < (half + 1) * kGroup / 2; i += N) {
         const auto codes = hn::NearestInt(hn::Mul(hn::LoadU(df, x + i), hn::Set(df, inverse)));
         sum = hn::Add(sum, codes);
-        hn::StoreU(hn::DemoteTo(di8, codes), di8, q + i);
+        hn::StoreU(hn::DemoteTo(di8, codes), di8, codes_of_group + i);
       }
-      q16[2 * g + half] = hn::ReduceSum(di32, sum);
-      sum16[2 * g + half] = d * static_cast<float>(q16[2 * g + half]);
+      halves[half] = hn::ReduceSum(di32, sum);
+      q16[(2 * g + half) * n + place] = halves[half];
+      sum16[(2 * g + half) * n + place] = d * static_cast<float>(halves[half]);
     }
-    scale[g] = d;
-    q32[g] = q16[2 * g] + q16[2 * g + 1];
-    sum32[g] = d * static_cast<float>(q32[g]);
+    const size_t at = g * n + place;
+    scale[at] = d;
+    q32[at] = halves[0] + halves[1];
+    sum32[at] = d * static_cast<float>(q32[at]);
+    for (size_t i = 0; i < kGroup / 4; ++i) {
+      hwy::CopyBytes<4>(codes_of_group + 4 * i, q + ((g * kGroup / 4 + i) * n + place) * 4);
+    }
   }
+}
+
+void QuantizeToken(const float* HWY_RESTRICT x, size_t K, const float* given, size_t t, const Activations& buffers) {
+  const TokenTile tile = TileOfToken(buffers.num_tokens, t);
+  const size_t at = tile.first * K;
+  const auto of_tile = [&](auto* values, size_t group) {
+    return const_cast<std::remove_const_t<std::remove_pointer_t<decltype(values)>>*>(values) + at / group;
+  };
+  QuantizeGroups(x, K / Activations::kGroup, given, t - tile.first, tile.num, of_tile(buffers.q, 1),
+                 of_tile(buffers.scale, 32), of_tile(buffers.sum16, 16), of_tile(buffers.sum32, 32),
+                 of_tile(buffers.q16, 16), of_tile(buffers.q32, 32));
 }
 
 }  // namespace HWY_NAMESPACE
@@ -77,7 +97,7 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace lowbit {
 HWY_EXPORT(RoundToken);
-HWY_EXPORT(QuantizeGroups);
+HWY_EXPORT(QuantizeToken);
 
 float RoundToken(float* x, size_t K) { return HWY_DYNAMIC_DISPATCH(RoundToken)(x, K); }
 
@@ -92,11 +112,8 @@ void ActivationBuffer::Reserve(size_t num_tokens, size_t K) {
   if (q16_.size() < num / 16) q16_.resize(num / 16);
 }
 
-void ActivationBuffer::Round(const float* x, size_t t, size_t K, const float* token_scale) {
-  const size_t groups = K / Activations::kGroup, g = t * groups;
-  HWY_DYNAMIC_DISPATCH(QuantizeGroups)
-  (x, groups, token_scale, q_.data() + t * K, scale_.data() + g, sum16_.data() + 2 * g, sum32_.data() + g,
-   q16_.data() + 2 * g, q32_.data() + g);
+void ActivationBuffer::Round(const float* x, size_t t, size_t num_tokens, size_t K, const float* token_scale) {
+  HWY_DYNAMIC_DISPATCH(QuantizeToken)(x, K, token_scale, t, View(num_tokens, K));
 }
 
 Activations ActivationBuffer::View(size_t num_tokens, size_t K) const {
