@@ -282,9 +282,9 @@ struct Layout {
     WordsV words[4], high[4], low[4];
     LoadWords(rows, kScalesAt - 8, words);
     const auto part = [&](WordsV word, uint32_t mask) HWY_ATTR { return hn::And(word, hn::Set(d, mask)); };
-    const WordsV low_half = hn::Or(part(hn::ShiftRight<12>(words[2]), 0xf), part(hn::ShiftRight<24>(words[2]), 0xf0));
-    const WordsV top_half = hn::Or(part(hn::ShiftRight<4>(words[3]), 0xf00), part(hn::ShiftRight<16>(words[3]), 0xf000));
-    const FloatsV scale = hn::Mul(LowHalves(hn::Or(low_half, top_half)), hn::Set(PanelFloats(), iq1::kEighth));
+    const WordsV first = hn::Or(part(hn::ShiftRight<12>(words[2]), 0xf), part(hn::ShiftRight<24>(words[2]), 0xf0));
+    const WordsV last = hn::Or(part(hn::ShiftRight<4>(words[3]), 0xf00), part(hn::ShiftRight<16>(words[3]), 0xf000));
+    const FloatsV scale = hn::Mul(LowHalves(hn::Or(first, last)), hn::Set(PanelFloats(), iq1::kEighth));
     for (size_t m = 0; m < 4; m += 2) {
       const WordsV codes = words[2 + m / 2];
       StoreOddScales<3>(scale, codes, 4, 4 * m, sink);
