@@ -31,17 +31,22 @@ float RoundToken(float* HWY_RESTRICT x, size_t K) {
   return 1.0f / s;
 }
 
-// If `given` is not null, x has codes and *given is their scale. The token is number `place` of a tile of n; the other
-// pointers are those of the tile (src/formats/activations.h).
-void QuantizeGroups(const float* HWY_RESTRICT x, size_t num_groups, const float* given, size_t place, size_t n,
-                    int8_t* HWY_RESTRICT q, float* HWY_RESTRICT scale, float* HWY_RESTRICT sum16,
-                    float* HWY_RESTRICT sum32, int32_t* HWY_RESTRICT q16, int32_t* HWY_RESTRICT q32) {
+// Rounds token t of num_tokens. If `given` is not null, x has codes and *given is their scale. The other pointers are those
+// of Activations.
+void RoundGroups(const float* HWY_RESTRICT x, size_t K, const float* given, size_t num_tokens, size_t t,
+                 int8_t* HWY_RESTRICT q, float* HWY_RESTRICT scale, float* HWY_RESTRICT sum16,
+                 float* HWY_RESTRICT sum32, int32_t* HWY_RESTRICT q16, int32_t* HWY_RESTRICT q32) {
+  const TokenTile tile = TileOfToken(num_tokens, t);
+  const size_t n = tile.num;
+  // The token's first value, of 16 or 32 each, among those of all tiles.
+  const size_t first16 = tile.first * K / 16 + t - tile.first, first32 = tile.first * K / 32 + t - tile.first;
+  q += tile.first * K + 4 * (t - tile.first);
   const hn::CappedTag<float, 16> df;
   const hn::Rebind<int32_t, decltype(df)> di32;
   const hn::Rebind<int8_t, decltype(df)> di8;
   const size_t N = hn::Lanes(df);
   constexpr size_t kGroup = Activations::kGroup;
-  for (size_t g = 0; g < num_groups; ++g, x += kGroup) {
+  for (size_t g = 0; g < K / kGroup; ++g, x += kGroup) {
     HWY_ALIGN int8_t codes_of_group[kGroup];
     // Magnitudes are compared as integers, where NaN is the largest: the scale of its group, and so the product,
     // becomes NaN.
@@ -66,28 +71,16 @@ void QuantizeGroups(const float* HWY_RESTRICT x, size_t num_groups, const float*
         hn::StoreU(hn::DemoteTo(di8, codes), di8, codes_of_group + i);
       }
       halves[half] = hn::ReduceSum(di32, sum);
-      q16[(2 * g + half) * n + place] = halves[half];
-      sum16[(2 * g + half) * n + place] = d * static_cast<float>(halves[half]);
+      const size_t at = first16 + (2 * g + half) * n;
+      q16[at] = halves[half];
+      sum16[at] = d * static_cast<float>(halves[half]);
     }
-    const size_t at = g * n + place;
+    const size_t at = first32 + g * n;
     scale[at] = d;
     q32[at] = halves[0] + halves[1];
     sum32[at] = d * static_cast<float>(q32[at]);
-    for (size_t i = 0; i < kGroup / 4; ++i) {
-      hwy::CopyBytes<4>(codes_of_group + 4 * i, q + ((g * kGroup / 4 + i) * n + place) * 4);
-    }
+    for (size_t i = 0; i < kGroup; i += 4) hwy::CopyBytes<4>(codes_of_group + i, q + (g * kGroup + i) * n);
   }
-}
-
-void QuantizeToken(const float* HWY_RESTRICT x, size_t K, const float* given, size_t t, const Activations& buffers) {
-  const TokenTile tile = TileOfToken(buffers.num_tokens, t);
-  const size_t at = tile.first * K;
-  const auto of_tile = [&](auto* values, size_t group) {
-    return const_cast<std::remove_const_t<std::remove_pointer_t<decltype(values)>>*>(values) + at / group;
-  };
-  QuantizeGroups(x, K / Activations::kGroup, given, t - tile.first, tile.num, of_tile(buffers.q, 1),
-                 of_tile(buffers.scale, 32), of_tile(buffers.sum16, 16), of_tile(buffers.sum32, 32),
-                 of_tile(buffers.q16, 16), of_tile(buffers.q32, 32));
 }
 
 }  // namespace HWY_NAMESPACE
@@ -97,7 +90,7 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace lowbit {
 HWY_EXPORT(RoundToken);
-HWY_EXPORT(QuantizeToken);
+HWY_EXPORT(RoundGroups);
 
 float RoundToken(float* x, size_t K) { return HWY_DYNAMIC_DISPATCH(RoundToken)(x, K); }
 
@@ -113,7 +106,8 @@ void ActivationBuffer::Reserve(size_t num_tokens, size_t K) {
 }
 
 void ActivationBuffer::Round(const float* x, size_t t, size_t num_tokens, size_t K, const float* token_scale) {
-  HWY_DYNAMIC_DISPATCH(QuantizeToken)(x, K, token_scale, t, View(num_tokens, K));
+  HWY_DYNAMIC_DISPATCH(RoundGroups)
+  (x, K, token_scale, num_tokens, t, q_.data(), scale_.data(), sum16_.data(), sum32_.data(), q16_.data(), q32_.data());
 }
 
 Activations ActivationBuffer::View(size_t num_tokens, size_t K) const {
