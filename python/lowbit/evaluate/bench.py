@@ -152,7 +152,7 @@ def _program(compare: str, path: AnyPath, batch: int) -> str:
     if not is_file(checked(path)):
         raise InputError("llama-bench reads GGUF files only; lowbit convert makes one", path=checked(path))
     if batch > 1:
-        raise InputError(f"llama-bench decodes one sequence: expected batch 1, got {batch}")
+        raise InputError("llama-bench decodes one sequence; batch:", expected="1", found=str(batch))
     return program
 
 
