@@ -49,7 +49,7 @@ def test_wrong_options(options: list[str], message: str, bard_gguf: Path) -> Non
     [
         (["--depth", "1000", "-n", "25"], "1000 + 25 tokens: expected at most 1024"),
         (["--compare", f"llama-bench={sys.executable}"], "expected llama-bench, with the option --n-depth"),
-        (["--compare", f"llama-bench={sys.executable}", "--batch", "2"], "expected batch 1, got 2"),
+        (["--compare", f"llama-bench={sys.executable}", "--batch", "2"], "batch: expected 1, got 2"),
     ],
 )
 def test_what_cannot_be_measured(options: list[str], message: str, bard_gguf: Path) -> None:
