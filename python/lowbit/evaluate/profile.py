@@ -80,8 +80,8 @@ def profile(
     """Measures the time of each stage and layer of a step on this machine, with its bytes and operations.
 
     model: a Model, or a GGUF file, checkpoint folder or hub id.
-    tokens: tokens of the step, of one sequence: 1 is a step of decoding, more are a prompt. Ids are random, from a fixed
-        seed; the logits of the last are computed.
+    tokens: tokens of the step, of one sequence: 1 is a step of decoding, more are a prompt. Ids are random, from a
+        fixed seed; the logits of the last are computed.
     depth: tokens of the sequence before these. They are read once, and not timed.
     repetitions: measured steps, after one that is not counted.
     threads, compute, like: as in `load`, if `model` is not a Model.

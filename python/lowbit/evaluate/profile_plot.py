@@ -16,7 +16,7 @@ COLOURS = ("#999999", "#0072B2", "#F0E442", "#D55E00", "#56B4E9", "#009E73", "#E
 
 
 def draw(profile: ProfileReport, path: AnyPath) -> None:
-    """Writes the plot, with a bar for each stage and one for each layer. Raises the errors of `lowbit.evaluate.plot.write`."""
+    """Writes the plot, with a bar for each stage and one for each layer. Raises the errors of `plot.write`."""
     write(path, (9, 7), lambda figure: _panels(figure, profile))
 
 
@@ -35,8 +35,7 @@ def _stages(axes: Any, profile: ProfileReport) -> None:
     for row, (stage, colour) in enumerate(zip(profile.stages, COLOURS, strict=True)):
         axes.barh(row, stage.seconds * 1e3, color=colour)
         least = stage.bytes_read / limit * 1e3
-        label = f"memory at {limit / 1e9:.3g} GB/s" if row == 0 else None
-        axes.plot([least, least], [row - 0.4, row + 0.4], color="black", linewidth=2, label=label)
+        axes.plot([least, least], [row - 0.4, row + 0.4], color="black", linewidth=2)
         end = (max(least, stage.seconds * 1e3), row)
         axes.annotate(f"{stage.share:.1%}", end, (4, 0), textcoords="offset points", va="center", color=GREY)
     axes.set_yticks(range(len(profile.stages)), [stage.stage for stage in profile.stages])
@@ -44,8 +43,8 @@ def _stages(axes: Any, profile: ProfileReport) -> None:
     axes.margins(x=0.1)
     axes.set_xlim(left=0)
     axes.grid(visible=False, axis="y")
-    axes.set_xlabel("ms")
-    axes.legend(loc="lower right")
+    axes.set_axisbelow(True)
+    axes.set_xlabel(f"ms; black lines: the stage's bytes at the memory's limit, {limit / 1e9:.3g} GB/s")
 
 
 def _layers(axes: Any, profile: ProfileReport) -> None:
@@ -59,5 +58,6 @@ def _layers(axes: Any, profile: ProfileReport) -> None:
         ends |= {part.layer: low + high for part, low, high in zip(parts, bottoms, heights, strict=True)}
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(visible=False, axis="x")
+    axes.set_axisbelow(True)
     axes.set_xlabel("layer")
     axes.set_ylabel("ms")
