@@ -22,7 +22,11 @@ namespace hn = hwy::HWY_NAMESPACE;
 template <class DF, class V = hn::Vec<DF>>
 HWY_INLINE V PromoteHalves(DF df, hn::Vec<hn::Rebind<hwy::float16_t, DF>> halves) {
   const V x = hn::PromoteTo(df, halves);
+#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX2
+  return x;
+#else
   return hn::IfThenElse(hn::Ge(hn::Abs(x), hn::Set(df, 65536.0f)), hn::Or(x, hn::Inf(df)), x);
+#endif
 }
 
 // Stores a scale or offset as float16, as ggml does: to nearest even; NaN becomes a quiet NaN of the same sign.

@@ -118,19 +118,55 @@ HWY_INLINE FloatsV LowHalves(WordsV words) {
   return PromoteHalves(PanelFloats(), hn::BitCast(dh, hn::TruncateTo(d16, words)));
 }
 
+using PanelPairs = hn::Rebind<uint16_t, PanelWords>;
+
+// The two bytes of each row from `at` on. They are joined in general registers: a vector load after narrower stores
+// would wait until all of them reach the cache.
+HWY_INLINE hn::Vec<PanelPairs> LoadPairs(const PackedRows& rows, size_t at) {
+  const PanelPairs d;
+  uint64_t joined[Panel::kMaxRows / 4] = {};
+  HWY_UNROLL(16)
+  for (size_t r = 0; r < HWY_MAX_LANES_D(PanelPairs); ++r) {
+    uint16_t pair;
+    hwy::CopyBytes<2>(rows.data + at + r * rows.stride, &pair);
+    joined[r / 4] |= uint64_t{pair} << (16 * (r % 4));
+  }
+  // Lanes are set one by one: from a list of values, compilers make vectors earlier, and shift there.
+  const hn::FixedTag<uint64_t, 2> two;
+  auto first = hn::Set(two, joined[0]);
+  if constexpr (HWY_MAX_LANES_D(PanelPairs) > 4) first = hn::InsertLane(first, 1, joined[1]);
+  auto pairs = hn::ResizeBitCast(d, first);
+  if constexpr (HWY_MAX_LANES_D(PanelPairs) == 16) {
+    const auto second = hn::InsertLane(hn::Set(two, joined[2]), 1, joined[3]);
+    pairs = hn::InsertBlock<1>(pairs, hn::ResizeBitCast(hn::BlockDFromD<PanelPairs>(), second));
+  }
+  return pairs;
+}
+
 // The float16 at byte `at` of each row.
 HWY_INLINE FloatsV LoadHalfOfRows(const PackedRows& rows, size_t at) {
-  HWY_ALIGN uint32_t halves[Panel::kMaxRows];
-  for (size_t r = 0; r < LanesOfPanel(); ++r) {
-    uint16_t half;
-    hwy::CopyBytes<2>(rows.data + at + r * rows.stride, &half);
-    halves[r] = half;
-  }
-  return LowHalves(hn::Load(PanelWords(), halves));
+  const hn::Rebind<hwy::float16_t, PanelWords> dh;
+  return PromoteHalves(PanelFloats(), hn::BitCast(dh, LoadPairs(rows, at)));
 }
 
 // -------------------------------------------------------------------------------------------------------------------
 // Parts of codecs
+
+// Byte j of each of four words, four times.
+HWY_ALIGN constexpr uint8_t kRepeatByte[4][16] = {{0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12},
+                                                  {1, 1, 1, 1, 5, 5, 5, 5, 9, 9, 9, 9, 13, 13, 13, 13},
+                                                  {2, 2, 2, 2, 6, 6, 6, 6, 10, 10, 10, 10, 14, 14, 14, 14},
+                                                  {3, 3, 3, 3, 7, 7, 7, 7, 11, 11, 11, 11, 15, 15, 15, 15}};
+
+HWY_INLINE hn::Vec<PanelBytes> RepeatByte(WordsV words, size_t j) {
+  return hn::TableLookupBytes(hn::BitCast(PanelBytes(), words), hn::LoadDup128(PanelBytes(), kRepeatByte[j]));
+}
+
+// For byte i of each word: whether bit 4 * n + i of the word is set.
+HWY_INLINE hn::Mask<PanelBytes> QuadBits(WordsV words, size_t n) {
+  const auto bits = hn::Set(PanelWords(), n % 2 ? 0x80402010 : 0x08040201);
+  return hn::TestBit(RepeatByte(words, n / 2), hn::BitCast(PanelBytes(), bits));
+}
 
 // finish(factor * (byte j of each word + kAdd), j) for the four bytes.
 template <int kAdd, class Finish>
@@ -149,6 +185,19 @@ HWY_INLINE void MultiplyBytes(FloatsV factor, WordsV bytes, Finish finish) {
 template <int kAdd = 0, class Sink>
 HWY_INLINE void StoreScales(FloatsV factor, WordsV bytes, size_t group, Sink& sink) {
   MultiplyBytes<kAdd>(factor, bytes, [&](FloatsV value, size_t j) HWY_ATTR { sink.Scale(value, group + j); });
+}
+
+// factor * (2 * code + 1), for the first `num` codes of kBits in each word.
+template <size_t kBits, class Sink>
+HWY_INLINE void StoreOddScales(FloatsV factor, WordsV codes, size_t num, size_t group, Sink& sink) {
+  const PanelWords d;
+  HWY_UNROLL(8)
+  for (size_t j = 0; j < num; ++j) {
+    const auto twice = hn::And(hn::Add(codes, codes), hn::Set(d, (2u << kBits) - 2));
+    const auto odd = hn::BitCast(PanelInts(), hn::Or(twice, hn::Set(d, 1)));
+    sink.Scale(hn::Mul(factor, hn::ConvertTo(PanelFloats(), odd)), group + j);
+    codes = hn::ShiftRight<kBits>(codes);
+  }
 }
 
 template <class Sink>

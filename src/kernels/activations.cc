@@ -4,6 +4,7 @@
 #define HWY_TARGET_INCLUDE "src/kernels/activations.cc"
 #include "hwy/foreach_target.h"  // must come before highway.h
 #include "hwy/highway.h"
+#include "src/kernels/token_tiles-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace lowbit {
@@ -30,16 +31,23 @@ float RoundToken(float* HWY_RESTRICT x, size_t K) {
   return 1.0f / s;
 }
 
-// If `given` is not null, x has codes and *given is their scale.
-void QuantizeGroups(const float* HWY_RESTRICT x, size_t num_groups, const float* given, int8_t* HWY_RESTRICT q,
-                    float* HWY_RESTRICT scale, float* HWY_RESTRICT sum16, float* HWY_RESTRICT sum32,
-                    int32_t* HWY_RESTRICT q16, int32_t* HWY_RESTRICT q32) {
+// Rounds token t of num_tokens. If `given` is not null, x has codes and *given is their scale. The other pointers are those
+// of Activations.
+void RoundGroups(const float* HWY_RESTRICT x, size_t K, const float* given, size_t num_tokens, size_t t,
+                 int8_t* HWY_RESTRICT q, float* HWY_RESTRICT scale, float* HWY_RESTRICT sum16,
+                 float* HWY_RESTRICT sum32, int32_t* HWY_RESTRICT q16, int32_t* HWY_RESTRICT q32) {
+  const TokenTile tile = TileOfToken(num_tokens, t);
+  const size_t n = tile.num;
+  // The token's first value, of 16 or 32 each, among those of all tiles.
+  const size_t first16 = tile.first * K / 16 + t - tile.first, first32 = tile.first * K / 32 + t - tile.first;
+  q += tile.first * K + 4 * (t - tile.first);
   const hn::CappedTag<float, 16> df;
   const hn::Rebind<int32_t, decltype(df)> di32;
   const hn::Rebind<int8_t, decltype(df)> di8;
   const size_t N = hn::Lanes(df);
   constexpr size_t kGroup = Activations::kGroup;
-  for (size_t g = 0; g < num_groups; ++g, x += kGroup, q += kGroup) {
+  for (size_t g = 0; g < K / kGroup; ++g, x += kGroup) {
+    HWY_ALIGN int8_t codes_of_group[kGroup];
     // Magnitudes are compared as integers, where NaN is the largest: the scale of its group, and so the product,
     // becomes NaN.
     auto max = hn::Zero(di32);
@@ -54,19 +62,24 @@ void QuantizeGroups(const float* HWY_RESTRICT x, size_t num_groups, const float*
       d = *given;
       inverse = 1.0f;
     }
+    int32_t halves[2];
     for (size_t half = 0; half < 2; ++half) {
       auto sum = hn::Zero(di32);
       for (size_t i = half * kGroup / 2; i < (half + 1) * kGroup / 2; i += N) {
         const auto codes = hn::NearestInt(hn::Mul(hn::LoadU(df, x + i), hn::Set(df, inverse)));
         sum = hn::Add(sum, codes);
-        hn::StoreU(hn::DemoteTo(di8, codes), di8, q + i);
+        hn::StoreU(hn::DemoteTo(di8, codes), di8, codes_of_group + i);
       }
-      q16[2 * g + half] = hn::ReduceSum(di32, sum);
-      sum16[2 * g + half] = d * static_cast<float>(q16[2 * g + half]);
+      halves[half] = hn::ReduceSum(di32, sum);
+      const size_t at = first16 + (2 * g + half) * n;
+      q16[at] = halves[half];
+      sum16[at] = d * static_cast<float>(halves[half]);
     }
-    scale[g] = d;
-    q32[g] = q16[2 * g] + q16[2 * g + 1];
-    sum32[g] = d * static_cast<float>(q32[g]);
+    const size_t at = first32 + g * n;
+    scale[at] = d;
+    q32[at] = halves[0] + halves[1];
+    sum32[at] = d * static_cast<float>(q32[at]);
+    for (size_t i = 0; i < kGroup; i += 4) hwy::CopyBytes<4>(codes_of_group + i, q + (g * kGroup + i) * n);
   }
 }
 
@@ -77,7 +90,7 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace lowbit {
 HWY_EXPORT(RoundToken);
-HWY_EXPORT(QuantizeGroups);
+HWY_EXPORT(RoundGroups);
 
 float RoundToken(float* x, size_t K) { return HWY_DYNAMIC_DISPATCH(RoundToken)(x, K); }
 
@@ -92,11 +105,9 @@ void ActivationBuffer::Reserve(size_t num_tokens, size_t K) {
   if (q16_.size() < num / 16) q16_.resize(num / 16);
 }
 
-void ActivationBuffer::Round(const float* x, size_t t, size_t K, const float* token_scale) {
-  const size_t groups = K / Activations::kGroup, g = t * groups;
-  HWY_DYNAMIC_DISPATCH(QuantizeGroups)
-  (x, groups, token_scale, q_.data() + t * K, scale_.data() + g, sum16_.data() + 2 * g, sum32_.data() + g,
-   q16_.data() + 2 * g, q32_.data() + g);
+void ActivationBuffer::Round(const float* x, size_t t, size_t num_tokens, size_t K, const float* token_scale) {
+  HWY_DYNAMIC_DISPATCH(RoundGroups)
+  (x, K, token_scale, num_tokens, t, q_.data(), scale_.data(), sum16_.data(), sum32_.data(), q16_.data(), q32_.data());
 }
 
 Activations ActivationBuffer::View(size_t num_tokens, size_t K) const {

@@ -20,8 +20,8 @@ class ActivationBuffer {
   // Makes room for num_tokens rows of K values; K is a multiple of 32.
   void Reserve(size_t num_tokens, size_t K);
 
-  // Rounds row t. With `token_scale`, x has the codes of RoundToken, and both are used unchanged.
-  void Round(const float* x, size_t t, size_t K, const float* token_scale = nullptr);
+  // Rounds row t of num_tokens. With `token_scale`, x has the codes of RoundToken, and both are used unchanged.
+  void Round(const float* x, size_t t, size_t num_tokens, size_t K, const float* token_scale = nullptr);
 
   // The first num_tokens rows.
   Activations View(size_t num_tokens, size_t K) const;

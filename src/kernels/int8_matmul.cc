@@ -11,18 +11,18 @@
 #include "hwy/foreach_target.h"  // must come before the others
 #include "hwy/highway.h"
 #include "src/kernels/int8_tile-inl.h"
+#include "src/kernels/token_tiles-inl.h"
 // clang-format on
 
 HWY_BEFORE_NAMESPACE();
 namespace lowbit {
 namespace HWY_NAMESPACE {
 
-// Vectors of rows in a strip, and tokens in the largest tile: as many sums as registers can hold.
+// Vectors of rows in a strip.
 constexpr size_t kStripVectors = 2;
-constexpr size_t kTileTokens = HWY_MAX_BYTES == 64 || HWY_ARCH_ARM_A64 ? 6 : 2;
 
-// Tokens whose sums a thread keeps.
-constexpr size_t kMostTokens = 512;
+// Tokens whose sums a thread keeps: whole tiles, and not less than the engine's chunk.
+constexpr size_t kMostTokens = 516;
 
 size_t StripRows() { return kStripVectors * LanesOfPanel(); }
 
@@ -42,11 +42,11 @@ struct Piece {
 template <class Kind, size_t kVectors, size_t kTokens>
 HWY_INLINE void Tile(const Piece& piece, const Activations& x, const int32_t* starts, size_t token, float* sums) {
   constexpr size_t kScales = Kind::kTwoScales ? 2 : 1;
-  const size_t group = (token * x.K + piece.k) / 32;
+  const size_t at = token * x.K + piece.k * kTokens, group = at / 32;
   const float* x_sums = Kind::kTwoScales ? x.sum16 : x.sum32;
-  MultiplyTile<Kind, kVectors, kTokens>(piece.panels, piece.num_groups, x.K, x.q + token * x.K + piece.k,
-                                        x.scale + group, x_sums + group * kScales, starts + group * kScales,
-                                        sums + token * StripRows(), StripRows());
+  MultiplyTile<Kind, kVectors, kTokens>(piece.panels, piece.num_groups, x.q + at, x.scale + group,
+                                        x_sums + group * kScales, starts + group * kScales, sums + token * StripRows(),
+                                        StripRows());
 }
 
 template <class Kind, size_t kVectors>
@@ -161,6 +161,12 @@ void MultiplyRows(const Matrix& weights, size_t first_row, size_t num_rows, cons
   }
 }
 
+void ComputeStarts(int32_t bias, const int32_t* sums, size_t num_tokens, size_t groups, size_t t, int32_t* starts) {
+  const TokenTile tile = TileOfToken(num_tokens, t);
+  const size_t first = tile.first * groups + t - tile.first;
+  for (size_t i = first; i < first + groups * tile.num; i += tile.num) starts[i] = -bias * sums[i];
+}
+
 }  // namespace HWY_NAMESPACE
 }  // namespace lowbit
 HWY_AFTER_NAMESPACE();
@@ -170,6 +176,7 @@ namespace lowbit {
 HWY_EXPORT(StripRows);
 HWY_EXPORT(Bias);
 HWY_EXPORT(MultiplyRows);
+HWY_EXPORT(ComputeStarts);
 
 size_t StripRows() { return HWY_DYNAMIC_DISPATCH(StripRows)(); }
 
@@ -180,10 +187,8 @@ void GroupStarts::Reserve(const Format& format, const Activations& x) {
 
 void GroupStarts::Compute(const Format& format, const Activations& x, size_t t) {
   const int32_t bias = HWY_DYNAMIC_DISPATCH(Bias)(format.panel);
-  const size_t groups = x.K / format.panel.group;
-  const int32_t* sums = (format.panel.group == 16 ? x.q16 : x.q32) + t * groups;
-  int32_t* starts = starts_.data() + t * groups;
-  for (size_t g = 0; g < groups; ++g) starts[g] = -bias * sums[g];
+  const int32_t* sums = format.panel.group == 16 ? x.q16 : x.q32;
+  HWY_DYNAMIC_DISPATCH(ComputeStarts)(bias, sums, x.num_tokens, x.K / format.panel.group, t, starts_.data());
 }
 
 void MultiplyInt8(const Matrix& weights, size_t first, size_t num_rows, const Activations& x, const int32_t* starts,

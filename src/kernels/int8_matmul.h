@@ -18,7 +18,7 @@ class GroupStarts {
   void Reserve(const Format& format, const Activations& x);
   // Computes those of token t.
   void Compute(const Format& format, const Activations& x, size_t t);
-  // [num_tokens][K / group]
+  // Of a tile of n tokens: [K / group][n]
   const int32_t* data() const { return starts_.data(); }
 
  private:

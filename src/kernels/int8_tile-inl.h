@@ -38,7 +38,7 @@ struct TileKind {
 
 // Adds the products of kQuads quads of codes and of activations to the sums: codes[i][v] with x[t][i].
 template <class Kind, size_t kQuads, size_t kVectors, size_t kTokens>
-HWY_INLINE void AddQuads(const Panel* HWY_RESTRICT panels, size_t quad, const int8_t* HWY_RESTRICT q, size_t stride,
+HWY_INLINE void AddQuads(const Panel* HWY_RESTRICT panels, size_t quad, const int8_t* HWY_RESTRICT q,
                          IntsV (&sums)[kTokens][kVectors]) {
   const PanelInts di32;
   const PanelBytes du8;
@@ -46,7 +46,7 @@ HWY_INLINE void AddQuads(const Panel* HWY_RESTRICT panels, size_t quad, const in
   const size_t at = quad * 4 * LanesOfPanel();
   const auto four = [&](size_t t, size_t i) HWY_ATTR {
     int32_t bytes;
-    hwy::CopyBytes<4>(q + t * stride + (quad + i) * 4, &bytes);
+    hwy::CopyBytes<4>(q + ((quad + i) * kTokens + t) * 4, &bytes);
     return hn::BitCast(di8, hn::Set(di32, bytes));
   };
 #if LOWBIT_PAIRS_OF_BYTES
@@ -96,16 +96,14 @@ HWY_INLINE void AddQuads(const Panel* HWY_RESTRICT panels, size_t quad, const in
 }
 
 // Adds the products of num_groups groups of 32 weights, of kVectors panels, to sums[t * sums_stride + v * R + row]. q,
-// scale, x_sums and starts are of the first group and token (int8_matmul.h); the next token is K values later.
+// scale, x_sums and starts are those of a tile (src/formats/activations.h), from the first group on.
 template <class Kind, size_t kVectors, size_t kTokens>
-HWY_INLINE void MultiplyTile(const Panel* HWY_RESTRICT panels, size_t num_groups, size_t K,
-                             const int8_t* HWY_RESTRICT q, const float* HWY_RESTRICT scale,
-                             const float* HWY_RESTRICT x_sums, const int32_t* HWY_RESTRICT starts,
-                             float* HWY_RESTRICT sums_out, size_t sums_stride) {
+HWY_INLINE void MultiplyTile(const Panel* HWY_RESTRICT panels, size_t num_groups, const int8_t* HWY_RESTRICT q,
+                             const float* HWY_RESTRICT scale, const float* HWY_RESTRICT x_sums,
+                             const int32_t* HWY_RESTRICT starts, float* HWY_RESTRICT sums_out, size_t sums_stride) {
   const PanelFloats df;
   const size_t R = LanesOfPanel();
   constexpr size_t kScales = Kind::kTwoScales ? 2 : 1, kQuads = 8 / kScales;
-  const size_t groups = K / 32;
   FloatsV sums[kTokens][kVectors];
   for (size_t t = 0; t < kTokens; ++t) {
     for (size_t v = 0; v < kVectors; ++v) sums[t][v] = hn::Load(df, sums_out + t * sums_stride + v * R);
@@ -117,10 +115,10 @@ HWY_INLINE void MultiplyTile(const Panel* HWY_RESTRICT panels, size_t num_groups
       IntsV ints[kTokens][kVectors];
       for (size_t t = 0; t < kTokens; ++t) {
         for (size_t v = 0; v < kVectors; ++v) {
-          ints[t][v] = hn::Set(PanelInts(), starts[t * groups * kScales + scale_at]);
+          ints[t][v] = hn::Set(PanelInts(), starts[scale_at * kTokens + t]);
         }
       }
-      AddQuads<Kind, kQuads>(panels, g * 8 + s * kQuads, q, K, ints);
+      AddQuads<Kind, kQuads>(panels, g * 8 + s * kQuads, q, ints);
       for (size_t v = 0; v < kVectors; ++v) {
         const FloatsV weight_scale = hn::Load(df, panels[v].scales + scale_at * R);
         for (size_t t = 0; t < kTokens; ++t) {
@@ -130,7 +128,7 @@ HWY_INLINE void MultiplyTile(const Panel* HWY_RESTRICT panels, size_t num_groups
       }
     }
     for (size_t t = 0; t < kTokens; ++t) {
-      const FloatsV x_scale = hn::Set(df, scale[t * groups + g]);
+      const FloatsV x_scale = hn::Set(df, scale[g * kTokens + t]);
       for (size_t v = 0; v < kVectors; ++v) sums[t][v] = hn::MulAdd(products[t][v], x_scale, sums[t][v]);
     }
     if constexpr (Kind::kMinima) {
@@ -139,7 +137,7 @@ HWY_INLINE void MultiplyTile(const Panel* HWY_RESTRICT panels, size_t num_groups
         for (size_t v = 0; v < kVectors; ++v) {
           const FloatsV minimum = hn::Load(df, panels[v].minima + scale_at * R);
           for (size_t t = 0; t < kTokens; ++t) {
-            const FloatsV x_sum = hn::Set(df, x_sums[t * groups * kScales + scale_at]);
+            const FloatsV x_sum = hn::Set(df, x_sums[scale_at * kTokens + t]);
             sums[t][v] = hn::NegMulAdd(minimum, x_sum, sums[t][v]);
           }
         }

@@ -204,7 +204,7 @@ void Matmul::PrepareRow(MatmulInput& input, size_t t, FunctionRef<Row> row, cons
     const Format& format = *products[i].weights.format;
     const Compute how = Resolve(compute_, format, input.num_tokens);
     if (how == Compute::kInt8) {
-      if (!has_int8) input.int8.Round(x, t, K, input.rounded ? &input.token_scales[t] : nullptr);
+      if (!has_int8) input.int8.Round(x, t, input.num_tokens, K, input.rounded ? &input.token_scales[t] : nullptr);
       input.starts[i].Compute(format, input.int8.View(input.num_tokens, K), t);
     } else if (how == Compute::kBf16 && !has_bf16) {
       HWY_DYNAMIC_DISPATCH(RoundToBf16)(x, K, input.bf16.data() + t * K);

@@ -114,9 +114,7 @@ def test_threads_change_no_bit(gguf_file, reference, compute, format):
         model = lowbit.load(gguf_file(format), compute=compute, threads=threads)
         return model.logits(ids).tobytes(), list(model.tokens(ids[:5], max_tokens=10, ignore_eos=True))
 
-    alone = run(1)
-    assert run(2) == alone
-    assert run(3) == alone
+    assert run(1) == run(2) == run(3)
 
 
 @pytest.mark.parametrize("format", MIXES)
@@ -131,8 +129,7 @@ def test_quantized_layers(gguf_file, reference, format, compute):
     model = lowbit.load(gguf_file(format), compute=compute)
     seen: dict[str, np.ndarray] = {}
     model.observe(seen.__setitem__)
-    num = 30
-    logits = model.logits(reference[2]["ids"][:num])
+    logits = model.logits(reference[2]["ids"][: (num := 30)])
     model.observe(None)
     products = {}
     for name, x in seen.items():

@@ -36,7 +36,7 @@ void DecodeAndMultiply(const Format& format, const uint8_t* data, size_t size) {
       const lowbit::Activations rounded = buffer.View(num_tokens, row);
       starts.Reserve(format, rounded);
       for (size_t t = 0; t < num_tokens; ++t) {
-        buffer.Round(x.data() + t, t, row);
+        buffer.Round(x.data() + t, t, num_tokens, row);
         starts.Compute(format, rounded, t);
       }
       std::vector<float> products(num_tokens * num_rows);

@@ -145,6 +145,23 @@ def test_int8_is_exact_on_the_grid(simd, name):
         assert (error <= bound).all(), (N, K, (error / bound).max())
 
 
+@pytest.mark.parametrize("name", PACKED)
+def test_any_bytes(simd, name):
+    """Weights of random bytes, among them codes that no encoder writes."""
+    N, K = sizes(name)[3]
+    row_bytes = K // FORMATS[name].block_size * FORMATS[name].block_bytes
+    data = np.random.default_rng(14).integers(0, 256, (N, row_bytes), dtype=np.uint8)
+    packed = lowbit.QTensor(data, name)
+    w = packed.dequantize().astype(np.float64)
+    usable = np.nan_to_num(np.abs(w), nan=np.inf).max(axis=1) < 1e30
+    assert usable.any()
+    x = activations(5, K, seed=13)
+    expected, bound = expected_and_bound(name, "int8", x, w[usable])
+    for num in (1, 5):
+        result = lowbit.matmul(x[:num], packed, compute="int8")[:, usable]
+        assert (np.abs(result - expected[:num]) <= bound[:num]).all(), num
+
+
 @pytest.mark.parametrize("compute", COMPUTE)
 def test_threads_change_no_bit(simd, name, compute):
     N, K = sizes(name)[3]

@@ -39,12 +39,6 @@ namespace HWY_NAMESPACE {
 // Multipliers to try with importances, in affine formats.
 constexpr AffineGrid kBlock32Grid = {-0.9f, 0.05f, 36};
 
-// Byte j of each of four words, four times.
-HWY_ALIGN constexpr uint8_t kFifthByte[4][16] = {{0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12},
-                                                 {1, 1, 1, 1, 5, 5, 5, 5, 9, 9, 9, 9, 13, 13, 13, 13},
-                                                 {2, 2, 2, 2, 6, 6, 6, 6, 10, 10, 10, 10, 14, 14, 14, 14},
-                                                 {3, 3, 3, 3, 7, 7, 7, 7, 11, 11, 11, 11, 15, 15, 15, 15}};
-
 template <int kBits, bool kAffine>
 struct Block32 {
   static constexpr size_t kBlock = 32;
@@ -333,21 +327,18 @@ struct Block32 {
 
   template <class Sink>
   static HWY_INLINE void UnpackRows(PackedRows& rows, size_t num_blocks, Sink& sink) {
-    const PanelBytes d8;
-    const auto fifth = hn::Set(d8, 16);
+    const auto fifth = hn::Set(PanelBytes(), 16);
     HWY_UNROLL(8)
-    for (size_t b = 0; b < num_blocks; ++b, rows.Skip(kBlockBytes)) {
+    for (size_t b = 0; b < Panel::kMaxK / kBlock; ++b, rows.Skip(kBlockBytes)) {
+      if (HWY_UNLIKELY(b >= num_blocks)) break;
       sink.Scale(LoadHalfOfRows(rows, 0), b);
       if constexpr (kAffine) sink.Minimum(hn::Neg(LoadHalfOfRows(rows, 2)), b);
       WordsV words[4];  // the first has the fifth bits
       if constexpr (kBits == 5) LoadWords(rows, kFifthAt, words);
       UnpackNibbleRows(rows, kNibblesAt, b, [&](WordsV codes, size_t quad) HWY_ATTR {
         if constexpr (kBits == 5) {
-          // Byte q / 2 of a row's word has the bits of quad q, those of odd ones in the upper half.
-          const size_t q = quad % 8;
-          const auto bytes = hn::TableLookupBytes(hn::BitCast(d8, words[0]), hn::LoadDup128(d8, kFifthByte[q / 2]));
-          const auto bits = hn::BitCast(d8, hn::Set(PanelWords(), q % 2 ? 0x80402010 : 0x08040201));
-          codes = hn::Or(codes, hn::BitCast(PanelWords(), hn::IfThenElseZero(hn::TestBit(bytes, bits), fifth)));
+          const auto bits = hn::IfThenElseZero(QuadBits(words[0], quad % 8), fifth);
+          codes = hn::Or(codes, hn::BitCast(PanelWords(), bits));
         }
         sink.Quad(codes, quad);
       });

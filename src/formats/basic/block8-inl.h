@@ -40,7 +40,8 @@ struct Block8 {
   template <class Sink>
   static HWY_INLINE void UnpackRows(PackedRows& rows, size_t num_blocks, Sink& sink) {
     HWY_UNROLL(8)
-    for (size_t b = 0; b < num_blocks; ++b, rows.Skip(kBlockBytes)) {
+    for (size_t b = 0; b < Panel::kMaxK / kBlock; ++b, rows.Skip(kBlockBytes)) {
+      if (HWY_UNLIKELY(b >= num_blocks)) break;
       sink.Scale(LoadHalfOfRows(rows, 0), b);
       HWY_UNROLL(8)
       for (size_t k = 0; k < 2; ++k) {

@@ -34,6 +34,27 @@ struct Codec {
   static constexpr bool kSigned = false, kHasMinima = false;
   static constexpr int kBias = 1, kTop = 2;  // codes are 0 and 2
 
+  template <class Sink>
+  static HWY_INLINE void UnpackRows(PackedRows& rows, size_t num_blocks, Sink& sink) {
+    const auto two = hn::Set(PanelBytes(), 2);
+    HWY_UNROLL(2)
+    for (size_t b = 0; b < Panel::kMaxK / kBlock; ++b, rows.Skip(kBlockBytes)) {
+      if (HWY_UNLIKELY(b >= num_blocks)) break;
+      const FloatsV scale = LoadHalfOfRows(rows, 0);
+      WordsV words[4];
+      LoadWords(rows, kBitsAt, words);
+      HWY_UNROLL(4)
+      for (size_t g = 0; g < 4; ++g) {
+        sink.Scale(scale, 4 * b + g);
+        HWY_UNROLL(8)
+        for (size_t n = 0; n < 8; ++n) {
+          const auto codes = hn::IfThenElseZero(QuadBits(words[g], n), two);
+          sink.Quad(hn::BitCast(PanelWords(), codes), 8 * (4 * b + g) + n);
+        }
+      }
+    }
+  }
+
   static HWY_INLINE void Unpack(const uint8_t* blocks, size_t num_blocks, Unpacked& u) {
     UnpackScales<Codec>(blocks, num_blocks, u);
     const hn::CappedTag<uint8_t, 32> d;

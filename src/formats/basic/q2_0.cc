@@ -25,6 +25,14 @@ namespace lowbit {
 namespace HWY_NAMESPACE {
 namespace q2_0 {
 
+// The four codes in bits 0-7 of each word as bytes; the other bits must be zero. The two upper codes move to the upper
+// half of the word, then each odd code to its byte.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V SpreadCodes(D d, V word) {
+  word = hn::Or(word, hn::ShiftLeft<12>(word));
+  return hn::And(hn::Or(word, hn::ShiftLeft<6>(word)), hn::Set(d, 0x03030303));
+}
+
 struct Codec {
   static constexpr size_t kCodesAt = 2;
   static constexpr size_t kBlock = 64, kBlockBytes = 18, kGroup = 64;
@@ -72,20 +80,34 @@ struct Codec {
     }
   }
 
+  template <class Sink>
+  static HWY_INLINE void UnpackRows(PackedRows& rows, size_t num_blocks, Sink& sink) {
+    HWY_UNROLL(4)
+    for (size_t b = 0; b < Panel::kMaxK / kBlock; ++b, rows.Skip(kBlockBytes)) {
+      if (HWY_UNLIKELY(b >= num_blocks)) break;
+      const FloatsV scale = LoadHalfOfRows(rows, 0);
+      sink.Scale(scale, 2 * b);
+      sink.Scale(scale, 2 * b + 1);
+      WordsV words[4];
+      LoadWords(rows, kCodesAt, words);
+      HWY_UNROLL(16)
+      for (size_t j = 0; j < 16; ++j) {
+        WordsV& word = words[j / 4];
+        sink.Quad(SpreadCodes(PanelWords(), hn::And(word, hn::Set(PanelWords(), 0xFF))), 16 * b + j);
+        word = hn::ShiftRight<8>(word);
+      }
+    }
+  }
+
   static HWY_INLINE void Unpack(const uint8_t* blocks, size_t num_blocks, Unpacked& u) {
     const hn::CappedTag<uint32_t, 8> d32;
     const hn::Rebind<uint8_t, decltype(d32)> dbyte;
     const hn::Repartition<uint8_t, decltype(d32)> d8;
-    const auto mask = hn::Set(d32, 0x03030303);
     UnpackScales<Codec>(blocks, num_blocks, u);
     for (size_t b = 0; b < num_blocks; ++b, blocks += kBlockBytes) {
       for (size_t j = 0; j < kBlock / 4; j += hn::Lanes(d32)) {
-        // Starts with one byte per word. Its two upper codes move to the upper half of the word, then each odd code to
-        // its byte.
-        auto word = hn::PromoteTo(d32, hn::LoadU(dbyte, blocks + kCodesAt + j));
-        word = hn::Or(word, hn::ShiftLeft<12>(word));
-        word = hn::And(hn::Or(word, hn::ShiftLeft<6>(word)), mask);
-        hn::Store(hn::BitCast(d8, word), d8, u.code + kBlock * b + 4 * j);
+        const auto word = hn::PromoteTo(d32, hn::LoadU(dbyte, blocks + kCodesAt + j));
+        hn::Store(hn::BitCast(d8, SpreadCodes(d32, word)), d8, u.code + kBlock * b + 4 * j);
       }
     }
   }

@@ -88,10 +88,10 @@ struct Codec {
   template <class Sink>
   static HWY_INLINE void UnpackRows(PackedRows& rows, size_t num_blocks, Sink& sink) {
     HWY_UNROLL(8)
-    for (size_t b = 0; b < num_blocks; ++b, rows.Skip(kBlockBytes)) {
-      HWY_ALIGN uint32_t exponents[Panel::kMaxRows];
-      for (size_t r = 0; r < LanesOfPanel(); ++r) exponents[r] = rows.data[r * rows.stride];
-      sink.Scale(HalfScales(PanelFloats(), hn::Load(PanelWords(), exponents)), b);
+    for (size_t b = 0; b < Panel::kMaxK / kBlock; ++b, rows.Skip(kBlockBytes)) {
+      if (HWY_UNLIKELY(b >= num_blocks)) break;
+      const WordsV pairs = hn::PromoteTo(PanelWords(), LoadPairs(rows, 0));
+      sink.Scale(HalfScales(PanelFloats(), hn::And(pairs, hn::Set(PanelWords(), 0xFF))), b);
       UnpackLevelRows(rows, kNibblesAt, b, fp4::kLevels, sink);
     }
   }

@@ -40,11 +40,10 @@ inline uint8_t ScaleCode(float scale) {
   return static_cast<uint8_t>(code < 15 << 3 ? code : 126);
 }
 
-// Half the scales of four codes.
-HWY_INLINE hn::Vec<hn::FixedTag<float, 4>> HalfScales(const uint8_t* codes) {
-  const hn::FixedTag<float, 4> df;
-  const hn::FixedTag<uint32_t, 4> du32;
-  const auto code = hn::PromoteTo(du32, hn::LoadU(hn::FixedTag<uint8_t, 4>(), codes));
+// Half the scales of codes.
+template <class DF, class VU>
+HWY_INLINE hn::Vec<DF> HalfScales(DF df, VU code) {
+  const hn::RebindToUnsigned<DF> du32;
   const auto bits = hn::ShiftLeft<20>(hn::And(code, hn::Set(du32, 127)));
   const auto normal = hn::BitCast(df, hn::Add(bits, hn::Set(du32, 119u << 23)));
   // Denormals: the implicit one is added and subtracted again.
@@ -53,6 +52,12 @@ HWY_INLINE hn::Vec<hn::FixedTag<float, 4>> HalfScales(const uint8_t* codes) {
   const auto is_small = hn::RebindMask(df, hn::Lt(bits, hn::Set(du32, 1u << 23)));
   return hn::IfThenZeroElse(hn::RebindMask(df, hn::Eq(code, hn::Set(du32, 127))),
                             hn::IfThenElse(is_small, small, normal));
+}
+
+// Those of a block.
+HWY_INLINE hn::Vec<hn::FixedTag<float, 4>> HalfScales(const uint8_t* codes) {
+  const auto bytes = hn::LoadU(hn::FixedTag<uint8_t, 4>(), codes);
+  return HalfScales(hn::FixedTag<float, 4>(), hn::PromoteTo(hn::FixedTag<uint32_t, 4>(), bytes));
 }
 
 struct Codec {
@@ -99,6 +104,32 @@ struct Codec {
     const float scale = hn::GetLane(HalfScales(scale_codes));
     for (size_t i = 0; i < kGroupSize; ++i) codes[i] = fp4::ReferenceCode(x[i], scale);
     return scale_codes[0];
+  }
+
+  template <class Sink>
+  static HWY_INLINE void UnpackRows(PackedRows& rows, size_t num_blocks, Sink& sink) {
+    const auto four = hn::Set(PanelWords(), 0x0F0F0F0F);
+    HWY_UNROLL(4)
+    for (size_t b = 0; b < Panel::kMaxK / kBlock; ++b, rows.Skip(kBlockBytes)) {
+      if (HWY_UNLIKELY(b >= num_blocks)) break;
+      WordsV words[4];
+      LoadWords(rows, 0, words);
+      WordsV codes = words[0];
+      HWY_UNROLL(4)
+      for (size_t g = 0; g < kGroups; ++g, codes = hn::ShiftRight<8>(codes)) {
+        sink.Scale(HalfScales(PanelFloats(), hn::And(codes, hn::Set(PanelWords(), 0xFF))), kGroups * b + g);
+      }
+      HWY_UNROLL(8)
+      for (size_t i = 0; i < 8; ++i) {  // two words for a group: its first eight codes in the low bits, then the others
+        if (i % 4 == 0) LoadWords(rows, kNibblesAt + 4 * i, words);
+        const auto levels = [&](WordsV nibbles) HWY_ATTR {
+          return hn::BitCast(PanelWords(), fp4::Levels(PanelBytes(), hn::BitCast(PanelBytes(), nibbles)));
+        };
+        const size_t quad = 16 * b + i / 2 * 4 + i % 2;
+        sink.Levels(levels(hn::And(words[i % 4], four)), quad);
+        sink.Levels(levels(hn::And(hn::ShiftRight<4>(words[i % 4]), four)), quad + 2);
+      }
+    }
   }
 
   static HWY_INLINE void Unpack(const uint8_t* blocks, size_t num_blocks, Unpacked& u) {

@@ -85,11 +85,7 @@ Grid::Grid(const GridShape& shape, const uint64_t* members)
   size_t num_points = 1;
   for (size_t i = 0; i < shape.num_dims; ++i) num_points *= shape.num_levels;
   for (size_t n = 0; n < num_points; ++n) {
-    uint32_t code = 0;
-    size_t digits = n;
-    for (size_t i = 0; i < shape.num_dims; ++i, digits /= shape.num_levels) {
-      code |= static_cast<uint32_t>(digits % shape.num_levels) << (shape.Bits() * i);
-    }
+    const uint32_t code = shape.Code(n, shape.Bits());
     if (members[n / 64] >> (n % 64) & 1) {
       entries_[code] = kOnGrid + static_cast<uint32_t>(points_.size());
       points_.push_back(static_cast<uint16_t>(code));

@@ -29,7 +29,38 @@ struct GridShape {
 
   constexpr size_t Bits() const { return num_levels <= 4 ? 2 : 3; }
   constexpr size_t NumCodes() const { return size_t{1} << (Bits() * num_dims); }
+
+  // A point with `bits` for each level: its levels are the digits of n in base num_levels, the first level in the
+  // lowest digit.
+  constexpr uint32_t Code(size_t n, size_t bits) const {
+    uint32_t code = 0;
+    for (size_t i = 0; i < num_dims; ++i, n /= num_levels) code |= static_cast<uint32_t>(n % num_levels) << (bits * i);
+    return code;
+  }
 };
+
+// The levels of a grid's points in two bytes, by index: two bits for each of eight levels, or four for each of four.
+// For products.
+template <size_t kNum>
+struct GridBytes {
+  alignas(64) uint8_t low[kNum];
+  alignas(64) uint8_t high[kNum];
+};
+
+// `members` is as for Grid.
+template <size_t kNum, size_t kWords>
+constexpr GridBytes<kNum> BytesOfLevels(const GridShape& shape, const uint64_t (&members)[kWords]) {
+  GridBytes<kNum> bytes = {};
+  size_t index = 0;
+  for (size_t n = 0; index < kNum; ++n) {
+    if ((members[n / 64] >> (n % 64) & 1) == 0) continue;
+    const uint32_t code = shape.Code(n, 16 / shape.num_dims);
+    bytes.low[index] = static_cast<uint8_t>(code);
+    bytes.high[index] = static_cast<uint8_t>(code >> 8);
+    ++index;
+  }
+  return bytes;
+}
 
 class Grid {
  public:

@@ -25,6 +25,7 @@ const Grid& Iq1Grid();
 
 // For decoders: the eight levels of each point times eight, as bytes, the first level in the lowest byte.
 extern const std::array<uint64_t, kIq1GridSize> kIq1Rows;
+extern const GridBytes<kIq1GridSize> kIq1Bytes;
 
 // A super-block before it is packed.
 struct Iq1Block {

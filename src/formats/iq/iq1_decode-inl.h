@@ -20,6 +20,7 @@
 #include <stdint.h>
 
 #include "hwy/highway.h"
+#include "src/formats/iq/grid_rows-inl.h"
 #include "src/formats/iq/iq1.h"
 #include "src/formats/kquant-inl.h"
 
@@ -58,12 +59,43 @@ HWY_INLINE void DecodePoints(const uint8_t* HWY_RESTRICT blocks, size_t num_bloc
   }
 }
 
+#if LOWBIT_GRID_ROWS
+// Two groups of 32 weights of each row: four points each. Bits 0-2 of each byte of high_bytes are bits 8-10 of a
+// point's index; the shift is -1/8 where `down` is true.
+template <class Sink>
+HWY_INLINE void UnpackGroups(const WordsV* words, const hn::Vec<PanelBytes> (&high_bytes)[2],
+                             const hn::Mask<PanelBytes> (&down)[2], size_t group, Sink& sink) {
+  const PanelBytes d;
+  hn::Vec<PanelBytes> points[2];
+  grid_rows::HighBits<kIq1GridSize> high;
+  WordsV up[2];
+  for (size_t i = 0; i < 2; ++i) {
+    points[i] = hn::BitCast(d, words[i]);
+    high[i][0] = hn::TestBit(high_bytes[i], hn::Set(d, 1));
+    high[i][1] = hn::TestBit(high_bytes[i], hn::Set(d, 2));
+    high[i][2] = hn::TestBit(high_bytes[i], hn::Set(d, 4));
+    up[i] = hn::BitCast(PanelWords(), hn::IfThenZeroElse(down[i], hn::Set(d, 2)));
+  }
+  grid_rows::UnpackEights(kIq1Bytes, points, high, [&](auto levels, size_t n) HWY_ATTR {
+    const auto eighths = grid_rows::LookUp8(0x0010080000100800, levels);
+    sink.Quad(hn::BitCast(PanelWords(), hn::Add(eighths, RepeatByte(up[n / 8], n % 8 / 2))), 8 * group + n);
+  });
+}
+#endif  // LOWBIT_GRID_ROWS
+
 // Codes are eight times the level, plus 2 if the shift is 1/8.
 template <class Layout>
 struct Codec {
   static constexpr size_t kBlock = kSuper, kBlockBytes = Layout::kBlockBytes, kGroup = Layout::kGroupSize;
   static constexpr bool kSigned = false, kHasMinima = false;
   static constexpr int kBias = kCentre, kTop = 2 * kCentre;
+
+#if LOWBIT_GRID_ROWS
+  template <class Sink>
+  static HWY_INLINE void UnpackRows(PackedRows& rows, size_t /*num_blocks*/, Sink& sink) {
+    Layout::UnpackRows(rows, sink);
+  }
+#endif  // LOWBIT_GRID_ROWS
 
   static HWY_INLINE void Unpack(const uint8_t* block, size_t /*num_blocks*/, Unpacked& u) {
     const hn::CappedTag<float, 8> df;

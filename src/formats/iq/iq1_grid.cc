@@ -12,6 +12,7 @@
 namespace lowbit {
 namespace {
 
+constexpr GridShape kShape = {8, 3, 3};
 constexpr size_t kNumPoints = 6561;
 
 constexpr uint64_t kMembers[] = {
@@ -53,9 +54,10 @@ constexpr std::array<uint64_t, kIq1GridSize> MakeRows() {
 }  // namespace
 
 constexpr std::array<uint64_t, kIq1GridSize> kIq1Rows = MakeRows();
+constexpr GridBytes<kIq1GridSize> kIq1Bytes = BytesOfLevels<kIq1GridSize>(kShape, kMembers);
 
 const Grid& Iq1Grid() {
-  static const Grid& grid = *new Grid({8, 3, 3}, kMembers);  // at exit, threads may still encode
+  static const Grid& grid = *new Grid(kShape, kMembers);  // at exit, threads may still encode
   return grid;
 }
 

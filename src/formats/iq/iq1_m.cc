@@ -273,6 +273,34 @@ struct Layout {
     points[2] = low[2] | (high1 << 8 & 0xf00);
     points[3] = low[3] | (high1 << 4 & 0xf00);
   }
+
+#if LOWBIT_GRID_ROWS
+  template <class Sink>
+  static HWY_INLINE void UnpackRows(PackedRows& rows, Sink& sink) {
+    const PanelWords d;
+    const PanelBytes d8;
+    WordsV words[4], high[4], low[4];
+    LoadWords(rows, kScalesAt - 8, words);
+    const auto part = [&](WordsV word, uint32_t mask) HWY_ATTR { return hn::And(word, hn::Set(d, mask)); };
+    const WordsV first = hn::Or(part(hn::ShiftRight<12>(words[2]), 0xf), part(hn::ShiftRight<24>(words[2]), 0xf0));
+    const WordsV last = hn::Or(part(hn::ShiftRight<4>(words[3]), 0xf00), part(hn::ShiftRight<16>(words[3]), 0xf000));
+    const FloatsV scale = hn::Mul(LowHalves(hn::Or(first, last)), hn::Set(PanelFloats(), iq1::kEighth));
+    for (size_t m = 0; m < 4; m += 2) {
+      const WordsV codes = words[2 + m / 2];
+      StoreOddScales<3>(scale, codes, 4, 4 * m, sink);
+      StoreOddScales<3>(scale, hn::ShiftRight<16>(codes), 4, 4 * m + 4, sink);
+    }
+    LoadWords(rows, kHighAt, high);
+    HWY_UNROLL(8)
+    for (size_t w = 0; w < 8; w += 2) {  // words of four points
+      if (w % 4 == 0) LoadWords(rows, 4 * w, low);
+      const auto bytes = hn::BitCast(d8, high[w / 2]);
+      const hn::Vec<PanelBytes> bits[2] = {grid_rows::Fields<4>(bytes, 0), grid_rows::Fields<4>(bytes, 16)};
+      const hn::Mask<PanelBytes> down[2] = {hn::TestBit(bits[0], hn::Set(d8, 8)), hn::TestBit(bits[1], hn::Set(d8, 8))};
+      iq1::UnpackGroups(low + w % 4, bits, down, w, sink);
+    }
+  }
+#endif  // LOWBIT_GRID_ROWS
 };
 
 using Functions = iq1::Format<Encoder, Layout>;

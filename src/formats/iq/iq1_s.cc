@@ -191,6 +191,28 @@ struct Layout {
     points[2] = low[2] | (high << 2 & 0x700) | down;
     points[3] = low[3] | (high >> 1 & 0x700) | down;
   }
+
+#if LOWBIT_GRID_ROWS
+  template <class Sink>
+  static HWY_INLINE void UnpackRows(PackedRows& rows, Sink& sink) {
+    const PanelBytes d;
+    const FloatsV scale = hn::Mul(LoadHalfOfRows(rows, 0), hn::Set(PanelFloats(), iq1::kEighth));
+    WordsV high[4], low[4];
+    LoadWords(rows, kHighAt, high);
+    HWY_UNROLL(8)
+    for (size_t g = 0; g < kGroups; g += 2) {
+      if (g % 4 == 0) LoadWords(rows, kLowAt + kPoints * g, low);
+      const WordsV word = high[g / 2];
+      const auto bytes = hn::BitCast(d, word);
+      StoreOddScales<3>(scale, hn::ShiftRight<12>(word), 1, g, sink);
+      StoreOddScales<3>(scale, hn::ShiftRight<28>(word), 1, g + 1, sink);
+      const hn::Vec<PanelBytes> bits[2] = {grid_rows::Fields<3>(bytes, 0), grid_rows::Fields<3>(bytes, 16)};
+      const hn::Mask<PanelBytes> down[2] = {hn::TestBit(RepeatByte(word, 1), hn::Set(d, 128)),
+                                            hn::TestBit(RepeatByte(word, 3), hn::Set(d, 128))};
+      iq1::UnpackGroups(low + g % 4, bits, down, g, sink);
+    }
+  }
+#endif  // LOWBIT_GRID_ROWS
 };
 
 using Functions = iq1::Format<Encoder, Layout>;

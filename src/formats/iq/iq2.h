@@ -16,6 +16,10 @@ const Grid& Iq2XxsGrid();  // 256 points
 const Grid& Iq2XsGrid();   // 512
 const Grid& Iq2SGrid();    // 1024
 
+extern const GridBytes<256> kIq2XxsBytes;
+extern const GridBytes<512> kIq2XsBytes;
+extern const GridBytes<1024> kIq2SBytes;
+
 // The differences of the three searches.
 struct Iq2Search {
   size_t group;      // weights that share a scale: 16 or 32

@@ -16,7 +16,9 @@
 
 #include "hwy/highway.h"
 #include "src/formats/iq/grid-inl.h"
+#include "src/formats/iq/grid_rows-inl.h"
 #include "src/formats/iq/iq2.h"
+#include "src/formats/iq/signs-inl.h"
 #include "src/formats/kquant-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -26,17 +28,6 @@ namespace iq2 {
 
 // Decoded values of the levels.
 constexpr uint8_t kValue0 = 8, kValue1 = 25, kValue2 = 43;
-
-// Each byte of seven signs gets an eighth, which makes the number of minus signs even.
-template <class DU, class VU = hn::Vec<DU>>
-HWY_INLINE VU CompleteSigns(DU du, VU signs) {
-  const hn::Repartition<uint8_t, DU> du8;
-  VU parity = hn::Xor(signs, hn::ShiftRight<4>(signs));
-  parity = hn::Xor(parity, hn::ShiftRight<2>(parity));
-  parity = hn::Xor(parity, hn::ShiftRight<1>(parity));
-  const VU eighth = hn::ShiftLeft<7>(hn::And(parity, hn::BitCast(du, hn::Set(du8, 1))));
-  return hn::Or(signs, eighth);
-}
 
 // Sixteen scales of four bits in eight bytes.
 HWY_INLINE void PackScales(const uint8_t* scales, uint8_t* bytes) {
@@ -105,11 +96,37 @@ void DecodeSuperBlocks(const uint8_t* blocks, size_t num_blocks, float* HWY_REST
   }
 }
 
+#if LOWBIT_GRID_ROWS
+// Two groups of 32 weights of each row: four points each, with their signs.
+template <size_t kNum, class Sink>
+HWY_INLINE void UnpackGroups(const GridBytes<kNum>& grid, const hn::Vec<PanelBytes> (&points)[2],
+                             const grid_rows::HighBits<kNum>& high, const WordsV (&signs)[2], size_t group,
+                             Sink& sink) {
+  constexpr uint64_t kFour = 0x80808080 + (kValue0 | kValue1 << 8 | kValue2 << 16);
+  grid_rows::UnpackEights(grid, points, high, [&](auto levels, size_t n) HWY_ATTR {
+    const auto values = grid_rows::LookUp8(kFour | kFour << 32, levels);
+    sink.Quad(grid_rows::ApplySigns(values, signs[n / 8], n % 8), 8 * group + n);
+  });
+}
+
+// The scale of code c is d * (c + 0.5) / 4.
+HWY_INLINE FloatsV ScaleOfRows(const PackedRows& rows) {
+  return hn::Mul(LoadHalfOfRows(rows, 0), hn::Set(PanelFloats(), 0.125f));
+}
+#endif  // LOWBIT_GRID_ROWS
+
 template <class Traits>
 struct Codec {
   static constexpr size_t kBlock = kSuper, kBlockBytes = Traits::kBlockBytes, kGroup = Traits::kSearch.group;
   static constexpr bool kSigned = true, kHasMinima = false;
   static constexpr int kBias = 0, kTop = 127;
+
+#if LOWBIT_GRID_ROWS
+  template <class Sink>
+  static HWY_INLINE void UnpackRows(PackedRows& rows, size_t /*num_blocks*/, Sink& sink) {
+    Traits::UnpackRows(rows, sink);
+  }
+#endif  // LOWBIT_GRID_ROWS
 
   // A byte has one level in bits 2k and 2k + 1. It is folded to a nibble, which indexes the table of values.
   static HWY_INLINE void Unpack(const uint8_t* bytes, size_t /*num_blocks*/, Unpacked& u) {

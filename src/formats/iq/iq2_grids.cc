@@ -83,20 +83,26 @@ constexpr uint64_t kSMembers[] = {
     0x0400004000000000, 0x0000011401400000, 0x0000000100001000,
 };
 
+constexpr GridShape kXxsShape = {8, 3, 2}, kXsShape = {8, 3, 2}, kSShape = {8, 3, 1};
+
 }  // namespace
 
+constexpr GridBytes<256> kIq2XxsBytes = BytesOfLevels<256>(kXxsShape, kXxsMembers);
+constexpr GridBytes<512> kIq2XsBytes = BytesOfLevels<512>(kXsShape, kXsMembers);
+constexpr GridBytes<1024> kIq2SBytes = BytesOfLevels<1024>(kSShape, kSMembers);
+
 const Grid& Iq2XxsGrid() {
-  static const Grid& grid = *new Grid({8, 3, 2}, kXxsMembers);  // at exit, threads may still encode
+  static const Grid& grid = *new Grid(kXxsShape, kXxsMembers);  // at exit, threads may still encode
   return grid;
 }
 
 const Grid& Iq2XsGrid() {
-  static const Grid& grid = *new Grid({8, 3, 2}, kXsMembers);  // at exit, threads may still encode
+  static const Grid& grid = *new Grid(kXsShape, kXsMembers);  // at exit, threads may still encode
   return grid;
 }
 
 const Grid& Iq2SGrid() {
-  static const Grid& grid = *new Grid({8, 3, 1}, kSMembers);  // at exit, threads may still encode
+  static const Grid& grid = *new Grid(kSShape, kSMembers);  // at exit, threads may still encode
   return grid;
 }
 

@@ -62,6 +62,34 @@ struct Traits {
     }
     iq2::UnpackScales(block + kScalesAt, to.scales);
   }
+
+#if LOWBIT_GRID_ROWS
+  template <class Sink>
+  static HWY_INLINE void UnpackRows(PackedRows& rows, Sink& sink) {
+    const PanelBytes d;
+    const auto bit8 = hn::BitCast(d, hn::Set(PanelWords(), 0x40100401));
+    const auto bit9 = hn::BitCast(d, hn::Set(PanelWords(), 0x80200802));
+    const FloatsV scale = iq2::ScaleOfRows(rows);
+    WordsV upper[4], low[4], sign_words[4];  // upper: the high bits in two words, then the scales
+    LoadWords(rows, kHighAt, upper);
+    StoreOddScales<4>(scale, upper[2], 8, 0, sink);
+    StoreOddScales<4>(scale, upper[3], 8, 8, sink);
+    HWY_UNROLL(8)
+    for (size_t j = 0; j < 8; j += 2) {
+      if (j % 4 == 0) LoadWords(rows, kPointsAt + 4 * j, low);
+      if (j % 4 == 0) LoadWords(rows, kSignsAt + 4 * j, sign_words);
+      const hn::Vec<PanelBytes> points[2] = {hn::BitCast(d, low[j % 4]), hn::BitCast(d, low[j % 4 + 1])};
+      const WordsV signs[2] = {sign_words[j % 4], sign_words[j % 4 + 1]};
+      grid_rows::HighBits<1024> high;
+      for (size_t i = 0; i < 2; ++i) {
+        const auto bits = RepeatByte(upper[j / 4], j % 4 + i);
+        high[i][0] = hn::TestBit(bits, bit8);
+        high[i][1] = hn::TestBit(bits, bit9);
+      }
+      iq2::UnpackGroups(kIq2SBytes, points, high, signs, j, sink);
+    }
+  }
+#endif  // LOWBIT_GRID_ROWS
 };
 
 using Functions = iq2::Format<Traits>;

@@ -52,10 +52,46 @@ struct Traits {
     for (size_t k = 0; k < 32; k += hn::Lanes(du)) {
       const auto word = hn::LoadU(du, reinterpret_cast<const uint16_t*>(block + kPointsAt) + k);
       hn::StoreU(hn::And(word, hn::Set(du, 511)), du, to.points + k);
-      hn::StoreU(hn::TruncateTo(du8, iq2::CompleteSigns(du, hn::ShiftRight<9>(word))), du8, to.signs + k);
+      hn::StoreU(hn::TruncateTo(du8, CompleteSigns(du, hn::ShiftRight<9>(word))), du8, to.signs + k);
     }
     iq2::UnpackScales(block + kScalesAt, to.scales);
   }
+
+#if LOWBIT_GRID_ROWS
+  template <class Sink>
+  static HWY_INLINE void UnpackRows(PackedRows& rows, Sink& sink) {
+    const PanelBytes d;
+    const PanelWords d32;
+    const hn::Repartition<uint16_t, PanelBytes> d16;
+    const FloatsV scale = iq2::ScaleOfRows(rows);
+    WordsV words[4];
+    LoadWords(rows, kScalesAt - 8, words);
+    StoreOddScales<4>(scale, words[2], 8, 0, sink);
+    StoreOddScales<4>(scale, words[3], 8, 8, sink);
+    // Bytes of points 0, 2, 1, 3 come in order.
+    alignas(16) static constexpr uint8_t kOrder[16] = {0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15};
+    const auto order = hn::LoadDup128(d, kOrder);
+    HWY_UNROLL(8)
+    for (size_t j = 0; j < 8; j += 2) {
+      LoadWords(rows, kPointsAt + 8 * j, words);
+      hn::Vec<PanelBytes> points[2];
+      grid_rows::HighBits<512> high;
+      WordsV signs[2];
+      HWY_UNROLL(2)
+      for (size_t i = 0; i < 2; ++i) {
+        const auto first = hn::BitCast(d16, words[2 * i]), second = hn::BitCast(d16, words[2 * i + 1]);
+        const auto low = hn::OddEven(hn::BitCast(d, hn::ShiftLeft<8>(second)), hn::BitCast(d, first));
+        const auto upper = hn::OddEven(hn::BitCast(d, second), hn::BitCast(d, hn::ShiftRight<8>(first)));
+        points[i] = hn::TableLookupBytes(low, order);
+        const auto bytes = hn::TableLookupBytes(upper, order);
+        high[i][0] = hn::TestBit(bytes, hn::Set(d, 1));
+        const WordsV seven = hn::And(hn::ShiftRight<1>(hn::BitCast(d32, bytes)), hn::Set(d32, 0x7f7f7f7f));
+        signs[i] = CompleteSigns(d32, seven);
+      }
+      iq2::UnpackGroups(kIq2XsBytes, points, high, signs, j, sink);
+    }
+  }
+#endif  // LOWBIT_GRID_ROWS
 };
 
 using Functions = iq2::Format<Traits>;

@@ -60,17 +60,31 @@ struct Traits {
     for (size_t j = 0; j < 8; j += hn::Lanes(du)) {
       hn::Vec<decltype(du)> points, word;
       hn::LoadInterleaved2(du, words + 2 * j, points, word);
-      // Spreads seven bits to each byte.
-      auto signs = hn::Or(hn::And(word, hn::Set(du, 0x7f)), hn::And(hn::ShiftLeft<1>(word), hn::Set(du, 0x7f00)));
-      signs = hn::Or(signs, hn::And(hn::ShiftLeft<2>(word), hn::Set(du, 0x7f0000)));
-      signs = hn::Or(signs, hn::And(hn::ShiftLeft<3>(word), hn::Set(du, 0x7f000000)));
-      hn::StoreU(hn::BitCast(du8, iq2::CompleteSigns(du, signs)), du8, to.signs + 4 * j);
+      hn::StoreU(hn::BitCast(du8, SpreadSigns(du, word)), du8, to.signs + 4 * j);
       hn::StoreU(hn::TruncateTo(du8_each, hn::ShiftRight<28>(word)), du8_each, to.scales + j);
       HWY_ALIGN uint8_t bytes[32];
       hn::Store(hn::BitCast(du8, points), du8, bytes);
       for (size_t i = 0; i < 4 * hn::Lanes(du); ++i) to.points[4 * j + i] = bytes[i];
     }
   }
+
+#if LOWBIT_GRID_ROWS
+  template <class Sink>
+  static HWY_INLINE void UnpackRows(PackedRows& rows, Sink& sink) {
+    const PanelBytes d;
+    const FloatsV scale = iq2::ScaleOfRows(rows);
+    HWY_UNROLL(8)
+    for (size_t j = 0; j < 8; j += 2) {
+      WordsV words[4];
+      LoadWords(rows, kGroupsAt + 8 * j, words);
+      StoreOddScales<4>(scale, hn::ShiftRight<28>(words[1]), 1, j, sink);
+      StoreOddScales<4>(scale, hn::ShiftRight<28>(words[3]), 1, j + 1, sink);
+      const hn::Vec<PanelBytes> points[2] = {hn::BitCast(d, words[0]), hn::BitCast(d, words[2])};
+      const WordsV signs[2] = {grid_rows::RowSigns(words[1]), grid_rows::RowSigns(words[3])};
+      iq2::UnpackGroups(kIq2XxsBytes, points, {}, signs, j, sink);
+    }
+  }
+#endif  // LOWBIT_GRID_ROWS
 };
 
 using Functions = iq2::Format<Traits>;

@@ -20,9 +20,16 @@ constexpr size_t kIq3Quads = kIq3Group / kIq3Dims;  // points per group
 const Grid& Iq3XxsGrid();  // 256 points
 const Grid& Iq3SGrid();    // 512
 
+// The decoded values of the levels.
+constexpr uint8_t kIq3XxsLevels[kIq3Levels] = {4, 12, 20, 28, 36, 44, 52, 62};
+constexpr uint8_t kIq3SLevels[kIq3Levels] = {1, 3, 5, 7, 9, 11, 13, 15};
+
 // The decoded values of the points by index: four bytes per point, the first level in the lowest byte.
 extern const std::array<uint32_t, 256> kIq3XxsValues;
 extern const std::array<uint32_t, 512> kIq3SValues;
+
+extern const GridBytes<256> kIq3XxsBytes;
+extern const GridBytes<512> kIq3SBytes;
 
 // The differences of the two searches.
 struct Iq3Search {

@@ -21,18 +21,44 @@
 #include "hwy/highway.h"
 #include "src/formats/decode-inl.h"
 #include "src/formats/format-inl.h"
+#include "src/formats/iq/grid_rows-inl.h"
 #include "src/formats/iq/iq3.h"
+#include "src/formats/iq/signs-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace lowbit {
 namespace HWY_NAMESPACE {
 namespace iq3 {
 
+#if LOWBIT_GRID_ROWS
+// A group of each row: four points in each of two words, and the signs.
+template <size_t kNum, class Sink>
+HWY_INLINE void UnpackGroup(const GridBytes<kNum>& grid, const uint8_t (&levels)[kIq3Levels], const WordsV* words,
+                            const grid_rows::HighBits<kNum>& high, WordsV signs, size_t group, Sink& sink) {
+  alignas(16) uint8_t values[16];  // plus 128
+  for (size_t i = 0; i < kIq3Levels; ++i) {
+    values[i] = static_cast<uint8_t>(128 + levels[i]);
+    values[8 + i] = static_cast<uint8_t>(128 - levels[i]);
+  }
+  const hn::Vec<PanelBytes> points[2] = {hn::BitCast(PanelBytes(), words[0]), hn::BitCast(PanelBytes(), words[1])};
+  grid_rows::UnpackFours(grid, points, high, signs, [&](auto fields, size_t n) HWY_ATTR {
+    sink.Quad(hn::BitCast(PanelWords(), grid_rows::LookUp16(values, fields)), 8 * group + n);
+  });
+}
+#endif  // LOWBIT_GRID_ROWS
+
 template <class Layout>
 struct Codec {
   static constexpr size_t kBlock = 256, kBlockBytes = Layout::kBlockBytes, kGroup = kIq3Group;
   static constexpr bool kSigned = true, kHasMinima = false;
   static constexpr int kBias = 0, kTop = 127;
+
+#if LOWBIT_GRID_ROWS
+  template <class Sink>
+  static HWY_INLINE void UnpackRows(PackedRows& rows, size_t /*num_blocks*/, Sink& sink) {
+    Layout::UnpackRows(rows, sink);
+  }
+#endif  // LOWBIT_GRID_ROWS
 
   static HWY_INLINE uint64_t TwoPoints(const uint8_t* block, size_t j, size_t k) {
     return Layout::Value(block, j, k) | static_cast<uint64_t>(Layout::Value(block, j, k + 1)) << 32;

@@ -45,16 +45,16 @@ constexpr Members kSMembers = {
     0x0000010000010822, 0x0000000400040000, 0x0000000002000004, 0x0000000000000001,
 };
 
-// kNum points. Level l has the value first + step * l, except the last level, which has the value `last`.
+constexpr GridShape kXxsShape = {kIq3Dims, kIq3Levels, 2}, kSShape = {kIq3Dims, kIq3Levels, 3};
+
 template <size_t kNum>
-constexpr std::array<uint32_t, kNum> Values(const Members& members, uint32_t first, uint32_t step, uint32_t last) {
+constexpr std::array<uint32_t, kNum> Values(const Members& members, const uint8_t (&levels)[kIq3Levels]) {
   std::array<uint32_t, kNum> values = {};
   size_t index = 0;
   for (uint32_t code = 0; code < 4096; ++code) {
     if ((members[code / 64] >> (code % 64) & 1) == 0) continue;
     for (size_t i = 0; i < kIq3Dims; ++i) {
-      const uint32_t level = code >> (3 * i) & 7;
-      values[index] |= (level == 7 ? last : first + step * level) << (8 * i);
+      values[index] |= static_cast<uint32_t>(levels[code >> (3 * i) & 7]) << (8 * i);
     }
     ++index;
   }
@@ -63,16 +63,19 @@ constexpr std::array<uint32_t, kNum> Values(const Members& members, uint32_t fir
 
 }  // namespace
 
-constexpr std::array<uint32_t, 256> kIq3XxsValues = Values<256>(kXxsMembers, 4, 8, 62);
-constexpr std::array<uint32_t, 512> kIq3SValues = Values<512>(kSMembers, 1, 2, 15);
+constexpr std::array<uint32_t, 256> kIq3XxsValues = Values<256>(kXxsMembers, kIq3XxsLevels);
+constexpr std::array<uint32_t, 512> kIq3SValues = Values<512>(kSMembers, kIq3SLevels);
+
+constexpr GridBytes<256> kIq3XxsBytes = BytesOfLevels<256>(kXxsShape, kXxsMembers);
+constexpr GridBytes<512> kIq3SBytes = BytesOfLevels<512>(kSShape, kSMembers);
 
 const Grid& Iq3XxsGrid() {
-  static const Grid& grid = *new Grid({kIq3Dims, kIq3Levels, 2}, kXxsMembers);  // at exit, threads may still encode
+  static const Grid& grid = *new Grid(kXxsShape, kXxsMembers);  // at exit, threads may still encode
   return grid;
 }
 
 const Grid& Iq3SGrid() {
-  static const Grid& grid = *new Grid({kIq3Dims, kIq3Levels, 3}, kSMembers);  // at exit, threads may still encode
+  static const Grid& grid = *new Grid(kSShape, kSMembers);  // at exit, threads may still encode
   return grid;
 }
 

@@ -85,6 +85,24 @@ struct Layout {
   static HWY_INLINE void UnpackSigns(const uint8_t* block, uint32_t* signs) {
     memcpy(signs, block + kSignsAt, 4 * kIq3Groups);
   }
+
+#if LOWBIT_GRID_ROWS
+  template <class Sink>
+  static HWY_INLINE void UnpackRows(PackedRows& rows, Sink& sink) {
+    WordsV upper[4], points[4], signs[4];
+    LoadWords(rows, kScalesAt - 12, upper);
+    StoreOddScales<4>(LoadHalfOfRows(rows, 0), upper[3], kIq3Groups, 0, sink);
+    LoadWords(rows, kHighAt, upper);  // two words
+    HWY_UNROLL(8)
+    for (size_t j = 0; j < kIq3Groups; ++j) {
+      if (j % 4 == 0) LoadWords(rows, kSignsAt + 4 * j, signs);
+      if (j % 2 == 0) LoadWords(rows, kLowAt + kIq3Quads * j, points);
+      grid_rows::HighBits<512> high;
+      for (size_t i = 0; i < 2; ++i) high[i][0] = QuadBits(upper[j / 4], j % 4 * 2 + i);
+      iq3::UnpackGroup(kIq3SBytes, kIq3SLevels, points + j % 2 * 2, high, signs[j % 4], j, sink);
+    }
+  }
+#endif  // LOWBIT_GRID_ROWS
 };
 
 using Functions = iq3::Format<Traits, Layout>;

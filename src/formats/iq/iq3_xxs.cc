@@ -69,21 +69,30 @@ struct Layout {
     }
   }
 
-  // Spreads seven bits to each byte; their parity becomes the eighth bit.
   static HWY_INLINE void UnpackSigns(const uint8_t* block, uint32_t* signs) {
     const hn::CappedTag<uint32_t, 8> d;
-    const auto part = [&](auto bits, uint32_t mask) HWY_ATTR { return hn::And(bits, hn::Set(d, mask)); };
     for (size_t j = 0; j < kIq3Groups; j += hn::Lanes(d)) {
-      const auto bits = hn::LoadU(d, reinterpret_cast<const uint32_t*>(block + kGroupsAt) + j);
-      const auto low = hn::Or(part(bits, 0x7f), part(hn::ShiftLeft<1>(bits), 0x7f00));
-      const auto high = hn::Or(part(hn::ShiftLeft<2>(bits), 0x7f0000), part(hn::ShiftLeft<3>(bits), 0x7f000000));
-      const auto seven = hn::Or(low, high);
-      auto parity = hn::Xor(seven, hn::ShiftRight<4>(seven));
-      parity = hn::Xor(parity, hn::ShiftRight<2>(parity));
-      parity = hn::Xor(parity, hn::ShiftRight<1>(parity));
-      hn::Store(hn::Or(seven, hn::ShiftLeft<7>(part(parity, 0x01010101))), d, signs + j);
+      const auto words = hn::LoadU(d, reinterpret_cast<const uint32_t*>(block + kGroupsAt) + j);
+      hn::Store(SpreadSigns(d, words), d, signs + j);
     }
   }
+
+#if LOWBIT_GRID_ROWS
+  template <class Sink>
+  static HWY_INLINE void UnpackRows(PackedRows& rows, Sink& sink) {
+    // The scale of code c is d * (c + 0.5) / 2.
+    const FloatsV scale = hn::Mul(LoadHalfOfRows(rows, 0), hn::Set(PanelFloats(), 0.25f));
+    WordsV points[4], groups[4];
+    HWY_UNROLL(8)
+    for (size_t j = 0; j < kIq3Groups; ++j) {
+      if (j % 4 == 0) LoadWords(rows, kGroupsAt + 4 * j, groups);
+      if (j % 2 == 0) LoadWords(rows, kPointsAt + kIq3Quads * j, points);
+      StoreOddScales<4>(scale, hn::ShiftRight<28>(groups[j % 4]), 1, j, sink);
+      const WordsV signs = grid_rows::RowSigns(groups[j % 4]);
+      iq3::UnpackGroup(kIq3XxsBytes, kIq3XxsLevels, points + j % 2 * 2, {}, signs, j, sink);
+    }
+  }
+#endif  // LOWBIT_GRID_ROWS
 };
 
 using Functions = iq3::Format<Traits, Layout>;

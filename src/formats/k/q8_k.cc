@@ -66,6 +66,18 @@ struct Codec {
     }
   }
 
+  template <class Sink>
+  static HWY_INLINE void UnpackRows(PackedRows& rows, size_t /*num_blocks*/, Sink& sink) {
+    WordsV words[4];
+    LoadWords(rows, 0, words);
+    for (size_t g = 0; g < kBlock / 32; ++g) sink.Scale(hn::BitCast(PanelFloats(), words[0]), g);
+    HWY_UNROLL(16)
+    for (size_t k = 0; k < kBlock / 16; ++k) {
+      LoadWords(rows, kCodesAt + 16 * k, words);
+      for (size_t i = 0; i < 4; ++i) sink.Levels(words[i], 4 * k + i);
+    }
+  }
+
   static HWY_INLINE void Unpack(const uint8_t* block, size_t /*num_blocks*/, Unpacked& u) {
     const hn::CappedTag<uint8_t, 32> d;
     for (size_t i = 0; i < kBlock; i += hn::Lanes(d)) hn::Store(hn::LoadU(d, block + kCodesAt + i), d, u.code + i);

@@ -53,9 +53,8 @@ HWY_INLINE void PackTrits(D d, const uint8_t* codes, size_t stride, size_t num, 
 // The integer part of 3 / 256 times each byte.
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE V FirstTrit(D d, V fraction) {
-  const auto one = hn::VecFromMask(d, hn::Ge(fraction, hn::Set(d, 86)));
-  const auto two = hn::VecFromMask(d, hn::Ge(fraction, hn::Set(d, 171)));
-  return hn::Sub(hn::Zero(d), hn::Add(one, two));
+  const auto not_zero = hn::Ge(fraction, hn::Set(d, 86)), is_two = hn::Ge(fraction, hn::Set(d, 171));
+  return hn::IfThenElse(is_two, hn::Set(d, 2), hn::IfThenElseZero(not_zero, hn::Set(d, 1)));
 }
 
 struct Codec {
@@ -71,6 +70,32 @@ struct Codec {
     for (size_t m = 0; m < 32; m += hn::Lanes(d)) PackTrits(d, codes + m, 32, 5, block + m);
     PackTrits(hn::FixedTag<uint8_t, 16>(), codes + 160, 16, 5, block + kSecondAt);
     PackTrits(hn::FixedTag<uint8_t, 4>(), codes + 240, 4, 4, block + kThirdAt);
+  }
+
+  template <class Sink>
+  static HWY_INLINE void UnpackRows(PackedRows& rows, size_t /*num_blocks*/, Sink& sink) {
+    // `num` quads from four bytes of each row, `step` quads apart.
+    const auto unpack = [&](WordsV word, size_t num, size_t quad, size_t step) HWY_ATTR {
+      auto fraction = hn::BitCast(PanelBytes(), word);
+      HWY_UNROLL(5)
+      for (size_t n = 0; n < num; ++n, fraction = Triple(fraction)) {
+        sink.Quad(hn::BitCast(PanelWords(), FirstTrit(PanelBytes(), fraction)), quad + n * step);
+      }
+    };
+    WordsV words[4];
+    LoadWords(rows, kDAt - 14, words);  // d is in the upper half of the last word
+    const FloatsV scale = LowHalves(hn::ShiftRight<16>(words[3]));
+    for (size_t g = 0; g < kBlock / 32; ++g) sink.Scale(scale, g);
+    unpack(hn::Or(hn::ShiftRight<16>(words[2]), hn::ShiftLeft<16>(words[3])), 4, 60, 1);
+    HWY_UNROLL(2)
+    for (size_t k = 0; k < 2; ++k) {
+      LoadWords(rows, 16 * k, words);
+      HWY_UNROLL(4)
+      for (size_t i = 0; i < 4; ++i) unpack(words[i], 5, 4 * k + i, 8);
+    }
+    LoadWords(rows, kSecondAt, words);
+    HWY_UNROLL(4)
+    for (size_t i = 0; i < 4; ++i) unpack(words[i], 5, 40 + i, 4);
   }
 
   static HWY_INLINE void Unpack(const uint8_t* block, size_t num_blocks, Unpacked& u) {
