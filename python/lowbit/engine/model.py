@@ -55,8 +55,8 @@ def load(
     """Opens a GGUF file, or a Hugging Face folder or hub id, to run it.
 
     compute: arithmetic of matrix products: "auto", "int8", "bf16" or "f32", as in `lowbit.matmul`. Logits do
-        not depend on other sequences in a batch, on how a prompt is cut, or on the number of threads, except those of float
-        weights with "bf16" or "auto".
+        not depend on other sequences in a batch, on how a prompt is cut, or on the number of threads, except those of
+        float weights with "bf16" or "auto".
     threads: number of threads; None: LOWBIT_THREADS, else one per processor.
     context: tokens that a sequence can hold; None: the context that the model was trained on. More logs a warning.
         Memory is allocated as sequences grow.
