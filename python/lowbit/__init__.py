@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from lowbit.evaluate.ladder import Ladder, Rung, ladder
     from lowbit.evaluate.limits import MachineLimits, machine_limits
     from lowbit.evaluate.llama_bench import LlamaBenchReport
+    from lowbit.evaluate.profile import ProfileReport, StageReport, profile
     from lowbit.export.exporting import ExportedMatrix, OnnxExportReport, TargetReport, export_onnx
     from lowbit.export.from_onnx import OnnxImportReport, convert_onnx
     from lowbit.quantization.options import ConvertOptions, QuantizeOptions
@@ -63,6 +64,7 @@ __all__ = [
     "OnnxExportReport",
     "OnnxImportReport",
     "OnnxInspectReport",
+    "ProfileReport",
     "Progress",
     "ProgressLike",
     "QTensor",
@@ -70,6 +72,7 @@ __all__ = [
     "Report",
     "Rung",
     "SplitReport",
+    "StageReport",
     "TargetReport",
     "TensorReport",
     "TensorTotal",
@@ -101,6 +104,7 @@ __all__ = [
     "merge_files",
     "onnx",
     "open_checkpoint",
+    "profile",
     "quantize",
     "quantize_file",
     "save_npz",
@@ -126,6 +130,7 @@ _NAMES = {
     "evaluate.ladder": ("Ladder", "Rung", "ladder"),
     "evaluate.limits": ("MachineLimits", "machine_limits"),
     "evaluate.llama_bench": ("LlamaBenchReport",),
+    "evaluate.profile": ("ProfileReport", "StageReport", "profile"),
     "engine.model": ("Model", "load"),
     "export.exporting": ("ExportedMatrix", "OnnxExportReport", "TargetReport", "export_onnx"),
     "export.from_onnx": ("OnnxImportReport", "convert_onnx"),

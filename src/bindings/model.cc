@@ -141,26 +141,17 @@ class Model {
 
   Dense<float> Forward(const Dense<int32_t>& tokens, const Dense<int32_t>& positions, const Dense<int32_t>& sequences,
                        const Dense<bool>& wants_logits, size_t expected_length) {
-    for (const py::array* array :
-         {static_cast<const py::array*>(&tokens), static_cast<const py::array*>(&positions),
-          static_cast<const py::array*>(&sequences), static_cast<const py::array*>(&wants_logits)}) {
-      if (array->ndim() != 1 || array->size() != tokens.size()) {
-        throw InputError("forward:").Expected("tokens, positions, sequences and wants_logits of one length");
-      }
-    }
-    const std::vector<int32_t> ids = Copy(tokens), places = Copy(positions), owners = Copy(sequences);
-    const auto* mask = reinterpret_cast<const uint8_t*>(wants_logits.data());  // a byte of a bool can have any value
-    const std::unique_ptr<bool[]> wants(new bool[ids.size()]);
-    size_t wanted = 0;
-    for (size_t i = 0; i < ids.size(); ++i) wanted += (wants[i] = mask[i] != 0) ? 1 : 0;
-    Dense<float> logits({wanted, transformer_->spec().vocab_size});
-    float* out = logits.mutable_data();
-    MapsInUse maps;
-    for (const uint8_t* data : mapped_) maps.Add(data);
-    const GilRelease release;
-    transformer_->Forward({ids.size(), ids.data(), places.data(), owners.data(), wants.get(), expected_length}, out);
-    maps.Check();
-    return logits;
+    return Run(tokens, positions, sequences, wants_logits, expected_length, nullptr);
+  }
+
+  // The same with the stages: name, layer or None, seconds.
+  auto ForwardProfiled(const Dense<int32_t>& tokens, const Dense<int32_t>& positions, const Dense<int32_t>& sequences,
+                       const Dense<bool>& wants_logits, size_t expected_length) {
+    Profile profile;
+    Dense<float> logits = Run(tokens, positions, sequences, wants_logits, expected_length, &profile);
+    std::vector<std::tuple<const char*, std::optional<size_t>, double>> times;
+    for (const StageTime& time : profile.times()) times.emplace_back(time.stage, time.layer, time.seconds);
+    return std::make_pair(std::move(logits), std::move(times));
   }
 
   // Adds a token to a sequence and draws the next one. The logits stay with the sampler.
@@ -229,6 +220,31 @@ class Model {
   }
 
  private:
+  Dense<float> Run(const Dense<int32_t>& tokens, const Dense<int32_t>& positions, const Dense<int32_t>& sequences,
+                   const Dense<bool>& wants_logits, size_t expected_length, Profile* profile) {
+    for (const py::array* array :
+         {static_cast<const py::array*>(&tokens), static_cast<const py::array*>(&positions),
+          static_cast<const py::array*>(&sequences), static_cast<const py::array*>(&wants_logits)}) {
+      if (array->ndim() != 1 || array->size() != tokens.size()) {
+        throw InputError("forward:").Expected("tokens, positions, sequences and wants_logits of one length");
+      }
+    }
+    const std::vector<int32_t> ids = Copy(tokens), places = Copy(positions), owners = Copy(sequences);
+    const auto* mask = reinterpret_cast<const uint8_t*>(wants_logits.data());  // a byte of a bool can have any value
+    const std::unique_ptr<bool[]> wants(new bool[ids.size()]);
+    size_t wanted = 0;
+    for (size_t i = 0; i < ids.size(); ++i) wanted += (wants[i] = mask[i] != 0) ? 1 : 0;
+    Dense<float> logits({wanted, transformer_->spec().vocab_size});
+    float* out = logits.mutable_data();
+    MapsInUse maps;
+    for (const uint8_t* data : mapped_) maps.Add(data);
+    const GilRelease release;
+    const Batch batch = {ids.size(), ids.data(), places.data(), owners.data(), wants.get(), expected_length};
+    transformer_->Forward(batch, out, profile);
+    maps.Check();
+    return logits;
+  }
+
   // Null until the constructor has finished.
   static Model* Made(PyObject* self) {
     const py::detail::value_and_holder made = reinterpret_cast<py::detail::instance*>(self)->get_value_and_holder();
@@ -300,6 +316,8 @@ void BindModel(py::module_& m) {
            py::arg("spec"), py::arg("tensors"), py::arg("compute"), py::arg("threads"), py::arg("max_length"),
            py::arg("max_sequences"), py::arg("rows") = py::none())
       .def("forward", &Model::Forward, py::arg("tokens"), py::arg("positions"), py::arg("sequences"),
+           py::arg("wants_logits"), py::arg("expected_length") = 0)
+      .def("forward_profiled", &Model::ForwardProfiled, py::arg("tokens"), py::arg("positions"), py::arg("sequences"),
            py::arg("wants_logits"), py::arg("expected_length") = 0)
       .def("step", &Model::Step, py::arg("sampler"), py::arg("token"), py::arg("position"), py::arg("sequence"))
       .def("is_long", &Model::IsLong, py::arg("sequence"))

@@ -210,6 +210,7 @@ void Transformer::Embed(Worker& worker, const Token* tokens, size_t num) {
     for (size_t t = 0; t < num; ++t) embed(t);  // they call back, so there is one worker
   }
   worker.Barrier();
+  Record(worker, "embedding");
 }
 
 void Transformer::Logits(Worker& worker, float* logits) {
@@ -224,22 +225,25 @@ void Transformer::Logits(Worker& worker, float* logits) {
   Project(worker, num, normed, {{&weights_.output, logits}}, /*round_tokens=*/false,
           spec_.logit_softcap != 0 ? &finish : nullptr);
   worker.Barrier();
+  Record(worker, "logits");
 }
 
 void Transformer::Chunk(Worker& worker, const Token* tokens, size_t num, float* logits) {
   Embed(worker, tokens, num);
   for (size_t layer = 0; layer < spec_.num_layers; ++layer) {
     AttentionBranch(worker, layer, tokens, num);
-    FeedForwardBranch(worker, weights_.layers[layer], num);
+    FeedForwardBranch(worker, layer, num);
   }
   if (wanting_.empty()) return;
   if (worker.id() == 0 && rows_) segments_ = Segments(tokens, wanting_);
   Logits(worker, logits);
 }
 
-void Transformer::Forward(const Batch& batch, float* logits) {
+void Transformer::Forward(const Batch& batch, float* logits, Profile* profile) {
   const Turn turn(*this);
+  if (profile && observer_) throw InputError("the model has an observer, whose time would count: end it first");
   const std::map<int32_t, size_t> before = Admit(batch);
+  profile_ = profile;
   try {
     Run(batch, logits);
   } catch (...) {  // out of memory, or the observer
@@ -263,6 +267,7 @@ void Transformer::Run(const Batch& batch, float* logits) {
   for (hwy::AlignedVector<float>* buffer : {&gate_, &up_}) grow(*buffer, spec_.intermediate_size);
   for (hwy::AlignedVector<float>* buffer : {&cos_, &sin_}) grow(*buffer, spec_.ropes.size() * (spec_.rope_dim / 2));
 
+  if (profile_) profile_->Start();
   for (size_t first = 0; first < tokens.size(); first += kMaxChunk) {
     const Token* chunk = tokens.data() + first;
     const size_t num = std::min(kMaxChunk, tokens.size() - first);

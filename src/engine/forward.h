@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -12,6 +13,7 @@
 #include "src/base/fork.h"
 #include "src/base/threads.h"
 #include "src/engine/kv_cache.h"
+#include "src/engine/profile.h"
 #include "src/engine/spec.h"
 #include "src/engine/weights.h"
 #include "src/kernels/attention.h"
@@ -58,8 +60,9 @@ class Transformer {
 
   // Writes vocab_size logits for each token that wants them, in order. Throws InputError for an invalid token or
   // position, or a sequence that would outgrow the table it started with; and ContextFullError. After an exception the
-  // sequences have their previous lengths.
-  void Forward(const Batch& batch, float* logits);
+  // sequences have their previous lengths. profile: gets the times of the stages; throws
+  // InputError if there is an observer, whose time would count.
+  void Forward(const Batch& batch, float* logits, Profile* profile = nullptr);
 
   size_t Length(int32_t sequence);
   // Whether the sequence uses the long tables.
@@ -116,7 +119,7 @@ class Transformer {
   void Chunk(Worker& worker, const Token* tokens, size_t num, float* logits);
   void Embed(Worker& worker, const Token* tokens, size_t num);
   void AttentionBranch(Worker& worker, size_t layer, const Token* tokens, size_t num);
-  void FeedForwardBranch(Worker& worker, const LayerWeights& w, size_t num);
+  void FeedForwardBranch(Worker& worker, size_t layer, size_t num);
   void Logits(Worker& worker, float* logits);
   // Adds linear * input to the residual stream. With a norm of the branch's result, that is added.
   void AddBranch(Worker& worker, size_t num, Source input, const Linear& linear, const std::vector<float>& post_norm,
@@ -124,6 +127,11 @@ class Transformer {
   // Without a barrier at the end. finish: as for Matmul::Run.
   void Project(Worker& worker, size_t num, Source input, std::initializer_list<Projection> projections,
                bool round_tokens, const FunctionRef<Matmul::Range>* finish = nullptr);
+
+  // After the barrier that ends a stage.
+  void Record(const Worker& worker, const char* stage, std::optional<size_t> layer = std::nullopt) {
+    if (profile_ && worker.id() == 0) profile_->End(stage, layer);
+  }
 
   void EmbedToken(const Token& token, size_t t);
   void RotaryAngles(const Token& token, size_t t, size_t num);
@@ -140,6 +148,7 @@ class Transformer {
   Matmul matmul_;
   Observer observer_;
   RowSource rows_;
+  Profile* profile_ = nullptr;      // of the running Forward, if it has one
   std::vector<AttentionRun> runs_;  // of the chunk
   std::vector<size_t> wanting_;     // rows of the chunk whose logits are wanted
   std::vector<Segment> segments_;   // of the rows that are multiplied now

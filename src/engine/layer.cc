@@ -62,11 +62,14 @@ void Transformer::AttentionBranch(Worker& worker, size_t layer, const Token* tok
   };
   Project(worker, num, normed, {{&w.attn_q, q_.data()}, {&w.attn_k, k_.data()}, {&w.attn_v, v_.data()}}, round);
   worker.Barrier();
+  Record(worker, "query_key_value", layer);
   worker.Share(num, [&](size_t t) { FinishQueryKeyValue(layer, tokens[t], t, num); });
   if (worker.id() == 0) attention_.Plan(spec_.windows[layer], runs_, matmul_.num_threads());
   worker.Barrier();
+  Record(worker, "heads", layer);
   attention_.Run(worker, layer, q_.data(), attended_.data());
   worker.Barrier();
+  Record(worker, "attention", layer);
   const auto attended = [&](Matmul::Row row) {
     const float* of_token = &attended_[row.token * q_dim];
     if (w.attn_sub_norm.empty()) {
@@ -76,9 +79,11 @@ void Transformer::AttentionBranch(Worker& worker, size_t layer, const Token* tok
     }
   };
   AddBranch(worker, num, attended, w.attn_output, w.attn_post_norm, round);
+  Record(worker, "attention_output", layer);
 }
 
-void Transformer::FeedForwardBranch(Worker& worker, const LayerWeights& w, size_t num) {
+void Transformer::FeedForwardBranch(Worker& worker, size_t layer, size_t num) {
+  const LayerWeights& w = weights_.layers[layer];
   const size_t hidden = spec_.hidden_size, inner = spec_.intermediate_size;
   const bool round = spec_.int8_activations;
   const auto normed = [&](Matmul::Row row) {
@@ -90,6 +95,7 @@ void Transformer::FeedForwardBranch(Worker& worker, const LayerWeights& w, size_
   const FunctionRef<Matmul::Range> finish = gate;
   Project(worker, num, normed, {{&w.ffn_gate, gate_.data()}, {&w.ffn_up, up_.data()}}, round, &finish);
   worker.Barrier();
+  Record(worker, "gate_up", layer);
   const auto gated = [&](Matmul::Row row) {
     const float* of_token = &gate_[row.token * inner];
     if (w.ffn_sub_norm.empty()) {
@@ -99,6 +105,7 @@ void Transformer::FeedForwardBranch(Worker& worker, const LayerWeights& w, size_
     }
   };
   AddBranch(worker, num, gated, w.ffn_down, w.ffn_post_norm, round);
+  Record(worker, "down", layer);
 }
 
 }  // namespace lowbit

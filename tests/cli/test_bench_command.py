@@ -1,4 +1,4 @@
-"""lowbit bench: the options' values, the table and the JSON."""
+"""lowbit bench: the options' values, the tables and the JSON."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from lowbit.cli import bench as command
 from lowbit.evaluate import limits
 from lowbit.evaluate.bench import BenchReport
 from lowbit.evaluate.llama_bench import LlamaBenchReport
+from lowbit.evaluate.profile import ProfileReport, StageReport
 
 
 def test_depth_and_batch_reach_the_measurement(bard_gguf: Path) -> None:
@@ -35,6 +36,12 @@ def test_depth_and_batch_reach_the_measurement(bard_gguf: Path) -> None:
         (["{bard}", "--compare", "openvino=/x"], "expected llama-bench=PATH, got openvino=/x"),
         (["{bard}", "--limits"], "expected a MODEL, or --limits alone"),
         ([], "expected a MODEL, or --limits alone"),
+        (["--profile"], "expected a MODEL, or --limits alone"),
+        (["--profile", "--limits"], "expected a MODEL, or --limits alone"),
+        (["{bard}", "--plot", "a.svg"], "--tokens and --plot need --profile"),
+        (["{bard}", "--tokens", "1"], "--tokens and --plot need --profile"),
+        (["{bard}", "--profile", "--batch", "1"], "--profile excludes --prompt-tokens, --new-tokens, --batch"),
+        (["{bard}", "--profile", "-n", "4"], "--profile excludes --prompt-tokens, --new-tokens, --batch"),
     ],
 )
 def test_wrong_options(options: list[str], message: str, bard_gguf: Path) -> None:
@@ -48,6 +55,8 @@ def test_wrong_options(options: list[str], message: str, bard_gguf: Path) -> Non
     ("options", "message"),
     [
         (["--depth", "1000", "-n", "25"], "1000 + 25 tokens: expected at most 1024"),
+        (["--profile", "--depth", "1000", "--tokens", "25"], "1000 + 25 tokens: expected at most 1024"),
+        (["--profile", "--plot", "a.txt"], "a.txt: expected a name that ends in .png, .svg, .pdf"),
         (["--compare", f"llama-bench={sys.executable}"], "expected llama-bench, with the option --n-depth"),
         (["--compare", f"llama-bench={sys.executable}", "--batch", "2"], "batch: expected 1, got 2"),
     ],
@@ -91,3 +100,42 @@ def test_the_table(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monke
         ["prefill", "of", "8", "100.0", "12.5%", "50.0", "2.00"],
         ["decode", "of", "4", "at", "7", "6.2", "3.2", "25%", "25.0%", "5.0", "1.25"],
     ]
+
+
+def test_profile_in_json(bard_gguf: Path) -> None:
+    for options, figures in (([], (1, 0, 10)), (["--tokens", "3", "-d", "5", "-r", "2"], (3, 5, 2))):
+        result = run("bench", bard_gguf, "--profile", *options, "--threads", "1", "--json")
+        assert (result.returncode, result.stderr) == (0, "")
+        report = json.loads(result.stdout)
+        assert (report["tokens"], report["depth"], report["repetitions"]) == figures
+        assert report["threads"] == 1
+        assert [(part["stage"], part["layer"]) for part in report["layers"][:7:6]] == [
+            ("query_key_value", 0),
+            ("query_key_value", 1),
+        ]
+        assert sum(part["bytes_read"] for part in report["stages"]) == report["step"]["bytes_read"]
+
+
+def test_the_tables_of_a_profile(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "140")
+
+    def part(stage: str, layer: int | None, seconds: float) -> StageReport:
+        return StageReport(stage, layer, seconds, seconds / 0.004, 2 * 10**6, 5 * 10**6, 3.2e9, 25e9)
+
+    stages = [part("embedding", None, 0.001), part("gate_up", None, 0.002), part("logits", None, 0.001)]
+    layers = [part("gate_up", 0, 0.0015), part("down", 0, 0.0025), part("gate_up", 1, 0.0005), part("down", 1, 1e-6)]
+    report = ProfileReport(
+        "m.gguf", "qwen3", 2, "auto", "AVX2", 1, 9, 10, 12.8e9, part("step", None, 0.004), stages, layers
+    )
+    command._print_profile(report)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.strip()]
+    assert " ".join(lines[0]) == ("m.gguf: step of 1 token at 9; 2 threads, AVX2, compute auto; memory reads 12.8 GB/s")
+    facts = ["2.000", "3.2", "25%", "5.000", "25.0"]
+    assert lines[3:7] == [
+        ["embedding", "1.000", "25.0%", *facts],
+        ["gate_up", "2.000", "50.0%", *facts],
+        ["logits", "1.000", "25.0%", *facts],
+        ["step", "4.000", "100.0%", *facts],
+    ]
+    assert lines[7:9] == [["microseconds", "of", "each", "layer"], ["layer", "gate", "up", "down"]]
+    assert lines[10:] == [["0", "1500.0", "2500.0"], ["1", "500.0", "1.0"]]

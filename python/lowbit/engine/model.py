@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import os
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +18,7 @@ from lowbit.base.log import log_notes
 from lowbit.base.paths import AnyPath, checked, is_file
 from lowbit.base.progress import ProgressLike, steps
 from lowbit.base.threads import num_threads
+from lowbit.engine.sequences import Sequences, num_shared
 from lowbit.tensors import nonfinite
 from lowbit.tensors.qtensor import QTensor, bytes_of, format_of
 from lowbit.tokenizer.stream import StopFilter
@@ -57,8 +55,8 @@ def load(
     """Opens a GGUF file, or a Hugging Face folder or hub id, to run it.
 
     compute: arithmetic of matrix products: "auto", "int8", "bf16" or "f32", as in `lowbit.matmul`. Logits do
-        not depend on other sequences in a batch, on how a prompt is cut, or on the number of threads, except those of float
-        weights with "bf16" or "auto".
+        not depend on other sequences in a batch, on how a prompt is cut, or on the number of threads, except those of
+        float weights with "bf16" or "auto".
     threads: number of threads; None: LOWBIT_THREADS, else one per processor.
     context: tokens that a sequence can hold; None: the context that the model was trained on. More logs a warning.
         Memory is allocated as sequences grow.
@@ -108,44 +106,9 @@ def _is_weight(weight: Weight) -> bool:
     return isinstance(weight, QTensor) or weight.dtype.name in ("float32", "float16", "bfloat16")
 
 
-#: Held while a sequence is selected or returned, and during a fork, so that it is free in the child.
-_CHOOSING = threading.RLock()
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_CHOOSING.acquire, after_in_parent=_CHOOSING.release, after_in_child=_CHOOSING.release)
-
-
 def _options(given: Mapping[str, Any]) -> dict[str, Any]:
     """The options of `Model.tokens` among the arguments of a method that passes them to it."""
     return {name: given[name] for name in Model.tokens.__kwdefaults__ or ()}
-
-
-class _Sequences:
-    """Sequence ids of a model, each with the tokens that are in its cache.
-
-    A new prompt uses the idle sequence with the longest common prefix, so a chat computes only its new tokens.
-    """
-
-    def __init__(self, num: int) -> None:
-        self._idle: dict[int, list[int]] = {i: [] for i in range(num)}
-
-    @contextmanager
-    def take(self, prompt: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
-        with _CHOOSING:
-            if not self._idle:
-                raise ContextFullError("all sequences of the model are in use; load it with a larger max_sequences")
-            # Without a common prefix, the sequence with the fewest tokens is used.
-            best = max(self._idle, key=lambda i: (_num_shared(self._idle[i], prompt), -len(self._idle[i])))
-            held = self._idle.pop(best)
-        try:
-            yield best, held
-        finally:
-            with _CHOOSING:
-                self._idle[best] = held
-
-
-def _num_shared(a: Sequence[int], b: Sequence[int]) -> int:
-    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
 
 
 class Model:
@@ -181,7 +144,7 @@ class Model:
         self.weights = weights
         self._files = files
         self._tokenizer: Tokenizer | None = None
-        self._sequences = _Sequences(max_sequences)
+        self._sequences = Sequences(max_sequences)
         tensors = {name: (format_of(w), list(w.shape), bytes_of(w)) for name, w in weights.items()}
         self._core = _core.Model(spec, tensors, compute, self.threads, 1, max_sequences)
         self.make_room(spec.context_length if context is None else context)
@@ -425,6 +388,27 @@ class Model:
         expected_length = arguments.integer("expected_length", expected_length, 0, MOST_INT32)
         return self._core.forward(ids, positions, sequences, wants, expected_length)
 
+    def stage_times(
+        self, ids: Sequence[int] | npt.NDArray[np.integer[Any]], *, start: int = 0
+    ) -> list[tuple[str, int | None, float]]:
+        """Computes the tokens of `ids` from index `start` on in one step, after the others, and times its stages.
+
+        Returns a stage's name, its layer (None for the embedding and the logits) and seconds, in their order, once for
+        each 512 tokens. The logits are those of the last token. Raises InputError for ids outside the vocabulary, no
+        ids after `start`, or a model with an observer; ContextFullError for more ids than `context`.
+        """
+        tokens = _as_ids(ids)
+        if not tokens:
+            raise InputError("ids:", expected="at least one token")
+        start = arguments.integer("start", start, 0, len(tokens) - 1)
+        with self._sequences.take(tokens) as (sequence, held):
+            self._read(sequence, held, tokens[:start], len(tokens))
+            positions = np.arange(start, len(tokens), dtype=np.int32)
+            where = positions, np.full(len(positions), sequence, np.int32), positions == len(tokens) - 1
+            _, times = self._core.forward_profiled(np.array(tokens[start:], np.int32), *where, len(tokens))
+            held.extend(tokens[start:])
+        return times
+
     def truncate(self, sequence: int, length: int = 0) -> None:
         """Keeps only the first `length` tokens of a sequence of `forward`."""
         sequence = arguments.integer("sequence", sequence, -MOST_INT32 - 1, MOST_INT32)
@@ -444,7 +428,7 @@ class Model:
     def _read(self, sequence: int, held: list[int], ids: list[int], length: int) -> None:
         """Makes `ids` the first tokens of a sequence of `length`. Computes those that are not in the cache, or all if
         the cache was computed with a rotary table for another length."""
-        keep = 0 if self._core.is_long(sequence) != self.spec.is_long(length) else _num_shared(held, ids)
+        keep = 0 if self._core.is_long(sequence) != self.spec.is_long(length) else num_shared(held, ids)
         self._rewind(sequence, held, keep)
         for piece in _pieces(ids[keep:]):
             self._feed(sequence, held, piece, length, wanted_from=length)

@@ -1,4 +1,7 @@
-"""Plot of a ladder: divergence, perplexity and speed over bits per weight. Needs the extra `plot`."""
+"""Plot of a ladder: divergence, perplexity and speed over bits per weight. Needs the extra `plot`.
+
+`check` and `write` serve other plots too.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from lowbit.base.errors import InputError, UnsupportedError
 from lowbit.base.paths import AnyPath, checked, is_dir
 from lowbit.evaluate.ladder import Ladder, Rung
 
-__all__ = ["check", "draw"]
+__all__ = ["GREY", "check", "draw", "write"]
 
 SUFFIXES = (".png", ".svg", ".pdf")
 #: Prefix of a name -> colour and marker. Most people can distinguish these colours (Okabe and Ito).
@@ -41,7 +44,12 @@ def check(path: AnyPath) -> None:
 
 
 def draw(ladder: Ladder, path: AnyPath) -> None:
-    """Writes the plot, completely or not at all, in the format of the file's extension.
+    """Writes the plot of a ladder. Raises the errors of `write`."""
+    write(path, (8, 9), lambda figure: _panels(figure, ladder))
+
+
+def write(path: AnyPath, inches: tuple[float, float], panels: Callable[[Any], None]) -> None:
+    """Writes a figure that `panels` fills, completely or not at all, in the format of the file's extension.
 
     Raises the errors of `check`, and FileError if the file cannot be written.
     """
@@ -54,9 +62,9 @@ def draw(ladder: Ladder, path: AnyPath) -> None:
     suffix = Path(path).suffix.lower()[1:]
     # With these settings, the same figures give the same file.
     with matplotlib.rc_context({"svg.hashsalt": "lowbit", "font.size": 9, "axes.grid": True, "grid.alpha": 0.3}):
-        figure = Figure(figsize=(8, 9), layout="constrained")
+        figure = Figure(figsize=inches, layout="constrained")
         FigureCanvasAgg(figure)  # measures the size of texts
-        _panels(figure, ladder)
+        panels(figure)
         data = io.BytesIO()
         undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
         figure.savefig(data, format=suffix, dpi=150, metadata=undated.get(suffix))
