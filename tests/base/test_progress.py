@@ -68,6 +68,7 @@ CALLS: dict[str, tuple[Callable[..., Any], list[str]]] = {
         lambda d, p: bench.bench(BARD, prompt_tokens=4, new_tokens=2, repetitions=1, progress=p),
         ["read tokenizer", "load", "bench"],
     ),
+    "profile": (lambda d, p: lowbit.profile(lowbit.load(BARD), repetitions=2, progress=p), ["profile"]),
     "ladder": (lambda d, p: ladder.ladder(BARD, TEXT, rungs=["Q8_0"], context=64, chunks=1, progress=p), ["ladder"]),
     "compare": (
         lambda d, p: lowbit.evaluate.compare({"": lowbit.load(BARD)}, TEXT, context=64, progress=p),
