@@ -27,6 +27,12 @@
 #include "src/formats/format-inl.h"
 #include "src/formats/panel.h"
 
+// Sanitizers take minutes for unrolled code.
+#if defined(LOWBIT_SANITIZED)
+#undef HWY_UNROLL
+#define HWY_UNROLL(factor)
+#endif
+
 HWY_BEFORE_NAMESPACE();
 namespace lowbit {
 namespace HWY_NAMESPACE {
