@@ -105,8 +105,8 @@ def with_weights(model: Model, weights: Mapping[str, Array]) -> Model:
     """lowbit's model with other matrices."""
     tensors = {**model.weights, **weights}
     return Model(
-        model.spec, tensors, metadata=model.metadata, path=model.path, compute="f32", threads=2, context=None,
-        max_sequences=8,
+        model.spec, tensors, metadata=model.metadata, path=model.path, files=model.path, compute="f32", threads=2,
+        context=None, max_sequences=8,
     )  # fmt: skip
 
 
