@@ -66,7 +66,9 @@ void RoundGroups(const float* HWY_RESTRICT x, size_t K, const float* given, size
     for (size_t half = 0; half < 2; ++half) {
       auto sum = hn::Zero(di32);
       for (size_t i = half * kGroup / 2; i < (half + 1) * kGroup / 2; i += N) {
-        const auto codes = hn::NearestInt(hn::Mul(hn::LoadU(df, x + i), hn::Set(df, inverse)));
+        // Infinity and NaN become codes too, so that sums of codes do not overflow.
+        const auto nearest = hn::NearestInt(hn::Mul(hn::LoadU(df, x + i), hn::Set(df, inverse)));
+        const auto codes = hn::Clamp(nearest, hn::Set(di32, -128), hn::Set(di32, 127));
         sum = hn::Add(sum, codes);
         hn::StoreU(hn::DemoteTo(di8, codes), di8, codes_of_group + i);
       }
