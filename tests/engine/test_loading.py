@@ -47,15 +47,17 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_first_token_needs_no_tokenizer_and_no_writer(bard: Path) -> None:
     code = """
-import sys, lowbit
+import sys, numpy, ml_dtypes
+theirs = set(sys.modules)
+import lowbit
 lowbit.load(sys.argv[1]).logits([1])
-print(*sys.modules)
+print(*sys.modules.keys() - theirs)
 """
     loaded = set(check(code, bard).split())
     rooms = {f"lowbit.{room}" for room in ("conversion", "quantization", "evaluate", "export", "onnx", "chat", "cli")}
     modules = {f"lowbit.{name}" for name in ("gguf.editing", "gguf.comparing", "gguf.writing", "hf.hub", "hf.lora")}
     others = {"tokenizers", "huggingface_hub", "jinja2", "rich", "typer", "zipfile", "logging", "secrets"}
-    assert {"numpy", "lowbit.engine.model"} <= loaded
+    assert "lowbit.engine.model" in loaded
     assert not loaded & (rooms | modules | others)
 
 
