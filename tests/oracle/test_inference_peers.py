@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from benchmark_modules import benchmark_module
 from matplotlib.figure import Figure
 
 pytestmark = pytest.mark.oracle
 
-FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 
-
-def _module(name: str) -> Any:
-    """A module of benchmarks/, whose scripts find each other beside them."""
-    sys.path.insert(0, str(FOLDER))
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.remove(str(FOLDER))
-
-
-peers, chart = _module("peers"), _module("chart")
+peers, chart = benchmark_module("peers"), benchmark_module("chart")
 
 
 @pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])

@@ -1,29 +1,20 @@
 """The benchmarks' arithmetic, what they record, and the page that shows it."""
 
 import argparse
-import importlib
 import json
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from benchmark_modules import benchmark_module
 
 import lowbit
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def _module(name: str):
-    """A module of benchmarks/, whose scripts find each other beside them."""
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.remove(str(ROOT / "benchmarks"))
-
-
-harness, report = _module("harness"), _module("report")
+harness, report = benchmark_module("harness"), benchmark_module("report")
 Sample = harness.Sample
 
 
@@ -101,7 +92,7 @@ def test_settings_are_numbers_and_words(tmp_path):
 
 def _run_with_fake_peer(monkeypatch, path: Path, arguments: list[str]) -> dict:
     """formats.py with a peer that is ourselves."""
-    formats = _module("formats")
+    formats = benchmark_module("formats")
 
     class Ours:
         def __init__(self, *_):
@@ -158,7 +149,7 @@ BARD = Path(lowbit.__file__).parent / "data" / "bard"
 
 
 def test_conversions_are_compared(tmp_path):
-    convert = _module("convert")
+    convert = benchmark_module("convert")
     options = argparse.Namespace(threads=1, simd=None, peer_python=sys.executable)
     peer = argparse.Namespace(env={}, source=tmp_path, program=lambda name: name)
     conversion = convert.Conversion(options, peer, BARD, "Q8_0", tmp_path)
@@ -175,7 +166,7 @@ def test_conversions_are_compared(tmp_path):
 
 
 def test_loading_is_measured_by_stages(monkeypatch, tmp_path):
-    benchmark, path = _module("loading"), tmp_path / "bard.gguf"
+    benchmark, path = benchmark_module("loading"), tmp_path / "bard.gguf"
     lowbit.convert(BARD, path, "Q8_0", verify=False)
     options = ["--pairs", "2", "--threads", "1", "--json", str(tmp_path / "out.json")]
     monkeypatch.setattr(sys, "argv", ["loading.py", str(path), *options])
@@ -194,7 +185,7 @@ def test_loading_is_measured_by_stages(monkeypatch, tmp_path):
 
 
 def test_loaded_tokenizers_are_compared(monkeypatch, tmp_path):
-    benchmark, path = _module("tokenizer"), tmp_path / "bard.gguf"
+    benchmark, path = benchmark_module("tokenizer"), tmp_path / "bard.gguf"
     lowbit.convert(BARD, path, "Q8_0", progress=False)
     options = ["--pairs", "1", "--json", str(tmp_path / "out.json")]
     monkeypatch.setattr(sys, "argv", ["tokenizer.py", str(path), *options])

@@ -3,33 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import stat
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
+from benchmark_modules import benchmark_module
 
 import lowbit
 from lowbit.evaluate import work
 
-FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
-
-
-def _module(name: str) -> Any:
-    """A module of benchmarks/, whose scripts find each other beside them. engines.py takes its folder from the path."""
-    sys.path.insert(0, str(FOLDER))
-    try:
-        return importlib.import_module(name)
-    finally:
-        if str(FOLDER) in sys.path:
-            sys.path.remove(str(FOLDER))
-
-
-harness, report, peers, inference = map(_module, ("harness", "report", "peers", "inference"))
-engines = _module("engines")
+harness, report, peers, inference = map(benchmark_module, ("harness", "report", "peers", "inference"))
+engines = benchmark_module("engines")
 
 LLAMA_BENCH = """
 if sys.argv[1:] == ["--help"]: sys.exit(print("--n-depth"))
