@@ -185,8 +185,7 @@ class Team {
     t_in_body = false;
   }
 
-  // `seen`: the last run before the thread was created. Bodies do not call Python on other workers than the first, so no
-  // thread is ended inside a body.
+  // `seen`: the last run before the thread was created. Bodies do not call Python, so no thread is ended inside one.
   void Help(size_t index, uint64_t seen) {
     for (;;) {
       uint64_t run = seen;

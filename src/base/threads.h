@@ -1,7 +1,6 @@
 // One team of threads for all parallel work.
 #pragma once
 
-#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <type_traits>

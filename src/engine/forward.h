@@ -133,6 +133,9 @@ class Transformer {
     if (profile_ && worker.id() == 0) profile_->End(stage, layer);
   }
 
+  // Writes a token's row of an input, normalized if there is a norm.
+  void WriteRow(const hwy::AlignedVector<float>& rows, size_t width, const std::vector<float>& norm,
+                Matmul::Row row) const;
   void EmbedToken(const Token& token, size_t t);
   void RotaryAngles(const Token& token, size_t t, size_t num);
   void FinishQueryKeyValue(size_t layer, const Token& token, size_t t, size_t num);

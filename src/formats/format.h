@@ -28,10 +28,10 @@ struct Format {
   // Decodes num_blocks blocks, bit-identical to ggml's to_float.
   void (*decode)(const uint8_t* blocks, size_t num_blocks, float* out);
 
-  // Unpacks num_blocks blocks (up to Panel::kMaxK weights) of each of PanelRows() rows for the integer products. Null
+  // Unpacks num_blocks blocks (up to Panel::kMaxK weights) of each of R rows (panel.h) for the integer products. Null
   // for float formats (F32, F16, BF16), which are multiplied as floats.
   void (*unpack_panel)(PackedRows rows, size_t num_blocks, Panel& panel);
-  // sums[r] += product of row r with the first token of x, for PanelRows() rows; the result of MultiplyInt8
+  // sums[r] += product of row r with the first token of x, for R rows; the result of MultiplyInt8
   // (src/kernels/int8_matmul.h), but the codes stay in registers. starts: of GroupStarts.
   void (*multiply_one)(PackedRows rows, size_t K, const Activations& x, const int32_t* starts, float* sums);
   PanelKind panel;

@@ -17,7 +17,7 @@ struct PanelKind {
   uint32_t group = 32;  // weights that share a scale and a minimum: 16 or 32
 };
 
-// R rows side by side, where R is the number of 32-bit lanes of a vector (PanelRows): lane r of each vector belongs to
+// R rows side by side, where R is the number of 32-bit lanes of a vector: lane r of each vector belongs to
 // row r. So a sum over K needs no step across lanes, and has the same order for any number of tokens. A panel has num_k
 // weights of each row, a multiple of 32, at most kMaxK.
 //
