@@ -218,6 +218,8 @@ def main() -> None:
         help="to export [default: Qwen3-0.6B]",
     )
     options = parser.parse_args()
+    if options.scratch and not options.scratch.is_dir():
+        parser.error(f"--scratch {options.scratch}: there is no such folder")
     run, peer, library = {
         "weight-only": (weight_only, "onnxruntime", "onnx"),
         "export": (exports, "onnxruntime-genai", "transformers"),
