@@ -157,6 +157,7 @@ class Model:
         sequences: npt.NDArray[np.int32],
         wants_logits: npt.NDArray[np.bool_],
         expected_length: int = 0,
+        out: npt.NDArray[np.float32] | None = None,
     ) -> npt.NDArray[np.float32]: ...
     def forward_profiled(
         self,

@@ -140,15 +140,16 @@ class Model {
   }
 
   Dense<float> Forward(const Dense<int32_t>& tokens, const Dense<int32_t>& positions, const Dense<int32_t>& sequences,
-                       const Dense<bool>& wants_logits, size_t expected_length) {
-    return Run(tokens, positions, sequences, wants_logits, expected_length, nullptr);
+                       const Dense<bool>& wants_logits, size_t expected_length,
+                       const std::optional<Dense<float>>& out) {
+    return Run(tokens, positions, sequences, wants_logits, expected_length, out, nullptr);
   }
 
   // The same with the stages: name, layer or None, seconds.
   auto ForwardProfiled(const Dense<int32_t>& tokens, const Dense<int32_t>& positions, const Dense<int32_t>& sequences,
                        const Dense<bool>& wants_logits, size_t expected_length) {
     Profile profile;
-    Dense<float> logits = Run(tokens, positions, sequences, wants_logits, expected_length, &profile);
+    Dense<float> logits = Run(tokens, positions, sequences, wants_logits, expected_length, std::nullopt, &profile);
     std::vector<std::tuple<const char*, std::optional<size_t>, double>> times;
     for (const StageTime& time : profile.times()) times.emplace_back(time.stage, time.layer, time.seconds);
     return std::make_pair(std::move(logits), std::move(times));
@@ -221,7 +222,8 @@ class Model {
 
  private:
   Dense<float> Run(const Dense<int32_t>& tokens, const Dense<int32_t>& positions, const Dense<int32_t>& sequences,
-                   const Dense<bool>& wants_logits, size_t expected_length, Profile* profile) {
+                   const Dense<bool>& wants_logits, size_t expected_length, const std::optional<Dense<float>>& given,
+                   Profile* profile) {
     for (const py::array* array :
          {static_cast<const py::array*>(&tokens), static_cast<const py::array*>(&positions),
           static_cast<const py::array*>(&sequences), static_cast<const py::array*>(&wants_logits)}) {
@@ -234,7 +236,11 @@ class Model {
     const std::unique_ptr<bool[]> wants(new bool[ids.size()]);
     size_t wanted = 0;
     for (size_t i = 0; i < ids.size(); ++i) wanted += (wants[i] = mask[i] != 0) ? 1 : 0;
-    Dense<float> logits({wanted, transformer_->spec().vocab_size});
+    const size_t vocab_size = transformer_->spec().vocab_size;
+    Dense<float> logits = given ? *given : Dense<float>({wanted, vocab_size});
+    if (logits.ndim() != 2 || logits.shape(0) != py::ssize_t(wanted) || logits.shape(1) != py::ssize_t(vocab_size)) {
+      throw InputError("out:").Expected("float32 array of shape (", wanted, ", ", vocab_size, ")");
+    }
     float* out = logits.mutable_data();
     MapsInUse maps;
     for (const uint8_t* data : mapped_) maps.Add(data);
@@ -316,7 +322,7 @@ void BindModel(py::module_& m) {
            py::arg("spec"), py::arg("tensors"), py::arg("compute"), py::arg("threads"), py::arg("max_length"),
            py::arg("max_sequences"), py::arg("rows") = py::none())
       .def("forward", &Model::Forward, py::arg("tokens"), py::arg("positions"), py::arg("sequences"),
-           py::arg("wants_logits"), py::arg("expected_length") = 0)
+           py::arg("wants_logits"), py::arg("expected_length") = 0, py::arg("out").noconvert() = py::none())
       .def("forward_profiled", &Model::ForwardProfiled, py::arg("tokens"), py::arg("positions"), py::arg("sequences"),
            py::arg("wants_logits"), py::arg("expected_length") = 0)
       .def("step", &Model::Step, py::arg("sampler"), py::arg("token"), py::arg("position"), py::arg("sequence"))

@@ -138,7 +138,7 @@ class Transformer {
                 Matmul::Row row) const;
   void EmbedToken(const Token& token, size_t t);
   void RotaryAngles(const Token& token, size_t t, size_t num);
-  void FinishQueryKeyValue(size_t layer, const Token& token, size_t t, size_t num);
+  void FinishQueryKeyValue(size_t layer, const Token& token, size_t t, size_t num, size_t kv_head);
   void Observe(size_t num, size_t K, Source input, const Projection* projections, size_t num_projections);
   void MultiplyStreamed(const Projection& projection, bool round_tokens);
   static std::vector<Segment> Segments(const Token* tokens, const std::vector<size_t>& rows);

@@ -90,9 +90,10 @@ bool KvCache::IsLong(int32_t sequence) const {
 
 const std::vector<uint8_t*>& KvCache::Pages(int32_t sequence) const { return sequences_.at(sequence).pages; }
 
-void KvCache::Store(int32_t sequence, size_t position, size_t layer, const float* key, const float* value) {
+void KvCache::Store(int32_t sequence, size_t position, size_t layer, size_t head, const float* key,
+                    const float* value) {
   uint8_t* page = sequences_.at(sequence).pages[position / KvLayout::kPageTokens];
-  StoreKeyValue(layout_, page, position % KvLayout::kPageTokens, layer, key, value);
+  StoreKeyValue(layout_, page, position % KvLayout::kPageTokens, layer, head, key, value);
 }
 
 }  // namespace lowbit

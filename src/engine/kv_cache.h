@@ -39,8 +39,8 @@ class KvCache {
   // Pages of a sequence after Extend. Page i has tokens 64 i to 64 i + 63.
   const std::vector<uint8_t*>& Pages(int32_t sequence) const;
 
-  // Stores the key and value of one token in one layer: num_kv_heads * head_dim floats each.
-  void Store(int32_t sequence, size_t position, size_t layer, const float* key, const float* value);
+  // Stores the key and value of one token and head in one layer: head_dim floats each.
+  void Store(int32_t sequence, size_t position, size_t layer, size_t head, const float* key, const float* value);
 
  private:
   struct Sequence {

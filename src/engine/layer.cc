@@ -22,9 +22,9 @@ void Gate(Activation activation, float* gate, const float* up, size_t num) {
 
 }  // namespace
 
-void Transformer::FinishQueryKeyValue(size_t layer, const Token& token, size_t t, size_t num) {
+void Transformer::FinishQueryKeyValue(size_t layer, const Token& token, size_t t, size_t num, size_t kv_head) {
   const LayerWeights& w = weights_.layers[layer];
-  const size_t dim = spec_.head_dim, pairs = spec_.rope_dim / 2;
+  const size_t dim = spec_.head_dim, pairs = spec_.rope_dim / 2, group = spec_.num_heads / spec_.num_kv_heads;
   const size_t angles = (spec_.layer_ropes[layer] * num + t) * pairs;
   const auto finish = [&](float* heads, size_t num_heads, const std::vector<float>& norm) {
     for (float* head = heads; head != heads + num_heads * dim; head += dim) {
@@ -32,10 +32,10 @@ void Transformer::FinishQueryKeyValue(size_t layer, const Token& token, size_t t
       Rope(head, cos_.data() + angles, sin_.data() + angles, pairs, spec_.rope_interleaved);
     }
   };
-  float* key = &k_[t * spec_.num_kv_heads * dim];
-  finish(&q_[t * spec_.num_heads * dim], spec_.num_heads, w.attn_q_norm);
-  finish(key, spec_.num_kv_heads, w.attn_k_norm);
-  cache_.Store(token.sequence, token.position, layer, key, &v_[t * spec_.num_kv_heads * dim]);
+  const size_t at = (t * spec_.num_kv_heads + kv_head) * dim;
+  finish(&q_[at * group], group, w.attn_q_norm);
+  finish(&k_[at], 1, w.attn_k_norm);
+  cache_.Store(token.sequence, token.position, layer, kv_head, &k_[at], &v_[at]);
 }
 
 void Transformer::AddBranch(Worker& worker, size_t num, Source input, const Linear& linear,
@@ -71,8 +71,11 @@ void Transformer::AttentionBranch(Worker& worker, size_t layer, const Token* tok
   Project(worker, num, normed, {{&w.attn_q, q_.data()}, {&w.attn_k, k_.data()}, {&w.attn_v, v_.data()}}, round);
   worker.Barrier();
   Record(worker, "query_key_value", layer);
-  worker.Share(num, [&](size_t t) { FinishQueryKeyValue(layer, tokens[t], t, num); });
   if (worker.id() == 0) attention_.Plan(spec_.windows[layer], runs_, matmul_.num_threads());
+  worker.Share(num * spec_.num_kv_heads, [&](size_t task) {
+    const size_t t = task / spec_.num_kv_heads;
+    FinishQueryKeyValue(layer, tokens[t], t, num, task % spec_.num_kv_heads);
+  });
   worker.Barrier();
   Record(worker, "heads", layer);
   attention_.Run(worker, layer, q_.data(), attended_.data());

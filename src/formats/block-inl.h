@@ -42,8 +42,8 @@ struct BlockFormat {
 
   static void ToPanel(PackedRows rows, size_t num_blocks, Panel& panel) { UnpackPanel<Codec>(rows, num_blocks, panel); }
 
-  static void One(PackedRows rows, size_t K, const Activations& x, const int32_t* starts, float* sums) {
-    MultiplyOne<Codec>(rows, K, x, starts, sums);
+  static void Few(PackedRows rows, size_t K, const Activations& x, const int32_t* starts, float* sums) {
+    MultiplyFew<Codec>(rows, K, x, starts, sums);
   }
 
   static void Levels(const uint8_t* blocks, size_t num_blocks, int8_t* levels, float* scales, float* minima) {

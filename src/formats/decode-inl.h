@@ -13,7 +13,7 @@
 
 #include "hwy/highway.h"
 #include "src/formats/format-inl.h"
-#include "src/formats/one_token-inl.h"
+#include "src/formats/few_tokens-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace lowbit {

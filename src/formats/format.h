@@ -31,9 +31,9 @@ struct Format {
   // Unpacks num_blocks blocks (up to Panel::kMaxK weights) of each of R rows (panel.h) for the integer products. Null
   // for float formats (F32, F16, BF16), which are multiplied as floats.
   void (*unpack_panel)(PackedRows rows, size_t num_blocks, Panel& panel);
-  // sums[r] += product of row r with the first token of x, for R rows; the result of MultiplyInt8
-  // (src/kernels/int8_matmul.h), but the codes stay in registers. starts: of GroupStarts.
-  void (*multiply_one)(PackedRows rows, size_t K, const Activations& x, const int32_t* starts, float* sums);
+  // sums[t * R + r] += product of row r and token t of x, which has at most kMostFewTokens (few_tokens-inl.h), for R rows;
+  // the result of MultiplyInt8 (src/kernels/int8_matmul.h), but the codes stay in registers. starts: of GroupStarts.
+  void (*multiply_few)(PackedRows rows, size_t K, const Activations& x, const int32_t* starts, float* sums);
   PanelKind panel;
 
   // Unpacks num_blocks blocks to small integers: weight i is scales[i / 16] * levels[i] - minima[i / 16], rounded once, to
@@ -62,25 +62,25 @@ class RegisterFormat {
 
 }  // namespace lowbit
 
-// Registers a format with the functions lowbit::HWY_NAMESPACE::SCOPE::{Encode,Decode,ToPanel,One,Levels,PanelOf}. SCOPE is a namespace or a
-// class; the other arguments are the first five fields of the descriptor. Use it in the HWY_ONCE part of the format's
-// file. The functions in the descriptor dispatch when they are called: Highway knows the CPU only after the program has
+// Registers a format with the functions lowbit::HWY_NAMESPACE::SCOPE::{Encode,Decode,ToPanel,Few,Levels,PanelOf}. SCOPE is
+// a namespace or a class; the other arguments are the first five fields of the descriptor. Use it in the HWY_ONCE part of
+// the format's file. The functions in the descriptor dispatch when they are called: Highway knows the CPU only after the program has
 // loaded.
 #define LOWBIT_REGISTER_FORMAT(SCOPE, ...)                                                                     \
   LOWBIT_DISPATCH_CODEC(SCOPE)                                                                                 \
   HWY_EXPORT_T(PanelTable, SCOPE::ToPanel);                                                                    \
-  HWY_EXPORT_T(OneTable, SCOPE::One);                                                                          \
+  HWY_EXPORT_T(FewTable, SCOPE::Few);                                                                          \
   HWY_EXPORT_T(LevelsTable, SCOPE::Levels);                                                                    \
   void ToPanel(PackedRows rows, size_t num_blocks, Panel& panel) {                                             \
     HWY_DYNAMIC_DISPATCH_T(PanelTable)(rows, num_blocks, panel);                                               \
   }                                                                                                            \
-  void One(PackedRows rows, size_t K, const Activations& x, const int32_t* starts, float* sums) {              \
-    HWY_DYNAMIC_DISPATCH_T(OneTable)(rows, K, x, starts, sums);                                                \
+  void Few(PackedRows rows, size_t K, const Activations& x, const int32_t* starts, float* sums) {              \
+    HWY_DYNAMIC_DISPATCH_T(FewTable)(rows, K, x, starts, sums);                                                \
   }                                                                                                            \
   void Levels(const uint8_t* blocks, size_t num_blocks, int8_t* levels, float* scales, float* minima) {        \
     HWY_DYNAMIC_DISPATCH_T(LevelsTable)(blocks, num_blocks, levels, scales, minima);                           \
   }                                                                                                            \
-  const Format kFormat = {__VA_ARGS__, Encode, Decode, ToPanel, One, HWY_NAMESPACE::SCOPE::PanelOf(), Levels}; \
+  const Format kFormat = {__VA_ARGS__, Encode, Decode, ToPanel, Few, HWY_NAMESPACE::SCOPE::PanelOf(), Levels}; \
   const RegisterFormat registered(kFormat);                                                                    \
   } /* namespace */                                                                                            \
   } /* namespace lowbit */

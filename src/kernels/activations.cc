@@ -85,6 +85,21 @@ void RoundGroups(const float* HWY_RESTRICT x, size_t K, const float* given, size
   }
 }
 
+void SubtractGroups(const float* HWY_RESTRICT x, const Activations& rounded, size_t t, float* HWY_RESTRICT rest) {
+  const TokenTile tile = TileOfToken(rounded.num_tokens, t);
+  const size_t at = t - tile.first, n = tile.num, K = rounded.K;
+  const int8_t* q = rounded.q + tile.first * K + 4 * at;
+  const float* scales = rounded.scale + tile.first * K / Activations::kGroup + at;
+  const hn::FixedTag<float, 4> df;
+  const hn::Rebind<int32_t, decltype(df)> di32;
+  const hn::Rebind<int8_t, decltype(df)> di8;
+  for (size_t k = 0; k < K; k += 4) {
+    const auto codes = hn::ConvertTo(df, hn::PromoteTo(di32, hn::LoadU(di8, q + k * n)));
+    const auto scale = hn::Set(df, scales[k / Activations::kGroup * n]);
+    hn::StoreU(hn::NegMulAdd(codes, scale, hn::LoadU(df, x + k)), df, rest + k);
+  }
+}
+
 }  // namespace HWY_NAMESPACE
 }  // namespace lowbit
 HWY_AFTER_NAMESPACE();
@@ -93,6 +108,7 @@ HWY_AFTER_NAMESPACE();
 namespace lowbit {
 HWY_EXPORT(RoundToken);
 HWY_EXPORT(RoundGroups);
+HWY_EXPORT(SubtractGroups);
 
 float RoundToken(float* x, size_t K) { return HWY_DYNAMIC_DISPATCH(RoundToken)(x, K); }
 
@@ -110,6 +126,10 @@ void ActivationBuffer::Reserve(size_t num_tokens, size_t K) {
 void ActivationBuffer::Round(const float* x, size_t t, size_t num_tokens, size_t K, const float* token_scale) {
   HWY_DYNAMIC_DISPATCH(RoundGroups)
   (x, K, token_scale, num_tokens, t, q_.data(), scale_.data(), sum16_.data(), sum32_.data(), q16_.data(), q32_.data());
+}
+
+void ActivationBuffer::Subtract(const float* x, size_t t, size_t num_tokens, size_t K, float* rest) const {
+  HWY_DYNAMIC_DISPATCH(SubtractGroups)(x, View(num_tokens, K), t, rest);
 }
 
 Activations ActivationBuffer::View(size_t num_tokens, size_t K) const {

@@ -23,6 +23,9 @@ class ActivationBuffer {
   // Rounds row t of num_tokens. With `token_scale`, x has the codes of RoundToken, and both are used unchanged.
   void Round(const float* x, size_t t, size_t num_tokens, size_t K, const float* token_scale = nullptr);
 
+  // What rounding left of x, whose row is t: rest = x - the row's values.
+  void Subtract(const float* x, size_t t, size_t num_tokens, size_t K, float* rest) const;
+
   // The first num_tokens rows.
   Activations View(size_t num_tokens, size_t K) const;
 

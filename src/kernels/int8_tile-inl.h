@@ -95,20 +95,56 @@ HWY_INLINE void AddQuads(const Panel* HWY_RESTRICT panels, size_t quad, const in
 #endif
 }
 
-// Adds the products of num_groups groups of 32 weights, of kVectors panels, to sums[t * sums_stride + v * R + row]. q,
-// scale, x_sums and starts are those of a tile (src/formats/activations.h), from the first group on.
+// Where sums of tokens are read from and written to: of row r of vector v at t * stride + v * R + r.
+struct TileSums {
+  const float* from;
+  size_t from_stride;
+  float* to;
+  size_t to_stride;
+
+  TileSums At(size_t token) const {
+    return {from + token * from_stride, from_stride, to + token * to_stride, to_stride};
+  }
+};
+
+// Loads bytes that are needed later, some in each of a number of steps.
+class Prefetcher {
+ public:
+  explicit Prefetcher(const uint8_t* begin) : at_(begin), end_(begin) {}
+
+  // The next bytes, in num_steps steps.
+  void Begin(size_t num_bytes, size_t num_steps) {
+    at_ = end_;
+    end_ += num_bytes;
+    step_ = (num_bytes / 64 / num_steps + 1) * 64;
+  }
+
+  HWY_INLINE void Step() {
+    const uint8_t* end = HWY_MIN(at_ + step_, end_);
+    for (; at_ < end; at_ += 64) PrefetchToL2(at_);
+  }
+
+ private:
+  const uint8_t* at_;
+  const uint8_t* end_;
+  size_t step_ = 0;
+};
+
+// Adds the products of num_groups groups of 32 weights, of kVectors panels. q, scale, x_sums and starts are those of a tile
+// (src/formats/activations.h), from the first group on. Each group is a step of `ahead`.
 template <class Kind, size_t kVectors, size_t kTokens>
 HWY_INLINE void MultiplyTile(const Panel* HWY_RESTRICT panels, size_t num_groups, const int8_t* HWY_RESTRICT q,
                              const float* HWY_RESTRICT scale, const float* HWY_RESTRICT x_sums,
-                             const int32_t* HWY_RESTRICT starts, float* HWY_RESTRICT sums_out, size_t sums_stride) {
+                             const int32_t* HWY_RESTRICT starts, const TileSums& tile, Prefetcher& ahead) {
   const PanelFloats df;
   const size_t R = LanesOfPanel();
   constexpr size_t kScales = Kind::kTwoScales ? 2 : 1, kQuads = 8 / kScales;
   FloatsV sums[kTokens][kVectors];
   for (size_t t = 0; t < kTokens; ++t) {
-    for (size_t v = 0; v < kVectors; ++v) sums[t][v] = hn::Load(df, sums_out + t * sums_stride + v * R);
+    for (size_t v = 0; v < kVectors; ++v) sums[t][v] = hn::Load(df, tile.from + t * tile.from_stride + v * R);
   }
   for (size_t g = 0; g < num_groups; ++g) {
+    ahead.Step();
     FloatsV products[kTokens][kVectors];
     for (size_t s = 0; s < kScales; ++s) {
       const size_t scale_at = g * kScales + s;
@@ -145,7 +181,7 @@ HWY_INLINE void MultiplyTile(const Panel* HWY_RESTRICT panels, size_t num_groups
     }
   }
   for (size_t t = 0; t < kTokens; ++t) {
-    for (size_t v = 0; v < kVectors; ++v) hn::Store(sums[t][v], df, sums_out + t * sums_stride + v * R);
+    for (size_t v = 0; v < kVectors; ++v) hn::StoreU(sums[t][v], df, tile.to + t * tile.to_stride + v * R);
   }
 }
 

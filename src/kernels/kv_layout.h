@@ -28,8 +28,8 @@ struct KvLayout {
   size_t HeadOffset(size_t layer, size_t head) const { return (layer * num_kv_heads + head) * HeadElements(); }
 };
 
-// Writes one token's key and value, num_kv_heads * head_dim floats each, into slot `slot` of a page.
-void StoreKeyValue(const KvLayout& layout, uint8_t* page, size_t slot, size_t layer, const float* key,
+// Writes one token's key and value of one head, head_dim floats each, into slot `slot` of a page.
+void StoreKeyValue(const KvLayout& layout, uint8_t* page, size_t slot, size_t layer, size_t head, const float* key,
                    const float* value);
 
 }  // namespace lowbit

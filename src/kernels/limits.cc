@@ -4,7 +4,7 @@
 #define HWY_TARGET_INCLUDE "src/kernels/limits.cc"
 #include "hwy/foreach_target.h"  // must come before highway.h
 #include "hwy/highway.h"
-#include "src/formats/one_token-inl.h"
+#include "src/formats/few_tokens-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace lowbit {

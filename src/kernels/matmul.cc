@@ -141,15 +141,29 @@ const hwy::bfloat16_t* DecodeBf16(const Matrix& w, size_t first, size_t num_rows
   return panel;
 }
 
+bool IsInteger(Compute how) { return how == Compute::kInt8 || how == Compute::kInt16; }
+
 Compute Resolve(Compute compute, const Format& format, size_t num_tokens) {
   const bool is_packed = format.unpack_panel != nullptr;
   if (compute == Compute::kAuto) {
     if (is_packed) return Compute::kInt8;
     compute = num_tokens < kMinBf16Tokens ? Compute::kF32 : Compute::kBf16;
   }
-  const bool float_as_int8 = compute == Compute::kInt8 && !is_packed;
   const bool rounds_f32 = compute == Compute::kBf16 && IsF32(format);
-  return float_as_int8 || rounds_f32 ? Compute::kF32 : compute;
+  return (IsInteger(compute) && !is_packed) || rounds_f32 ? Compute::kF32 : compute;
+}
+
+// Rows of the integer products for a token. Rounding rows of RoundToken leaves nothing.
+size_t NumDigits(const MatmulInput& input, Compute how) { return how == Compute::kInt16 && !input.rounded ? 2 : 1; }
+
+// Rounds row t to so many digits of 8 bits: the second is what the first leaves.
+void RoundToDigits(const float* x, size_t t, size_t digits, MatmulInput& input) {
+  const size_t row = digits * t, num_rows = digits * input.num_tokens;
+  input.int8.Round(x, row, num_rows, input.K, input.rounded ? &input.token_scales[t] : nullptr);
+  if (digits == 1) return;
+  float* rest = ThreadBuffer<float>(input.K, /*slot=*/1);
+  input.int8.Subtract(x, row, num_rows, input.K, rest);
+  input.int8.Round(rest, row + 1, num_rows, input.K);
 }
 
 // Up to this many tokens each worker prepares the input for itself, which takes less time than a barrier.
@@ -166,9 +180,10 @@ size_t RowsPerTask(size_t num_rows, size_t num_workers) {
 Compute ParseCompute(const std::string& name) {
   if (name == "auto") return Compute::kAuto;
   if (name == "int8") return Compute::kInt8;
+  if (name == "int16") return Compute::kInt16;
   if (name == "bf16") return Compute::kBf16;
   if (name == "f32") return Compute::kF32;
-  throw InputError("compute:").Expected("auto, int8, bf16 or f32").Found(Quoted(name));
+  throw InputError("compute:").Expected("auto, int8, int16, bf16 or f32").Found(Quoted(name));
 }
 
 void Matmul::Reserve(MatmulInput& input, size_t num_tokens, const Product* products, size_t num_products) const {
@@ -179,10 +194,13 @@ void Matmul::Reserve(MatmulInput& input, size_t num_tokens, const Product* produ
   if (input.starts.size() < num_products) input.starts.resize(num_products);
   for (size_t i = 0; i < num_products; ++i) {
     const Format& format = *products[i].weights.format;
-    switch (Resolve(compute_, format, num_tokens)) {
+    const Compute how = Resolve(compute_, format, num_tokens);
+    const size_t num_rows = num_tokens * NumDigits(input, how);
+    switch (how) {
       case Compute::kInt8:
-        input.int8.Reserve(num_tokens, K);
-        input.starts[i].Reserve(format, input.int8.View(num_tokens, K));
+      case Compute::kInt16:
+        input.int8.Reserve(num_rows, K);
+        input.starts[i].Reserve(format, input.int8.View(num_rows, K));
         break;
       case Compute::kBf16:
         if (input.bf16.size() < num_tokens * K) input.bf16.resize(num_tokens * K);
@@ -199,19 +217,22 @@ void Matmul::PrepareRow(MatmulInput& input, size_t t, FunctionRef<Row> row, cons
   float* x = ThreadBuffer<float>(K);
   row({t, x});
   if (input.rounded) input.token_scales[t] = RoundToken(x, K);
-  bool has_int8 = false, has_bf16 = false, has_f32 = false;
+  bool has_integers = false, has_bf16 = false, has_f32 = false;
   for (size_t i = 0; i < num_products; ++i) {
     const Format& format = *products[i].weights.format;
     const Compute how = Resolve(compute_, format, input.num_tokens);
-    if (how == Compute::kInt8) {
-      if (!has_int8) input.int8.Round(x, t, input.num_tokens, K, input.rounded ? &input.token_scales[t] : nullptr);
-      input.starts[i].Compute(format, input.int8.View(input.num_tokens, K), t);
+    if (IsInteger(how)) {
+      const size_t digits = NumDigits(input, how);
+      if (!has_integers) RoundToDigits(x, t, digits, input);
+      for (size_t row = digits * t; row < digits * (t + 1); ++row) {
+        input.starts[i].Compute(format, input.int8.View(digits * input.num_tokens, K), row);
+      }
     } else if (how == Compute::kBf16 && !has_bf16) {
       HWY_DYNAMIC_DISPATCH(RoundToBf16)(x, K, input.bf16.data() + t * K);
     } else if (how == Compute::kF32 && !has_f32) {
       std::copy_n(x, K, input.f32.data() + t * K);
     }
-    has_int8 |= how == Compute::kInt8;
+    has_integers |= IsInteger(how);
     has_bf16 |= how == Compute::kBf16;
     has_f32 |= how == Compute::kF32;
   }
@@ -220,12 +241,15 @@ void Matmul::PrepareRow(MatmulInput& input, size_t t, FunctionRef<Row> row, cons
 void Matmul::MultiplyRows(const MatmulInput& input, size_t index, const Product& product, Range rows) const {
   const Matrix& w = product.weights;
   const size_t num_tokens = input.num_tokens;
-  float* out = product.out + rows.first;
-  float* result = product.add ? ThreadBuffer<float>(num_tokens * rows.num, /*slot=*/1) : out;
-  const size_t stride = product.add ? rows.num : product.out_stride;
   const Compute how = Resolve(compute_, *w.format, num_tokens);
-  if (how == Compute::kInt8) {
-    MultiplyInt8(w, rows.first, rows.num, input.int8.View(num_tokens, w.K), input.starts[index].data(), result, stride);
+  const size_t digits = NumDigits(input, how);
+  float* out = product.out + rows.first;
+  const bool is_direct = digits == 1 && !product.add;
+  float* result = is_direct ? out : ThreadBuffer<float>(digits * num_tokens * rows.num, /*slot=*/1);
+  const size_t stride = is_direct ? product.out_stride : rows.num;
+  if (IsInteger(how)) {
+    const Activations x = input.int8.View(digits * num_tokens, w.K);
+    MultiplyInt8(w, rows.first, rows.num, x, input.starts[index].data(), result, stride);
   } else {
     // In panels of 32 decoded rows.
     for (size_t n = 0; n < rows.num; n += 32) {
@@ -240,11 +264,16 @@ void Matmul::MultiplyRows(const MatmulInput& input, size_t index, const Product&
     }
   }
   for (size_t t = 0; t < num_tokens; ++t) {
-    float* of_token = result + t * stride;
-    if (input.rounded && how != Compute::kInt8) ScaleBy(of_token, input.token_scales[t], rows.num);
+    float* of_token = result + t * digits * stride;
+    if (digits == 2) AddTo(of_token, of_token + stride, rows.num);
+    if (input.rounded && !IsInteger(how)) ScaleBy(of_token, input.token_scales[t], rows.num);
     if (product.scale != 1.0f) ScaleBy(of_token, product.scale, rows.num);
     if (product.bias) AddTo(of_token, product.bias + rows.first, rows.num);
-    if (product.add) AddTo(out + t * product.out_stride, of_token, rows.num);
+    if (product.add) {
+      AddTo(out + t * product.out_stride, of_token, rows.num);
+    } else if (!is_direct) {
+      std::copy_n(of_token, rows.num, out + t * product.out_stride);
+    }
   }
 }
 
@@ -254,14 +283,15 @@ void Matmul::Run(Worker& worker, size_t num_tokens, FunctionRef<Row> row, const 
   const bool alone = num_tokens <= kMostOwnTokens || worker.num() == 1;
   MatmulInput& input = alone ? own_[worker.id()] : shared_;
   if (alone || worker.id() == 0) {
-    Reserve(input, num_tokens, products, num_products);
     input.rounded = round_tokens;
+    Reserve(input, num_tokens, products, num_products);
   }
   // Tasks of all products, one after another, or of all at once.
   const size_t num_parts = finish ? 1 : num_products;
   const auto step = [&](size_t i) { return RowsPerTask(products[i].weights.N, num_threads_); };
   size_t num_tasks = 0;
   for (size_t i = 0; i < num_parts; ++i) num_tasks += (products[i].weights.N + step(i) - 1) / step(i);
+  if (num_tasks == 0) return;
   const auto locate = [&](size_t task) {
     size_t i = 0;
     for (size_t num; task >= (num = (products[i].weights.N + step(i) - 1) / step(i)); ++i) task -= num;
@@ -269,7 +299,7 @@ void Matmul::Run(Worker& worker, size_t num_tokens, FunctionRef<Row> row, const 
   };
   // The first rows arrive while the input is prepared.
   const auto [product, first] = locate(worker.FirstTask(num_tasks));
-  if (Resolve(compute_, *products[product].weights.format, num_tokens) == Compute::kInt8) {
+  if (IsInteger(Resolve(compute_, *products[product].weights.format, num_tokens))) {
     PrefetchFirstRows(products[product].weights, first.first);
   }
   const auto prepare = [&](size_t t) { PrepareRow(input, t, row, products, num_products); };

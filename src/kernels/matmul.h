@@ -20,10 +20,12 @@ namespace lowbit {
 //   kBf16  weights and activations rounded to bfloat16, float sums. F32 weights use kF32.
 //   kInt8  weights as stored, activations in 8 bits (src/formats/activations.h). Float weights use kF32. A result depends
 //          only on its own row and token, as with kF32.
+//   kInt16 the sum of two such products: with the activations in 8 bits, and with what that rounding left of them, again in
+//          8 bits. Takes about twice the operations, and reads the weights once.
 //   kAuto  kInt8 for packed weights. Float weights: kF32 for few tokens, kBf16 for many.
-enum class Compute { kAuto, kInt8, kBf16, kF32 };
+enum class Compute { kAuto, kInt8, kInt16, kBf16, kF32 };
 
-// "auto", "int8", "bf16", "f32"; throws InputError for anything else.
+// "auto", "int8", "int16", "bf16", "f32"; throws InputError for anything else.
 Compute ParseCompute(const std::string& name);
 
 // One product: out[t * out_stride + n] = scale * (sum over k of weights[n][k] * x[t][k]) + bias[n], or that added to it.
@@ -41,7 +43,7 @@ struct MatmulInput {
   size_t num_tokens = 0, K = 0;
   hwy::AlignedVector<float> f32;
   hwy::AlignedVector<hwy::bfloat16_t> bf16;
-  ActivationBuffer int8;
+  ActivationBuffer int8;                   // kInt16: of each token its row, and the row of its remainders
   std::vector<GroupStarts> starts;         // of each product
   hwy::AlignedVector<float> token_scales;  // of RoundToken
   bool rounded = false;                    // by RoundToken

@@ -34,6 +34,10 @@ HWY_INLINE TokenTile TileOfToken(size_t num_tokens, size_t t) {
   return {first, num};
 }
 
+HWY_INLINE size_t NumTiles(size_t num_tokens) {
+  return num_tokens / kTileTokens + hwy::PopCount(num_tokens % kTileTokens);
+}
+
 }  // namespace HWY_NAMESPACE
 }  // namespace lowbit
 HWY_AFTER_NAMESPACE();

@@ -12,7 +12,7 @@ from reference_transformer import reference_logits
 
 import lowbit
 
-COMPUTES = ("f32", "int8", "bf16", "auto")
+COMPUTES = ("f32", "int8", "int16", "bf16", "auto")
 VARIANTS = {"plain": {}, "extras": {"extras": True}, "fused": {"extras": True, "fused": True}}
 
 
@@ -59,7 +59,7 @@ def test_peaked_attention(simd):
 
 #: With float weights, int8 has the products of f32, and a cache of half precision.
 @pytest.mark.parametrize(
-    ("compute", "format"), [*((how, "F32") for how in COMPUTES), ("int8", "Q8_0"), ("auto", "Q4_0")]
+    ("compute", "format"), [*((how, "F32") for how in COMPUTES), ("int8", "Q8_0"), ("int16", "Q5_0"), ("auto", "Q4_0")]
 )
 def test_pieces_and_company_change_no_bit(simd, compute, format):
     """Whole, in pieces, and among other sequences."""
@@ -153,7 +153,7 @@ def test_threads_change_no_bit(compute, format):
     assert all(run(threads) == alone for threads in (2, 3, 8))
 
 
-@pytest.mark.parametrize("compute", ["int8", "bf16", "auto"])
+@pytest.mark.parametrize("compute", ["int8", "int16", "bf16", "auto"])
 def test_other_computes_are_near(simd, compute):
     """Float weights, so what differs is the rounding of keys and values to half precision and of products to bf16."""
     spec = make_spec()
@@ -163,6 +163,19 @@ def test_other_computes_are_near(simd, compute):
     assert relative_error(forward(make_model(spec, tensors, compute), ids), expected) < 2e-3
     rounded = {name: a.astype(np.float16) if a.ndim == 2 else a for name, a in tensors.items()}
     assert relative_error(forward(make_model(spec, rounded, compute), ids), expected) < 3e-2
+
+
+@pytest.mark.parametrize("format", ["Q4_0", "Q8_0", "MXFP4"])
+def test_two_digits_are_near_exact(simd, format):
+    """Against the same weights in float32: "int16" is hundreds of times nearer than "int8"."""
+    for fields in (SPECS["plain"], SPECS["bitnet"]):
+        spec = make_spec(**fields)
+        tensors = packed(random_tensors(spec, extras=True), format)
+        ids = random_ids(spec, 40)
+        exact = forward(make_model(spec, tensors), ids)
+        errors = {how: relative_error(forward(make_model(spec, tensors, how), ids), exact) for how in ("int8", "int16")}
+        assert errors["int16"] < (3e-2 if spec.int8_activations else 1e-3)
+        assert spec.int8_activations or errors["int16"] < errors["int8"] / 5
 
 
 def test_weights_stay_alive(small):

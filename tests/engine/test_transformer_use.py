@@ -183,7 +183,7 @@ def test_core_reads_every_field(small):
 def test_wrong_arguments(small):
     spec, tensors = small
     for options, match in (
-        ({"compute": "fp4"}, "compute: expected auto, int8, bf16 or f32"),
+        ({"compute": "fp4"}, "compute: expected auto, int8, int16, bf16 or f32"),
         ({"threads": 0}, "threads"),
         ({"threads": -1}, "threads"),
         ({"threads": 2**40}, "threads"),
@@ -236,7 +236,7 @@ def test_wrong_bytes(small):
             _core.Model(spec, {**given, name: wrong}, "f32", 1, 100, 1)
 
 
-@pytest.mark.parametrize("compute", ["f32", "int8", "bf16", "auto"])
+@pytest.mark.parametrize("compute", ["f32", "int8", "int16", "bf16", "auto"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_weights_that_are_not_finite(compute, bad):
     """Neither hidden nor fatal: logits that depend on them are not finite."""

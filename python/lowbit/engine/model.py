@@ -19,7 +19,7 @@ from lowbit.base.paths import AnyPath, checked, is_file
 from lowbit.base.progress import ProgressLike, steps
 from lowbit.base.threads import num_threads
 from lowbit.engine.sequences import Sequences, num_shared
-from lowbit.tensors import nonfinite
+from lowbit.tensors import nonfinite, rows
 from lowbit.tensors.qtensor import QTensor, bytes_of, format_of
 from lowbit.tokenizer.stream import StopFilter
 
@@ -54,7 +54,7 @@ def load(
 ) -> Model:
     """Opens a GGUF file, or a Hugging Face folder or hub id, to run it.
 
-    compute: arithmetic of matrix products: "auto", "int8", "bf16" or "f32", as in `lowbit.matmul`. Logits do
+    compute: arithmetic of matrix products: "auto", "int8", "int16", "bf16" or "f32", as in `lowbit.matmul`. Logits do
         not depend on other sequences in a batch, on how a prompt is cut, or on the number of threads, except those of
         float weights with "bf16" or "auto".
     threads: number of threads; None: LOWBIT_THREADS, else one per processor.
@@ -365,6 +365,7 @@ class Model:
         *,
         wants_logits: npt.ArrayLike | None = None,
         expected_length: int = 0,
+        out: npt.NDArray[np.float32] | None = None,
     ) -> npt.NDArray[np.float32]:
         """Computes one step of several sequences: the lower level of `logits` and `tokens`.
 
@@ -375,6 +376,8 @@ class Model:
             (`spec.original_context` > 0), where a sequence keeps the rotary table, for short or for long sequences,
             that it started with. A sequence that started short raises InputError when it gets long: truncate it to 0
             and feed it again.
+        out: array to write the logits to, which is then returned. Steps of several sequences have megabytes of logits,
+            and new memory takes time.
 
         Returns float32 (tokens with wanted logits, vocabulary). The other methods also use sequence ids from 0 on, so
         do not mix them with `forward` on one model. Raises InputError for wrong arrays, ContextFullError for positions
@@ -386,7 +389,9 @@ class Model:
         )
         positions, sequences = _as_int32("positions", positions), _as_int32("sequences", sequences)
         expected_length = arguments.integer("expected_length", expected_length, 0, MOST_INT32)
-        return self._core.forward(ids, positions, sequences, wants, expected_length)
+        if out is not None:
+            rows.output(out, np.dtype(np.float32), (int(wants.sum()), self.spec.vocab_size), {})
+        return self._core.forward(ids, positions, sequences, wants, expected_length, out)
 
     def stage_times(
         self, ids: Sequence[int] | npt.NDArray[np.integer[Any]], *, start: int = 0

@@ -185,10 +185,11 @@ class Runs:
             self._model.truncate(sequence, depth)
         self._depth = depth
         tokens = self._random(self._batch)
+        logits = np.empty((self._batch, self._model.spec.vocab_size), np.float32)
         start = time.perf_counter()
         for position in range(depth, length):
             positions = np.full(self._batch, position)
-            logits = self._model.forward(tokens, positions, np.arange(self._batch), expected_length=length)
+            self._model.forward(tokens, positions, np.arange(self._batch), expected_length=length, out=logits)
             tokens = logits.argmax(-1)
         seconds = time.perf_counter() - start
         self._check(logits)

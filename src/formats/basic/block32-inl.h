@@ -361,8 +361,8 @@ struct Block32 {
     UnpackPanel<Block32>(rows, num_blocks, panel);
   }
 
-  static void One(PackedRows rows, size_t K, const Activations& x, const int32_t* starts, float* sums) {
-    MultiplyOne<Block32>(rows, K, x, starts, sums);
+  static void Few(PackedRows rows, size_t K, const Activations& x, const int32_t* starts, float* sums) {
+    MultiplyFew<Block32>(rows, K, x, starts, sums);
   }
 
   static void Levels(const uint8_t* blocks, size_t num_blocks, int8_t* levels, float* scales, float* minima) {

@@ -282,8 +282,8 @@ struct Format {
     UnpackPanel<Codec<Layout>>(rows, num_blocks, panel);
   }
 
-  static void One(PackedRows rows, size_t K, const Activations& x, const int32_t* starts, float* sums) {
-    MultiplyOne<Codec<Layout>>(rows, K, x, starts, sums);
+  static void Few(PackedRows rows, size_t K, const Activations& x, const int32_t* starts, float* sums) {
+    MultiplyFew<Codec<Layout>>(rows, K, x, starts, sums);
   }
 
   static void Levels(const uint8_t* blocks, size_t num_blocks, int8_t* levels, float* scales, float* minima) {

@@ -396,8 +396,8 @@ struct Format {
     UnpackPanel<Codec<Traits>>(rows, num_blocks, panel);
   }
 
-  static void One(PackedRows rows, size_t K, const Activations& x, const int32_t* starts, float* sums) {
-    MultiplyOne<Codec<Traits>>(rows, K, x, starts, sums);
+  static void Few(PackedRows rows, size_t K, const Activations& x, const int32_t* starts, float* sums) {
+    MultiplyFew<Codec<Traits>>(rows, K, x, starts, sums);
   }
 
   static void Levels(const uint8_t* blocks, size_t num_blocks, int8_t* levels, float* scales, float* minima) {

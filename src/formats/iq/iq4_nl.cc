@@ -96,8 +96,8 @@ constexpr PanelKind PanelOf() { return PanelKindOf<Codec>(); }
 
 void ToPanel(PackedRows rows, size_t num_blocks, Panel& panel) { UnpackPanel<Codec>(rows, num_blocks, panel); }
 
-void One(PackedRows rows, size_t K, const Activations& x, const int32_t* starts, float* sums) {
-  MultiplyOne<Codec>(rows, K, x, starts, sums);
+void Few(PackedRows rows, size_t K, const Activations& x, const int32_t* starts, float* sums) {
+  MultiplyFew<Codec>(rows, K, x, starts, sums);
 }
 
 void Levels(const uint8_t* blocks, size_t num_blocks, int8_t* levels, float* scales, float* minima) {
