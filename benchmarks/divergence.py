@@ -7,16 +7,16 @@ A model is quantized to each format, and each file is run with compute="f32" and
 `lowbit.load` has, and by llama-perplexity. `lowbit.evaluate.compare` gives the divergence of each from "f32" over the
 second half of each window, so the loss of quantization is not in the figures: quantizing a quantized file again changes
 none of them. A row "Q4_K" has all matrices in this format, and "Q4_K_M mix" those that the mix has. A matrix whose rows
-do not fit a format's blocks gets another format; `share` is the part of the weights that has the row's format. The
-embedding has Q2_K if the format needs importances, which come from the windows after the measured ones. If the file of
---models is such a mix, it is measured as it is.
+do not fit a format's blocks gets another format; `share` is the part of the weights that has the row's format. All are
+quantized with importances, which come from the windows after the measured ones. The embedding has none, and has Q2_K
+where a format needs them. If the file of --models has a mix, it is measured as it is.
 
 llama.cpp's predictions are those that `llama-perplexity --kl-divergence-base` writes (log_probabilities.py), and its
-tokens must be ours. That file rounds to steps of up to 16 nats / 65,535, which changes a divergence by about 1e-9. Words
-that are less likely than the likeliest by more than 16 nats are not in it; we take the reference's log-probability for
-them. So the loss in these words is not counted for llama.cpp, which is in its favour. llama-perplexity's own
-`--kl-divergence` would leave them out of both sides and give sums of other than 1. The row F32 has all weights as
-float32: it shows what llama.cpp loses elsewhere, such as in its cache of 16-bit floats.
+tokens must be ours. That file rounds to steps of up to 16 nats / 65,535, which changes a divergence by about 1e-9. It
+lacks words that are less likely than the likeliest by more than 16 nats. They get the reference's log-probability, so
+their part of the loss is not counted, in llama.cpp's favour. Its own `--kl-divergence` is not used: it leaves these
+words out of the sum, and its base is stored in the same way. The row F32 has all weights as float32. It shows what both
+sides lose outside the products, mostly in the cache of 16-bit floats, and how small a divergence can be measured.
 
 Rows are written as they come, and a second call measures only what --json lacks; --again measures all.
 """
@@ -37,7 +37,7 @@ from peer import facts_of
 from peers import builds
 
 import lowbit
-from lowbit import evaluate
+from lowbit import _core, evaluate
 from lowbit.base.compute import COMPUTE_MODES
 from lowbit.evaluate.imatrix import Sums, collect
 from lowbit.evaluate.inspect import inspect
@@ -91,13 +91,11 @@ class Stored:
             at = first + int(np.argmax(theirs[first:] != tokens[first:]))
             raise SystemExit(f"{PEER}: window {index}: token {at} is {theirs[at]}, expected {tokens[at]}")
         values, known = self._file.window(index)
-        return np.where(known, values, _normalized(self._reference.last))
-
-
-def _normalized(logits: np.ndarray) -> np.ndarray:
-    """Log-probabilities: float32 (tokens, vocabulary)."""
-    shifted = logits - logits.max(-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True, dtype=np.float64)).astype(np.float32)
+        reference = self._reference.last
+        first_word = np.zeros(len(reference), np.int64)
+        total = reference[:, :1] - _core.log_probabilities(reference, first_word, 1)[:, None].astype(np.float32)
+        np.subtract(reference, total, out=values, where=~known)
+        return values
 
 
 class LlamaPerplexity:
@@ -133,18 +131,16 @@ class Source:
     def made(self, row: str) -> Path:
         """The file of a row: a new one in the scratch folder, or the given one."""
         name, is_mix = row.removesuffix(" mix"), row.endswith(" mix")
-        target = self._scratch / f"{self.name}-{row.replace(' ', '-')}.gguf"
-        options: dict[str, Any] = {"allow_requantize": True, "threads": self._options.threads, "progress": False}
         if is_mix and self._is_given and self._mix == MIXES[name].file_type:
             return self._path
-        if is_mix or row == "F32":
-            lowbit.quantize_file(self._path, target, name, **options)
-            return target
-        if lowbit.Format(name).needs_imatrix:
-            options |= {"imatrix": self._collected(), "token_embedding_type": "Q2_K"}
-        else:
-            options |= {"token_embedding_type": name}
-        lowbit.quantize_file(self._path, target, "Q8_0", tensor_types=[(r"\.weight$", name)], **options)
+        target = self._scratch / f"{self.name}-{row.replace(' ', '-')}.gguf"
+        options: dict[str, Any] = {"allow_requantize": True, "threads": self._options.threads, "progress": False}
+        if row != "F32":
+            options["imatrix"] = self._collected()
+            if not is_mix:
+                embedding = "Q2_K" if lowbit.Format(name).needs_imatrix else name
+                options |= {"tensor_types": [(r"\.weight$", name)], "token_embedding_type": embedding}
+        lowbit.quantize_file(self._path, target, name if is_mix or row == "F32" else "Q8_0", **options)
         return target
 
     def remove(self, path: Path) -> None:
@@ -156,7 +152,13 @@ class Source:
             windows = self._options.windows
             model = lowbit.load(self._path, threads=self._options.threads)
             self._importances = collect(
-                model, self._text, context=CONTEXT, from_chunk=windows, chunks=windows, progress=False
+                model,
+                self._text,
+                context=CONTEXT,
+                from_chunk=windows,
+                chunks=windows,
+                process_output=True,
+                progress=False,
             )
         return self._importances
 
@@ -228,7 +230,9 @@ def parse() -> argparse.Namespace:
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--peers", type=Path, metavar="DIR", help="llama.cpp: the first DIR/BUILD/bin/llama-perplexity")
     where.add_argument("--llama-perplexity", type=Path, metavar="PATH", help="llama.cpp's program")
-    parser.add_argument("--models", type=Path, nargs="+", required=True, metavar="MODEL", help="GGUF files, checkpoints")
+    parser.add_argument(
+        "--models", type=Path, nargs="+", required=True, metavar="MODEL", help="GGUF files, checkpoints"
+    )
     parser.add_argument("--text", type=Path, nargs="+", required=True, metavar="FILE", help="texts in UTF-8")
     parser.add_argument("--windows", type=int, default=5, metavar="N", help=f"of {CONTEXT} tokens [default: 5]")
     parser.add_argument("--formats", type=_rows, default=ROWS, metavar="A,B", help=f"[default: {','.join(ROWS)}]")

@@ -55,9 +55,7 @@ class Peer:
 
 def facts_of(program: str, build: str, env: Mapping[str, str]) -> dict[str, Any]:
     """Version and compiler as a program of llama.cpp tells them."""
-    done = subprocess.run(
-        [program, "--version"], env={**os.environ, **env}, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([program, "--version"], env={**os.environ, **env}, capture_output=True, text=True, check=True)
     lines = (done.stdout + done.stderr).strip().splitlines()
     return {"name": "llama.cpp", "build": build, "version": "; ".join(lines).removeprefix("version: ")}
 
