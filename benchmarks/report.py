@@ -212,21 +212,26 @@ def _against(found: dict[str, Record], peers: list[str]) -> list[str]:
 
 
 def divergence_table(results: list[Record]) -> list[str]:
-    """A table of each model and text: mean divergence of each arithmetic and of llama.cpp, and its ratio to int8's."""
+    """A table of each model and text: mean divergence of each arithmetic and of llama.cpp, and its ratio to int8's.
+
+    The rows are in the order in which formats come first in the results.
+    """
     lines: list[str] = []
+    formats = list(dict.fromkeys(entry["format"] for entry in results))
     groups: dict[tuple[str, str], list[Record]] = {}
     for entry in results:
         groups.setdefault((entry["model"], entry["text"]), []).append(entry)
     for (model, text), entries in groups.items():
         names = list(dict.fromkeys(name for entry in entries for name in entry["divergence"]))
-        header = [f"{model} on {text}, 0.001 nats", "in this format", *names, "llama.cpp / int8"]
+        header = [f"{model} on {text}, 0.000001 nats", "in this format", *names, "llama.cpp / int8"]
+        entries.sort(key=lambda entry: formats.index(entry["format"]))
         lines += [*table(header, [_divergences(entry, names) for entry in entries]), ""]
     return lines[:-1]
 
 
 def _divergences(entry: Record, names: list[str]) -> list[str]:
     means = {name: found["mean"] for name, found in entry["divergence"].items()}
-    cells = [f"{means[name] * 1e3:.2g}" if name in means else "-" for name in names]
+    cells = [number(means[name] * 1e6) if name in means else "-" for name in names]
     share = "-" if entry["format"].endswith(" mix") else f"{entry['share']:.0%}"
     times = means["llama.cpp"] / means["int8"] if "llama.cpp" in means else None
     return [entry["format"], share, *cells, f"**{times:.2f}**" if times else "-"]

@@ -8,6 +8,7 @@ import stat
 import struct
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -186,6 +187,20 @@ def test_predictions_of_another_text_are_refused(mixed: Path, tmp_path: Path) ->
             )
 
 
+def test_the_first_token_of_a_later_window_may_be_bos(tmp_path: Path) -> None:
+    """llama-perplexity writes the tokens without the BOS that replaces them."""
+    logits = np.zeros((2, 3, 6), np.float32)
+    tokens = np.array([[0, 1, 2, 3, 4, 5, 1, 2], [3, 4, 5, 1, 2, 3, 4, 5]])
+    path = tmp_path / "file"
+    path.write_bytes(stored(tokens, logits))
+    reference = SimpleNamespace(weights={}, last=logits[0])
+    file = divergence.Stored(log_probabilities.read(path), reference)
+    assert np.allclose(file.logits(tokens[0, :-1], 4), -np.log(6))
+    assert np.allclose(file.logits(np.array([0, *tokens[1, 1:-1]]), 4), -np.log(6))
+    with pytest.raises(SystemExit, match="window 0: token 0 is 0, expected 5"):
+        divergence.Stored(log_probabilities.read(path), reference).logits(np.array([5, *tokens[0, 1:-1]]), 4)
+
+
 def test_a_program_is_needed(monkeypatch: pytest.MonkeyPatch, mixed: Path, tmp_path: Path) -> None:
     arguments = ["--peers", tmp_path, "--models", mixed, "--text", TEXT]
     monkeypatch.setattr(sys, "argv", ["divergence.py", *map(str, arguments)])
@@ -204,7 +219,8 @@ def test_the_table() -> None:
     rows = [
         entry("m", "Q4_K", int8=0.002, llama_cpp=0.0046),
         entry("m", "Q2_K mix", int8=0.001),
-        entry("o", "Q4_0", int8=1e-4, int16=0.0, llama_cpp=1e-4),
+        entry("o", "Q2_K mix", int8=1e-4, int16=0.0, llama_cpp=1e-4),
+        entry("o", "Q4_K", int8=1e-3, llama_cpp=1e-3),
     ]
     machine = {**harness.machine(), "load_after": 0.0}
     record = {
@@ -216,11 +232,12 @@ def test_the_table() -> None:
     }
     text = report.section(record | {"peer": {"name": "p", "build": "b", "version": "v"}})
     assert [line for line in text.splitlines() if line.startswith("|") and ":--" not in line] == [
-        "| m on t, 0.001 nats | in this format | int8 | llama.cpp | llama.cpp / int8 |",
-        "| Q4_K | 12% | 2 | 4.6 | **2.30** |",
-        "| Q2_K mix | - | 1 | - | - |",
-        "| o on t, 0.001 nats | in this format | int8 | int16 | llama.cpp | llama.cpp / int8 |",
-        "| Q4_0 | 12% | 0.1 | 0 | 0.1 | **1.00** |",
+        "| m on t, 0.000001 nats | in this format | int8 | llama.cpp | llama.cpp / int8 |",
+        "| Q4_K | 12% | 2000 | 4600 | **2.30** |",
+        "| Q2_K mix | - | 1000 | - | - |",
+        "| o on t, 0.000001 nats | in this format | int8 | int16 | llama.cpp | llama.cpp / int8 |",
+        "| Q4_K | 12% | 1000 | - | 1000 | **1.00** |",
+        "| Q2_K mix | - | 100 | 0 | 100 | **1.00** |",
     ]
 
 
