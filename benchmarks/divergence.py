@@ -6,10 +6,10 @@
 A model is quantized to each format, and each file is run with compute="f32" and every other arithmetic that
 `lowbit.load` has, and by llama-perplexity. `lowbit.evaluate.compare` gives the divergence of each from "f32" over the
 second half of each window, so the loss of quantization is not in the figures: quantizing a quantized file again changes
-none of them. A row "Q4_K" has all matrices in this format, and "Q4_K_M mix" those that the mix has. A matrix whose rows
-do not fit a format's blocks gets another format; `share` is the part of the weights that has the row's format. All are
-quantized with importances, which come from the windows after the measured ones. The embedding has none, and has Q2_K
-where a format needs them. If the file of --models has a mix, it is measured as it is.
+none of them. A row "Q4_K_M mix" has the formats of this mix; if the file of --models has it, it is measured as it is. A
+row "Q4_K" has this format in all matrices whose rows fit its blocks, and Q8_0 in others; `share` is its part of the
+weights. Importances come from the windows after the measured ones. The embedding has none, so it is Q8_0 in a row of a
+format that needs them.
 
 llama.cpp's predictions are those that `llama-perplexity --kl-divergence-base` writes (log_probabilities.py), and its
 tokens must be ours. That file rounds to steps of up to 16 nats / 65,535, which changes a divergence by about 1e-9. It
@@ -24,6 +24,7 @@ Rows are written as they come, and a second call measures only what --json lacks
 from __future__ import annotations
 
 import argparse
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -124,7 +125,8 @@ class Source:
         self._path = path if self._is_given else scratch / f"{path.name}.gguf"
         if not self._is_given:
             lowbit.convert(path, self._path, "BF16", verify=False, threads=options.threads, progress=False)
-        self._mix = inspect(self._path).metadata.get("general.file_type")
+        report = inspect(self._path)
+        self._mix, self._tensors = report.metadata.get("general.file_type"), report.tensors
         self._text = text
         self._importances: Sums | None = None
 
@@ -137,11 +139,20 @@ class Source:
         options: dict[str, Any] = {"allow_requantize": True, "threads": self._options.threads, "progress": False}
         if row != "F32":
             options["imatrix"] = self._collected()
-            if not is_mix:
-                embedding = "Q2_K" if lowbit.Format(name).needs_imatrix else name
-                options |= {"tensor_types": [(r"\.weight$", name)], "token_embedding_type": embedding}
+            options["tensor_types"] = [] if is_mix else self._fitting(lowbit.Format(name))
         lowbit.quantize_file(self._path, target, name if is_mix or row == "F32" else "Q8_0", **options)
         return target
+
+    def _fitting(self, format: lowbit.Format) -> list[tuple[str, str]]:
+        """Of each matrix that can have the format, a pattern for its name and the format."""
+        names = [
+            tensor.name
+            for tensor in self._tensors
+            if len(tensor.shape) > 1
+            and tensor.shape[-1] % format.block_size == 0
+            and not (format.needs_imatrix and tensor.name == "token_embd.weight")
+        ]
+        return [(f"^{re.escape(name)}$", format.name) for name in names]
 
     def remove(self, path: Path) -> None:
         if path != self._path:
