@@ -16,9 +16,9 @@ tokens must be ours. That file rounds to steps of up to 16 nats / 65,535, which 
 lacks words that are less likely than the likeliest by more than 16 nats. They get the reference's log-probability, so
 their part of the loss is not counted, in llama.cpp's favour. Its own `--kl-divergence` is not used: it leaves these
 words out of the sum, its base is stored in the same way, and it needs a file of all weights as float32. The two agree:
-of bard as Q4_K_M it gives 0.000292 as this script does, of Gemma 3 270M 0.00450 where this gives 0.00449. The row F32 has
-all weights as float32. It shows what both sides lose outside the products, mostly in the cache of 16-bit floats, and
-how small a divergence can be measured.
+both give 0.000292 for bard as Q4_K_M; for Gemma 3 270M it gives 0.00450, and this script 0.00449. The row F32 has all
+weights as float32. It shows what both sides lose outside the products, mostly in the cache of 16-bit floats, and how
+small a divergence can be measured.
 
 Rows are written as they come, and a second call measures only what --json lacks; --again measures all.
 """
