@@ -212,7 +212,7 @@ def _against(found: dict[str, Record], peers: list[str]) -> list[str]:
 
 
 def divergence_table(results: list[Record]) -> list[str]:
-    """A table of each model and text: mean divergence of each arithmetic and of llama.cpp, and its ratio to int8's.
+    """A table of each model and text: mean divergence, with standard error, of each arithmetic and of llama.cpp.
 
     The rows are in the order in which formats come first in the results.
     """
@@ -230,8 +230,10 @@ def divergence_table(results: list[Record]) -> list[str]:
 
 
 def _divergences(entry: Record, names: list[str]) -> list[str]:
-    means = {name: found["mean"] for name, found in entry["divergence"].items()}
-    cells = [number(means[name] * 1e6) if name in means else "-" for name in names]
+    found = entry["divergence"]
+    means = {name: figures["mean"] for name, figures in found.items()}
+    errors = {name: figures["standard_error"] for name, figures in found.items()}
+    cells = [f"{number(means[n] * 1e6)} ± {number(errors[n] * 1e6)}" if n in found else "-" for n in names]
     share = "-" if entry["format"].endswith(" mix") else f"{entry['share']:.0%}"
     times = means["llama.cpp"] / means["int8"] if "llama.cpp" in means else None
     return [entry["format"], share, *cells, f"**{times:.2f}**" if times else "-"]

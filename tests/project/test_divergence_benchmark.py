@@ -213,7 +213,7 @@ def test_a_program_is_needed(monkeypatch: pytest.MonkeyPatch, mixed: Path, tmp_p
 
 def test_the_table() -> None:
     def entry(model: str, format: str, **means: float) -> dict:
-        found = {name.replace("_", "."): {"mean": mean} for name, mean in means.items()}
+        found = {name.replace("_", "."): {"mean": mean, "standard_error": mean / 8} for name, mean in means.items()}
         return {"name": "n", "model": model, "text": "t", "format": format, "share": 0.125, "divergence": found}
 
     rows = [
@@ -233,11 +233,11 @@ def test_the_table() -> None:
     text = report.section(record | {"peer": {"name": "p", "build": "b", "version": "v"}})
     assert [line for line in text.splitlines() if line.startswith("|") and ":--" not in line] == [
         "| m on t, 0.000001 nats | in this format | int8 | llama.cpp | llama.cpp / int8 |",
-        "| Q4_K | 12% | 2000 | 4600 | **2.30** |",
-        "| Q2_K mix | - | 1000 | - | - |",
+        "| Q4_K | 12% | 2000 ± 250 | 4600 ± 575 | **2.30** |",
+        "| Q2_K mix | - | 1000 ± 125 | - | - |",
         "| o on t, 0.000001 nats | in this format | int8 | int16 | llama.cpp | llama.cpp / int8 |",
-        "| Q4_K | 12% | 1000 | - | 1000 | **1.00** |",
-        "| Q2_K mix | - | 100 | 0 | 100 | **1.00** |",
+        "| Q4_K | 12% | 1000 ± 125 | - | 1000 ± 125 | **1.00** |",
+        "| Q2_K mix | - | 100 ± 12.5 | 0 ± 0 | 100 ± 12.5 | **1.00** |",
     ]
 
 
