@@ -229,6 +229,10 @@ class Recorder:
                 raise SystemExit(f"{self._path}: has results of {before}, expected {now}; write another file")
         return list(old["results"])
 
+    def found(self, name: str) -> dict[str, Any] | None:
+        """The entry with this name, of this run or of the existing file."""
+        return next((entry for entry in self._record["results"] if entry["name"] == name), None)
+
     def add(self, entry: dict[str, Any], line: str | None = None) -> None:
         """Takes an entry and prints a line on it, by default the rates of a comparison."""
         results = self._record["results"]

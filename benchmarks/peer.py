@@ -6,6 +6,7 @@ import ctypes
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +50,14 @@ class Peer:
 
     def facts(self) -> dict[str, Any]:
         """Version and compiler as the programs tell them, and which build it is."""
-        command = [self.program("llama-bench"), "--version"]
-        done = subprocess.run(command, env={**os.environ, **self.env}, capture_output=True, text=True, check=True)
-        lines = (done.stdout + done.stderr).strip().splitlines()
-        return {"name": "llama.cpp", "build": self.build, "version": "; ".join(lines).removeprefix("version: ")}
+        return facts_of(self.program("llama-bench"), self.build, self.env)
+
+
+def facts_of(program: str, build: str, env: Mapping[str, str]) -> dict[str, Any]:
+    """Version and compiler as a program of llama.cpp tells them."""
+    done = subprocess.run([program, "--version"], env={**os.environ, **env}, capture_output=True, text=True, check=True)
+    lines = (done.stdout + done.stderr).strip().splitlines()
+    return {"name": "llama.cpp", "build": build, "version": "; ".join(lines).removeprefix("version: ")}
 
 
 class Ggml:

@@ -23,11 +23,12 @@ TITLES = {
     "sampling": "Drawing tokens",
     "onnx": "ONNX models",
     "inference": "Running models",
+    "divergence": "Divergence from exact products",
 }
-#: Pages of docs/ with the benchmarks that they show, and a picture of these if there is one.
+#: Pages of docs/ with the benchmarks that they show, in this order, and a picture of these if there is one.
 PAGES = {
     "benchmarks.md": ("formats", "convert", "model", "memory", "tokenizer", "loading", "sampling", "onnx"),
-    "performance.md": ("inference",),
+    "performance.md": ("inference", "divergence"),
 }
 PICTURES = {"performance.md": "![Speed of lowbit and others, and the limit of the machine](performance.svg)"}
 
@@ -210,6 +211,34 @@ def _against(found: dict[str, Record], peers: list[str]) -> list[str]:
     return [figure(first, "ours"), share, *(cell for pair in theirs for cell in pair)]
 
 
+def divergence_table(results: list[Record]) -> list[str]:
+    """A table of each model and text: mean divergence, with standard error, of each arithmetic and of llama.cpp.
+
+    The rows are in the order in which formats come first in the results.
+    """
+    lines: list[str] = []
+    formats = list(dict.fromkeys(entry["format"] for entry in results))
+    groups: dict[tuple[str, str], list[Record]] = {}
+    for entry in results:
+        groups.setdefault((entry["model"], entry["text"]), []).append(entry)
+    for (model, text), entries in groups.items():
+        names = list(dict.fromkeys(name for entry in entries for name in entry["divergence"]))
+        header = [f"{model} on {text}, 0.000001 nats", "in this format", *names, "llama.cpp / int8"]
+        entries.sort(key=lambda entry: formats.index(entry["format"]))
+        lines += [*table(header, [_divergences(entry, names) for entry in entries]), ""]
+    return lines[:-1]
+
+
+def _divergences(entry: Record, names: list[str]) -> list[str]:
+    found = entry["divergence"]
+    means = {name: figures["mean"] for name, figures in found.items()}
+    errors = {name: figures["standard_error"] for name, figures in found.items()}
+    cells = [f"{number(means[n] * 1e6)} ± {number(errors[n] * 1e6)}" if n in found else "-" for n in names]
+    share = "-" if entry["format"].endswith(" mix") else f"{entry['share']:.0%}"
+    times = means["llama.cpp"] / means["int8"] if "llama.cpp" in means else None
+    return [entry["format"], share, *cells, f"**{times:.2f}**" if times else "-"]
+
+
 TABLES = {
     "formats": format_table,
     "convert": convert_table,
@@ -220,6 +249,7 @@ TABLES = {
     "sampling": sampling_table,
     "onnx": onnx_table,
     "inference": inference_table,
+    "divergence": divergence_table,
 }
 
 
@@ -253,7 +283,8 @@ def rewritten(name: str, page: str, records: Iterable[Record]) -> str:
     """The page of PAGES with this name, with its results between its markers."""
     before, rest = page.split(BEGIN)
     after = rest.split(END)[1]
-    sections = [section(record) for record in records if record["benchmark"] in PAGES[name]]
+    shown = [record for record in records if record["benchmark"] in PAGES[name]]
+    sections = [section(record) for record in sorted(shown, key=lambda record: PAGES[name].index(record["benchmark"]))]
     if sections and name in PICTURES:
         sections.insert(0, PICTURES[name])
     return "\n\n".join([before + BEGIN, *sections, END + after])

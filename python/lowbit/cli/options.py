@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from lowbit.base.compute import COMPUTE_MODES
 from lowbit.base.files import decoded
 from lowbit.base.quoting import quoted, shown
 
@@ -97,7 +98,7 @@ Compute = Annotated[
     typer.Option(
         "--compute",
         help="Arithmetic of matrix products: auto, int8, bf16, or f32 (exact).",
-        callback=one_of("auto", "int8", "bf16", "f32"),
+        callback=one_of(*COMPUTE_MODES),
     ),
 ]
 ModelPath = Annotated[str, typer.Argument(metavar="MODEL", help="GGUF file, checkpoint folder or hub id.")]
