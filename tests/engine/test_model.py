@@ -473,7 +473,7 @@ def test_wrong_batches(bard):
 
 def test_wrong_arguments_of_load(tmp_path):
     for options, match in (
-        ({"compute": "int3"}, 'compute: expected auto, int8, bf16 or f32, got "int3"'),
+        ({"compute": "int3"}, 'compute: expected auto, int8, int16, bf16 or f32, got "int3"'),
         ({"compute": None}, "compute: expected a str, got None"),
         *(({"threads": n}, "threads: expected ") for n in (0, -1, 1025, 10**9, 2**63)),
         *(({"threads": n}, "threads: expected ") for n in (True, 1.5, np.nan, "2")),

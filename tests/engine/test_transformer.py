@@ -168,7 +168,7 @@ def test_other_computes_are_near(simd, compute):
 @pytest.mark.parametrize("format", ["Q4_0", "Q8_0", "MXFP4"])
 def test_two_digits_are_near_exact(simd, format):
     """Against the same weights in float32: "int16" is hundreds of times nearer than "int8"."""
-    for fields in (SPECS["plain"], SPECS["bitnet"]):
+    for fields in (SPECS["base"], SPECS["int8-activations"]):
         spec = make_spec(**fields)
         tensors = packed(random_tensors(spec, extras=True), format)
         ids = random_ids(spec, 40)

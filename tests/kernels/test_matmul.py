@@ -300,7 +300,7 @@ def test_wrong_arguments():
         lowbit.matmul(x, np.ones((4, 64), complex))
     with pytest.raises(lowbit.InputError, match="x: expected an array of real numbers, got object"):
         lowbit.matmul(x.astype(object), q)
-    with pytest.raises(lowbit.InputError, match='compute: expected auto, int8, bf16 or f32, got "int4"'):
+    with pytest.raises(lowbit.InputError, match='compute: expected auto, int8, int16, bf16 or f32, got "int4"'):
         lowbit.matmul(x, q, compute="int4")
     for threads in (0, -1, 1025, 2**40):
         with pytest.raises(lowbit.InputError, match="threads"):

@@ -97,7 +97,7 @@ Compute = Annotated[
     str,
     typer.Option(
         "--compute",
-        help="Arithmetic of matrix products: auto, int8, bf16, or f32 (exact).",
+        help="Arithmetic of matrix products: auto, int8, int16, bf16, or f32 (exact).",
         callback=one_of(*COMPUTE_MODES),
     ),
 ]
