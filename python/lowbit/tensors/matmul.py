@@ -25,8 +25,8 @@ def matmul(
     - "int8": x rounded to 8 bits with one scale for each 32 values; exact integer products with the packed weights. The
       error in each group of 32 is at most sum(abs(w)) * max(abs(x)) / 254. Each result depends only on its own row of x
       and of w. Float weights use "f32".
-    - "int16": as "int8", plus the product with what that rounding left of x, rounded to 8 bits too. The error is at most
-      a 254th of that of "int8", apart from the float32 sums. Takes about twice the operations, but reads w once.
+    - "int16": as "int8", plus the product with what that rounding left of x, rounded to 8 bits too. The error is at
+      most a 254th of that of "int8", apart from the float32 sums. Takes about twice the operations, but reads w once.
     - "bf16": weights and x rounded to bfloat16, float32 sums. float32 weights use "f32".
     - "auto": "int8" for packed weights. Float weights: "f32" for up to eight rows of x, else "bf16".
 
