@@ -31,6 +31,14 @@ float RoundToken(float* HWY_RESTRICT x, size_t K) {
   return 1.0f / s;
 }
 
+// Asks for memory that is written soon. The last product's activations are still in the caches of all cores.
+template <typename T>
+HWY_INLINE void PrefetchForWriting(T* memory, size_t num) {
+#if HWY_COMPILER_GCC || HWY_COMPILER_CLANG
+  for (size_t i = 0; i < num; i += 64 / sizeof(T)) __builtin_prefetch(memory + i, /*rw=*/1);
+#endif
+}
+
 // Rounds token t of num_tokens. If `given` is not null, x has codes and *given is their scale. The other pointers are those
 // of Activations.
 void RoundGroups(const float* HWY_RESTRICT x, size_t K, const float* given, size_t num_tokens, size_t t,
@@ -41,6 +49,13 @@ void RoundGroups(const float* HWY_RESTRICT x, size_t K, const float* given, size
   // The token's first value, of 16 or 32 each, among those of all tiles.
   const size_t first16 = tile.first * K / 16 + t - tile.first, first32 = tile.first * K / 32 + t - tile.first;
   q += tile.first * K + 4 * (t - tile.first);
+  if (t == tile.first && n > 1) {
+    PrefetchForWriting(q, n * K);
+    for (float* sums : {scale + first32, sum32 + first32}) PrefetchForWriting(sums, n * K / 32);
+    PrefetchForWriting(sum16 + first16, n * K / 16);
+    PrefetchForWriting(q32 + first32, n * K / 32);
+    PrefetchForWriting(q16 + first16, n * K / 16);
+  }
   const hn::CappedTag<float, 16> df;
   const hn::Rebind<int32_t, decltype(df)> di32;
   const hn::Rebind<int8_t, decltype(df)> di8;
