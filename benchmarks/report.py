@@ -16,19 +16,19 @@ BEGIN, END = "<!-- results: written by benchmarks/report.py -->", "<!-- end of r
 TITLES = {
     "formats": "Encoding and decoding",
     "convert": "Whole files",
-    "model": "Running models, the first engine",
     "memory": "Memory",
     "tokenizer": "Loading tokenizers",
     "loading": "From the start to the first token",
     "sampling": "Drawing tokens",
     "onnx": "ONNX models",
     "inference": "Running models",
+    "sharing": "Two processes at once",
     "divergence": "Divergence from exact products",
 }
 #: Pages of docs/ with the benchmarks that they show, in this order, and a picture of these if there is one.
 PAGES = {
-    "benchmarks.md": ("formats", "convert", "model", "memory", "tokenizer", "loading", "sampling", "onnx"),
-    "performance.md": ("inference", "divergence"),
+    "benchmarks.md": ("formats", "convert", "memory", "tokenizer", "loading", "sampling", "onnx"),
+    "performance.md": ("inference", "sharing", "divergence"),
 }
 PICTURES = {"performance.md": "![Speed of lowbit and others, and the limit of the machine](performance.svg)"}
 
@@ -110,17 +110,6 @@ def _process(entry: Record) -> list[str]:
     return [*seconds, ratio(entry), *cpu, *(_median(entry[side]["peak_rss"], 1e6) for side in sides)]
 
 
-def model_table(results: list[Record]) -> list[str]:
-    found = {(entry["file"], entry["kind"]): entry for entry in results}
-    header = ["file", "MB", "prefill tokens/s", "peer", "ratio", "decode tokens/s", "peer", "ratio"]
-    rows = []
-    for name in dict.fromkeys(entry["file"] for entry in results):
-        size = next(entry["file_bytes"] for entry in results if entry["file"] == name)
-        both = [cell for kind in ("prefill", "decode") for cell in rates(found.get((name, kind)))]
-        rows.append([name, number(size / 1e6), *both])
-    return table(header, rows)
-
-
 def memory_table(results: list[Record]) -> list[str]:
     header = ["shapes of", "million weights", "peak MB", "seconds", "encoding alone", "reading and writing alone"]
     rows = []
@@ -138,6 +127,11 @@ def tokenizer_table(results: list[Record]) -> list[str]:
 def sampling_table(results: list[Record]) -> list[str]:
     header = ["logits: options", "vocabulary", "CPU milliseconds", "peer", "CPU ratio"]
     return table(header, [[entry["name"], str(entry["vocabulary"]), *_cpu(entry, 1e-3)] for entry in results])
+
+
+def sharing_table(results: list[Record]) -> list[str]:
+    header = ["model", "all threads each", "half of them each", "ratio"]
+    return table(header, [[entry["name"], *rates(entry)] for entry in results])
 
 
 def _cpu(entry: Record, unit: float = 1.0) -> list[str]:
@@ -242,11 +236,11 @@ def _divergences(entry: Record, names: list[str]) -> list[str]:
 TABLES = {
     "formats": format_table,
     "convert": convert_table,
-    "model": model_table,
     "memory": memory_table,
     "tokenizer": tokenizer_table,
     "loading": loading_table,
     "sampling": sampling_table,
+    "sharing": sharing_table,
     "onnx": onnx_table,
     "inference": inference_table,
     "divergence": divergence_table,

@@ -24,8 +24,9 @@ namespace lowbit {
 namespace {
 
 // How often a thread checks for what it waits for before it sleeps, about 50 us. Waking a sleeping thread takes tens of
-// microseconds; a decoded token has about two hundred barriers, microseconds apart.
-constexpr int kSpins = 2000;
+// microseconds; a decoded token has about two hundred barriers, microseconds apart. After about 5 us it lets other threads
+// have the processor between checks: those of another process, which perhaps hold up what it waits for.
+constexpr int kSpins = 200, kYields = 100;
 
 // Workers that were not needed in this many runs end.
 constexpr size_t kWindow = 256;
@@ -41,6 +42,10 @@ class Waiters {
     for (int spins = 0; spins < kSpins; ++spins) {
       if (condition()) return;
       hwy::Pause();
+    }
+    for (int yields = 0; yields < kYields; ++yields) {
+      if (condition()) return;
+      std::this_thread::yield();
     }
     std::unique_lock<std::mutex> lock(mutex_);
     // Wake changes the same word after the condition: either it sees this thread, or this thread sees the condition.
