@@ -141,19 +141,14 @@ struct Codec {
   static HWY_INLINE void UnpackRows(PackedRows& rows, size_t /*num_blocks*/, Sink& sink) {
     const PanelWords d;
     const auto four = hn::Set(d, 0x0F0F0F0F), top = hn::Set(d, 0x30303030), sign = hn::Set(d, 0x80808080);
-    const FloatsV scale = LoadHalfOfRows(rows, kDAt);
-    WordsV words[4];
-    LoadWords(rows, kScaleAt, words);
-    HWY_UNROLL(8)
-    for (size_t i = 0; i < 4; ++i) StoreScales<-128>(scale, hn::Xor(words[i], sign), 4 * i, sink);
     HWY_UNROLL(8)
     for (size_t h = 0; h < 2; ++h) {
       HWY_UNROLL(8)
       for (size_t k = 0; k < 2; ++k) {
         WordsV high[4], a[4], b[4];
-        LoadWords(rows, kHighAt + 32 * h + 16 * k, high);
         LoadWords(rows, 64 * h + 16 * k, a);
         LoadWords(rows, 64 * h + 32 + 16 * k, b);
+        LoadWords(rows, kHighAt + 32 * h + 16 * k, high);
         HWY_UNROLL(8)
         for (size_t i = 0; i < 4; ++i) {
           const size_t quad = 32 * h + 4 * k + i;
@@ -168,6 +163,11 @@ struct Codec {
         }
       }
     }
+    const FloatsV scale = LoadHalfOfRows(rows, kDAt);
+    WordsV words[4];
+    LoadWords(rows, kScaleAt, words);
+    HWY_UNROLL(8)
+    for (size_t i = 0; i < 4; ++i) StoreScales<-128>(scale, hn::Xor(words[i], sign), 4 * i, sink);
   }
 
   static HWY_INLINE void Unpack(const uint8_t* block, size_t /*num_blocks*/, Unpacked& u) {
