@@ -58,15 +58,15 @@ struct Codec {
   template <class Sink>
   static HWY_INLINE void UnpackRows(PackedRows& rows, size_t /*num_blocks*/, Sink& sink) {
     const auto four = hn::Set(PanelWords(), 0x0F0F0F0F);
-    const FloatsV scale = LoadHalfOfRows(rows, Traits::kDAt), minimum = LoadHalfOfRows(rows, Traits::kDAt + 2);
     WordsV words[4];
     LoadWords(rows, 0, words);
+    UnpackTwoBitRows(rows, kCodesAt, [&](WordsV codes, size_t quad) HWY_ATTR { sink.Quad(codes, quad); });
+    const FloatsV scale = LoadHalfOfRows(rows, Traits::kDAt), minimum = LoadHalfOfRows(rows, Traits::kDAt + 2);
     HWY_UNROLL(8)
     for (size_t i = 0; i < 4; ++i) {
       StoreScales(scale, hn::And(words[i], four), 4 * i, sink);
       StoreMinima(minimum, hn::And(hn::ShiftRight<4>(words[i]), four), 4 * i, sink);
     }
-    UnpackTwoBitRows(rows, kCodesAt, [&](WordsV codes, size_t quad) HWY_ATTR { sink.Quad(codes, quad); });
   }
 
   static HWY_INLINE void Unpack(const uint8_t* block, size_t /*num_blocks*/, Unpacked& u) {

@@ -201,16 +201,6 @@ struct Codec {
   static HWY_INLINE void UnpackRows(PackedRows& rows, size_t /*num_blocks*/, Sink& sink) {
     const PanelWords d;
     const auto four = hn::Set(d, 0x0F0F0F0F), top = hn::Set(d, 0x30303030), third = hn::Set(d, 0x04040404);
-    const FloatsV scale = LoadHalfOfRows(rows, kDAt);
-    WordsV scales[4];
-    LoadWords(rows, kScalesAt - 4, scales);  // the scales are words 1 to 3
-    const auto store = [&](WordsV low, WordsV high, size_t group) HWY_ATTR {
-      StoreScales<-kScaleHalf>(scale, hn::Or(hn::And(low, four), hn::And(high, top)), group, sink);
-    };
-    store(scales[1], hn::ShiftLeft<4>(scales[3]), 0);
-    store(scales[2], hn::ShiftLeft<2>(scales[3]), 4);
-    store(hn::ShiftRight<4>(scales[1]), scales[3], 8);
-    store(hn::ShiftRight<4>(scales[2]), hn::ShiftRight<2>(scales[3]), 12);
     WordsV high[8];
     for (size_t k = 0; k < 2; ++k) {
       WordsV words[4];
@@ -222,6 +212,16 @@ struct Codec {
       const auto bit = hn::ShiftRightSame(high[quad % 8], static_cast<int>(quad / 8));
       sink.Quad(hn::Or(codes, hn::And(hn::ShiftLeft<2>(bit), third)), quad);
     });
+    const FloatsV scale = LoadHalfOfRows(rows, kDAt);
+    WordsV scales[4];
+    LoadWords(rows, kScalesAt - 4, scales);  // the scales are words 1 to 3
+    const auto store = [&](WordsV low, WordsV high, size_t group) HWY_ATTR {
+      StoreScales<-kScaleHalf>(scale, hn::Or(hn::And(low, four), hn::And(high, top)), group, sink);
+    };
+    store(scales[1], hn::ShiftLeft<4>(scales[3]), 0);
+    store(scales[2], hn::ShiftLeft<2>(scales[3]), 4);
+    store(hn::ShiftRight<4>(scales[1]), scales[3], 8);
+    store(hn::ShiftRight<4>(scales[2]), hn::ShiftRight<2>(scales[3]), 12);
   }
 
   static HWY_INLINE void Unpack(const uint8_t* block, size_t /*num_blocks*/, Unpacked& u) {

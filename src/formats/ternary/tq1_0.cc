@@ -83,10 +83,6 @@ struct Codec {
       }
     };
     WordsV words[4];
-    LoadWords(rows, kDAt - 14, words);  // d is in the upper half of the last word
-    const FloatsV scale = LowHalves(hn::ShiftRight<16>(words[3]));
-    for (size_t g = 0; g < kBlock / 32; ++g) sink.Scale(scale, g);
-    unpack(hn::Or(hn::ShiftRight<16>(words[2]), hn::ShiftLeft<16>(words[3])), 4, 60, 1);
     HWY_UNROLL(2)
     for (size_t k = 0; k < 2; ++k) {
       LoadWords(rows, 16 * k, words);
@@ -96,6 +92,10 @@ struct Codec {
     LoadWords(rows, kSecondAt, words);
     HWY_UNROLL(4)
     for (size_t i = 0; i < 4; ++i) unpack(words[i], 5, 40 + i, 4);
+    LoadWords(rows, kDAt - 14, words);  // d is in the upper half of the last word
+    const FloatsV scale = LowHalves(hn::ShiftRight<16>(words[3]));
+    for (size_t g = 0; g < kBlock / 32; ++g) sink.Scale(scale, g);
+    unpack(hn::Or(hn::ShiftRight<16>(words[2]), hn::ShiftLeft<16>(words[3])), 4, 60, 1);
   }
 
   static HWY_INLINE void Unpack(const uint8_t* block, size_t num_blocks, Unpacked& u) {

@@ -39,9 +39,9 @@ struct Codec {
 
   template <class Sink>
   static HWY_INLINE void UnpackRows(PackedRows& rows, size_t /*num_blocks*/, Sink& sink) {
+    UnpackTwoBitRows(rows, 0, [&](WordsV codes, size_t quad) HWY_ATTR { sink.Quad(codes, quad); });
     const FloatsV scale = LoadHalfOfRows(rows, kDAt);
     for (size_t g = 0; g < kBlock / 32; ++g) sink.Scale(scale, g);
-    UnpackTwoBitRows(rows, 0, [&](WordsV codes, size_t quad) HWY_ATTR { sink.Quad(codes, quad); });
   }
 
   static HWY_INLINE void Unpack(const uint8_t* block, size_t num_blocks, Unpacked& u) {
