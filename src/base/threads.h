@@ -41,6 +41,9 @@ class Worker {
   // call with as many tasks, and then helps others. Returns when no task is left to start.
   void Share(size_t num_tasks, TaskRef task);
 
+  // The first task of this worker's part; with fewer tasks than workers, that of another one.
+  size_t FirstTask(size_t num_tasks) const { return num_tasks * id_ / num_; }
+
   // Returns when all workers have come here. What they wrote before can be read after it.
   void Barrier();
 

@@ -58,23 +58,25 @@ constexpr bool kUnsignedCodes = false;
 // -------------------------------------------------------------------------------------------------------------------
 // Reading
 
+// Blocks of 16 bytes, `stride` apart. On Zen 4, joining halves takes three quarters of the time of inserting blocks into
+// 64 bytes, because instructions of 32 bytes are half as long.
+template <class D>
+HWY_INLINE hn::Vec<D> LoadBlocks(D d, const uint8_t* from, size_t stride) {
+  if constexpr (HWY_MAX_LANES_D(D) > 4) {
+    const hn::Half<D> half;
+    constexpr size_t kBlocks = HWY_MAX_LANES_D(D) / 8;
+    return hn::Combine(d, LoadBlocks(half, from + kBlocks * stride, stride), LoadBlocks(half, from, stride));
+  } else {
+    return hn::BitCast(d, hn::LoadU(hn::Repartition<uint8_t, D>(), from));
+  }
+}
+
 // Word i, from byte at + 4 * i on, of all rows in words[i].
 HWY_INLINE void TransposeWords(const uint8_t* from, size_t stride, WordsV (&words)[4]) {
   const PanelWords d;
-  const hn::BlockDFromD<PanelWords> block;
   // Block b of vector i is row 4 * b + i.
   WordsV rows[4];
-  const auto load = [&](size_t row) HWY_ATTR {
-    return hn::BitCast(block, hn::LoadU(hn::FixedTag<uint8_t, 16>(), from + row * stride));
-  };
-  for (size_t i = 0; i < 4; ++i) {
-    rows[i] = hn::ResizeBitCast(d, load(i));
-    if constexpr (HWY_MAX_LANES_D(PanelWords) >= 8) rows[i] = hn::InsertBlock<1>(rows[i], load(4 + i));
-    if constexpr (HWY_MAX_LANES_D(PanelWords) >= 16) {
-      rows[i] = hn::InsertBlock<2>(rows[i], load(8 + i));
-      rows[i] = hn::InsertBlock<3>(rows[i], load(12 + i));
-    }
-  }
+  for (size_t i = 0; i < 4; ++i) rows[i] = LoadBlocks(d, from + i * stride, 4 * stride);
   const hn::Repartition<uint64_t, PanelWords> d64;
   const auto low01 = hn::BitCast(d64, hn::InterleaveLower(d, rows[0], rows[1]));
   const auto low23 = hn::BitCast(d64, hn::InterleaveLower(d, rows[2], rows[3]));
@@ -128,8 +130,9 @@ using PanelPairs = hn::Rebind<uint16_t, PanelWords>;
 
 // The two bytes of each row from `at` on. They are joined in general registers: a vector load after narrower stores
 // would wait until all of them reach the cache.
-HWY_INLINE hn::Vec<PanelPairs> LoadPairs(const PackedRows& rows, size_t at) {
+HWY_INLINE hn::Vec<PanelPairs> LoadPairs(PackedRows& rows, size_t at) {
   const PanelPairs d;
+  PrefetchAhead(rows, 2 * LanesOfPanel());
   uint64_t joined[Panel::kMaxRows / 4] = {};
   HWY_UNROLL(16)
   for (size_t r = 0; r < HWY_MAX_LANES_D(PanelPairs); ++r) {
@@ -150,7 +153,7 @@ HWY_INLINE hn::Vec<PanelPairs> LoadPairs(const PackedRows& rows, size_t at) {
 }
 
 // The float16 at byte `at` of each row.
-HWY_INLINE FloatsV LoadHalfOfRows(const PackedRows& rows, size_t at) {
+HWY_INLINE FloatsV LoadHalfOfRows(PackedRows& rows, size_t at) {
   const hn::Rebind<hwy::float16_t, PanelWords> dh;
   return PromoteHalves(PanelFloats(), hn::BitCast(dh, LoadPairs(rows, at)));
 }

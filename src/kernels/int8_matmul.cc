@@ -108,9 +108,24 @@ HWY_INLINE PackedRows Rows(const Matrix& weights, size_t first, size_t num_rows,
   return {copy.data(), bytes, copy.data()};
 }
 
-// Where to prefetch from while the `num` rows from `first` on are multiplied: at the rows after them, if they exist.
+// Rows are prefetched this many bytes before they are multiplied, at least: less than the memory's latency allows stalls,
+// and more than 64 KiB for two threads leaves the caches too early.
+constexpr size_t kLeadBytes = 16384;
+
+// The same in rows, whole strips of `num`.
+HWY_INLINE size_t LeadRows(const Matrix& weights, size_t num) {
+  return (kLeadBytes / (num * weights.RowBytes()) + 1) * num;
+}
+
+// Where to prefetch from while the `num` rows from `first` on are multiplied: at later rows, if they exist.
 HWY_INLINE const uint8_t* Ahead(const Matrix& weights, size_t first, size_t num) {
-  return weights.Row(first + 2 * num <= weights.N ? first + num : first);
+  const size_t later = first + LeadRows(weights, num);
+  return weights.Row(later + num <= weights.N ? later : first);
+}
+
+void PrefetchFirstRows(const Matrix& weights, size_t first) {
+  const size_t end = HWY_MIN(weights.N, first + LeadRows(weights, StripRows()));
+  for (const uint8_t* p = weights.Row(first); p < weights.Row(end); p += 64) PrefetchToL2(p);
 }
 
 // Rows of one strip, all tokens.
@@ -177,6 +192,7 @@ HWY_EXPORT(StripRows);
 HWY_EXPORT(Bias);
 HWY_EXPORT(MultiplyRows);
 HWY_EXPORT(ComputeStarts);
+HWY_EXPORT(PrefetchFirstRows);
 
 size_t StripRows() { return HWY_DYNAMIC_DISPATCH(StripRows)(); }
 
@@ -189,6 +205,10 @@ void GroupStarts::Compute(const Format& format, const Activations& x, size_t t) 
   const int32_t bias = HWY_DYNAMIC_DISPATCH(Bias)(format.panel);
   const int32_t* sums = format.panel.group == 16 ? x.q16 : x.q32;
   HWY_DYNAMIC_DISPATCH(ComputeStarts)(bias, sums, x.num_tokens, x.K / format.panel.group, t, starts_.data());
+}
+
+void PrefetchFirstRows(const Matrix& weights, size_t first) {
+  HWY_DYNAMIC_DISPATCH(PrefetchFirstRows)(weights, first);
 }
 
 void MultiplyInt8(const Matrix& weights, size_t first, size_t num_rows, const Activations& x, const int32_t* starts,

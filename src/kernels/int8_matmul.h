@@ -28,6 +28,10 @@ class GroupStarts {
 // Rows are multiplied in strips of this many; work should be divided at multiples of it.
 size_t StripRows();
 
+// Begins to load the rows that MultiplyInt8 multiplies first if it starts at row `first`. While it multiplies, it does this
+// for later rows.
+void PrefetchFirstRows(const Matrix& weights, size_t first);
+
 // out[t * out_stride + n - first] = product of row n in [first, first + num_rows) of the weights and token t. starts: of
 // GroupStarts. The result of a row and a token is
 //

@@ -158,7 +158,7 @@ constexpr size_t kMostOwnTokens = 4;
 // Rows per task: few enough to balance the work, enough to amortise the loop overhead.
 size_t RowsPerTask(size_t num_rows, size_t num_workers) {
   const size_t strip = StripRows();
-  return std::clamp<size_t>(num_rows / (num_workers * 4) / strip, 1, 8) * strip;
+    return std::clamp<size_t>(num_rows / (num_workers * 16) / strip, 1, 8) * strip;
 }
 
 }  // namespace
@@ -257,6 +257,21 @@ void Matmul::Run(Worker& worker, size_t num_tokens, FunctionRef<Row> row, const 
     Reserve(input, num_tokens, products, num_products);
     input.rounded = round_tokens;
   }
+  // Tasks of all products, one after another, or of all at once.
+  const size_t num_parts = finish ? 1 : num_products;
+  const auto step = [&](size_t i) { return RowsPerTask(products[i].weights.N, num_threads_); };
+  size_t num_tasks = 0;
+  for (size_t i = 0; i < num_parts; ++i) num_tasks += (products[i].weights.N + step(i) - 1) / step(i);
+  const auto locate = [&](size_t task) {
+    size_t i = 0;
+    for (size_t num; task >= (num = (products[i].weights.N + step(i) - 1) / step(i)); ++i) task -= num;
+    return std::pair(i, Range{task * step(i), std::min(step(i), products[i].weights.N - task * step(i))});
+  };
+  // The first rows arrive while the input is prepared.
+  const auto [product, first] = locate(worker.FirstTask(num_tasks));
+  if (Resolve(compute_, *products[product].weights.format, num_tokens) == Compute::kInt8) {
+    PrefetchFirstRows(products[product].weights, first.first);
+  }
   const auto prepare = [&](size_t t) { PrepareRow(input, t, row, products, num_products); };
   if (alone && worker.num() != 1) {
     for (size_t t = 0; t < num_tokens; ++t) prepare(t);
@@ -265,28 +280,12 @@ void Matmul::Run(Worker& worker, size_t num_tokens, FunctionRef<Row> row, const 
     worker.Share(num_tokens, prepare);
     worker.Barrier();
   }
-  // Tasks of all products, one after another, or of all at once.
-  const size_t num_parts = finish ? 1 : num_products;
-  size_t num_tasks = 0;
-  for (size_t i = 0; i < num_parts; ++i) {
-    const size_t rows = RowsPerTask(products[i].weights.N, num_threads_);
-    num_tasks += (products[i].weights.N + rows - 1) / rows;
-  }
   worker.Share(num_tasks, [&](size_t task) {
-    for (size_t i = 0; i < num_parts; ++i) {
-      const size_t N = products[i].weights.N, step = RowsPerTask(N, num_threads_), num = (N + step - 1) / step;
-      if (task >= num) {
-        task -= num;
-        continue;
-      }
-      const Range rows = {task * step, std::min(step, N - task * step)};
-      MultiplyRows(input, i, products[i], rows);
-      if (finish) {
-        for (size_t other = 1; other < num_products; ++other) MultiplyRows(input, other, products[other], rows);
-        (*finish)(rows);
-      }
-      return;
-    }
+    const auto [i, rows] = locate(task);
+    MultiplyRows(input, i, products[i], rows);
+    if (!finish) return;
+    for (size_t other = 1; other < num_products; ++other) MultiplyRows(input, other, products[other], rows);
+    (*finish)(rows);
   });
 }
 

@@ -110,7 +110,7 @@ HWY_INLINE void UnpackGroups(const GridBytes<kNum>& grid, const hn::Vec<PanelByt
 }
 
 // The scale of code c is d * (c + 0.5) / 4.
-HWY_INLINE FloatsV ScaleOfRows(const PackedRows& rows) {
+HWY_INLINE FloatsV ScaleOfRows(PackedRows& rows) {
   return hn::Mul(LoadHalfOfRows(rows, 0), hn::Set(PanelFloats(), 0.125f));
 }
 #endif  // LOWBIT_GRID_ROWS
