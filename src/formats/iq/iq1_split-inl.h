@@ -231,8 +231,7 @@ HWY_INLINE Start MakeStart(SearchTag df, VF score, VF weight, VF magnitude, MF n
   const MF fits = hn::And(hn::And(in_range(score), in_range(weight)), hn::Le(hn::Mul(magnitude, magnitude), bound));
   const VF plain = hn::IfThenElse(fits, hn::Mul(score, hn::Set(df, kStart)), hn::Set(df, -FLT_MAX));
   const MF unsure = hn::AndNot(negligible, hn::And(light, hn::Not(hn::Eq(weight, hn::Zero(df)))));
-  return {hn::IfThenElse(dead, hn::Inf(df), plain), hn::BitsFromMask(df, unsure),
-          hn::AllTrue(df, hn::Or(fits, dead))};
+  return {hn::IfThenElse(dead, hn::Inf(df), plain), hn::BitsFromMask(df, unsure), hn::AllTrue(df, hn::Or(fits, dead))};
 }
 
 // Splits at the middles between the levels of a scale, then refits the scale with the best shifts. Repeats this a few
