@@ -165,6 +165,9 @@ inline void RoundBlocks(BlockTile& tile, const BlockwiseSpec& spec) {
 // A multiplier and the levels that it may give: codes minus the zero point.
 template <class V>
 struct Candidate {
+  HWY_INLINE Candidate() {}  // see AffineSearch (src/formats/search/affine-inl.h)
+  HWY_INLINE Candidate(V multiplier, V low, V high) : multiplier(multiplier), low(low), high(high) {}
+
   V multiplier, low, high;
 };
 

@@ -287,7 +287,11 @@ void Bpe::Encode(std::string_view word, Scratch* scratch, std::vector<uint32_t>*
   if (options_.ignore_merges) {
     if (const uint32_t id = merges_->index().Find(word); id != kNoToken) return ids->push_back(id);
   }
-  auto& [symbols, next, previous, queue] = *scratch;
+  // Not a structured binding: in C++17, lambdas capture none.
+  auto& symbols = scratch->symbols;
+  auto& next = scratch->next;
+  auto& previous = scratch->previous;
+  auto& queue = scratch->queue;
   SetSymbols(word, &symbols);
   const uint32_t count = static_cast<uint32_t>(symbols.size());
   next.resize(count);

@@ -199,6 +199,8 @@ constexpr float SecondStep(bool down) { return Square(Iq1Value(1, down)) - Squar
 // Sums over kHalves parts of a group, each with its own shift.
 template <size_t kHalves>
 struct PartSums {
+  HWY_INLINE PartSums() {}  // see AffineSearch (src/formats/search/affine-inl.h)
+
   VF all_x[kHalves], all_w[kHalves];                       // over all weights
   VF low_x[kHalves], first_w[kHalves], second_w[kHalves];  // below both ends of a split together, below either
 
@@ -227,12 +229,9 @@ HWY_INLINE Start MakeStart(SearchTag df, VF score, VF weight, VF magnitude, MF n
   const auto in_range = [&](VF v) HWY_ATTR { return hn::And(hn::Gt(v, least), hn::Lt(v, most)); };
   const VF bound = hn::Mul(hn::Mul(score, weight), hn::Set(df, 8.0f));
   const MF fits = hn::And(hn::And(in_range(score), in_range(weight)), hn::Le(hn::Mul(magnitude, magnitude), bound));
-  Start start;
   const VF plain = hn::IfThenElse(fits, hn::Mul(score, hn::Set(df, kStart)), hn::Set(df, -FLT_MAX));
-  start.score = hn::IfThenElse(dead, hn::Inf(df), plain);
-  start.near = hn::AllTrue(df, hn::Or(fits, dead));
-  start.unsure = hn::BitsFromMask(df, hn::AndNot(negligible, hn::And(light, hn::Not(hn::Eq(weight, hn::Zero(df))))));
-  return start;
+  const MF unsure = hn::AndNot(negligible, hn::And(light, hn::Not(hn::Eq(weight, hn::Zero(df)))));
+  return {hn::IfThenElse(dead, hn::Inf(df), plain), hn::BitsFromMask(df, unsure), hn::AllTrue(df, hn::Or(fits, dead))};
 }
 
 // Splits at the middles between the levels of a scale, then refits the scale with the best shifts. Repeats this a few

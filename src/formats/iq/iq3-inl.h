@@ -54,6 +54,8 @@ struct Multipliers {
 // One coordinate of each of four weights.
 template <class DF>
 struct Quad {
+  HWY_INLINE Quad() {}  // see AffineSearch (src/formats/search/affine-inl.h)
+
   hn::Vec<DF> x[kIq3Dims];
   hn::Vec<DF> root_w[kIq3Dims];
 };

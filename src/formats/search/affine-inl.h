@@ -32,6 +32,9 @@ class AffineSearch {
   using V = hn::Vec<DF>;
   using M = hn::Mask<DF>;
 
+  // Constructors that the compiler writes itself cannot use the SIMD target's instructions: on ARM, vectors in them fail.
+  HWY_INLINE AffineSearch() {}
+
   HWY_INLINE void Start(const float* x, const float* w) {
     const DF df;
     const size_t N = hn::Lanes(df);
