@@ -12,8 +12,8 @@
 #include <type_traits>
 
 #include "hwy/highway.h"
-#include "src/formats/format-inl.h"
 #include "src/formats/few_tokens-inl.h"
+#include "src/formats/format-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace lowbit {

@@ -4,8 +4,9 @@
 //   template <class Sink>
 //   static void UnpackRows(PackedRows& rows, size_t num_blocks, Sink& sink);
 //
-// for up to 256 weights of each row. It should read them from the first byte on: a CPU's own prefetchers follow, and Q6_K from
-// memory takes three quarters of the time of another order. Otherwise its Unpack is called row by row, and the codes are transposed. A sink is
+// for up to 256 weights of each row. It should read them from the first byte on: the CPU's own prefetchers follow, and Q6_K
+// in memory takes three quarters of the time of another order. Otherwise its Unpack is called row by row, and the codes are
+// transposed. A sink is
 //
 //   struct Sink {
 //     void Quad(WordsV codes, size_t quad);       // four codes of each row, of the weights from 4 * quad on

@@ -39,7 +39,7 @@ struct Piece {
   size_t num_groups;
   size_t k;
   size_t first_token, num_tokens;
-  TileSums sums;       // from its first token on
+  TileSums sums;  // from its first token on
   Prefetcher* ahead;
 };
 
@@ -216,9 +216,7 @@ void GroupStarts::Compute(const Format& format, const Activations& x, size_t t) 
   HWY_DYNAMIC_DISPATCH(ComputeStarts)(bias, sums, x.num_tokens, x.K / format.panel.group, t, starts_.data());
 }
 
-void PrefetchFirstRows(const Matrix& weights, size_t first) {
-  HWY_DYNAMIC_DISPATCH(PrefetchFirstRows)(weights, first);
-}
+void PrefetchFirstRows(const Matrix& weights, size_t first) { HWY_DYNAMIC_DISPATCH(PrefetchFirstRows)(weights, first); }
 
 void MultiplyInt8(const Matrix& weights, size_t first, size_t num_rows, const Activations& x, const int32_t* starts,
                   float* out, size_t out_stride) {

@@ -172,7 +172,7 @@ constexpr size_t kMostOwnTokens = 4;
 // Rows per task: few enough to balance the work, enough to amortise the loop overhead.
 size_t RowsPerTask(size_t num_rows, size_t num_workers) {
   const size_t strip = StripRows();
-    return std::clamp<size_t>(num_rows / (num_workers * 16) / strip, 1, 8) * strip;
+  return std::clamp<size_t>(num_rows / (num_workers * 16) / strip, 1, 8) * strip;
 }
 
 }  // namespace
