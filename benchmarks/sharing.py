@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import harness
@@ -39,9 +40,8 @@ def main() -> None:
                 [stack.enter_context(Engine("lowbit", "lowbit", model, threads)) for _ in range(2)]
                 for threads in (options.threads, options.threads // 2)
             ]
-            samples = harness.alternate(
-                lambda: together(sides[0], options.new), lambda: together(sides[1], options.new), pairs=options.pairs
-            )
+            runs = [partial(together, engines, options.new) for engines in sides]
+            samples = harness.alternate(*runs, pairs=options.pairs)
         recorder.add(harness.comparison(f"{model.stem}: two processes", 2 * options.new, "tokens", *samples))
     recorder.finish()
 
