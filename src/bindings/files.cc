@@ -13,6 +13,11 @@ namespace lowbit {
 namespace {
 
 // Returns the number of bytes, as Python's files do.
+std::string PathOf(AtomicWriter& writer) {
+  const GilRelease release;
+  return writer.TemporaryPath();
+}
+
 uint64_t WriteBuffer(AtomicWriter& writer, const py::buffer& buffer) {
   Py_buffer view;
   if (PyObject_GetBuffer(buffer.ptr(), &view, PyBUF_C_CONTIGUOUS) != 0) throw py::error_already_set();
@@ -64,8 +69,7 @@ void BindFiles(py::module_& m) {
 
   py::class_<AtomicWriter>(m, "AtomicWriter")
       .def(py::init<const std::string&>(), py::arg("path"), py::call_guard<GilRelease>())
-      .def_property_readonly("temporary_path",
-                             [](const AtomicWriter& writer) { return py::bytes(writer.temporary_path()); })
+      .def_property_readonly("temporary_path", [](AtomicWriter& writer) { return py::bytes(PathOf(writer)); })
       .def("write", &WriteBuffer, py::arg("buffer"))
       .def("commit", &AtomicWriter::Commit, py::call_guard<GilRelease>())
       .def("abort", &AtomicWriter::Abort, py::call_guard<GilRelease>());

@@ -152,6 +152,11 @@ GgufPlan Plan(const std::vector<std::pair<std::string, py::object>>& metadata, c
   return PlanGguf(entries, std::move(tensors));
 }
 
+std::string PathOf(GgufWriter& writer) {
+  const GilRelease release;
+  return writer.TemporaryPath();
+}
+
 void Write(GgufWriter& writer, const py::buffer& buffer) {
   Py_buffer view;
   if (PyObject_GetBuffer(buffer.ptr(), &view, PyBUF_C_CONTIGUOUS) != 0) throw py::error_already_set();
@@ -213,8 +218,7 @@ void BindGguf(py::module_& m) {
 
   py::class_<GgufWriter>(m, "GgufWriter")
       .def(py::init<const std::string&, GgufPlan>(), py::arg("path"), py::arg("plan"), py::call_guard<GilRelease>())
-      .def_property_readonly("temporary_path",
-                             [](const GgufWriter& writer) { return py::bytes(writer.temporary_path()); })
+      .def_property_readonly("temporary_path", [](GgufWriter& writer) { return py::bytes(PathOf(writer)); })
       .def("write", &Write, py::arg("buffer"))
       .def("finish", &GgufWriter::Finish, py::call_guard<GilRelease>())
       .def("abort", &GgufWriter::Abort, py::call_guard<GilRelease>());

@@ -6,6 +6,11 @@
 
 namespace lowbit {
 
+// Tokens that are stored and multiplied together.
+struct TokenTile {
+  size_t first, num;
+};
+
 // num_tokens rows of K values; K is a multiple of 32. Each group of 32 has one scale: x = scale * q with q in [-127,
 // 127], scale = max|x| / 127, and q rounded to nearest even. So |x - scale * q| <= scale / 2. The error of a product
 // with weights w is at most sum |w| * scale / 2, plus float rounding. The tests use this bound.

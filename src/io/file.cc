@@ -25,6 +25,9 @@ namespace {
 
 namespace fs = std::filesystem;
 
+constexpr uint64_t kPiece = uint64_t{2} << 20;       // a large page of x86-64, and of ARM with pages of 4 KiB
+constexpr uint64_t kMostAtOnce = uint64_t{1} << 30;  // systems refuse or shorten writes of 2 GiB and more
+
 // System calls with one signature on every platform. A handle is -1 if opening failed.
 #ifdef _WIN32
 
@@ -188,18 +191,45 @@ void AtomicWriter::CheckOwner() const {
 
 void AtomicWriter::Write(const void* data, uint64_t num_bytes) {
   CheckOwner();
-  constexpr uint64_t kMaxPiece = uint64_t{1} << 30;  // systems refuse or shorten writes of 2 GiB and more
   const char* rest = static_cast<const char*>(data);
   while (num_bytes > 0) {
-    const int64_t written = WriteSome(handle_, rest, static_cast<size_t>(std::min(num_bytes, kMaxPiece)));
+    const uint64_t room = kPiece - (num_written_ + buffer_.size()) % kPiece;
+    uint64_t piece = std::min(num_bytes, room);
+    if (room == kPiece && num_bytes >= kPiece) {
+      piece = num_bytes / kPiece * kPiece;
+      WriteOut(rest, piece);
+    } else {
+      buffer_.insert(buffer_.end(), rest, rest + piece);
+      if (piece == room) WriteBuffer();
+    }
+    rest += piece;
+    num_bytes -= piece;
+  }
+}
+
+const std::string& AtomicWriter::TemporaryPath() {
+  if (!IsInherited()) WriteBuffer();
+  return temp_path_;
+}
+
+void AtomicWriter::WriteBuffer() {
+  WriteOut(buffer_.data(), buffer_.size());
+  buffer_.clear();
+}
+
+void AtomicWriter::WriteOut(const char* data, uint64_t num_bytes) {
+  while (num_bytes > 0) {
+    const int64_t written = WriteSome(handle_, data, static_cast<size_t>(std::min(num_bytes, kMostAtOnce)));
     if (written <= 0) FailSystem("write", path_);
-    rest += written;
+    data += written;
     num_bytes -= static_cast<uint64_t>(written);
+    num_written_ += static_cast<uint64_t>(written);
   }
 }
 
 void AtomicWriter::Commit() {
   CheckOwner();
+  WriteBuffer();
   if (!Sync(handle_)) FailSystem("write", path_);
   // Windows renames only closed files. The file is complete from here on, so another writer may remove it as stale by
   // mistake. The rename follows at once, and a failure is reported.
@@ -220,6 +250,7 @@ void AtomicWriter::Commit() {
 void AtomicWriter::Abort() noexcept {
   if (handle_ != -1) Close(handle_);
   handle_ = -1;
+  buffer_.clear();
   if (!temp_path_.empty() && !IsInherited()) Remove(temp_path_);
   temp_path_.clear();
 }

@@ -129,8 +129,8 @@ class GgufWriter {
  public:
   GgufWriter(const std::string& path, GgufPlan plan);
 
-  // The path of the file until Finish.
-  const std::string& temporary_path() const { return file_.temporary_path(); }
+  // The path of the file until Finish. The file has all that was written up to this call.
+  std::string TemporaryPath();
 
   // Appends to the tensors' data. The writer adds the padding between tensors. Throws InputError if there are more
   // bytes than the infos announced. After any failure the temporary file is removed and the writer is closed.

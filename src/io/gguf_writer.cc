@@ -126,6 +126,12 @@ GgufWriter::GgufWriter(const std::string& path, GgufPlan plan) : plan_(std::move
   file_.Write(plan_.header.data(), plan_.header.size());
 }
 
+std::string GgufWriter::TemporaryPath() {
+  if (file_.IsInherited()) return file_.TemporaryPath();  // in a forked child the mutex may be locked forever
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return file_.TemporaryPath();
+}
+
 void GgufWriter::Write(const void* data, uint64_t num_bytes) {
   file_.CheckOwner();  // first: in a forked child the mutex may be locked forever
   const std::lock_guard<std::mutex> lock(mutex_);

@@ -239,6 +239,9 @@ void MappedFile::Map() {
   region_ = Region::Take();
   void* data = mmap(nullptr, static_cast<size_t>(size_), PROT_READ, MAP_SHARED, static_cast<int>(handle_), 0);
   if (data == MAP_FAILED) FailSystem("map", path_);
+#ifdef MADV_HUGEPAGE
+  madvise(data, static_cast<size_t>(size_), MADV_HUGEPAGE);  // what is not in memory yet is read in large pages
+#endif
   data_ = static_cast<const uint8_t*>(data);
   region_->Fill(this);
 }

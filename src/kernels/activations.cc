@@ -124,8 +124,11 @@ namespace lowbit {
 HWY_EXPORT(RoundToken);
 HWY_EXPORT(RoundGroups);
 HWY_EXPORT(SubtractGroups);
+HWY_EXPORT(TileOfToken);
 
 float RoundToken(float* x, size_t K) { return HWY_DYNAMIC_DISPATCH(RoundToken)(x, K); }
+
+TokenTile TileOf(size_t num_tokens, size_t t) { return HWY_DYNAMIC_DISPATCH(TileOfToken)(num_tokens, t); }
 
 void ActivationBuffer::Reserve(size_t num_tokens, size_t K) {
   const size_t num = num_tokens * K;

@@ -14,6 +14,9 @@ namespace lowbit {
 // replace x, as floats. Returns the scale.
 float RoundToken(float* x, size_t K);
 
+// The tile of row t of num_tokens.
+TokenTile TileOf(size_t num_tokens, size_t t);
+
 // Storage for Activations, reused by later calls. It grows to the largest one.
 class ActivationBuffer {
  public:

@@ -299,15 +299,22 @@ void Matmul::Run(Worker& worker, size_t num_tokens, FunctionRef<Row> row, const 
   };
   // The first rows arrive while the input is prepared.
   const auto [product, first] = locate(worker.FirstTask(num_tasks));
-  if (IsInteger(Resolve(compute_, *products[product].weights.format, num_tokens))) {
-    PrefetchFirstRows(products[product].weights, first.first);
+  for (size_t i = product; i < (finish ? num_products : product + 1); ++i) {
+    const Matrix& weights = products[i].weights;
+    if (IsInteger(Resolve(compute_, *weights.format, num_tokens))) PrefetchFirstRows(weights, first.first);
   }
   const auto prepare = [&](size_t t) { PrepareRow(input, t, row, products, num_products); };
   if (alone && worker.num() != 1) {
     for (size_t t = 0; t < num_tokens; ++t) prepare(t);
   } else {
     worker.Barrier();
-    worker.Share(num_tokens, prepare);
+    // A worker prepares all tokens of a tile: their values share cache lines, which two would take from each other.
+    const size_t digits = NumDigits(input, compute_);
+    worker.Share(num_tokens, [&](size_t t) {
+      const TokenTile tile = TileOf(digits * num_tokens, digits * t);
+      if (tile.first != digits * t) return;
+      for (size_t i = 0; i < tile.num / digits; ++i) prepare(t + i);
+    });
     worker.Barrier();
   }
   worker.Share(num_tasks, [&](size_t task) {

@@ -9,6 +9,7 @@
 #include <stddef.h>
 
 #include "hwy/highway.h"
+#include "src/formats/activations.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace lowbit {
@@ -16,10 +17,6 @@ namespace HWY_NAMESPACE {
 
 // Tokens of the largest tile: as many as have sums in registers.
 constexpr size_t kTileTokens = HWY_MAX_BYTES == 64 || HWY_ARCH_ARM_A64 ? 6 : 2;
-
-struct TokenTile {
-  size_t first, num;
-};
 
 // The tile of token t: the largest as long as there are enough tokens, then of 4, 2 and 1.
 HWY_INLINE TokenTile TileOfToken(size_t num_tokens, size_t t) {

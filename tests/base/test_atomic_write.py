@@ -8,10 +8,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import lowbit
 from lowbit import _core
+from lowbit.base.atomic import AtomicFile
 
 INFO = lowbit.gguf.TensorInfo("t", (1 << 16,), "I8")
 
@@ -54,6 +56,37 @@ def start_half_writer(path: Path) -> subprocess.Popen[bytes]:
 def finish(process: subprocess.Popen[bytes], end: Callable[[], None]) -> None:
     with process:
         end()
+
+
+PIECE = 2 << 20  # in which the system gets a file
+
+
+def test_a_file_written_in_parts_of_any_size(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    written = bytearray()
+    with AtomicFile(path) as file:
+        for i, size in enumerate([0, 5, PIECE, PIECE - 6, 1, 1, 3 * PIECE, 2 * PIECE - 1, 1, PIECE + 7, 300]):
+            part = np.random.default_rng(i).bytes(size)
+            assert file.write(part) == size
+            written += part
+            if i % 4 == 3:
+                assert Path(file.temporary_path).read_bytes() == written
+    assert path.read_bytes() == written
+
+
+if sys.platform == "linux":
+
+    def test_a_file_written_in_small_parts_takes_few_system_calls(tmp_path: Path) -> None:
+        def num_writes() -> int:
+            counts = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+            return int(counts["syscw"])
+
+        part = bytes(4096)
+        with AtomicFile(tmp_path / "x") as file:
+            before = num_writes()
+            for _ in range(4 * PIECE // len(part)):
+                file.write(part)
+            assert num_writes() - before == 4
 
 
 def test_a_killed_writer_leaves_the_target_alone_and_its_rest_is_removed(tmp_path: Path) -> None:

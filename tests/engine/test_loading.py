@@ -106,6 +106,32 @@ def test_an_array_of_strings_of_a_file(large: Path) -> None:
     assert strings({"a": ["b", 1]}, "a") is None
 
 
+@pytest.mark.parametrize("source", ["gguf", "checkpoint"])
+def test_weights_in_memory(source: str, bard: Path, tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(bard.read_bytes())
+    where = {"gguf": path, "checkpoint": BARD}[source]
+    counts: list[tuple[str, int, int | None]] = []
+    mapped = lowbit.load(where)
+    copied = lowbit.load(where, mmap=False, progress=lambda p: counts.append((p.title, p.done, p.total)))
+    assert counts[-1][1] == counts[-1][2] == len(copied.weights)
+    expected = mapped.logits([1, 2, 3])
+    assert np.array_equal(copied.logits([1, 2, 3]), expected)
+    for name, weight in mapped.weights.items():
+        copy = copied.weights[name]
+        assert type(copy) is type(weight)
+        assert (copy.shape, copy.dtype) == (weight.shape, weight.dtype)
+        data, copied_data = (getattr(w, "data", w) if isinstance(w, lowbit.QTensor) else w for w in (weight, copy))
+        assert not np.shares_memory(data, copied_data)
+        assert copied_data.ctypes.data % 64 == 0
+        assert np.asarray(copied_data).tobytes() == np.asarray(data).tobytes()
+    if source == "gguf":
+        path.write_bytes(b"")  # overwritten in place
+        assert np.array_equal(copied.logits([1, 2, 3]), expected)
+        with pytest.raises(lowbit.FileError):
+            mapped.logits([1, 2, 3])
+
+
 if Path("/proc/self/status").exists():
 
     def test_a_large_vocabulary_takes_little_memory(large: Path) -> None:

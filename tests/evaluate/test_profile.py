@@ -212,9 +212,10 @@ def test_a_path_is_loaded_with_the_options() -> None:
         ({"depth": -1}, "depth: expected at least 0, got -1"),
         ({"repetitions": 0}, "repetitions: expected at least 1, got 0"),
         ({"tokens": 25, "depth": 1000}, r"1000 \+ 25 tokens: expected at most 1024, the model's context"),
-        ({"threads": 1}, "threads, compute and like are those of the Model"),
-        ({"compute": "f32"}, "threads, compute and like are those of the Model"),
-        ({"like": "x.gguf"}, "threads, compute and like are those of the Model"),
+        ({"threads": 1}, "threads, compute, mmap and like are those of the Model"),
+        ({"compute": "f32"}, "threads, compute, mmap and like are those of the Model"),
+        ({"like": "x.gguf"}, "threads, compute, mmap and like are those of the Model"),
+        ({"mmap": False}, "threads, compute, mmap and like are those of the Model"),
     ],
 )
 def test_wrong_arguments(options: dict[str, Any], message: str, bard: lowbit.Model) -> None:

@@ -28,7 +28,7 @@ class AtomicFile:
 
     @property
     def temporary_path(self) -> str:
-        """The path of the file until the block ends."""
+        """The path of the file until the block ends. The file has all that was written up to this call."""
         return os.fsdecode(self._core.temporary_path)
 
     def write(self, data: Any) -> int:
@@ -36,7 +36,7 @@ class AtomicFile:
         return self._core.write(data)
 
     def flush(self) -> None:
-        """Does nothing: writes are not buffered."""
+        """Does nothing: `zipfile` calls it, but does not read the file."""
 
     def __enter__(self) -> AtomicFile:
         return self

@@ -9,7 +9,7 @@ import typer
 
 from lowbit.cli.app import app, examples
 from lowbit.cli.console import print_json
-from lowbit.cli.options import Compute, Json, Like, Threads, any_path, parsed
+from lowbit.cli.options import Compute, Json, Like, Mmap, Threads, any_path, parsed
 from lowbit.cli.tables import print_table
 
 if TYPE_CHECKING:
@@ -75,6 +75,7 @@ def bench(
     like: Like = None,
     threads: Threads = None,
     compute: Compute = "auto",
+    mmap: Mmap = True,
     json: Json = False,
 ) -> None:
     """Measures the speed of prefill and decode.
@@ -93,7 +94,7 @@ def bench(
         return
     sources = {name: ctx.get_parameter_source(name) for name in ctx.params}
     given = {name for name, source in sources.items() if source is not None and source.name != "DEFAULT"}
-    options: dict[str, Any] = {"threads": threads, "compute": compute, "like": like, "progress": True}
+    options: dict[str, Any] = {"threads": threads, "compute": compute, "mmap": mmap, "like": like, "progress": True}
     if profile:
         if given & {"prompt_tokens", "new_tokens", "batch", "compare"}:
             raise typer.BadParameter("--profile excludes --prompt-tokens, --new-tokens, --batch and --compare")

@@ -10,7 +10,7 @@ import typer
 
 from lowbit.cli.app import app, examples
 from lowbit.cli.console import note
-from lowbit.cli.options import Compute, Like, ModelPath, Threads
+from lowbit.cli.options import Compute, Like, Mmap, ModelPath, Threads
 from lowbit.cli.sampling import Context, MinP, NewTokens, Penalty, Seed, Temperature, TopK, TopP, limit, showing
 
 
@@ -28,6 +28,7 @@ def chat(
     threads: Threads = None,
     like: Like = None,
     compute: Compute = "auto",
+    mmap: Mmap = True,
     context: Context = None,
 ) -> None:
     """Chats with a model that has a chat template.
@@ -36,7 +37,7 @@ def chat(
     """
     import lowbit
 
-    loaded = lowbit.load(model, compute=compute, threads=threads, context=context, like=like, progress=True)
+    loaded = lowbit.load(model, compute=compute, threads=threads, context=context, mmap=mmap, like=like, progress=True)
     options: dict[str, Any] = {
         "max_tokens": limit(max_tokens),
         "temperature": temperature,

@@ -101,6 +101,13 @@ Compute = Annotated[
         callback=one_of(*COMPUTE_MODES),
     ),
 ]
+Mmap = Annotated[
+    bool,
+    typer.Option(
+        "--mmap/--no-mmap",
+        help="Use weights where the file is mapped, or copy them to memory in large pages, which can be read faster.",
+    ),
+]
 ModelPath = Annotated[str, typer.Argument(metavar="MODEL", help="GGUF file, checkpoint folder or hub id.")]
 ExistingFile = Annotated[Path, typer.Argument(metavar="FILE", parser=existing_file, help="Text in UTF-8.")]
 DryRun = Annotated[

@@ -9,7 +9,7 @@ import typer
 
 from lowbit.cli.app import app, examples
 from lowbit.cli.console import note, print_json
-from lowbit.cli.options import Compute, Json, Like, ModelPath, Threads, stdin_text
+from lowbit.cli.options import Compute, Json, Like, Mmap, ModelPath, Threads, stdin_text
 from lowbit.cli.sampling import Context, MinP, NewTokens, Penalty, Seed, Stop, Temperature, TopK, TopP, limit, showing
 
 
@@ -37,6 +37,7 @@ def run_command(
     stop: Stop = None,
     threads: Threads = None,
     compute: Compute = "auto",
+    mmap: Mmap = True,
     context: Context = None,
     like: Like = None,
     json: Json = False,
@@ -49,7 +50,7 @@ def run_command(
 
     if prompt == "-":
         prompt = stdin_text()
-    loaded = lowbit.load(model, compute=compute, threads=threads, context=context, like=like, progress=True)
+    loaded = lowbit.load(model, compute=compute, threads=threads, context=context, mmap=mmap, like=like, progress=True)
     ids = loaded.tokenizer.encode(prompt)
     start = time.perf_counter()
     pieces = loaded.stream(

@@ -18,6 +18,7 @@ from lowbit.base.log import log_notes
 from lowbit.base.paths import AnyPath, checked, is_file
 from lowbit.base.progress import ProgressLike, steps
 from lowbit.base.threads import num_threads
+from lowbit.engine.memory import Weight, in_memory
 from lowbit.engine.sequences import Sequences, num_shared
 from lowbit.tensors import nonfinite, rows
 from lowbit.tensors.qtensor import QTensor, bytes_of, format_of
@@ -37,7 +38,6 @@ MOST_SEQUENCES = 1 << 16
 MOST_INT32 = (1 << 31) - 1
 
 Prompt = str | Sequence[int]
-Weight = QTensor | npt.NDArray[Any]
 
 
 def load(
@@ -47,6 +47,7 @@ def load(
     threads: int | None = None,
     context: int | None = None,
     max_sequences: int = 8,
+    mmap: bool = True,
     lora: Adapters = (),
     lora_scale: float | Sequence[float] = 1.0,
     like: str | None = None,
@@ -61,11 +62,14 @@ def load(
     context: tokens that a sequence can hold; None: the context that the model was trained on. More logs a warning.
         Memory is allocated as sequences grow.
     max_sequences: sequences that can be held at once, 1 to 65,536.
+    mmap: False: weights are copied to memory, in large pages where the system has them. Loading takes longer, and
+        the memory is the process's own. Decoding is up to 1.4 times as fast where a mapped file has small pages:
+        docs/performance.md says when. Overwriting the file does not disturb such a model.
     lora, lora_scale, like: for checkpoints, as in `lowbit.convert`.
     progress: counts tensors, and bytes of a download; see `lowbit.ProgressLike`.
 
-    Files stay mapped, and weights are used in place. Weights of a checkpoint that need conversion (fp8, LoRA, rotary
-    reordering) are read into memory.
+    With `mmap`, files stay mapped, and weights are used in place. Weights of a checkpoint that need conversion (fp8,
+    LoRA, rotary reordering) are read into memory.
 
     To replace a file that a model uses, write a new file and rename it, as lowbit's writers do; the model keeps the old
     one. If the file is overwritten in place (`cp` onto it, `wget -O`) or truncated, the running call and later calls
@@ -84,7 +88,8 @@ def load(
         tensors = {name: weight for name, weight in file.tensors.items() if _is_weight(weight)}
         with of_file(where), steps("load", "tensors", progress) as advance:
             spec = arch.spec(file.metadata, tensors)
-            model = Model(spec, tensors, metadata=file.metadata, path=path, files=file, **options)
+            placed = tensors if mmap else in_memory(tensors, advance)
+            model = Model(spec, placed, metadata=file.metadata, path=path, files=file, **options)
             advance(len(tensors), len(tensors))
             return model
     from lowbit.conversion.open import open_checkpoint
@@ -99,6 +104,9 @@ def load(
             weights[source.name] = mapped(source)
             advance(len(weights), len(opened.tensors))
     spec = arch.spec(opened.metadata, weights)
+    if not mmap:
+        with steps("copy", "tensors", progress) as advance:
+            weights = in_memory(weights, advance)
     return Model(spec, weights, metadata=opened.metadata, path=opened.folder, files=opened.folder, **options)
 
 

@@ -68,6 +68,7 @@ def bench(
     repetitions: int = 3,
     threads: int | None = None,
     compute: str = "auto",
+    mmap: bool = True,
     like: str | None = None,
     compare: str | None = None,
     progress: ProgressLike = None,
@@ -79,7 +80,7 @@ def bench(
     depth: tokens of a sequence before these; None: prompt_tokens. They are read once, and not timed.
     batch: sequences that generate together.
     repetitions: measured runs, after one that is not counted.
-    threads, compute, like: as in `load`.
+    threads, compute, mmap, like: as in `load`.
     compare: "llama-bench=PATH" runs this program of llama.cpp on the same GGUF file in turn.
     progress: counts runs; see `lowbit.ProgressLike`.
 
@@ -96,7 +97,9 @@ def bench(
     repetitions = arguments.integer("repetitions", repetitions, 1)
     program = None if compare is None else _program(arguments.text("compare", compare), path, batch)
     start = time.perf_counter()
-    model = models.load(path, compute=compute, threads=threads, max_sequences=batch + 1, like=like, progress=progress)
+    model = models.load(
+        path, compute=compute, threads=threads, max_sequences=batch + 1, mmap=mmap, like=like, progress=progress
+    )
     load_seconds = time.perf_counter() - start
     for text, tokens in ((f"{prompt_tokens}", prompt_tokens), (f"{depth} + {new_tokens}", depth + new_tokens)):
         if tokens > model.context:

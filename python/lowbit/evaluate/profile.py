@@ -74,6 +74,7 @@ def profile(
     repetitions: int = 10,
     threads: int | None = None,
     compute: str = "auto",
+    mmap: bool = True,
     like: str | None = None,
     progress: ProgressLike = None,
 ) -> ProfileReport:
@@ -84,7 +85,7 @@ def profile(
         fixed seed; the logits of the last are computed.
     depth: tokens of the sequence before these. They are read once, and not timed.
     repetitions: measured steps, after one that is not counted.
-    threads, compute, like: as in `load`, if `model` is not a Model.
+    threads, compute, mmap, like: as in `load`, if `model` is not a Model.
     progress: counts steps; see `lowbit.ProgressLike`.
 
     Returns a ProfileReport. A model computes the same while it is profiled; other calls are not timed. Raises
@@ -98,9 +99,9 @@ def profile(
     depth = arguments.integer("depth", depth, 0)
     repetitions = arguments.integer("repetitions", repetitions, 1)
     if not isinstance(model, Model):
-        model = load(model, compute=compute, threads=threads, like=like, progress=progress)
-    elif (threads, compute, like) != (None, "auto", None):
-        raise InputError("profile: threads, compute and like are those of the Model")
+        model = load(model, compute=compute, threads=threads, mmap=mmap, like=like, progress=progress)
+    elif (threads, compute, mmap, like) != (None, "auto", True, None):
+        raise InputError("profile: threads, compute, mmap and like are those of the Model")
     if depth + tokens > model.context:
         expected = f"at most {model.context}, the model's context"
         raise InputError(f"{depth} + {tokens} tokens:", expected=expected)

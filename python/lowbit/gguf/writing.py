@@ -43,7 +43,10 @@ class Writer:
 
     @property
     def temporary_path(self) -> str:
-        """The file's path until it is finished; then empty. `edit_unfinished` changes its metadata there."""
+        """The file's path until it is finished; then empty. `edit_unfinished` changes its metadata there.
+
+        The file has all that was written up to this call.
+        """
         return os.fsdecode(self._core.temporary_path)
 
     def write(self, buffer: Any) -> None:

@@ -1,0 +1,43 @@
+"""Weights in memory of the process's own."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lowbit import _core
+from lowbit.base.progress import Advance
+from lowbit.tensors.qtensor import QTensor, bytes_of
+
+__all__ = ["Weight", "in_memory"]
+
+Weight = QTensor | npt.NDArray[Any]
+
+#: Each weight starts at a multiple, as in a GGUF file.
+ALIGNMENT = 64
+
+
+def in_memory(weights: Mapping[str, Weight], advance: Advance) -> dict[str, Weight]:
+    """Copies of `weights`, in large pages where the system has them on request (Linux). advance: counts tensors.
+
+    What is copied from a mapped file does not stay in the process's memory.
+    """
+    sizes = {name: -(-weight.nbytes // ALIGNMENT) * ALIGNMENT for name, weight in weights.items()}
+    memory = mmap.mmap(-1, max(1, sum(sizes.values())))
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    copies: dict[str, Weight] = {}
+    start = 0
+    for name, weight in weights.items():
+        source = bytes_of(weight)
+        copy = np.frombuffer(memory, source.dtype, source.size, start).reshape(source.shape)
+        copy[...] = source
+        _core.MappedFile.release(source.view(np.uint8))
+        copies[name] = QTensor(copy, weight.format) if isinstance(weight, QTensor) else copy
+        start += sizes[name]
+        advance(len(copies), len(weights))
+    return copies
