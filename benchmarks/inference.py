@@ -68,7 +68,7 @@ class Test:
         is_prompt = self.part == "prefill"
         work = ours.ask("work", tokens=self.tokens, depth=self.depth, batch=self.batch, prefill=is_prompt)
         peak = max(limits[f"{name}_per_s"] for name in ("int8", "bf16", "f32"))
-        seconds = {"memory": work["bytes"] / limits["read_bytes_per_s"], "arithmetic": work["multiply_adds"] / peak}
+        seconds = {"memory": work["bytes"] / limits["read_huge_pages_bytes_per_s"], "arithmetic": work["multiply_adds"] / peak}
         bound = max(seconds, key=lambda name: seconds[name])
         return bound, self.tokens * self.batch / seconds[bound]
 
@@ -151,6 +151,7 @@ def measure_all(options: argparse.Namespace, recorder: harness.Recorder) -> None
     for target, its_builds in targets.items():
         environment = {"LOWBIT_SIMD": target} if target else {}
         for path in options.models:
+            harness.read_anew(path)
             ours = Engine("lowbit", "lowbit", path, options.threads, environment, compute=options.compute)
             with ours, opponents(options, path, target is None, its_builds) as peers:
                 facts = ours.ask("facts") | {"file_bytes": path.stat().st_size, "compute": options.compute}

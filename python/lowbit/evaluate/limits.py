@@ -21,9 +21,9 @@ PASSES = 8
 class MachineLimits:
     """The result of `machine_limits`: rates of `threads` threads on the SIMD target `simd`.
 
-    read_bytes_per_s: memory in ordinary pages, as mapped files have them. Decoding reads the weights of every matrix
-        once for each token, so this bounds its speed.
-    read_huge_pages_bytes_per_s: memory in pages of 2 MiB, where the system has them on request (Linux).
+    read_huge_pages_bytes_per_s: memory in pages of 2 MiB, where the system has them on request (Linux). Decoding reads
+        the weights of every matrix once for each token, so this bounds its speed.
+    read_bytes_per_s: memory in ordinary pages, as mapped files have them on systems that keep files in small pages.
     int8_per_s, bf16_per_s, f32_per_s: multiply-adds with the instructions of the matrix products, operands in cache.
     """
 
@@ -59,5 +59,5 @@ def machine_limits(threads: int | None = None) -> MachineLimits:
 
 @functools.cache
 def read_rate(threads: int) -> float:
-    """`MachineLimits.read_bytes_per_s` alone, measured once in a process."""
-    return _core.read_rate(BUFFER_BYTES, False, PASSES, threads)
+    """`MachineLimits.read_huge_pages_bytes_per_s` alone, measured once in a process."""
+    return _core.read_rate(BUFFER_BYTES, True, PASSES, threads)
