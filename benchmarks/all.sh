@@ -19,6 +19,7 @@ for format in Q8_0 Q4_K_M; do
 done
 "$python" benchmarks/inference.py --peers "$peer" --threads 2 --pairs "$pairs" --source "$floats" --models "${files[@]}" \
   --json benchmarks/results/inference.json --chart docs/performance.svg
+"$python" benchmarks/pages.py "${files[@]}" --json benchmarks/results/pages.json
 "$python" benchmarks/sharing.py "${files[@]}" --json benchmarks/results/sharing.json
 "$python" benchmarks/divergence.py --peers "$peer" --models python/lowbit/data/bard --text python/lowbit/data/bard-valid.txt \
   --json benchmarks/results/divergence.json --again

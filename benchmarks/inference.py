@@ -68,7 +68,10 @@ class Test:
         is_prompt = self.part == "prefill"
         work = ours.ask("work", tokens=self.tokens, depth=self.depth, batch=self.batch, prefill=is_prompt)
         peak = max(limits[f"{name}_per_s"] for name in ("int8", "bf16", "f32"))
-        seconds = {"memory": work["bytes"] / limits["read_huge_pages_bytes_per_s"], "arithmetic": work["multiply_adds"] / peak}
+        seconds = {
+            "memory": work["bytes"] / limits["read_huge_pages_bytes_per_s"],
+            "arithmetic": work["multiply_adds"] / peak,
+        }
         bound = max(seconds, key=lambda name: seconds[name])
         return bound, self.tokens * self.batch / seconds[bound]
 

@@ -23,12 +23,13 @@ TITLES = {
     "onnx": "ONNX models",
     "inference": "Running models",
     "sharing": "Two processes at once",
+    "pages": "Weights in large pages",
     "divergence": "Divergence from exact products",
 }
 #: Pages of docs/ with the benchmarks that they show, in this order, and a picture of these if there is one.
 PAGES = {
     "benchmarks.md": ("formats", "convert", "memory", "tokenizer", "loading", "sampling", "onnx"),
-    "performance.md": ("inference", "sharing", "divergence"),
+    "performance.md": ("inference", "pages", "sharing", "divergence"),
 }
 PICTURES = {"performance.md": "![Speed of lowbit and others, and the limit of the machine](performance.svg)"}
 
@@ -131,6 +132,11 @@ def sampling_table(results: list[Record]) -> list[str]:
 
 def sharing_table(results: list[Record]) -> list[str]:
     header = ["model", "all threads each", "half of them each", "ratio"]
+    return table(header, [[entry["name"], *rates(entry)] for entry in results])
+
+
+def pages_table(results: list[Record]) -> list[str]:
+    header = ["model, tokens/s", "large pages", "file in small pages", "ratio"]
     return table(header, [[entry["name"], *rates(entry)] for entry in results])
 
 
@@ -241,6 +247,7 @@ TABLES = {
     "loading": loading_table,
     "sampling": sampling_table,
     "sharing": sharing_table,
+    "pages": pages_table,
     "onnx": onnx_table,
     "inference": inference_table,
     "divergence": divergence_table,

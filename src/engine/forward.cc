@@ -139,7 +139,12 @@ void Transformer::MultiplyStreamed(const Projection& projection, bool round_toke
 
 void Transformer::Observe(size_t num, size_t K, Source input, const Projection* projections, size_t num_projections) {
   if (inputs_.size() < num * K) inputs_.resize(num * K);
-  for (size_t t = 0; t < num; ++t) input({t, inputs_.data() + t * K});
+  for (size_t t = 0; t < num; ++t) {
+    float* to = inputs_.data() + t * K;
+    Matmul::Row row{t, to, to};
+    input(row);
+    if (row.x != to) std::copy_n(row.x, K, to);
+  }
   const std::string* observed = nullptr;  // rows of one tensor are observed once
   for (size_t i = 0; observer_ && i < num_projections; ++i) {
     const std::string& name = projections[i].linear->name;
@@ -152,7 +157,7 @@ void Transformer::Project(Worker& worker, size_t num, Source input, std::initial
                           bool round_tokens, const FunctionRef<Matmul::Range>* finish) {
   const size_t K = projections.begin()->linear->weights.K, N = projections.begin()->linear->weights.N;
   if (CallsBack()) Observe(num, K, input, projections.begin(), projections.size());
-  const auto observed = [&](Matmul::Row row) { std::copy_n(inputs_.data() + row.token * K, K, row.x); };
+  const auto observed = [&](Matmul::Row& row) { row.x = inputs_.data() + row.token * K; };
   Product products[3];
   size_t num_products = 0;
   for (const Projection& projection : projections) {
@@ -215,8 +220,8 @@ void Transformer::Embed(Worker& worker, const Token* tokens, size_t num) {
 
 void Transformer::Logits(Worker& worker, float* logits) {
   const size_t hidden = spec_.hidden_size, vocab = spec_.vocab_size, num = wanting_.size();
-  const auto normed = [&](Matmul::Row row) {
-    RmsNorm(&x_[wanting_[row.token] * hidden], weights_.output_norm.data(), hidden, spec_.norm_eps, row.x);
+  const auto normed = [&](Matmul::Row& row) {
+    RmsNorm(&x_[wanting_[row.token] * hidden], weights_.output_norm.data(), hidden, spec_.norm_eps, row.buffer);
   };
   const auto cap = [&](Matmul::Range rows) {
     for (size_t t = 0; t < num; ++t) SoftCap(logits + t * vocab + rows.first, 1.0f, spec_.logit_softcap, rows.num);

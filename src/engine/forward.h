@@ -107,8 +107,8 @@ class Transformer {
     bool add = false;
   };
 
-  // Writes a row of the input of a projection.
-  using Source = FunctionRef<Matmul::Row>;
+  // Provides a row of the input of a projection.
+  using Source = FunctionRef<Matmul::Row&>;
 
   std::map<int32_t, size_t> Admit(const Batch& batch);
   void TruncateAll(const std::map<int32_t, size_t>& lengths);
@@ -133,9 +133,9 @@ class Transformer {
     if (profile_ && worker.id() == 0) profile_->End(stage, layer);
   }
 
-  // Writes a token's row of an input, normalized if there is a norm.
-  void WriteRow(const hwy::AlignedVector<float>& rows, size_t width, const std::vector<float>& norm,
-                Matmul::Row row) const;
+  // Provides a token's row of an input, normalized if there is a norm.
+  void ProvideRow(const hwy::AlignedVector<float>& rows, size_t width, const std::vector<float>& norm,
+                  Matmul::Row& row) const;
   void EmbedToken(const Token& token, size_t t);
   void RotaryAngles(const Token& token, size_t t, size_t num);
   void FinishQueryKeyValue(size_t layer, const Token& token, size_t t, size_t num, size_t kv_head);

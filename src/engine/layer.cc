@@ -53,13 +53,13 @@ void Transformer::AddBranch(Worker& worker, size_t num, Source input, const Line
   worker.Barrier();
 }
 
-void Transformer::WriteRow(const hwy::AlignedVector<float>& rows, size_t width, const std::vector<float>& norm,
-                           Matmul::Row row) const {
+void Transformer::ProvideRow(const hwy::AlignedVector<float>& rows, size_t width, const std::vector<float>& norm,
+                             Matmul::Row& row) const {
   const float* of_token = &rows[row.token * width];
   if (norm.empty()) {
-    std::copy_n(of_token, width, row.x);
+    row.x = of_token;
   } else {
-    RmsNorm(of_token, norm.data(), width, spec_.norm_eps, row.x);
+    RmsNorm(of_token, norm.data(), width, spec_.norm_eps, row.buffer);
   }
 }
 
@@ -67,7 +67,7 @@ void Transformer::AttentionBranch(Worker& worker, size_t layer, const Token* tok
   const LayerWeights& w = weights_.layers[layer];
   const size_t hidden = spec_.hidden_size, q_dim = spec_.num_heads * spec_.head_dim;
   const bool round = spec_.int8_activations;
-  const auto normed = [&](Matmul::Row row) { WriteRow(x_, hidden, w.attn_norm, row); };
+  const auto normed = [&](Matmul::Row& row) { ProvideRow(x_, hidden, w.attn_norm, row); };
   Project(worker, num, normed, {{&w.attn_q, q_.data()}, {&w.attn_k, k_.data()}, {&w.attn_v, v_.data()}}, round);
   worker.Barrier();
   Record(worker, "query_key_value", layer);
@@ -81,7 +81,7 @@ void Transformer::AttentionBranch(Worker& worker, size_t layer, const Token* tok
   attention_.Run(worker, layer, q_.data(), attended_.data());
   worker.Barrier();
   Record(worker, "attention", layer);
-  const auto attended = [&](Matmul::Row row) { WriteRow(attended_, q_dim, w.attn_sub_norm, row); };
+  const auto attended = [&](Matmul::Row& row) { ProvideRow(attended_, q_dim, w.attn_sub_norm, row); };
   AddBranch(worker, num, attended, w.attn_output, w.attn_post_norm, round);
   Record(worker, "attention_output", layer);
 }
@@ -90,7 +90,7 @@ void Transformer::FeedForwardBranch(Worker& worker, size_t layer, size_t num) {
   const LayerWeights& w = weights_.layers[layer];
   const size_t hidden = spec_.hidden_size, inner = spec_.intermediate_size;
   const bool round = spec_.int8_activations;
-  const auto normed = [&](Matmul::Row row) { WriteRow(x_, hidden, w.ffn_norm, row); };
+  const auto normed = [&](Matmul::Row& row) { ProvideRow(x_, hidden, w.ffn_norm, row); };
   const auto gate = [&](Matmul::Range rows) {
     for (size_t at = rows.first; at < num * inner; at += inner) Gate(spec_.activation, &gate_[at], &up_[at], rows.num);
   };
@@ -98,7 +98,7 @@ void Transformer::FeedForwardBranch(Worker& worker, size_t layer, size_t num) {
   Project(worker, num, normed, {{&w.ffn_gate, gate_.data()}, {&w.ffn_up, up_.data()}}, round, &finish);
   worker.Barrier();
   Record(worker, "gate_up", layer);
-  const auto gated = [&](Matmul::Row row) { WriteRow(gate_, inner, w.ffn_sub_norm, row); };
+  const auto gated = [&](Matmul::Row& row) { ProvideRow(gate_, inner, w.ffn_sub_norm, row); };
   AddBranch(worker, num, gated, w.ffn_down, w.ffn_post_norm, round);
   Record(worker, "down", layer);
 }

@@ -1,5 +1,8 @@
 #include "src/kernels/activations.h"
 
+#include <algorithm>
+#include <array>
+
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "src/kernels/activations.cc"
 #include "hwy/foreach_target.h"  // must come before highway.h
@@ -39,8 +42,22 @@ HWY_INLINE void PrefetchForWriting(T* memory, size_t num) {
 #endif
 }
 
+// The lanes of v, kSpan neighbours combined, in fewer vectors. `combine` is a sum or a maximum.
+template <size_t kSpan, class D, class V, size_t kNum, class Combine>
+HWY_INLINE auto CombineLanes(D d, const std::array<V, kNum>& v, Combine combine) {
+  if constexpr (kSpan == 1) {
+    return v;
+  } else {
+    std::array<V, kNum / 2> pairs;
+    for (size_t i = 0; i < kNum / 2; ++i) {
+      pairs[i] = combine(hn::ConcatEven(d, v[2 * i + 1], v[2 * i]), hn::ConcatOdd(d, v[2 * i + 1], v[2 * i]));
+    }
+    return CombineLanes<kSpan / 2>(d, pairs, combine);
+  }
+}
+
 // Rounds token t of num_tokens. If `given` is not null, x has codes and *given is their scale. The other pointers are those
-// of Activations.
+// of Activations. 16 groups at a time: the numbers of a group are in a lane.
 void RoundGroups(const float* HWY_RESTRICT x, size_t K, const float* given, size_t num_tokens, size_t t,
                  int8_t* HWY_RESTRICT q, float* HWY_RESTRICT scale, float* HWY_RESTRICT sum16,
                  float* HWY_RESTRICT sum32, int32_t* HWY_RESTRICT q16, int32_t* HWY_RESTRICT q32) {
@@ -59,44 +76,68 @@ void RoundGroups(const float* HWY_RESTRICT x, size_t K, const float* given, size
   const hn::CappedTag<float, 16> df;
   const hn::Rebind<int32_t, decltype(df)> di32;
   const hn::Rebind<int8_t, decltype(df)> di8;
-  const size_t N = hn::Lanes(df);
-  constexpr size_t kGroup = Activations::kGroup;
-  for (size_t g = 0; g < K / kGroup; ++g, x += kGroup) {
-    HWY_ALIGN int8_t codes_of_group[kGroup];
-    // Magnitudes are compared as integers, where NaN is the largest: the scale of its group, and so the product,
-    // becomes NaN.
-    auto max = hn::Zero(di32);
-    for (size_t i = 0; i < kGroup; i += N) {
-      max = hn::Max(max, hn::BitCast(di32, hn::Abs(hn::LoadU(df, x + i))));
-    }
-    float d = hwy::BitCastScalar<float>(hn::ReduceMax(di32, max)) / 127.0f;
-    // Below the smallest normal number the inverse would overflow; such a group is stored as zeros.
-    if (d < 1.17549435e-38f) d = 0.0f;
-    float inverse = d != 0.0f ? 1.0f / d : 0.0f;
+  const hn::Repartition<int8_t, decltype(df)> bytes;
+  using Ints = hn::Vec<decltype(di32)>;
+  constexpr size_t N = HWY_MAX_LANES_D(decltype(df)), kGroup = Activations::kGroup, kGroups = 16;
+  constexpr size_t kVectors = kGroups / N;  // of a number for each group
+  const auto max = [](Ints a, Ints b) HWY_ATTR { return hn::Max(a, b); };
+  const auto add = [](Ints a, Ints b) HWY_ATTR { return hn::Add(a, b); };
+  HWY_ALIGN int8_t codes[kGroups * kGroup] = {};
+  HWY_ALIGN float scales[kGroups], inverses[kGroups];
+  HWY_ALIGN int32_t int_sums[2 * kGroups];
+  for (size_t first = 0; first < K / kGroup; first += kGroups, x += kGroups * kGroup) {
+    const size_t num = HWY_MIN(kGroups, K / kGroup - first);
     if (given) {
-      d = *given;
-      inverse = 1.0f;
-    }
-    int32_t halves[2];
-    for (size_t half = 0; half < 2; ++half) {
-      auto sum = hn::Zero(di32);
-      for (size_t i = half * kGroup / 2; i < (half + 1) * kGroup / 2; i += N) {
-        // Infinity and NaN become codes too, so that sums of codes do not overflow.
-        const auto nearest = hn::NearestInt(hn::Mul(hn::LoadU(df, x + i), hn::Set(df, inverse)));
-        const auto codes = hn::Clamp(nearest, hn::Set(di32, -128), hn::Set(di32, 127));
-        sum = hn::Add(sum, codes);
-        hn::StoreU(hn::DemoteTo(di8, codes), di8, codes_of_group + i);
+      std::fill_n(scales, kGroups, *given);
+      std::fill_n(inverses, kGroups, 1.0f);
+    } else {
+      // Magnitudes are compared as integers, where NaN is the largest: the scale of its group, and so the product,
+      // becomes NaN.
+      std::array<Ints, kGroups> magnitudes;
+      for (size_t g = 0; g < kGroups; ++g) {
+        magnitudes[g] = hn::Zero(di32);
+        for (size_t i = 0; i < kGroup && g < num; i += N) {
+          const auto magnitude = hn::BitCast(di32, hn::Abs(hn::LoadU(df, x + g * kGroup + i)));
+          magnitudes[g] = hn::Max(magnitudes[g], magnitude);
+        }
       }
-      halves[half] = hn::ReduceSum(di32, sum);
-      const size_t at = first16 + (2 * g + half) * n;
-      q16[at] = halves[half];
-      sum16[at] = d * static_cast<float>(halves[half]);
+      const auto most = CombineLanes<N>(di32, magnitudes, max);
+      for (size_t v = 0; v < kVectors; ++v) {
+        const auto d = hn::Div(hn::BitCast(df, most[v]), hn::Set(df, 127.0f));
+        // Below the smallest normal number the inverse would overflow; such a group is stored as zeros.
+        const auto is_zero = hn::Lt(d, hn::Set(df, 1.17549435e-38f));
+        hn::Store(hn::IfThenZeroElse(is_zero, d), df, scales + v * N);
+        hn::Store(hn::IfThenZeroElse(is_zero, hn::Div(hn::Set(df, 1.0f), d)), df, inverses + v * N);
+      }
     }
-    const size_t at = first32 + g * n;
-    scale[at] = d;
-    q32[at] = halves[0] + halves[1];
-    sum32[at] = d * static_cast<float>(q32[at]);
-    for (size_t i = 0; i < kGroup; i += 4) hwy::CopyBytes<4>(codes_of_group + i, q + (g * kGroup + i) * n);
+    for (size_t g = 0; g < num; ++g) {
+      for (size_t i = 0; i < kGroup; i += N) {
+        // Infinity and NaN become codes too, so that sums of codes do not overflow.
+        const auto scaled = hn::Mul(hn::LoadU(df, x + g * kGroup + i), hn::Set(df, inverses[g]));
+        hn::StoreU(hn::DemoteTo(di8, hn::NearestInt(scaled)), di8, codes + g * kGroup + i);
+      }
+      int8_t* to = q + (first + g) * kGroup * n;
+      for (size_t i = 0; i < kGroup; i += 4) hwy::CopyBytes<4>(codes + g * kGroup + i, to + i * n);
+    }
+    // Sums of 4 codes, then of 16, then of 32.
+    std::array<Ints, 8 * kVectors> fours;
+    for (size_t i = 0; i < 8 * kVectors; ++i) {
+      const hn::RebindToUnsigned<decltype(bytes)> ones;
+      fours[i] = hn::SumOfMulQuadAccumulate(di32, hn::Set(ones, 1), hn::Load(bytes, codes + 4 * N * i), hn::Zero(di32));
+    }
+    const auto halves = CombineLanes<4>(di32, fours, add);
+    const auto sums = CombineLanes<2>(di32, halves, add);
+    // Writes a number of each group, or of each half, and its product with the scale.
+    const auto store = [&](const auto& numbers, size_t num_of_group, int32_t* ints, float* floats) HWY_ATTR {
+      for (size_t v = 0; v < numbers.size(); ++v) hn::Store(numbers[v], di32, int_sums + v * N);
+      for (size_t i = 0; i < num * num_of_group; ++i) {
+        ints[i * n] = int_sums[i];
+        floats[i * n] = scales[i / num_of_group] * static_cast<float>(int_sums[i]);
+      }
+    };
+    store(halves, 2, q16 + first16 + 2 * first * n, sum16 + first16 + 2 * first * n);
+    store(sums, 1, q32 + first32 + first * n, sum32 + first32 + first * n);
+    for (size_t g = 0; g < num; ++g) scale[first32 + (first + g) * n] = scales[g];
   }
 }
 

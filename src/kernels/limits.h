@@ -7,7 +7,7 @@ namespace lowbit {
 
 // Bytes per second that num_threads threads read from a buffer of num_bytes, which should be far larger than the last
 // cache: the best of num_passes. huge_pages: the buffer gets pages of 2 MiB where the system has them on request (Linux).
-// Without, it gets ordinary pages, as mapped files have. Throws std::bad_alloc.
+// Without, it gets ordinary pages. Throws std::bad_alloc.
 double ReadRate(size_t num_bytes, bool huge_pages, size_t num_threads, size_t num_passes);
 
 enum class Arithmetic { kInt8, kBf16, kF32 };

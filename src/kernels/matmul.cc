@@ -211,12 +211,18 @@ void Matmul::Reserve(MatmulInput& input, size_t num_tokens, const Product* produ
   }
 }
 
-void Matmul::PrepareRow(MatmulInput& input, size_t t, FunctionRef<Row> row, const Product* products,
+void Matmul::PrepareRow(MatmulInput& input, size_t t, FunctionRef<Row&> row, const Product* products,
                         size_t num_products) const {
   const size_t K = input.K;
-  float* x = ThreadBuffer<float>(K);
-  row({t, x});
-  if (input.rounded) input.token_scales[t] = RoundToken(x, K);
+  float* buffer = ThreadBuffer<float>(K);
+  Row provided{t, buffer, buffer};
+  row(provided);
+  if (input.rounded) {
+    if (provided.x != buffer) std::copy_n(provided.x, K, buffer);
+    input.token_scales[t] = RoundToken(buffer, K);
+    provided.x = buffer;
+  }
+  const float* x = provided.x;
   bool has_integers = false, has_bf16 = false, has_f32 = false;
   for (size_t i = 0; i < num_products; ++i) {
     const Format& format = *products[i].weights.format;
@@ -277,7 +283,7 @@ void Matmul::MultiplyRows(const MatmulInput& input, size_t index, const Product&
   }
 }
 
-void Matmul::Run(Worker& worker, size_t num_tokens, FunctionRef<Row> row, const Product* products, size_t num_products,
+void Matmul::Run(Worker& worker, size_t num_tokens, FunctionRef<Row&> row, const Product* products, size_t num_products,
                  bool round_tokens, const FunctionRef<Range>* finish) {
   if (num_tokens == 0 || num_products == 0) return;
   const bool alone = num_tokens <= kMostOwnTokens || worker.num() == 1;
@@ -329,7 +335,7 @@ void Matmul::Run(Worker& worker, size_t num_tokens, FunctionRef<Row> row, const 
 void Matmul::operator()(const float* x, size_t num_tokens, const Product& product, bool round_tokens) {
   const size_t K = product.weights.K;
   RunTeam(num_threads_, [&](Worker& worker) {
-    Run(worker, num_tokens, [&](Row row) { std::copy_n(x + row.token * K, K, row.x); }, &product, 1, round_tokens);
+    Run(worker, num_tokens, [&](Row& row) { row.x = x + row.token * K; }, &product, 1, round_tokens);
   });
 }
 

@@ -51,10 +51,11 @@ struct MatmulInput {
 
 class Matmul {
  public:
-  // A row of the input, to be written.
+  // A row of the input. Whoever provides it writes it to buffer, or lets x point to where it is.
   struct Row {
     size_t token;
-    float* x;
+    float* buffer;
+    const float* x;
   };
 
   // Rows of the outputs that are complete.
@@ -67,12 +68,12 @@ class Matmul {
   // x: num_tokens rows of K floats.
   void operator()(const float* x, size_t num_tokens, const Product& product, bool round_tokens = false);
 
-  // Part of a body of RunTeam, called by all workers: products with the same input, whose rows `row` writes. They are
+  // Part of a body of RunTeam, called by all workers: products with the same input, whose rows `row` provides. They are
   // computed by all workers, or by each for itself if there are few. round_tokens: rows are rounded by RoundToken; all ways
   // of computing multiply the rounded values exactly, because the codes are exact in 8 bits and in bfloat16. finish: if
   // given, all products have as many rows, and it is called for parts of them when those of all products are complete. No
   // barrier follows.
-  void Run(Worker& worker, size_t num_tokens, FunctionRef<Row> row, const Product* products, size_t num_products,
+  void Run(Worker& worker, size_t num_tokens, FunctionRef<Row&> row, const Product* products, size_t num_products,
            bool round_tokens, const FunctionRef<Range>* finish = nullptr);
 
   Compute compute() const { return compute_; }
@@ -80,7 +81,7 @@ class Matmul {
 
  private:
   void Reserve(MatmulInput& input, size_t num_tokens, const Product* products, size_t num_products) const;
-  void PrepareRow(MatmulInput& input, size_t t, FunctionRef<Row> row, const Product* products,
+  void PrepareRow(MatmulInput& input, size_t t, FunctionRef<Row&> row, const Product* products,
                   size_t num_products) const;
   void MultiplyRows(const MatmulInput& input, size_t index, const Product& product, Range rows) const;
 

@@ -206,6 +206,7 @@ def _entry(**facts) -> dict:
     ("benchmark", "facts", "row"),
     [
         ("convert", {"format": "Q8_0"}, "| model Q8_0 | 1 | 3 | **3.00** (3.00 to 3.00) | 1 | 2 | 100 | 1000 |"),
+        ("pages", {}, "| model Q8_0 | 10 | 3.33 | **3.00** (3.00 to 3.00) |"),
         ("sharing", {}, "| model Q8_0 | 10 | 3.33 | **3.00** (3.00 to 3.00) |"),
     ],
 )
