@@ -92,7 +92,7 @@ def _run_and_report(report: str, command: Sequence[str]) -> int:
 def read_anew(path: Path) -> None:
     """Takes a file out of the page cache and reads it again, as far as the system does that.
 
-    The cache keeps a file in pages of the sizes in which it was read or written. Large ones are read up to 1.4 times as
+    The cache keeps a file in pages of the sizes in which it was read or written. Large ones are read up to 1.3 times as
     fast, by all programs, so a comparison starts from the same ones.
     """
     with path.open("rb", buffering=0) as file:

@@ -25,7 +25,7 @@ class AtomicWriter {
   const std::string& TemporaryPath();
 
   // The system gets pieces of 2 MiB at multiples of 2 MiB. Linux then keeps the file in large pages, and products of a model
-  // that was just written read its weights up to 1.4 times as fast (docs/performance.md). A full disk may be noticed by a
+  // that was just written read its weights up to 1.3 times as fast (docs/performance.md). A full disk may be noticed by a
   // later Write or by Commit.
   void Write(const void* data, uint64_t num_bytes);
 

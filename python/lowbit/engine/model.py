@@ -63,7 +63,7 @@ def load(
         Memory is allocated as sequences grow.
     max_sequences: sequences that can be held at once, 1 to 65,536.
     mmap: False: weights are copied to memory, in large pages where the system has them. Loading takes longer, and
-        the memory is the process's own. Decoding is up to 1.4 times as fast where a mapped file has small pages:
+        the memory is the process's own. Decoding is up to 1.3 times as fast where a mapped file has small pages:
         docs/performance.md says when. Overwriting the file does not disturb such a model.
     lora, lora_scale, like: for checkpoints, as in `lowbit.convert`.
     progress: counts tensors, and bytes of a download; see `lowbit.ProgressLike`.
