@@ -142,3 +142,19 @@ lowbit.load_tokenizer(sys.argv[1]).encode("\\u4e00\\u4e01\\u4e02")
 print(*(line.split()[1] for line in open("/proc/self/status") if line.startswith("RssAnon")))
 """
         assert int(check(code, large)) * 1024 < 50e6
+
+    def test_weights_in_memory_are_the_process_s_own_and_may_have_large_pages(bard: Path) -> None:
+        model = lowbit.load(bard, mmap=False)
+        address = min((w.data if isinstance(w, lowbit.QTensor) else w).ctypes.data for w in model.weights.values())
+        permissions, flags = "", []
+        inside = False
+        for line in Path("/proc/self/smaps").read_text().splitlines():
+            words = line.split()
+            if not words[0].endswith(":"):
+                begin, end = (int(number, 16) for number in words[0].split("-"))
+                inside = begin <= address < end
+                permissions = words[1] if inside else permissions
+            elif inside and words[0] == "VmFlags:":
+                flags = words[1:]
+        assert permissions == "rw-p"
+        assert ("hg" in flags) == Path("/sys/kernel/mm/transparent_hugepage").exists()

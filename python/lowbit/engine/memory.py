@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import mmap
+import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -27,9 +29,7 @@ def in_memory(weights: Mapping[str, Weight], advance: Advance) -> dict[str, Weig
     What is copied from a mapped file does not stay in the process's memory.
     """
     sizes = {name: -(-weight.nbytes // ALIGNMENT) * ALIGNMENT for name, weight in weights.items()}
-    memory = mmap.mmap(-1, max(1, sum(sizes.values())))
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        memory.madvise(mmap.MADV_HUGEPAGE)
+    memory = _large_pages(max(1, sum(sizes.values())))
     copies: dict[str, Weight] = {}
     start = 0
     for name, weight in weights.items():
@@ -41,3 +41,14 @@ def in_memory(weights: Mapping[str, Weight], advance: Advance) -> dict[str, Weig
         start += sizes[name]
         advance(len(copies), len(weights))
     return copies
+
+
+def _large_pages(num_bytes: int) -> mmap.mmap:
+    if sys.platform == "win32":
+        return mmap.mmap(-1, num_bytes)
+    # By default the memory would be shared with child processes, and such memory has small pages.
+    memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if sys.platform == "linux":
+        with suppress(OSError):  # a system without large pages
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory
