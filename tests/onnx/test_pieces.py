@@ -35,17 +35,18 @@ def test_large_tensors_need_little_padding(tmp_path: Path) -> None:
 
 
 def test_pieces_are_written_one_after_the_other(tmp_path: Path) -> None:
+    size = 2 << 20  # in which files are written
     made: list[int] = []
     path = tmp_path / "m.onnx"
 
     def pieces() -> Iterator[np.ndarray]:
         for i in range(8):
             made.append(sum(file.stat().st_size for file in tmp_path.iterdir() if "data" in file.name))
-            yield np.full(1 << 20, i, np.uint8)
+            yield np.full(size, i, np.uint8)
 
-    tensor = Tensor("w", np.dtype(np.uint8), (8, 1 << 20), InPieces(pieces))
+    tensor = Tensor("w", np.dtype(np.uint8), (8, size), InPieces(pieces))
     lowbit.onnx.write(path, model_of(tensor), external_data=True)
-    assert made == [i << 20 for i in range(8)]  # what was before is in the file already
+    assert made == [i * size for i in range(8)]  # what was before is in the file already
     array = lowbit.onnx.open(path).initializers["w"]
     assert array[:, -1].tolist() == [*range(8)]
     np.testing.assert_array_equal(tensor.array, array)

@@ -81,6 +81,7 @@ def load(
         print(model.generate("Once upon a time", max_tokens=32))
     """
     options: Any = {"compute": compute, "threads": threads, "context": context, "max_sequences": max_sequences}
+    mmap = arguments.flag("mmap", mmap)
     where = checked(path)
     if is_file(where) or where.endswith(".gguf"):
         arguments.refuse_checkpoint_options(where, lora, like)

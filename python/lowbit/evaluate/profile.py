@@ -98,6 +98,7 @@ def profile(
     tokens = arguments.integer("tokens", tokens, 1)
     depth = arguments.integer("depth", depth, 0)
     repetitions = arguments.integer("repetitions", repetitions, 1)
+    mmap = arguments.flag("mmap", mmap)
     if not isinstance(model, Model):
         model = load(model, compute=compute, threads=threads, mmap=mmap, like=like, progress=progress)
     elif (threads, compute, mmap, like) != (None, "auto", True, None):
