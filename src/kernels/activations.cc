@@ -1,7 +1,6 @@
 #include "src/kernels/activations.h"
 
 #include <algorithm>
-#include <array>
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "src/kernels/activations.cc"
@@ -42,17 +41,12 @@ HWY_INLINE void PrefetchForWriting(T* memory, size_t num) {
 #endif
 }
 
-// The lanes of v, kSpan neighbours combined, in fewer vectors. `combine` is a sum or a maximum.
-template <size_t kSpan, class D, class V, size_t kNum, class Combine>
-HWY_INLINE auto CombineLanes(D d, const std::array<V, kNum>& v, Combine combine) {
-  if constexpr (kSpan == 1) {
-    return v;
-  } else {
-    std::array<V, kNum / 2> pairs;
-    for (size_t i = 0; i < kNum / 2; ++i) {
-      pairs[i] = combine(hn::ConcatEven(d, v[2 * i + 1], v[2 * i]), hn::ConcatOdd(d, v[2 * i + 1], v[2 * i]));
-    }
-    return CombineLanes<kSpan / 2>(d, pairs, combine);
+// Combines neighbouring lanes of v[0 .. num), with `combine` a sum or a maximum: v[0 .. num / 2) have the results in order.
+template <class D, class V, class Combine>
+HWY_INLINE void CombineNeighbours(D d, V* v, size_t num, Combine combine) {
+  HWY_UNROLL(16)
+  for (size_t i = 0; i < num / 2; ++i) {
+    v[i] = combine(hn::ConcatEven(d, v[2 * i + 1], v[2 * i]), hn::ConcatOdd(d, v[2 * i + 1], v[2 * i]));
   }
 }
 
@@ -93,7 +87,7 @@ void RoundGroups(const float* HWY_RESTRICT x, size_t K, const float* given, size
     } else {
       // Magnitudes are compared as integers, where NaN is the largest: the scale of its group, and so the product,
       // becomes NaN.
-      std::array<Ints, kGroups> magnitudes;
+      Ints magnitudes[kGroups];
       for (size_t g = 0; g < kGroups; ++g) {
         magnitudes[g] = hn::Zero(di32);
         for (size_t i = 0; i < kGroup && g < num; i += N) {
@@ -101,9 +95,10 @@ void RoundGroups(const float* HWY_RESTRICT x, size_t K, const float* given, size
           magnitudes[g] = hn::Max(magnitudes[g], magnitude);
         }
       }
-      const auto most = CombineLanes<N>(di32, magnitudes, max);
+      HWY_UNROLL(4)
+      for (size_t left = kGroups; left > kVectors; left /= 2) CombineNeighbours(di32, magnitudes, left, max);
       for (size_t v = 0; v < kVectors; ++v) {
-        const auto d = hn::Div(hn::BitCast(df, most[v]), hn::Set(df, 127.0f));
+        const auto d = hn::Div(hn::BitCast(df, magnitudes[v]), hn::Set(df, 127.0f));
         // Below the smallest normal number the inverse would overflow; such a group is stored as zeros.
         const auto is_zero = hn::Lt(d, hn::Set(df, 1.17549435e-38f));
         hn::Store(hn::IfThenZeroElse(is_zero, d), df, scales + v * N);
@@ -120,23 +115,24 @@ void RoundGroups(const float* HWY_RESTRICT x, size_t K, const float* given, size
       for (size_t i = 0; i < kGroup; i += 4) hwy::CopyBytes<4>(codes + g * kGroup + i, to + i * n);
     }
     // Sums of 4 codes, then of 16, then of 32.
-    std::array<Ints, 8 * kVectors> fours;
+    Ints sums[8 * kVectors];
     for (size_t i = 0; i < 8 * kVectors; ++i) {
       const hn::RebindToUnsigned<decltype(bytes)> ones;
-      fours[i] = hn::SumOfMulQuadAccumulate(di32, hn::Set(ones, 1), hn::Load(bytes, codes + 4 * N * i), hn::Zero(di32));
+      sums[i] = hn::SumOfMulQuadAccumulate(di32, hn::Set(ones, 1), hn::Load(bytes, codes + 4 * N * i), hn::Zero(di32));
     }
-    const auto halves = CombineLanes<4>(di32, fours, add);
-    const auto sums = CombineLanes<2>(di32, halves, add);
-    // Writes a number of each group, or of each half, and its product with the scale.
-    const auto store = [&](const auto& numbers, size_t num_of_group, int32_t* ints, float* floats) HWY_ATTR {
-      for (size_t v = 0; v < numbers.size(); ++v) hn::Store(numbers[v], di32, int_sums + v * N);
+    CombineNeighbours(di32, sums, 8 * kVectors, add);
+    CombineNeighbours(di32, sums, 4 * kVectors, add);
+    // Writes the sums of each group, or of each half, and their products with the scale.
+    const auto store = [&](size_t num_of_group, int32_t* ints, float* floats) HWY_ATTR {
+      for (size_t v = 0; v < num_of_group * kVectors; ++v) hn::Store(sums[v], di32, int_sums + v * N);
       for (size_t i = 0; i < num * num_of_group; ++i) {
         ints[i * n] = int_sums[i];
         floats[i * n] = scales[i / num_of_group] * static_cast<float>(int_sums[i]);
       }
     };
-    store(halves, 2, q16 + first16 + 2 * first * n, sum16 + first16 + 2 * first * n);
-    store(sums, 1, q32 + first32 + first * n, sum32 + first32 + first * n);
+    store(2, q16 + first16 + 2 * first * n, sum16 + first16 + 2 * first * n);
+    CombineNeighbours(di32, sums, 2 * kVectors, add);
+    store(1, q32 + first32 + first * n, sum32 + first32 + first * n);
     for (size_t g = 0; g < num; ++g) scale[first32 + (first + g) * n] = scales[g];
   }
 }
