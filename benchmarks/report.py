@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -130,13 +131,7 @@ def sampling_table(results: list[Record]) -> list[str]:
     return table(header, [[entry["name"], str(entry["vocabulary"]), *_cpu(entry, 1e-3)] for entry in results])
 
 
-def sharing_table(results: list[Record]) -> list[str]:
-    header = ["model", "all threads each", "half of them each", "ratio"]
-    return table(header, [[entry["name"], *rates(entry)] for entry in results])
-
-
-def pages_table(results: list[Record]) -> list[str]:
-    header = ["model, tokens/s", "large pages", "file in small pages", "ratio"]
+def rates_table(header: list[str], results: list[Record]) -> list[str]:
     return table(header, [[entry["name"], *rates(entry)] for entry in results])
 
 
@@ -246,8 +241,8 @@ TABLES = {
     "tokenizer": tokenizer_table,
     "loading": loading_table,
     "sampling": sampling_table,
-    "sharing": sharing_table,
-    "pages": pages_table,
+    "sharing": partial(rates_table, ["model", "all threads each", "half of them each", "ratio"]),
+    "pages": partial(rates_table, ["model, tokens/s", "large pages", "file in small pages", "ratio"]),
     "onnx": onnx_table,
     "inference": inference_table,
     "divergence": divergence_table,

@@ -12,12 +12,12 @@ namespace py = pybind11;
 namespace lowbit {
 namespace {
 
-// Returns the number of bytes, as Python's files do.
 std::string PathOf(AtomicWriter& writer) {
   const GilRelease release;
   return writer.TemporaryPath();
 }
 
+// Returns the number of bytes, as Python's files do.
 uint64_t WriteBuffer(AtomicWriter& writer, const py::buffer& buffer) {
   Py_buffer view;
   if (PyObject_GetBuffer(buffer.ptr(), &view, PyBUF_C_CONTIGUOUS) != 0) throw py::error_already_set();

@@ -12,6 +12,7 @@ from program import check
 import lowbit
 from lowbit import gguf
 from lowbit.gguf.reading import strings
+from lowbit.tensors.qtensor import bytes_of
 
 BARD = Path(str(files("lowbit") / "data" / "bard"))
 T = "tokenizer.ggml."
@@ -121,7 +122,7 @@ def test_weights_in_memory(source: str, bard: Path, tmp_path: Path) -> None:
         copy = copied.weights[name]
         assert type(copy) is type(weight)
         assert (copy.shape, copy.dtype) == (weight.shape, weight.dtype)
-        data, copied_data = (getattr(w, "data", w) if isinstance(w, lowbit.QTensor) else w for w in (weight, copy))
+        data, copied_data = bytes_of(weight), bytes_of(copy)
         assert not np.shares_memory(data, copied_data)
         assert copied_data.ctypes.data % 64 == 0
         assert np.asarray(copied_data).tobytes() == np.asarray(data).tobytes()
@@ -145,7 +146,7 @@ print(*(line.split()[1] for line in open("/proc/self/status") if line.startswith
 
     def test_weights_in_memory_are_the_process_s_own_and_may_have_large_pages(bard: Path) -> None:
         model = lowbit.load(bard, mmap=False)
-        address = min((w.data if isinstance(w, lowbit.QTensor) else w).ctypes.data for w in model.weights.values())
+        address = min(bytes_of(weight).ctypes.data for weight in model.weights.values())
         permissions, flags = "", []
         inside = False
         for line in Path("/proc/self/smaps").read_text().splitlines():

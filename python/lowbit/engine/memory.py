@@ -19,7 +19,7 @@ __all__ = ["Weight", "in_memory"]
 
 Weight = QTensor | npt.NDArray[Any]
 
-#: Each weight starts at a multiple, as in a GGUF file.
+#: Each weight starts at a multiple: a line of the caches.
 ALIGNMENT = 64
 
 
